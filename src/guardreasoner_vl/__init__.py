@@ -1,0 +1,71 @@
+"""A guard for vision-language models: exchanges in, reasoning and verdicts out.
+
+The names below are the public API; importing the package loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.errors import (
+        DataError,
+        EngineError,
+        GuardError,
+        ImageError,
+        InputError,
+        InputTooLongError,
+        MissingExtraError,
+        ModelError,
+        RecipeError,
+    )
+    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.types import Exchange, Judgement, Label, Sample, Turn, Verdict
+
+_HOMES = {
+    "guardreasoner_vl.errors": (
+        "DataError",
+        "EngineError",
+        "GuardError",
+        "ImageError",
+        "InputError",
+        "InputTooLongError",
+        "MissingExtraError",
+        "ModelError",
+        "RecipeError",
+    ),
+    "guardreasoner_vl.guard": ("Guard",),
+    "guardreasoner_vl.types": ("Exchange", "Judgement", "Label", "Sample", "Turn", "Verdict"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "DataError",
+    "EngineError",
+    "Exchange",
+    "Guard",
+    "GuardError",
+    "ImageError",
+    "InputError",
+    "InputTooLongError",
+    "Judgement",
+    "Label",
+    "MissingExtraError",
+    "ModelError",
+    "RecipeError",
+    "Sample",
+    "Turn",
+    "Verdict",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

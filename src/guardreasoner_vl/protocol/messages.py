@@ -1,0 +1,60 @@
+"""How a guard is asked: system instruction and one user message (protocol, section 1)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Literal
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.protocol.neutralise import neutralise
+from guardreasoner_vl.types import Exchange
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.types import Turn
+
+IMAGE = "<image>"
+"""Stands for the model's own vision placeholder, once per picture, in order."""
+
+NONE = "None"
+INSTRUCTION = (files("guardreasoner_vl.protocol") / "instruction.txt").read_text("utf-8")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat message; `IMAGE` in `text` marks where a picture stands."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+def render_turn(turn: Turn) -> str:
+    """One `Human user:` / `AI assistant:` pair."""
+    prompt = [neutralise(turn.prompt)] if turn.prompt and turn.prompt.strip() else []
+    asked = "\n".join([IMAGE] * len(turn.images) + prompt) or NONE
+    answered = neutralise(turn.response) if turn.has_response and turn.response else NONE
+    return f"Human user:\n{asked}\n\nAI assistant:\n{answered}\n"
+
+
+def build_messages(exchange: Exchange) -> tuple[Message, Message]:
+    """The system and the user message that ask a guard about `exchange`."""
+    transcript = "\n".join(render_turn(turn) for turn in (*exchange.history, exchange))
+    return Message("system", INSTRUCTION), Message("user", transcript)
+
+
+_RELEASED = re.compile(r"Human user:\n(?P<prompt>.*?)\n\nAI assistant:\n(?P<response>.*?)\s*\Z", re.DOTALL)
+
+
+def parse_released_input(text: str) -> Exchange:
+    """Read the `input` of a released test file back into an exchange (method, section 7).
+
+    The instruction may stand before it and `<image>` lines are dropped: the file lists its pictures
+    beside the text. Raises `InputError` when the text has not the released layout.
+    """
+    match = _RELEASED.search(text)
+    if match is None:
+        raise InputError("not a released input: expected 'Human user:' and 'AI assistant:' fields")
+    prompt = match["prompt"].removeprefix(IMAGE).removeprefix("\n")
+    response = None if match["response"].strip() == NONE else match["response"]
+    return Exchange(prompt=prompt, response=response)

@@ -1,0 +1,233 @@
+"""All that crosses rooms: what is judged (`Exchange`), what comes out (`Verdict`), what is learnt from (`Sample`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardreasoner_vl.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from PIL.Image import Image
+
+ImageSource: TypeAlias = "str | Path | bytes | Image"
+"""A picture: a file path, a `data:` URL, encoded bytes, or a PIL image."""
+
+Mode = Literal["slow", "fast", "hybrid"]
+MODES: tuple[Mode, ...] = ("slow", "fast", "hybrid")
+
+
+class Label(StrEnum):
+    """The answer about a request or a response. A failure to judge is `error`, never `unharmful`."""
+
+    HARMFUL = "harmful"
+    UNHARMFUL = "unharmful"
+    ERROR = "error"
+    NOT_APPLICABLE = "not_applicable"
+
+
+def _present(text: str | None) -> bool:
+    return bool(text and text.strip())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One user turn and the answer to it. Whitespace alone counts as absent."""
+
+    prompt: str | None = None
+    images: tuple[ImageSource, ...] = ()
+    response: str | None = None
+
+    @property
+    def has_prompt(self) -> bool:
+        return _present(self.prompt) or bool(self.images)
+
+    @property
+    def has_response(self) -> bool:
+        return _present(self.response)
+
+
+@dataclass(frozen=True)
+class Exchange(Turn):
+    """What a user sent to a model and what the model answered; `history` is context and is not judged.
+
+    Raises `InputError` when there is neither a prompt, nor an image, nor a response.
+    """
+
+    history: tuple[Turn, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("images", "history"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not (self.has_prompt or self.has_response):
+            raise InputError("the exchange is empty: give a prompt, an image or a response")
+
+    @property
+    def all_images(self) -> tuple[ImageSource, ...]:
+        """Every picture of the conversation, in reading order."""
+        return tuple(image for turn in (*self.history, self) for image in turn.images)
+
+    @classmethod
+    def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Exchange:
+        """Build an exchange from OpenAI-style chat messages.
+
+        The last user turn and everything the assistant side produced after it (text, tool calls, tool
+        results) are judged; earlier turns are context. `system` and `developer` messages are the
+        operator's and are left out. Pictures must be `data:` URLs. Raises `InputError`.
+        """
+        turns = _turns_of(messages)
+        if not turns:
+            raise InputError("the conversation has no user or assistant message: add one")
+        last = turns[-1]
+        return cls(last.prompt, last.images, last.response, tuple(turns[:-1]))
+
+
+def _turns_of(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    if not isinstance(messages, (list, tuple)):
+        raise InputError('messages must be a list of {"role": ..., "content": ...}')
+    turns: list[Turn] = []
+    for number, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role in ("system", "developer"):
+            continue
+        if role not in ("user", "assistant", "tool"):
+            raise InputError(f"message {number} has role {role!r}: use system, user, assistant or tool")
+        text, images = _content_of(message, number)
+        last = turns[-1] if turns else Turn()
+        if role == "user":
+            if turns and not last.has_response:
+                turns[-1] = Turn(_joined(last.prompt, text), last.images + images)
+            else:
+                turns.append(Turn(text, images))
+        else:
+            answered = Turn(last.prompt, last.images + images, _joined(last.response, text))
+            turns[-1:] = [answered]
+    return turns
+
+
+def _joined(first: str | None, second: str | None) -> str | None:
+    return "\n\n".join(text for text in (first, second) if text) or None
+
+
+def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tuple[str, ...]]:
+    """Text and pictures of one message; anything that could not be judged is refused, never skipped."""
+    texts: list[str] = []
+    images: list[str] = []
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    if not isinstance(parts, list):
+        raise InputError(f"message {number}: content must be a string or a list of parts")
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "input_text", "output_text", "refusal"):
+            texts.append(_string(part.get("refusal" if kind == "refusal" else "text"), number))
+        elif kind in ("image_url", "input_image"):
+            value = part.get("image_url")
+            url = _string(value.get("url") if isinstance(value, dict) else value, number)
+            if not url[:5].lower() == "data:":
+                raise InputError(f"message {number}: pictures must be data: URLs; fetch the file and inline it")
+            images.append(url)
+        else:
+            raise InputError(f"message {number}: a part of type {kind!r} cannot be judged: use text or image_url")
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", {}) if isinstance(call, dict) else {}
+        texts.append(f"{function.get('name', '')}({function.get('arguments', '')})")
+    return "\n".join(texts) or None, tuple(images)
+
+
+def _string(value: Any, number: int) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"message {number}: a text or url is not a string")
+    return value
+
+
+class Frozen(BaseModel):
+    """Immutable record that rejects unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Judgement(Frozen):
+    """One label; `score` is the probability of *harmful* in [0, 1], or null if the engine gives none."""
+
+    label: Label
+    score: float | None = Field(default=None, ge=0.0, le=1.0)
+
+
+class VerdictError(Frozen):
+    """Why no judgement was possible."""
+
+    code: str
+    message: str
+
+
+class ModelInfo(Frozen):
+    """Which model judged; `revision` is a content hash or the hub's revision."""
+
+    name: str
+    revision: str | None = None
+
+
+class Usage(Frozen):
+    """Tokens and wall-clock seconds that one verdict took (a batch's seconds are shared out equally)."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+class Verdict(Frozen):
+    """The guard's answer about one exchange.
+
+    `flagged` is true if the request or the response is harmful and null on error; `action` is what the
+    caller should do, which on error follows the `on_error` policy.
+    """
+
+    request: Judgement
+    response: Judgement
+    flagged: bool | None
+    action: Literal["allow", "block"]
+    reasoning: str | None = None
+    mode: Mode
+    error: VerdictError | None = None
+    model: ModelInfo
+    usage: Usage = Usage()
+
+
+Modality = Literal["text", "image", "text-image"]
+GoldLabel = Literal["harmful", "unharmful"]
+
+
+class Sample(Frozen):
+    """One labelled row of a corpus. A null label means *not labelled*; `images` are readable file paths."""
+
+    id: str
+    source: str
+    split: str = "train"
+    modality: Modality
+    prompt: str = ""
+    images: tuple[str, ...] = ()
+    response: str | None = None
+    request_label: GoldLabel | None = None
+    response_label: GoldLabel | None = None
+    reasoning: str | None = None
+    meta: dict[str, Any] = {}
+
+    def exchange(self) -> Exchange:
+        """The exchange to be judged; raises `InputError` if the row holds nothing."""
+        return Exchange(self.prompt or None, tuple(Path(path) for path in self.images), self.response)
