@@ -1,16 +1,84 @@
-"""The safe intake of pictures: checked before decoding, normalised, resized as Qwen2-VL defines it."""
+"""The safe intake of pictures: checked before decoding, normalised, resized as Qwen2-VL defines it.
+
+A file can look different to different viewers, and an attacker picks the one that the guard does not use.
+So every frame is judged, and a frame is judged in each of its readings that differ visibly:
+
+- transparency: over white, over black, and with the alpha channel ignored (what `Image.convert("RGB")`, and
+  so most model pipelines, see);
+- more than 8 bits per channel: scaled to 8 bits, and cut off at 255 (again what `convert("RGB")` does).
+
+EXIF rotation is applied; colour profiles, gamma, thumbnails and all other metadata are dropped, as model
+pipelines do. What leaves here is plain 8-bit RGB: what is hashed is what is judged.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+import math
+import re
+import stat
+import struct
+import warnings
+import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from PIL import Image, ImageChops
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from guardreasoner_vl.errors import ImageError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL.ImageFile import ImageFile
+
+    from guardreasoner_vl.types import ImageSource
+
+FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
+MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
+_RESAVE = "save it again as PNG or JPEG"
+_VISIBLE = 9  # of 255: two readings that differ by less in every channel look the same
+_MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole picture
+_MAX_PERCENT_ESCAPES = 1_000_000  # the standard library needs 40 bytes for each
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
 class PixelBudget:
-    """Area limits in pixels, as Qwen2-VL defines them; sides become multiples of 28."""
+    """Area limits in pixels, as Qwen2-VL defines them; sides become multiples of 28. Raises `InputError`."""
 
     min_pixels: int = 56 * 56
     max_pixels: int = 12_845_056
+
+    def __post_init__(self) -> None:
+        if not FACTOR**2 <= self.min_pixels <= self.max_pixels:
+            raise InputError(
+                f"the pixel budget {self.min_pixels} to {self.max_pixels} is impossible: "
+                f"use {FACTOR**2} <= min_pixels <= max_pixels"
+            )
 
 
 @dataclass(frozen=True)
@@ -20,3 +88,285 @@ class Picture:
     png: bytes
     width: int
     height: int
+
+    def open(self) -> Image.Image:
+        """The decoded RGB image."""
+        image = PngImageFile(BytesIO(self.png))
+        image.load()
+        return image
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over size and RGB bytes, so that it does not depend on the PNG encoder."""
+        return hashlib.sha256(b"%dx%d:" % (self.width, self.height) + self.open().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is let in: encoded bytes, pixels of a frame and of all frames together, frames, formats, aspect."""
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 40_000_000
+    max_total_pixels: int = 100_000_000
+    max_frames: int = 16
+    # TIFF is left out: many codecs behind libtiff, and chat services do not take it either.
+    formats: frozenset[str] = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP"})
+    max_aspect: float = MAX_ASPECT
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+class _ScreenBoundGif(GifImageFile):
+    """A GIF whose frames stay on its screen: Pillow would grow and fill the canvas before it could be checked."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_size" and self.__dict__.get("_size", (0, 0)) not in ((0, 0), value):
+            raise ImageError(f"a frame of the GIF reaches outside its screen: {_RESAVE}")
+        super().__setattr__(name, value)
+
+
+# By signature and class, not `Image.open`: nothing else that is installed can get at the bytes, and a JPEG
+# is its main picture only (an MPO file's other pictures are previews, depth and gain maps).
+_READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
+    "PNG": (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    "JPEG": (b"\xff\xd8\xff", JpegImageFile),
+    "WEBP": (b"RIFF", WebPImageFile),
+    "GIF": (b"GIF8", _ScreenBoundGif),
+    "BMP": (b"BM", BmpImageFile),
+}
+
+
+def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Picture, ...]:
+    """Read a path, encoded bytes, `data:` URL or PIL image into one or more pictures per frame.
+
+    A frame gives several pictures where viewers would disagree on it (see the module's text). A PIL image is
+    left at the frame it was at. Raises `ImageError` for anything that cannot be judged in full.
+    """
+    with _pillow_faults():
+        if not isinstance(source, Image.Image):
+            return tuple(_pictures(_open(_encoded(source, limits), limits), limits))
+        if source.format not in (None, "MPO", *limits.formats):
+            raise ImageError(f"{source.format} pictures are not read here: {_RESAVE}, or pass image.convert('RGB')")
+        position = source.tell()
+        try:
+            return tuple(_pictures(source, limits))
+        finally:
+            source.seek(position)
+
+
+def smart_resize(height: int, width: int, budget: PixelBudget, factor: int = FACTOR) -> tuple[int, int]:
+    """The (height, width) that Qwen2-VL gives a picture: multiples of `factor`, area within `budget`.
+
+    The same arithmetic as `transformers.models.qwen2_vl.image_processing_qwen2_vl.smart_resize`.
+    Raises `ImageError` if one side is more than 200 times the other.
+    """
+    _check_aspect(height, width, MAX_ASPECT)
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > budget.max_pixels:
+        shrink = math.sqrt((height * width) / budget.max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < budget.min_pixels:
+        grow = math.sqrt(budget.min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+@contextmanager
+def _pillow_faults() -> Iterator[None]:
+    """Turn what Pillow raises on bad input into an `ImageError`, and keep its warnings in.
+
+    `catch_warnings` is not thread-safe; the filter names Pillow alone, so that a race costs a log line at most.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        EOFError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        MemoryError,
+        struct.error,
+        zlib.error,
+        Warning,
+        Image.DecompressionBombError,
+    ) as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise ImageError(f"the picture cannot be decoded ({reason}): {_RESAVE}") from error
+
+
+def _encoded(source: object, limits: ImageLimits) -> bytes:
+    if isinstance(source, bytes):
+        data = source
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        data = _from_data_url(source, limits)
+    elif isinstance(source, str) and re.match(r"\s*[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
+        raise ImageError("remote pictures are not fetched here: pass the bytes or a data: URL")
+    elif isinstance(source, (str, Path)):
+        data = _from_file(Path(source), limits)
+    else:
+        raise ImageError(f"{type(source).__name__} is no picture: pass a path, bytes, a data: URL or a PIL image")
+    _check_bytes(len(data), limits)
+    if not data:
+        raise ImageError("the picture is empty: pass a file that holds one")
+    return data
+
+
+def _check_bytes(size: int, limits: ImageLimits) -> None:
+    if size > limits.max_bytes:
+        raise ImageError(f"the picture has more than {limits.max_bytes:,} bytes: shrink or compress it")
+
+
+def _from_file(path: Path, limits: ImageLimits) -> bytes:
+    name = ascii(path.name)[:80]
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{name} is not a regular file: give the path of a picture")
+        with path.open("rb") as stream:
+            return stream.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a valid path"
+        raise ImageError(f"{name} cannot be read ({reason}): check the path and its permissions") from error
+
+
+def _from_data_url(url: str, limits: ImageLimits) -> bytes:
+    head, comma, payload = url.partition(",")
+    if not comma:
+        raise ImageError("the data: URL has no comma: write data:image/png;base64,<data>")
+    _check_bytes(len(payload) // 4, limits)  # four characters for a byte is the longest encoding, %-escaped base64
+    if payload.count("%") > _MAX_PERCENT_ESCAPES:
+        raise ImageError("the data: URL has too many %-escapes: encode the picture as base64")
+    data = unquote_to_bytes(payload)
+    if not head.rstrip().lower().endswith(";base64"):
+        return data
+    data = data.translate(None, b" \t\r\n\f")
+    _check_bytes(len(data) // 4 * 3 - 2, limits)
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ImageError("the data: URL is not valid base64: encode the whole file, padding included") from error
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    for name in limits.formats & _READERS.keys():
+        signature, reader = _READERS[name]
+        if data.startswith(signature):
+            _refuse_traps(name, data, limits)
+            return reader(BytesIO(data))
+    raise ImageError(f"the file is no {', '.join(sorted(limits.formats))} picture: convert it to one of these")
+
+
+def _refuse_traps(name: str, data: bytes, limits: ImageLimits) -> None:
+    """What Pillow would spend memory or minutes on before the size is known, or would show as nobody else does."""
+    if name == "GIF":
+        _check_size(struct.unpack_from("<HH", data, 6), limits)
+    elif name == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise ImageError(f"the JPEG has more than {_MAX_JPEG_SCANS} scans: {_RESAVE}")
+    elif name == "PNG" and (data[12:16] != b"IHDR" or (data[24:26] == b"\x10\x02" and b"tRNS" in data)):
+        # Pillow compares the 16-bit colour key with 8-bit colours, so it would not see what browsers see.
+        raise ImageError(f"a PNG of 16-bit colours with a transparent one is not read here: {_RESAVE}")
+    elif name == "BMP" and data[30:31] in (b"\x01", b"\x02"):  # run-length decoding is a loop in Python
+        raise ImageError(f"run-length encoded BMP is not read here: {_RESAVE}")
+
+
+def _check_aspect(height: int, width: int, limit: float) -> None:
+    if min(height, width) < 1 or max(height, width) > limit * min(height, width):
+        raise ImageError(f"{width} x {height} pixels is too thin a picture: keep the sides within {limit:g} to 1")
+
+
+def _check_size(size: tuple[int, ...], limits: ImageLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise ImageError(f"{width} x {height} pixels is too large, at most {limits.max_pixels:,}: shrink the picture")
+    _check_aspect(height, width, limits.max_aspect)
+
+
+def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+    """`image` itself at each of its frames, upright and decoded; no frame is decoded before its size is checked."""
+    total = 0
+    for index in count():
+        if image.format == "MPO" and index:
+            return
+        try:
+            image.seek(index)
+        except EOFError:
+            return
+        if index >= limits.max_frames:
+            raise ImageError(f"the picture has more than {limits.max_frames} frames: send the frames that matter")
+        _check_size(image.size, limits)
+        total += image.width * image.height
+        if total > limits.max_total_pixels:
+            raise ImageError(f"the frames have more than {limits.max_total_pixels:,} pixels in all: shrink the picture")
+        image.load()
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        yield image if turn is None else image.transpose(turn)
+
+
+def _pictures(image: Image.Image, limits: ImageLimits) -> Iterator[Picture]:
+    for frame in _frames(image, limits):
+        readings: list[Image.Image] = []
+        for eight_bit in _depths(frame):
+            for reading in _composites(eight_bit):
+                if not any(_looks_like(reading, earlier) for earlier in readings):
+                    readings.append(reading)
+                    yield _picture(reading)
+
+
+def _depths(image: Image.Image) -> list[Image.Image]:
+    """`image` with 8 bits per channel: once, or scaled and cut off where it has more."""
+    if image.mode == "F":
+        return [_from_float(image)]
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return [image]
+    values = np.asarray(image.convert("I"))
+    if values.min() < 0 or values.max() > 65_535:
+        raise ImageError("the picture has values outside 0 to 65535: convert it to 8 bits")
+    opaque = values != image.info.get("transparency")
+    readings = [Image.fromarray(v.astype(np.uint8)) for v in ((values + 128) // 257, np.minimum(values, 255))]
+    if not opaque.all():
+        for reading in readings:
+            reading.putalpha(Image.fromarray(opaque))
+    return readings
+
+
+def _from_float(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if not (values.min() >= 0 and values.max() <= 255):  # false for NaN too
+        raise ImageError("the picture has values outside 0 to 255, or not a number: convert it to 8 bits")
+    return Image.fromarray(np.rint(values * (255 if values.max() <= 1 else 1)).astype(np.uint8))
+
+
+def _composites(image: Image.Image) -> Iterator[Image.Image]:
+    """`image` as RGB: over white, over black and with its alpha channel ignored; once if it is opaque."""
+    if not image.has_transparency_data:
+        yield image.convert("RGB")
+        return
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    colours, alpha = rgba.convert("RGB"), rgba.getchannel("A")
+    if alpha.histogram()[255] < image.width * image.height:
+        for background in ("white", "black"):
+            ground = Image.new("RGB", image.size, background)
+            ground.paste(colours, mask=alpha)
+            yield ground
+    yield colours
+
+
+def _looks_like(one: Image.Image, other: Image.Image) -> bool:
+    differences = np.reshape(ImageChops.difference(one, other).histogram(), (3, 256))
+    return not differences[:, _VISIBLE:].any()
+
+
+def _picture(rgb: Image.Image) -> Picture:
+    rgb.info.clear()  # or the PNG would carry on the colour profile
+    buffer = BytesIO()
+    rgb.save(buffer, "PNG", compress_level=1)
+    return Picture(buffer.getvalue(), rgb.width, rgb.height)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +34,9 @@ class Label(StrEnum):
     NOT_APPLICABLE = "not_applicable"
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _present(text: str | None) -> bool:
     return bool(text and text.strip())
 
@@ -57,14 +62,21 @@ class Turn:
 class Exchange(Turn):
     """What a user sent to a model and what the model answered; `history` is context and is not judged.
 
-    Raises `InputError` when there is neither a prompt, nor an image, nor a response.
+    Raises `InputError` when there is neither a prompt, nor an image, nor a response, and for text that
+    no tokenizer can take (lone surrogates).
     """
 
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.images, (str, bytes)):
+            raise InputError("images must be a sequence of pictures: put the one picture into a tuple")
         for name in ("images", "history"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for turn in (*self.history, self):
+            for text in (turn.prompt or "", turn.response or ""):
+                if not text.isascii() and _SURROGATE.search(text):
+                    raise InputError("the text is not valid Unicode (a lone surrogate): decode it again")
         if not (self.has_prompt or self.has_response):
             raise InputError("the exchange is empty: give a prompt, an image or a response")
 
@@ -97,7 +109,7 @@ def _turns_of(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
         if role in ("system", "developer"):
             continue
         if role not in ("user", "assistant", "tool"):
-            raise InputError(f"message {number} has role {role!r}: use system, user, assistant or tool")
+            raise InputError(f"message {number} has role {_shown(role)}: use system, user, assistant or tool")
         text, images = _content_of(message, number)
         last = turns[-1] if turns else Turn()
         if role == "user":
@@ -120,7 +132,7 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
     texts: list[str] = []
     images: list[str] = []
     content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else [] if content is None else content
     if not isinstance(parts, list):
         raise InputError(f"message {number}: content must be a string or a list of parts")
     for part in parts:
@@ -134,11 +146,39 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
                 raise InputError(f"message {number}: pictures must be data: URLs; fetch the file and inline it")
             images.append(url)
         else:
-            raise InputError(f"message {number}: a part of type {kind!r} cannot be judged: use text or image_url")
-    for call in message.get("tool_calls") or ():
-        function = call.get("function", {}) if isinstance(call, dict) else {}
-        texts.append(f"{function.get('name', '')}({function.get('arguments', '')})")
-    return "\n".join(texts) or None, tuple(images)
+            raise InputError(f"message {number}: a part of type {_shown(kind)} cannot be judged: use text or image_url")
+    if message.get("refusal") is not None:
+        texts.append(_string(message["refusal"], number))
+    if message.get("audio") is not None:
+        raise InputError(f"message {number}: audio cannot be judged: use text or image_url")
+    return "\n".join([*texts, *_calls_of(message, number)]) or None, tuple(images)
+
+
+def _calls_of(message: Mapping[str, Any], number: int) -> list[str]:
+    """Tool calls as `name(arguments)`."""
+    calls = message.get("tool_calls")
+    calls = [] if calls is None else calls
+    legacy = message.get("function_call")
+    if not isinstance(calls, list):
+        raise InputError(f"message {number}: tool_calls must be a list")
+    texts: list[str] = []
+    for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
+        function = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise InputError(f"message {number}: a tool call names no function")
+        arguments = function.get("arguments", function.get("input", ""))
+        if not isinstance(arguments, str):
+            try:
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InputError(f"message {number}: a tool call's arguments are not JSON") from error
+        texts.append(f"{_string(function.get('name', ''), number)}({arguments})")
+    return texts
+
+
+def _shown(word: Any) -> str:
+    """A short form for error texts, whatever the caller sent."""
+    return repr(word[:40]) if isinstance(word, str) else f"of type {type(word).__name__}"
 
 
 def _string(value: Any, number: int) -> str:

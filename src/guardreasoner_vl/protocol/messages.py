@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +11,9 @@ from guardreasoner_vl.protocol.neutralise import neutralise
 from guardreasoner_vl.types import Exchange
 
 if TYPE_CHECKING:
-    from guardreasoner_vl.types import Turn
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.types import ImageSource, Turn
 
 IMAGE = "<image>"
 """Stands for the model's own vision placeholder, once per picture, in order."""
@@ -43,18 +44,21 @@ def build_messages(exchange: Exchange) -> tuple[Message, Message]:
     return Message("system", INSTRUCTION), Message("user", transcript)
 
 
-_RELEASED = re.compile(r"Human user:\n(?P<prompt>.*?)\n\nAI assistant:\n(?P<response>.*?)\s*\Z", re.DOTALL)
-
-
-def parse_released_input(text: str) -> Exchange:
+def parse_released_input(text: str, images: Sequence[ImageSource] = ()) -> Exchange:
     """Read the `input` of a released test file back into an exchange (method, section 7).
 
-    The instruction may stand before it and `<image>` lines are dropped: the file lists its pictures
-    beside the text. Raises `InputError` when the text has not the released layout.
+    The instruction may stand before it. Leading `<image>` lines are dropped: the file lists its pictures
+    beside the text, and `images` hands them in. A field that holds the word `None` is absent. Raises
+    `InputError` when the text has not the released layout or the exchange is empty.
     """
-    match = _RELEASED.search(text)
-    if match is None:
+    _, asked, rest = text.partition("Human user:\n")
+    prompt, answered, response = rest.partition("\n\nAI assistant:\n")
+    if not (asked and answered):
         raise InputError("not a released input: expected 'Human user:' and 'AI assistant:' fields")
-    prompt = match["prompt"].removeprefix(IMAGE).removeprefix("\n")
-    response = None if match["response"].strip() == NONE else match["response"]
-    return Exchange(prompt=prompt, response=response)
+    while prompt == IMAGE or prompt.startswith(f"{IMAGE}\n"):
+        prompt = prompt.removeprefix(IMAGE).removeprefix("\n")
+    return Exchange(_unless_none(prompt), tuple(images), _unless_none(response.rstrip()))
+
+
+def _unless_none(text: str) -> str | None:
+    return None if text.strip() in ("", NONE) else text

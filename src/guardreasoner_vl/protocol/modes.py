@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SLOW_PREFIX = ""
 FAST_PREFIX = "<think>\n</think>\n<result>\nAnswers:\nRequest:"
@@ -34,18 +37,21 @@ class TargetLabel:
     known: bool = True
 
 
-def training_target(reasoning: str | None, request: TargetLabel, response: TargetLabel) -> tuple[Span, ...]:
+def training_target(
+    reasoning: str | Sequence[Span] | None, request: TargetLabel, response: TargetLabel
+) -> tuple[Span, ...]:
     """The assistant's text, end-of-turn token not included (it carries loss).
 
     With reasoning everything carries loss but unknown labels. Without reasoning the empty think and the
     result's head are context, as in `fast` mode, so that `slow` never learns to skip reasoning.
     """
     if reasoning is None:
-        head = Span(FAST_PREFIX, False)
+        head: tuple[Span, ...] = (Span(FAST_PREFIX, False),)
     else:
-        head = Span(f"<think>\n{reasoning}\n</think>\n<result>\nAnswers:\nRequest:", True)
+        steps = (Span(reasoning, True),) if isinstance(reasoning, str) else tuple(reasoning)
+        head = (Span("<think>\n", True), *steps, Span("\n</think>\n<result>\nAnswers:\nRequest:", True))
     return (
-        head,
+        *head,
         Span(f" {request.word}", request.known),
         Span(RESPONSE_FIELD, True),
         Span(f" {response.word}", response.known),

@@ -5,40 +5,61 @@ tokenise raw text, and tokenizer flags miss the markers that are not flagged spe
 """
 
 import re
+import unicodedata
+from functools import lru_cache
 
-_INVISIBLE = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff"
-_GAP = rf"[\s{_INVISIBLE}]*"
-_GAP_IN_LINE = rf"[ \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000{_INVISIBLE}]*"
-_LINE_START = r"(?:(?<=[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029])|\A)"
-_NAMES = ("image", "think", "/think", "result", "/result", "tool_call", "/tool_call")
-
-
-def _any_form(character: str) -> str:
-    """A class of the character's cases and full-width forms."""
-    wide = {chr(ord(form) + 0xFEE0) for form in (character.lower(), character.upper()) if "!" <= form <= "~"}
-    small = {"<": "\ufe64", ">": "\ufe65", ":": "\ufe55", "_": "\ufe4d"}.get(character, "")
-    return "[" + re.escape(character.lower() + character.upper() + "".join(sorted(wide)) + small) + "]"
-
-
-def _spaced(word: str, gap: str = _GAP) -> str:
-    return gap.join(_any_form(character) for character in word if character != " ")
-
-
-_OPEN, _CLOSE, _BAR = _any_form("<"), _any_form(">"), _any_form("|")
-_WORD = r"[^\W]|[-.]"
-_SPECIAL = rf"{_BAR}{_GAP}(?:{_WORD})(?:{_GAP}(?:{_WORD}))*{_GAP}{_BAR}"
-_TAG = re.compile(
-    rf"{_OPEN}(?={_GAP}(?:{_SPECIAL}|{'|'.join(_spaced(name) for name in _NAMES)}){_GAP}{_CLOSE})",
+_LINE_BREAKS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
+# Default-ignorable or blank, yet neither spaces nor of a category that `_plain` drops as a whole.
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
-_FIELDS = "|".join(_spaced(field, _GAP_IN_LINE) for field in ("Human user:", "AI assistant:"))
-_FIELD = re.compile(rf"{_LINE_START}(?={_GAP_IN_LINE}(?:{_FIELDS}))")
+_NAMES = ("image", "think", "/think", "result", "/result", "tool_call", "/tool_call")
+_FIELDS = ("human user:", "ai assistant:")
+
+
+def _spaced(words: tuple[str, ...], gap: str) -> str:
+    return "|".join(gap.join(re.escape(character) for character in word if character != " ") for word in words)
+
+
+_TAG_NAMES, _FIELD_NAMES = _spaced(_NAMES, r"\s*"), _spaced(_FIELDS, " *")
+# Both read folded text. No two neighbouring repeats can take the same character, so both run in linear time.
+_TAG = re.compile(rf"<(?=\s*(?:\|\s*[\w.\-][\w.\-\s]*\||{_TAG_NAMES})\s*>)")
+_FIELD = re.compile(rf"^(?= *(?:{_FIELD_NAMES}))", re.MULTILINE)
+
+
+def _plain(character: str) -> str:
+    if character in _LINE_BREAKS:
+        return "\n"
+    if character.isspace():
+        return " "
+    invisible = unicodedata.category(character) in ("Cc", "Cf", "Cs") or _BLANK.match(character)
+    return "" if invisible else character
+
+
+@lru_cache(maxsize=65536)
+def _folded(character: str) -> str:
+    """What is left of a character for a reader that normalises (NFKC), ignores case and sees no invisible ones."""
+    return "".join(_plain(form) for form in unicodedata.normalize("NFKC", character).lower())
 
 
 def neutralise(text: str) -> str:
     """Return `text` with every marker broken; text without markers comes back unchanged.
 
     The opening `<` of `<|...|>` tokens and of structural tags becomes `‹` (U+2039), a line that begins
-    with a transcript field gets `| ` in front. Case, inner spaces, invisible characters and full-width
-    forms do not hide a marker. Idempotent.
+    with a transcript field gets `| ` in front. Case, inner spaces, invisible characters and compatibility
+    forms (full width, mathematical, ligatures: all that NFKC folds) do not hide a marker. Idempotent.
     """
-    return _FIELD.sub("| ", _TAG.sub("\u2039", text))
+    forms = [_folded(character) for character in text]
+    folded = "".join(forms)
+    tags = [match.start() for match in _TAG.finditer(folded)]
+    fields = [match.start() for match in _FIELD.finditer(folded)]
+    if not (tags or fields):
+        return text
+    origin = [index for index, form in enumerate(forms) for _ in form]
+    out = list(text)
+    for start in tags:
+        out[origin[start]] = "\u2039"
+    for start in fields:
+        first = origin[start - 1] + 1 if start else 0
+        out[first] = "| " + out[first]
+    return "".join(out)

@@ -1,0 +1,156 @@
+"""Inputs of the Qwen2.5-VL family: chat text, picture patches, positions (method, section 8).
+
+Built from `tokenizer.json` and `preprocessor_config.json` alone, because the stock processor wants
+torchvision. The same code feeds training and inference, so both see the same pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guardreasoner_vl.errors import InputError, ModelError
+from guardreasoner_vl.images import PixelBudget, smart_resize
+from guardreasoner_vl.protocol import IMAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from tokenizers import Tokenizer
+
+    from guardreasoner_vl.images import Picture
+    from guardreasoner_vl.protocol import Message
+
+IMAGE_PAD = "<|image_pad|>"
+END_OF_TURN = "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt: token ids, the image grids in patches (height, width), and positions of shape (3, tokens)."""
+
+    ids: list[int]
+    grids: list[tuple[int, int]]
+    positions: NDArray[np.int64]
+
+    @property
+    def next_position(self) -> int:
+        """The position of the first token after the prompt (all three axes alike)."""
+        return int(self.positions.max()) + 1 if self.ids else 0
+
+
+@dataclass
+class QwenInputs:
+    """Tokenizer and picture processor of one model folder."""
+
+    tokenizer: Tokenizer
+    image_processor: Any
+    budget: PixelBudget
+    patch: int = 14
+    merge: int = 2
+    token_id: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> QwenInputs:
+        """Raises `ModelError` when a file is missing."""
+        from tokenizers import Tokenizer
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        for name in ("tokenizer.json", "preprocessor_config.json"):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder}: no {name}; give the folder of a complete Qwen2.5-VL model")
+        settings = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+        size = settings.get("size") or {}
+        budget = PixelBudget(
+            settings.get("min_pixels") or size.get("shortest_edge") or PixelBudget.min_pixels,
+            settings.get("max_pixels") or size.get("longest_edge") or PixelBudget.max_pixels,
+        )
+        shape = {"patch_size": settings.get("patch_size", 14), "merge_size": settings.get("merge_size", 2)}
+        kept = {key: settings[key] for key in ("image_mean", "image_std", "temporal_patch_size") if key in settings}
+        processor = Qwen2VLImageProcessorPil(**shape, **kept)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        ids = {}
+        for token in (IMAGE_PAD, "<|video_pad|>", END_OF_TURN, END_OF_TEXT, "<|vision_start|>", "<|vision_end|>"):
+            token_id = tokenizer.token_to_id(token)
+            if token_id is None:
+                raise ModelError(f"{folder}: the tokenizer has no {token}; give a Qwen2.5-VL model")
+            ids[token] = token_id
+        return cls(tokenizer, processor, budget, shape["patch_size"], shape["merge_size"], ids)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        pictures: Sequence[Picture] = (),
+        assistant: str = "",
+        budget: PixelBudget | None = None,
+    ) -> Encoded:
+        """The chat up to and including what the assistant is made to begin with."""
+        grids = [self.grid(picture.height, picture.width, budget) for picture in pictures]
+        return self.encoded(self.tokens(chat_text(messages, [self.pads(grid) for grid in grids]) + assistant), grids)
+
+    def encoded(self, ids: list[int], grids: list[tuple[int, int]]) -> Encoded:
+        return Encoded(ids, grids, self.positions(ids, grids))
+
+    def tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def grid(self, height: int, width: int, budget: PixelBudget | None = None) -> tuple[int, int]:
+        """Patches (height, width) of a picture of that many pixels, after resizing."""
+        new_height, new_width = smart_resize(height, width, budget or self.budget, self.patch * self.merge)
+        return new_height // self.patch, new_width // self.patch
+
+    def pads(self, grid: tuple[int, int]) -> int:
+        """Tokens that a picture takes: one for each merged patch."""
+        return grid[0] * grid[1] // self.merge**2
+
+    def patches(self, images: Sequence[Image], budget: PixelBudget | None = None) -> NDArray[np.float32]:
+        """Pixel values of shape (patches, 3 * 2 * 14 * 14)."""
+        budget = budget or self.budget
+        size = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+        values = self.image_processor(images=list(images), size=size, return_tensors="np")["pixel_values"]
+        return np.asarray(values, dtype=np.float32)
+
+    def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+        """M-RoPE positions of shape (3, tokens): text counts on, a picture spans (1, height, width)."""
+        positions = np.empty((3, len(ids)), dtype=np.int64)
+        is_pad = np.asarray(ids) == self.token_id[IMAGE_PAD]
+        at = following = 0
+        for height, width in grids:
+            start = at + int(np.argmax(is_pad[at:]))
+            positions[:, at:start] = np.arange(start - at) + following
+            following += start - at
+            rows, columns = height // self.merge, width // self.merge
+            end = start + rows * columns
+            positions[0, start:end] = following
+            positions[1, start:end] = following + np.repeat(np.arange(rows), columns)
+            positions[2, start:end] = following + np.tile(np.arange(columns), rows)
+            following += max(rows, columns)
+            at = end
+        positions[:, at:] = np.arange(len(ids) - at) + following
+        return positions
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        return frozenset((self.token_id[END_OF_TURN], self.token_id[END_OF_TEXT]))
+
+
+def chat_text(messages: Sequence[Message], pads: Sequence[int] = ()) -> str:
+    """The chat in Qwen's format, opened for the assistant's answer; each `<image>` becomes its pads."""
+    parts: list[str] = []
+    for message in messages:
+        parts += (f"<|im_start|>{message.role}\n", message.text, f"{END_OF_TURN}\n")
+    pieces = "".join(parts).split(IMAGE)
+    if len(pieces) - 1 != len(pads):
+        raise InputError(f"the messages have {len(pieces) - 1} image places for {len(pads)} pictures; give one each")
+    text = pieces[0]
+    for count, piece in zip(pads, pieces[1:], strict=True):
+        text += f"<|vision_start|>{IMAGE_PAD * count}<|vision_end|>{piece}"
+    return f"{text}<|im_start|>assistant\n"

@@ -1,0 +1,138 @@
+"""Canned answers instead of a model, for tests and demonstrations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
+from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, unscored
+from guardreasoner_vl.engines.label_scores import label_offset, likeliest
+from guardreasoner_vl.errors import EngineError, GuardError
+from guardreasoner_vl.types import ModelInfo, Usage
+
+Answer: TypeAlias = str | EngineResult
+Scorer: TypeAlias = Callable[[EngineRequest, str], tuple[float, ...]]
+
+ALL_CAPABILITIES = Capabilities(images=True, scores=True, forced_prefix=True, prefix_cache=False, max_context=None)
+_CONFIDENT = 0.9
+
+
+class ScriptedEngine:
+    """Hands out `answers`: in order from a sequence, or whatever a callable says to each request.
+
+    A sequence that has run out gives error results; a `GuardError` that the callable raises becomes that
+    request's error. `scores` gives one log-probability per candidate for a slot or a label field. Without
+    it a label that stands in the answer has 0.9, and in `score`, where nothing is written, the first
+    candidate has; the others share the rest. `requests` holds what was asked, in order, refused ones
+    included. Usage counts words.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Answer] | Callable[[EngineRequest], Answer],
+        *,
+        scores: Scorer | None = None,
+        capabilities: Capabilities = ALL_CAPABILITIES,
+    ) -> None:
+        self.requests: list[EngineRequest] = []
+        self._answer = answers if callable(answers) else _in_order(answers)
+        self._scores = scores
+        self._capabilities = capabilities
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo(name="scripted")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def count_tokens(self, request: EngineRequest) -> int | None:
+        """Words and pictures of the messages and the forced prefix."""
+        words = sum(len(message.text.split()) for message in request.messages)
+        return words + len(request.pictures) + len(request.forced_prefix.split())
+
+    def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+        return [self._generate(request) for request in requests]
+
+    def score(
+        self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
+    ) -> list[ScoreResult]:
+        return [self._score(request, slots, candidates) for request in requests]
+
+    async def agenerate(self, request: EngineRequest) -> EngineResult:
+        return self._generate(request)
+
+    async def ascore(self, request: EngineRequest, slots: Sequence[str], candidates: Sequence[str]) -> ScoreResult:
+        return self._score(request, slots, candidates)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _generate(self, request: EngineRequest) -> EngineResult:
+        self.requests.append(request)
+        try:
+            check_request(request, self._capabilities)
+            answer = self._answer(request)
+        except GuardError as error:
+            return failed(error)
+        result = EngineResult(answer, "stop") if isinstance(answer, str) else answer
+        if result.finish_reason == "error":
+            return result
+        text = request.forced_prefix + result.text.removeprefix(request.forced_prefix)
+        return replace(
+            result,
+            text=text,
+            label_logprobs=result.label_logprobs or self._label_logprobs(request, text),
+            usage=self._usage(request, len(result.text.split())) if result.usage == Usage() else result.usage,
+        )
+
+    def _label_logprobs(self, request: EngineRequest, text: str) -> Mapping[str, tuple[float, ...]]:
+        if not self._capabilities.scores:
+            return {}
+        found: dict[str, tuple[float, ...]] = {}
+        for field in request.label_fields:
+            start = label_offset(text, field)
+            if start is None or start < len(request.forced_prefix):
+                continue
+            for index, candidate in enumerate(request.candidates):
+                if text.startswith(candidate, start):
+                    found[field] = self._logprobs(request, field, index, len(request.candidates))
+        return found
+
+    def _logprobs(self, request: EngineRequest, slot: str, chosen: int, count: int) -> tuple[float, ...]:
+        return self._scores(request, slot) if self._scores else _confident(chosen, count)
+
+    def _score(self, request: EngineRequest, slots: Sequence[str], candidates: Sequence[str]) -> ScoreResult:
+        self.requests.append(request)
+        try:
+            check_scoring(request, self._capabilities)
+            logprobs = tuple(self._logprobs(request, slot, 0, len(candidates)) for slot in slots)
+        except GuardError as error:
+            return unscored(error)
+        return ScoreResult(logprobs, tuple(map(likeliest, logprobs)), self._usage(request, len(slots)))
+
+    def _usage(self, request: EngineRequest, words: int) -> Usage:
+        return Usage(prompt_tokens=self.count_tokens(request) or 0, completion_tokens=words)
+
+
+def _in_order(answers: Sequence[Answer]) -> Callable[[EngineRequest], Answer]:
+    left = iter(answers)
+
+    def answer(_: EngineRequest) -> Answer:
+        try:
+            return next(left)
+        except StopIteration:
+            raise EngineError(f"the script ran out after {len(answers)} answers: add more") from None
+
+    return answer
+
+
+def _confident(chosen: int, count: int) -> tuple[float, ...]:
+    if count == 1:
+        return (math.log(_CONFIDENT),)
+    rest = math.log((1.0 - _CONFIDENT) / (count - 1))
+    return tuple(math.log(_CONFIDENT) if index == chosen else rest for index in range(count))

@@ -1,0 +1,53 @@
+"""Hashed words + logistic regression: the shallow guard that every other one has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from guardreasoner_vl.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from guardreasoner_vl.types import Sample
+
+Target = Literal["request", "response"]
+
+
+def baseline_text(sample: Sample, target: Target) -> str:
+    """What the baseline reads: the prompt, and for a response the answer too. It sees no pictures."""
+    return sample.prompt if target == "request" else f"{sample.prompt}\n{sample.response or ''}"
+
+
+@dataclass
+class HashedWords:
+    """Word uni- and bigrams hashed to 2^18 counts, L2-regularised logistic regression."""
+
+    vectorizer: Any
+    classifier: Any
+    target: Target
+
+    @classmethod
+    def fit(cls, samples: Iterable[Sample], target: Target) -> HashedWords:
+        """Train on the rows whose `target` label is known; raises `DataError` without both classes."""
+        try:
+            from sklearn.feature_extraction.text import HashingVectorizer
+            from sklearn.linear_model import LogisticRegression
+        except ImportError as error:
+            raise MissingExtraError("scikit-learn", "train") from error
+        rows = [(baseline_text(row, target), getattr(row, f"{target}_label")) for row in samples]
+        texts = [text for text, label in rows if label]
+        labels = [label == "harmful" for _, label in rows if label]
+        if len(set(labels)) < 2:
+            raise DataError(f"the training rows have fewer than two {target} classes; add rows of the other class")
+        vectorizer = HashingVectorizer(n_features=2**18, ngram_range=(1, 2), alternate_sign=False)
+        classifier = LogisticRegression(C=10, max_iter=300).fit(vectorizer.transform(texts), labels)
+        return cls(vectorizer, classifier, target)
+
+    def probabilities(self, samples: Sequence[Sample]) -> list[float]:
+        """P(harmful) for each row."""
+        if not samples:
+            return []
+        features = self.vectorizer.transform([baseline_text(row, self.target) for row in samples])
+        return [float(row[1]) for row in self.classifier.predict_proba(features)]

@@ -1,0 +1,175 @@
+"""Typed recipes, read from YAML. Unknown keys are refused with the name of the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from guardreasoner_vl.errors import RecipeError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+class Section(BaseModel):
+    """Immutable part of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextShape(Section):
+    """Decoder of a small Qwen2.5-VL."""
+
+    hidden_size: int = 320
+    intermediate_size: int = 896
+    layers: int = 6
+    heads: int = 5
+    kv_heads: int = 5
+    max_positions: int = 2048
+    rope_theta: float = 10_000.0
+
+
+class VisionShape(Section):
+    """Vision tower of a small Qwen2.5-VL; `full_attention` lists the layers without windows."""
+
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    layers: int = 4
+    heads: int = 6
+    full_attention: tuple[int, ...] = (1, 3)
+
+
+class NewModel(Section):
+    """A Qwen2.5-VL to be made from nothing, its byte-level BPE learnt from the training texts."""
+
+    vocab_size: int = Field(default=8192, ge=512)
+    min_pixels: int = 56 * 56
+    max_pixels: int = 224 * 224
+    text: TextShape = TextShape()
+    vision: VisionShape = VisionShape()
+
+
+class ModelSection(Section):
+    """Where training starts: a folder or hub id, or a new model."""
+
+    path: str | None = None
+    revision: str | None = None
+    new: NewModel | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.path is None) == (self.new is None):
+            raise ValueError("give either `path` (a folder or hub id) or `new` (a model to be made)")
+        return self
+
+
+class SourceSection(Section):
+    """One folder of rows. `origin` and `licence` say where an outsider gets it.
+
+    `only` keeps rows whose field (or `meta.field`) has one of the values; `limit` draws that many rows;
+    `weak_share` is the share of rows marked `meta.weak` that is kept; `repeat` counts rows several times.
+    """
+
+    folder: str
+    origin: str
+    licence: str
+    only: dict[str, tuple[str, ...]] = {}
+    limit: int | None = Field(default=None, ge=1)
+    weak_share: float = Field(default=0.5, ge=0, le=1)
+    repeat: int = Field(default=1, ge=1)
+    picture: str | None = None
+    picture_text: str | None = None
+
+
+class DrawnSection(Section):
+    """Pictures that the project draws itself."""
+
+    count: int = Field(ge=1)
+    repeat: int = Field(default=1, ge=1)
+
+
+class DataSection(Section):
+    """What is trained on."""
+
+    sources: tuple[SourceSection, ...] = ()
+    drawn: DrawnSection | None = None
+
+
+class SftSection(Section):
+    """Reasoning SFT (paper, section 3.2). Lengths are tokens, prompt and completion together."""
+
+    epochs: float = Field(default=3, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    batch_size: int = Field(default=6, ge=1)
+    gradient_accumulation: int = Field(default=8, ge=1)
+    max_length: int = Field(default=2048, ge=32)
+    without_reasoning: float = Field(default=0.0, ge=0, le=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+    save_steps: int = Field(default=500, ge=1)
+    teacher: Literal["rules"] | None = None
+    deepspeed: str | None = None
+
+
+class Recipe(Section):
+    """How one guard is made."""
+
+    name: str
+    seed: int = 0
+    model: ModelSection
+    data: DataSection = DataSection()
+    sft: SftSection = SftSection()
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe; raises `RecipeError` with one line that says what to change."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read; give the path of a YAML recipe") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a YAML mapping with the keys {', '.join(Recipe.model_fields)}")
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe given as a mapping."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_first_problem(error.errors()[0])}") from error
+
+
+def _first_problem(problem: ErrorDetails) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{place or 'recipe'}: {problem['msg']}"
+    close = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(Recipe), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "; remove it"
+    return f"unknown key {place!r}{hint}"
+
+
+def _known_keys(section: type[BaseModel]) -> set[str]:
+    keys: set[str] = set()
+    sections = [section]
+    while sections:
+        for name, field in sections.pop().model_fields.items():
+            keys.add(name)
+            sections += [kind for kind in _parts(field.annotation) if issubclass(kind, Section)]
+    return keys
+
+
+def _parts(annotation: Any) -> list[type]:
+    inner = getattr(annotation, "__args__", ())
+    return [annotation] if isinstance(annotation, type) and not inner else [p for a in inner for p in _parts(a)]

@@ -1,0 +1,221 @@
+"""Pictures that the project draws itself: words in many layouts, harmful and benign in the same ones.
+
+A page of text must not be a verdict, so every layout, font and colour is drawn with both kinds of words,
+and pictures without words are drawn too. All words are made up and mild.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from guardreasoner_vl.sources import phrases
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardreasoner_vl.types import GoldLabel
+
+SIZES = ((224, 224), (252, 196), (196, 252), (280, 168))
+WITHOUT_WORDS = 0.12
+WITH_PROMPT = 0.4
+LIGHT = ("#ffffff", "#f4ecd8", "#ffe9a8", "#d9f2e6", "#dbe7ff", "#f7d7e1")
+DARK = ("#000000", "#1d2733", "#5a1010", "#123d1f", "#10205a", "#3a2b16")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a picture looks; chosen without looking at the label."""
+
+    size: tuple[int, int]
+    ink: str
+    paper: str
+    font: str | None
+    points: int
+    upper: bool
+    layout: str
+
+
+def draw_folder(folder: Path, count: int, seed: int) -> Path:
+    """Write `count` rows and their pictures in the layout of `sources.jsonl`; the same seed, the same bytes."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        picture, row = draw_sample(rng, f"drawn-{seed}-{number:06d}")
+        name = f"images/{number:06d}.png"
+        picture.save(folder / name, compress_level=1)
+        rows.append({**row, "images": [name]})
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[str, Any]]:
+    """One picture and its row."""
+    style = _style(rng)
+    label: GoldLabel = rng.choice(("harmful", "unharmful"))
+    prompt = ""
+    if rng.random() < WITHOUT_WORDS:
+        text, picture = "", _scene(rng, style)
+        label = "unharmful"
+    else:
+        text = phrases.phrase(rng, label)
+        picture = _LAYOUTS[style.layout](rng, style, text.upper() if style.upper else text)
+    if rng.random() < WITH_PROMPT:
+        prompt, label = _prompt(rng, label)
+    row = {
+        "id": sample_id,
+        "source": "drawn",
+        "modality": "text-image" if prompt else "image",
+        "prompt": prompt,
+        "request_label": label,
+        "meta": {"picture_text": text},
+    }
+    return picture, row
+
+
+def _prompt(rng: random.Random, label: GoldLabel) -> tuple[str, GoldLabel]:
+    """A request beside the picture; the pair is harmful if either part is."""
+    kind = rng.random()
+    if kind < 0.6:
+        return rng.choice(phrases.NEUTRAL_PROMPTS), label
+    asked: GoldLabel = "harmful" if kind < 0.8 else "unharmful"
+    return phrases.phrase(rng, asked), "harmful" if "harmful" in (label, asked) else "unharmful"
+
+
+def _style(rng: random.Random) -> Style:
+    ink, paper = rng.choice(DARK), rng.choice(LIGHT)
+    if rng.random() < 0.4:
+        ink, paper = paper, ink
+    return Style(
+        rng.choice(SIZES),
+        ink,
+        paper,
+        rng.choice((None, *_fonts())),
+        rng.choice((20, 24, 28, 32)),
+        rng.random() < 0.35,
+        rng.choice(sorted(_LAYOUTS)),
+    )
+
+
+def _fonts() -> tuple[str, ...]:
+    """The DejaVu faces that come with matplotlib (extra `train`), so that drawing needs no system fonts."""
+    try:
+        from matplotlib import get_data_path
+    except ImportError:
+        return ()
+    faces = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
+    return tuple(str(Path(get_data_path()) / "fonts/ttf" / f"{face}.ttf") for face in faces)
+
+
+def _font(style: Style, points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.truetype(style.font, points) if style.font else ImageFont.load_default(points)
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, style: Style, text: str, width: int, height: int) -> tuple[list[str], Any, int]:
+    """Lines that fit into the box, at the largest size up to the style's."""
+    for points in range(style.points, 9, -2):
+        font = _font(style, points)
+        lines: list[str] = []
+        for word in text.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            if lines and draw.textlength(longer, font) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        step = int(points * 1.25)
+        if step * len(lines) <= height and all(draw.textlength(line, font) <= width for line in lines):
+            break
+    return lines, font, step
+
+
+def _write(picture: Image.Image, style: Style, text: str, box: tuple[int, int, int, int], ink: str, centre: bool) -> None:
+    draw = ImageDraw.Draw(picture)
+    left, top, right, bottom = box
+    lines, font, step = _wrapped(draw, style, text, right - left, bottom - top)
+    y = top + max(0, (bottom - top - step * len(lines)) // 2)
+    for line in lines:
+        slack = right - left - draw.textlength(line, font)
+        draw.text((left + (slack / 2 if centre else 0), y), line, fill=ink, font=font)
+        y += step
+
+
+def _page(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = Image.new("RGB", style.size, style.paper)
+    margin = rng.randint(6, 24)
+    _write(picture, style, text, (margin, margin, style.size[0] - margin, style.size[1] - margin), style.ink, False)
+    return picture
+
+
+def _poster(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = Image.new("RGB", style.size, style.paper)
+    width, height = style.size
+    ImageDraw.Draw(picture).rectangle((5, 5, width - 6, height - 6), outline=style.ink, width=rng.randint(2, 5))
+    _write(picture, style, text, (16, 16, width - 16, height - 16), style.ink, True)
+    return picture
+
+
+def _meme(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = _scene(rng, style)
+    width, height = style.size
+    words = text.split()
+    half = (len(words) + 1) // 2
+    for part, top in ((words[:half], 4), (words[half:], int(height * 0.66))):
+        band = (0, top, width, top + int(height * 0.3))
+        ImageDraw.Draw(picture).rectangle(band, fill=style.paper)
+        _write(picture, style, " ".join(part), (8, top, width - 8, band[3]), style.ink, True)
+    return picture
+
+
+def _list(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = Image.new("RGB", style.size, style.paper)
+    width, height = style.size
+    top = int(height * 0.6)
+    _write(picture, style, text, (10, 8, width - 10, top), style.ink, False)
+    font = _font(style, min(style.points, 20))
+    for number in range(rng.randint(2, 3)):
+        ImageDraw.Draw(picture).text((12, top + number * (height - top) // 3), f"{number + 1}.", style.ink, font)
+    return picture
+
+
+def _bubble(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = Image.new("RGB", style.size, "#9fb4c7")
+    width, height = style.size
+    bottom = int(height * rng.uniform(0.6, 0.9))
+    ImageDraw.Draw(picture).rounded_rectangle((10, 10, width - 10, bottom), radius=16, fill=style.paper)
+    _write(picture, style, text, (22, 18, width - 22, bottom - 8), style.ink, False)
+    return picture
+
+
+def _scene(rng: random.Random, style: Style) -> Image.Image:
+    """Shapes, a gradient or noise: a picture without words."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        picture = Image.linear_gradient("L").resize(style.size).convert("RGB")
+        return Image.blend(picture, Image.new("RGB", style.size, style.paper), rng.uniform(0.2, 0.8))
+    if kind == 1:
+        noise = Image.frombytes("RGB", (28, 28), rng.randbytes(28 * 28 * 3))
+        return noise.resize(style.size, Image.Resampling.BICUBIC)
+    picture = Image.new("RGB", style.size, style.paper)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(2, 6)):
+        x, y, side = rng.randrange(style.size[0]), rng.randrange(style.size[1]), rng.randint(20, 120)
+        shape = rng.choice((draw.ellipse, draw.rectangle))
+        shape((x, y, x + side, y + side), fill=rng.choice(LIGHT + DARK))
+    return picture
+
+
+_LAYOUTS: dict[str, Callable[[random.Random, Style, str], Image.Image]] = {
+    "bubble": _bubble,
+    "list": _list,
+    "meme": _meme,
+    "page": _page,
+    "poster": _poster,
+}

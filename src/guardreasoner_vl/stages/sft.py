@@ -1,0 +1,173 @@
+"""Reasoning SFT, the cold start (paper, section 3.2).
+
+    L = -E log P(R, Y | Q, X, S)
+
+Cross-entropy on the assistant's tokens: reasoning R and labels Y, given the instruction Q, the request X
+and the response S.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.errors import DataError, MissingExtraError
+from guardreasoner_vl.run_dir import open_run_dir, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.recipe import Recipe
+    from guardreasoner_vl.stages.sft_data import TokenRows
+    from guardreasoner_vl.types import Sample
+
+_log = logging.getLogger(__name__)
+_CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+_TOKENIZER_TEXTS = 40_000
+
+
+@dataclass(frozen=True)
+class SftReport:
+    """What was trained on: rows, supervised tokens, and the rows left out by reason."""
+
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    by_source: dict[str, int]
+    set_aside: dict[str, int]
+
+
+def run(recipe: Recipe, data: Path, out: Path) -> Path:
+    """Train and return the folder of the finished model (`out/sft/model`).
+
+    Continues from the last checkpoint found in `out`. Raises `RecipeError` if `out` holds another recipe,
+    `DataError` if nothing can be trained on.
+    """
+    try:
+        from guardreasoner_vl.stages.sft_trainer import build_trainer, sft_config
+    except ImportError as error:
+        raise MissingExtraError("trl", "train") from error
+    from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.sources.mixture import build_mixture
+
+    folder = open_run_dir(out, recipe) / "sft"
+    finished = folder / "model"
+    if (finished / "model.safetensors").is_file():
+        _log.info("%s is finished already", finished)
+        return finished
+    folder.mkdir(exist_ok=True)
+    mixture = build_mixture(recipe.data, data, out / "data", recipe.seed)
+    base = _base_model(recipe, mixture.train, out / "base")
+    inputs = QwenInputs.from_folder(base)
+    rows = _token_rows(recipe, mixture.train, inputs)
+    rows.set_aside.reasons.update(mixture.set_aside.reasons)
+    if not rows.rows:
+        raise DataError(f"{data}: no row can be trained on (left out: {rows.set_aside.reasons}); check data.sources")
+    write_json(folder / "data.json", asdict(_report(rows)))
+    use_cpu = not _accelerator()
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    model = _load(base, recipe)
+    trainer = build_trainer(model, rows.rows, inputs, sft_config(recipe.sft, folder, recipe.seed, use_cpu), base)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if trainer.is_world_process_zero():
+        _save(trainer.accelerator.unwrap_model(trainer.model), base, finished)
+    return finished
+
+
+def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path:
+    """The model to start from; a new one is made once and found again on resume."""
+    from guardreasoner_vl.stages.small_model import write_new_model
+
+    if recipe.model.new is None:
+        from guardreasoner_vl.engines.folders import resolve_folder
+
+        return resolve_folder(str(recipe.model.path), recipe.model.revision)
+    if not (folder / "model.safetensors").is_file():
+        texts = _tokenizer_texts(samples)
+        write_new_model(folder, texts, recipe.model.new, recipe.seed)
+    return folder
+
+
+def _tokenizer_texts(samples: Sequence[Sample]) -> list[str]:
+    from guardreasoner_vl.protocol import TargetLabel
+    from guardreasoner_vl.teachers.rules import explain
+
+    step = max(1, len(samples) // _TOKENIZER_TEXTS)
+    texts = []
+    for sample in samples[::step]:
+        reasoning = explain(
+            sample, TargetLabel(sample.request_label or "None"), TargetLabel(sample.response_label or "None")
+        )
+        texts += [sample.prompt, sample.response or "", "".join(span.text for span in reasoning)]
+    return texts
+
+
+def _token_rows(recipe: Recipe, samples: Sequence[Sample], inputs: Any) -> TokenRows:
+    from guardreasoner_vl.stages.sft_data import target_labels, tokenise
+
+    section = recipe.sft
+    return tokenise(
+        samples,
+        target_labels(samples),
+        inputs,
+        max_length=section.max_length,
+        without_reasoning=section.without_reasoning,
+        teacher=section.teacher,
+        seed=recipe.seed,
+    )
+
+
+def _report(rows: TokenRows) -> SftReport:
+    sources: dict[str, int] = {}
+    for row in rows.rows:
+        source = row.source
+        sources[source] = sources.get(source, 0) + 1
+    return SftReport(
+        rows=len(rows.rows),
+        tokens=sum(len(row.input_ids) for row in rows.rows),
+        supervised_tokens=sum(label >= 0 for row in rows.rows for label in row.labels),
+        by_source=sources,
+        set_aside=dict(rows.set_aside.reasons),
+    )
+
+
+def _accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _load(folder: Path, recipe: Recipe) -> Any:
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    model.config.use_cache = False
+    return model
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written whole; one cut off by a kill is passed over."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [path for path in found if all((path / name).is_file() for name in _CHECKPOINT_FILES)]
+    return str(whole[-1]) if whole else None
+
+
+def _save(model: Any, base: Path, finished: Path) -> None:
+    """The model in bf16 beside the base model's own tokenizer and processor files."""
+    import torch
+
+    partial = finished.with_name("model.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.config.use_cache = True
+    model.to(torch.bfloat16).save_pretrained(partial)
+    for path in base.iterdir():
+        if path.suffix in (".json", ".txt", ".jinja") and not (partial / path.name).exists():
+            shutil.copy2(path, partial / path.name)
+    shutil.rmtree(finished, ignore_errors=True)
+    partial.rename(finished)

@@ -1,0 +1,116 @@
+"""TRL's SFT trainer for rows whose loss mask and pictures the protocol has settled already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from trl import SFTConfig, SFTTrainer
+
+from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN
+from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.stages.sft_data import IGNORED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.recipe import SftSection
+    from guardreasoner_vl.stages.sft_data import TokenRow
+
+PAD_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Right-padded batch with explicit M-RoPE positions; an all-text batch has no pixel values at all."""
+
+    inputs: QwenInputs
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        length = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        pad = self.inputs.token_id[END_OF_TEXT]
+        input_ids = torch.full((len(rows), length), pad)
+        labels = torch.full((len(rows), length), IGNORED)
+        mask = torch.zeros((len(rows), length), dtype=torch.long)
+        positions = torch.zeros((3, len(rows), length), dtype=torch.long)
+        images, grids = [], []
+        for number, row in enumerate(rows):
+            pictures = [picture for path in row["pictures"] for picture in load_pictures(path)]
+            own_grids = [self.inputs.grid(picture.height, picture.width) for picture in pictures]
+            images += [picture.open() for picture in pictures]
+            grids += own_grids
+            count = len(row["input_ids"])
+            input_ids[number, :count] = torch.tensor(row["input_ids"])
+            labels[number, :count] = torch.tensor(row["labels"])
+            mask[number, :count] = 1
+            positions[:, number, :count] = torch.from_numpy(self.inputs.positions(row["input_ids"], own_grids))
+        batch = {"input_ids": input_ids, "labels": labels, "attention_mask": mask, "position_ids": positions}
+        if images:
+            batch["pixel_values"] = torch.from_numpy(self.inputs.patches(images))
+            batch["image_grid_thw"] = torch.from_numpy(np.array([(1, *grid) for grid in grids]))
+        return batch
+
+
+def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool) -> SFTConfig:
+    """TRL's settings for the paper's loss: cross-entropy on the assistant's tokens, no packing, no truncation."""
+    return SFTConfig(
+        output_dir=str(output),
+        num_train_epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=section.warmup_steps,
+        weight_decay=section.weight_decay,
+        adam_beta2=section.adam_beta2,
+        max_grad_norm=section.max_grad_norm,
+        per_device_train_batch_size=section.batch_size,
+        gradient_accumulation_steps=section.gradient_accumulation,
+        bf16=section.precision == "bf16",
+        gradient_checkpointing=section.gradient_checkpointing,
+        deepspeed=section.deepspeed,
+        use_cpu=use_cpu,
+        seed=seed,
+        data_seed=seed,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        save_steps=section.save_steps,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to=["tensorboard"],
+        dataloader_pin_memory=not use_cpu,
+    )
+
+
+def build_trainer(
+    model: Any, rows: Sequence[TokenRow], inputs: QwenInputs, config: SFTConfig, folder: Path
+) -> SFTTrainer:
+    """The trainer, ready to run; `folder` holds the tokenizer."""
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token=END_OF_TURN, pad_token=END_OF_TEXT
+    )
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [row.input_ids for row in rows],
+            "labels": [row.labels for row in rows],
+            "pictures": [list(row.pictures) for row in rows],
+            "length": [len(row.input_ids) for row in rows],
+        }
+    )
+    return SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        data_collator=Collator(inputs),
+        processing_class=tokenizer,
+    )
