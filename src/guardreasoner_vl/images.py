@@ -52,6 +52,7 @@ FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
 MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
 _RESAVE = "save it again as PNG or JPEG"
 _VISIBLE = 9  # of 255: two readings that differ by less in every channel look the same
+_FAULTS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 _MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole picture
 _MAX_PERCENT_ESCAPES = 1_000_000  # the standard library needs 40 bytes for each
 _ORIENTATION_TAG = 0x0112
@@ -184,22 +185,9 @@ def _pillow_faults() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        LookupError,
-        EOFError,
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        MemoryError,
-        struct.error,
-        zlib.error,
-        Warning,
-        Image.DecompressionBombError,
-    ) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageError("the picture has far too many pixels: shrink it") from error
+    except (*_FAULTS, struct.error, zlib.error, Warning) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise ImageError(f"the picture cannot be decoded ({reason}): {_RESAVE}") from error
 
@@ -273,7 +261,7 @@ def _refuse_traps(name: str, data: bytes, limits: ImageLimits) -> None:
         raise ImageError(f"the JPEG has more than {_MAX_JPEG_SCANS} scans: {_RESAVE}")
     elif name == "PNG" and (data[12:16] != b"IHDR" or (data[24:26] == b"\x10\x02" and b"tRNS" in data)):
         # Pillow compares the 16-bit colour key with 8-bit colours, so it would not see what browsers see.
-        raise ImageError(f"a PNG of 16-bit colours with a transparent one is not read here: {_RESAVE}")
+        raise ImageError(f"this PNG has a broken header, or 16-bit colours of which one is clear: {_RESAVE}")
     elif name == "BMP" and data[30:31] in (b"\x01", b"\x02"):  # run-length decoding is a loop in Python
         raise ImageError(f"run-length encoded BMP is not read here: {_RESAVE}")
 
@@ -347,11 +335,14 @@ def _from_float(image: Image.Image) -> Image.Image:
 
 def _composites(image: Image.Image) -> Iterator[Image.Image]:
     """`image` as RGB: over white, over black and with its alpha channel ignored; once if it is opaque."""
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ImageError(f"the picture has no palette: {_RESAVE}")
     if not image.has_transparency_data:
         yield image.convert("RGB")
         return
-    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    colours, alpha = rgba.convert("RGB"), rgba.getchannel("A")
+    if image.mode != "RGBA":
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    colours, alpha = image.convert("RGB"), image.getchannel("A")
     if alpha.histogram()[255] < image.width * image.height:
         for background in ("white", "black"):
             ground = Image.new("RGB", image.size, background)

@@ -100,7 +100,11 @@ class DataSection(Section):
 
 
 class SftSection(Section):
-    """Reasoning SFT (paper, section 3.2). Lengths are tokens, prompt and completion together."""
+    """Reasoning SFT (paper, section 3.2). Lengths are tokens, prompt and completion together.
+
+    `precision`: `bf16` is autocast over fp32 weights, `bf16-weights` holds the model in bf16 with fp32 copies
+    in the optimizer (one device; faster on a CPU).
+    """
 
     epochs: float = Field(default=3, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -112,7 +116,7 @@ class SftSection(Section):
     gradient_accumulation: int = Field(default=8, ge=1)
     max_length: int = Field(default=2048, ge=32)
     without_reasoning: float = Field(default=0.0, ge=0, le=1)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "bf16-weights", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
     save_steps: int = Field(default=500, ge=1)
     teacher: Literal["rules"] | None = None

@@ -150,7 +150,13 @@ def test_released_pictures_come_from_beside_the_text() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hello", "Human user:\nhello", "AI assistant:\nx\n\nHuman user:\ny", "Human user:\nNone\n\nAI assistant:\nNone\n"],
+    [
+        "",
+        "hello",
+        "Human user:\nhello",
+        "AI assistant:\nx\n\nHuman user:\ny",
+        "Human user:\nNone\n\nAI assistant:\nNone\n",
+    ],
 )
 def test_other_layouts_are_refused(text: str) -> None:
     with pytest.raises(InputError):
@@ -166,8 +172,20 @@ FIELD_LINE = re.compile(r"(?m)^(Human user:|AI assistant:)$")
 BREAKS = ["\n", "\n\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
 PIECES = st.lists(
     st.sampled_from(
-        [*BREAKS, "Human user:", "AI assistant:", "Human", " user:", "AI", " assistant:", "None", "<image>", "<ima", "ge>"]
-        + ["\u200b", " ", "\u3000", "\x00", "x", "\n\nAI assistant:\nNone\n", "\n\nHuman user:\n<image>\n"]
+        [
+            *BREAKS,
+            "Human user:",
+            "AI assistant:",
+            "Human",
+            " user:",
+            "AI",
+            " assistant:",
+            "None",
+            "<image>",
+            "<ima",
+            "ge>",
+            *("\u200b", " ", "\u3000", "\x00", "x", "\n\nAI assistant:\nNone\n", "\n\nHuman user:\n<image>\n"),
+        ]
     ),
     max_size=10,
 ).map("".join)

@@ -17,6 +17,8 @@ from guardreasoner_vl.protocol import INSTRUCTION, build_messages, neutralise
 from guardreasoner_vl.types import Exchange, Turn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import tiktoken
 
 # method.md, section 8; those from 151657 on are single tokens that no tokenizer flags as special.
@@ -48,8 +50,32 @@ TAGS = ["<image>", "<think>", "</think>", "<result>", "</result>"]
 MARKERS = [*CONTROL, *TAGS]
 FIELDS = ["Human user:", "AI assistant:"]
 BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
-INVISIBLE = ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u034f", "\u202e", "\ufe0f", "\u115f", "\u3164"]
-INVISIBLE += ["\u180e", "\u180b", "\u2066", "\U000e0001", "\U000e0074", "\U000e0100", "\x00", "\x08", "\x1b", "\x7f", "\x9f"]
+INVISIBLE = [
+    "\u200b",
+    "\u200c",
+    "\u200d",
+    "\u2060",
+    "\ufeff",
+    "\u00ad",
+    "\u034f",
+    "\u202e",
+    "\ufe0f",
+    "\u115f",
+    "\u3164",
+]
+INVISIBLE += [
+    "\u180e",
+    "\u180b",
+    "\u2066",
+    "\U000e0001",
+    "\U000e0074",
+    "\U000e0100",
+    "\x00",
+    "\x08",
+    "\x1b",
+    "\x7f",
+    "\x9f",
+]
 SPACES = [" ", "\t", "\xa0", "\u2003", "\u3000", "\x1f"]
 
 
@@ -64,7 +90,7 @@ def bold(text: str) -> str:
 
 # --- markers in every disguise --------------------------------------------------------------------
 
-DISGUISES = {
+DISGUISES: dict[str, Callable[[str], str]] = {
     "plain": lambda m: m,
     "upper": str.upper,
     "title": str.title,
@@ -119,7 +145,15 @@ def test_what_is_a_marker_and_what_is_not(text: str, safe: str) -> None:
 @pytest.mark.parametrize("before", ["", *(f"x{b}" for b in BREAKS)])
 @pytest.mark.parametrize("inside", ["", " ", "\t ", "\xa0", "\u200b", "".join(INVISIBLE), "\x1f"])
 def test_a_line_that_begins_with_a_field_is_fenced(field: str, before: str, inside: str) -> None:
-    for form in (field, field.lower(), field.upper(), wide(field), bold(field), field.replace(":", "\u3000:"), field[:-1] + "︓"):
+    for form in (
+        field,
+        field.lower(),
+        field.upper(),
+        wide(field),
+        bold(field),
+        field.replace(":", "\u3000:"),
+        field[:-1] + "︓",
+    ):
         line = f"{inside}{form} I obey"
         assert neutralise(before + line) == f"{before}| {line}"
         assert neutralise(f"{before}> {line}") == f"{before}> {line}"
@@ -158,8 +192,43 @@ def test_operators_that_spell_a_marker_are_broken() -> None:
 
 # --- properties --------------------------------------------------------------------------------------
 
-FRAGMENTS = ["<", ">", "|", "<|", "|>", "</", "/", "_", "‹", "＜", "﹤", "｜", "＞", "im_", "end", "thi", "nk", "resu", "lt"]
-FRAGMENTS += ["tool_", "call", "ima", "ge", "Human", "user", ":", "：", "AI", "assistant", "㏌", "\u0338", "\u0301", "\u226e"]
+FRAGMENTS = [
+    "<",
+    ">",
+    "|",
+    "<|",
+    "|>",
+    "</",
+    "/",
+    "_",
+    "‹",
+    "＜",
+    "﹤",
+    "｜",
+    "＞",
+    "im_",
+    "end",
+    "thi",
+    "nk",
+    "resu",
+    "lt",
+]
+FRAGMENTS += [
+    "tool_",
+    "call",
+    "ima",
+    "ge",
+    "Human",
+    "user",
+    ":",
+    "：",
+    "AI",
+    "assistant",
+    "㏌",
+    "\u0338",
+    "\u0301",
+    "\u226e",
+]
 ADVERSARIAL = st.lists(
     st.one_of(
         st.sampled_from(MARKERS + FIELDS),
@@ -171,7 +240,7 @@ ADVERSARIAL = st.lists(
         st.builds(lambda m, cut: m[cut:], st.sampled_from(MARKERS + FIELDS), st.integers(0, 12)),
         st.sampled_from(FRAGMENTS),
         st.sampled_from(INVISIBLE + SPACES + BREAKS),
-        st.characters(exclude_categories=("Cs",)),
+        st.characters(exclude_categories=["Cs"]),
     ),
     max_size=14,
 ).map("".join)
@@ -180,7 +249,8 @@ DROPPED = re.compile(f"[{re.escape(''.join(INVISIBLE))}]")
 LIVE_TAG = re.compile("|".join(r"\s*".join(map(re.escape, m)) for m in MARKERS), re.IGNORECASE)
 IN_LINE = r"[ \t\xa0\u2003\u3000\x1f]*"
 LIVE_FIELD = re.compile(
-    rf"(?:\A|[{''.join(BREAKS)}]){IN_LINE}(?:{'|'.join(IN_LINE.join(f.replace(' ', '')) for f in FIELDS)})", re.IGNORECASE
+    rf"(?:\A|[{''.join(BREAKS)}]){IN_LINE}(?:{'|'.join(IN_LINE.join(f.replace(' ', '')) for f in FIELDS)})",
+    re.IGNORECASE,
 )
 
 
@@ -234,8 +304,33 @@ def test_text_without_brackets_and_colons_is_unchanged(text: str) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    ["<", "<|", "<|a", "<|a ", "< ", "<\u200b", "<|\u115f", "\u115f", "\n", "\n ", "\r\u2028", "Human ", "\nHuman user", "<think"]
-    + ["<|im_end|>", "\nHuman user:", "< t h i n k ", "<think>", "ａ", "㏌", "\u0301", "<tool_", "| ", "\U000e0001", "\ufdfa"],
+    [
+        "<",
+        "<|",
+        "<|a",
+        "<|a ",
+        "< ",
+        "<\u200b",
+        "<|\u115f",
+        "\u115f",
+        "\n",
+        "\n ",
+        "\r\u2028",
+        "Human ",
+        "\nHuman user",
+        "<think",
+        "<|im_end|>",
+        "\nHuman user:",
+        "< t h i n k ",
+        "<think>",
+        "ａ",
+        "㏌",
+        "\u0301",
+        "<tool_",
+        "| ",
+        "\U000e0001",
+        "\ufdfa",
+    ],
 )
 @pytest.mark.parametrize(("head", "tail"), [("", ""), ("<|", ""), ("<", ">"), ("<|a", "|"), ("\nHuman", "")])
 def test_long_adversarial_text_takes_linear_time(shape: str, head: str, tail: str) -> None:
@@ -255,12 +350,12 @@ NAME_OF = {number: name for name, number in CONTROL.items()}
 
 @pytest.fixture(scope="module")
 def qwen() -> tiktoken.Encoding:
-    tiktoken = pytest.importorskip("tiktoken", reason="the dev extra is not installed: no Qwen vocabulary")
+    module = pytest.importorskip("tiktoken", reason="the dev extra is not installed: no Qwen vocabulary")
     spec = importlib.util.find_spec("dashscope")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("dashscope (dev extra) is not installed: no Qwen vocabulary")
     ranks = Path(spec.submodule_search_locations[0]) / "resources" / "qwen.tiktoken"
-    encoding: tiktoken.Encoding = tiktoken.Encoding(
+    encoding: tiktoken.Encoding = module.Encoding(
         "qwen2.5", pat_str=SPLIT, mergeable_ranks=_ranks(ranks), special_tokens=CONTROL
     )
     return encoding
@@ -287,7 +382,8 @@ def controls(qwen: tiktoken.Encoding, exchange: Exchange) -> list[str]:
     system, user = build_messages(exchange)
     vision = "<|vision_start|>" + "<|image_pad|>" * PADS + "<|vision_end|>"
     chat = "".join(
-        f"<|im_start|>{message.role}\n{message.text.replace('<image>', vision)}<|im_end|>\n" for message in (system, user)
+        f"<|im_start|>{message.role}\n{message.text.replace('<image>', vision)}<|im_end|>\n"
+        for message in (system, user)
     )
     ids = qwen.encode(f"{chat}<|im_start|>assistant\n", allowed_special="all")
     return [NAME_OF[number] for number in ids if number in NAME_OF]

@@ -145,7 +145,8 @@ def _load(folder: Path, recipe: Recipe) -> Any:
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    dtype = torch.bfloat16 if recipe.sft.precision == "bf16-weights" else torch.float32
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype=dtype)
     model.config.use_cache = False
     return model
 

@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN
 from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.stages.master_adamw import MasterAdamW
 from guardreasoner_vl.stages.sft_data import IGNORED
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool) -> S
 def build_trainer(
     model: Any, rows: Sequence[TokenRow], inputs: QwenInputs, config: SFTConfig, folder: Path
 ) -> SFTTrainer:
-    """The trainer, ready to run; `folder` holds the tokenizer."""
+    """The trainer, ready to run; `folder` holds the tokenizer. A model held in bf16 gets fp32 copies."""
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
@@ -107,10 +108,15 @@ def build_trainer(
             "length": [len(row.input_ids) for row in rows],
         }
     )
+    optimizer = None
+    if model.dtype == torch.bfloat16:
+        betas = (config.adam_beta1, config.adam_beta2)
+        optimizer = MasterAdamW(model.parameters(), config.learning_rate, betas, config.weight_decay)
     return SFTTrainer(
         model=model,
         args=config,
         train_dataset=dataset,
         data_collator=Collator(inputs),
         processing_class=tokenizer,
+        optimizers=(optimizer, None),
     )

@@ -1,0 +1,174 @@
+"""Batched decoding for a Qwen2.5-VL: prefix cache, prefill, steps, shrinking batches.
+
+Rows are padded on the left between the shared prefix and their own tokens:
+
+    [prefix | pad pad own tokens | generated ...]
+
+The prefix (system message and the head of the user turn) is computed once and copied to every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+    from guardreasoner_vl.engines.qwen import Encoded, QwenInputs
+    from guardreasoner_vl.images import PixelBudget
+
+_ROOM = 64
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values in a buffer with room to grow, so that a step copies one token and not the whole past."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        past = self.get_seq_length() if self.is_initialized else 0
+        end = past + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if past == 0 or end > self.key_buffer.shape[-2]:
+            self.key_buffer = self._grown(self.keys, past, end, key_states)
+            self.value_buffer = self._grown(self.values, past, end, value_states)
+        self.key_buffer[:, :, past:end] = key_states
+        self.value_buffer[:, :, past:end] = value_states
+        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
+        return self.keys, self.values
+
+    def _grown(self, old: torch.Tensor, past: int, end: int, like: torch.Tensor) -> torch.Tensor:
+        rows, heads, _, width = like.shape
+        buffer = like.new_empty(rows, heads, max(end + _ROOM, end * 3 // 2), width)
+        if past:
+            buffer[:, :, :past] = old
+        return buffer
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Drop all rows but these."""
+        length = self.get_seq_length()
+        self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
+        self.keys, self.values = self.key_buffer[:, :, :length], self.value_buffer[:, :, :length]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that every prompt begins with, and their keys and values: per layer (1, heads, tokens, width)."""
+
+    ids: tuple[int, ...]
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+    def starts(self, ids: Sequence[int]) -> bool:
+        return len(ids) > len(self.ids) and tuple(ids[: len(self.ids)]) == self.ids
+
+
+@dataclass
+class Batch:
+    """Rows in flight: their cache, mask of shape (rows, seen tokens), next positions (rows,), last logits."""
+
+    cache: Cache
+    mask: torch.Tensor
+    next_position: torch.Tensor
+    logits: torch.Tensor
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        for layer in self.cache.layers:
+            layer.keep_rows(rows)
+        self.mask, self.next_position, self.logits = self.mask[rows], self.next_position[rows], self.logits[rows]
+
+
+class Decoder:
+    """Forward passes of one model."""
+
+    def __init__(self, model: Any, inputs: QwenInputs) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.layer_count: int = model.config.text_config.num_hidden_layers
+        self.device = model.device
+
+    def compute_prefix(self, ids: Sequence[int]) -> Prefix:
+        """Keys and values of the constant head of every prompt."""
+        cache = self._cache()
+        positions = torch.arange(len(ids), device=self.device).view(1, 1, -1).expand(3, 1, -1)
+        self._forward(torch.tensor([list(ids)], device=self.device), None, positions, cache)
+        return Prefix(tuple(ids), tuple((layer.keys.clone(), layer.values.clone()) for layer in cache.layers))
+
+    def prefill(
+        self,
+        rows: Sequence[Encoded],
+        images: Sequence[Image],
+        prefix: Prefix | None = None,
+        budget: PixelBudget | None = None,
+    ) -> Batch:
+        """Read the prompts. `images` holds all rows' pictures in order."""
+        skipped = len(prefix.ids) if prefix else 0
+        own = max(len(row.ids) for row in rows) - skipped
+        ids = torch.full((len(rows), own), self.inputs.token_id["<|endoftext|>"])
+        mask = torch.zeros((len(rows), skipped + own), dtype=torch.long)
+        mask[:, :skipped] = 1
+        positions = torch.zeros((3, len(rows), own), dtype=torch.long)
+        for number, row in enumerate(rows):
+            count = len(row.ids) - skipped
+            ids[number, own - count :] = torch.tensor(row.ids[skipped:])
+            mask[number, skipped + own - count :] = 1
+            positions[:, number, own - count :] = torch.from_numpy(row.positions[:, skipped:])
+        vision = {}
+        if images:
+            grids = [(1, *grid) for row in rows for grid in row.grids]
+            pixels = torch.from_numpy(self.inputs.patches(images, budget))
+            vision = {
+                "pixel_values": pixels.to(self.device),
+                "image_grid_thw": torch.from_numpy(np.array(grids)).to(self.device),
+            }
+        cache = self._cache(prefix, len(rows))
+        mask = mask.to(self.device)
+        logits = self._forward(ids.to(self.device), mask, positions.to(self.device), cache, **vision)
+        following = torch.tensor([row.next_position for row in rows], device=self.device)
+        return Batch(cache, mask, following, logits)
+
+    def extend(self, batch: Batch, tokens: Sequence[Sequence[int]]) -> None:
+        """Read further tokens of every row (padded on the left where the rows differ)."""
+        longest = max(len(row) for row in tokens)
+        ids = torch.zeros((len(tokens), longest), dtype=torch.long)
+        new = torch.zeros((len(tokens), longest), dtype=torch.long)
+        for number, row in enumerate(tokens):
+            ids[number, longest - len(row) :] = torch.tensor(list(row))
+            new[number, longest - len(row) :] = 1
+        ids, new = ids.to(self.device), new.to(self.device)
+        offsets = (new.cumsum(1) - 1).clamp(min=0)
+        positions = (batch.next_position[:, None] + offsets)[None].expand(3, -1, -1)
+        batch.mask = torch.cat((batch.mask, new), dim=1)
+        batch.logits = self._forward(ids, batch.mask, positions, batch.cache)
+        batch.next_position = batch.next_position + new.sum(1)
+
+    def _cache(self, prefix: Prefix | None = None, rows: int = 1) -> Cache:
+        cache = Cache(layers=[GrowingLayer() for _ in range(self.layer_count)])
+        if prefix:
+            for layer, (keys, values) in zip(cache.layers, prefix.layers, strict=True):
+                layer.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+        return cache
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache, **vision: Any
+    ) -> torch.Tensor:
+        """Logits of the last token, shape (rows, vocabulary), in fp32."""
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **vision,
+            )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits

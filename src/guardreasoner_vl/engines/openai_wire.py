@@ -1,0 +1,190 @@
+"""The JSON of OpenAI's chat completions, as vLLM speaks it: requests written, answers checked and read."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
+
+from guardreasoner_vl.engines.label_scores import Token
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.protocol import IMAGE
+from guardreasoner_vl.types import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from guardreasoner_vl.engines.base import EngineRequest
+    from guardreasoner_vl.images import Picture
+
+TOP_LOGPROBS = 20
+"""The most that OpenAI's API and vLLM's default allow."""
+
+ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
+
+
+class _Logprob(BaseModel):
+    token: str
+    logprob: FiniteFloat
+    bytes: list[Annotated[int, Field(ge=0, le=255)]] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.token if self.bytes is None else bytes(self.bytes).decode("utf-8", "replace")
+
+
+class _TokenLogprob(_Logprob):
+    top_logprobs: list[_Logprob] = []
+
+
+class _Logprobs(BaseModel):
+    content: list[_TokenLogprob] | None = None
+
+
+class _AnswerMessage(BaseModel):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _AnswerMessage
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _PromptDetails(BaseModel):
+    cached_tokens: NonNegativeInt | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: NonNegativeInt = 0
+    completion_tokens: NonNegativeInt | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class Completion(BaseModel):
+    """One answer of `/chat/completions`; only what is read here."""
+
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].message.content or ""
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].finish_reason
+
+    @property
+    def reasoning_split_off(self) -> bool:
+        """Whether the server cut the reasoning out of the text (vLLM's `--reasoning-parser`)."""
+        message = self.choices[0].message
+        return bool(message.reasoning or message.reasoning_content)
+
+    @property
+    def reports_cached_tokens(self) -> bool:
+        return bool(self.usage and self.usage.prompt_tokens_details)
+
+    def tokens(self) -> list[Token]:
+        """The generated tokens and their likeliest alternatives; empty without log-probabilities."""
+        logprobs = self.choices[0].logprobs
+        content = (logprobs.content if logprobs else None) or []
+        return [Token(token.text, tuple((top.text, top.logprob) for top in token.top_logprobs)) for token in content]
+
+    def used(self, seconds: float) -> Usage:
+        usage = self.usage or _Usage()
+        details = usage.prompt_tokens_details or _PromptDetails()
+        return Usage(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=details.cached_tokens or 0,
+            completion_tokens=usage.completion_tokens or 0,
+            seconds=seconds,
+        )
+
+
+class ServedModel(BaseModel):
+    """One entry of `/models`; `max_model_len` is vLLM's."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+class ServedModels(BaseModel):
+    """The answer of `/models`."""
+
+    data: list[ServedModel]
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def read(kind: type[Body], body: bytes) -> Body:
+    """Parse an answer; raises `EngineError`, which names the place of the fault and never quotes the answer."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"]) or "not JSON"
+    raise EngineError(f"the server's answer is malformed ({place}): check that base_url is an OpenAI-compatible API")
+
+
+def read_completion(body: bytes) -> Completion:
+    """Parse an answer that holds at least one choice; raises `EngineError`."""
+    completion = read(Completion, body)
+    if not completion.choices:
+        raise EngineError("the server's answer is malformed (choices): it holds no answer")
+    return completion
+
+
+def chat_payload(request: EngineRequest, prefix: str) -> dict[str, Any]:
+    """The messages, with pictures inlined and the assistant's turn begun with `prefix`."""
+    pictures = iter(request.pictures)
+    messages: list[dict[str, Any]] = [
+        {"role": message.role, "content": _content(message.text, pictures)} for message in request.messages
+    ]
+    payload: dict[str, Any] = {"messages": messages}
+    if prefix:
+        messages.append({"role": "assistant", "content": prefix})
+        payload |= {"continue_final_message": True, "add_generation_prompt": False}
+    if request.pixels is not None:
+        budget = request.pixels
+        payload["mm_processor_kwargs"] = {"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels}
+    return payload
+
+
+def sampling(request: EngineRequest) -> dict[str, Any]:
+    """How to generate; the seed only where one is given."""
+    chosen: dict[str, Any] = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "max_tokens": request.max_new_tokens,
+    }
+    return chosen if request.seed is None else chosen | {"seed": request.seed}
+
+
+def with_logprobs() -> dict[str, Any]:
+    """Ask for the likeliest tokens at each place."""
+    return {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+
+
+def _content(text: str, pictures: Iterator[Picture]) -> str | list[dict[str, Any]]:
+    """Plain text, or parts with each picture where its placeholder stood."""
+    first, *others = text.split(IMAGE)
+    if not others:
+        return first
+    parts = [_text_part(first)]
+    for piece in others:
+        parts += [_picture_part(next(pictures)), _text_part(piece)]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _picture_part(picture: Picture) -> dict[str, Any]:
+    # Bytes only: a server that is given an address fetches it.
+    data = base64.b64encode(picture.png).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

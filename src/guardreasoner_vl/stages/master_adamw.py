@@ -1,0 +1,59 @@
+"""AdamW for a model held in bf16: moments and weights that are updated live in fp32.
+
+Autocast keeps fp32 weights and casts at every operation; on a CPU with bf16 arithmetic holding the model
+in bf16 is faster, and the fp32 copies keep small updates from being rounded away.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_MASTERS = "masters"
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` on fp32 copies of `parameters`; decay applies to matrices only.
+
+    The copies are part of the state, so a resumed run continues exactly.
+    """
+
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._masters = [parameter.detach().float().clone() for parameter in self._parameters]
+        groups = [
+            {"params": [master for master in self._masters if master.dim() > 1], "weight_decay": weight_decay},
+            {"params": [master for master in self._masters if master.dim() <= 1], "weight_decay": 0.0},
+        ]
+        super().__init__(groups, lr=lr, betas=betas, fused=True)
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+        """One update; parameters without a gradient stay as they are."""
+        for master, parameter in zip(self._masters, self._parameters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        loss = super().step(closure)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for master, parameter in zip(self._masters, self._parameters, strict=True):
+                parameter.copy_(master)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+        super().zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), _MASTERS: [master.clone() for master in self._masters]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = dict(state_dict)
+        with torch.no_grad():
+            for master, stored in zip(self._masters, state.pop(_MASTERS), strict=True):
+                master.copy_(stored)
+        super().load_state_dict(state)

@@ -1,0 +1,327 @@
+"""A local server that behaves like vLLM's API, with a scripted brain and faults on demand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal, Self, TypeAlias
+
+Brain: TypeAlias = Callable[[list[dict[str, Any]], str], str]
+"""Messages without the begun answer, and the begun answer ("" if none): how it goes on."""
+
+Fault = Literal[
+    "http_500", "rate_limit", "hang", "drip", "empty", "not_json", "no_choices", "nan", "drop", "no_finish", "filtered"
+]
+
+END_OF_TURN = "<|im_end|>"
+_TOKEN = re.compile(r" harmful\b| unh|arm|ful|\s?\w+|\s|[^\w\s]")
+_LABELS: dict[str, dict[str, float]] = {
+    " harmful": {" harmful": 0.7, " unh": 0.1, " un": 0.05, " ": 0.05, " None": 0.02},
+    " unh": {" unh": 0.7, " harmful": 0.1, " un": 0.05, " ": 0.05, " None": 0.02},
+}
+
+
+def tokenise(text: str) -> list[str]:
+    """The toy tokens: ` harmful` is one, ` unharmful` is ` unh`, `arm`, `ful`."""
+    return _TOKEN.findall(text)
+
+
+def unharmful(messages: list[dict[str, Any]], begun: str) -> str:
+    """The default brain: reasons in a sentence and finds everything unharmful."""
+    if begun.endswith("Response:"):
+        return " unharmful\n</result>"
+    if begun.endswith("Request:"):
+        return " unharmful\nResponse: None\n</result>"
+    return "<think>\nThe user asks, été included.\n</think>\n<result>\nAnswers:\nRequest: unharmful\nResponse: None\n</result>"
+
+
+@dataclass
+class _Injected:
+    fault: Fault
+    marker: str
+    times: float
+
+
+@dataclass
+class StubServer:
+    """Use as a context manager; `url` is the base URL. `continues` says what `continue_final_message` does."""
+
+    brain: Brain = unharmful
+    models: tuple[str, ...] = ("stub-vl",)
+    max_model_len: int = 4096
+    api_key: str | None = None
+    images: bool = True
+    logprobs: bool = True
+    continues: Literal["honoured", "refused", "ignored"] = "honoured"
+    delay: float = 0.0
+    retry_after: str = "1"
+    payloads: list[dict[str, Any]] = field(default_factory=list)
+    most_in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._injected: list[_Injected] = []
+        self._released = threading.Event()
+        self.disconnected = threading.Event()
+        handler = type("Handler", (_Handler,), {"stub": self})
+        self._server = _QuietServer(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def inject(self, fault: Fault, marker: str = "", times: float = math.inf) -> None:
+        """From now on chat requests that hold `marker` meet `fault`, `times` times."""
+        self._injected.append(_Injected(fault, marker, times))
+
+    def forget(self) -> None:
+        """Start counting anew, say after the probe."""
+        self.payloads.clear()
+        self.most_in_flight = 0
+
+    def enter(self, payload: dict[str, Any]) -> Fault | None:
+        with self._lock:
+            self.payloads.append(payload)
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            text = json.dumps(payload["messages"])
+            for injected in self._injected:
+                if injected.times > 0 and injected.marker in text:
+                    injected.times -= 1
+                    return injected.fault
+        return None
+
+    def leave(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
+
+    def wait_for_release(self, seconds: float) -> bool:
+        return self._released.wait(seconds)
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up are part of the tests."""
+
+
+class _Refusal(Exception):
+    def __init__(self, status: int, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    stub: StubServer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if not self._authorised():
+            return None
+        if self.path != "/v1/models":
+            return self._send(404, {"detail": "Not Found"})
+        models = [
+            {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": self.stub.max_model_len}
+            for name in self.stub.models
+        ]
+        return self._send(200, {"object": "list", "data": models})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self._authorised():
+            return None
+        if self.path != "/v1/chat/completions":
+            return self._send(404, {"detail": "Not Found"})
+        payload = json.loads(body)
+        fault = self.stub.enter(payload)
+        try:
+            time.sleep(self.stub.delay)
+            self._answer(payload, fault)
+        except ConnectionError:
+            self.close_connection = True
+        finally:
+            self.stub.leave()
+
+    def _authorised(self) -> bool:
+        if self.stub.api_key is None or self.headers.get("Authorization") == f"Bearer {self.stub.api_key}":
+            return True
+        self._send(401, {"error": "Unauthorized"})
+        return False
+
+    def _answer(self, payload: dict[str, Any], fault: Fault | None) -> None:
+        try:
+            answer = complete(self.stub, payload)
+        except _Refusal as refusal:
+            return self._send(refusal.status, refusal.body)
+        if fault is None:
+            return self._send(200, answer)
+        return self._fail(fault, answer)
+
+    def _fail(self, fault: Fault, answer: dict[str, Any]) -> None:
+        choice = answer["choices"][0]
+        match fault:
+            case "http_500":
+                self._send(500, {"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
+            case "rate_limit":
+                self._send(429, {"error": {"message": "slow down"}}, {"Retry-After": self.stub.retry_after})
+            case "hang":
+                self._hang()
+            case "drip":
+                self._drip(json.dumps(answer).encode())
+            case "empty":
+                self._send_bytes(200, b"")
+            case "not_json":
+                self._send_bytes(200, b"<html>secret content</html>")
+            case "no_choices":
+                self._send(200, answer | {"choices": []})
+            case "nan":
+                if choice["logprobs"]:
+                    choice["logprobs"]["content"][0]["top_logprobs"][0]["logprob"] = math.nan
+                self._send(200, answer)
+            case "drop":
+                self._drop(json.dumps(answer).encode())
+            case "no_finish":
+                choice["finish_reason"] = None
+                self._send(200, answer)
+            case "filtered":
+                choice["finish_reason"] = "content_filter"
+                self._send(200, answer)
+
+    def _hang(self) -> None:
+        """Wait until the client hangs up or the test ends."""
+        self.connection.settimeout(0.02)
+        while not self.stub.wait_for_release(0.0):
+            try:
+                if not self.connection.recv(1):
+                    self.stub.disconnected.set()
+                    break
+            except TimeoutError:
+                continue
+        self.close_connection = True
+
+    def _drip(self, body: bytes) -> None:
+        self._head(200, len(body), {})
+        for byte in body:
+            if self.stub.wait_for_release(0.02):
+                break
+            self.wfile.write(bytes([byte]))
+        self.close_connection = True
+
+    def _drop(self, body: bytes) -> None:
+        self._head(200, len(body), {})
+        self.wfile.write(body[: len(body) // 2])
+        self.close_connection = True
+
+    def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
+        self._send_bytes(status, json.dumps(body).encode(), headers)
+
+    def _send_bytes(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self._head(status, len(body), headers or {})
+        self.wfile.write(body)
+
+    def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(length), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def complete(stub: StubServer, payload: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one chat request, as vLLM words it."""
+    if payload["model"] not in stub.models:
+        raise _Refusal(404, f"The model `{payload['model']}` does not exist.", "NotFoundError")
+    messages, begun, prompt_tokens = _prompt(stub, payload)
+    _check_length(stub, payload, prompt_tokens)
+    tokens = tokenise(stub.brain(messages, begun))
+    stopped = len(tokens) < payload["max_tokens"]
+    tokens = [*tokens, END_OF_TURN] if stopped else tokens[: payload["max_tokens"]]
+    content = "".join(token for token in tokens if token != END_OF_TURN)
+    return {
+        "id": "chatcmpl-stub",
+        "object": "chat.completion",
+        "model": payload["model"],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, "reasoning": None, "tool_calls": []},
+                "logprobs": _logprobs(stub, payload, tokens),
+                "finish_reason": "stop" if stopped else "length",
+                "stop_reason": None,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": len(tokens),
+            "total_tokens": prompt_tokens + len(tokens),
+            "prompt_tokens_details": {"cached_tokens": 2},
+        },
+    }
+
+
+def _prompt(stub: StubServer, payload: dict[str, Any]) -> tuple[list[dict[str, Any]], str, int]:
+    """Messages, begun answer and prompt tokens (a message's frame takes 3, a picture 64)."""
+    messages = payload["messages"]
+    continues = payload.get("continue_final_message", False)
+    if continues and stub.continues == "refused":
+        raise _Refusal(400, "Unknown parameter: 'continue_final_message'.", "invalid_request_error")
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]] + [
+        {"type": "text", "text": message["content"]} for message in messages if isinstance(message["content"], str)
+    ]
+    pictures = [part for part in parts if part["type"] == "image_url"]
+    if pictures and not stub.images:
+        raise _Refusal(400, "At most 0 image(s) may be provided in one prompt.", "BadRequestError")
+    words = sum(len(tokenise(part["text"])) for part in parts if part["type"] == "text")
+    tokens = words + 64 * len(pictures) + 3 * len(messages)
+    if not continues or stub.continues == "ignored":
+        return messages, "", tokens + 3
+    return messages[:-1], messages[-1]["content"], tokens
+
+
+def _check_length(stub: StubServer, payload: dict[str, Any], prompt_tokens: int) -> None:
+    if prompt_tokens + payload["max_tokens"] > stub.max_model_len:
+        raise _Refusal(
+            400,
+            f"This model's maximum context length is {stub.max_model_len} tokens. However, you requested "
+            f"{prompt_tokens + payload['max_tokens']} tokens ({prompt_tokens} in the messages, "
+            f"{payload['max_tokens']} in the completion). Please reduce the length of the messages or completion.",
+            "BadRequestError",
+        )
+
+
+def _logprobs(stub: StubServer, payload: dict[str, Any], tokens: list[str]) -> dict[str, Any] | None:
+    if not (payload.get("logprobs") and stub.logprobs):
+        return None
+    content = []
+    for token in tokens:
+        likely = _LABELS.get(token, {token: 0.9, "x": 0.05})
+        top = [_logprob(text, share) for text, share in likely.items()][: payload["top_logprobs"]]
+        content.append(_logprob(token, likely[token]) | {"top_logprobs": top})
+    return {"content": content}
+
+
+def _logprob(token: str, share: float) -> dict[str, Any]:
+    return {"token": token, "logprob": math.log(share), "bytes": list(token.encode())}

@@ -1,0 +1,393 @@
+"""The OpenAI-compatible engine against a stub of vLLM: what goes over the wire, and every fault."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from guardreasoner_vl.engines import openai_http
+from guardreasoner_vl.engines.base import Capabilities
+from guardreasoner_vl.engines.openai_api import OpenAIEngine
+from guardreasoner_vl.errors import EngineError, GuardError, ModelError
+from guardreasoner_vl.images import PixelBudget
+from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message
+from tests.engines.conformance import SLOTS, asked, with_picture
+from tests.engines.stub_server import Fault, StubServer
+
+KEY = "sk-canary-key"
+SECRET = "canary-content"
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_http, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[StubServer]:
+    with StubServer(api_key=KEY) as server:
+        yield server
+
+
+@pytest.fixture
+def engine(server: StubServer) -> Iterator[OpenAIEngine]:
+    engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, timeout=0.8, retries=2, max_concurrency=4)
+    server.forget()
+    yield engine
+    engine.close()
+
+
+def parts_of(payload: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        part for message in payload["messages"] if isinstance(message["content"], list) for part in message["content"]
+    ]
+
+
+# What goes out
+
+
+def test_pictures_stand_where_their_placeholders_stood(server: StubServer, engine: OpenAIEngine) -> None:
+    pictured = with_picture(asked())
+    message = Message("user", f"before {IMAGE}{IMAGE} after")
+    request = replace(pictured, messages=(message,), pictures=pictured.pictures * 2, pixels=PixelBudget(3136, 50176))
+    (result,) = engine.generate([request])
+    assert result.error is None
+    (payload,) = server.payloads
+    assert [part["type"] for part in parts_of(payload)] == ["text", "image_url", "image_url", "text"]
+    assert [part["text"] for part in parts_of(payload) if part["type"] == "text"] == ["before ", " after"]
+    for part in parts_of(payload)[1:3]:
+        kind, _, data = part["image_url"]["url"].partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data) == pictured.pictures[0].png
+    assert payload["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 50176}
+
+
+def test_generation_settings_go_out(server: StubServer, engine: OpenAIEngine) -> None:
+    engine.generate([replace(asked(), temperature=0.7, top_p=0.9, seed=5, max_new_tokens=7), asked()])
+    warm, greedy = sorted(server.payloads, key=lambda payload: float(payload["max_tokens"]))
+    assert {name: warm[name] for name in ("temperature", "top_p", "seed", "max_tokens", "model")} == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 5,
+        "max_tokens": 7,
+        "model": "stub-vl",
+    }
+    assert greedy["temperature"] == 0.0
+    assert not {"seed", "logprobs", "mm_processor_kwargs", "continue_final_message", "stop"} & set(greedy)
+    assert all(isinstance(message["content"], str) for message in greedy["messages"])
+
+
+def test_the_answer_is_begun_with_the_forced_prefix(server: StubServer, engine: OpenAIEngine) -> None:
+    (result,) = engine.generate([asked(forced_prefix=FAST_PREFIX)])
+    assert result.text == FAST_PREFIX + " unharmful\nResponse: None\n</result>"
+    (payload,) = server.payloads
+    assert payload["messages"][-1] == {"role": "assistant", "content": FAST_PREFIX}
+    assert payload["continue_final_message"] is True
+    assert payload["add_generation_prompt"] is False
+
+
+def test_extra_body_wins(server: StubServer) -> None:
+    engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, extra_body={"top_k": 1, "max_tokens": 3})
+    server.forget()
+    engine.generate([asked()])
+    engine.close()
+    assert (server.payloads[0]["top_k"], server.payloads[0]["max_tokens"]) == (1, 3)
+
+
+def test_only_so_many_at_once_and_in_order(server: StubServer, engine: OpenAIEngine) -> None:
+    server.brain = lambda messages, begun: messages[-1]["content"].split("\n")[1]
+    server.delay = 0.02
+    results = engine.generate([asked(f"question {number}") for number in range(12)])
+    assert [result.text for result in results] == [f"question {number}" for number in range(12)]
+    assert 1 < server.most_in_flight <= 4
+
+
+# What comes back
+
+
+def test_usage_and_shared_time(engine: OpenAIEngine) -> None:
+    first, second = engine.generate([asked(), asked()])
+    assert first.usage.cached_tokens == 2
+    assert first.usage.completion_tokens > 10
+    assert first.usage.seconds == second.usage.seconds > 0.0
+
+
+def test_label_logprobs_after_reasoning(server: StubServer, engine: OpenAIEngine) -> None:
+    request = replace(asked(), label_fields=("Request:", "Response:"), candidates=CANDIDATES, max_new_tokens=100)
+    (result,) = engine.generate([request])
+    assert (server.payloads[0]["logprobs"], server.payloads[0]["top_logprobs"]) == (True, 20)
+    assert result.finish_reason == "stop"
+    # The response's label is "None", which no candidate begins.
+    assert set(result.label_logprobs) == {"Request:"}
+    assert [math.exp(share) for share in result.label_logprobs["Request:"]] == pytest.approx([0.1, 0.75])
+
+
+def test_a_cut_answer_ends_for_length(engine: OpenAIEngine) -> None:
+    (result,) = engine.generate([replace(asked(), max_new_tokens=5)])
+    assert (result.finish_reason, result.error, result.usage.completion_tokens) == ("length", None, 5)
+
+
+def test_score_appends_the_chosen_candidate(server: StubServer, engine: OpenAIEngine) -> None:
+    (result,) = engine.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
+    assert result.chosen == (1, 1)
+    assert [math.exp(share) for share in result.logprobs[0]] == pytest.approx([0.1, 0.75])
+    assert [payload["messages"][-1]["content"] for payload in server.payloads] == [
+        FAST_PREFIX,
+        FAST_PREFIX + " unharmful" + RESPONSE_FIELD,
+    ]
+    assert [payload["max_tokens"] for payload in server.payloads] == [1, 1]
+    assert result.usage.completion_tokens == 2
+
+
+def test_no_score_where_no_label_is_likely(server: StubServer, engine: OpenAIEngine) -> None:
+    server.brain = lambda messages, begun: " maybe"
+    (result,) = engine.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
+    assert result.error == "no label is among the model's likeliest next tokens: use mode 'slow' with this model"
+    assert result.chosen == ()
+
+
+def test_text_that_is_no_unicode_harms_no_one(engine: OpenAIEngine) -> None:
+    odd = replace(asked(), messages=(Message("user", "\ud800"),))
+    _, good = engine.generate([odd, asked()])
+    assert good.error is None
+
+
+# Faults: each is the result of its request, and says nothing of the content
+
+SCORED = replace(asked(SECRET, forced_prefix=FAST_PREFIX), label_fields=("Request:",), candidates=CANDIDATES)
+FAULTS: list[tuple[Fault, str, str]] = [
+    ("http_500", "engine", "answered HTTP 500: see the server's log"),
+    ("rate_limit", "engine", "answered HTTP 429: lower max_concurrency"),
+    ("hang", "timeout", "gave no answer within 0.8 s"),
+    ("drip", "timeout", "gave no answer within 0.8 s"),
+    ("empty", "engine", "malformed (not JSON)"),
+    ("not_json", "engine", "malformed (not JSON)"),
+    ("no_choices", "engine", "malformed (choices)"),
+    ("nan", "engine", "malformed (choices.0.logprobs.content.0.top_logprobs.0.logprob)"),
+    ("drop", "engine", "cannot reach http://127.0.0.1:"),
+    ("no_finish", "engine", "finish reason None"),
+    ("filtered", "engine", "finish reason 'content_filter'"),
+]
+
+
+@pytest.mark.parametrize(("fault", "code", "text"), FAULTS, ids=[fault for fault, *_ in FAULTS])
+def test_a_fault_is_one_request_s_result(
+    server: StubServer, engine: OpenAIEngine, fault: Fault, code: str, text: str
+) -> None:
+    server.inject(fault, marker=SECRET)
+    bad, good = engine.generate([SCORED, asked()])
+    (unscored,) = engine.score([SCORED], SLOTS, CANDIDATES) if code != "timeout" else (None,)
+    assert good.error is None
+    assert bad.finish_reason == "error"
+    assert bad.error_code == code
+    assert text in (bad.error or "")
+    for leak in (SECRET, KEY, "secret content"):
+        assert leak not in repr(bad)
+    if unscored is not None:
+        assert (unscored.error, unscored.error_code, unscored.logprobs) == (bad.error, code, ())
+
+
+@pytest.mark.parametrize("fault", ["http_500", "drop"])
+def test_what_may_pass_is_tried_again(server: StubServer, engine: OpenAIEngine, fault: Fault) -> None:
+    server.inject(fault, times=2)
+    (result,) = engine.generate([asked()])
+    assert result.error is None
+    assert len(server.payloads) == 3
+
+
+def test_tries_end(server: StubServer, engine: OpenAIEngine) -> None:
+    server.inject("http_500")
+    engine.generate([asked()])
+    assert len(server.payloads) == 3
+
+
+def test_malformed_answers_are_not_tried_again(server: StubServer, engine: OpenAIEngine) -> None:
+    server.inject("not_json")
+    engine.generate([asked()])
+    assert len(server.payloads) == 1
+
+
+def test_retry_after_is_honoured(server: StubServer) -> None:
+    engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, timeout=5.0)
+    server.inject("rate_limit", times=1)
+    started = time.monotonic()
+    (result,) = engine.generate([asked()])
+    engine.close()
+    assert result.error is None
+    assert 0.95 < time.monotonic() - started < 2.0
+
+
+@pytest.mark.parametrize("retry_after", ["30", "Fri, 31 Dec 2100 23:59:59 GMT"])
+def test_no_wait_that_the_deadline_would_cut(server: StubServer, engine: OpenAIEngine, retry_after: str) -> None:
+    server.retry_after = retry_after
+    server.inject("rate_limit")
+    started = time.monotonic()
+    (result,) = engine.generate([asked()])
+    assert "HTTP 429" in (result.error or "")
+    assert time.monotonic() - started < 0.5
+
+
+def test_an_unreadable_retry_after_is_passed_over(server: StubServer, engine: OpenAIEngine) -> None:
+    server.retry_after = "soon"
+    server.inject("rate_limit", times=1)
+    (result,) = engine.generate([asked()])
+    assert result.error is None
+
+
+def test_too_long_is_refused_not_cut(server: StubServer, engine: OpenAIEngine) -> None:
+    long, good = engine.generate([asked(f"{SECRET} " * 5000), asked()])
+    assert (long.finish_reason, long.error_code) == ("error", "input_too_long")
+    assert SECRET not in repr(long)
+    assert good.error is None
+
+
+def test_a_key_that_stops_working(server: StubServer, engine: OpenAIEngine) -> None:
+    server.api_key = "another"
+    (result,) = engine.generate([asked()])
+    assert result.error_code == "auth"
+    assert "set OPENAI_API_KEY" in (result.error or "")
+    assert KEY not in repr(result)
+
+
+def test_reasoning_that_the_server_cuts_out_is_said(monkeypatch: pytest.MonkeyPatch, engine: OpenAIEngine) -> None:
+    split = b'{"choices":[{"message":{"content":"<result>","reasoning":"because"},"finish_reason":"stop"}]}'
+
+    async def answer(*_: object) -> bytes:
+        return split
+
+    monkeypatch.setattr(openai_http.HttpClient, "post", answer)
+    (result,) = engine.generate([asked()])
+    assert "without --reasoning-parser" in (result.error or "")
+
+
+# Loops, threads, cancelling, closing
+
+
+async def test_cancelling_hangs_up(server: StubServer, engine: OpenAIEngine) -> None:
+    server.inject("hang")
+    task = asyncio.create_task(engine.agenerate(asked()))
+    while not server.payloads:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(server.disconnected.wait, 0.5)
+
+
+def test_closing_ends_what_is_under_way(server: StubServer, engine: OpenAIEngine) -> None:
+    server.inject("hang")
+    closer = threading.Timer(0.1, engine.close)
+    closer.start()
+    results = engine.generate([asked()] * 8)
+    closer.join()
+    assert {result.error for result in results} == {"the engine was closed before the answer came"}
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.generate([asked()])
+
+
+def test_closing_an_engine_that_never_ran() -> None:
+    engine = OpenAIEngine(base_url="http://127.0.0.1:1/v1")
+    engine.close()
+    engine.close()
+
+
+# Connecting
+
+
+def connect_error(**options: Any) -> GuardError:
+    with pytest.raises(GuardError) as raised:
+        OpenAIEngine.connect(**options)
+    assert "\n" not in str(raised.value)
+    return raised.value
+
+
+def test_finds_the_model_and_what_the_server_can_do(engine: OpenAIEngine) -> None:
+    assert engine.model.name == "stub-vl"
+    assert engine.capabilities == Capabilities(True, True, True, True, 4096)
+
+
+@pytest.mark.parametrize(
+    ("options", "lacking"),
+    [
+        ({"images": False}, {"images"}),
+        ({"logprobs": False}, {"scores"}),
+        ({"continues": "refused"}, {"forced_prefix"}),
+        ({"continues": "ignored"}, {"forced_prefix"}),
+    ],
+    ids=["text model", "no logprobs", "refuses to continue", "ignores continuing"],
+)
+def test_declares_what_the_server_lacks(options: dict[str, Any], lacking: set[str]) -> None:
+    with StubServer(**options) as server:
+        engine = OpenAIEngine.connect(base_url=server.url)
+        declared = engine.capabilities
+        (score,) = engine.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
+        engine.close()
+    assert {name for name in ("images", "scores", "forced_prefix") if not getattr(declared, name)} == lacking
+    if "scores" in lacking:
+        assert "gives no log-probabilities" in (score.error or "")
+
+
+def test_an_engine_not_connected_says_so(server: StubServer) -> None:
+    engine = OpenAIEngine(base_url=server.url, api_key=KEY)
+    with pytest.raises(EngineError, match="not connected"):
+        assert engine.capabilities
+    with pytest.raises(EngineError, match="not connected"):
+        assert engine.model
+    (result,) = engine.generate([asked()])
+    assert "not connected" in (result.error or "")
+    engine.probe()
+    assert engine.generate([asked()])[0].error is None
+    engine.close()
+
+
+def test_the_key_comes_from_the_environment(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")
+    OpenAIEngine.connect(base_url=server.url.removesuffix("/v1")).close()
+
+
+def test_a_wrong_key_is_said_in_one_line(server: StubServer) -> None:
+    error = connect_error(base_url=server.url, api_key="sk-wrong")
+    assert isinstance(error, EngineError)
+    assert error.code == "auth"
+    assert "sk-wrong" not in str(error)
+
+
+def test_an_unknown_model_names_those_served(server: StubServer) -> None:
+    server.models = ("first", "second")
+    error = connect_error(base_url=server.url, api_key=KEY, model="third")
+    assert isinstance(error, ModelError)
+    assert str(error).endswith("does not serve third: choose one of those it serves (first, second)")
+
+
+def test_the_wanted_model_is_used(server: StubServer) -> None:
+    server.models = ("first", "second")
+    engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, model="second")
+    assert engine.model.name == "second"
+    engine.close()
+
+
+def test_an_unreachable_server_names_the_remedy() -> None:
+    error = connect_error(base_url="http://user:password@127.0.0.1:9/v1", retries=1)
+    assert str(error) == ("cannot reach http://127.0.0.1:9 (ConnectError): check the address and that the server runs")
+
+
+@pytest.mark.parametrize("base_url", ["localhost:8000", "", "ftp://host/v1", "http://", "http://[::1"])
+def test_a_base_url_that_is_none(base_url: str) -> None:
+    with pytest.raises(EngineError, match="base_url is no web address"):
+        OpenAIEngine(base_url=base_url)
+
+
+@pytest.mark.parametrize("key", ["sk-\u2026", "sk-a\r\nX: y"])
+def test_a_key_that_no_header_can_carry(key: str) -> None:
+    with pytest.raises(EngineError, match="the API key holds characters") as raised:
+        OpenAIEngine(base_url="http://localhost/v1", api_key=key)
+    assert "sk-" not in str(raised.value)
