@@ -38,7 +38,8 @@ def unharmful(messages: list[dict[str, Any]], begun: str) -> str:
         return " unharmful\n</result>"
     if begun.endswith("Request:"):
         return " unharmful\nResponse: None\n</result>"
-    return "<think>\nThe user asks, été included.\n</think>\n<result>\nAnswers:\nRequest: unharmful\nResponse: None\n</result>"
+    result = "<result>\nAnswers:\nRequest: unharmful\nResponse: None\n</result>"
+    return f"<think>\nThe user asks, été included.\n</think>\n{result}"
 
 
 @dataclass
@@ -125,7 +126,7 @@ class _QuietServer(ThreadingHTTPServer):
         """Clients that hang up are part of the tests."""
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     def __init__(self, status: int, message: str, kind: str) -> None:
         super().__init__(message)
         self.status = status
@@ -134,6 +135,7 @@ class _Refusal(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes
     stub: StubServer
 
     def log_message(self, *_: object) -> None:
@@ -175,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, payload: dict[str, Any], fault: Fault | None) -> None:
         try:
             answer = complete(self.stub, payload)
-        except _Refusal as refusal:
+        except _RefusalError as refusal:
             return self._send(refusal.status, refusal.body)
         if fault is None:
             return self._send(200, answer)
@@ -253,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
 def complete(stub: StubServer, payload: dict[str, Any]) -> dict[str, Any]:
     """The answer to one chat request, as vLLM words it."""
     if payload["model"] not in stub.models:
-        raise _Refusal(404, f"The model `{payload['model']}` does not exist.", "NotFoundError")
+        raise _RefusalError(404, f"The model `{payload['model']}` does not exist.", "NotFoundError")
     messages, begun, prompt_tokens = _prompt(stub, payload)
     _check_length(stub, payload, prompt_tokens)
     tokens = tokenise(stub.brain(messages, begun))
@@ -287,13 +289,13 @@ def _prompt(stub: StubServer, payload: dict[str, Any]) -> tuple[list[dict[str, A
     messages = payload["messages"]
     continues = payload.get("continue_final_message", False)
     if continues and stub.continues == "refused":
-        raise _Refusal(400, "Unknown parameter: 'continue_final_message'.", "invalid_request_error")
+        raise _RefusalError(400, "Unknown parameter: 'continue_final_message'.", "invalid_request_error")
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]] + [
         {"type": "text", "text": message["content"]} for message in messages if isinstance(message["content"], str)
     ]
     pictures = [part for part in parts if part["type"] == "image_url"]
     if pictures and not stub.images:
-        raise _Refusal(400, "At most 0 image(s) may be provided in one prompt.", "BadRequestError")
+        raise _RefusalError(400, "At most 0 image(s) may be provided in one prompt.", "BadRequestError")
     words = sum(len(tokenise(part["text"])) for part in parts if part["type"] == "text")
     tokens = words + 64 * len(pictures) + 3 * len(messages)
     if not continues or stub.continues == "ignored":
@@ -303,7 +305,7 @@ def _prompt(stub: StubServer, payload: dict[str, Any]) -> tuple[list[dict[str, A
 
 def _check_length(stub: StubServer, payload: dict[str, Any], prompt_tokens: int) -> None:
     if prompt_tokens + payload["max_tokens"] > stub.max_model_len:
-        raise _Refusal(
+        raise _RefusalError(
             400,
             f"This model's maximum context length is {stub.max_model_len} tokens. However, you requested "
             f"{prompt_tokens + payload['max_tokens']} tokens ({prompt_tokens} in the messages, "

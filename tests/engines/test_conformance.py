@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from guardreasoner_vl.engines.base import Engine
 from guardreasoner_vl.engines.openai_api import OpenAIEngine
 from guardreasoner_vl.engines.scripted import ALL_CAPABILITIES, ScriptedEngine
 from tests.engines.conformance import EngineConformance
 from tests.engines.stub_server import StubServer, unharmful
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from guardreasoner_vl.engines.base import Engine
 
 BARE = replace(ALL_CAPABILITIES, images=False, scores=False, forced_prefix=False)
 

@@ -7,9 +7,8 @@ import base64
 import math
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +20,9 @@ from guardreasoner_vl.images import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message
 from tests.engines.conformance import SLOTS, asked, with_picture
 from tests.engines.stub_server import Fault, StubServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 KEY = "sk-canary-key"
 SECRET = "canary-content"
@@ -47,9 +49,8 @@ def engine(server: StubServer) -> Iterator[OpenAIEngine]:
 
 
 def parts_of(payload: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        part for message in payload["messages"] if isinstance(message["content"], list) for part in message["content"]
-    ]
+    contents = [message["content"] for message in payload["messages"]]
+    return [part for content in contents if isinstance(content, list) for part in content]
 
 
 # What goes out

@@ -1,0 +1,223 @@
+"""`Guard`: exchanges in, verdicts out; one by one, in batches, or from an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+from guardreasoner_vl.errors import GuardError, InputError
+from guardreasoner_vl.judging import Call, Count, Counted, Generate, Policy, Reply, Score, error_verdict, judge
+from guardreasoner_vl.protocol import CANDIDATES
+from guardreasoner_vl.types import MODES, Exchange, ImageSource, Mode, ModelInfo, Verdict
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from guardreasoner_vl.engines.base import Engine
+    from guardreasoner_vl.judging import Judging
+
+Item: TypeAlias = Exchange | Mapping[str, Any]
+"""An exchange, or a row `{prompt?, images?, response?}` or `{messages}`."""
+
+EngineName = Literal["auto", "transformers", "openai"]
+ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openai")
+CHUNK = 128
+
+
+class Guard:
+    """Judges exchanges with one engine under one policy.
+
+    Input that cannot be judged and faults of the engine become `error` verdicts; only a wrong setting raises.
+    """
+
+    def __init__(self, engine: Engine, policy: Policy | None = None) -> None:
+        self.engine = engine
+        self.policy = policy or Policy()
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "embedded",
+        engine: EngineName = "auto",
+        *,
+        revision: str | None = None,
+        policy: Policy | None = None,
+        **options: Any,
+    ) -> Guard:
+        """Open a guard.
+
+        `model`: "embedded", a model folder, or a hub id (with the `openai` engine: the served model's name, and
+        `base_url` among `options`). Further `options` go to the engine. Raises `ModelError`.
+        """
+        if engine not in ENGINES:
+            raise InputError(f"unknown engine {engine!r}: use one of {', '.join(ENGINES)}")
+        if engine == "openai":
+            from guardreasoner_vl.engines.openai_api import OpenAIEngine
+
+            return cls(OpenAIEngine.connect(model=model, **options), policy)
+        from guardreasoner_vl.engines.transformers_engine import TransformersEngine
+
+        return cls(TransformersEngine.load(model, revision, **options), policy)
+
+    @property
+    def model(self) -> ModelInfo:
+        """Name and revision of the model that judges."""
+        return self.engine.model
+
+    def moderate(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        response: str | None = None,
+        mode: Mode | None = None,
+    ) -> Verdict:
+        """Judge what a user sent (text, pictures, or both) and, if given, what the model answered."""
+        return self._one(lambda: Exchange(prompt, tuple(images), response), mode)
+
+    def moderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
+        """Judge the last user turn, and the answer after it, of an OpenAI-style conversation."""
+        return self._one(lambda: Exchange.from_messages(messages), mode)
+
+    async def amoderate(
+        self,
+        prompt: str | None = None,
+        *,
+        images: Sequence[ImageSource] = (),
+        response: str | None = None,
+        mode: Mode | None = None,
+    ) -> Verdict:
+        """`moderate` without blocking the event loop."""
+        return await self._aone(lambda: Exchange(prompt, tuple(images), response), mode)
+
+    async def amoderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
+        """`moderate_messages` without blocking the event loop."""
+        return await self._aone(lambda: Exchange.from_messages(messages), mode)
+
+    def moderate_batch(
+        self, items: Iterable[Item], *, mode: Mode | None = None, chunk: int = CHUNK
+    ) -> Iterator[Verdict]:
+        """Judge many, lazily and in order; a bad item becomes an `error` verdict and the rest go on.
+
+        `chunk` items are read and judged together.
+        """
+        policy = self._policy(mode)
+        return self._batches(iter(items), policy, chunk)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _policy(self, mode: Mode | None) -> Policy:
+        if mode is None:
+            return self.policy
+        if mode not in MODES:
+            raise InputError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
+        return replace(self.policy, mode=mode)
+
+    def _one(self, build: Any, mode: Mode | None) -> Verdict:
+        policy = self._policy(mode)
+        return self._lockstep([self._judging(build, policy)])[0]
+
+    async def _aone(self, build: Any, mode: Mode | None) -> Verdict:
+        judging = self._judging(build, self._policy(mode))
+        reply: Reply | None = None
+        while True:
+            try:
+                call = await asyncio.to_thread(_advance, judging, reply)
+            except _Finished as finished:
+                return finished.verdict
+            reply = await self._areply(call)
+
+    def _batches(self, items: Iterator[Item], policy: Policy, chunk: int) -> Iterator[Verdict]:
+        while batch := list(islice(items, chunk)):
+            yield from self._lockstep([self._judging(lambda item=item: _exchange(item), policy) for item in batch])
+
+    def _judging(self, build: Any, policy: Policy) -> Judging:
+        try:
+            exchange = build()
+        except GuardError as error:
+            return error_verdict(error, policy, self.model)
+        return (yield from judge(exchange, policy, self.model))
+
+    def _lockstep(self, judgings: Sequence[Judging]) -> list[Verdict]:
+        """Advance all judgings together, so that each round's calls reach the engine as batches."""
+        verdicts: dict[int, Verdict] = {}
+        replies: dict[int, Reply | None] = dict.fromkeys(range(len(judgings)))
+        while replies:
+            calls: dict[int, Call] = {}
+            for place, reply in replies.items():
+                try:
+                    calls[place] = _advance(judgings[place], reply)
+                except _Finished as finished:
+                    verdicts[place] = finished.verdict
+            replies = self._replies(calls)
+        return [verdicts[place] for place in range(len(judgings))]
+
+    def _replies(self, calls: Mapping[int, Call]) -> dict[int, Reply | None]:
+        replies: dict[int, Reply | None] = {}
+        groups: dict[tuple[str, ...] | None, list[int]] = {}
+        for place, call in calls.items():
+            if isinstance(call, Count):
+                replies[place] = self._counted(call)
+            else:
+                groups.setdefault(call.slots if isinstance(call, Score) else None, []).append(place)
+        for slots, places in groups.items():
+            requests = [calls[place].request for place in places]
+            results: Sequence[Reply] = (
+                self.engine.generate(requests) if slots is None else self.engine.score(requests, slots, CANDIDATES)
+            )
+            replies.update(zip(places, results, strict=True))
+        return replies
+
+    async def _areply(self, call: Call) -> Reply:
+        if isinstance(call, Generate):
+            return await self.engine.agenerate(call.request)
+        if isinstance(call, Score):
+            return await self.engine.ascore(call.request, call.slots, CANDIDATES)
+        return await asyncio.to_thread(self._counted, call)
+
+    def _counted(self, call: Count) -> Counted:
+        return Counted(self.engine.count_tokens(call.request), self.engine.capabilities.max_context)
+
+
+class _Finished(Exception):  # noqa: N818
+    """Carries the verdict out; `StopIteration` may not cross a future."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__()
+        self.verdict = verdict
+
+
+def _advance(judging: Judging, reply: Reply | None) -> Call:
+    try:
+        return next(judging) if reply is None else judging.send(reply)
+    except StopIteration as stop:
+        raise _Finished(stop.value) from None
+
+
+def _exchange(item: Item) -> Exchange:
+    if isinstance(item, Exchange):
+        return item
+    if not isinstance(item, Mapping):
+        raise InputError("an item is an Exchange or a mapping with prompt, images, response, or messages")
+    if "messages" in item:
+        return Exchange.from_messages(item["messages"])
+    images = item.get("images") or ()
+    for name in ("prompt", "response"):
+        if not isinstance(item.get(name), str | None):
+            raise InputError(f"{name} must be a string or null")
+    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+        raise InputError("images must be a list")
+    return Exchange(item.get("prompt"), tuple(images), item.get("response"))

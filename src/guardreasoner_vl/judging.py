@@ -1,0 +1,305 @@
+"""How one exchange becomes a verdict, without any I/O (protocol, sections 2 and 3).
+
+`judge` is a generator: it yields what it wants from an engine and receives the result, so that the same
+policy serves one call, a batch in lockstep, and an event loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
+from guardreasoner_vl.errors import GuardError, InputError, InputTooLongError
+from guardreasoner_vl.images import ImageLimits, Picture, PixelBudget
+from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, Reason, build_messages, parse_verdict
+from guardreasoner_vl.types import Exchange, Judgement, Label, Mode, ModelInfo, Usage, Verdict, VerdictError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Action = Literal["allow", "block"]
+REQUEST_FIELD = "Request:"
+_REMEDIES = {
+    Reason.TRUNCATED: "the reasoning did not end within the token limit; raise max_new_tokens",
+    Reason.ENGINE: "the engine failed; try again",
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Everything that decides a verdict besides the model.
+
+    `thresholds`: from which score on the request and the response are harmful; None lets the label decide.
+    `band`: in `hybrid` mode, scores inside it are reasoned about. `long_input`: refuse what does not fit, or
+    judge overlapping windows and let the worst verdict win.
+    """
+
+    mode: Mode = "slow"
+    thresholds: tuple[float | None, float | None] = (None, None)
+    band: tuple[float, float] = (0.1, 0.9)
+    on_error: Action = "block"
+    max_new_tokens: int = 1024
+    retry_new_tokens: int = 4096
+    long_input: Literal["refuse", "windows"] = "refuse"
+    window_overlap: float = 0.2
+    images: ImageLimits = field(default_factory=ImageLimits)
+    pixels: PixelBudget | None = None
+
+    def __post_init__(self) -> None:
+        if not all(value is None or 0 <= value <= 1 for value in self.thresholds):
+            raise InputError("a threshold is a probability: give a number from 0 to 1")
+        if not 0 <= self.band[0] <= self.band[1] <= 1:
+            raise InputError("the band is two probabilities, the lower one first")
+        if not 0 <= self.window_overlap < 1:
+            raise InputError("window_overlap is a share of a window: give a number from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Please generate an answer."""
+
+    request: EngineRequest
+
+
+@dataclass(frozen=True)
+class Score:
+    """Please compare the label words in these slots."""
+
+    request: EngineRequest
+    slots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Count:
+    """Please count the prompt's tokens."""
+
+    request: EngineRequest
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Tokens of a prompt and what the model reads at most, where the engine knows them."""
+
+    tokens: int | None
+    limit: int | None
+
+
+Call: TypeAlias = Generate | Score | Count
+Reply: TypeAlias = EngineResult | ScoreResult | Counted
+Judging: TypeAlias = Generator[Call, Reply, Verdict]
+
+
+def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+    """Judge one exchange; whatever goes wrong comes back as an error verdict."""
+    try:
+        taken, _ = take_in(exchange, policy.images)
+    except InputError as error:
+        return error_verdict(error, policy, model)
+    if policy.long_input == "windows":
+        return (yield from _judge_windows(taken, policy, model))
+    return (yield from _judge_one(taken, policy, model))
+
+
+def error_verdict(error: GuardError, policy: Policy, model: ModelInfo) -> Verdict:
+    """The verdict for what could not be judged."""
+    return _error(error.code, str(error), policy, model, Usage())
+
+
+def _error(code: str, message: str, policy: Policy, model: ModelInfo, usage: Usage) -> Verdict:
+    return Verdict(
+        request=Judgement(label=Label.ERROR),
+        response=Judgement(label=Label.ERROR),
+        flagged=None,
+        action=policy.on_error,
+        mode=policy.mode,
+        error=VerdictError(code=code, message=message),
+        model=model,
+        usage=usage,
+    )
+
+
+def _question(exchange: Exchange, policy: Policy) -> EngineRequest:
+    pictures = tuple(picture for picture in exchange.all_images if isinstance(picture, Picture))
+    return EngineRequest(build_messages(exchange), pictures, pixels=policy.pixels)
+
+
+def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+    if policy.mode == "slow":
+        return (yield from _slow(exchange, policy, model))
+    verdict = yield from _fast(exchange, policy, model)
+    low, high = policy.band
+    scores = [judged.score for judged in (verdict.request, verdict.response) if judged.score is not None]
+    if policy.mode == "fast" or verdict.error or not any(low <= score <= high for score in scores):
+        return verdict
+    reasoned = yield from _slow(exchange, policy, model)
+    return reasoned.model_copy(update={"usage": verdict.usage + reasoned.usage})
+
+
+def _fast(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+    """Compare the label words right after an empty think."""
+    request = replace(_question(exchange, policy), forced_prefix=FAST_PREFIX)
+    slots = ("", RESPONSE_FIELD) if exchange.has_response else ("",)
+    result = yield Score(request, slots)
+    if not isinstance(result, ScoreResult):
+        raise TypeError(f"a score was asked for, not a {type(result).__name__}")
+    if result.error is not None:
+        return _error(result.error_code, result.error, policy, model, result.usage)
+    scores = [harm_probability(logprobs) for logprobs in result.logprobs]
+    labels = [Label.HARMFUL if choice == 0 else Label.UNHARMFUL for choice in result.chosen]
+    if not exchange.has_prompt:
+        labels[0], scores[0] = Label.NOT_APPLICABLE, None
+    if not exchange.has_response:
+        labels.append(Label.NOT_APPLICABLE)
+        scores.append(None)
+    return _verdict(labels, scores, None, result.usage, policy, model)
+
+
+def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+    """Reason first; a truncated answer is asked for once more with a larger budget."""
+    request = replace(
+        _question(exchange, policy),
+        max_new_tokens=policy.max_new_tokens,
+        label_fields=(REQUEST_FIELD, RESPONSE_FIELD),
+        candidates=CANDIDATES,
+        ban_empty_think=True,
+    )
+    usage = Usage()
+    for budget in (policy.max_new_tokens, max(policy.max_new_tokens, policy.retry_new_tokens)):
+        result = yield Generate(replace(request, max_new_tokens=budget))
+        if not isinstance(result, EngineResult):
+            raise TypeError(f"an answer was asked for, not a {type(result).__name__}")
+        usage += result.usage
+        if result.finish_reason != "length":
+            break
+    if result.error is not None:
+        return _error(result.error_code, result.error, policy, model, usage)
+    parsed = parse_verdict(result.text, exchange.has_prompt, exchange.has_response, result.finish_reason)
+    if parsed.reason is not None:
+        message = _REMEDIES.get(parsed.reason, f"the answer is outside the grammar ({parsed.reason})")
+        return _error(parsed.reason.value, message, policy, model, usage)
+    labels = [parsed.request, parsed.response]
+    found = [result.label_logprobs.get(name) for name in (REQUEST_FIELD, RESPONSE_FIELD)]
+    scores = [
+        harm_probability(logprobs) if logprobs and label is not Label.NOT_APPLICABLE else None
+        for logprobs, label in zip(found, labels, strict=True)
+    ]
+    return _verdict(labels, scores, parsed.reasoning, usage, policy, model)
+
+
+def harm_probability(logprobs: Sequence[float]) -> float | None:
+    """P(harmful) against P(unharmful) from the two words' log-probabilities; None if they are not finite."""
+    harmful, unharmful = logprobs
+    if not (math.isfinite(harmful) or math.isfinite(unharmful)) or math.isnan(harmful) or math.isnan(unharmful):
+        return None
+    difference = min(max(unharmful - harmful, -700.0), 700.0)
+    return 1 / (1 + math.exp(difference))
+
+
+def _verdict(
+    labels: Sequence[Label],
+    scores: Sequence[float | None],
+    reasoning: str | None,
+    usage: Usage,
+    policy: Policy,
+    model: ModelInfo,
+) -> Verdict:
+    """The label decides; the score decides instead where a threshold is set."""
+    judged = []
+    for label, score, threshold in zip(labels, scores, policy.thresholds, strict=True):
+        if threshold is not None and label is not Label.NOT_APPLICABLE:
+            if score is None:
+                message = "a threshold is set, but the engine gave no score; drop the threshold or change the engine"
+                return _error("no_score", message, policy, model, usage)
+            label = Label.HARMFUL if score >= threshold else Label.UNHARMFUL
+        judged.append(Judgement(label=label, score=score))
+    flagged = any(judgement.label is Label.HARMFUL for judgement in judged)
+    return Verdict(
+        request=judged[0],
+        response=judged[1],
+        flagged=flagged,
+        action="block" if flagged else "allow",
+        reasoning=reasoning or None,
+        mode=policy.mode,
+        model=model,
+        usage=usage,
+    )
+
+
+def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+    """Judge overlapping pieces of a too long exchange; the worst verdict wins."""
+    try:
+        pieces = yield from _windows(exchange, policy)
+    except InputError as error:
+        return error_verdict(error, policy, model)
+    verdicts = []
+    for piece in pieces:
+        verdicts.append((yield from _judge_one(piece, policy, model)))
+    worst = max(verdicts, key=_badness)
+    usage = sum((verdict.usage for verdict in verdicts), Usage())
+    failed = next((verdict for verdict in verdicts if verdict.error), None)
+    if failed and not worst.flagged:
+        return failed.model_copy(update={"usage": usage})
+    merged = {
+        name: max((getattr(verdict, name) for verdict in verdicts if not verdict.error), key=_judged_badness)
+        for name in ("request", "response")
+    }
+    return worst.model_copy(update={**merged, "usage": usage})
+
+
+def _badness(verdict: Verdict) -> tuple[bool, float]:
+    return bool(verdict.flagged), max(verdict.request.score or 0.0, verdict.response.score or 0.0)
+
+
+def _judged_badness(judgement: Judgement) -> tuple[bool, float]:
+    return judgement.label is Label.HARMFUL, judgement.score or 0.0
+
+
+def _windows(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, list[Exchange]]:
+    """The exchange itself if it fits, else pieces of its prompt and response that do. Raises `InputTooLongError`."""
+    room = yield from _room(exchange, policy)
+    if room >= 0:
+        return [exchange]
+    longest = max(len(exchange.prompt or ""), len(exchange.response or ""))
+    size = longest
+    while size >= 64:
+        size = size * 2 // 3
+        pieces = [
+            replace(exchange, prompt=prompt, response=response)
+            for prompt in _pieces(exchange.prompt, size, policy.window_overlap)
+            for response in _pieces(exchange.response, size, policy.window_overlap)
+        ]
+        rooms = []
+        for piece in pieces:
+            room = yield from _room(piece, policy)
+            rooms.append(room)
+            if room < 0:
+                break
+        if min(rooms) >= 0:
+            return pieces
+    raise InputTooLongError("history and pictures alone fill the model's context: leave some out")
+
+
+def _room(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, int]:
+    """Tokens left over after prompt and answer; a large number where the engine cannot count."""
+    counted = yield Count(_question(exchange, policy))
+    if not isinstance(counted, Counted):
+        raise TypeError(f"a count was asked for, not a {type(counted).__name__}")
+    if counted.tokens is None or counted.limit is None:
+        return 1 << 30
+    return counted.limit - counted.tokens - ANSWER_ROOM
+
+
+ANSWER_ROOM = 256
+"""Tokens that a window leaves for reasoning and result."""
+
+
+def _pieces(text: str | None, size: int, overlap: float) -> list[str | None]:
+    if text is None or len(text) <= size:
+        return [text]
+    stride = max(1, int(size * (1 - overlap)))
+    starts = range(0, max(1, len(text) - size + stride), stride)
+    return [text[start : start + size] for start in starts]
