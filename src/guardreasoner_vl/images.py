@@ -144,6 +144,8 @@ def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> 
     A frame gives several pictures where viewers would disagree on it (see the module's text). A PIL image is
     left at the frame it was at. Raises `ImageError` for anything that cannot be judged in full.
     """
+    if isinstance(source, Picture):
+        return (source,)
     with _pillow_faults():
         if not isinstance(source, Image.Image):
             return tuple(_pictures(_open(_encoded(source, limits), limits), limits))

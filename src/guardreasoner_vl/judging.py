@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.errors import GuardError, InputError, InputTooLongError
@@ -90,7 +90,26 @@ class Counted:
 
 Call: TypeAlias = Generate | Score | Count
 Reply: TypeAlias = EngineResult | ScoreResult | Counted
+Asked = TypeVar("Asked", EngineResult, ScoreResult, Counted)
 Judging: TypeAlias = Generator[Call, Reply, Verdict]
+
+
+def _generated(request: EngineRequest) -> Generator[Call, Reply, EngineResult]:
+    return _as(EngineResult, (yield Generate(request)))
+
+
+def _scored(request: EngineRequest, slots: tuple[str, ...]) -> Generator[Call, Reply, ScoreResult]:
+    return _as(ScoreResult, (yield Score(request, slots)))
+
+
+def _counted(request: EngineRequest) -> Generator[Call, Reply, Counted]:
+    return _as(Counted, (yield Count(request)))
+
+
+def _as(kind: type[Asked], reply: Reply) -> Asked:
+    if not isinstance(reply, kind):
+        raise TypeError(f"{kind.__name__} was asked for, {type(reply).__name__} came")
+    return reply
 
 
 def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
@@ -143,9 +162,7 @@ def _fast(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     """Compare the label words right after an empty think."""
     request = replace(_question(exchange, policy), forced_prefix=FAST_PREFIX)
     slots = ("", RESPONSE_FIELD) if exchange.has_response else ("",)
-    result = yield Score(request, slots)
-    if not isinstance(result, ScoreResult):
-        raise TypeError(f"a score was asked for, not a {type(result).__name__}")
+    result = yield from _scored(request, slots)
     if result.error is not None:
         return _error(result.error_code, result.error, policy, model, result.usage)
     scores = [harm_probability(logprobs) for logprobs in result.logprobs]
@@ -169,9 +186,7 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     )
     usage = Usage()
     for budget in (policy.max_new_tokens, max(policy.max_new_tokens, policy.retry_new_tokens)):
-        result = yield Generate(replace(request, max_new_tokens=budget))
-        if not isinstance(result, EngineResult):
-            raise TypeError(f"an answer was asked for, not a {type(result).__name__}")
+        result = yield from _generated(replace(request, max_new_tokens=budget))
         usage += result.usage
         if result.finish_reason != "length":
             break
@@ -235,9 +250,10 @@ def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judg
         pieces = yield from _windows(exchange, policy)
     except InputError as error:
         return error_verdict(error, policy, model)
-    verdicts = []
+    verdicts: list[Verdict] = []
     for piece in pieces:
-        verdicts.append((yield from _judge_one(piece, policy, model)))
+        verdict = yield from _judge_one(piece, policy, model)
+        verdicts.append(verdict)
     worst = max(verdicts, key=_badness)
     usage = sum((verdict.usage for verdict in verdicts), Usage())
     failed = next((verdict for verdict in verdicts if verdict.error), None)
@@ -285,9 +301,7 @@ def _windows(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, list[
 
 def _room(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, int]:
     """Tokens left over after prompt and answer; a large number where the engine cannot count."""
-    counted = yield Count(_question(exchange, policy))
-    if not isinstance(counted, Counted):
-        raise TypeError(f"a count was asked for, not a {type(counted).__name__}")
+    counted = yield from _counted(_question(exchange, policy))
     if counted.tokens is None or counted.limit is None:
         return 1 << 30
     return counted.limit - counted.tokens - ANSWER_ROOM

@@ -14,6 +14,8 @@ from guardreasoner_vl.errors import RecipeError
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+_TOKEN_PIXELS = 28 * 28  # what one image token covers
+
 
 class Section(BaseModel):
     """Immutable part of a recipe."""
@@ -32,6 +34,12 @@ class TextShape(Section):
     max_positions: int = 2048
     rope_theta: float = 10_000.0
 
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.heads % self.kv_heads or self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be a multiple of 2 x heads, and heads a multiple of kv_heads")
+        return self
+
 
 class VisionShape(Section):
     """Vision tower of a small Qwen2.5-VL; `full_attention` lists the layers without windows."""
@@ -42,6 +50,14 @@ class VisionShape(Section):
     heads: int = 6
     full_attention: tuple[int, ...] = (1, 3)
 
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden_size % (4 * self.heads):
+            raise ValueError("hidden_size must be a multiple of 4 x heads")
+        if not all(0 <= layer < self.layers for layer in self.full_attention):
+            raise ValueError(f"full_attention lists layers from 0 to {self.layers - 1}")
+        return self
+
 
 class NewModel(Section):
     """A Qwen2.5-VL to be made from nothing, its byte-level BPE learnt from the training texts."""
@@ -51,6 +67,12 @@ class NewModel(Section):
     max_pixels: int = 224 * 224
     text: TextShape = TextShape()
     vision: VisionShape = VisionShape()
+
+    @model_validator(mode="after")
+    def _pixels(self) -> Self:
+        if not _TOKEN_PIXELS <= self.min_pixels <= self.max_pixels:
+            raise ValueError(f"use {_TOKEN_PIXELS} <= min_pixels <= max_pixels")
+        return self
 
 
 class ModelSection(Section):
@@ -132,13 +154,19 @@ class Recipe(Section):
     data: DataSection = DataSection()
     sft: SftSection = SftSection()
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.model.new and self.sft.max_length > self.model.new.text.max_positions:
+            raise ValueError("sft.max_length is more than model.new.text.max_positions; lower it or raise the other")
+        return self
+
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read and check a recipe; raises `RecipeError` with one line that says what to change."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read; give the path of a YAML recipe") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
@@ -159,19 +187,33 @@ def _first_problem(problem: ErrorDetails) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{place or 'recipe'}: {problem['msg']}"
-    close = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(Recipe), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "; remove it"
+    close = _nearest([str(part) for part in problem["loc"]])
+    hint = f"; did you mean {close!r}?" if close else "; remove it"
     return f"unknown key {place!r}{hint}"
 
 
-def _known_keys(section: type[BaseModel]) -> set[str]:
-    keys: set[str] = set()
-    sections = [section]
-    while sections:
-        for name, field in sections.pop().model_fields.items():
-            keys.add(name)
-            sections += [kind for kind in _parts(field.annotation) if issubclass(kind, Section)]
-    return keys
+def _nearest(place: list[str]) -> str | None:
+    """The known key closest to the unknown one: in its own section, else anywhere, then with its full name."""
+    known = _known_keys(Recipe)
+    own = ".".join(part for part in place[:-1] if not part.isdigit())
+    keys = {name: name for name, section in known if section == own}
+    elsewhere = {name: f"{section}.{name}" if section else name for name, section in known if section != own}
+    for names in (keys, elsewhere):
+        close = difflib.get_close_matches(place[-1], names, n=1)
+        if close:
+            return names[close[0]]
+    return None
+
+
+def _known_keys(section: type[BaseModel], place: str = "") -> list[tuple[str, str]]:
+    """Every key and the dotted name of the section that it stands in, outer ones last."""
+    keys: list[tuple[str, str]] = []
+    for name, field in section.model_fields.items():
+        inner = f"{place}.{name}" if place else name
+        for kind in _parts(field.annotation):
+            if issubclass(kind, Section):
+                keys += _known_keys(kind, inner)
+    return keys + [(name, place) for name in section.model_fields]
 
 
 def _parts(annotation: Any) -> list[type]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,10 @@ def open_run_dir(path: str | Path, recipe: Recipe) -> Path:
     stored = folder / "recipe.json"
     resolved = recipe.model_dump(mode="json")
     if stored.is_file():
-        changed = changed_keys(json.loads(stored.read_text("utf-8")), resolved)
+        try:
+            changed = changed_keys(json.loads(stored.read_text("utf-8")), resolved)
+        except ValueError as error:
+            raise RecipeError(f"{stored} is not JSON; give a new --out") from error
         if changed:
             raise RecipeError(
                 f"{folder} holds a run with another recipe (changed: {', '.join(changed)}); "
@@ -43,6 +45,6 @@ def changed_keys(old: Any, new: Any, place: str = "") -> list[str]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all, so that a kill leaves the old file."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    os.replace(partial, path)
+    partial.replace(path)

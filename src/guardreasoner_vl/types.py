@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-ImageSource: TypeAlias = "str | Path | bytes | Image"
-"""A picture: a file path, a `data:` URL, encoded bytes, or a PIL image."""
+    from guardreasoner_vl.images import Picture
+
+ImageSource: TypeAlias = "str | Path | bytes | Image | Picture"
+"""A picture: a file path, a `data:` URL, encoded bytes, a PIL image, or one that was checked already."""
 
 Mode = Literal["slow", "fast", "hybrid"]
 MODES: tuple[Mode, ...] = ("slow", "fast", "hybrid")

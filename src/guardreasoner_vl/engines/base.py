@@ -47,7 +47,7 @@ class EngineResult:
     finish_reason: FinishReason
     token_ids: tuple[int, ...] = ()
     label_logprobs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     error: str | None = None
     error_code: str = "engine"
 
@@ -58,7 +58,7 @@ class ScoreResult:
 
     logprobs: tuple[tuple[float, ...], ...]
     chosen: tuple[int, ...]
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     error: str | None = None
     error_code: str = "engine"
 

@@ -27,8 +27,16 @@ if TYPE_CHECKING:
 _ROOM = 64
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values in a buffer with room to grow, so that a step copies one token and not the whole past."""
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
+    """Keys and values in a buffer with room to grow, so that a step copies one token and not the whole past.
+
+    All four are of shape (rows, heads, tokens, width); `keys` and `values` are views of the buffers' filled part.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    key_buffer: torch.Tensor
+    value_buffer: torch.Tensor
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -137,10 +145,14 @@ class Decoder:
     def extend(self, batch: Batch, tokens: Sequence[Sequence[int]]) -> None:
         """Read further tokens of every row (padded on the left where the rows differ)."""
         longest = max(len(row) for row in tokens)
+        if not longest:
+            return
+        if not all(tokens):
+            raise ValueError("a row without further tokens has no new logits: leave it out with keep_rows")
         ids = torch.zeros((len(tokens), longest), dtype=torch.long)
         new = torch.zeros((len(tokens), longest), dtype=torch.long)
         for number, row in enumerate(tokens):
-            ids[number, longest - len(row) :] = torch.tensor(list(row))
+            ids[number, longest - len(row) :] = torch.tensor(row)
             new[number, longest - len(row) :] = 1
         ids, new = ids.to(self.device), new.to(self.device)
         offsets = (new.cumsum(1) - 1).clamp(min=0)
@@ -159,7 +171,10 @@ class Decoder:
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache, **vision: Any
     ) -> torch.Tensor:
-        """Logits of the last token, shape (rows, vocabulary), in fp32."""
+        """Logits of the last token, shape (rows, vocabulary), in fp32.
+
+        Copied outside of inference mode: a tensor made inside could not be changed any more.
+        """
         with torch.inference_mode():
             output = self.model(
                 input_ids=ids,
@@ -170,5 +185,5 @@ class Decoder:
                 logits_to_keep=1,
                 **vision,
             )
-        logits: torch.Tensor = output.logits[:, -1].float()
-        return logits
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits.to(torch.float32, copy=True)

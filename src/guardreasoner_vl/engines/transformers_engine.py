@@ -78,6 +78,11 @@ class TransformersEngine:
             images=True, scores=True, forced_prefix=True, prefix_cache=True, max_context=self._max_context
         )
 
+    @property
+    def network(self) -> Any:
+        """The transformers model itself."""
+        return self._decoder.model
+
     def count_tokens(self, request: EngineRequest) -> int:
         return len(self._encode(request).ids)
 
@@ -241,9 +246,7 @@ class TransformersEngine:
             usage=usage,
         )
 
-    def _score_batch(
-        self, jobs: Sequence[_Job], slots: Sequence[str], candidates: Sequence[str]
-    ) -> list[ScoreResult]:
+    def _score_batch(self, jobs: Sequence[_Job], slots: Sequence[str], candidates: Sequence[str]) -> list[ScoreResult]:
         batch, cached = self._prefill(jobs)
         common, ids = self._vocabulary.first_difference(candidates)
         logprobs: list[list[tuple[float, ...]]] = [[] for _ in jobs]
@@ -251,9 +254,7 @@ class TransformersEngine:
         read = [0] * len(jobs)
         for number in range(len(slots)):
             if number:
-                further = [
-                    self.inputs.tokens(candidates[picks[-1]] + slots[number])[len(common) :] for picks in chosen
-                ]
+                further = [self.inputs.tokens(candidates[picks[-1]] + slots[number])[len(common) :] for picks in chosen]
                 read = [count + len(tokens) for count, tokens in zip(read, further, strict=True)]
                 self._decoder.extend(batch, further)
             if common:
@@ -302,7 +303,9 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
             folder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded ({str(error).splitlines()[0][:200]}); download it again") from error
+        raise ModelError(
+            f"{folder}: cannot be loaded ({str(error).splitlines()[0][:200]}); download it again"
+        ) from error
 
 
 def _context(config: dict[str, Any]) -> int:

@@ -136,7 +136,9 @@ def _wrapped(draw: ImageDraw.ImageDraw, style: Style, text: str, width: int, hei
     return lines, font, step
 
 
-def _write(picture: Image.Image, style: Style, text: str, box: tuple[int, int, int, int], ink: str, centre: bool) -> None:
+def _write(
+    picture: Image.Image, style: Style, text: str, box: tuple[int, int, int, int], ink: str, centre: bool
+) -> None:
     draw = ImageDraw.Draw(picture)
     left, top, right, bottom = box
     lines, font, step = _wrapped(draw, style, text, right - left, bottom - top)

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 HELD_OUT_MODULUS = 20
 
@@ -54,8 +54,8 @@ def find_split(folder: Path, split: str) -> Path:
 
 def read_samples(path: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
     """Stream the rows of one file. A broken row raises `DataError`, or is counted where `set_aside` is given."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -33,11 +33,11 @@ class MasterAdamW(torch.optim.AdamW):
         ]
         super().__init__(groups, lr=lr, betas=betas, fused=True)
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update; parameters without a gradient stay as they are."""
         for master, parameter in zip(self._masters, self._parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
-        loss = super().step(closure)  # type: ignore[no-untyped-call]
+        loss = super().step(closure)
         with torch.no_grad():
             for master, parameter in zip(self._masters, self._parameters, strict=True):
                 parameter.copy_(master)

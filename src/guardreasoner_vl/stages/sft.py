@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
@@ -20,6 +19,7 @@ from guardreasoner_vl.run_dir import open_run_dir, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from guardreasoner_vl.recipe import Recipe
     from guardreasoner_vl.stages.sft_data import TokenRows

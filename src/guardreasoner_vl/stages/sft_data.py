@@ -119,4 +119,6 @@ def token_row(sample: Sample, target: Sequence[Span], inputs: QwenInputs) -> Tok
         while at + 1 < len(spans) and spans[at + 1][0] <= start:
             at += 1
         token_labels.append(token if spans[at][1] else IGNORED)
-    return TokenRow(sample.id, sample.source, list(encoding.ids), token_labels, tuple(str(Path(path)) for path in sample.images))
+    return TokenRow(
+        sample.id, sample.source, list(encoding.ids), token_labels, tuple(str(Path(path)) for path in sample.images)
+    )
