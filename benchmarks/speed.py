@@ -156,7 +156,8 @@ def latency(guard: Guard, rows: Sequence[Exchange], repeats: int) -> None:
     fast, slow = (statistics.median(times[mode]) for mode in ("fast", "slow"))
     print(
         f"\none at a time, {len(rows)} exchanges, {repeats} repeats: fast {1000 * fast:.1f} ms, "
-        f"slow {1000 * slow:.1f} ms, ratio {slow / fast:.1f}x; completion tokens in slow mode: median {statistics.median(reasoning):.0f}"
+        f"slow {1000 * slow:.1f} ms, ratio {slow / fast:.1f}x; "
+        f"completion tokens in slow mode: median {statistics.median(reasoning):.0f}"
     )
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from guardreasoner_vl.errors import GuardError, InputError
-from guardreasoner_vl.judging import Call, Count, Counted, Generate, Policy, Reply, Score, error_verdict, judge
+from guardreasoner_vl.engines.checks import failed, unscored
+from guardreasoner_vl.errors import EngineError, GuardError, InputError
+from guardreasoner_vl.judging import Call, Count, Counted, Policy, Reply, Score, error_verdict, judge
 from guardreasoner_vl.protocol import CANDIDATES
-from guardreasoner_vl.types import MODES, Exchange, ImageSource, Mode, ModelInfo, Verdict
+from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from guardreasoner_vl.engines.base import Engine
+    from guardreasoner_vl.engines.base import Engine, EngineRequest
     from guardreasoner_vl.judging import Judging
 
 Item: TypeAlias = Exchange | Mapping[str, Any]
@@ -25,6 +28,7 @@ Item: TypeAlias = Exchange | Mapping[str, Any]
 EngineName = Literal["auto", "transformers", "openai"]
 ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openai")
 CHUNK = 128
+_log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -76,7 +80,7 @@ class Guard:
         mode: Mode | None = None,
     ) -> Verdict:
         """Judge what a user sent (text, pictures, or both) and, if given, what the model answered."""
-        return self._one(lambda: Exchange(prompt, tuple(images), response), mode)
+        return self._one(lambda: _exchange({"prompt": prompt, "images": images, "response": response}), mode)
 
     def moderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
         """Judge the last user turn, and the answer after it, of an OpenAI-style conversation."""
@@ -91,7 +95,7 @@ class Guard:
         mode: Mode | None = None,
     ) -> Verdict:
         """`moderate` without blocking the event loop."""
-        return await self._aone(lambda: Exchange(prompt, tuple(images), response), mode)
+        return await self._aone(lambda: _exchange({"prompt": prompt, "images": images, "response": response}), mode)
 
     async def amoderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
         """`moderate_messages` without blocking the event loop."""
@@ -105,6 +109,8 @@ class Guard:
         `chunk` items are read and judged together.
         """
         policy = self._policy(mode)
+        if chunk < 1:
+            raise InputError("chunk is a number of items: give at least 1")
         return self._batches(iter(items), policy, chunk)
 
     def close(self) -> None:
@@ -122,15 +128,13 @@ class Guard:
     def _policy(self, mode: Mode | None) -> Policy:
         if mode is None:
             return self.policy
-        if mode not in MODES:
-            raise InputError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
         return replace(self.policy, mode=mode)
 
-    def _one(self, build: Any, mode: Mode | None) -> Verdict:
+    def _one(self, build: Callable[[], Exchange], mode: Mode | None) -> Verdict:
         policy = self._policy(mode)
         return self._lockstep([self._judging(build, policy)])[0]
 
-    async def _aone(self, build: Any, mode: Mode | None) -> Verdict:
+    async def _aone(self, build: Callable[[], Exchange], mode: Mode | None) -> Verdict:
         judging = self._judging(build, self._policy(mode))
         reply: Reply | None = None
         while True:
@@ -142,14 +146,16 @@ class Guard:
 
     def _batches(self, items: Iterator[Item], policy: Policy, chunk: int) -> Iterator[Verdict]:
         while batch := list(islice(items, chunk)):
-            yield from self._lockstep([self._judging(lambda item=item: _exchange(item), policy) for item in batch])
+            yield from self._lockstep([self._judging(partial(_exchange, item), policy) for item in batch])
 
-    def _judging(self, build: Any, policy: Policy) -> Judging:
+    def _judging(self, build: Callable[[], Exchange], policy: Policy) -> Judging:
+        """One item's judging; nothing that goes wrong with it reaches the others."""
         try:
-            exchange = build()
+            return (yield from judge(build(), policy, self.model))
         except GuardError as error:
             return error_verdict(error, policy, self.model)
-        return (yield from judge(exchange, policy, self.model))
+        except Exception as error:
+            return error_verdict(_fault("the guard", error), policy, self.model)
 
     def _lockstep(self, judgings: Sequence[Judging]) -> list[Verdict]:
         """Advance all judgings together, so that each round's calls reach the engine as batches."""
@@ -175,21 +181,53 @@ class Guard:
                 groups.setdefault(call.slots if isinstance(call, Score) else None, []).append(place)
         for slots, places in groups.items():
             requests = [calls[place].request for place in places]
+            replies.update(zip(places, self._answers(requests, slots), strict=True))
+        return replies
+
+    def _answers(self, requests: Sequence[EngineRequest], slots: tuple[str, ...] | None) -> Sequence[Reply]:
+        """The engine's results. It should not raise; if it does, each request is tried alone."""
+        try:
             results: Sequence[Reply] = (
                 self.engine.generate(requests) if slots is None else self.engine.score(requests, slots, CANDIDATES)
             )
-            replies.update(zip(places, results, strict=True))
-        return replies
+            if len(results) != len(requests):
+                raise EngineError(f"the engine gave {len(results)} results for {len(requests)} requests")
+        except Exception as error:
+            if len(requests) == 1:
+                return [_unanswered(error, slots)]
+        else:
+            return results
+        return [reply for request in requests for reply in self._answers([request], slots)]
 
     async def _areply(self, call: Call) -> Reply:
-        if isinstance(call, Generate):
+        if isinstance(call, Count):
+            return await asyncio.to_thread(self._counted, call)
+        try:
+            if isinstance(call, Score):
+                return await self.engine.ascore(call.request, call.slots, CANDIDATES)
             return await self.engine.agenerate(call.request)
-        if isinstance(call, Score):
-            return await self.engine.ascore(call.request, call.slots, CANDIDATES)
-        return await asyncio.to_thread(self._counted, call)
+        except Exception as error:
+            return _unanswered(error, call.slots if isinstance(call, Score) else None)
 
     def _counted(self, call: Count) -> Counted:
-        return Counted(self.engine.count_tokens(call.request), self.engine.capabilities.max_context)
+        """What does not count is left to the engine, which refuses it with the reason."""
+        try:
+            return Counted(self.engine.count_tokens(call.request), self.engine.capabilities.max_context)
+        except Exception as error:
+            _log.debug("tokens cannot be counted", exc_info=error)
+            return Counted(None, None)
+
+
+def _unanswered(error: Exception, slots: tuple[str, ...] | None) -> Reply:
+    known = error if isinstance(error, GuardError) else _fault("the engine", error)
+    return failed(known) if slots is None else unscored(known)
+
+
+def _fault(what: str, error: Exception) -> EngineError:
+    """What an unforeseen error looks like from outside; its text stays in, for it may quote the input."""
+    _log.warning("%s failed: %s", what, type(error).__name__)
+    _log.debug("%s failed", what, exc_info=error)
+    return EngineError(f"{what} failed ({type(error).__name__}); try again, the debug log has the details")
 
 
 class _Finished(Exception):  # noqa: N818
@@ -212,12 +250,15 @@ def _exchange(item: Item) -> Exchange:
         return item
     if not isinstance(item, Mapping):
         raise InputError("an item is an Exchange or a mapping with prompt, images, response, or messages")
-    if "messages" in item:
+    own = {name: item[name] for name in ("prompt", "images", "response") if item.get(name) is not None}
+    if item.get("messages") is not None:
+        if own:
+            raise InputError(f"give either messages or {', '.join(own)}, not both")
         return Exchange.from_messages(item["messages"])
-    images = item.get("images") or ()
     for name in ("prompt", "response"):
-        if not isinstance(item.get(name), str | None):
+        if not isinstance(own.get(name), str | None):
             raise InputError(f"{name} must be a string or null")
+    images = own.get("images", ())
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
         raise InputError("images must be a list")
-    return Exchange(item.get("prompt"), tuple(images), item.get("response"))
+    return Exchange(own.get("prompt"), tuple(images), own.get("response"))

@@ -1,12 +1,6 @@
 """The safe intake of pictures: checked before decoding, normalised, resized as Qwen2-VL defines it.
 
-A file can look different to different viewers, and an attacker picks the one that the guard does not use.
-So every frame is judged, and a frame is judged in each of its readings that differ visibly:
-
-- transparency: over white, over black, and with the alpha channel ignored (what `Image.convert("RGB")`, and
-  so most model pipelines, see);
-- more than 8 bits per channel: scaled to 8 bits, and cut off at 255 (again what `convert("RGB")` does).
-
+Every frame is judged, in each of its readings that differ visibly (`readings`).
 EXIF rotation is applied; colour profiles, gamma, thumbnails and all other metadata are dropped, as model
 pipelines do. What leaves here is plain 8-bit RGB: what is hashed is what is judged.
 """
@@ -31,8 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -40,6 +33,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from guardreasoner_vl.errors import ImageError, InputError
+from guardreasoner_vl.readings import visible_readings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +45,6 @@ if TYPE_CHECKING:
 FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
 MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
 _RESAVE = "save it again as PNG or JPEG"
-_VISIBLE = 9  # of 255: two readings that differ by less in every channel look the same
 _FAULTS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 _MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole picture
 _MAX_PERCENT_ESCAPES = 1_000_000  # the standard library needs 40 bytes for each
@@ -141,7 +134,7 @@ _READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
 def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Picture, ...]:
     """Read a path, encoded bytes, `data:` URL or PIL image into one or more pictures per frame.
 
-    A frame gives several pictures where viewers would disagree on it (see the module's text). A PIL image is
+    A frame gives several pictures where viewers would disagree on it (`readings`). A PIL image is
     left at the frame it was at. Raises `ImageError` for anything that cannot be judged in full.
     """
     if isinstance(source, Picture):
@@ -303,59 +296,8 @@ def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
 
 def _pictures(image: Image.Image, limits: ImageLimits) -> Iterator[Picture]:
     for frame in _frames(image, limits):
-        readings: list[Image.Image] = []
-        for eight_bit in _depths(frame):
-            for reading in _composites(eight_bit):
-                if not any(_looks_like(reading, earlier) for earlier in readings):
-                    readings.append(reading)
-                    yield _picture(reading)
-
-
-def _depths(image: Image.Image) -> list[Image.Image]:
-    """`image` with 8 bits per channel: once, or scaled and cut off where it has more."""
-    if image.mode == "F":
-        return [_from_float(image)]
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return [image]
-    values = np.asarray(image.convert("I"))
-    if values.min() < 0 or values.max() > 65_535:
-        raise ImageError("the picture has values outside 0 to 65535: convert it to 8 bits")
-    opaque = values != image.info.get("transparency")
-    readings = [Image.fromarray(v.astype(np.uint8)) for v in ((values + 128) // 257, np.minimum(values, 255))]
-    if not opaque.all():
-        for reading in readings:
-            reading.putalpha(Image.fromarray(opaque))
-    return readings
-
-
-def _from_float(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if not (values.min() >= 0 and values.max() <= 255):  # false for NaN too
-        raise ImageError("the picture has values outside 0 to 255, or not a number: convert it to 8 bits")
-    return Image.fromarray(np.rint(values * (255 if values.max() <= 1 else 1)).astype(np.uint8))
-
-
-def _composites(image: Image.Image) -> Iterator[Image.Image]:
-    """`image` as RGB: over white, over black and with its alpha channel ignored; once if it is opaque."""
-    if image.mode in ("P", "PA") and image.palette is None:
-        raise ImageError(f"the picture has no palette: {_RESAVE}")
-    if not image.has_transparency_data:
-        yield image.convert("RGB")
-        return
-    if image.mode != "RGBA":
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    colours, alpha = image.convert("RGB"), image.getchannel("A")
-    if alpha.histogram()[255] < image.width * image.height:
-        for background in ("white", "black"):
-            ground = Image.new("RGB", image.size, background)
-            ground.paste(colours, mask=alpha)
-            yield ground
-    yield colours
-
-
-def _looks_like(one: Image.Image, other: Image.Image) -> bool:
-    differences = np.reshape(ImageChops.difference(one, other).histogram(), (3, 256))
-    return not differences[:, _VISIBLE:].any()
+        for reading in visible_readings(frame):
+            yield _picture(reading)
 
 
 def _picture(rgb: Image.Image) -> Picture:

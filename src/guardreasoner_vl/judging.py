@@ -16,15 +16,19 @@ from guardreasoner_vl.errors import GuardError, InputError, InputTooLongError
 from guardreasoner_vl.images import ImageLimits, Picture, PixelBudget
 from guardreasoner_vl.intake import take_in
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, Reason, build_messages, parse_verdict
-from guardreasoner_vl.types import Exchange, Judgement, Label, Mode, ModelInfo, Usage, Verdict, VerdictError
+from guardreasoner_vl.types import MODES, Exchange, Judgement, Label, Mode, ModelInfo, Usage, Verdict, VerdictError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Action = Literal["allow", "block"]
 REQUEST_FIELD = "Request:"
+ANSWER_SHARE = 4
+"""A window leaves this part of the model's context, or `max_new_tokens` if that is less, for the answer."""
+MAX_WINDOWS = 1024
+_MIN_WINDOW = 64
 _REMEDIES = {
-    Reason.TRUNCATED: "the reasoning did not end within the token limit; raise max_new_tokens",
+    Reason.TRUNCATED: "the reasoning did not end within the token limit; raise max_new_tokens or shorten the input",
     Reason.ENGINE: "the engine failed; try again",
 }
 
@@ -50,6 +54,16 @@ class Policy:
     pixels: PixelBudget | None = None
 
     def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"unknown mode {self.mode!r}: use one of {', '.join(MODES)}")
+        if self.on_error not in ("allow", "block"):
+            raise InputError(f"unknown on_error {self.on_error!r}: use block or allow")
+        if self.long_input not in ("refuse", "windows"):
+            raise InputError(f"unknown long_input {self.long_input!r}: use refuse or windows")
+        if self.max_new_tokens < 1:
+            raise InputError("max_new_tokens is a number of tokens: give at least 1")
+        if len(self.thresholds) != 2:
+            raise InputError("thresholds are two: one for the request, one for the response; None leaves one out")
         if not all(value is None or 0 <= value <= 1 for value in self.thresholds):
             raise InputError("a threshold is a probability: give a number from 0 to 1")
         if not 0 <= self.band[0] <= self.band[1] <= 1:
@@ -165,14 +179,20 @@ def _fast(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     result = yield from _scored(request, slots)
     if result.error is not None:
         return _error(result.error_code, result.error, policy, model, result.usage)
-    scores = [harm_probability(logprobs) for logprobs in result.logprobs]
-    labels = [Label.HARMFUL if choice == 0 else Label.UNHARMFUL for choice in result.chosen]
-    if not exchange.has_prompt:
-        labels[0], scores[0] = Label.NOT_APPLICABLE, None
-    if not exchange.has_response:
-        labels.append(Label.NOT_APPLICABLE)
-        scores.append(None)
+    found = [harm_probability(logprobs) for logprobs in result.logprobs]
+    if len(found) != len(slots) or None in found:
+        message = "the engine gave no usable score; try again or use mode 'slow'"
+        return _error("no_score", message, policy, model, result.usage)
+    judged = (exchange.has_prompt, exchange.has_response)
+    scores = [score if applies else None for score, applies in zip((*found, None)[:2], judged, strict=True)]
+    labels = [_label(score) for score in scores]
     return _verdict(labels, scores, None, result.usage, policy, model)
+
+
+def _label(score: float | None, threshold: float = 0.5) -> Label:
+    if score is None:
+        return Label.NOT_APPLICABLE
+    return Label.HARMFUL if score >= threshold else Label.UNHARMFUL
 
 
 def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
@@ -184,12 +204,11 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
         candidates=CANDIDATES,
         ban_empty_think=True,
     )
-    usage = Usage()
-    for budget in (policy.max_new_tokens, max(policy.max_new_tokens, policy.retry_new_tokens)):
-        result = yield from _generated(replace(request, max_new_tokens=budget))
+    result = yield from _generated(request)
+    usage = result.usage
+    if result.finish_reason == "length" and (yield from _can_grow(request, policy)):
+        result = yield from _generated(replace(request, max_new_tokens=policy.retry_new_tokens))
         usage += result.usage
-        if result.finish_reason != "length":
-            break
     if result.error is not None:
         return _error(result.error_code, result.error, policy, model, usage)
     parsed = parse_verdict(result.text, exchange.has_prompt, exchange.has_response, result.finish_reason)
@@ -205,10 +224,22 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     return _verdict(labels, scores, parsed.reasoning, usage, policy, model)
 
 
+def _can_grow(request: EngineRequest, policy: Policy) -> Generator[Call, Reply, bool]:
+    """Whether the retry's budget and the model's context leave more room than the first attempt had."""
+    if policy.retry_new_tokens <= request.max_new_tokens:
+        return False
+    counted = yield from _counted(request)
+    if counted.tokens is None or counted.limit is None:
+        return True
+    return counted.limit - counted.tokens > request.max_new_tokens
+
+
 def harm_probability(logprobs: Sequence[float]) -> float | None:
-    """P(harmful) against P(unharmful) from the two words' log-probabilities; None if they are not finite."""
+    """P(harmful) against P(unharmful) from the two words' log-probabilities; None where they say nothing."""
+    if len(logprobs) != 2 or any(math.isnan(value) or value == math.inf for value in logprobs):
+        return None
     harmful, unharmful = logprobs
-    if not (math.isfinite(harmful) or math.isfinite(unharmful)) or math.isnan(harmful) or math.isnan(unharmful):
+    if harmful == unharmful == -math.inf:
         return None
     difference = min(max(unharmful - harmful, -700.0), 700.0)
     return 1 / (1 + math.exp(difference))
@@ -229,7 +260,7 @@ def _verdict(
             if score is None:
                 message = "a threshold is set, but the engine gave no score; drop the threshold or change the engine"
                 return _error("no_score", message, policy, model, usage)
-            label = Label.HARMFUL if score >= threshold else Label.UNHARMFUL
+            label = _label(score, threshold)
         judged.append(Judgement(label=label, score=score))
     flagged = any(judgement.label is Label.HARMFUL for judgement in judged)
     return Verdict(
@@ -270,50 +301,51 @@ def _badness(verdict: Verdict) -> tuple[bool, float]:
     return bool(verdict.flagged), max(verdict.request.score or 0.0, verdict.response.score or 0.0)
 
 
-def _judged_badness(judgement: Judgement) -> tuple[bool, float]:
-    return judgement.label is Label.HARMFUL, judgement.score or 0.0
+def _judged_badness(judgement: Judgement) -> tuple[int, float]:
+    order = (Label.NOT_APPLICABLE, Label.UNHARMFUL, Label.HARMFUL)
+    return order.index(judgement.label), judgement.score or 0.0
 
 
 def _windows(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, list[Exchange]]:
     """The exchange itself if it fits, else pieces of its prompt and response that do. Raises `InputTooLongError`."""
-    room = yield from _room(exchange, policy)
-    if room >= 0:
+    whole = yield from _counted(_question(exchange, policy))
+    if _fits(whole, policy):
         return [exchange]
-    longest = max(len(exchange.prompt or ""), len(exchange.response or ""))
-    size = longest
-    while size >= 64:
+    size = max(len(exchange.prompt or ""), len(exchange.response or ""))
+    while size >= _MIN_WINDOW:
         size = size * 2 // 3
-        pieces = [
-            replace(exchange, prompt=prompt, response=response)
-            for prompt in _pieces(exchange.prompt, size, policy.window_overlap)
-            for response in _pieces(exchange.response, size, policy.window_overlap)
-        ]
-        rooms = []
-        for piece in pieces:
-            room = yield from _room(piece, policy)
-            rooms.append(room)
-            if room < 0:
-                break
-        if min(rooms) >= 0:
+        prompts = _pieces(exchange.prompt, size, policy.window_overlap)
+        responses = _pieces(exchange.response, size, policy.window_overlap)
+        if len(prompts) * len(responses) > MAX_WINDOWS:
+            break
+        pieces = [replace(exchange, prompt=prompt, response=response) for prompt in prompts for response in responses]
+        if (yield from _all_fit(pieces, policy)):
             return pieces
-    raise InputTooLongError("history and pictures alone fill the model's context: leave some out")
+    raise InputTooLongError(
+        f"the exchange takes {whole.tokens} tokens, the model reads {whole.limit}, and no {MAX_WINDOWS} windows of its "
+        "prompt and response fit in: leave out text, history or pictures"
+    )
 
 
-def _room(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, int]:
-    """Tokens left over after prompt and answer; a large number where the engine cannot count."""
-    counted = yield from _counted(_question(exchange, policy))
+def _all_fit(pieces: Sequence[Exchange], policy: Policy) -> Generator[Call, Reply, bool]:
+    for piece in pieces:
+        counted = yield from _counted(_question(piece, policy))
+        if not _fits(counted, policy):
+            return False
+    return True
+
+
+def _fits(counted: Counted, policy: Policy) -> bool:
+    """Whether prompt and answer fit; where the engine cannot count, it is left to refuse."""
     if counted.tokens is None or counted.limit is None:
-        return 1 << 30
-    return counted.limit - counted.tokens - ANSWER_ROOM
-
-
-ANSWER_ROOM = 256
-"""Tokens that a window leaves for reasoning and result."""
+        return True
+    return counted.tokens + min(policy.max_new_tokens, counted.limit // ANSWER_SHARE) <= counted.limit
 
 
 def _pieces(text: str | None, size: int, overlap: float) -> list[str | None]:
+    """Overlapping pieces of at most `size` characters; blank ones say nothing and are left out."""
     if text is None or len(text) <= size:
         return [text]
     stride = max(1, int(size * (1 - overlap)))
-    starts = range(0, max(1, len(text) - size + stride), stride)
-    return [text[start : start + size] for start in starts]
+    pieces = (text[start : start + size] for start in range(0, len(text) - size + stride, stride))
+    return [piece for piece in pieces if piece.strip()] or [None]

@@ -111,6 +111,7 @@ class DrawnSection(Section):
     """Pictures that the project draws itself."""
 
     count: int = Field(ge=1)
+    cards: float = Field(default=0.0, ge=0, le=1)
     repeat: int = Field(default=1, ge=1)
 
 
@@ -180,26 +181,28 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_first_problem(error.errors()[0])}") from error
+        raise RecipeError(f"{where}: {_first_problem(error.errors())}") from error
 
 
-def _first_problem(problem: ErrorDetails) -> str:
+def _first_problem(problems: list[ErrorDetails]) -> str:
+    """An unknown key before others: it may be the missing one, misspelt."""
+    problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"{place or 'recipe'}: {problem['msg']}"
+        return f"{place or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}"
     close = _nearest([str(part) for part in problem["loc"]])
     hint = f"; did you mean {close!r}?" if close else "; remove it"
     return f"unknown key {place!r}{hint}"
 
 
 def _nearest(place: list[str]) -> str | None:
-    """The known key closest to the unknown one: in its own section, else anywhere, then with its full name."""
+    """The known key closest to the unknown one: misplaced, misspelt, or both; with its full name if elsewhere."""
     known = _known_keys(Recipe)
     own = ".".join(part for part in place[:-1] if not part.isdigit())
     keys = {name: name for name, section in known if section == own}
     elsewhere = {name: f"{section}.{name}" if section else name for name, section in known if section != own}
-    for names in (keys, elsewhere):
-        close = difflib.get_close_matches(place[-1], names, n=1)
+    for names, likeness in ((elsewhere, 1.0), (keys, 0.6), (elsewhere, 0.6)):
+        close = difflib.get_close_matches(place[-1], names, n=1, cutoff=likeness)
         if close:
             return names[close[0]]
     return None

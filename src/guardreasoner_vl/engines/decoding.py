@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ROOM = 64
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
+class GrowingLayer(DynamicLayer):
     """Keys and values in a buffer with room to grow, so that a step copies one token and not the whole past.
 
     All four are of shape (rows, heads, tokens, width); `keys` and `values` are views of the buffers' filled part.
@@ -39,7 +39,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyp
     value_buffer: torch.Tensor
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         past = self.get_seq_length() if self.is_initialized else 0
         end = past + key_states.shape[-2]
@@ -144,11 +144,9 @@ class Decoder:
 
     def extend(self, batch: Batch, tokens: Sequence[Sequence[int]]) -> None:
         """Read further tokens of every row (padded on the left where the rows differ)."""
-        longest = max(len(row) for row in tokens)
-        if not longest:
-            return
         if not all(tokens):
             raise ValueError("a row without further tokens has no new logits: leave it out with keep_rows")
+        longest = max(len(row) for row in tokens)
         ids = torch.zeros((len(tokens), longest), dtype=torch.long)
         new = torch.zeros((len(tokens), longest), dtype=torch.long)
         for number, row in enumerate(tokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from guardreasoner_vl.types import ModelInfo
 
 EMBEDDED = "embedded"
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+_ACCEPTED = "give 'embedded', a model folder, or a hub id such as owner/name"
 _DIGEST_HEAD = 1 << 20
 
 
@@ -19,40 +21,59 @@ def resolve_folder(model: str, revision: str | None = None) -> Path:
     """A local folder with a complete model; downloads a hub id. Raises `ModelError` with the remedy."""
     if model == EMBEDDED:
         return Path(str(files("guardreasoner_vl") / "embedded"))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+        found = folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # no such user, a NUL, a name too long
+        raise ModelError(f"{model[:80]!r}: not a path; {_ACCEPTED}") from error
+    if found:
         return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ModelError(f"{model}: no such folder; give 'embedded', a model folder, or a hub id such as owner/name")
+        raise ModelError(f"{model}: no such folder; {_ACCEPTED}")
     return _download(model, revision)
 
 
 def _download(model: str, revision: str | None) -> Path:
+    """The snapshot's folder; from the cache alone where the hub cannot be asked (also for a pinned commit)."""
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    faults = (OSError, ValueError, HTTPError)
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(_WANTED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except faults as error:
+        with suppress(*faults):
+            return Path(
+                snapshot_download(model, revision=revision, allow_patterns=list(_WANTED), local_files_only=True)
+            )
         raise ModelError(f"{model}: not found on the hub ({type(error).__name__}); give a local folder") from error
 
 
 def check_folder(folder: Path) -> dict[str, object]:
     """The model's configuration; raises `ModelError` unless it is a Qwen2.5-VL with safetensors weights."""
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give the folder of a complete Qwen2.5-VL model")
-    try:
-        content: dict[str, object] = json.loads(config.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{config}: not JSON; download the model again") from error
+    content = _json_object(folder / "config.json")
     if content.get("model_type") != "qwen2_5_vl":
         raise ModelError(
             f"{folder}: a model of type {content.get('model_type')!r}; this engine runs the Qwen2.5-VL family, "
             "others go through --engine openai"
         )
-    if not any(folder.glob("*.safetensors")):
+    index = folder / "model.safetensors.index.json"
+    parts = _json_object(index).get("weight_map") if index.is_file() else {}
+    pickled = not isinstance(parts, dict) or not all(str(part).endswith(".safetensors") for part in parts.values())
+    if pickled or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no .safetensors weights; convert or download them (pickled weights are not read)")
+    return content
+
+
+def _json_object(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not JSON; download the model again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object; download the model again")
     return content
 
 

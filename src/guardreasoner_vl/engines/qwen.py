@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from guardreasoner_vl.protocol import IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -60,23 +60,25 @@ class QwenInputs:
 
     @classmethod
     def from_folder(cls, folder: Path) -> QwenInputs:
-        """Raises `ModelError` when a file is missing."""
-        from tokenizers import Tokenizer
+        """Raises `ModelError` when a file is missing or broken."""
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         for name in ("tokenizer.json", "preprocessor_config.json"):
             if not (folder / name).is_file():
                 raise ModelError(f"{folder}: no {name}; give the folder of a complete Qwen2.5-VL model")
-        settings = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+        tokenizer = _tokenizer(folder)
+        settings = _settings(folder)
         size = settings.get("size") or {}
-        budget = PixelBudget(
-            settings.get("min_pixels") or size.get("shortest_edge") or PixelBudget.min_pixels,
-            settings.get("max_pixels") or size.get("longest_edge") or PixelBudget.max_pixels,
-        )
-        shape = {"patch_size": settings.get("patch_size", 14), "merge_size": settings.get("merge_size", 2)}
-        kept = {key: settings[key] for key in ("image_mean", "image_std", "temporal_patch_size") if key in settings}
-        processor = Qwen2VLImageProcessorPil(**shape, **kept)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            budget = PixelBudget(
+                settings.get("min_pixels") or size.get("shortest_edge") or PixelBudget.min_pixels,
+                settings.get("max_pixels") or size.get("longest_edge") or PixelBudget.max_pixels,
+            )
+            shape = {key: int(settings.get(key, usual)) for key, usual in (("patch_size", 14), ("merge_size", 2))}
+            kept = {key: settings[key] for key in ("image_mean", "image_std", "temporal_patch_size") if key in settings}
+            processor = Qwen2VLImageProcessorPil(**shape, **kept)
+        except (InputError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"{folder}: preprocessor_config.json has impossible values; download it again") from error
         ids = {}
         for token in (IMAGE_PAD, "<|video_pad|>", END_OF_TURN, END_OF_TEXT, "<|vision_start|>", "<|vision_end|>"):
             token_id = tokenizer.token_to_id(token)
@@ -140,6 +142,25 @@ class QwenInputs:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         return frozenset((self.token_id[END_OF_TURN], self.token_id[END_OF_TEXT]))
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{folder}: tokenizer.json cannot be read; download it again") from error
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: preprocessor_config.json cannot be read; download it again") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder}: preprocessor_config.json is not a JSON object; download it again")
+    return settings
 
 
 def chat_text(messages: Sequence[Message], pads: Sequence[int] = ()) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
+from guardreasoner_vl.engines.label_scores import label_offset
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD
 from guardreasoner_vl.protocol import END_OF_RESULT, MAX_TOKENS_AFTER_RESULT
 
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import EngineRequest, FinishReason
     from guardreasoner_vl.engines.qwen import QwenInputs
 
+START_OF_THINK = "<think>"
 _TAIL_TOKENS = 16
+_OPENS_AGAIN = re.compile(r">\s*<")
 _PLACEHOLDERS = (IMAGE_PAD, "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
@@ -29,6 +34,7 @@ class Vocabulary:
     def __init__(self, inputs: QwenInputs) -> None:
         self.tokenizer: Tokenizer = inputs.tokenizer
         self.end_ids = inputs.end_ids
+        self.size = max(self.tokenizer.get_vocab().values()) + 1
         self.never = [inputs.token_id[token] for token in _PLACEHOLDERS]
         self._end_of_turn = [inputs.token_id[END_OF_TURN], inputs.token_id[END_OF_TEXT]]
 
@@ -42,7 +48,12 @@ class Vocabulary:
     def banned_before_reasoning(self) -> list[int]:
         """Tokens that could close an empty think: any that opens a tag, and the end of the turn."""
         tags = [number for number, piece in self._pieces.items() if piece.lstrip().startswith("<")]
-        return sorted({*tags, *self._end_of_turn})
+        return sorted({*tags, *self.banned_before_think, *self._end_of_turn})
+
+    @cached_property
+    def banned_before_think(self) -> list[int]:
+        """Tokens that could end the think tag and open the next one at once, such as `></`."""
+        return sorted(number for number, piece in self._pieces.items() if _OPENS_AGAIN.search(piece))
 
     @cached_property
     def closing_ids(self) -> frozenset[int]:
@@ -90,8 +101,9 @@ class Row:
     def choose(self, logits: torch.Tensor) -> int:
         """The next token from this row's logits (vocabulary,), which are changed in place."""
         logits[self.vocabulary.never] = -torch.inf
-        if not self.reasoning_open and self._think_is_empty():
-            logits[self.vocabulary.banned_before_reasoning] = -torch.inf
+        logits[self.vocabulary.size :] = -torch.inf  # rows that only pad the embedding
+        if not self.reasoning_open:
+            logits[self._banned()] = -torch.inf
         if self.generator is None:
             return int(logits.argmax())
         probabilities = torch.softmax(logits.cpu() / self.request.temperature, dim=-1)
@@ -99,12 +111,14 @@ class Row:
         keep = (ordered.cumsum(0) - ordered) < self.request.top_p
         return int(order[torch.multinomial(ordered * keep, 1, generator=self.generator)])
 
-    def _think_is_empty(self) -> bool:
-        """Whether the think block stands open with nothing in it yet."""
+    def _banned(self) -> list[int]:
+        """What may not come next as long as no reasoning stands."""
         text = self.request.forced_prefix + self.vocabulary.text(self.tokens)
-        _, opened, reasoning = text.partition("<think>")
-        self.reasoning_open = bool(opened and reasoning.strip())
-        return bool(opened) and not self.reasoning_open
+        _, opened, reasoning = text.partition(START_OF_THINK)
+        if not opened:
+            return self.vocabulary.banned_before_think
+        self.reasoning_open = bool(reasoning.strip())
+        return [] if self.reasoning_open else self.vocabulary.banned_before_reasoning
 
     def add(self, token: int) -> None:
         """Take one token and see whether the answer has ended."""
@@ -122,7 +136,7 @@ class Row:
             self.finish = "length"
 
     def label_logprobs(self, common: Sequence[int]) -> dict[str, tuple[float, ...]]:
-        """The candidates' log-probabilities after the last occurrence of each field."""
+        """The candidates' log-probabilities after each field of the result block whose label was generated."""
         found = {}
         for name in self.request.label_fields:
             place = self._place_after(name)
@@ -133,8 +147,12 @@ class Row:
         return found
 
     def _place_after(self, name: str) -> int | None:
-        """Index of the token that follows the last `name`."""
-        for place in range(len(self.tokens), 0, -1):
-            if self.vocabulary.text(self.tokens[max(0, place - _TAIL_TOKENS) : place]).endswith(name):
-                return place
-        return None
+        """Index of the token that follows `name`; None if no token begins there."""
+        generated = self.vocabulary.text(self.tokens)
+        offset = label_offset(self.request.forced_prefix + generated, name)
+        if offset is None or offset < len(self.request.forced_prefix):
+            return None
+        label = generated[offset - len(self.request.forced_prefix) :]
+        places = range(len(self.tokens) + 1)
+        place = bisect_left(places, -len(label), key=lambda place: -len(self.vocabulary.text(self.tokens[place:])))
+        return place if self.vocabulary.text(self.tokens[place:]) == label else None

@@ -13,11 +13,12 @@ import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
+from guardreasoner_vl.engines.checks import check_request, failed, unscored
 from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
 from guardreasoner_vl.engines.folders import check_folder, model_info, resolve_folder
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.sampling import Row, Vocabulary
-from guardreasoner_vl.errors import InputError, InputTooLongError, ModelError
+from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError, ModelError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class TransformersEngine:
         self, folder: Path, info: ModelInfo, dtype: DType = "auto", max_rows: int = 32, max_tokens: int = 32_768
     ) -> None:
         config = check_folder(folder)
+        self.inputs = QwenInputs.from_folder(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = _load(folder, _dtype(dtype, device)).to(device).eval()
-        self.inputs = QwenInputs.from_folder(folder)
         self._info = info
         self._decoder = Decoder(model, self.inputs)
         self._vocabulary = Vocabulary(self.inputs)
@@ -87,7 +88,7 @@ class TransformersEngine:
         return len(self._encode(request).ids)
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
-        return self._run(requests, self._generate_batch, _failed_generation)
+        return self._run(requests, self._generate_batch, failed)
 
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
@@ -96,7 +97,7 @@ class TransformersEngine:
             return self._score_batch(jobs, slots, candidates)
 
         with_slot = [replace(request, forced_prefix=request.forced_prefix + slots[0]) for request in requests]
-        return self._run(with_slot, score_batch, _failed_score)
+        return self._run(with_slot, score_batch, unscored)
 
     async def agenerate(self, request: EngineRequest) -> EngineResult:
         return (await asyncio.to_thread(self.generate, [request]))[0]
@@ -114,7 +115,7 @@ class TransformersEngine:
         self,
         requests: Sequence[EngineRequest],
         work: Callable[[Sequence[_Job]], list[Result]],
-        failed: Callable[[str, str], Result],
+        refused: Callable[[GuardError], Result],
     ) -> list[Result]:
         """Encode, batch by length, work, and put the results back in order; one bad request harms no other."""
         results: dict[int, Result] = {}
@@ -122,15 +123,18 @@ class TransformersEngine:
         for place, request in enumerate(requests):
             try:
                 jobs.append(_Job(place, request, self._checked(request)))
-            except InputError as error:
-                results[place] = failed(str(error), error.code)
+            except GuardError as error:
+                results[place] = refused(error)
+            except Exception as error:
+                results[place] = refused(_fault(error))
         with self._lock:
             for batch in self._batches(jobs):
-                for job, result in zip(batch, self._guarded(batch, work, failed), strict=True):
+                for job, result in zip(batch, self._guarded(batch, work, refused), strict=True):
                     results[job.place] = result
         return [results[place] for place in range(len(requests))]
 
     def _checked(self, request: EngineRequest) -> Encoded:
+        check_request(request, self.capabilities)
         prompt = self._encode(request)
         if len(prompt.ids) >= self._max_context:
             raise InputTooLongError(
@@ -144,7 +148,7 @@ class TransformersEngine:
         batch: list[_Job] = []
         for job in sorted(jobs, key=lambda job: -len(job.prompt.ids)):
             longest = len((batch or [job])[0].prompt.ids)
-            same = not batch or batch[0].request.pixels == job.request.pixels
+            same = not batch or _shared_settings(batch[0].request) == _shared_settings(job.request)
             if batch and (not same or len(batch) >= self._max_rows or longest * (len(batch) + 1) > self._max_tokens):
                 yield batch
                 batch = []
@@ -156,18 +160,19 @@ class TransformersEngine:
         self,
         jobs: Sequence[_Job],
         work: Callable[[Sequence[_Job]], list[Result]],
-        failed: Callable[[str, str], Result],
+        refused: Callable[[GuardError], Result],
     ) -> list[Result]:
         """The batch's results; a batch that fails is halved until the guilty request stands alone."""
         started = time.perf_counter()
         try:
             results = work(jobs)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if len(jobs) == 1:
-                _log.warning("the engine failed: %s", type(error).__name__)
-                return [failed(f"the model failed ({type(error).__name__}): try a smaller input", "engine")]
+                return [refused(_fault(error))]
+            results = []  # halved outside of this block: the error's frames hold the failed batch's memory
+        if not results:
             middle = len(jobs) // 2
-            return self._guarded(jobs[:middle], work, failed) + self._guarded(jobs[middle:], work, failed)
+            return self._guarded(jobs[:middle], work, refused) + self._guarded(jobs[middle:], work, refused)
         share = (time.perf_counter() - started) / len(jobs)
         return [
             replace(result, usage=result.usage.model_copy(update={"seconds": result.usage.seconds + share}))
@@ -182,12 +187,12 @@ class TransformersEngine:
         return batch, len(prefix.ids) if prefix else 0
 
     def _prefix_of(self, jobs: Sequence[_Job]) -> Prefix | None:
-        """The cached head that all these prompts share; computed at the first call."""
-        if self._prefix is None:
+        """The cached head that all these prompts share: the first system message that was ever asked with."""
+        if self._prefix is None and jobs[0].request.messages[0].role == "system":
             head = jobs[0].request.messages[0].text
             ids = self.inputs.tokens(f"<|im_start|>system\n{head}<|im_end|>\n<|im_start|>user\n")
             self._prefix = self._decoder.compute_prefix(ids)
-        shared = all(self._prefix.starts(job.prompt.ids) for job in jobs)
+        shared = self._prefix is not None and all(self._prefix.starts(job.prompt.ids) for job in jobs)
         return self._prefix if shared else None
 
     def _generate_batch(self, jobs: Sequence[_Job]) -> list[EngineResult]:
@@ -229,7 +234,8 @@ class TransformersEngine:
         return token
 
     def _candidate_ids(self, jobs: Sequence[_Job]) -> tuple[list[int], list[int]]:
-        asked = next((job.request.candidates for job in jobs if job.request.label_fields), ())
+        request = jobs[0].request  # a batch shares them
+        asked = request.candidates if request.label_fields else ()
         return self._vocabulary.first_difference(asked) if asked else ([], [])
 
     def _result(self, job: _Job, row: Row, cached: int, common: Sequence[int]) -> EngineResult:
@@ -258,6 +264,7 @@ class TransformersEngine:
                 read = [count + len(tokens) for count, tokens in zip(read, further, strict=True)]
                 self._decoder.extend(batch, further)
             if common:
+                read = [count + len(common) for count in read]
                 self._decoder.extend(batch, [common] * len(jobs))
             _check_finite(batch.logits)
             here = batch.logits[:, ids] - batch.logits.logsumexp(-1, keepdim=True)
@@ -274,17 +281,21 @@ class TransformersEngine:
         ]
 
 
-def _failed_generation(message: str, code: str) -> EngineResult:
-    return EngineResult(text="", finish_reason="error", error=message, error_code=code)
+def _shared_settings(request: EngineRequest) -> tuple[object, ...]:
+    """What all requests of a batch must agree on."""
+    return request.pixels, request.candidates if request.label_fields else ()
 
 
-def _failed_score(message: str, code: str) -> ScoreResult:
-    return ScoreResult((), (), error=message, error_code=code)
+def _fault(error: Exception) -> EngineError:
+    """What the model's failure looks like from outside; its text stays in, for it may quote the input."""
+    _log.warning("the model failed: %s", type(error).__name__)
+    _log.debug("the model failed", exc_info=error)
+    return EngineError(f"the model failed ({type(error).__name__}): try a smaller input")
 
 
 def _check_finite(logits: torch.Tensor) -> None:
-    if torch.isnan(logits).any():
-        raise RuntimeError("the model gave NaN")
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model gave NaN or infinity")
 
 
 def _dtype(wanted: DType, device: str) -> torch.dtype:
@@ -298,14 +309,20 @@ def _dtype(wanted: DType, device: str) -> torch.dtype:
 
 
 def _load(folder: Path, dtype: torch.dtype) -> Any:
+    """The network; a folder whose weights are broken or do not fill it is refused, never filled up at random."""
     try:
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True
+        network, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"{folder}: cannot be loaded ({reason}); download it again") from error
+    lacking = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
+    if lacking:
         raise ModelError(
-            f"{folder}: cannot be loaded ({str(error).splitlines()[0][:200]}); download it again"
-        ) from error
+            f"{folder}: {len(lacking)} weights are missing or of another shape ({lacking[0]:.80}); download it again"
+        )
+    return network
 
 
 def _context(config: dict[str, Any]) -> int:

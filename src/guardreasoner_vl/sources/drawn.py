@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel
 
 SIZES = ((224, 224), (252, 196), (196, 252), (280, 168))
+CARD_SIZES = ((168, 56), (196, 56), (168, 84), (224, 84))
 WITHOUT_WORDS = 0.12
 WITH_PROMPT = 0.4
 LIGHT = ("#ffffff", "#f4ecd8", "#ffe9a8", "#d9f2e6", "#dbe7ff", "#f7d7e1")
@@ -41,19 +42,25 @@ class Style:
     layout: str
 
 
-def draw_folder(folder: Path, count: int, seed: int) -> Path:
-    """Write `count` rows and their pictures in the layout of `sources.jsonl`; the same seed, the same bytes."""
+def draw_folder(folder: Path, count: int, seed: int, cards: float = 0.0) -> Path:
+    """Write `count` rows and their pictures in the layout of `sources.jsonl`; the same seed, the same bytes.
+
+    `cards` is the share of small pictures with a few words, cheap and easy ones to learn reading from.
+    """
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     rows = []
     for number in range(count):
-        picture, row = draw_sample(rng, f"drawn-{seed}-{number:06d}")
+        draw = draw_card if cards and rng.random() < cards else draw_sample
+        picture, row = draw(rng, f"drawn-{seed}-{number:06d}")
         name = f"images/{number:06d}.png"
         picture.save(folder / name, compress_level=1)
         rows.append({**row, "images": [name]})
     path = folder / "train.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    partial = folder / "train.jsonl.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    partial.replace(path)  # last and at once, so that a folder with rows is complete
     return path
 
 
@@ -70,7 +77,22 @@ def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[s
         picture = _LAYOUTS[style.layout](rng, style, text.upper() if style.upper else text)
     if rng.random() < WITH_PROMPT:
         prompt, label = _prompt(rng, label)
-    row = {
+    return picture, _row(sample_id, prompt, text, label)
+
+
+def draw_card(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[str, Any]]:
+    """A small picture with a few words, and its row."""
+    style = replace(_style(rng), size=rng.choice(CARD_SIZES))
+    label: GoldLabel = rng.choice(("harmful", "unharmful"))
+    text = phrases.action(rng, label)
+    picture = Image.new("RGB", style.size, style.paper)
+    width, height = style.size
+    _write(picture, style, text.upper() if style.upper else text, (6, 4, width - 6, height - 4), style.ink, False)
+    return picture, _row(sample_id, "", text, label)
+
+
+def _row(sample_id: str, prompt: str, text: str, label: GoldLabel) -> dict[str, Any]:
+    return {
         "id": sample_id,
         "source": "drawn",
         "modality": "text-image" if prompt else "image",
@@ -78,7 +100,6 @@ def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[s
         "request_label": label,
         "meta": {"picture_text": text},
     }
-    return picture, row
 
 
 def _prompt(rng: random.Random, label: GoldLabel) -> tuple[str, GoldLabel]:

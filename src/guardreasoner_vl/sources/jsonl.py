@@ -9,10 +9,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.types import Sample
@@ -32,6 +31,11 @@ class SetAside:
 
     def add(self, reason: str) -> None:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def merge(self, other: SetAside) -> None:
+        """Add another count to this one."""
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
 
     @property
     def total(self) -> int:
@@ -53,20 +57,34 @@ def find_split(folder: Path, split: str) -> Path:
 
 
 def read_samples(path: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
-    """Stream the rows of one file. A broken row raises `DataError`, or is counted where `set_aside` is given."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield _sample(json.loads(line), path.parent)
-            except (ValueError, ValidationError) as error:
-                if set_aside is None:
-                    raise DataError(f"{path}, line {number}: not a sample; fix or remove it") from error
-                set_aside.add("not a sample")
+    """Stream the rows of one file. A broken row raises `DataError`, or is counted where `set_aside` is given.
+
+    A file that cannot be read to its end (a cut-off download) raises `DataError` either way.
+    """
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            yield _sample(json.loads(line), path.parent)
+        except (ValueError, RecursionError) as error:
+            if set_aside is None:
+                raise DataError(f"{path}, line {number}: not a sample; fix or remove it") from error
+            set_aside.add("not a sample")
 
 
-def _sample(row: dict[str, Any], folder: Path) -> Sample:
-    images = [str(folder / name) for name in row.get("images") or ()]
-    return Sample.model_validate({**row, "images": images, "prompt": row.get("prompt") or ""})
+def _lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+        try:
+            yield from lines
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: cannot be read to its end ({error}); download it again") from error
+
+
+def _sample(row: Any, folder: Path) -> Sample:
+    """Raises `ValueError` for anything but a sample."""
+    images = row.get("images") or [] if isinstance(row, dict) else None
+    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
+        raise ValueError("a sample is a mapping, its images a list of paths")
+    return Sample.model_validate(
+        {**row, "images": [str(folder / name) for name in images], "prompt": row.get("prompt") or ""}
+    )

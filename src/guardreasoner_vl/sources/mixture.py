@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.drawn import draw_folder
 from guardreasoner_vl.sources.jsonl import SetAside, find_split, is_held_out, read_samples
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.recipe import DataSection, SourceSection
+    from guardreasoner_vl.recipe import DataSection, DrawnSection, SourceSection
     from guardreasoner_vl.types import Sample
 
 
@@ -32,22 +33,24 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int) -> Mixtu
     for source in data.sources:
         rng = random.Random(f"{seed}-{source.folder}")
         kept, held_out = _split(_rows(source, root, mixture.set_aside))
+        if not (kept or held_out):
+            raise DataError(f"{root / source.folder}: no row passes the recipe's `only`; correct it or drop the source")
         kept = [row for row in kept if not row.meta.get("weak") or rng.random() < source.weak_share]
         if source.limit is not None and len(kept) > source.limit:
             kept = rng.sample(kept, source.limit)
         mixture.train += kept * source.repeat
         mixture.held_out += held_out
     if data.drawn is not None:
-        kept, held_out = _split(read_samples(_drawn(work, data.drawn.count, seed)))
+        kept, held_out = _split(read_samples(_drawn(work, data.drawn, seed)))
         mixture.train += kept * data.drawn.repeat
         mixture.held_out += held_out
     return mixture
 
 
-def _drawn(work: Path, count: int, seed: int) -> Path:
-    folder = work / f"drawn-{count}-{seed}"
+def _drawn(work: Path, drawn: DrawnSection, seed: int) -> Path:
+    folder = work / f"drawn-{drawn.count}-{seed}"
     path = folder / "train.jsonl"
-    return path if path.is_file() else draw_folder(folder, count, seed)
+    return path if path.is_file() else draw_folder(folder, drawn.count, seed, drawn.cards)
 
 
 def _split(rows: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:

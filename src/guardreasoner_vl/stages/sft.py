@@ -8,6 +8,7 @@ and the response S.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -22,11 +23,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import Recipe
+    from guardreasoner_vl.sources.jsonl import SetAside
     from guardreasoner_vl.stages.sft_data import TokenRows
+    from guardreasoner_vl.stages.sft_trainer import SupervisedOnlyTrainer
     from guardreasoner_vl.types import Sample
 
 _log = logging.getLogger(__name__)
-_CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+_CHECKPOINT_PARTS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("optimizer.pt", "global_step*"),  # the latter is DeepSpeed's
+    ("scheduler.pt",),
+    ("rng_state*.pth",),
+)
 _TOKENIZER_TEXTS = 40_000
 
 
@@ -54,28 +62,35 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
     from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.sources.mixture import build_mixture
 
-    folder = open_run_dir(out, recipe) / "sft"
+    folder = out / "sft"
     finished = folder / "model"
-    if (finished / "model.safetensors").is_file():
-        _log.info("%s is finished already", finished)
-        return finished
-    folder.mkdir(exist_ok=True)
-    mixture = build_mixture(recipe.data, data, out / "data", recipe.seed)
-    base = _base_model(recipe, mixture.train, out / "base")
+    config = sft_config(recipe.sft, folder, recipe.seed, use_cpu=not _accelerator())
+    with config.main_process_first(local=False):  # the others find recipe, pictures and base model written
+        open_run_dir(out, recipe)
+        if (finished / "model.safetensors").is_file():
+            _log.info("%s is finished already", finished)
+            return finished
+        folder.mkdir(exist_ok=True)
+        mixture = build_mixture(recipe.data, data, out / "data", recipe.seed)
+        if not mixture.train:
+            raise _nothing(data, mixture.set_aside)
+        base = _base_model(recipe, mixture.train, out / "base")
     inputs = QwenInputs.from_folder(base)
     rows = _token_rows(recipe, mixture.train, inputs)
-    rows.set_aside.reasons.update(mixture.set_aside.reasons)
+    rows.set_aside.merge(mixture.set_aside)
     if not rows.rows:
-        raise DataError(f"{data}: no row can be trained on (left out: {rows.set_aside.reasons}); check data.sources")
+        raise _nothing(data, rows.set_aside)
     write_json(folder / "data.json", asdict(_report(rows)))
-    use_cpu = not _accelerator()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    model = _load(base, recipe)
-    trainer = build_trainer(model, rows.rows, inputs, sft_config(recipe.sft, folder, recipe.seed, use_cpu), base)
+    trainer = build_trainer(_load(base, recipe), rows.rows, inputs, config, base)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    if trainer.is_world_process_zero():
-        _save(trainer.accelerator.unwrap_model(trainer.model), base, finished)
+    _save(trainer, base, finished)
+    trainer.accelerator.wait_for_everyone()
     return finished
+
+
+def _nothing(data: Path, set_aside: SetAside) -> DataError:
+    return DataError(f"{data}: no row can be trained on (left out: {set_aside.reasons}); check data.sources")
 
 
 def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path:
@@ -87,9 +102,23 @@ def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path
 
         return resolve_folder(str(recipe.model.path), recipe.model.revision)
     if not (folder / "model.safetensors").is_file():
-        texts = _tokenizer_texts(samples)
-        write_new_model(folder, texts, recipe.model.new, recipe.seed)
+        partial = _emptied(folder)
+        write_new_model(partial, _tokenizer_texts(samples), recipe.model.new, recipe.seed)
+        _move(partial, folder)
     return folder
+
+
+def _emptied(folder: Path) -> Path:
+    """A new folder beside `folder` to write in, so that a kill leaves no half of it."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _move(partial: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _tokenizer_texts(samples: Sequence[Sample]) -> list[str]:
@@ -154,21 +183,34 @@ def _load(folder: Path, recipe: Recipe) -> Any:
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written whole; one cut off by a kill is passed over."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    whole = [path for path in found if all((path / name).is_file() for name in _CHECKPOINT_FILES)]
+    whole = [path for path in found if _is_whole(path)]
     return str(whole[-1]) if whole else None
 
 
-def _save(model: Any, base: Path, finished: Path) -> None:
+def _is_whole(checkpoint: Path) -> bool:
+    """All parts are there, and the trainer's state, which is written last, can be read."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(any(any(checkpoint.glob(name)) for name in names) for names in _CHECKPOINT_PARTS)
+
+
+def _save(trainer: SupervisedOnlyTrainer, base: Path, finished: Path) -> None:
     """The model in bf16 beside the base model's own tokenizer and processor files."""
     import torch
 
-    partial = finished.with_name("model.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every rank takes part where it is sharded
+    if not trainer.is_world_process_zero():
+        return
+    halves: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay tied
+    weights = {name: halves.setdefault(value.data_ptr(), value.to(torch.bfloat16)) for name, value in weights.items()}
+    model = trainer.accelerator.unwrap_model(trainer.model).to(torch.bfloat16)
     model.config.use_cache = True
-    model.to(torch.bfloat16).save_pretrained(partial)
+    partial = _emptied(finished)
+    model.save_pretrained(partial, state_dict=weights)
     for path in base.iterdir():
-        if path.suffix in (".json", ".txt", ".jinja") and not (partial / path.name).exists():
+        kept = path.suffix in (".json", ".txt", ".jinja") and not path.name.endswith(".index.json")
+        if kept and not (partial / path.name).exists():
             shutil.copy2(path, partial / path.name)
-    shutil.rmtree(finished, ignore_errors=True)
-    partial.rename(finished)
+    _move(partial, finished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel, Sample
 
 IGNORED = -100
+_TAG = re.compile(r"</?(?:think|result)>")
 Known = dict[Target, TargetLabel]
 
 
@@ -68,7 +70,7 @@ def _labels(samples: Sequence[Sample], target: Target, present: Callable[[Sample
 
 def reasoning_of(sample: Sample, labels: Known, teacher: Literal["rules"] | None) -> Sequence[Span] | str | None:
     """The row's own reasoning, or the offline teacher's."""
-    if sample.reasoning is not None:
+    if sample.reasoning and sample.reasoning.strip():
         return sample.reasoning
     return explain(sample, labels["request"], labels["response"]) if teacher == "rules" else None
 
@@ -96,8 +98,10 @@ def tokenise(
             continue
         if len(row.input_ids) > max_length:
             result.set_aside.add(f"longer than {max_length} tokens")
-        elif all(label == IGNORED for label in row.labels):
+        elif not any(label.known and label.word != "None" for label in known.values()):
             result.set_aside.add("no label is known")
+        elif isinstance(reasoning, str) and _TAG.search(reasoning):
+            result.set_aside.add("the reasoning holds a tag of the protocol")
         else:
             result.rows.append(row)
     return result

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN
@@ -15,7 +16,7 @@ from guardreasoner_vl.stages.master_adamw import MasterAdamW
 from guardreasoner_vl.stages.sft_data import IGNORED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from guardreasoner_vl.engines.qwen import QwenInputs
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.stages.sft_data import TokenRow
 
 PAD_MULTIPLE = 8
+_EPOCH_STRIDE = 1_000_003  # so that seed 1 in its first epoch is not seed 0 in its second
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,24 @@ class Collator:
         return batch
 
 
+class LengthGrouped(torch.utils.data.Sampler[int]):
+    """Rows of like length together, in an order that seed and epoch alone decide.
+
+    Transformers' own sampler draws from the global generator, so a run resumed in its second epoch would
+    read the first epoch's order.
+    """
+
+    def __init__(self, lengths: list[int], together: int, seed: int, epoch: Callable[[], int]) -> None:
+        self._lengths, self._together, self._seed, self._epoch = lengths, together, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + _EPOCH_STRIDE * self._epoch())
+        return iter(get_length_grouped_indices(self._lengths, self._together, generator=generator))
+
+
 class SupervisedOnlyTrainer(SFTTrainer):
     """TRL's trainer with the language head run on supervised positions only.
 
@@ -74,15 +94,27 @@ class SupervisedOnlyTrainer(SFTTrainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")[:, 1:]
         supervised = labels != IGNORED
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1][supervised]
-        logits, targets = model.lm_head(hidden).float(), labels[supervised]
+        # A hook, because wrappers (autocast, DDP, DeepSpeed) want the whole model called.
+        hook = self.model.lm_head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, :-1][supervised],))
+        try:
+            logits = model(**inputs, use_cache=False).logits.float()
+        finally:
+            hook.remove()
+        targets = labels[supervised]
         total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        loss = total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
+        loss = total / (max(targets.numel(), 1) if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # tokens are counted over all ranks, gradients averaged
         self._total_train_tokens += int(inputs["attention_mask"].sum())
-        right = (logits.detach().argmax(-1) == targets).float().mean()
+        right = (logits.detach().argmax(-1) == targets).float().mean() if targets.numel() else 0.0
         self._metrics["train"]["mean_token_accuracy"].append(float(right))
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        lengths = (train_dataset or self.train_dataset)["length"]
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGrouped(list(lengths), together, self.args.seed, lambda: int(self.state.epoch or 0))
 
 
 def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool) -> SFTConfig:
@@ -100,12 +132,12 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool) -> S
         gradient_accumulation_steps=section.gradient_accumulation,
         bf16=section.precision == "bf16",
         gradient_checkpointing=section.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=True,  # an all-text batch leaves the vision tower without gradients
         deepspeed=section.deepspeed,
         use_cpu=use_cpu,
         seed=seed,
         data_seed=seed,
-        train_sampling_strategy="group_by_length",
-        length_column_name="length",
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -138,6 +170,7 @@ def build_trainer(
     )
     optimizer = None
     if model.dtype == torch.bfloat16:
+        model.to(config.device)  # before its parameters are copied
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = MasterAdamW(model.parameters(), config.learning_rate, betas, config.weight_decay)
     return SupervisedOnlyTrainer(

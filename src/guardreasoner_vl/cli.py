@@ -1,0 +1,405 @@
+"""The command `guardreasoner-vl`.
+
+Exit codes: 0 allow, or all done; 1 block; 2 error, also where the policy lets an error through; 130 interrupted.
+"""
+# No `from __future__ import annotations`: typer reads the annotations. Whatever else a command needs is
+# imported inside it, so that --help stays instant.
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from guardreasoner_vl import __version__
+from guardreasoner_vl.errors import GuardError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.judging import Policy
+    from guardreasoner_vl.types import Exchange, Verdict
+
+OK, BLOCK, ERROR = 0, 1, 2
+STDIN = "-"
+# Installed beside us they cost seconds and 130 MB: transformers imports them wherever it finds them.
+_NOT_NEEDED = ("sklearn", "scipy", "pandas")
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="'embedded' (the default), a model folder, a hub id, or what a server calls it.",
+    ),
+]
+EngineOption = Annotated[
+    Literal["auto", "transformers", "openai"],
+    typer.Option("--engine", help="Run the model here, or ask an OpenAI-compatible server such as vLLM."),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="The server's address, such as http://localhost:8000/v1."),
+]
+ModeOption = Annotated[
+    Literal["slow", "fast", "hybrid"],
+    typer.Option("--mode", help="Reason first, give the verdict only, or reason where the score is in doubt."),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option("--threshold", metavar="0..1", help="From which score on it is harmful; else the label decides."),
+]
+OnErrorOption = Annotated[
+    Literal["block", "allow"], typer.Option("--on-error", help="The action for what could not be judged.")
+]
+LongInputOption = Annotated[
+    Literal["refuse", "windows"],
+    typer.Option("--long-input", help="Refuse what does not fit the model, or judge it in overlapping windows."),
+]
+TokensOption = Annotated[
+    int,
+    typer.Option("--max-new-tokens", min=1, metavar="N", help="Room for reasoning and verdict; one retry has more."),
+]
+ReasoningOption = Annotated[
+    bool, typer.Option("--show-reasoning", help="Give the reasoning too; it may restate what was judged.")
+]
+
+
+class _Group(TyperGroup):
+    """Every failure is one line on stderr and an exit code; no traceback, which could show what was judged."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,  # noqa: ARG002
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            sys.stdout.flush()
+        except GuardError as error:
+            code = _say(str(error))
+        except (BrokenPipeError, SystemExit):  # typer answers a closed pipe with exit code 1, which is "block" here
+            code = _hung_up()
+        except OSError as error:
+            code = _say(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+        except Exception as error:
+            code = _usage_fault(error) if hasattr(error, "format_message") else _unforeseen(error)
+        sys.exit(code or OK)
+
+
+app = typer.Typer(cls=_Group, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger("guardreasoner_vl").addHandler(logging.NullHandler())
+    try:
+        app(prog_name="guardreasoner-vl")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"guardreasoner-vl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A guard for vision-language models: it reasons first, then labels the request and the response.
+
+    Exit codes: 0 allow or done, 1 block, 2 error, 130 interrupted.
+    """
+
+
+@app.command()
+def moderate(
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the user wrote; - reads stdin.")] = None,
+    response: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the model answered; - reads stdin.")
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A picture; may be given often.")] = None,
+    messages: Annotated[
+        str | None, typer.Option(metavar="FILE", help="OpenAI-style chat messages as JSON; - reads stdin.")
+    ] = None,
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    base_url: UrlOption = None,
+    mode: ModeOption = "slow",
+    threshold: ThresholdOption = None,
+    on_error: OnErrorOption = "block",
+    long_input: LongInputOption = "refuse",
+    max_new_tokens: TokensOption = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON line.")] = False,
+    show_reasoning: ReasoningOption = False,
+) -> None:
+    """Judge one exchange. Exit code 0: allow, 1: block, 2: it could not be judged."""
+    if [prompt, response, messages].count(STDIN) > 1:
+        raise InputError("only one option can be '-': standard input is read once")
+    if messages is not None and (prompt is not None or response is not None or image):
+        raise InputError("give --messages, or --prompt, --response and --image, not both")
+    _be_quiet()
+    from guardreasoner_vl.types import Exchange
+
+    def build() -> Exchange:
+        if messages is not None:
+            return Exchange.from_messages(_read_messages(messages))
+        return Exchange(_text(prompt), tuple(image or ()), _text(response))
+
+    policy = _policy(mode, threshold, on_error, long_input, max_new_tokens)
+    verdict = _judged(build, policy, model, lambda: _open_guard(policy, model, engine, base_url))
+    _show(verdict, as_json, show_reasoning)
+    raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
+
+
+@app.command()
+def batch(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.jsonl", help="Rows {id, prompt, images, response}, or {id, messages}.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Where the verdicts go, each under its id.")],
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    base_url: UrlOption = None,
+    mode: ModeOption = "slow",
+    threshold: ThresholdOption = None,
+    on_error: OnErrorOption = "block",
+    long_input: LongInputOption = "refuse",
+    max_new_tokens: TokensOption = 1024,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rows that are judged and saved together.")
+    ] = None,
+    show_reasoning: ReasoningOption = False,
+) -> None:
+    """Judge every row of a JSONL file; stopped in any way, the same command goes on where it was.
+
+    Rows whose verdict is an error are judged again by the next run. Lines that are no rows are listed in
+    OUT.rejected.jsonl. Exit code 0: every line has a verdict, 2: some have an error or none.
+    """
+    _be_quiet()
+    from guardreasoner_vl.batch import check_paths, rejected_path, run_batch
+    from guardreasoner_vl.cli_render import summary_text
+    from guardreasoner_vl.guard import CHUNK
+
+    check_paths(source, target)  # before the model takes its seconds
+    policy = _policy(mode, threshold, on_error, long_input, max_new_tokens)
+    try:
+        with _open_guard(policy, model, engine, base_url) as guard, _progress() as progress:
+            summary = run_batch(
+                guard, source, target, chunk=chunk or CHUNK, show_reasoning=show_reasoning, progress=progress
+            )
+    except KeyboardInterrupt:
+        _say("interrupted; what was judged is saved, run the same command to go on")
+        raise
+    _print(summary_text(summary, str(rejected_path(target))), stderr=True)
+    raise typer.Exit(OK if summary.complete else ERROR)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a verdict."""
+    from guardreasoner_vl.types import Verdict
+
+    typer.echo(json.dumps(Verdict.model_json_schema(), indent=2))
+
+
+@app.command()
+def sft(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/embedded.yaml.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="The folder that holds the recipe's sources.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; a run that stopped goes on there.")],
+) -> None:
+    """Train a guard by supervised fine-tuning on reasoning, and print the finished model's folder."""
+    from guardreasoner_vl.recipe import load_recipe
+    from guardreasoner_vl.stages import sft as stage
+
+    finished = stage.run(load_recipe(recipe), data, out)
+    _report_rows(out / "sft" / "data.json")
+    typer.echo(str(finished))
+
+
+def _policy(
+    mode: Literal["slow", "fast", "hybrid"],
+    threshold: float | None,
+    on_error: Literal["block", "allow"],
+    long_input: Literal["refuse", "windows"],
+    max_new_tokens: int,
+) -> "Policy":
+    from guardreasoner_vl.judging import Policy
+
+    return Policy(
+        mode=mode,
+        thresholds=(threshold, threshold),
+        on_error=on_error,
+        long_input=long_input,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def _open_guard(
+    policy: "Policy", model: str | None, engine: Literal["auto", "transformers", "openai"], base_url: str | None
+) -> "Guard":
+    """A base URL means a server, and a server needs one."""
+    from guardreasoner_vl.guard import Guard
+
+    if engine == "transformers" and base_url:
+        raise InputError("--base-url needs --engine openai")
+    if engine == "openai" and not base_url:
+        raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")
+    if base_url:
+        from guardreasoner_vl.engines.openai_api import OpenAIEngine
+
+        return Guard(OpenAIEngine.connect(base_url=base_url, model=model), policy)
+    return Guard.load(model or "embedded", engine, policy=policy)
+
+
+def _judged(
+    build: "Callable[[], Exchange]", policy: "Policy", model: str | None, open_guard: "Callable[[], Guard]"
+) -> "Verdict":
+    """One verdict, whatever happens. What cannot be judged is refused before a model is loaded."""
+    from guardreasoner_vl.intake import take_in
+    from guardreasoner_vl.judging import error_verdict
+    from guardreasoner_vl.types import ModelInfo
+
+    try:
+        exchange = build()
+        take_in(exchange, policy.images)
+        with open_guard() as guard:
+            return next(guard.moderate_batch([exchange]))
+    except GuardError as error:
+        return error_verdict(error, policy, ModelInfo(name=model or "embedded"))
+
+
+def _text(option: str | None) -> str | None:
+    """An option's text, or standard input without its last line end, as a shell's `$(...)` takes it."""
+    if option != STDIN:
+        return option
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise InputError("standard input is not UTF-8: convert it") from error
+
+
+def _read_messages(name: str) -> Any:
+    """The list of messages, also where it stands in a request's body."""
+    shown = "standard input" if name == STDIN else name
+    try:
+        content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        messages = json.loads(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be read ({error.strerror}); give a JSON file of chat messages") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{shown}: not JSON; give a list of chat messages") from error
+    return messages["messages"] if isinstance(messages, dict) and "messages" in messages else messages
+
+
+def _show(verdict: "Verdict", as_json: bool, show_reasoning: bool) -> None:
+    from guardreasoner_vl.batch_output import verdict_json
+    from guardreasoner_vl.cli_render import verdict_text
+
+    if as_json:
+        typer.echo(verdict_json(verdict, show_reasoning))
+    if verdict.error:
+        _say(f"{verdict.error.message} ({verdict.error.code}, {verdict.action})")
+    elif not as_json:
+        _print(verdict_text(verdict, show_reasoning))
+
+
+def _report_rows(path: Path) -> None:
+    """How many rows the training took and which it set aside."""
+    from guardreasoner_vl.cli_render import counts_text
+
+    if not path.is_file():
+        return
+    report = json.loads(path.read_text("utf-8"))
+    _print(counts_text("trained on", {"rows": report["rows"], "tokens": report["tokens"]}), stderr=True)
+    if report["set_aside"]:
+        _print(counts_text("set aside", report["set_aside"]), stderr=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr, where that is a terminal."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _be_quiet() -> None:
+    """Keep libraries from writing to the terminal, and from importing what is not needed."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for module in _NOT_NEEDED:
+        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _print(text: "Text", stderr: bool = False) -> None:
+    _console(stderr).print(text)
+
+
+def _say(message: str) -> int:
+    from guardreasoner_vl.cli_render import one_line
+
+    typer.secho(f"error: {one_line(message)}", fg=typer.colors.RED, err=True)
+    return ERROR
+
+
+def _usage_fault(error: Any) -> int:
+    """typer's own complaints, in one line that names the page to read."""
+    message = str(error.format_message()).replace("Value error, ", "")
+    if not message.strip():  # no arguments at all: the help was shown
+        return ERROR
+    context = getattr(error, "ctx", None)
+    return _say(f"{message} See {context.command_path} --help." if context else message)
+
+
+def _unforeseen(error: Exception) -> int:
+    """A fault of ours: where it happened, not what it says, which could be what was judged."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    where = f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}" if trace else "an unknown place"
+    return _say(f"internal fault: {type(error).__name__} in {where}; please report it")
+
+
+def _hung_up() -> int:
+    """Nobody reads stdout any more; point it elsewhere, or Python complains once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ERROR

@@ -1,0 +1,28 @@
+"""A guard that finds the word BAD harmful and cannot judge BROKEN, for tests of the commands."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.engines.scripted import ScriptedEngine
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.guard import Guard
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.engines.base import EngineRequest
+    from guardreasoner_vl.judging import Policy
+
+
+def scripted_guard(policy: Policy | None = None, *, pause: float = 0.0, reasoning: str = "Looked at it.") -> Guard:
+    """`pause` is in seconds for each request; `engine.requests` of the guard holds what was asked."""
+
+    def answer(request: EngineRequest) -> str:
+        time.sleep(pause)
+        user = request.messages[-1].text
+        if "BROKEN" in user:
+            raise EngineError("the engine is out of order; try again")
+        label = "harmful" if "BAD" in user else "unharmful"
+        return f"<think>\n{reasoning}\n</think>\n<result>\nAnswers:\nRequest: {label}\nResponse: {label}\n</result>"
+
+    return Guard(ScriptedEngine(answer), policy)

@@ -1,0 +1,137 @@
+"""Folders of JSON lines become samples; broken rows are counted or named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.sources.jsonl import SetAside, find_split, is_held_out, read_samples
+
+ROW = {"id": "a", "source": "s", "modality": "text", "prompt": "hi", "request_label": "unharmful"}
+
+
+def test_gz_and_plain_give_the_same_rows(tmp_path: Path) -> None:
+    rows = [ROW, {**ROW, "id": "ü", "prompt": "привет\u2028x", "response": "yes", "response_label": "harmful"}]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
+    (tmp_path / "train.jsonl").write_text(text, "utf-8")
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    plain = list(read_samples(tmp_path / "train.jsonl"))
+    assert plain == list(read_samples(tmp_path / "train.jsonl.gz"))
+    assert [(row.id, row.prompt, row.response_label) for row in plain] == [
+        ("a", "hi", None),
+        ("ü", "привет\u2028x", "harmful"),
+    ]
+
+
+def test_the_real_layout_is_read(tmp_path: Path) -> None:
+    row: dict[str, Any] = {
+        "id": "i",
+        "source": "s",
+        "split": "train",
+        "modality": "image",
+        "prompt": None,
+        "images": ["images/1.jpg", "2.png"],
+        "response": None,
+        "request_label": "harmful",
+        "response_label": None,
+        "meta": {"weak": True},
+    }
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    (sample,) = read_samples(tmp_path / "train.jsonl")
+    assert sample.prompt == ""
+    assert sample.images == (str(tmp_path / "images/1.jpg"), str(tmp_path / "2.png"))
+    assert sample.meta == {"weak": True}
+    (tmp_path / "train.jsonl").write_text(json.dumps({**row, "images": None}))
+    assert next(iter(read_samples(tmp_path / "train.jsonl"))).images == ()
+
+
+# sha256 of the id, as a number, modulo 20: worked out with `sha256sum` and `bc`, not with the function.
+@pytest.mark.parametrize(
+    ("sample_id", "held_out"),
+    [("row-2", False), ("row-14", True), ("row-118", True), ("", False), ("ü", False)],
+)
+def test_held_out_split(sample_id: str, held_out: bool) -> None:
+    assert is_held_out(sample_id) is held_out
+
+
+def test_about_a_twentieth_is_held_out() -> None:
+    assert 400 < sum(is_held_out(str(number)) for number in range(10_000)) < 600
+
+
+BROKEN = [
+    "not json",
+    "[1, 2]",
+    "3",
+    "null",
+    '"text"',
+    json.dumps({**ROW, "request_label": "safe"}),
+    json.dumps({**ROW, "unknown": 1}),
+    json.dumps({**ROW, "id": 5}),
+    json.dumps({**ROW, "images": "one.png"}),
+    json.dumps({**ROW, "images": 5}),
+    json.dumps({**ROW, "images": [None]}),
+    json.dumps({**ROW, "images": {"a": 1}}),
+    json.dumps({**ROW, "prompt": ["hi"]}),
+    json.dumps({key: value for key, value in ROW.items() if key != "id"}),
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_row_is_named_or_counted(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(f"{json.dumps(ROW)}\n\n{line}\n{json.dumps({**ROW, 'id': 'b'})}\n")
+    with pytest.raises(DataError, match=r"train\.jsonl, line 3: not a sample; fix or remove it"):
+        list(read_samples(path))
+    set_aside = SetAside()
+    assert [row.id for row in read_samples(path, set_aside)] == ["a", "b"]
+    assert set_aside.reasons == {"not a sample": 1}
+    assert set_aside.total == 1
+
+
+def test_a_row_that_is_no_utf8_is_named_or_counted(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'{"id": "\xff"}\n' + json.dumps(ROW).encode() + b"\n")
+    with pytest.raises(DataError, match="line 1"):
+        list(read_samples(path))
+    set_aside = SetAside()
+    assert [row.id for row in read_samples(path, set_aside)] == ["a"]
+    assert set_aside.total == 1
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_a_cut_off_download_is_an_error_even_where_rows_are_counted(tmp_path: Path, kept: float) -> None:
+    lines = b"".join(json.dumps({**ROW, "id": str(number)}).encode() + b"\n" for number in range(2000))
+    packed = gzip.compress(lines)
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(packed[: int(len(packed) * kept)])
+    with pytest.raises(DataError, match="cannot be read to its end"):
+        list(read_samples(path, SetAside()))
+
+
+def test_what_is_no_gzip_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(b"plain text")
+    with pytest.raises(DataError, match="cannot be read to its end"):
+        list(read_samples(path))
+
+
+def test_find_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no train\.jsonl or train\.jsonl\.gz; give a folder that holds one"):
+        find_split(tmp_path, "train")
+    (tmp_path / "train.jsonl").touch()
+    assert find_split(tmp_path, "train").name == "train.jsonl"
+    (tmp_path / "train.jsonl.gz").touch()
+    assert find_split(tmp_path, "train").name == "train.jsonl.gz"
+
+
+def test_counts_add_up() -> None:
+    first, second = SetAside({"a": 1, "b": 2}), SetAside({"b": 3, "c": 4})
+    first.merge(second)
+    assert first.reasons == {"a": 1, "b": 5, "c": 4}
+    assert second.reasons == {"b": 3, "c": 4}
