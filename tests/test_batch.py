@@ -20,13 +20,14 @@ from guardreasoner_vl import batch_output
 from guardreasoner_vl.batch import Rejected, Row, check_paths, read_rows, rejected_path, run_batch
 from guardreasoner_vl.batch_output import opened, saved_line, verdict_json
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging import Policy
 from guardreasoner_vl.types import Verdict
 from tests.scripted_guard import scripted_guard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from guardreasoner_vl.guard import Guard
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,7 +157,7 @@ def test_arbitrary_lines_never_crash_and_every_one_is_accounted_for(
 
 def test_each_row_gets_one_verdict_in_order(tmp_path: Path) -> None:
     Image.new("RGB", (60, 60), "red").save(tmp_path / "red.png")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "kind", "prompt": "hello"},
         {"id": "unkind", "prompt": "BAD", "response": "BAD"},
         {"id": "picture", "images": ["red.png"]},
@@ -224,12 +225,16 @@ def test_a_chunk_is_on_disk_before_the_next_one_is_judged(tmp_path: Path, monkey
     guard = scripted_guard()
     events: list[Any] = []
     judge, fsync = guard.moderate_batch, os.fsync
-    monkeypatch.setattr(guard, "moderate_batch", lambda items, **how: (events.append("judge"), judge(items, **how))[1])
+
+    def judged(items: Any, **how: Any) -> Any:
+        events.append("judge")
+        return judge(items, **how)
 
     def recorded(descriptor: int) -> None:
         fsync(descriptor)
         events.append(out.read_bytes().count(b"\n"))
 
+    monkeypatch.setattr(guard, "moderate_batch", judged)
     monkeypatch.setattr(os, "fsync", recorded)
     run_batch(guard, numbered(tmp_path / "in.jsonl", 5), out, chunk=2)
     assert events == ["judge", 2, "judge", 4, "judge", 5]

@@ -10,15 +10,15 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from guardreasoner_vl import __version__
+from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK, OneLineErrors, say
 from guardreasoner_vl.errors import GuardError, InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.judging import Policy
     from guardreasoner_vl.types import Exchange, Verdict
 
-OK, BLOCK, ERROR = 0, 1, 2
 STDIN = "-"
 # Installed beside us they cost seconds and 130 MB: transformers imports them wherever it finds them.
 _NOT_NEEDED = ("sklearn", "scipy", "pandas")
@@ -75,33 +74,7 @@ ReasoningOption = Annotated[
 ]
 
 
-class _Group(TyperGroup):
-    """Every failure is one line on stderr and an exit code; no traceback, which could show what was judged."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,  # noqa: ARG002
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-            sys.stdout.flush()
-        except GuardError as error:
-            code = _say(str(error))
-        except (BrokenPipeError, SystemExit):  # typer answers a closed pipe with exit code 1, which is "block" here
-            code = _hung_up()
-        except OSError as error:
-            code = _say(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
-        except Exception as error:
-            code = _usage_fault(error) if hasattr(error, "format_message") else _unforeseen(error)
-        sys.exit(code or OK)
-
-
-app = typer.Typer(cls=_Group, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(cls=OneLineErrors, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def main() -> None:
@@ -213,7 +186,7 @@ def batch(
                 guard, source, target, chunk=chunk or CHUNK, show_reasoning=show_reasoning, progress=progress
             )
     except KeyboardInterrupt:
-        _say("interrupted; what was judged is saved, run the same command to go on")
+        say("interrupted; what was judged is saved, run the same command to go on")
         raise
     _print(summary_text(summary, str(rejected_path(target))), stderr=True)
     raise typer.Exit(OK if summary.complete else ERROR)
@@ -324,7 +297,7 @@ def _show(verdict: "Verdict", as_json: bool, show_reasoning: bool) -> None:
     if as_json:
         typer.echo(verdict_json(verdict, show_reasoning))
     if verdict.error:
-        _say(f"{verdict.error.message} ({verdict.error.code}, {verdict.action})")
+        say(f"{verdict.error.message} ({verdict.error.code}, {verdict.action})")
     elif not as_json:
         _print(verdict_text(verdict, show_reasoning))
 
@@ -372,34 +345,3 @@ def _console(stderr: bool = False) -> "Console":
 
 def _print(text: "Text", stderr: bool = False) -> None:
     _console(stderr).print(text)
-
-
-def _say(message: str) -> int:
-    from guardreasoner_vl.cli_render import one_line
-
-    typer.secho(f"error: {one_line(message)}", fg=typer.colors.RED, err=True)
-    return ERROR
-
-
-def _usage_fault(error: Any) -> int:
-    """typer's own complaints, in one line that names the page to read."""
-    message = str(error.format_message()).replace("Value error, ", "")
-    if not message.strip():  # no arguments at all: the help was shown
-        return ERROR
-    context = getattr(error, "ctx", None)
-    return _say(f"{message} See {context.command_path} --help." if context else message)
-
-
-def _unforeseen(error: Exception) -> int:
-    """A fault of ours: where it happened, not what it says, which could be what was judged."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    where = f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}" if trace else "an unknown place"
-    return _say(f"internal fault: {type(error).__name__} in {where}; please report it")
-
-
-def _hung_up() -> int:
-    """Nobody reads stdout any more; point it elsewhere, or Python complains once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ERROR

@@ -57,8 +57,9 @@ def summary_text(summary: BatchSummary, rejected_file: str) -> Text:
     ):
         if counts:
             text.append(f"  {name:<9}{_counts(counts)}\n")
-    text.append(f"  tokens   {_tokens(summary.usage)}\n")
-    text.append(f"  time     {summary.seconds:.1f} s, {summary.per_second:.1f} moderations/s")
+    text.append(f"  used     {_tokens(summary.usage)}\n")
+    rate = f", {summary.per_second:.1f} moderations/s" if summary.judged else ""
+    text.append(f"  time     {summary.seconds:.1f} s{rate}")
     if summary.ignored:
         shown = ", ".join(one_line(name)[:40] for name in summary.ignored[:_SHOWN])
         more = f" and {len(summary.ignored) - _SHOWN} more" if len(summary.ignored) > _SHOWN else ""

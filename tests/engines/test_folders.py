@@ -83,7 +83,9 @@ def test_an_unknown_hub_id_is_refused_at_once(model: str, hub: Path, monkeypatch
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model", ["/no/such/folder", "./nothing", "nothing", "a/b/c", "~nobody-of-that-name/x", "a\0b"])
+@pytest.mark.parametrize(
+    "model", ["/no/such/folder", "./nothing", "nothing", "a/b/c", "~nobody-of-that-name/x", "a\0b"]
+)
 def test_a_missing_folder_is_refused(model: str) -> None:
     with pytest.raises(ModelError, match="hub id"):
         resolve_folder(model)
@@ -127,7 +129,7 @@ def test_code_in_a_model_folder_never_runs(tiny_model: Path, tmp_path: Path) -> 
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: ...\n")
     targets = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoModelForImageTextToText", "AutoImageProcessor")
     for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
-        changed_json(folder / name, auto_map={target: "evil.Evil" for target in targets})
+        changed_json(folder / name, auto_map=dict.fromkeys(targets, "evil.Evil"))
     (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
     TransformersEngine.load(str(folder), dtype="fp32")
     assert not (tmp_path / "ran").exists()
@@ -155,7 +157,9 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert "no config.json" in refusal_of(tmp_path)
 
 
-@pytest.mark.parametrize("values", [{"min_pixels": 5}, {"min_pixels": "many"}, {"min_pixels": None, "size": 7}, {"patch_size": "x"}])
+@pytest.mark.parametrize(
+    "values", [{"min_pixels": 5}, {"min_pixels": "many"}, {"min_pixels": None, "size": 7}, {"patch_size": "x"}]
+)
 def test_impossible_picture_settings_are_refused(values: dict[str, object], tiny_model: Path, tmp_path: Path) -> None:
     folder = copied(tiny_model, tmp_path / "model")
     changed_json(folder / "preprocessor_config.json", **values)

@@ -12,6 +12,7 @@ import torch
 
 from guardreasoner_vl.engines.label_scores import label_offset
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD
+from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol import END_OF_RESULT, MAX_TOKENS_AFTER_RESULT
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Vocabulary:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def first_difference(self, candidates: Sequence[str]) -> tuple[list[int], list[int]]:
-        """The candidates' common first tokens, and each one's first differing token. Raises `ValueError`."""
+        """The candidates' common first tokens, and each one's first differing token. Raises `InputError`."""
         encoded = [self.tokenizer.encode(word, add_special_tokens=False).ids for word in candidates]
         for place in range(min(len(ids) for ids in encoded)):
             here = [ids[place] for ids in encoded]
@@ -72,7 +73,7 @@ class Vocabulary:
                 return encoded[0][:place], here
             if len(set(here)) > 1:
                 break
-        raise ValueError(f"the candidates {candidates} do not differ at one token")
+        raise InputError(f"the candidates {candidates} do not differ at one token: use other words")
 
 
 @dataclass

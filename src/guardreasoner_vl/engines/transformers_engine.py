@@ -123,8 +123,6 @@ class TransformersEngine:
         for place, request in enumerate(requests):
             try:
                 jobs.append(_Job(place, request, self._checked(request)))
-            except GuardError as error:
-                results[place] = refused(error)
             except Exception as error:
                 results[place] = refused(_fault(error))
         with self._lock:
@@ -286,8 +284,10 @@ def _shared_settings(request: EngineRequest) -> tuple[object, ...]:
     return request.pixels, request.candidates if request.label_fields else ()
 
 
-def _fault(error: Exception) -> EngineError:
-    """What the model's failure looks like from outside; its text stays in, for it may quote the input."""
+def _fault(error: Exception) -> GuardError:
+    """What a failure looks like from outside; an unforeseen one's text stays in, for it may quote the input."""
+    if isinstance(error, GuardError):
+        return error
     _log.warning("the model failed: %s", type(error).__name__)
     _log.debug("the model failed", exc_info=error)
     return EngineError(f"the model failed ({type(error).__name__}): try a smaller input")

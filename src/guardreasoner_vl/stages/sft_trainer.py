@@ -111,6 +111,12 @@ class SupervisedOnlyTrainer(SFTTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return (loss, {"logits": logits}) if return_outputs else loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Checkpoints carry the released models' names of the weights, which only `from_pretrained` translates."""
+        model = model or self.model
+        saved = type(model).from_pretrained(resume_from_checkpoint, use_safetensors=True, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         lengths = (train_dataset or self.train_dataset)["length"]
         together = self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -173,7 +179,7 @@ def build_trainer(
         model.to(config.device)  # before its parameters are copied
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = MasterAdamW(model.parameters(), config.learning_rate, betas, config.weight_decay)
-    return SupervisedOnlyTrainer(
+    trainer = SupervisedOnlyTrainer(
         model=model,
         args=config,
         train_dataset=dataset,
@@ -181,3 +187,6 @@ def build_trainer(
         processing_class=tokenizer,
         optimizers=(optimizer, None),
     )
+    # Qwen2.5-VL says no; but `compute_loss` does, and without it short micro-batches would weigh as much as long ones.
+    trainer.model_accepts_loss_kwargs = True
+    return trainer

@@ -1,0 +1,98 @@
+"""Training tokens per second of the SFT stage beside stock TRL, on one small Qwen2.5-VL and made-up rows.
+
+    python benchmarks/sft_speed.py [--repeats 3] [--steps 6]
+
+Arms: TRL's own trainer on fp32 weights under bf16 autocast (its default way); the same with the head on
+supervised positions only; and that on weights held in bf16 with fp32 copies in the optimizer (what
+recipes/embedded.yaml uses). Same rows, same order. Medians of interleaved repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+from trl import SFTTrainer
+
+from guardreasoner_vl.engines.qwen import QwenInputs
+from guardreasoner_vl.recipe import NewModel, SftSection
+from guardreasoner_vl.stages.sft_data import TokenRow, target_labels, tokenise
+from guardreasoner_vl.stages.sft_trainer import build_trainer, sft_config
+from guardreasoner_vl.stages.small_model import write_new_model
+from guardreasoner_vl.types import Sample
+
+ARMS = ("TRL, autocast", "supervised head, autocast", "supervised head, bf16 weights")
+
+
+def samples(count: int) -> list[Sample]:
+    """Made-up requests of one to some thirty sentences."""
+    sentence = "The old gardener told us how he waters the roses in the early morning. "
+    return [
+        Sample(
+            id=str(number),
+            source="made up",
+            modality="text",
+            prompt=f"Request {number}. " + sentence * (1 + number % 12),
+            request_label="harmful" if number % 2 else "unharmful",
+        )
+        for number in range(count)
+    ]
+
+
+def tokens_per_second(arm: str, folder: Path, rows: list[TokenRow], inputs: QwenInputs, steps: int) -> float:
+    """Train for some steps after two for warming up."""
+    precision = "bf16-weights" if arm.endswith("bf16 weights") else "bf16"
+    section = SftSection(batch_size=24, gradient_accumulation=1, precision=precision, learning_rate=1e-3)
+    config = sft_config(section, folder / "run", seed=0, use_cpu=not torch.cuda.is_available())
+    config.max_steps, config.save_strategy, config.report_to, config.disable_tqdm = steps + 2, "no", [], True
+    dtype = torch.bfloat16 if precision == "bf16-weights" else torch.float32
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "model", dtype=dtype)
+    trainer: Any = build_trainer(model, rows, inputs, config, folder / "model")
+    if arm == ARMS[0]:
+        trainer.compute_loss = SFTTrainer.compute_loss.__get__(trainer)
+    seen: list[tuple[float, int]] = []
+    step = trainer.training_step
+
+    def clocked(*arguments: Any, **named: Any) -> Any:
+        result = step(*arguments, **named)
+        seen.append((time.perf_counter(), int(arguments[1]["attention_mask"].sum())))
+        return result
+
+    trainer.training_step = clocked
+    trainer.train()
+    return sum(tokens for _, tokens in seen[2:]) / (seen[-1][0] - seen[1][0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6)
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    found: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        made = samples(24 * (arguments.steps + 2))
+        write_new_model(folder / "model", [row.prompt for row in made], NewModel(), seed=0)
+        inputs = QwenInputs.from_folder(folder / "model")
+        rows = tokenise(
+            made, target_labels(made), inputs, max_length=2048, without_reasoning=0.4, teacher="rules", seed=0
+        ).rows
+        for _ in range(arguments.repeats):
+            for arm in ARMS:
+                found[arm].append(tokens_per_second(arm, folder, rows, inputs, arguments.steps))
+    medians = {arm: statistics.median(values) for arm, values in found.items()}
+    for arm, median in medians.items():
+        print(f"  {arm:32} {median:8.0f} tokens/s   {median / medians[ARMS[0]]:5.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""The SFT stage: exact resume, a finished folder, its reports, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from guardreasoner_vl.errors import DataError, RecipeError
+from guardreasoner_vl.recipe import Recipe
+from guardreasoner_vl.stages import sft, sft_trainer
+from guardreasoner_vl.stages.sft import last_checkpoint, run
+from tests.stages import toy
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+ROWS = 20  # 5 updates of 2 x 2 rows an epoch, 2 epochs: checkpoints at 2, 4, 6, 8, 10
+PRECISIONS = ("fp32", "bf16-weights")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_data(tmp_path_factory.mktemp("data"), toy.rows(ROWS))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Path]:
+    """Finished runs by precision."""
+    runs = {}
+    for precision in PRECISIONS:
+        out = tmp_path_factory.mktemp(precision)
+        run(toy.recipe(precision=precision), data, out)
+        runs[precision] = out
+    return runs
+
+
+class Stop(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Recipe, Path, Path], None]:
+    """Run a recipe up to one step."""
+    original = sft_trainer.build_trainer
+
+    def stop(step: int, recipe: Recipe, data: Path, out: Path) -> None:
+        def build(*args: Any) -> Any:
+            trainer = original(*args)
+            trainer.add_callback(Stop(step))
+            return trainer
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(sft_trainer, "build_trainer", build)
+            run(recipe, data, out)
+
+    return stop
+
+
+def checkpoints(out: Path) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in (out / "sft").glob("checkpoint-*"))
+
+
+def assert_same_end(out: Path, other: Path) -> None:
+    """The last checkpoints agree to the bit, in weights, optimizer and the last gradient's length."""
+    ours, theirs = (folder / "sft" / "checkpoint-10" for folder in (out, other))
+    for path in ("sft/model/model.safetensors", "sft/checkpoint-10/model.safetensors"):
+        one, two = load_file(out / path), load_file(other / path)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one), path
+    one, two = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (ours, theirs))
+    assert all(torch.equal(a, b) for a, b in zip(one.get("masters", []), two.get("masters", []), strict=True))
+    for key, state in one["state"].items():
+        assert all(torch.equal(state[name], two["state"][key][name]) for name in state)
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (ours, theirs)]
+    assert [entry["grad_norm"] for entry in logs[0]] == [entry["grad_norm"] for entry in logs[1]]
+
+
+# 3: in the first epoch; 7: in the second, whose order is another; 5: at the turn.
+@pytest.mark.parametrize(
+    ("precision", "steps"), [("fp32", [3, 7]), ("bf16-weights", [7]), ("bf16-weights", [1, 3, 5]), ("fp32", [9])]
+)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    precision: str,
+    steps: list[int],
+    data: Path,
+    uninterrupted: dict[str, Path],
+    stopped_at: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    recipe = toy.recipe(precision=precision)
+    for step in steps:
+        stopped_at(step, recipe, data, tmp_path)
+        assert not (tmp_path / "sft" / "model").exists()
+        assert max(checkpoints(tmp_path), default=0) == step // 2 * 2
+    torch.manual_seed(12345)  # what the process drew before does not matter
+    run(recipe, data, tmp_path)
+    assert_same_end(tmp_path, uninterrupted[precision])
+
+
+def test_a_turn_between_epochs_is_exact_too(data: Path, stopped_at: Callable[..., None], tmp_path: Path) -> None:
+    recipe = toy.recipe(save_steps=5)
+    run(recipe, data, tmp_path / "straight")
+    stopped_at(6, recipe, data, tmp_path / "broken")
+    assert checkpoints(tmp_path / "broken") == [5]
+    run(recipe, data, tmp_path / "broken")
+    assert_same_end(tmp_path / "broken", tmp_path / "straight")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from transformers import Trainer
+from guardreasoner_vl.stages.sft import run
+from tests.stages import toy
+
+original = Trainer._save_rng_state
+
+def save(self, output_dir):
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(self, output_dir)
+
+Trainer._save_rng_state = save
+run(toy.recipe(precision="bf16-weights"), Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_kill_while_a_checkpoint_is_written(data: Path, uninterrupted: dict[str, Path], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(data), str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
+    assert checkpoints(tmp_path) == [2, 4]
+    assert last_checkpoint(tmp_path / "sft") == str(tmp_path / "sft" / "checkpoint-2")
+    run(toy.recipe(precision="bf16-weights"), data, tmp_path)
+    assert_same_end(tmp_path, uninterrupted["bf16-weights"])
+
+
+# --- checkpoints --------------------------------------------------------------------------------------
+
+PARTS = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+def write_checkpoint(folder: Path, step: int, *parts: str, state: str = "{}") -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    for name in parts:
+        (path / name).touch()
+    (path / "trainer_state.json").write_text(state)
+    return path
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    write_checkpoint(tmp_path, 2, *PARTS)
+    whole = write_checkpoint(tmp_path, 10, *PARTS)
+    for step, missing in enumerate(PARTS, 11):
+        write_checkpoint(tmp_path, step, *(part for part in PARTS if part != missing))
+    write_checkpoint(tmp_path, 20, *PARTS, state="")
+    write_checkpoint(tmp_path, 21, *PARTS, state='{"log_hist')
+    (tmp_path / "checkpoint-22").mkdir()
+    assert last_checkpoint(tmp_path) == str(whole)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"),
+        ("model.safetensors.index.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
+        ("model.safetensors", "global_step4", "scheduler.pt", "rng_state_0.pth"),
+    ],
+)
+def test_checkpoints_of_several_devices_count(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    whole = write_checkpoint(tmp_path, 4, *parts)
+    assert last_checkpoint(tmp_path) == str(whole)
+
+
+def test_only_two_checkpoints_are_kept(uninterrupted: dict[str, Path]) -> None:
+    assert checkpoints(uninterrupted["fp32"]) == [8, 10]
+
+
+# --- the finished folder ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_finished_folder_is_a_complete_model_in_bf16(precision: str, uninterrupted: dict[str, Path]) -> None:
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    folder = uninterrupted[precision] / "sft" / "model"
+    weights = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+    assert sum("embed_tokens" in name or "lm_head" in name for name in weights) == 1
+    trained = load_file(uninterrupted[precision] / "sft" / "checkpoint-10" / "model.safetensors")
+    assert all(torch.equal(value.to(torch.bfloat16), weights[name]) for name, value in trained.items())
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+    assert model.dtype == torch.bfloat16
+    assert model.config.get_text_config().use_cache
+    assert len(AutoTokenizer.from_pretrained(folder)) == model.config.text_config.vocab_size
+    base = uninterrupted[precision] / "base"
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        assert (folder / name).read_bytes() == (base / name).read_bytes()
+    assert not list(folder.parent.glob("*.partial"))
+
+
+def test_a_finished_run_is_not_repeated(
+    data: Path, uninterrupted: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(sft_trainer, "build_trainer", never)
+    out = uninterrupted["fp32"]
+    weights = out / "sft" / "model" / "model.safetensors"
+    stamp = weights.stat().st_mtime_ns
+    assert run(toy.recipe(), data, out) == out / "sft" / "model"
+    assert weights.stat().st_mtime_ns == stamp
+
+
+def test_a_changed_recipe_is_refused(data: Path, uninterrupted: dict[str, Path]) -> None:
+    with pytest.raises(RecipeError, match=r"changed: sft\.epochs, sft\.learning_rate"):
+        run(toy.recipe(epochs=3, learning_rate=1e-3), data, uninterrupted["fp32"])
+
+
+def test_training_can_start_from_a_folder(data: Path, uninterrupted: dict[str, Path], tmp_path: Path) -> None:
+    base = tmp_path / "start"
+    shutil.copytree(uninterrupted["fp32"] / "sft" / "model", base)
+    (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
+    content = toy.recipe(epochs=0.2).model_dump()
+    recipe = Recipe.model_validate({**content, "model": {"path": str(base)}})
+    finished = run(recipe, data, tmp_path / "out")
+    assert not (tmp_path / "out" / "base").exists()
+    assert not (finished / "model.safetensors.index.json").exists()
+    assert (finished / "tokenizer.json").is_file()
+    before, after = load_file(base / "model.safetensors"), load_file(finished / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+# --- reports ------------------------------------------------------------------------------------------
+
+
+def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callable[..., None]) -> None:
+    content = toy.rows(12)
+    long = {**content[0], "id": "long-1", "prompt": "word " * 400}
+    unlabelled = {**content[0], "id": "unlabelled-1", "request_label": None}
+    broken = {**content[4], "id": "broken-1", "images": ["broken.png"]}
+    data = toy.write_data(tmp_path / "data", [*content, long, unlabelled, broken])
+    (data / "toy" / "broken.png").write_bytes(b"no picture")
+    with (data / "toy" / "train.jsonl").open("a") as lines:
+        lines.write("not json\n{}\n")
+    drawn = {"sources": [toy.SOURCE], "drawn": {"count": 3}}
+    stopped_at(1, toy.recipe(drawn), data, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "sft" / "data.json").read_text())
+    assert report["set_aside"] == {
+        "longer than 300 tokens": 1,
+        "no label is known": 1,
+        "invalid_image": 1,
+        "not a sample": 2,
+    }
+    assert report["by_source"] == {"toy": 12, "drawn": 3}
+    assert report["rows"] == 15
+    assert 15 * 20 < report["supervised_tokens"] < report["tokens"] < 15 * 300
+
+
+def test_the_loss_is_written_for_tensorboard_and_falls(data: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(toy.recipe(epochs=12, save_steps=1000), data, tmp_path)
+    events = EventAccumulator(str(tmp_path / "sft" / "tensorboard"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in losses] == [10, 20, 30, 40, 50, 60]
+    assert losses[0][1] > 3
+    assert losses[-1][1] < 0.6 * losses[0][1]
+
+
+# --- what cannot be trained on ------------------------------------------------------------------------
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    data = toy.write_data(tmp_path / "data", [])
+    (data / "toy" / "train.jsonl").write_text("broken\n")
+    with pytest.raises(DataError, match="toy"):
+        run(toy.recipe(), data, tmp_path / "out")
+    with pytest.raises(DataError, match="no row can be trained on"):
+        run(toy.recipe({"sources": []}), data, tmp_path / "empty")
+    assert not (tmp_path / "empty" / "base").exists()  # no tokenizer was learnt from nothing
+
+
+def test_no_row_fits(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no row can be trained on \(left out: {'longer than 32 tokens': 20}\)"):
+        run(toy.recipe(max_length=32), data, tmp_path)
+
+
+def test_a_half_written_base_is_made_again(
+    data: Path, uninterrupted: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from guardreasoner_vl.stages import small_model
+
+    def killed(folder: Path, *args: Any) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(small_model, "write_new_model", killed)
+        run(toy.recipe(), data, tmp_path)
+    assert not (tmp_path / "base").exists()
+    run(toy.recipe(), data, tmp_path)
+    assert_same_end(tmp_path, uninterrupted["fp32"])
+
+
+def test_pictures_with_many_readings_are_all_seen(tmp_path: Path) -> None:
+    """A transparent picture counts as several, in the tokens and in the batch."""
+    data = toy.write_data(tmp_path / "data", toy.rows(4))
+    Image.new("RGBA", (56, 56), (200, 0, 0, 100)).save(data / "toy" / "clear.png")
+    extra = {**toy.row(4), "id": "clear-0", "images": ["clear.png"]}
+    with (data / "toy" / "train.jsonl").open("a") as lines:
+        lines.write(json.dumps(extra) + "\n")
+    run(toy.recipe(epochs=1, save_steps=100), data, tmp_path / "out")
+    assert (tmp_path / "out" / "sft" / "model" / "model.safetensors").is_file()
+
+
+def test_the_stage_says_what_to_install(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
+    from guardreasoner_vl.errors import MissingExtraError
+
+    monkeypatch.setitem(sys.modules, "guardreasoner_vl.stages.sft_trainer", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'guardreasoner-vl\[train\]'"):
+        sft.run(toy.recipe(), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
