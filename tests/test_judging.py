@@ -19,6 +19,7 @@ from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging import Policy, harm_probability
 from guardreasoner_vl.protocol import FAST_PREFIX, RESPONSE_FIELD
 from guardreasoner_vl.types import Exchange, Label, Turn, Usage, Verdict
+from tests.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,19 +73,21 @@ class TestSlow:
     def test_labels_decide(self, request_label: str, response_label: str, flagged: bool) -> None:
         verdict = judged(ANSWERED, ScriptedEngine([answer(request_label, response_label)]))
         assert (verdict.flagged, verdict.action) == (flagged, "block" if flagged else "allow")
-        assert verdict.request.label == ("harmful" if "HARM" == request_label.upper()[:4] else "unharmful")
+        assert verdict.request.label == request_label.lower()
         assert verdict.reasoning == "It is about bread."
         assert (verdict.mode, verdict.error, verdict.model.name) == ("slow", None, "scripted")
-        assert verdict.request.score == pytest.approx(0.9 if request_label == "harmful" else 0.1) or (
-            request_label == "HARMFUL" and verdict.request.score is None
-        )
+
+    def test_scores_are_read_off_the_labels(self) -> None:
+        verdict = judged(ANSWERED, ScriptedEngine([answer("harmful", "unharmful")]))
+        assert verdict.request.score == pytest.approx(0.9)
+        assert verdict.response.score == pytest.approx(0.1)
 
     def test_the_engine_is_asked_for_reasoning_and_labels(self) -> None:
         engine = ScriptedEngine([answer()])
         judged(ASKED, engine, max_new_tokens=77)
         (request,) = engine.requests
         assert (request.max_new_tokens, request.ban_empty_think, request.forced_prefix) == (77, True, "")
-        assert request.label_fields == ("Request:", "Response:")
+        assert request.label_fields == ("Request:", RESPONSE_FIELD)
         assert request.temperature == 0.0
 
     def test_what_is_not_there_is_not_applicable(self) -> None:
@@ -194,7 +197,8 @@ class TestFast:
         engine = ScriptedEngine([], scores=scoring(*harm))
         verdict = judged(ANSWERED, engine, mode="fast")
         assert (verdict.request.label, verdict.response.label, verdict.action) == (*labels, action)
-        assert (verdict.request.score, verdict.response.score) == (pytest.approx(harm[0]), pytest.approx(harm[1]))
+        assert verdict.request.score == pytest.approx(harm[0])
+        assert verdict.response.score == pytest.approx(harm[1])
         assert (verdict.reasoning, verdict.mode) == (None, "fast")
         assert [request.forced_prefix for request in engine.requests] == [FAST_PREFIX]
 
@@ -380,7 +384,7 @@ class TestWindows:
         verdict = judged(Exchange("x" * 10_000), CountingEngine(finds_phrase, limit=4096))
         assert_error(verdict, "input_too_long")
         assert verdict.error is not None
-        assert "10531 tokens" in verdict.error.message or re.search(r"\d{5} tokens", verdict.error.message)
+        assert re.search(r"takes 10\d{3} tokens, the model reads 4096", verdict.error.message)
 
     def test_what_fits_is_one_window(self) -> None:
         engine = CountingEngine(finds_phrase, limit=4096)
@@ -415,8 +419,6 @@ class TestWindows:
         assert (verdict.request.label, verdict.response.label) == ("harmful", "harmful")
 
     def test_pictures_and_history_stand_in_every_window(self) -> None:
-        from tests.engines.test_qwen import picture
-
         engine = CountingEngine(finds_phrase, limit=2048)
         exchange = Exchange(BENIGN * 80, (picture(56, 56),), None, (Turn("Earlier.", response="Yes."),))
         judged(exchange, engine, long_input="windows")
@@ -431,7 +433,8 @@ class TestWindows:
 
         engine = CountingEngine([], limit=2048, scores=scores)
         verdict = judged(Exchange(BENIGN * 60 + PHRASE + BENIGN * 60), engine, mode="fast", long_input="windows")
-        assert (verdict.request.label, verdict.request.score) == ("harmful", pytest.approx(0.7))
+        assert verdict.request.label == "harmful"
+        assert verdict.request.score == pytest.approx(0.7)
 
     def test_an_error_in_one_window_never_becomes_allow(self) -> None:
         def breaks(request: EngineRequest) -> str:
@@ -479,15 +482,14 @@ class TestWindows:
         exchange = Exchange("x " * 500_000, response="y " * 500_000)
         assert_error(judged(exchange, engine, long_input="windows"), "input_too_long")
 
-    def test_an_engine_that_cannot_count_is_asked_once(self) -> None:
-        class Uncounted(CountingEngine):
+    @pytest.mark.parametrize("fault", [EngineError("cannot count"), RuntimeError("broken")])
+    def test_an_engine_that_fails_to_count_is_left_to_refuse(self, fault: Exception) -> None:
+        class Uncounted(ScriptedEngine):
             def count_tokens(self, request: EngineRequest) -> int:
-                raise EngineError("cannot count") if len(self.requests) < 9 else AssertionError
+                raise fault
 
-        engine = Uncounted(["nonsense"], limit=10)
-        engine.limit = 1 << 30
-        engine._generate = lambda request: EngineResult("", "error", error="refused")  # type: ignore[method-assign]
-        assert_error(judged(ASKED, engine, long_input="windows"), "engine")
+        engine = Uncounted([EngineResult("", "error", error="too long", error_code="input_too_long")])
+        assert_error(judged(ASKED, engine, long_input="windows"), "input_too_long")
 
     def test_hybrid_works_in_windows(self) -> None:
         def scores(request: EngineRequest, slot: str) -> tuple[float, ...]:

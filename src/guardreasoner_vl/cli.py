@@ -243,11 +243,8 @@ def _open_guard(
         raise InputError("--base-url needs --engine openai")
     if engine == "openai" and not base_url:
         raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")
-    if base_url:
-        from guardreasoner_vl.engines.openai_api import OpenAIEngine
-
-        return Guard(OpenAIEngine.connect(base_url=base_url, model=model), policy)
-    return Guard.load(model or "embedded", engine, policy=policy)
+    options = {"base_url": base_url} if base_url else {}
+    return Guard.load(model or "embedded", engine, policy=policy, **options)
 
 
 def _judged(

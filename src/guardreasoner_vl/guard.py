@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from guardreasoner_vl.engines.checks import failed, unscored
+from guardreasoner_vl.engines.folders import EMBEDDED, check_folder, resolve_folder
 from guardreasoner_vl.errors import EngineError, GuardError, InputError
 from guardreasoner_vl.judging import Call, Count, Counted, Policy, Reply, Score, error_verdict, judge
 from guardreasoner_vl.protocol import CANDIDATES
@@ -44,7 +45,7 @@ class Guard:
     @classmethod
     def load(
         cls,
-        model: str = "embedded",
+        model: str = EMBEDDED,
         engine: EngineName = "auto",
         *,
         revision: str | None = None,
@@ -53,15 +54,17 @@ class Guard:
     ) -> Guard:
         """Open a guard.
 
-        `model`: "embedded", a model folder, or a hub id (with the `openai` engine: the served model's name, and
-        `base_url` among `options`). Further `options` go to the engine. Raises `ModelError`.
+        `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` among
+        `options` implies, the served model's name; without one, the server's first. Further `options` go to the
+        engine. Raises `ModelError`.
         """
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}: use one of {', '.join(ENGINES)}")
-        if engine == "openai":
+        if engine == "openai" or (engine == "auto" and "base_url" in options):
             from guardreasoner_vl.engines.openai_api import OpenAIEngine
 
-            return cls(OpenAIEngine.connect(model=model, **options), policy)
+            return cls(OpenAIEngine.connect(model=None if model == EMBEDDED else model, **options), policy)
+        check_folder(resolve_folder(model, revision))  # before torch is imported, so that a typo is told at once
         from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
         return cls(TransformersEngine.load(model, revision, **options), policy)

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import json
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs, chat_text
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.images import Picture, PixelBudget
+from guardreasoner_vl.images import PixelBudget
 from guardreasoner_vl.protocol import IMAGE, Message, build_messages
 from guardreasoner_vl.types import Exchange, Turn
+from tests.pictures import picture
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SIZES = [(56, 56), (57, 83), (300, 200), (20, 30), (1000, 90), (90, 1000), (112, 112), (640, 480), (28, 29)]
-
-
-def picture(width: int, height: int) -> Picture:
-    """A picture with something different in every corner."""
-    across, down = np.meshgrid(np.arange(width), np.arange(height))
-    pixels = np.stack((across * 255 // width, down * 255 // height, (across * down) % 256), -1).astype(np.uint8)
-    encoded = BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG")
-    return Picture(encoded.getvalue(), width, height)
 
 
 @pytest.fixture(scope="module")

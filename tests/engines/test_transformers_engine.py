@@ -20,7 +20,7 @@ from guardreasoner_vl.images import Picture, PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message, build_messages
 from guardreasoner_vl.types import Exchange
 from tests.engines.conformance import FIELDS, SLOTS, EngineConformance, asked, mismatched, timeless
-from tests.engines.test_qwen import picture
+from tests.pictures import picture
 from tests.tiny_model import set_weight
 
 if TYPE_CHECKING:

@@ -74,10 +74,15 @@ def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[s
         label = "unharmful"
     else:
         text = phrases.phrase(rng, label)
-        picture = _LAYOUTS[style.layout](rng, style, text.upper() if style.upper else text)
+        picture = draw_text(rng, style, text)
     if rng.random() < WITH_PROMPT:
         prompt, label = _prompt(rng, label)
     return picture, _row(sample_id, prompt, text, label)
+
+
+def draw_text(rng: random.Random, style: Style, text: str) -> Image.Image:
+    """`text` in the style's layout."""
+    return _LAYOUTS[style.layout](rng, style, text.upper() if style.upper else text)
 
 
 def draw_card(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[str, Any]]:
