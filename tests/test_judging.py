@@ -399,6 +399,15 @@ class TestWindows:
         assert verdict.request.label == "harmful"
         assert len(engine.requests) > 3
 
+    @given(length=st.integers(1, 400), size=st.integers(10, 90), overlap=st.sampled_from([0.0, 0.2, 0.5, 0.9]))
+    def test_pieces_hold_every_stretch_as_long_as_the_overlap(self, length: int, size: int, overlap: float) -> None:
+        text = "".join(map(chr, range(0x4E00, 0x4E00 + length)))
+        pieces = judging._pieces(text, size, overlap)
+        assert all(piece and len(piece) <= size for piece in pieces)
+        stretch = max(1, int(size * overlap))
+        for start in range(max(1, length - stretch + 1)):
+            assert any(text[start : start + stretch] in (piece or "") for piece in pieces)
+
     def test_every_character_is_in_some_window(self) -> None:
         text = "".join(f"{number:05d} " for number in range(3000))
         engine = CountingEngine(finds_phrase, limit=2048)

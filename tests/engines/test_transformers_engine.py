@@ -244,6 +244,20 @@ class TestAgainstTransformers:
                 without.keep_rows(kept)
                 further = [further[at] for at in kept.tolist()]
 
+    def test_rows_that_read_different_lengths_equal_full_forwards(self, engine: TransformersEngine) -> None:
+        decoder = Decoder(engine.network, engine.inputs)
+        requests = mixed()[:4]
+        rows = [engine.inputs.encode(r.messages, r.pictures, r.forced_prefix) for r in requests]
+        images = [shown.open() for request in requests for shown in request.pictures]
+        batch = decoder.prefill(rows, images)
+        read: list[list[int]] = [[], [], [], []]
+        for further in ([[300], [301, 302, 303], [304, 305], [306]], [[307, 308, 309, 310], [311], [312, 313], [314]]):
+            decoder.extend(batch, further)
+            read = [before + tokens for before, tokens in zip(read, further, strict=True)]
+            for request, tokens, logits in zip(requests, read, batch.logits, strict=True):
+                expected = hf_logprobs(engine, request, tokens)
+                torch.testing.assert_close(logits.log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+
     def test_cached_tokens_are_counted(self, engine: TransformersEngine) -> None:
         first, second = engine.generate([asked()])[0], engine.generate([asked("Other.")])[0]
         cached = second.usage.cached_tokens

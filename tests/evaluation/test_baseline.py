@@ -9,7 +9,9 @@ from guardreasoner_vl.evaluation.baseline import HashedWords, baseline_text
 from guardreasoner_vl.types import GoldLabel, Sample
 
 
-def row(prompt: str, request: GoldLabel | None = None, said: str | None = None, response: GoldLabel | None = None) -> Sample:
+def row(
+    prompt: str, request: GoldLabel | None = None, said: str | None = None, response: GoldLabel | None = None
+) -> Sample:
     return Sample(
         id=prompt,
         source="toy",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image, ImageDraw
 
 from guardreasoner_vl.sources import drawn, phrases
 from guardreasoner_vl.sources.drawn import Style, draw_folder, draw_sample
-from guardreasoner_vl.types import GoldLabel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guardreasoner_vl.types import GoldLabel
 
 LABELS: tuple[GoldLabel, GoldLabel] = ("harmful", "unharmful")
 
@@ -91,7 +94,9 @@ def test_no_phrase_is_both(many: list[tuple[Style, dict[str, Any]]]) -> None:
 
 
 def longest_phrases() -> list[str]:
-    actions = {f"{verb} {thing}" for things in (phrases.HARMFUL, phrases.BENIGN) for verb in things for thing in things[verb]}
+    actions = {
+        f"{verb} {thing}" for things in (phrases.HARMFUL, phrases.BENIGN) for verb in things for thing in things[verb]
+    }
     remarks = {
         remark.format(group)
         for remark in (*phrases.HARMFUL_REMARKS, *phrases.BENIGN_REMARKS)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.jsonl import SetAside, find_split, is_held_out, read_samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROW = {"id": "a", "source": "s", "modality": "text", "prompt": "hi", "request_label": "unharmful"}
 

@@ -124,9 +124,10 @@ def test_drawing_that_was_cut_off_is_done_again(root: Path, monkeypatch: pytest.
     def killed(self: Path, target: Path) -> Path:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
-        mixed(root, drawn={"count": 3})
+        with pytest.raises(KeyboardInterrupt):
+            mixed(root, drawn={"count": 3})
     rows = [row for row in mixed(root, drawn={"count": 3}).train if row.source == "drawn"]
     assert {row.id for row in rows} <= {f"drawn-0-{number:06d}" for number in range(3)}
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,6 +23,9 @@ from guardreasoner_vl.recipe import Recipe
 from guardreasoner_vl.stages import sft, sft_trainer
 from guardreasoner_vl.stages.sft import last_checkpoint, run
 from tests.stages import toy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 ROWS = 20  # 5 updates of 2 x 2 rows an epoch, 2 epochs: checkpoints at 2, 4, 6, 8, 10
@@ -65,9 +68,10 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Recipe, Path, 
             trainer.add_callback(Stop(step))
             return trainer
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(sft_trainer, "build_trainer", build)
-            run(recipe, data, out)
+            with pytest.raises(KeyboardInterrupt):
+                run(recipe, data, out)
 
     return stop
 
@@ -278,10 +282,10 @@ def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callabl
 
 
 def test_the_loss_is_written_for_tensorboard_and_falls(data: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")  # has no types
 
     run(toy.recipe(epochs=12, save_steps=1000), data, tmp_path)
-    events = EventAccumulator(str(tmp_path / "sft" / "tensorboard"))
+    events = module.EventAccumulator(str(tmp_path / "sft" / "tensorboard"))
     events.Reload()
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert [step for step, _ in losses] == [10, 20, 30, 40, 50, 60]
@@ -316,9 +320,10 @@ def test_a_half_written_base_is_made_again(
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(small_model, "write_new_model", killed)
-        run(toy.recipe(), data, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            run(toy.recipe(), data, tmp_path)
     assert not (tmp_path / "base").exists()
     run(toy.recipe(), data, tmp_path)
     assert_same_end(tmp_path, uninterrupted["fp32"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,9 +13,19 @@ from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.recipe import SftSection
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages.sft_data import IGNORED, TokenRow, target_labels, tokenise
-from guardreasoner_vl.stages.sft_trainer import Collator, LengthGrouped, SupervisedOnlyTrainer, build_trainer, sft_config
+from guardreasoner_vl.stages.sft_trainer import (
+    Collator,
+    LengthGrouped,
+    SupervisedOnlyTrainer,
+    build_trainer,
+    sft_config,
+)
 from guardreasoner_vl.stages.small_model import write_new_model
 from tests.stages import toy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 NEW = toy.recipe().model.new
@@ -57,7 +65,12 @@ def model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def trainer(
-    folder: Path, rows: Sequence[TokenRow], inputs: QwenInputs, out: Path, dtype: torch.dtype = torch.float32, **sft: Any
+    folder: Path,
+    rows: Sequence[TokenRow],
+    inputs: QwenInputs,
+    out: Path,
+    dtype: torch.dtype = torch.float32,
+    **sft: Any,
 ) -> SupervisedOnlyTrainer:
     section = SftSection.model_validate({**toy.SFT, **sft})
     config = sft_config(section, out, seed=0, use_cpu=True)
@@ -129,7 +142,9 @@ def test_an_order_of_its_own_for_every_epoch() -> None:
     assert list(sampler) == first
     assert sorted(first) == list(range(100))
     assert len(sampler) == 100
-    spread = [max(group) - min(group) for at in range(0, 100, 4) for group in [[lengths[i] for i in first[at : at + 4]]]]
+    spread = [
+        max(group) - min(group) for at in range(0, 100, 4) for group in [[lengths[i] for i in first[at : at + 4]]]
+    ]
     assert sum(spread) / len(spread) < 15
     epoch = 1
     assert list(sampler) != first
@@ -146,6 +161,10 @@ def gradients(made: SupervisedOnlyTrainer, compute: Any) -> tuple[float, dict[st
     return float(loss.detach()), {
         name: parameter.grad.clone() for name, parameter in made.model.named_parameters() if parameter.grad is not None
     }
+
+
+def assert_close(own: torch.Tensor, other: torch.Tensor, name: str, absolute: float = 1e-5) -> None:
+    assert torch.allclose(own, other, rtol=1e-4, atol=absolute), (name, float((own - other).abs().max()))
 
 
 def by_hand(model: Any, made: dict[str, torch.Tensor], count: int | None) -> torch.Tensor:
@@ -178,7 +197,7 @@ def test_loss_and_gradients_are_trls_and_the_formulas(
         assert ours[0] == pytest.approx(loss, abs=1e-5)
         assert ours[1].keys() == gradient.keys()
         for name, value in gradient.items():
-            torch.testing.assert_close(ours[1][name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            assert_close(ours[1][name], value, name, 1e-5)
     seen = any(name.startswith("model.visual.patch_embed") for name in ours[1])
     assert seen == (kind != "text")
     if seen:
@@ -199,7 +218,7 @@ def test_the_head_sees_supervised_positions_only(
 ) -> None:
     made = trainer(folder, rows, inputs, tmp_path)
     values = batch(inputs, rows[:4])
-    loss, outputs = made.compute_loss(made.model, dict(values), return_outputs=True)
+    _, outputs = made.compute_loss(made.model, dict(values), return_outputs=True)
     assert outputs["logits"].shape[0] == int((values["labels"] != IGNORED).sum())
     fields = {name: value for name, value in values.items() if name != "labels"}
     assert made.model(**fields).logits.shape[:2] == values["input_ids"].shape  # and nothing stays behind
@@ -260,7 +279,7 @@ def test_accumulated_gradients_are_those_of_one_big_batch(
     big, small = update(8, 1), update(size, accumulation)
     assert big.keys() == small.keys()
     for name, value in big.items():
-        torch.testing.assert_close(small[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(small[name], value, name, 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["text", "picture", "mixed"])
@@ -291,4 +310,4 @@ def test_gradient_checkpointing_changes_nothing(
         found.append(watch.gradients[0])
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(found[1][name], value, name, 1e-6)

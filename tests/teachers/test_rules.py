@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardreasoner_vl.protocol import Span, TargetLabel, neutralise, parse_verdict, training_target
-from guardreasoner_vl.protocol.modes import Written
 from guardreasoner_vl.stages.sft_data import target_labels
 from guardreasoner_vl.teachers.lexicon import CATEGORIES, find_evidence
 from guardreasoner_vl.teachers.rules import explain, is_refusal, quote
 from guardreasoner_vl.types import GoldLabel, Sample
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.protocol.modes import Written
 
 WORDS: dict[Written, str] = {"harmful": "harmful", "unharmful": "unharmful", "None": "not_applicable"}
 MARKERS = (
@@ -37,6 +40,7 @@ MARKERS = (
     "\u2028",
     "\x1c",
 )
+CHARACTERS = st.characters(exclude_categories=["Cs"])
 TEXT = st.one_of(st.text(), st.lists(st.one_of(st.sampled_from(MARKERS), st.text(max_size=8))).map("".join))
 LABEL: st.SearchStrategy[GoldLabel] = st.sampled_from(("harmful", "unharmful"))
 
@@ -129,7 +133,7 @@ def test_what_is_quoted_does_not_depend_on_the_labels(row: Sample, request: Gold
     assert evidence(row) == evidence(other)
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=("Cs",)), min_size=1), LABEL)
+@given(st.text(alphabet=CHARACTERS, min_size=1), LABEL)
 def test_the_quote_comes_from_the_input(prompt: str, label: GoldLabel) -> None:
     quoted = quote(prompt)[3:-3].strip()
     assert quoted in " ".join(neutralise(" ".join(prompt.split())).split()) or "‹" in quoted or "| " in quoted
