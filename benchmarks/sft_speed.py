@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -49,7 +49,7 @@ def samples(count: int) -> list[Sample]:
 
 def tokens_per_second(arm: str, folder: Path, rows: list[TokenRow], inputs: QwenInputs, steps: int) -> float:
     """Train for some steps after two for warming up."""
-    precision = "bf16-weights" if arm.endswith("bf16 weights") else "bf16"
+    precision: Literal["bf16", "bf16-weights"] = "bf16-weights" if arm.endswith("bf16 weights") else "bf16"
     section = SftSection(batch_size=24, gradient_accumulation=1, precision=precision, learning_rate=1e-3)
     config = sft_config(section, folder / "run", seed=0, use_cpu=not torch.cuda.is_available())
     config.max_steps, config.save_strategy, config.report_to, config.disable_tqdm = steps + 2, "no", [], True

@@ -145,6 +145,12 @@ class SftSection(Section):
     teacher: Literal["rules"] | None = None
     deepspeed: str | None = None
 
+    @model_validator(mode="after")
+    def _one_device(self) -> Self:
+        if self.deepspeed and self.precision == "bf16-weights":
+            raise ValueError("precision bf16-weights is for one device; use bf16 with deepspeed")
+        return self
+
 
 class Recipe(Section):
     """How one guard is made."""

@@ -3,13 +3,15 @@
 import pytest
 
 from guardreasoner_vl.evaluation.metrics import Counts, count
-from guardreasoner_vl.types import Label
+from guardreasoner_vl.types import GoldLabel, Label
 
 H, U, E, N = Label.HARMFUL, Label.UNHARMFUL, Label.ERROR, Label.NOT_APPLICABLE
 
 
 def test_every_cell_is_counted_once() -> None:
-    pairs = [("harmful", H)] * 3 + [("harmful", U)] * 2 + [("unharmful", H)] + [("unharmful", U)] * 4
+    pairs: list[tuple[GoldLabel, Label]] = (
+        [("harmful", H)] * 3 + [("harmful", U)] * 2 + [("unharmful", H)] + [("unharmful", U)] * 4
+    )
     assert count(pairs) == Counts(true_positive=3, false_positive=1, true_negative=4, false_negative=2, errors=0)
 
 
