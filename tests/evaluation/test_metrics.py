@@ -8,10 +8,12 @@ from guardreasoner_vl.types import GoldLabel, Label
 H, U, E, N = Label.HARMFUL, Label.UNHARMFUL, Label.ERROR, Label.NOT_APPLICABLE
 
 
+def rows(truth: GoldLabel, answer: Label, times: int) -> list[tuple[GoldLabel, Label]]:
+    return [(truth, answer)] * times
+
+
 def test_every_cell_is_counted_once() -> None:
-    pairs: list[tuple[GoldLabel, Label]] = (
-        [("harmful", H)] * 3 + [("harmful", U)] * 2 + [("unharmful", H)] + [("unharmful", U)] * 4
-    )
+    pairs = rows("harmful", H, 3) + rows("harmful", U, 2) + rows("unharmful", H, 1) + rows("unharmful", U, 4)
     assert count(pairs) == Counts(true_positive=3, false_positive=1, true_negative=4, false_negative=2, errors=0)
 
 
