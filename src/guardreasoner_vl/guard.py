@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -65,7 +67,8 @@ class Guard:
 
             return cls(OpenAIEngine.connect(model=None if model == EMBEDDED else model, **options), policy)
         check_folder(resolve_folder(model, revision))  # before torch is imported, so that a typo is told at once
-        from guardreasoner_vl.engines.transformers_engine import TransformersEngine
+        with _no_garbage_collection():
+            from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
         return cls(TransformersEngine.load(model, revision, **options), policy)
 
@@ -231,6 +234,18 @@ def _fault(what: str, error: Exception) -> EngineError:
     _log.warning("%s failed: %s", what, type(error).__name__)
     _log.debug("%s failed", what, exc_info=error)
     return EngineError(f"{what} failed ({type(error).__name__}); try again, the debug log has the details")
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Importing torch and transformers makes a million objects that live on; looking for garbage costs a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Finished(Exception):  # noqa: N818
