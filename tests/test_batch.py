@@ -20,7 +20,7 @@ from guardreasoner_vl import batch_output
 from guardreasoner_vl.batch import Rejected, Row, check_paths, read_rows, rejected_path, run_batch
 from guardreasoner_vl.batch_output import opened, saved_line, verdict_json
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.judging import Policy
+from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.types import Verdict
 from tests.scripted_guard import scripted_guard
 

@@ -21,7 +21,7 @@ from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK
 from guardreasoner_vl.cli_render import one_line, printable, summary_text, verdict_text
 from guardreasoner_vl.errors import EngineError, ModelError
 from guardreasoner_vl.guard import ENGINES, Guard
-from guardreasoner_vl.judging import Policy
+from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.types import MODES, Verdict
 from tests.scripted_guard import scripted_guard
 

@@ -15,7 +15,7 @@ from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import EngineError, InputError, ModelError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.images import ImageLimits
-from guardreasoner_vl.judging import Policy
+from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.protocol import IMAGE
 from guardreasoner_vl.types import Exchange, Label, Turn, Verdict
 from tests.pictures import picture

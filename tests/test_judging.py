@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardreasoner_vl import judging
+from guardreasoner_vl import windows
 from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.scripted import ALL_CAPABILITIES, ScriptedEngine
 from guardreasoner_vl.errors import EngineError, InputError, InputTooLongError
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.judging import Policy, harm_probability
+from guardreasoner_vl.judging import harm_probability
+from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.protocol import FAST_PREFIX, RESPONSE_FIELD
 from guardreasoner_vl.types import Exchange, Label, Turn, Usage, Verdict
 from tests.pictures import picture
@@ -402,7 +403,7 @@ class TestWindows:
     @given(length=st.integers(1, 400), size=st.integers(10, 90), overlap=st.sampled_from([0.0, 0.2, 0.5, 0.9]))
     def test_pieces_hold_every_stretch_as_long_as_the_overlap(self, length: int, size: int, overlap: float) -> None:
         text = "".join(map(chr, range(0x4E00, 0x4E00 + length)))
-        pieces = judging._pieces(text, size, overlap)
+        pieces = windows._pieces(text, size, overlap)
         assert all(piece and len(piece) <= size for piece in pieces)
         stretch = max(1, int(size * overlap))
         for start in range(max(1, length - stretch + 1)):
@@ -480,7 +481,7 @@ class TestWindows:
         assert engine.requests == []
 
     def test_the_number_of_windows_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(judging, "MAX_WINDOWS", 20)
+        monkeypatch.setattr(windows, "MAX_WINDOWS", 20)
         engine = CountingEngine(finds_phrase, limit=2048)
         exchange = Exchange(BENIGN * 200, response=BENIGN * 200)
         assert_error(judged(exchange, engine, long_input="windows"), "input_too_long")

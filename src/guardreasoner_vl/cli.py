@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from guardreasoner_vl.guard import Guard
-    from guardreasoner_vl.judging import Policy
+    from guardreasoner_vl.policy import Policy
     from guardreasoner_vl.types import Exchange, Verdict
 
 STDIN = "-"
@@ -222,7 +222,7 @@ def _policy(
     long_input: Literal["refuse", "windows"],
     max_new_tokens: int,
 ) -> "Policy":
-    from guardreasoner_vl.judging import Policy
+    from guardreasoner_vl.policy import Policy
 
     return Policy(
         mode=mode,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 from guardreasoner_vl.engines.checks import failed, unscored
 from guardreasoner_vl.engines.folders import EMBEDDED, check_folder, resolve_folder
 from guardreasoner_vl.errors import EngineError, GuardError, InputError
-from guardreasoner_vl.judging import Call, Count, Counted, Policy, Reply, Score, error_verdict, judge
+from guardreasoner_vl.judging import error_verdict, judge
+from guardreasoner_vl.policy import Call, Count, Counted, Policy, Reply, Score
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from guardreasoner_vl.engines.base import Engine, EngineRequest
-    from guardreasoner_vl.judging import Judging
+    from guardreasoner_vl.policy import Judging
 
 Item: TypeAlias = Exchange | Mapping[str, Any]
 """An exchange, or a row `{prompt?, images?, response?}` or `{messages}`."""

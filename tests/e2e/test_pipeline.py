@@ -9,7 +9,7 @@ import pytest
 
 from guardreasoner_vl import Exchange, Guard, Label, Verdict
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
-from guardreasoner_vl.judging import Policy
+from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.protocol import Reason
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages.sft import run

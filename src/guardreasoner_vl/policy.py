@@ -1,0 +1,117 @@
+"""Everything that decides a verdict besides the model, and what a judgement may ask of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, TypeVar
+
+from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.images import ImageLimits, Picture, PixelBudget
+from guardreasoner_vl.protocol import build_messages
+from guardreasoner_vl.types import MODES, Exchange, Mode, Verdict
+
+Action = Literal["allow", "block"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Everything that decides a verdict besides the model.
+
+    `thresholds`: from which score on the request and the response are harmful; None lets the label decide.
+    `band`: in `hybrid` mode, scores inside it are reasoned about. `long_input`: refuse what does not fit, or
+    judge overlapping windows and let the worst verdict win.
+    """
+
+    mode: Mode = "slow"
+    thresholds: tuple[float | None, float | None] = (None, None)
+    band: tuple[float, float] = (0.1, 0.9)
+    on_error: Action = "block"
+    max_new_tokens: int = 1024
+    retry_new_tokens: int = 4096
+    long_input: Literal["refuse", "windows"] = "refuse"
+    window_overlap: float = 0.2
+    images: ImageLimits = field(default_factory=ImageLimits)
+    pixels: PixelBudget | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"unknown mode {self.mode!r}: use one of {', '.join(MODES)}")
+        if self.on_error not in ("allow", "block"):
+            raise InputError(f"unknown on_error {self.on_error!r}: use block or allow")
+        if self.long_input not in ("refuse", "windows"):
+            raise InputError(f"unknown long_input {self.long_input!r}: use refuse or windows")
+        if self.max_new_tokens < 1:
+            raise InputError("max_new_tokens is a number of tokens: give at least 1")
+        if len(self.thresholds) != 2:
+            raise InputError("thresholds are two: one for the request, one for the response; None leaves one out")
+        if not all(value is None or 0 <= value <= 1 for value in self.thresholds):
+            raise InputError("a threshold is a probability: give a number from 0 to 1")
+        if not 0 <= self.band[0] <= self.band[1] <= 1:
+            raise InputError("the band is two probabilities, the lower one first")
+        if not 0 <= self.window_overlap < 1:
+            raise InputError("window_overlap is a share of a window: give a number from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Please generate an answer."""
+
+    request: EngineRequest
+
+
+@dataclass(frozen=True)
+class Score:
+    """Please compare the label words in these slots."""
+
+    request: EngineRequest
+    slots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Count:
+    """Please count the prompt's tokens."""
+
+    request: EngineRequest
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Tokens of a prompt and what the model reads at most, where the engine knows them."""
+
+    tokens: int | None
+    limit: int | None
+
+
+Call: TypeAlias = Generate | Score | Count
+Reply: TypeAlias = EngineResult | ScoreResult | Counted
+Asked = TypeVar("Asked", EngineResult, ScoreResult, Counted)
+Judging: TypeAlias = Generator[Call, Reply, Verdict]
+
+
+def generated(request: EngineRequest) -> Generator[Call, Reply, EngineResult]:
+    """Ask for an answer."""
+    return _as(EngineResult, (yield Generate(request)))
+
+
+def scored(request: EngineRequest, slots: tuple[str, ...]) -> Generator[Call, Reply, ScoreResult]:
+    """Ask for a comparison of the label words."""
+    return _as(ScoreResult, (yield Score(request, slots)))
+
+
+def counted(request: EngineRequest) -> Generator[Call, Reply, Counted]:
+    """Ask for the number of prompt tokens."""
+    return _as(Counted, (yield Count(request)))
+
+
+def _as(kind: type[Asked], reply: Reply) -> Asked:
+    if not isinstance(reply, kind):
+        raise TypeError(f"{kind.__name__} was asked for, {type(reply).__name__} came")
+    return reply
+
+
+def question(exchange: Exchange, policy: Policy) -> EngineRequest:
+    """What the model is asked about an exchange whose pictures were taken in."""
+    pictures = tuple(picture for picture in exchange.all_images if isinstance(picture, Picture))
+    return EngineRequest(build_messages(exchange), pictures, pixels=policy.pixels)
