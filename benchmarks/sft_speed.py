@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import random
 import statistics
 import tempfile
 import time
@@ -45,6 +46,12 @@ def samples(count: int) -> list[Sample]:
         )
         for number in range(count)
     ]
+
+
+def pseudo_words(count: int = 30_000) -> list[str]:
+    """Random words, so that the tokenizer fills its vocabulary and the language head has its real size."""
+    rng = random.Random(0)
+    return ["".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(4, 9))) for _ in range(count)]
 
 
 def tokens_per_second(arm: str, folder: Path, rows: list[TokenRow], inputs: QwenInputs, steps: int) -> float:
@@ -81,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         made = samples(24 * (arguments.steps + 2))
-        write_new_model(folder / "model", [row.prompt for row in made], NewModel(), seed=0)
+        write_new_model(folder / "model", [row.prompt for row in made] + pseudo_words(), NewModel(), seed=0)
         inputs = QwenInputs.from_folder(folder / "model")
         rows = tokenise(
             made, target_labels(made), inputs, max_length=2048, without_reasoning=0.4, teacher="rules", seed=0
