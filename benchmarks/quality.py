@@ -28,7 +28,7 @@ from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.recipe import load_recipe
 from guardreasoner_vl.sources.jsonl import find_split, read_samples
 from guardreasoner_vl.sources.mixture import build_mixture
-from guardreasoner_vl.types import Judgement, Label, Mode, Verdict
+from guardreasoner_vl.types import Label, Mode, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,12 +63,8 @@ def judged(guard: Guard, rows: Sequence[Sample], mode: Mode) -> Predictions:
     )
     seconds = time.perf_counter() - started
     tokens = sum(verdict.usage.completion_tokens for verdict in verdicts) / len(verdicts)
-    labels = {target: [_label(getattr(verdict, target)) for verdict in verdicts] for target in TARGETS}
+    labels = {target: [getattr(verdict, target).label for verdict in verdicts] for target in TARGETS}
     return Predictions(mode, labels["request"], labels["response"], tokens, seconds)
-
-
-def _label(judgement: Judgement) -> Label:
-    return judgement.label
 
 
 def baseline(train: Sequence[Sample], rows: Sequence[Sample]) -> Predictions:
