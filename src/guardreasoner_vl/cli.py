@@ -5,6 +5,7 @@ Exit codes: 0 allow, or all done; 1 block; 2 error, also where the policy lets a
 # No `from __future__ import annotations`: typer reads the annotations. Whatever else a command needs is
 # imported inside it, so that --help stays instant.
 
+import gc
 import json
 import logging
 import os
@@ -244,7 +245,19 @@ def _open_guard(
     if engine == "openai" and not base_url:
         raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")
     options = {"base_url": base_url} if base_url else {}
-    return Guard.load(model or "embedded", engine, policy=policy, **options)
+    with _no_collection():
+        return Guard.load(model or "embedded", engine, policy=policy, **options)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """While modules load by the thousand, searching them for garbage takes a second, and another one at exit."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # what is there now stays until the end
+        gc.enable()
 
 
 def _judged(

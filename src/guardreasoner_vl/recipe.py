@@ -135,6 +135,7 @@ class DataSection(Section):
 class SftSection(Section):
     """Reasoning SFT (paper, section 3.2). Lengths are tokens, prompt and completion together.
 
+    `freeze_vision` leaves the vision tower as it is, so that a small one does not unlearn to read.
     `label_weight` multiplies the loss of the words harmful and unharmful, two of some sixty tokens of a
     completion; at 1 the loss is the paper's.
     `precision`: `bf16` is autocast over fp32 weights, `bf16-weights` holds the model in bf16 with fp32 copies
@@ -152,6 +153,7 @@ class SftSection(Section):
     max_length: int = Field(default=2048, ge=32)
     without_reasoning: float = Field(default=0.0, ge=0, le=1)
     label_weight: float = Field(default=1.0, ge=1)
+    freeze_vision: bool = False
     precision: Literal["bf16", "bf16-weights", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
     save_steps: int = Field(default=500, ge=1)

@@ -153,8 +153,15 @@ def test_every_word_is_found_where_it_was_drawn() -> None:
         words = picture.info[drawn.WORDS]
         assert " ".join(word.text for word in words) == text
         for word in words:
-            left, top, right, bottom = (round(edge) for edge in word.box)
-            inside = picture.crop((left, top, right, bottom))
+            assert len(word.edges) == len(word.text) + 1
+            assert list(word.edges) == sorted(word.edges)
+            left, right = round(word.edges[0]), round(word.edges[-1])
+            inside = picture.crop((left, int(word.top), right, int(word.bottom)))
             assert len(inside.getcolors(inside.width * inside.height) or ()) > 1, (text, word)
-        boxes = [word.box for word in words]
-        assert all(a[2] <= b[0] or a[3] <= b[1] for a, b in itertools.pairwise(boxes)), boxes
+        assert all(a.edges[-1] <= b.edges[0] or a.bottom <= b.top for a, b in itertools.pairwise(words)), words
+
+
+def test_letters_stand_between_their_edges() -> None:
+    picture = drawn.draw_words(random.Random(1), "w i", plain=True)
+    wide, narrow = picture.info[drawn.WORDS]
+    assert wide.edges[1] - wide.edges[0] > 2 * (narrow.edges[1] - narrow.edges[0])

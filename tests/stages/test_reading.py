@@ -13,11 +13,22 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from guardreasoner_vl.engines.qwen import QwenInputs
-from guardreasoner_vl.errors import ModelError
 from guardreasoner_vl.recipe import NewModel, ReadingSection, parse_recipe
 from guardreasoner_vl.sources.drawn import WORDS, Word, draw_words
 from guardreasoner_vl.stages import sft
-from guardreasoner_vl.stages.reading import BLANK, KAPPA, learn_to_read, patch_tokens, reading_loss
+from guardreasoner_vl.stages.reading import (
+    BLANK,
+    KAPPA,
+    LETTERS,
+    NO_LETTER,
+    OTHER_LETTER,
+    LetterHead,
+    _features,
+    learn_to_read,
+    patch_letters,
+    patch_tokens,
+    reading_loss,
+)
 from guardreasoner_vl.stages.small_model import write_new_model
 from tests.stages import toy
 
@@ -51,46 +62,78 @@ def page(size: tuple[int, int], *words: Word) -> Image.Image:
     return picture
 
 
-def test_a_patch_holds_the_tokens_drawn_in_it(inputs: QwenInputs) -> None:
-    (cake,) = inputs.tokens(" cake")
-    (bake,) = inputs.tokens(" bake")
-    blank = inputs.tokenizer.token_to_id(BLANK)
-    picture = page((112, 56), Word("cake", (14, 0, 56, 28)), Word("bake", (56, 14, 84, 42)))
-    assert patch_tokens(picture, inputs) == [
-        {cake: 1.0},
-        {cake: 1.0},
-        {bake: 1.0},
-        {blank: 1.0},
-        {blank: 1.0},
-        {blank: 1.0},
-        {bake: 1.0},
-        {blank: 1.0},
-    ]
+def word(text: str, left: float, top: float, right: float, bottom: float) -> Word:
+    """A word whose letters are equally wide."""
+    width = (right - left) / len(text)
+    return Word(text, tuple(left + at * width for at in range(len(text) + 1)), top, bottom)
 
 
-def test_shares_follow_the_area_and_slivers_are_blank(inputs: QwenInputs) -> None:
-    (cake,) = inputs.tokens(" cake")
-    (bake,) = inputs.tokens(" bake")
-    blank = inputs.tokenizer.token_to_id(BLANK)
-    picture = page((56, 56), Word("cake", (0, 0, 7, 28)), Word("bake", (7, 0, 28, 28)), Word("cake", (28, 28, 56, 32)))
+@pytest.fixture(scope="module")
+def tokens(inputs: QwenInputs) -> tuple[int, int, int]:
+    """Those of cake, bake and a blank patch."""
+    (cake,), (bake,), (blank,) = (inputs.tokens(text) for text in (" cake", " bake", BLANK))
+    return cake, bake, blank
+
+
+def test_a_patch_holds_the_tokens_drawn_in_it(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
+    cake, bake, blank = tokens
+    picture = page((112, 56), word("cake", 14, 0, 56, 28), word("bake", 56, 14, 84, 42))
+    held = [cake, cake, bake, blank, blank, blank, bake, blank]
+    assert patch_tokens(picture, inputs) == [{token: 1.0} for token in held]
+
+
+def test_shares_follow_the_area_and_slivers_are_blank(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
+    cake, bake, blank = tokens
+    picture = page((56, 56), word("cake", 0, 0, 7, 28), word("bake", 7, 0, 28, 28), word("cake", 28, 28, 56, 32))
     first, *others = patch_tokens(picture, inputs)
     assert first == pytest.approx({cake: 0.25, bake: 0.75})
     assert others == [{blank: 1.0}] * 3  # 4 of 28 rows is 0.143 of the patch
 
 
 def test_a_word_of_several_tokens_is_read_from_left_to_right(inputs: QwenInputs) -> None:
-    ids = inputs.tokens(" xyzw")
-    assert len(ids) == 5  # a space and four letters, none of them learnt
-    found = patch_tokens(page((56, 28), Word("xyzw", (0, 0, 56, 28))), inputs)
-    assert list(found[0]) == ids[:3]  # the picture's half ends within the third fifth
-    assert list(found[1]) == ids[2:]
+    space, *letters = inputs.tokens(" xyzw")
+    assert len(letters) == 4  # none of them learnt
+    found = patch_tokens(page((56, 28), word("xyzw", 0, 0, 56, 28)), inputs)
+    assert [list(shares) for shares in found] == [letters[:2], letters[2:]]
+    assert not any(space in shares for shares in found)
 
 
-def test_boxes_shrink_with_the_picture(inputs: QwenInputs) -> None:
-    (cake,) = inputs.tokens(" cake")
-    found = patch_tokens(page((448, 448), Word("cake", (0, 0, 448, 224))), inputs)
+def test_tokens_follow_the_letters_own_widths(inputs: QwenInputs) -> None:
+    _, wide, narrow = inputs.tokens(" wi")
+    (found,) = patch_tokens(page((28, 28), Word("wi", (0, 21, 28), 0, 28)), inputs)
+    assert found == pytest.approx({wide: 0.75, narrow: 0.25})
+
+
+def test_boxes_shrink_with_the_picture(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
+    cake, *_ = tokens
+    found = patch_tokens(page((448, 448), word("cake", 0, 0, 448, 224)), inputs)
     assert len(found) == 64
     assert [set(shares) == {cake} for shares in found] == [True] * 32 + [False] * 32
+
+
+def test_each_half_of_a_patch_holds_the_letter_that_fills_most_of_it(inputs: QwenInputs) -> None:
+    picture = page((56, 56), Word("Ab!", (0, 10, 28, 42), 0, 28), word("cd", 42, 28, 56, 30))
+    a, b = LETTERS.index("a"), LETTERS.index("b")
+    assert patch_letters(picture, inputs) == [a, b, OTHER_LETTER, *[NO_LETTER] * 5]  # 10 of 14 pixels are a's
+
+
+def test_the_loss_of_letters_by_hand() -> None:
+    head = LetterHead(3)
+    states = torch.tensor([[3.0, 0.0, 0.0]])
+    assert head.loss(states, [0, NO_LETTER]).item() == pytest.approx(math.log(28))
+    with torch.no_grad():
+        head.weight[0, 0] = 2.0  # the left half's letter a; the states' root mean square is the root of 3
+    left = -math.log(math.exp(2 * math.sqrt(3)) / (math.exp(2 * math.sqrt(3)) + 27))
+    assert head.loss(states, [0, NO_LETTER]).item() == pytest.approx((left + math.log(28)) / 2)
+
+
+def test_states_halfway_stand_in_the_order_of_the_features(folder: Path, inputs: QwenInputs) -> None:
+    tower = loaded(folder).model.visual
+    tower.blocks = tower.blocks[:1]  # so that halfway is the end, and the features are its merger's
+    pictures = [Image.effect_noise((width, 140), 80).convert("RGB") for width in (224, 168)]
+    with torch.no_grad():
+        halfway, features = _features(tower, pictures, inputs)
+        assert torch.allclose(tower.merger(halfway.view(-1, tower.config.hidden_size)), features, atol=1e-5)
 
 
 def test_the_loss_by_hand() -> None:
@@ -149,9 +192,3 @@ def test_the_stage_reads_before_it_trains_and_once_only(tmp_path: Path, monkeypa
     monkeypatch.setattr("guardreasoner_vl.stages.reading.learn_to_read", None)  # would fail if it were called
     (out / "sft" / "model" / "model.safetensors").unlink()
     assert (sft.run(parse_recipe(content), tmp_path / "data", out) / "model.safetensors").is_file()
-
-
-def test_a_tokenizer_without_the_blank_is_refused(inputs: QwenInputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guardreasoner_vl.stages.reading.BLANK", "<|no_such_token|>")
-    with pytest.raises(ModelError, match="no_such_token"):
-        patch_tokens(page((56, 28)), inputs)

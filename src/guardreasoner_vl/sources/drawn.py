@@ -51,10 +51,15 @@ class Style:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the text, in the text's own case, and its box in pixels: left, top, right, bottom."""
+    """A word of the text, in the text's own case, and where it stands, in pixels.
+
+    `edges` are the left edges of its letters and the right edge of the last one.
+    """
 
     text: str
-    box: tuple[float, float, float, float]
+    edges: tuple[float, ...]
+    top: float
+    bottom: float
 
 
 def draw_folder(folder: Path, count: int, seed: int) -> Path:
@@ -192,8 +197,8 @@ def _write(
         x = _snapped(left + ((right - left - draw.textlength(line, font)) / 2 if centre else 0))
         draw.text((x, y), line, fill=ink, font=font)
         for match in re.finditer(r"\S+", line):
-            start, end = (x + draw.textlength(line[:at], font) for at in match.span())
-            placed.append(Word(next(words), (start, y, end, y + step)))
+            edges = tuple(x + draw.textlength(line[:at], font) for at in range(match.start(), match.end() + 1))
+            placed.append(Word(next(words), edges, y, y + step))
         y += step
 
 
