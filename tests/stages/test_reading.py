@@ -17,6 +17,7 @@ from guardreasoner_vl.recipe import NewModel, ReadingSection, parse_recipe
 from guardreasoner_vl.sources.drawn import WORDS, Word, draw_words
 from guardreasoner_vl.stages import sft
 from guardreasoner_vl.stages.reading import (
+    ALPHA,
     BLANK,
     KAPPA,
     LETTERS,
@@ -142,7 +143,10 @@ def test_the_loss_by_hand() -> None:
     loss, pointed = reading_loss(features, embeddings, [{0: 1.0}, {0: 0.5, 1: 0.5}])
     certain = -math.log(1 / (1 + math.exp(-KAPPA)))
     unsure = 0.5 * (KAPPA + certain) + 0.5 * certain
-    assert float(loss) == pytest.approx((certain + unsure) / 2 + (0 + math.log(3 / 1.5) ** 2) / 2, rel=1e-5)
+    apart = (certain + unsure) / 2
+    impure = (0 + 1 - 0.5 / math.hypot(1, 0.5)) / 2  # the second feature's tokens sum to (1, 0.5)
+    long = (0 + math.log(3 / 1.5) ** 2) / 2
+    assert float(loss) == pytest.approx(apart + ALPHA * impure + long, rel=1e-5)
     assert pointed.tolist() == [0, 1]
 
 

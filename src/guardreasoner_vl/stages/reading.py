@@ -4,9 +4,10 @@ Reading does not emerge from a few thousand labelled pictures. Here every merged
 drawn picture is told which tokens lie in it, and its feature is turned to their embeddings: with features
 x_i, embeddings e_v of the batch's tokens and shares p_iv of the patch's text,
 
-    L = -mean_i sum_v p_iv log softmax_v(kappa cos(x_i, e_v)) + mean_i log(|x_i| / sum_v p_iv |e_v|)^2
+    L = -mean_i sum_v p_iv log softmax_v(kappa cos(x_i, e_v)) + alpha mean_i (1 - cos(x_i, sum_v p_iv e_v))
+        + mean_i log(|x_i| / sum_v p_iv |e_v|)^2
 
-so that the decoder, which knows the words, finds them where it would find text. Halfway up the tower a
+The first term tells the tokens apart, the second leaves little of the feature that is no token's, so that the decoder, which knows the words, finds them where it would find text. Halfway up the tower a
 linear head, thrown away afterwards, has to name the letter in each half of a merged patch: words are
 found sooner where letters have been. Embeddings and decoder stay as they are.
 """
@@ -48,6 +49,9 @@ COVERED = 0.15
 
 KAPPA = 30.0
 """How sharply a feature must point to its tokens."""
+
+ALPHA = 5.0
+"""How much a feature must be nothing but its tokens."""
 
 MASTERED = 0.6
 """From which share of patches read rightly on the pictures become more varied."""
@@ -147,12 +151,13 @@ def reading_loss(
     rows, tokens, shares = (torch.tensor(part, device=features.device) for part in zip(*entries, strict=True))
     shown, columns = torch.unique(tokens, return_inverse=True)
     known = embeddings[shown]
-    normalize = torch.nn.functional.normalize
-    logits = KAPPA * normalize(features, dim=-1) @ normalize(known, dim=-1).T
-    direction = -(shares * logits.log_softmax(-1)[rows, columns]).sum() / len(targets)
-    lengths = torch.zeros(len(targets), device=features.device)
-    lengths.index_add_(0, rows, shares * known.norm(dim=-1)[columns])
-    return direction + (features.norm(dim=-1) / lengths).log().square().mean(), shown[logits.argmax(-1)]
+    cosines = torch.nn.functional.normalize(features, dim=-1) @ torch.nn.functional.normalize(known, dim=-1).T
+    direction = -(shares * (KAPPA * cosines).log_softmax(-1)[rows, columns]).sum() / len(targets)
+    sums = torch.zeros_like(features).index_add(0, rows, shares[:, None] * known[columns])
+    impurity = 1 - torch.nn.functional.cosine_similarity(features, sums, dim=-1)
+    lengths = torch.zeros_like(features[:, 0]).index_add(0, rows, shares * known.norm(dim=-1)[columns])
+    stretch = (features.norm(dim=-1) / lengths).log().square()
+    return direction + ALPHA * impurity.mean() + stretch.mean(), shown[cosines.argmax(-1)]
 
 
 def _blank(inputs: QwenInputs) -> int:
