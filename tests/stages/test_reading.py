@@ -153,7 +153,7 @@ def test_the_loss_by_hand() -> None:
 def test_the_tower_learns_and_nothing_else_changes(folder: Path, inputs: QwenInputs) -> None:
     model = loaded(folder)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    section = ReadingSection(pictures=240, learning_rate=1e-3, batch_size=4)
+    section = ReadingSection(pictures=480, learning_rate=1e-3, batch_size=4)
     assert 0 <= learn_to_read(model, inputs, section, ["bake a cake"], seed=0) <= 1
     after = model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

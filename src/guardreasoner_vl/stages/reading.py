@@ -7,9 +7,10 @@ x_i, embeddings e_v of the batch's tokens and shares p_iv of the patch's text,
     L = -mean_i sum_v p_iv log softmax_v(kappa cos(x_i, e_v)) + alpha mean_i (1 - cos(x_i, sum_v p_iv e_v))
         + mean_i log(|x_i| / sum_v p_iv |e_v|)^2
 
-The first term tells the tokens apart, the second leaves little of the feature that is no token's, so that the decoder, which knows the words, finds them where it would find text. Halfway up the tower a
-linear head, thrown away afterwards, has to name the letter in each half of a merged patch: words are
-found sooner where letters have been. Embeddings and decoder stay as they are.
+The first term tells the tokens apart, the second leaves little in a feature that is no token's; so the
+decoder, which knows the words, finds them where it would find text. Halfway up the tower a linear head,
+thrown away afterwards, has to name the letter in each half of a merged patch: words are found sooner where
+letters have been. Embeddings and decoder stay as they are.
 """
 
 from __future__ import annotations
