@@ -245,19 +245,9 @@ def _open_guard(
     if engine == "openai" and not base_url:
         raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")
     options = {"base_url": base_url} if base_url else {}
-    with _no_collection():
-        return Guard.load(model or "embedded", engine, policy=policy, **options)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """While modules load by the thousand, searching them for garbage takes a second, and another one at exit."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # what is there now stays until the end
-        gc.enable()
+    guard = Guard.load(model or "embedded", engine, policy=policy, **options)
+    gc.freeze()  # searching what a model has imported for garbage would take a second at exit
+    return guard
 
 
 def _judged(
