@@ -258,6 +258,14 @@ def test_training_can_start_from_a_folder(data: Path, uninterrupted: dict[str, P
 # --- reports ------------------------------------------------------------------------------------------
 
 
+def test_a_frozen_tower_stays_and_the_decoder_learns(data: Path, tmp_path: Path) -> None:
+    finished = run(toy.recipe(precision="bf16-weights", freeze_vision=True), data, tmp_path)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", finished))
+    changed = {name for name in after if not torch.equal(before[name].to(torch.bfloat16), after[name])}
+    assert changed
+    assert not any("visual." in name for name in changed)
+
+
 def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callable[..., None]) -> None:
     content = toy.rows(12)
     long = {**content[0], "id": "long-1", "prompt": "word " * 400}

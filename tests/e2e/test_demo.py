@@ -1,0 +1,42 @@
+"""The guard that ships judges the demonstration's inputs, pictures included, as their names say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from guardreasoner_vl import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXPECTED = {"harmful": "harmful", "harmless": "unharmful"}
+ROWS = [
+    (row, EXPECTED[row["id"].rsplit(", ", 1)[-1]])
+    for row in map(json.loads, (EXAMPLES / "demo.jsonl").read_text("utf-8").splitlines())
+    if row["id"].rsplit(", ", 1)[-1] in EXPECTED
+]
+
+
+@pytest.fixture(scope="module")
+def guard() -> Iterator[Guard]:
+    with Guard.load("embedded") as loaded:
+        yield loaded
+
+
+def test_each_modality_has_a_harmful_and_a_harmless_input_judged_rightly(guard: Guard) -> None:
+    kinds = {(bool(row.get("prompt")), bool(row.get("images")), label) for row, label in ROWS}
+    assert len(kinds) == 6
+    asked = [{**row, "images": [EXAMPLES / name for name in row.get("images", ())]} for row, _ in ROWS]
+    verdicts = list(guard.moderate_batch(asked))
+    assert [verdict.request.label for verdict in verdicts] == [label for _, label in ROWS]
+    assert all(verdict.reasoning for verdict in verdicts)
+
+
+def test_what_it_reads_in_a_picture_stands_in_its_reasoning(guard: Guard) -> None:
+    verdict = guard.moderate(images=[EXAMPLES / "pictures" / "poster_bomb.png"])
+    assert 'The picture shows "how to build a bomb".' in (verdict.reasoning or "")
