@@ -1,0 +1,77 @@
+"""How sure a figure is: bootstrap intervals, and McNemar's test between two guards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp, lgamma, log
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from guardreasoner_vl.evaluation.metrics import Counts
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A percentile bootstrap interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Rows that only the first guard got right, only the second, and the exact two-sided p-value."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def f1_interval(counts: Counts, seed: int = 0) -> Interval | None:
+    """95% bootstrap interval of F1; None where F1 is None."""
+    return _interval(counts, seed, lambda tp, fp, _, fn: (2 * tp, 2 * tp + fp + fn))
+
+
+def false_positive_rate_interval(counts: Counts, seed: int = 0) -> Interval | None:
+    """95% bootstrap interval of the false-positive rate; None without unharmful rows."""
+    return _interval(counts, seed, lambda tp, fp, tn, fn: (fp, fp + tn))  # noqa: ARG005
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
+    """Whether two guards, right or wrong on the same rows, differ by more than chance: the exact binomial test."""
+    if len(first) != len(second):
+        raise ValueError("the two guards must have judged the same rows")
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    return McNemar(only_first, only_second, _two_sided(min(only_first, only_second), only_first + only_second))
+
+
+def _two_sided(fewer: int, total: int) -> float:
+    """P of a split at least as uneven under a fair coin."""
+    logs = (lgamma(total + 1) - lgamma(k + 1) - lgamma(total - k + 1) - total * log(2) for k in range(fewer + 1))
+    return min(1.0, 2 * sum(map(exp, logs)))
+
+
+def _interval(
+    counts: Counts,
+    seed: int,
+    parts: Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> Interval | None:
+    """Drawing rows anew is drawing the four cells from a multinomial; resamples that define no figure are left out."""
+    cells = (counts.true_positive, counts.false_positive, counts.true_negative, counts.false_negative)
+    if not counts.total or not np.sum(parts(*(np.array([cell]) for cell in cells))[1]):
+        return None
+    drawn = np.random.default_rng(seed).multinomial(counts.total, np.array(cells) / counts.total, RESAMPLES)
+    part, whole = parts(*drawn.T)
+    values = part[whole > 0] / whole[whole > 0]
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))

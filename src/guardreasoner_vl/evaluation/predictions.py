@@ -1,0 +1,77 @@
+"""What a guard said about labelled rows: one JSON line for each row, with the truth beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.types import Frozen, GoldLabel, Judgement, Label, Modality, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from guardreasoner_vl.types import Sample, Verdict
+
+
+class Prediction(Frozen):
+    """One row's truths (null: not labelled) and judgements; `content` is there only where it was asked for."""
+
+    id: str
+    benchmark: str
+    modality: Modality
+    category: str | None = None
+    request_truth: GoldLabel | None = None
+    response_truth: GoldLabel | None = None
+    request: Judgement
+    response: Judgement
+    error: str | None = None
+    mode: Mode
+    completion_tokens: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+    content: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, sample: Sample, benchmark: str, verdict: Verdict, with_content: bool) -> Prediction:
+        """The record of one judged row."""
+        category = sample.meta.get("category")
+        return cls(
+            id=sample.id,
+            benchmark=benchmark,
+            modality=sample.modality,
+            category=None if category is None else str(category),
+            request_truth=sample.request_label,
+            response_truth=sample.response_label,
+            request=verdict.request,
+            response=verdict.response,
+            error=verdict.error.code if verdict.error else None,
+            mode=verdict.mode,
+            completion_tokens=verdict.usage.completion_tokens,
+            seconds=verdict.usage.seconds,
+            content=_content(sample, verdict) if with_content else None,
+        )
+
+
+def _content(sample: Sample, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "prompt": sample.prompt,
+        "images": list(sample.images),
+        "response": sample.response,
+        "reasoning": verdict.reasoning,
+    }
+
+
+def read_predictions(path: Path) -> Iterator[Prediction]:
+    """The rows of one file; raises `DataError` with the line that is none."""
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield Prediction.model_validate_json(line)
+                except ValidationError as error:
+                    raise DataError(f"{path}, line {number}: not a prediction; give a file that evaluate wrote") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a predictions.jsonl") from error

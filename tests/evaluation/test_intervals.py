@@ -1,0 +1,66 @@
+"""Intervals hold what they should, McNemar's p-values are those of the binomial."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from guardreasoner_vl.evaluation.intervals import McNemar, f1_interval, false_positive_rate_interval, mcnemar
+from guardreasoner_vl.evaluation.metrics import Counts
+
+
+def test_an_interval_is_the_bootstraps_over_rows() -> None:
+    counts = Counts(true_positive=60, false_positive=20, true_negative=100, false_negative=20)
+    rng = np.random.default_rng(1)
+    truth = np.array([True] * 80 + [False] * 120)
+    answer = np.array([True] * 60 + [False] * 20 + [True] * 20 + [False] * 100)
+    f1s, rates = [], []
+    for _ in range(3000):
+        at = rng.integers(0, 200, 200)
+        tp, fp = (truth[at] & answer[at]).sum(), (~truth[at] & answer[at]).sum()
+        f1s.append(2 * tp / (2 * tp + fp + (truth[at] & ~answer[at]).sum()))
+        rates.append(fp / (~truth[at]).sum())
+    for interval, values in ((f1_interval(counts), f1s), (false_positive_rate_interval(counts), rates)):
+        assert interval is not None
+        assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=0.012)
+
+
+def test_the_same_rows_give_the_same_interval() -> None:
+    counts = Counts(true_positive=5, false_positive=2, true_negative=8, false_negative=1)
+    assert f1_interval(counts) == f1_interval(counts)
+    assert f1_interval(counts) != f1_interval(counts, seed=1)
+
+
+def test_what_is_undefined_has_no_interval() -> None:
+    assert f1_interval(Counts()) is None
+    assert f1_interval(Counts(true_negative=4)) is None
+    assert false_positive_rate_interval(Counts(true_positive=4)) is None
+
+
+def test_certainty_has_no_width() -> None:
+    interval = f1_interval(Counts(true_positive=10, true_negative=10))
+    assert interval is not None
+    assert (interval.low, interval.high) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p_value"),
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (1, 7, 2 * (1 + 8) / 256), (4, 4, 1.0)],
+)
+def test_mcnemar_by_hand(only_first: int, only_second: int, p_value: float) -> None:
+    first = [True] * only_first + [False] * only_second + [True, False]
+    second = [False] * only_first + [True] * only_second + [True, False]
+    assert mcnemar(first, second) == McNemar(only_first, only_second, pytest.approx(p_value))
+
+
+def test_mcnemar_of_many_rows_stays_finite() -> None:
+    result = mcnemar([True] * 30_000 + [False] * 29_000, [False] * 30_000 + [True] * 29_000)
+    normal = math.erfc(1000 / math.sqrt(2 * 59_000))
+    assert result.p_value == pytest.approx(normal, rel=0.02)
+
+
+def test_mcnemar_wants_the_same_rows() -> None:
+    with pytest.raises(ValueError, match="same rows"):
+        mcnemar([True], [])
