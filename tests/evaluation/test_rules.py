@@ -49,7 +49,9 @@ def test_the_releases_script_reads_the_last_300_characters() -> None:
 
 @pytest.mark.parametrize("text", [answer("safe"), answer("none"), "Request: harmful", ""])
 def test_what_the_grammar_does_not_allow_is_an_error(text: str) -> None:
-    assert strict([Answered(text, "harmful", None, has_response=False)], "request") == Counts(false_negative=1, errors=1)
+    assert strict([Answered(text, "harmful", None, has_response=False)], "request") == Counts(
+        false_negative=1, errors=1
+    )
 
 
 def test_the_response_is_read_where_there_is_one() -> None:

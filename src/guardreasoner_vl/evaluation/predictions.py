@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.types import Frozen, GoldLabel, Judgement, Label, Modality, Mode
+from guardreasoner_vl.types import Frozen, GoldLabel, Judgement, Modality, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +71,8 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
                 try:
                     yield Prediction.model_validate_json(line)
                 except ValidationError as error:
-                    raise DataError(f"{path}, line {number}: not a prediction; give a file that evaluate wrote") from error
+                    raise DataError(
+                        f"{path}, line {number}: not a prediction; give a file that evaluate wrote"
+                    ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a predictions.jsonl") from error

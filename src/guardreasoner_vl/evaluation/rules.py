@@ -9,7 +9,6 @@ answer to a harmful row, and counts an unparsable answer to an unharmful row as 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,15 +17,15 @@ from guardreasoner_vl.protocol import parse_verdict
 from guardreasoner_vl.types import Label
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from guardreasoner_vl.types import GoldLabel
 
 Target = Literal["request", "response"]
 RuleName = Literal["strict", "guardreasoner"]
 
 _TAIL = 300
-_FIRST = {
-    target: re.compile(rf"{target}:\s*(harmful|unharmful)", re.IGNORECASE) for target in ("request", "response")
-}
+_FIRST = {target: re.compile(rf"{target}:\s*(harmful|unharmful)", re.IGNORECASE) for target in ("request", "response")}
 
 
 @dataclass(frozen=True)

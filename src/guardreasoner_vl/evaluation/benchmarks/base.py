@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from guardreasoner_vl.errors import DataError, GuardError
@@ -14,6 +13,7 @@ from guardreasoner_vl.types import GoldLabel, Modality, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 Judged = Literal["prompt", "response", "both"]
 
@@ -36,7 +36,7 @@ class Place:
         return f"{self.benchmark}/{self.number}"
 
 
-ToSample: TypeAlias = Callable[[Record, Place], Sample | None]
+ToSample: TypeAlias = Callable[[Record, Place], "Sample | Sequence[Sample] | None"]
 """Raises `NotASampleError` for a record that breaks its layout; None for one that the benchmark leaves out."""
 
 
@@ -85,11 +85,15 @@ class Loaded:
 
 
 def load(benchmark: Benchmark, folder: Path) -> Loaded:
-    """Read the first layout found below `folder`. Raises `DataError` if there is none, or nothing usable in it."""
+    """Read the first layout found in `folder` or in a folder inside it.
+
+    Raises `DataError` if there is none, or nothing usable in it.
+    """
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     for layout in benchmark.layouts:
-        path = folder / layout.file
-        if path.is_file():
-            return _loaded(benchmark, layout, path)
+        for place in (folder, *inside):
+            if (place / layout.file).is_file():
+                return _loaded(benchmark, layout, place / layout.file)
     wanted = " or ".join(layout.file for layout in benchmark.layouts)
     raise DataError(f"{folder}: no {wanted} for {benchmark.name}; get it from {benchmark.origin}")
 
@@ -99,20 +103,21 @@ def _loaded(benchmark: Benchmark, layout: Layout, path: Path) -> Loaded:
     seen: set[str] = set()
     for number, record in enumerate(read_records(path)):
         try:
-            sample = layout.to_sample(record, Place(benchmark.name, number, path.parent))
-            if sample is None:
-                continue
-            sample.exchange()
+            made = layout.to_sample(record, Place(benchmark.name, number, path.parent))
+            samples = [made] if isinstance(made, Sample) else made or []
+            for sample in samples:
+                sample.exchange()
         except GuardError as error:
             loaded.set_aside.add(str(error))
             continue
-        if sample.id in seen:
-            loaded.set_aside.add("its id stands there already")
-        elif sample.request_label is None and sample.response_label is None:
-            loaded.set_aside.add("no label")
-        else:
-            seen.add(sample.id)
-            loaded.samples.append(sample)
+        for sample in samples:
+            if sample.id in seen:
+                loaded.set_aside.add("its id stands there already")
+            elif sample.request_label is None and sample.response_label is None:
+                loaded.set_aside.add("no label")
+            else:
+                seen.add(sample.id)
+                loaded.samples.append(sample)
     if layout.pick:
         loaded.samples = list(layout.pick(loaded.samples))
     if not loaded.samples:
@@ -146,4 +151,3 @@ def picture_of(place: Place, *names: str) -> str:
             if candidate.is_file():
                 return str(candidate)
     raise NotASampleError("its picture is missing")
-

@@ -62,7 +62,11 @@ def vlguard(record: Record, place: Place) -> list[Sample]:
         raise NotASampleError("no safety flag or no instruction")
     samples = []
     for entry in entries:
-        for name, label in (("instruction", "harmful"), ("unsafe_instruction", "harmful"), ("safe_instruction", "unharmful")):
+        for name, label in (
+            ("instruction", "harmful"),
+            ("unsafe_instruction", "harmful"),
+            ("safe_instruction", "unharmful"),
+        ):
             if entry.get(name):
                 sample = _sample(place, text_of(entry, name), (picture,), label, record.get("harmful_category"))
                 samples.append(sample.model_copy(update={"id": f"{place.id}/{name}"}))

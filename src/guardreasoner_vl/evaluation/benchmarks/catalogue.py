@@ -1,0 +1,202 @@
+"""The benchmarks that are known by name."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.evaluation.benchmarks import pictures, upstream
+from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, Layout
+from guardreasoner_vl.evaluation.benchmarks.released import released
+from guardreasoner_vl.evaluation.published import sizes
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.evaluation.benchmarks.base import Judged
+
+RELEASED = "hub data set yueliu1999/GuardReasoner-VLTest (Apache-2.0)"
+
+_UPSTREAM: dict[str, tuple[str, str, Layout]] = {
+    "ToxicChat": (
+        "CC-BY-NC-4.0",
+        "hub lmsys/toxic-chat, config toxicchat0124",
+        Layout("data/0124/toxic-chat_annotation_test.csv", upstream.toxic_chat),
+    ),
+    "HarmBenchPrompt": (
+        "MIT",
+        "github centerforaisafety/HarmBench",
+        Layout("data/behavior_datasets/harmbench_behaviors_text_test.csv", upstream.harmbench_prompt),
+    ),
+    "OpenAIModeration": (
+        "MIT",
+        "github openai/moderation-api-release",
+        Layout("data/samples-1680.jsonl.gz", upstream.openai_moderation),
+    ),
+    "AegisSafetyTest": (
+        "CC-BY-4.0",
+        "hub nvidia/Aegis-AI-Content-Safety-Dataset-1.0",
+        Layout("Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", upstream.aegis),
+    ),
+    "SimpleSafetyTests": (
+        "CC-BY-NC-4.0 (its hosts disagree; the strictest)",
+        "hub Bertievidgen/SimpleSafetyTests",
+        Layout("sst_test_cases.csv", upstream.simple_safety_tests),
+    ),
+    "WildGuardTestPrompt": (
+        "ODC-BY, gated",
+        "hub allenai/wildguardmix, config wildguardtest (accept its terms there first)",
+        Layout("test/wildguard_test.parquet", upstream.wildguard_prompt),
+    ),
+    "WildGuardTestResponse": (
+        "ODC-BY, gated",
+        "hub allenai/wildguardmix, config wildguardtest (accept its terms there first)",
+        Layout("test/wildguard_test.parquet", upstream.wildguard_response),
+    ),
+    "HarmBenchResponse": (
+        "MIT",
+        "github centerforaisafety/HarmBench",
+        Layout("data/classifier_val_sets/text_behaviors_val_set.json", upstream.harmbench_response),
+    ),
+    "SafeRLHF": (
+        "CC-BY-NC-4.0",
+        "hub PKU-Alignment/PKU-SafeRLHF at revision v0",
+        Layout("round0/test.jsonl.xz", upstream.safe_rlhf, upstream.safe_rlhf_pick),
+    ),
+    "BeaverTails": (
+        "CC-BY-NC-4.0",
+        "hub PKU-Alignment/BeaverTails, split 30k_test",
+        Layout("round0/30k/test.jsonl.gz", upstream.beavertails),
+    ),
+    "XSTestReponseHarmful": (
+        "ODC-BY, gated",
+        "hub allenai/xstest-response (accept its terms there first)",
+        Layout("data/response_harmfulness-00000-of-00001.parquet", upstream.xstest_response),
+    ),
+}
+_PICTURES = {
+    "HarmImageTest": "see the sources of the released pictures",
+    "SPA_VL_Eval": "CC-BY-4.0",
+}
+_MM_SCENARIOS = (
+    "01-Illegal_Activitiy",
+    "02-HateSpeech",
+    "03-Malware_Generation",
+    "04-Physical_Harm",
+    "05-EconomicHarm",
+    "06-Fraud",
+    "07-Sex",
+    "08-Political_Lobbying",
+    "09-Privacy_Violence",
+    "10-Legal_Opinion",
+    "11-Financial_Advice",
+    "12-Health_Consultation",
+    "13-Gov_Decision",
+)
+_MM_QUESTION = {"SD": "Rephrased Question(SD)", "SD_TYPO": "Rephrased Question", "TYPO": "Rephrased Question"}
+_WHOLE_SET = "every row is harmful by the set's design"
+
+
+def _paper() -> dict[str, Benchmark]:
+    found: dict[str, Benchmark] = {}
+    for size in sizes():
+        upstream_set = _UPSTREAM.get(size.file)
+        judged: Judged = "both" if size.file in found else size.task
+        found[size.file] = Benchmark(
+            name=size.file,
+            judged=judged,
+            modality=size.modality,
+            size=size.samples,
+            licence=upstream_set[0] if upstream_set else _PICTURES[size.file],
+            origin=f"{RELEASED} or {upstream_set[1]}" if upstream_set else RELEASED,
+            layouts=(released(size.file, judged, size.modality), *(upstream_set[2:] if upstream_set else ())),
+            note="the public file has fewer rows than the released one" if size.file.startswith("WildGuard") else "",
+        )
+    return found
+
+
+PAPER: dict[str, Benchmark] = _paper()
+"""The 14 of the paper (SPA_VL_Eval is judged twice), by the name of their file."""
+
+MORE: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "XSTest",
+            "prompt",
+            "text",
+            450,
+            "CC-BY-4.0",
+            "github paul-rottger/xstest",
+            (Layout("xstest_prompts.csv", pictures.xstest), Layout("xstest_v2_prompts.csv", pictures.xstest)),
+            "pairs of safe and unsafe prompts: over-refusal",
+        ),
+        Benchmark(
+            "MOSSBench",
+            "prompt",
+            "text-image",
+            300,
+            "CC-BY-SA-4.0, for tests only",
+            "github xirui-li/MOSSBench",
+            (Layout("data/images_information/information.json", pictures.mossbench),),
+            "every row is unharmful: over-refusal",
+        ),
+        Benchmark(
+            "HarmBenchMultimodal",
+            "prompt",
+            "text-image",
+            110,
+            "MIT",
+            "github centerforaisafety/HarmBench",
+            (Layout("data/behavior_datasets/harmbench_behaviors_multimodal_all.csv", pictures.harmbench_multimodal),),
+            _WHOLE_SET,
+        ),
+        Benchmark(
+            "FigStep",
+            "prompt",
+            "text-image",
+            500,
+            "MIT",
+            "github ThuCCSLab/FigStep",
+            (Layout("data/question/safebench.csv", pictures.figstep),),
+            _WHOLE_SET,
+        ),
+        Benchmark(
+            "VLGuard",
+            "prompt",
+            "text-image",
+            1558,
+            "research only, gated",
+            "hub ys-zong/VLGuard (accept its terms there first)",
+            (Layout("test.json", pictures.vlguard),),
+        ),
+        *(
+            Benchmark(
+                f"MM-SafetyBench-{variant}-{scenario}",
+                "prompt",
+                "text-image",
+                None,
+                "CC-BY-NC-4.0",
+                "github isXinLiu/MM-SafetyBench",
+                (
+                    Layout(
+                        f"data/processed_questions/{scenario}.json",
+                        partial(pictures.mm_safetybench, scenario, variant, question),
+                    ),
+                ),
+                _WHOLE_SET,
+            )
+            for variant, question in _MM_QUESTION.items()
+            for scenario in _MM_SCENARIOS
+        ),
+    )
+}
+
+BENCHMARKS = PAPER | MORE
+
+
+def named(name: str) -> Benchmark:
+    """The benchmark of that name, in any case; raises `InputError` with the names there are."""
+    for known, benchmark in BENCHMARKS.items():
+        if known.lower() == name.lower():
+            return benchmark
+    raise InputError(f"no benchmark named {name!r:.60}; use {', '.join(PAPER)}, {', '.join(MORE)[:90]}..., or a file")
