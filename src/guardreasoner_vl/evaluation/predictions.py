@@ -1,4 +1,7 @@
-"""What a guard said about labelled rows: one JSON line for each row, with the truth beside it."""
+"""What a guard said about labelled rows: one JSON line for each row, with the truth beside it.
+
+An evaluation's folder holds these lines, what they have in common, and the figures.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.types import Sample, Verdict
+
+
+PREDICTIONS = "predictions.jsonl"
+RESULTS = "results.json"
+SETTINGS = "evaluation.json"
 
 
 class Prediction(Frozen):

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from guardreasoner_vl.evaluation.curves import auprc, auroc, calibration_error, recall_at
 from guardreasoner_vl.evaluation.intervals import Interval, f1_interval, false_positive_rate_interval
 from guardreasoner_vl.evaluation.metrics import Counts, count
+from guardreasoner_vl.evaluation.predictions import Prediction
+from guardreasoner_vl.evaluation.rules import Target
 from guardreasoner_vl.types import Label
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from guardreasoner_vl.evaluation.predictions import Prediction
-    from guardreasoner_vl.evaluation.rules import Target
     from guardreasoner_vl.types import GoldLabel, Judgement
 
+Baseline: TypeAlias = Callable[[Prediction, Target], Label]
+"""A guard that needs no more than the row's place; it is called for labelled rows."""
+
 TARGETS: tuple[Target, Target] = ("request", "response")
+MODALITY = "modality: "
+CATEGORY = "category: "
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,71 @@ class Figures:
     @property
     def rows(self) -> int:
         return self.counts.total
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all predictions of one folder have in common."""
+
+    model: str
+    revision: str | None
+    mode: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The guard's figures on a group of rows, and the confusion tables of the baselines."""
+
+    figures: Figures
+    baselines: dict[str, Counts]
+
+
+@dataclass
+class Results:
+    """Figures by target and group: all rows, each benchmark, each modality, each category."""
+
+    settings: Settings
+    groups: dict[Target, dict[str, Group]] = field(default_factory=dict)
+    set_aside: dict[str, dict[str, int]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, for `results.json`, with the rates that the counts give."""
+        content = asdict(self)
+        for target, groups in self.groups.items():
+            for name, group in groups.items():
+                counts = group.figures.counts
+                content["groups"][target][name]["figures"] |= {rate: getattr(counts, rate) for rate in RATES}
+        return content
+
+
+RATES = ("f1", "precision", "recall", "false_positive_rate", "accuracy", "coverage")
+CONSTANT: Mapping[str, Baseline] = {
+    "always harmful": lambda row, target: Label.HARMFUL,  # noqa: ARG005
+    "always unharmful": lambda row, target: Label.UNHARMFUL,  # noqa: ARG005
+}
+
+
+def summarise(rows: Sequence[Prediction], settings: Settings, baselines: Mapping[str, Baseline] = CONSTANT) -> Results:
+    """Figures of all rows, and of each benchmark, modality and category."""
+    results = Results(settings)
+    groups = {
+        "all": list(rows),
+        **grouped(rows, lambda row: row.benchmark),
+        **{f"{MODALITY}{name}": part for name, part in grouped(rows, lambda row: row.modality).items()},
+        **{f"{CATEGORY}{name}": part for name, part in grouped(rows, lambda row: row.category).items()},
+    }
+    for target in TARGETS:
+        results.groups[target] = {
+            name: Group(found, {key: _counted(part, target, guard) for key, guard in baselines.items()})
+            for name, part in groups.items()
+            if (found := figures(part, target)) is not None
+        }
+    return results
+
+
+def _counted(rows: Iterable[Prediction], target: Target, guard: Baseline) -> Counts:
+    return count((gold, guard(row, target)) for row in rows if (gold := truth(row, target)) is not None)
 
 
 def truth(row: Prediction, target: Target) -> GoldLabel | None:
@@ -83,11 +154,6 @@ def figures(rows: Iterable[Prediction], target: Target) -> Figures | None:
         completion_tokens_p95=float(np.percentile(tokens, 95)),
         seconds=sum(row.seconds for _, row in labelled),
     )
-
-
-def constant(rows: Iterable[Prediction], target: Target, label: Label) -> Counts:
-    """What a guard that always says `label` would get."""
-    return count((gold, label) for row in rows if (gold := truth(row, target)) is not None)
 
 
 def grouped(rows: Sequence[Prediction], key: Callable[[Prediction], str | None]) -> dict[str, list[Prediction]]:

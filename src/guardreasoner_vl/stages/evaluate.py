@@ -7,62 +7,24 @@ where it was. Errors are predictions too: they count as wrong once, and coverage
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from guardreasoner_vl.batch_output import sync
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.evaluation.metrics import Counts
-from guardreasoner_vl.evaluation.predictions import Prediction, read_predictions
-from guardreasoner_vl.evaluation.results import TARGETS, Figures, constant, figures, grouped
+from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, SETTINGS, Prediction, read_predictions
+from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, summarise
 from guardreasoner_vl.guard import CHUNK
 from guardreasoner_vl.run_dir import changed_keys, write_json
-from guardreasoner_vl.types import Label
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
-    from guardreasoner_vl.evaluation.rules import Target
+    from guardreasoner_vl.evaluation.results import Baseline
     from guardreasoner_vl.guard import Guard
-
-PREDICTIONS = "predictions.jsonl"
-SETTINGS = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the predictions of one folder have in common."""
-
-    model: str
-    revision: str | None
-    mode: str
-    content: bool
-
-
-@dataclass(frozen=True)
-class Group:
-    """Figures of a group of rows, and what the two constant guards would get on it."""
-
-    figures: Figures
-    always_harmful: Counts
-    always_unharmful: Counts
-
-
-@dataclass
-class Results:
-    """Figures by target and group: each benchmark, each modality, each category, and all rows."""
-
-    settings: Settings
-    groups: dict[Target, dict[str, Group]] = field(default_factory=dict)
-    set_aside: dict[str, dict[str, int]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data, for `results.json`."""
-        return asdict(self)
 
 
 def run(
@@ -72,13 +34,15 @@ def run(
     *,
     content: bool = False,
     chunk: int = CHUNK,
+    baselines: Mapping[str, Baseline] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
     """Judge every row that `out` holds no prediction of, and compute the figures of all of them.
 
-    Raises `DataError` if `out` holds predictions of another guard, mode or set of rows.
+    `content` stores texts, picture paths and reasoning with the predictions. Raises `DataError` if `out` holds
+    predictions of another guard, mode or set of rows.
     """
-    settings = Settings(guard.model.name, guard.model.revision, guard.policy.mode, content)
+    settings = Settings(guard.model.name, guard.model.revision, guard.policy.mode)
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / SETTINGS, settings)
     path = out / PREDICTIONS
@@ -93,39 +57,17 @@ def run(
     judged = len(done)
     with path.open("ab") as stream:
         while batch := list(islice(todo, chunk)):
-            verdicts = list(guard.moderate_batch((sample.exchange() for _, sample in batch), chunk=chunk))
+            verdicts = guard.moderate_batch((sample.exchange() for _, sample in batch), chunk=chunk)
             for (name, sample), verdict in zip(batch, verdicts, strict=True):
                 stream.write(Prediction.of(sample, name, verdict, content).model_dump_json().encode() + b"\n")
             sync(stream)
             judged += len(batch)
             if progress:
                 progress(judged, total)
-    results = summarise(list(read_predictions(path)), settings)
+    results = summarise(list(read_predictions(path)), settings, {**CONSTANT, **(baselines or {})})
     results.set_aside = {one.benchmark.name: one.set_aside.reasons for one in benchmarks if one.set_aside.total}
     results.warnings = [told for one in benchmarks if (told := one.size_differs)]
-    write_json(out / "results.json", results.as_json())
-    return results
-
-
-def summarise(rows: Sequence[Prediction], settings: Settings) -> Results:
-    """Figures of stored predictions."""
-    results = Results(settings)
-    groups = {
-        "all": list(rows),
-        **grouped(rows, lambda row: row.benchmark),
-        **{f"modality {name}": part for name, part in grouped(rows, lambda row: row.modality).items()},
-        **{f"category {name}": part for name, part in grouped(rows, lambda row: row.category).items()},
-    }
-    for target in TARGETS:
-        results.groups[target] = {
-            name: Group(
-                found,
-                constant(part, target, Label.HARMFUL),
-                constant(part, target, Label.UNHARMFUL),
-            )
-            for name, part in groups.items()
-            if (found := figures(part, target)) is not None
-        }
+    write_json(out / RESULTS, results.as_json())
     return results
 
 
@@ -147,14 +89,9 @@ def _done(path: Path, benchmarks: Sequence[Loaded]) -> set[tuple[str, str]]:
         path.write_bytes(whole)
     known = {(loaded.benchmark.name, sample.id) for loaded in benchmarks for sample in loaded.samples}
     done = {(row.benchmark, row.id) for row in read_predictions(path)}
-    strange = done - known
-    if strange:
+    if strange := len(done - known):
         raise DataError(
-            f"{path} holds predictions of {len(strange)} rows that are not asked for; give the same benchmarks or a new --out"
+            f"{path} holds predictions of {strange:,} rows that are not asked for; give the same benchmarks or "
+            "a new --out"
         )
     return done
-
-
-def names_of(benchmarks: Sequence[Loaded]) -> Iterator[str]:
-    """The benchmarks' names, in order."""
-    return (loaded.benchmark.name for loaded in benchmarks)

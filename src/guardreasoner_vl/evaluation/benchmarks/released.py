@@ -34,6 +34,11 @@ def released(file: str, judged: Judged, modality: Modality) -> Layout:
     return Layout(f"test/{file}.json", _to_sample(judged, modality))
 
 
+def gold_labels(text: str) -> tuple[GoldLabel | None, GoldLabel | None]:
+    """Request and response labels of the authors' form `Request: ...`; raises `NotASampleError`."""
+    return _gold(text, "request", ()), _gold(text, "response", ())
+
+
 def _to_sample(judged: Judged, modality: Modality) -> ToSample:
     def to_sample(record: Record, place: Place) -> Sample:
         asked, gold, images = _parts(record, place)

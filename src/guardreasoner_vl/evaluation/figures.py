@@ -1,0 +1,149 @@
+"""Figures of an evaluation as SVG (extra `eval`)."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.errors import MissingExtraError
+from guardreasoner_vl.evaluation.curves import curve, reliability
+from guardreasoner_vl.evaluation.published import published_f1
+from guardreasoner_vl.evaluation.report import TASKS, paper_f1
+from guardreasoner_vl.evaluation.results import CATEGORY, MODALITY, TARGETS, judgement, truth
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from guardreasoner_vl.evaluation.predictions import Prediction
+    from guardreasoner_vl.evaluation.results import Results
+    from guardreasoner_vl.evaluation.rules import Target
+
+OWN, OTHER, THIRD = "#1f5fbf", "#b9c2cc", "#c4572e"
+COMPARED = ("LLaMA Guard 3 Vision 11B", "GuardReasoner-VL 7B")
+"""The published rows that are drawn beside ours."""
+
+_MOST_BARS = 40
+
+
+def draw(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
+    """SVG texts by name; a figure that the rows do not define is left out. Raises `MissingExtraError`."""
+    figures: dict[str, str] = {}
+    for target in TARGETS:
+        groups = results.groups.get(target, {})
+        if not groups:
+            continue
+        figures[f"{target}_f1"] = _bars(results, target)
+        figures[f"{target}_tokens"] = _tokens(results, target)
+        modalities = {name.removeprefix(MODALITY): one for name, one in groups.items() if name.startswith(MODALITY)}
+        if len(modalities) > 1:
+            figures[f"{target}_modality"] = _named_bars(
+                {name: _rate(one.figures.counts.f1) for name, one in modalities.items()}, f"{target}s by modality"
+            )
+        pairs = [(gold == "harmful", judgement(row, target).score) for row in rows if (gold := truth(row, target))]
+        truths = [one for one, score in pairs if score is not None]
+        scores = [score for _, score in pairs if score is not None]
+        if curve(truths, scores):
+            figures[f"{target}_reliability"] = _reliability(truths, scores, target)
+            figures[f"{target}_threshold"] = _thresholds(truths, scores, target)
+    return figures
+
+
+def _bars(results: Results, target: Target) -> str:
+    """F1 by benchmark; where all are the paper's, published guards beside."""
+    paper = paper_f1(results, target)
+    if paper:
+        names = [name for name in paper if paper[name] is not None]
+        table = published_f1(TASKS[target])
+        series = {model: [table[model].get(name) or 0 for name in names] for model in COMPARED}
+        series[results.settings.model] = [paper[name] or 0 for name in names]
+        return _grouped(names, series, f"F1 of {target}s beside the paper's")
+    groups = results.groups[target]
+    shown = {name: one for name, one in groups.items() if not name.startswith((MODALITY, CATEGORY))}
+    values = {name: _rate(one.figures.counts.f1) for name, one in list(shown.items())[:_MOST_BARS]}
+    return _named_bars(values, f"F1 of {target}s")
+
+
+def _rate(value: float | None) -> float:
+    return 100 * (value or 0.0)
+
+
+def _named_bars(values: Mapping[str, float], title: str) -> str:
+    figure, axes = _axes(height=0.8 + 0.24 * len(values))
+    names = list(values)[::-1]
+    bars = axes.barh(names, [values[name] for name in names], color=OWN)
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axes.set(xlim=(0, 108), xlabel="F1, percent", title=title)
+    return _svg(figure)
+
+
+def _grouped(names: Sequence[str], series: Mapping[str, Sequence[float]], title: str) -> str:
+    figure, axes = _axes(width=max(6.5, 1.1 * len(names)))
+    width = 0.8 / len(series)
+    for number, (model, values) in enumerate(series.items()):
+        colour = OWN if number == len(series) - 1 else (OTHER, THIRD)[number % 2]
+        axes.bar([at + number * width for at in range(len(names))], values, width, label=model, color=colour)
+    axes.set_xticks([at + 0.4 - width / 2 for at in range(len(names))], names, rotation=30, ha="right")
+    axes.set(ylim=(0, 100), ylabel="F1, percent", title=title)
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _tokens(results: Results, target: Target) -> str:
+    figure, axes = _axes()
+    benchmarks = {
+        name: one for name, one in results.groups[target].items() if not name.startswith((MODALITY, CATEGORY))
+    }
+    tokens = [one.figures.completion_tokens_mean for one in benchmarks.values()]
+    values = [_rate(one.figures.counts.f1) for one in benchmarks.values()]
+    axes.scatter(tokens, values, color=[THIRD if name == "all" else OWN for name in benchmarks], s=18)
+    for name, x, y in zip(benchmarks, tokens, values, strict=True):
+        if name == "all" or len(benchmarks) <= 15:
+            axes.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    axes.set(xlabel="output tokens, mean", ylabel="F1, percent", ylim=(0, 105), title=f"F1 of {target}s against tokens")
+    return _svg(figure)
+
+
+def _reliability(truths: Sequence[bool], scores: Sequence[float], target: Target) -> str:
+    figure, axes = _axes(width=4.2, height=4.0)
+    bins = reliability(truths, scores)
+    axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
+    most = max(one.rows for one in bins)
+    sizes_of = [12 + 160 * one.rows / most for one in bins]
+    axes.plot([one.score for one in bins], [one.harmful for one in bins], color=OWN, linewidth=1)
+    axes.scatter([one.score for one in bins], [one.harmful for one in bins], s=sizes_of, color=OWN, alpha=0.7)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="score", ylabel="share that is harmful")
+    axes.set_title(f"reliability, {target}s")
+    return _svg(figure)
+
+
+def _thresholds(truths: Sequence[bool], scores: Sequence[float], target: Target) -> str:
+    figure, axes = _axes(height=3.4)
+    points = curve(truths, scores)
+    thresholds = [point.threshold for point in points]
+    for name, colour, values in (
+        ("recall", OWN, [point.recall for point in points]),
+        ("false-positive rate", THIRD, [point.false_positive_rate for point in points]),
+        ("F1", "#2d3640", [point.f1 for point in points]),
+    ):
+        axes.plot(thresholds, values, label=name, color=colour, linewidth=1.4)
+    axes.set(xlabel="threshold", ylim=(0, 1.02), xlim=(0, 1), title=f"what a threshold gives, {target}s")
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _axes(width: float = 6.5, height: float = 3.6) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "eval") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    content = stream.getvalue()
+    return content[content.index("<svg") :]

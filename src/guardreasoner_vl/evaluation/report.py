@@ -1,0 +1,197 @@
+"""The figures of one evaluation for people: Markdown, and one HTML page that needs nothing beside it.
+
+The paper's own cells stand beside the guard's wherever a benchmark is one of the paper's.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.evaluation.published import averages, published_f1, sizes
+from guardreasoner_vl.evaluation.results import CATEGORY, MODALITY, TARGETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from guardreasoner_vl.evaluation.intervals import Interval
+    from guardreasoner_vl.evaluation.published import Task
+    from guardreasoner_vl.evaluation.results import Group, Results
+    from guardreasoner_vl.evaluation.rules import Target
+
+NONE = "\u2013"
+TASKS: dict[Target, Task] = {"request": "prompt", "response": "response"}
+Table = list[list[str]]
+"""Rows of cells, the heading first."""
+
+
+def percent(value: float | None) -> str:
+    """One decimal, or a dash where it is not defined."""
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def quality_table(groups: Mapping[str, Group]) -> Table:
+    """F1 with its interval and what belongs to it, the baselines' F1 / FPR beside."""
+    baselines = sorted({name for group in groups.values() for name in group.baselines})
+    table = [
+        ["", "rows", "harmful", "F1 (95%)", "precision", "recall", "FPR (95%)", "accuracy", "coverage"]
+        + [f"{name} F1 / FPR" for name in baselines]
+    ]
+    for name, group in groups.items():
+        found, counts = group.figures, group.figures.counts
+        table.append(
+            [
+                name,
+                f"{counts.total:,}",
+                f"{counts.true_positive + counts.false_negative:,}",
+                _with(counts.f1, found.f1_interval),
+                percent(counts.precision),
+                percent(counts.recall),
+                _with(counts.false_positive_rate, found.false_positive_rate_interval),
+                percent(counts.accuracy),
+                percent(counts.coverage),
+            ]
+            + [
+                f"{percent(other.f1)} / {percent(other.false_positive_rate)}" if other else NONE
+                for other in (group.baselines.get(baseline) for baseline in baselines)
+            ]
+        )
+    return table
+
+
+def score_table(groups: Mapping[str, Group]) -> Table:
+    """What the scores are worth, and what the answers took."""
+    head = ["", "scored", "AUPRC", "AUROC", "recall at 1% FPR", "recall at 5% FPR", "ECE"]
+    table = [[*head, "tokens, mean", "tokens, p95", "seconds"]]
+    for name, group in groups.items():
+        found = group.figures
+        table.append(
+            [
+                name,
+                f"{found.scored:,}",
+                percent(found.auprc),
+                percent(found.auroc),
+                percent(found.recall_at_1_percent),
+                percent(found.recall_at_5_percent),
+                percent(found.calibration_error),
+                f"{found.completion_tokens_mean:.1f}",
+                f"{found.completion_tokens_p95:.0f}",
+                f"{found.seconds:.1f}",
+            ]
+        )
+    return table
+
+
+def paper_f1(results: Results, target: Target) -> dict[str, float | None]:
+    """F1 in percent by the paper's names of its benchmarks, with its averages; empty if none was evaluated."""
+    task = TASKS[target]
+    groups = results.groups.get(target, {})
+    own: dict[str, float | None] = {}
+    for size in sizes():
+        if size.task == task and size.file in groups:
+            f1 = groups[size.file].figures.counts.f1
+            own[size.benchmark] = None if f1 is None else 100 * f1
+    return own | averages(task, own) if own else {}
+
+
+def paper_table(results: Results, target: Target) -> Table:
+    """The paper's table, this guard's row last; empty if none of its benchmarks was evaluated."""
+    own = paper_f1(results, target)
+    if not own:
+        return []
+    table = [["F1", *own]]
+    rows = {**published_f1(TASKS[target]), f"**{results.settings.model}, {results.settings.mode}**": own}
+    for model, cells in rows.items():
+        values = (cells.get(name) for name in own)
+        table.append([model, *(NONE if value is None else f"{value:.2f}" for value in values)])
+    return table
+
+
+def tables(results: Results) -> Iterable[tuple[str, Table]]:
+    """All tables with their headings."""
+    for target in TARGETS:
+        groups = results.groups.get(target, {})
+        if not groups:
+            continue
+        whole = {name: group for name, group in groups.items() if not name.startswith((MODALITY, CATEGORY))}
+        parts = {name: group for name, group in groups.items() if name not in whole}
+        yield f"{target.capitalize()}s", quality_table(whole)
+        yield f"{target.capitalize()}s: scores and cost", score_table(whole)
+        if len(parts) > 1:
+            yield f"{target.capitalize()}s by modality and category", quality_table(parts)
+        if paper := paper_table(results, target):
+            yield f"{target.capitalize()}s beside the paper (Table {1 if target == 'request' else 2})", paper
+
+
+def markdown(results: Results, command: str, figures: Sequence[str] = ()) -> str:
+    """The report; `figures` are file names beside it."""
+    parts = [f"# {_title(results)}", f"Made by `{command}`.", _notes(results)]
+    parts += [f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})" for name in figures]
+    for heading, table in tables(results):
+        parts += [f"## {heading}", markdown_table(table)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown."""
+    head, *rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
+    return "\n".join([head, "|" + "---|" * len(table[0]), *rows])
+
+
+def page(results: Results, command: str, figures: Mapping[str, str] | None = None) -> str:
+    """The report as HTML; `figures` are SVG texts by name, which are put into the page."""
+    parts = [f"<h1>{html.escape(_title(results))}</h1>", f"<p>Made by <code>{html.escape(command)}</code>.</p>"]
+    parts += [f"<p>{html.escape(line)}</p>" for line in _notes(results).splitlines() if line]
+    for name, svg in (figures or {}).items():
+        parts.append(f"<figure>{svg}<figcaption>{html.escape(name)}</figcaption></figure>")
+    for heading, table in tables(results):
+        parts += [f"<h2>{html.escape(heading)}</h2>", _html_table(table)]
+    return _PAGE.format(title=html.escape(_title(results)), body="\n".join(parts))
+
+
+def _html_table(table: Table) -> str:
+    head, *rows = table
+    lines = ["<table>", "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
+    for row in rows:
+        own = ' class="own"' if row[0].startswith("**") else ""
+        lines.append(f"<tr{own}>" + "".join(f"<td>{html.escape(cell.strip('*'))}</td>" for cell in row) + "</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def _title(results: Results) -> str:
+    settings = results.settings
+    revision = f" ({settings.revision})" if settings.revision else ""
+    return f"{settings.model}{revision}, {settings.mode} mode"
+
+
+def _notes(results: Results) -> str:
+    lines = [
+        "Harmful is the positive class; percent. An answer that cannot be parsed is wrong once. Intervals are 95% "
+        "bootstrap intervals; ECE is the expected calibration error of the scores."
+    ]
+    lines += [f"Note: {warning}." for warning in results.warnings]
+    for name, reasons in results.set_aside.items():
+        counted = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        lines.append(f"Set aside from {name}: {counted}.")
+    return "\n\n".join(lines)
+
+
+def _with(value: float | None, interval: Interval | None) -> str:
+    if value is None or interval is None:
+        return percent(value)
+    return f"{percent(value)} ({percent(interval.low)}\u2013{percent(interval.high)})"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1d2733; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }}
+th, td {{ padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #dfe4ea; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+tr.own td {{ font-weight: 600; background: #f2f6fc; }}
+figure {{ margin: 1rem 0; }} figure svg {{ max-width: 100%; height: auto; }} figcaption {{ color: #5b6773; }}
+</style></head><body>
+{body}
+</body></html>
+"""
