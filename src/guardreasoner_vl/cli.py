@@ -5,77 +5,49 @@ Exit codes: 0 allow, or all done; 1 block; 2 error, also where the policy lets a
 # No `from __future__ import annotations`: typer reads the annotations. Whatever else a command needs is
 # imported inside it, so that --help stays instant.
 
-import gc
 import json
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guardreasoner_vl import __version__
+from guardreasoner_vl import __version__, cli_evaluation
 from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK, OneLineErrors, say
+from guardreasoner_vl.cli_options import (
+    EngineOption,
+    LongInputOption,
+    ModelOption,
+    ModeOption,
+    OnErrorOption,
+    ReasoningOption,
+    ThresholdOption,
+    TokensOption,
+    UrlOption,
+    be_quiet,
+    open_guard,
+    policy_of,
+    progress_bar,
+    show,
+)
 from guardreasoner_vl.errors import GuardError, InputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+    from collections.abc import Callable
 
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.policy import Policy
     from guardreasoner_vl.types import Exchange, Verdict
 
 STDIN = "-"
-# Installed beside us they cost seconds and 130 MB: transformers imports them wherever it finds them.
-_NOT_NEEDED = ("sklearn", "scipy", "pandas")
-_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="MODEL",
-        help="'embedded' (the default), a model folder, a hub id, or what a server calls it.",
-    ),
-]
-EngineOption = Annotated[
-    Literal["auto", "transformers", "openai"],
-    typer.Option("--engine", help="Run the model here, or ask an OpenAI-compatible server such as vLLM."),
-]
-UrlOption = Annotated[
-    str | None,
-    typer.Option("--base-url", metavar="URL", help="The server's address, such as http://localhost:8000/v1."),
-]
-ModeOption = Annotated[
-    Literal["slow", "fast", "hybrid"],
-    typer.Option("--mode", help="Reason first, give the verdict only, or reason where the score is in doubt."),
-]
-ThresholdOption = Annotated[
-    float | None,
-    typer.Option("--threshold", metavar="0..1", help="From which score on it is harmful; else the label decides."),
-]
-OnErrorOption = Annotated[
-    Literal["block", "allow"], typer.Option("--on-error", help="The action for what could not be judged.")
-]
-LongInputOption = Annotated[
-    Literal["refuse", "windows"],
-    typer.Option("--long-input", help="Refuse what does not fit the model, or judge it in overlapping windows."),
-]
-TokensOption = Annotated[
-    int,
-    typer.Option("--max-new-tokens", min=1, metavar="N", help="Room for reasoning and verdict; one retry has more."),
-]
-ReasoningOption = Annotated[
-    bool, typer.Option("--show-reasoning", help="Give the reasoning too; it may restate what was judged.")
-]
-
 
 app = typer.Typer(cls=OneLineErrors, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+for _command in cli_evaluation.COMMANDS:
+    app.command()(_command)
 
 
 def main() -> None:
@@ -136,7 +108,7 @@ def moderate(
         raise InputError("only one option can be '-': standard input is read once")
     if messages is not None and (prompt is not None or response is not None or image):
         raise InputError("give --messages, or --prompt, --response and --image, not both")
-    _be_quiet()
+    be_quiet()
     from guardreasoner_vl.types import Exchange
 
     def build() -> Exchange:
@@ -144,8 +116,8 @@ def moderate(
             return Exchange.from_messages(_read_messages(messages))
         return Exchange(_text(prompt), tuple(image or ()), _text(response))
 
-    policy = _policy(mode, threshold, on_error, long_input, max_new_tokens)
-    verdict = _judged(build, policy, model, lambda: _open_guard(policy, model, engine, base_url))
+    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens)
+    verdict = _judged(build, policy, model, lambda: open_guard(policy, model, engine, base_url))
     _show(verdict, as_json, show_reasoning)
     raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
 
@@ -174,22 +146,22 @@ def batch(
     Rows whose verdict is an error are judged again by the next run. Lines that are no rows are listed in
     OUT.rejected.jsonl. Exit code 0: every line has a verdict, 2: some have an error or none.
     """
-    _be_quiet()
+    be_quiet()
     from guardreasoner_vl.batch import check_paths, rejected_path, run_batch
     from guardreasoner_vl.cli_render import summary_text
     from guardreasoner_vl.guard import CHUNK
 
     check_paths(source, target)  # before the model takes its seconds
-    policy = _policy(mode, threshold, on_error, long_input, max_new_tokens)
+    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens)
     try:
-        with _open_guard(policy, model, engine, base_url) as guard, _progress() as progress:
+        with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
             summary = run_batch(
                 guard, source, target, chunk=chunk or CHUNK, show_reasoning=show_reasoning, progress=progress
             )
     except KeyboardInterrupt:
         say("interrupted; what was judged is saved, run the same command to go on")
         raise
-    _print(summary_text(summary, str(rejected_path(target))), stderr=True)
+    show(summary_text(summary, str(rejected_path(target))), stderr=True)
     raise typer.Exit(OK if summary.complete else ERROR)
 
 
@@ -214,40 +186,6 @@ def sft(
     finished = stage.run(load_recipe(recipe), data, out)
     _report_rows(out / "sft" / "data.json")
     typer.echo(str(finished))
-
-
-def _policy(
-    mode: Literal["slow", "fast", "hybrid"],
-    threshold: float | None,
-    on_error: Literal["block", "allow"],
-    long_input: Literal["refuse", "windows"],
-    max_new_tokens: int,
-) -> "Policy":
-    from guardreasoner_vl.policy import Policy
-
-    return Policy(
-        mode=mode,
-        thresholds=(threshold, threshold),
-        on_error=on_error,
-        long_input=long_input,
-        max_new_tokens=max_new_tokens,
-    )
-
-
-def _open_guard(
-    policy: "Policy", model: str | None, engine: Literal["auto", "transformers", "openai"], base_url: str | None
-) -> "Guard":
-    """A base URL means a server, and a server needs one."""
-    from guardreasoner_vl.guard import Guard
-
-    if engine == "transformers" and base_url:
-        raise InputError("--base-url needs --engine openai")
-    if engine == "openai" and not base_url:
-        raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")
-    options = {"base_url": base_url} if base_url else {}
-    guard = Guard.load(model or "embedded", engine, policy=policy, **options)
-    gc.freeze()  # searching what a model has imported for garbage would take a second at exit
-    return guard
 
 
 def _judged(
@@ -299,7 +237,7 @@ def _show(verdict: "Verdict", as_json: bool, show_reasoning: bool) -> None:
     if verdict.error:
         say(f"{verdict.error.message} ({verdict.error.code}, {verdict.action})")
     elif not as_json:
-        _print(verdict_text(verdict, show_reasoning))
+        show(verdict_text(verdict, show_reasoning))
 
 
 def _report_rows(path: Path) -> None:
@@ -309,39 +247,6 @@ def _report_rows(path: Path) -> None:
     if not path.is_file():
         return
     report = json.loads(path.read_text("utf-8"))
-    _print(counts_text("trained on", {"rows": report["rows"], "tokens": report["tokens"]}), stderr=True)
+    show(counts_text("trained on", {"rows": report["rows"], "tokens": report["tokens"]}), stderr=True)
     if report["set_aside"]:
-        _print(counts_text("set aside", report["set_aside"]), stderr=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr, where that is a terminal."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _be_quiet() -> None:
-    """Keep libraries from writing to the terminal, and from importing what is not needed."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    for module in _NOT_NEEDED:
-        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
-
-
-def _console(stderr: bool = False) -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-def _print(text: "Text", stderr: bool = False) -> None:
-    _console(stderr).print(text)
+        show(counts_text("set aside", report["set_aside"]), stderr=True)

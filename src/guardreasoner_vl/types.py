@@ -253,6 +253,8 @@ class Verdict(Frozen):
 
 Modality = Literal["text", "image", "text-image"]
 GoldLabel = Literal["harmful", "unharmful"]
+Target = Literal["request", "response"]
+"""What a label is about."""
 
 
 class Sample(Frozen):

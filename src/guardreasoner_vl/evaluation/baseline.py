@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
+from guardreasoner_vl.types import Label, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.results import Baseline
     from guardreasoner_vl.types import Sample
-
-Target = Literal["request", "response"]
 
 
 def baseline_text(sample: Sample, target: Target) -> str:
@@ -51,3 +52,17 @@ class HashedWords:
             return []
         features = self.vectorizer.transform([baseline_text(row, self.target) for row in samples])
         return [float(row[1]) for row in self.classifier.predict_proba(features)]
+
+
+def hashed_words(train: Sequence[Sample], benchmarks: Iterable[Loaded]) -> Baseline:
+    """Trained on `train`, its labels for every row of the benchmarks that is labelled."""
+    labels: dict[tuple[str, str, Target], Label] = {}
+    loaded = list(benchmarks)
+    for target in get_args(Target):
+        model = HashedWords.fit(train, target)
+        for one in loaded:
+            rows = [row for row in one.samples if getattr(row, f"{target}_label") is not None]
+            for row, chance in zip(rows, model.probabilities(rows), strict=True):
+                key = (one.benchmark.name, row.id, target)
+                labels[key] = Label.HARMFUL if chance > 0.5 else Label.UNHARMFUL
+    return lambda row, target: labels[row.benchmark, row.id, target]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.evaluation.report import Table
-    from guardreasoner_vl.evaluation.rules import Target
+    from guardreasoner_vl.types import Target
 
 
 @dataclass(frozen=True)

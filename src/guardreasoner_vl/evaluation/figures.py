@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.evaluation.results import Results
-    from guardreasoner_vl.evaluation.rules import Target
+    from guardreasoner_vl.types import Target
 
 OWN, OTHER, THIRD = "#1f5fbf", "#b9c2cc", "#c4572e"
 COMPARED = ("LLaMA Guard 3 Vision 11B", "GuardReasoner-VL 7B")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.evaluation.intervals import Interval
     from guardreasoner_vl.evaluation.published import Task
     from guardreasoner_vl.evaluation.results import Group, Results
-    from guardreasoner_vl.evaluation.rules import Target
+    from guardreasoner_vl.types import Target
 
 NONE = "\u2013"
 TASKS: dict[Target, Task] = {"request": "prompt", "response": "response"}

@@ -13,8 +13,7 @@ from guardreasoner_vl.evaluation.curves import auprc, auroc, calibration_error, 
 from guardreasoner_vl.evaluation.intervals import Interval, f1_interval, false_positive_rate_interval
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.evaluation.predictions import Prediction
-from guardreasoner_vl.evaluation.rules import Target
-from guardreasoner_vl.types import Label
+from guardreasoner_vl.types import Label, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

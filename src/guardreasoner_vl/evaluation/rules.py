@@ -19,9 +19,8 @@ from guardreasoner_vl.types import Label
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from guardreasoner_vl.types import GoldLabel
+    from guardreasoner_vl.types import GoldLabel, Target
 
-Target = Literal["request", "response"]
 RuleName = Literal["strict", "guardreasoner"]
 
 _TAIL = 300

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.engines.qwen import END_OF_TURN, chat_text
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.evaluation.baseline import HashedWords, Target
+from guardreasoner_vl.evaluation.baseline import HashedWords
 from guardreasoner_vl.intake import take_in
 from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, training_target
 from guardreasoner_vl.sources.jsonl import SetAside
 from guardreasoner_vl.teachers.rules import explain
+from guardreasoner_vl.types import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -61,12 +61,13 @@ def vlguard(record: Record, place: Place) -> list[Sample]:
     if not isinstance(record.get("safe"), bool) or not entries:
         raise NotASampleError("no safety flag or no instruction")
     samples = []
+    labels: dict[str, GoldLabel] = {
+        "instruction": "harmful",
+        "unsafe_instruction": "harmful",
+        "safe_instruction": "unharmful",
+    }
     for entry in entries:
-        for name, label in (
-            ("instruction", "harmful"),
-            ("unsafe_instruction", "harmful"),
-            ("safe_instruction", "unharmful"),
-        ):
+        for name, label in labels.items():
             if entry.get(name):
                 sample = _sample(place, text_of(entry, name), (picture,), label, record.get("harmful_category"))
                 samples.append(sample.model_copy(update={"id": f"{place.id}/{name}"}))

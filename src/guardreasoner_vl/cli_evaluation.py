@@ -1,0 +1,159 @@
+"""The commands that measure guards."""
+# No `from __future__ import annotations`: typer reads the annotations. Whatever else a command needs is
+# imported inside it, so that --help stays instant.
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from guardreasoner_vl.cli_errors import say
+from guardreasoner_vl.cli_options import (
+    EngineOption,
+    LongInputOption,
+    ModelOption,
+    ModeOption,
+    ThresholdOption,
+    TokensOption,
+    UrlOption,
+    be_quiet,
+    open_guard,
+    policy_of,
+    progress_bar,
+)
+from guardreasoner_vl.errors import DataError, InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.predictions import Prediction
+    from guardreasoner_vl.evaluation.results import Baseline, Results
+
+
+def evaluate(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The evaluation's folder; one that stopped goes on there.")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE", help="A known benchmark or a JSONL of samples; may be given often."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where benchmarks and a recipe's sources lie, or hub:OWNER/NAME@REVISION."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE", help="Judge the held-out rows of its sources, beside hashed words trained on the rest."
+        ),
+    ] = None,
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    base_url: UrlOption = None,
+    mode: ModeOption = "slow",
+    threshold: ThresholdOption = None,
+    long_input: LongInputOption = "refuse",
+    max_new_tokens: TokensOption = 1024,
+    content: Annotated[
+        bool, typer.Option("--content", help="Store texts and reasoning with the predictions; they may be harmful.")
+    ] = False,
+) -> None:
+    """Judge labelled benchmarks as in production; write predictions, results.json, report.md and report.html.
+
+    Without --benchmark and --recipe: the 14 of the paper, which --data holds.
+    """
+    be_quiet()
+    from guardreasoner_vl.evaluation.benchmarks.find import find
+    from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
+    from guardreasoner_vl.stages import evaluate as stage
+
+    loaded, baselines = _held_out(recipe, data, out) if recipe else ([], {})
+    if benchmark or not recipe:
+        loaded += find(benchmark or (), data)
+    for warning in (told for one in loaded if (told := one.size_differs)):
+        say(warning)
+    policy = policy_of(mode, threshold, "block", long_input, max_new_tokens)
+    try:
+        with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+            results = stage.run(guard, loaded, out, content=content, baselines=baselines, progress=progress)
+    except KeyboardInterrupt:
+        say("interrupted; what was judged is saved, run the same command to go on")
+        raise
+    _write_report(results, list(read_predictions(out / PREDICTIONS)), out)
+    typer.echo(str(out / "report.md"))
+
+
+def score(
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS.jsonl", help="Rows {prompt, label, predict}, or {id, predict}.")
+    ],
+    rule: Annotated[
+        Literal["strict", "guardreasoner"],
+        typer.Option("--rule", help="Count by the protocol's grammar, or as the GuardReasoner release does."),
+    ] = "strict",
+    gold: Annotated[
+        Path | None, typer.Option(metavar="SAMPLES.jsonl", help="The labelled samples that the ids belong to.")
+    ] = None,
+) -> None:
+    """Score answers that another program stored."""
+    from guardreasoner_vl.evaluation.report import markdown_table
+    from guardreasoner_vl.evaluation.scoring import score_table
+    from guardreasoner_vl.evaluation.stored import read_stored
+
+    rows, set_aside = read_stored(predictions, gold)
+    for reason, count in set_aside.reasons.items():
+        say(f"set aside: {count:,} rows ({reason})")
+    typer.echo(markdown_table(score_table(rows, rule)))
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that `evaluate --out` wrote.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the leaderboard there.")] = None,
+) -> None:
+    """Put evaluations beside each other: a leaderboard, and McNemar's test against the first one."""
+    from guardreasoner_vl.evaluation.compare import markdown, read_evaluation
+
+    text = markdown([read_evaluation(folder) for folder in folders])
+    if out:
+        out.write_text(text, "utf-8")
+    else:
+        typer.echo(text, nl=False)
+
+
+COMMANDS = (evaluate, score, compare)
+
+
+def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Loaded], dict[str, Baseline]]":
+    """The held-out rows of a recipe's sources, one benchmark each, and hashed words trained on its other rows."""
+    from guardreasoner_vl.evaluation.baseline import hashed_words
+    from guardreasoner_vl.evaluation.benchmarks.find import by_source
+    from guardreasoner_vl.recipe import load_recipe
+    from guardreasoner_vl.sources.mixture import build_mixture
+
+    if data is None:
+        raise InputError("--recipe needs --data: the folder that holds its sources")
+    made = load_recipe(recipe)
+    mixture = build_mixture(made.data, Path(data), out / "data", made.seed)
+    loaded = list(by_source(mixture.held_out, recipe))
+    if not loaded:
+        raise DataError(f"{data}: none of the recipe's rows is held out; give more rows, or --benchmark FILE")
+    return loaded, {"hashed words": hashed_words(mixture.train, loaded)}
+
+
+def _write_report(results: "Results", rows: "list[Prediction]", out: Path) -> None:
+    from guardreasoner_vl.evaluation.report import markdown, page
+
+    command = shlex.join(["guardreasoner-vl", *sys.argv[1:]])
+    figures: dict[str, str] = {}
+    try:
+        from guardreasoner_vl.evaluation.figures import draw
+
+        figures = draw(results, rows)
+    except MissingExtraError as error:
+        say(f"no figures: {error}")
+    names = []
+    for name, svg in figures.items():
+        names.append(f"{name}.svg")
+        (out / names[-1]).write_text(svg, "utf-8")
+    (out / "report.md").write_text(markdown(results, command, names), "utf-8")
+    (out / "report.html").write_text(page(results, command, figures), "utf-8")

@@ -1,0 +1,133 @@
+"""What several commands share: their options, how they open a guard, and how they talk to a terminal."""
+# No `from __future__ import annotations`: typer reads the annotations.
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from guardreasoner_vl.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.policy import Policy
+
+# Installed beside us they cost seconds and 130 MB: transformers imports them wherever it finds them.
+_NOT_NEEDED = ("sklearn", "scipy", "pandas")
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+Mode = Literal["slow", "fast", "hybrid"]
+EngineName = Literal["auto", "transformers", "openai"]
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="'embedded' (the default), a model folder, a hub id, or what a server calls it.",
+    ),
+]
+EngineOption = Annotated[
+    EngineName,
+    typer.Option("--engine", help="Run the model here, or ask an OpenAI-compatible server such as vLLM."),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="The server's address, such as http://localhost:8000/v1."),
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option("--mode", help="Reason first, give the verdict only, or reason where the score is in doubt."),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option("--threshold", metavar="0..1", help="From which score on it is harmful; else the label decides."),
+]
+OnErrorOption = Annotated[
+    Literal["block", "allow"], typer.Option("--on-error", help="The action for what could not be judged.")
+]
+LongInputOption = Annotated[
+    Literal["refuse", "windows"],
+    typer.Option("--long-input", help="Refuse what does not fit the model, or judge it in overlapping windows."),
+]
+TokensOption = Annotated[
+    int,
+    typer.Option("--max-new-tokens", min=1, metavar="N", help="Room for reasoning and verdict; one retry has more."),
+]
+ReasoningOption = Annotated[
+    bool, typer.Option("--show-reasoning", help="Give the reasoning too; it may restate what was judged.")
+]
+
+
+def policy_of(
+    mode: Mode,
+    threshold: float | None,
+    on_error: Literal["block", "allow"],
+    long_input: Literal["refuse", "windows"],
+    max_new_tokens: int,
+) -> "Policy":
+    """What the options decide, one threshold for the request and the response."""
+    from guardreasoner_vl.policy import Policy
+
+    return Policy(
+        mode=mode,
+        thresholds=(threshold, threshold),
+        on_error=on_error,
+        long_input=long_input,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def open_guard(policy: "Policy", model: str | None, engine: EngineName, base_url: str | None) -> "Guard":
+    """A base URL means a server, and a server needs one."""
+    from guardreasoner_vl.guard import Guard
+
+    if engine == "transformers" and base_url:
+        raise InputError("--base-url needs --engine openai")
+    if engine == "openai" and not base_url:
+        raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")
+    options = {"base_url": base_url} if base_url else {}
+    guard = Guard.load(model or "embedded", engine, policy=policy, **options)
+    gc.freeze()  # searching what a model has imported for garbage would take a second at exit
+    return guard
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr, where that is a terminal."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def be_quiet() -> None:
+    """Keep libraries from writing to the terminal, and from importing what is not needed."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for module in _NOT_NEEDED:
+        sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def show(text: "Text", stderr: bool = False) -> None:
+    """Print for people."""
+    _console(stderr).print(text)

@@ -1,0 +1,35 @@
+"""Stored answers counted by a rule, for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.evaluation.report import percent
+from guardreasoner_vl.evaluation.results import TARGETS
+from guardreasoner_vl.evaluation.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.evaluation.report import Table
+    from guardreasoner_vl.evaluation.rules import Answered, RuleName
+
+
+def score_table(rows: Sequence[Answered], rule: RuleName) -> Table:
+    """One line for each target that is labelled; `counted` is how many (row, answer) pairs the rule counts."""
+    table = [["", "labelled", "counted", "F1", "precision", "recall", "FPR", "accuracy", "coverage"]]
+    for target in TARGETS:
+        labelled = sum(row.truth(target) is not None for row in rows)
+        if not labelled:
+            continue
+        counts = RULES[rule](rows, target)
+        rates = (
+            counts.f1,
+            counts.precision,
+            counts.recall,
+            counts.false_positive_rate,
+            counts.accuracy,
+            counts.coverage,
+        )
+        table.append([target, f"{labelled:,}", f"{counts.total:,}", *map(percent, rates)])
+    return table

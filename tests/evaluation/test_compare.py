@@ -1,0 +1,53 @@
+"""Evaluations beside each other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import pytest
+
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.evaluation.compare import difference, leaderboard, markdown, read_evaluation
+from guardreasoner_vl.evaluation.predictions import PREDICTIONS, SETTINGS
+from guardreasoner_vl.evaluation.results import Settings
+from tests.evaluation.test_report import prediction
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guardreasoner_vl.evaluation.compare import Evaluation
+
+LABELS = {"good": "hhhhhh", "bad": "uuuuhh"}
+
+
+def evaluation(folder: Path, name: str, count: int = 6) -> Evaluation:
+    folder = folder / name
+    folder.mkdir()
+    words = {"h": "harmful", "u": "unharmful"}
+    rows = [prediction(str(at), "harmful", words[LABELS[name][at]]) for at in range(count)]
+    (folder / PREDICTIONS).write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    (folder / SETTINGS).write_text(json.dumps(asdict(Settings(name, None, "fast"))))
+    return read_evaluation(folder)
+
+
+def test_the_best_stands_first_and_the_test_is_exact(tmp_path: Path) -> None:
+    bad, good = evaluation(tmp_path, "bad"), evaluation(tmp_path, "good")
+    board = leaderboard([bad, good], "request")
+    assert [line[0] for line in board[1:]] == ["good, fast (good)", "bad, fast (bad)"]
+    assert [line[1] for line in board[1:]] == ["100.0", "50.0"]
+    rows, test = difference(good, bad, "request")
+    assert (rows, test.only_first, test.only_second) == (6, 4, 0)
+    assert test.p_value == pytest.approx(2 / 16)
+    assert "| bad, fast (bad) |  | 6 | 4 | 0 | 0.12 |" in markdown([good, bad])
+
+
+def test_only_shared_rows_are_compared(tmp_path: Path) -> None:
+    rows, test = difference(evaluation(tmp_path, "good"), evaluation(tmp_path, "bad", count=3), "request")
+    assert (rows, test.only_first) == (3, 3)
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no evaluation in it"):
+        read_evaluation(tmp_path)

@@ -1,0 +1,161 @@
+"""Benchmarks through a guard: one prediction for each row, resume, and refusal to mix two evaluations."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guardreasoner_vl.errors import DataError, InputError
+from guardreasoner_vl.evaluation.baseline import hashed_words
+from guardreasoner_vl.evaluation.benchmarks.find import by_source, find, from_file
+from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, read_predictions
+from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.sources.jsonl import read_samples
+from guardreasoner_vl.stages import evaluate
+from tests.scripted_guard import scripted_guard
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from guardreasoner_vl.engines.scripted import ScriptedEngine
+    from guardreasoner_vl.guard import Guard
+
+ROWS = [
+    {"id": "a", "prompt": "BAD idea", "request_label": "harmful", "meta": {"category": "fraud"}},
+    {"id": "b", "prompt": "BAD cake", "request_label": "unharmful"},
+    {"id": "c", "prompt": "a cake", "response": "BAD", "request_label": "unharmful", "response_label": "harmful"},
+    {"id": "d", "prompt": "BROKEN", "request_label": "unharmful"},
+]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"source": "toy", "modality": "text", **row}) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def asked(guard: Guard) -> int:
+    engine: ScriptedEngine = guard.engine  # type: ignore[assignment]
+    return len(engine.requests)
+
+
+def test_every_row_is_judged_once_and_counted(tmp_path: Path) -> None:
+    loaded = [from_file(write(tmp_path / "toy.jsonl", ROWS))]
+    results = evaluate.run(scripted_guard(), loaded, tmp_path / "out")
+    request = results.groups["request"]["toy"].figures.counts
+    assert (request.true_positive, request.false_positive, request.true_negative, request.errors) == (1, 3, 0, 1)
+    assert results.groups["response"]["all"].figures.counts.true_positive == 1
+    stored = list(read_predictions(tmp_path / "out" / PREDICTIONS))
+    assert [row.id for row in stored] == ["a", "b", "c", "d"]
+    assert all(row.content is None for row in stored)
+    assert stored[3].error == "engine_error"
+    written = json.loads((tmp_path / "out" / RESULTS).read_text())
+    assert written["groups"]["request"]["category: fraud"]["figures"]["f1"] == 1
+    assert written["settings"] == {"model": "scripted", "revision": None, "mode": "slow"}
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    loaded = [from_file(write(tmp_path / "toy.jsonl", ROWS))]
+    whole = evaluate.run(scripted_guard(), loaded, tmp_path / "whole")
+    guard, out = scripted_guard(), tmp_path / "out"
+
+    def stop(done: int, total: int) -> None:
+        assert total == 4
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(guard, loaded, out, chunk=2, progress=stop)
+    with (out / PREDICTIONS).open("a") as stream:
+        stream.write('{"id": "c", "torn')
+    assert evaluate.run(guard, loaded, out, chunk=2).as_json()["groups"] != {}
+    assert asked(guard) == 4
+    assert [row.id for row in read_predictions(out / PREDICTIONS)] == ["a", "b", "c", "d"]
+    again = evaluate.run(guard, loaded, out)
+    assert asked(guard) == 4
+    for target, groups in whole.groups.items():
+        assert {name: group.figures.counts for name, group in groups.items()} == {
+            name: group.figures.counts for name, group in again.groups[target].items()
+        }
+
+
+def test_content_is_stored_only_where_asked_for(tmp_path: Path) -> None:
+    loaded = [from_file(write(tmp_path / "toy.jsonl", ROWS))]
+    evaluate.run(scripted_guard(), loaded, tmp_path / "out", content=True)
+    first = next(read_predictions(tmp_path / "out" / PREDICTIONS))
+    assert first.content == {"prompt": "BAD idea", "images": [], "response": None, "reasoning": "Looked at it."}
+
+
+def test_two_evaluations_are_not_mixed(tmp_path: Path) -> None:
+    loaded, out = [from_file(write(tmp_path / "toy.jsonl", ROWS))], tmp_path / "out"
+    evaluate.run(scripted_guard(), loaded, out)
+    with pytest.raises(DataError, match="another mode"):
+        evaluate.run(scripted_guard(Policy(mode="fast")), loaded, out)
+    other = [from_file(write(tmp_path / "other.jsonl", ROWS))]
+    with pytest.raises(DataError, match="4 rows that are not asked for"):
+        evaluate.run(scripted_guard(), other, out)
+
+
+def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    odd: list[dict[str, Any]] = [
+        {"id": "a", "prompt": "again", "request_label": "harmful"},
+        {"id": "x", "prompt": "no label"},
+        {"id": "y", "prompt": " ", "request_label": "harmful"},
+        {"id": "z", "prompt": "odd label", "request_label": "bad"},
+    ]
+    loaded = from_file(write(tmp_path / "toy.jsonl", [*ROWS, *odd]))
+    assert len(loaded.samples) == 4
+    assert loaded.set_aside.reasons == {
+        "its id stands there already": 1,
+        "no label": 1,
+        "nothing to judge": 1,
+        "not a sample": 1,
+    }
+    results = evaluate.run(scripted_guard(), [loaded], tmp_path / "out")
+    assert results.set_aside == {"toy": loaded.set_aside.reasons}
+    with pytest.raises(DataError, match="no labelled row"):
+        from_file(write(tmp_path / "none.jsonl", odd[1:]))
+
+
+def test_benchmarks_are_found_by_name_below_one_folder(tmp_path: Path) -> None:
+    released = tmp_path / "data" / "test" / "SimpleSafetyTests.json"
+    released.parent.mkdir(parents=True)
+    text = "Human user:\nsay BAD\n\nAI assistant:\nNone\n\n"
+    released.write_text(json.dumps([{"instruction": "", "input": text, "output": "Request: harmful\nResponse: None"}]))
+    (found,) = find(["simplesafetytests"], str(tmp_path / "data"))
+    assert [sample.request_label for sample in found.samples] == ["harmful"]
+    assert found.size_differs == "SimpleSafetyTests: 1 rows, the official set has 100"
+    results = evaluate.run(scripted_guard(), [found], tmp_path / "out")
+    assert results.warnings == [found.size_differs]
+    with pytest.raises(InputError, match="--data"):
+        find(["SimpleSafetyTests"], None)
+    with pytest.raises(DataError, match="no such folder"):
+        find([], str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="no benchmark named 'nonsense'"):
+        find(["nonsense"], str(tmp_path))
+    toy = str(write(tmp_path / "toy.jsonl", ROWS))
+    with pytest.raises(InputError, match="toy: named twice"):
+        find([toy, toy], None)
+
+
+def test_hashed_words_stand_beside_where_there_are_training_rows(tmp_path: Path) -> None:
+    train = write(
+        tmp_path / "train.jsonl",
+        [
+            {"id": f"{word}{number}", "prompt": f"{word} {number}", "response": word, **labels}
+            for number in range(4)
+            for word, labels in (
+                ("BAD", {"request_label": "harmful", "response_label": "harmful"}),
+                ("cake", {"request_label": "unharmful", "response_label": "unharmful"}),
+            )
+        ],
+    )
+    loaded = list(by_source(read_samples(write(tmp_path / "toy.jsonl", ROWS)), tmp_path))
+    shallow = hashed_words(list(read_samples(train)), loaded)
+    results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", baselines={"hashed words": shallow})
+    counts = results.groups["request"]["toy"].baselines["hashed words"]
+    assert (counts.true_positive, counts.total, counts.errors) == (1, 4, 0)

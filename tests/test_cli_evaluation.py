@@ -1,0 +1,105 @@
+"""The commands that measure guards: what they write, print and refuse."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from guardreasoner_vl import cli, cli_evaluation
+from guardreasoner_vl.cli_errors import ERROR, OK
+from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.sources.jsonl import is_held_out
+from tests.scripted_guard import scripted_guard
+from tests.stages import toy
+from tests.stages.test_evaluate import ROWS, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typer.testing import Result
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_evaluation, "be_quiet", lambda: None)
+    monkeypatch.setattr(Guard, "load", lambda *_, policy, **__: scripted_guard(policy))
+
+
+def invoke(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_evaluate_writes_predictions_figures_and_both_reports(tmp_path: Path) -> None:
+    rows = write(tmp_path / "toy.jsonl", ROWS)
+    out = tmp_path / "out"
+    result = invoke("evaluate", "--benchmark", rows, "--out", out)
+    assert (result.exit_code, result.stdout.strip()) == (OK, str(out / "report.md"))
+    written = {path.name for path in out.iterdir()}
+    assert {"predictions.jsonl", "results.json", "evaluation.json", "report.md", "report.html"} < written
+    assert "request_f1.svg" in written
+    report = (out / "report.md").read_text()
+    assert "always harmful" in report
+    assert all(name in written for name in ("request_f1.svg", "response_f1.svg"))
+    assert "BAD" not in report + (out / "predictions.jsonl").read_text() + (out / "report.html").read_text()
+
+
+def test_evaluate_judges_the_held_out_rows_of_a_recipe(tmp_path: Path) -> None:
+    held_out = [{"id": str(number), **toy.row(number)} for number in range(300) if is_held_out(str(number))]
+    toy.write_data(tmp_path / "data", [*toy.rows(60), *held_out])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(toy.recipe(epochs=1).model_dump(mode="json")))
+    result = invoke("evaluate", "--recipe", recipe, "--data", tmp_path / "data", "--out", tmp_path / "out")
+    assert result.exit_code == OK, result.stderr
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "hashed words" in report
+    assert f"| all | {len(held_out)} |" in report
+    missing = invoke("evaluate", "--recipe", recipe, "--out", tmp_path / "other")
+    assert missing.exit_code == ERROR
+    assert "--recipe needs --data" in missing.stderr
+    toy.write_data(tmp_path / "none", toy.rows(60))
+    none = invoke("evaluate", "--recipe", recipe, "--data", tmp_path / "none", "--out", tmp_path / "third")
+    assert none.exit_code == ERROR
+    assert "none of the recipe's rows is held out" in none.stderr
+
+
+def test_compare_puts_evaluations_beside_each_other(tmp_path: Path) -> None:
+    rows = write(tmp_path / "toy.jsonl", ROWS)
+    for mode in ("slow", "fast"):
+        assert invoke("evaluate", "--benchmark", rows, "--mode", mode, "--out", tmp_path / mode).exit_code == OK
+    result = invoke("compare", tmp_path / "slow", tmp_path / "fast")
+    assert result.exit_code == OK
+    assert "scripted, slow (slow)" in result.stdout
+    assert "McNemar" in result.stdout
+    assert invoke("compare", tmp_path / "slow", "--out", tmp_path / "board.md").stdout == ""
+    assert (tmp_path / "board.md").read_text().startswith("# Guards compared")
+
+
+def test_score_counts_by_the_rule_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "generated_predictions.jsonl"
+    row = {"prompt": "Human user:\nx\n\nAI assistant:\nNone", "label": "Request: unharmful", "predict": "?"}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({"label": "Request: harmful"}) + "\n")
+    strict, release = (invoke("score", path, "--rule", rule) for rule in ("strict", "guardreasoner"))
+    assert "| request | 1 | 1 |" in strict.stdout
+    assert "| request | 1 | 2 |" in release.stdout
+    assert "set aside: 1 rows (no 'predict')" in strict.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("evaluate", "--out", "DIR/out"), "give --data"),
+        (("evaluate", "--benchmark", "nonsense", "--data", "DIR", "--out", "DIR/out"), "no benchmark named"),
+        (("evaluate", "--data", "DIR", "--out", "DIR/out"), "no test/ToxicChat.json"),
+        (("compare", "DIR"), "no evaluation in it"),
+        (("score", "DIR/none.jsonl"), "none.jsonl"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    result = invoke(*(argument.replace("DIR", str(tmp_path)) for argument in arguments))
+    assert result.exit_code == ERROR
+    assert result.stdout == ""
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
