@@ -17,11 +17,13 @@ import typer
 from guardreasoner_vl import __version__, cli_evaluation
 from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK, OneLineErrors, say
 from guardreasoner_vl.cli_options import (
+    CalibrationOption,
     EngineOption,
     LongInputOption,
     ModelOption,
     ModeOption,
     OnErrorOption,
+    PresetOption,
     ReasoningOption,
     ThresholdOption,
     TokensOption,
@@ -97,6 +99,8 @@ def moderate(
     base_url: UrlOption = None,
     mode: ModeOption = "slow",
     threshold: ThresholdOption = None,
+    calibration: CalibrationOption = None,
+    preset: PresetOption = "balanced",
     on_error: OnErrorOption = "block",
     long_input: LongInputOption = "refuse",
     max_new_tokens: TokensOption = 1024,
@@ -116,7 +120,7 @@ def moderate(
             return Exchange.from_messages(_read_messages(messages))
         return Exchange(_text(prompt), tuple(image or ()), _text(response))
 
-    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens)
+    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset)
     verdict = _judged(build, policy, model, lambda: open_guard(policy, model, engine, base_url))
     _show(verdict, as_json, show_reasoning)
     raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
@@ -133,6 +137,8 @@ def batch(
     base_url: UrlOption = None,
     mode: ModeOption = "slow",
     threshold: ThresholdOption = None,
+    calibration: CalibrationOption = None,
+    preset: PresetOption = "balanced",
     on_error: OnErrorOption = "block",
     long_input: LongInputOption = "refuse",
     max_new_tokens: TokensOption = 1024,
@@ -152,7 +158,7 @@ def batch(
     from guardreasoner_vl.guard import CHUNK
 
     check_paths(source, target)  # before the model takes its seconds
-    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens)
+    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset)
     try:
         with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
             summary = run_batch(

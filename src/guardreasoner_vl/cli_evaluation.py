@@ -11,10 +11,12 @@ import typer
 
 from guardreasoner_vl.cli_errors import say
 from guardreasoner_vl.cli_options import (
+    CalibrationOption,
     EngineOption,
     LongInputOption,
     ModelOption,
     ModeOption,
+    PresetOption,
     ThresholdOption,
     TokensOption,
     UrlOption,
@@ -52,6 +54,8 @@ def evaluate(
     base_url: UrlOption = None,
     mode: ModeOption = "slow",
     threshold: ThresholdOption = None,
+    calibration: CalibrationOption = None,
+    preset: PresetOption = "balanced",
     long_input: LongInputOption = "refuse",
     max_new_tokens: TokensOption = 1024,
     content: Annotated[
@@ -72,7 +76,7 @@ def evaluate(
         loaded += find(benchmark or (), data)
     for warning in (told for one in loaded if (told := one.size_differs)):
         say(warning)
-    policy = policy_of(mode, threshold, "block", long_input, max_new_tokens)
+    policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset)
     try:
         with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
             results = stage.run(guard, loaded, out, content=content, baselines=baselines, progress=progress)
@@ -120,7 +124,44 @@ def compare(
         typer.echo(text, nl=False)
 
 
-COMMANDS = (evaluate, score, compare)
+def calibrate(
+    data: Annotated[Path, typer.Option(metavar="LABELLED.jsonl", help="Labelled samples of your own traffic.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.json", help="The calibration; a run that stopped goes on.")],
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    base_url: UrlOption = None,
+    reasoned: Annotated[
+        float, typer.Option(metavar="0..1", help="The share of rows that hybrid mode shall reason about.")
+    ] = 0.3,
+    max_new_tokens: TokensOption = 1024,
+) -> None:
+    """Fit temperatures, thresholds and the hybrid band to labelled samples, for --calibration."""
+    be_quiet()
+    from guardreasoner_vl.evaluation.benchmarks.find import from_file
+    from guardreasoner_vl.evaluation.report import markdown_table
+    from guardreasoner_vl.evaluation.scoring import calibration_table
+    from guardreasoner_vl.stages import calibrate as stage
+
+    loaded = from_file(data)
+    for reason, count in loaded.set_aside.reasons.items():
+        say(f"set aside: {count:,} rows ({reason})")
+    policy = policy_of("fast", None, "block", "refuse", max_new_tokens)
+    try:
+        with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+            found = stage.run(guard, [loaded], out, reasoned=reasoned, progress=progress)
+    except KeyboardInterrupt:
+        say("interrupted; what was judged is saved, run the same command to go on")
+        raise
+    typer.echo(markdown_table(calibration_table(found)))
+    low, high = found.band
+    typer.echo(
+        f"\nhybrid reasons about {found.reasoned:.0%} of the rows (fast scores from {low:.3f} to {high:.3f}): "
+        f"{found.hybrid_tokens:.1f} output tokens expected; fast {found.fast.completion_tokens:.1f}, "
+        f"slow {found.slow.completion_tokens:.1f}"
+    )
+
+
+COMMANDS = (evaluate, score, compare, calibrate)
 
 
 def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Loaded], dict[str, Baseline]]":

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -24,6 +25,7 @@ _NOT_NEEDED = ("sklearn", "scipy", "pandas")
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 Mode = Literal["slow", "fast", "hybrid"]
+Preset = Literal["strict", "balanced", "permissive"]
 EngineName = Literal["auto", "transformers", "openai"]
 
 ModelOption = Annotated[
@@ -53,6 +55,12 @@ ThresholdOption = Annotated[
 OnErrorOption = Annotated[
     Literal["block", "allow"], typer.Option("--on-error", help="The action for what could not be judged.")
 ]
+CalibrationOption = Annotated[
+    Path | None, typer.Option("--calibration", metavar="FILE", help="What `calibrate` measured for this model.")
+]
+PresetOption = Annotated[
+    Preset, typer.Option("--preset", help="The calibration's thresholds: a strict guard blocks more.")
+]
 LongInputOption = Annotated[
     Literal["refuse", "windows"],
     typer.Option("--long-input", help="Refuse what does not fit the model, or judge it in overlapping windows."),
@@ -72,8 +80,11 @@ def policy_of(
     on_error: Literal["block", "allow"],
     long_input: Literal["refuse", "windows"],
     max_new_tokens: int,
+    calibration: Path | None = None,
+    preset: Preset = "balanced",
 ) -> "Policy":
     """What the options decide, one threshold for the request and the response."""
+    from guardreasoner_vl.calibration import read_calibration
     from guardreasoner_vl.policy import Policy
 
     return Policy(
@@ -82,6 +93,8 @@ def policy_of(
         on_error=on_error,
         long_input=long_input,
         max_new_tokens=max_new_tokens,
+        calibration=read_calibration(calibration) if calibration else None,
+        preset=preset,
     )
 
 

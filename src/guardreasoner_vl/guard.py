@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+from guardreasoner_vl.calibration import Calibration, read_calibration
 from guardreasoner_vl.engines.checks import failed, unscored
 from guardreasoner_vl.engines.folders import EMBEDDED, check_folder, resolve_folder
 from guardreasoner_vl.errors import EngineError, GuardError, InputError
@@ -21,6 +22,7 @@ from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from guardreasoner_vl.engines.base import Engine, EngineRequest
@@ -44,6 +46,12 @@ class Guard:
     def __init__(self, engine: Engine, policy: Policy | None = None) -> None:
         self.engine = engine
         self.policy = policy or Policy()
+        calibrated = self.policy.calibration
+        if calibrated is not None and calibrated.model.revision != engine.model.revision:
+            raise InputError(
+                f"the calibration was measured on {calibrated.model.name} {calibrated.model.revision}, the model is "
+                f"{engine.model.name} {engine.model.revision}: calibrate again"
+            )
 
     @classmethod
     def load(
@@ -53,14 +61,19 @@ class Guard:
         *,
         revision: str | None = None,
         policy: Policy | None = None,
+        calibration: Calibration | str | Path | None = None,
         **options: Any,
     ) -> Guard:
-        """Open a guard.
+        """Open a guard; `calibration` is one that `calibrate` wrote, and goes into the policy.
 
         `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` among
         `options` implies, the served model's name; without one, the server's first. Further `options` go to the
         engine. Raises `ModelError`.
         """
+        policy = policy or Policy()
+        if calibration is not None:
+            measured = calibration if isinstance(calibration, Calibration) else read_calibration(calibration)
+            policy = replace(policy, calibration=measured)
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}: use one of {', '.join(ENGINES)}")
         if engine == "openai" or (engine == "auto" and "base_url" in options):

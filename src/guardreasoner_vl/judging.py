@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.intake import take_in
@@ -62,7 +62,7 @@ def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     if policy.mode == "slow":
         return (yield from _slow(exchange, policy, model))
     verdict = yield from _fast(exchange, policy, model)
-    low, high = policy.band
+    low, high = policy.doubt
     scores = [judged.score for judged in (verdict.request, verdict.response) if judged.score is not None]
     if policy.mode == "fast" or verdict.error or not any(low <= score <= high for score in scores):
         return verdict
@@ -77,14 +77,15 @@ def _fast(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     result = yield from scored(request, slots)
     if result.error is not None:
         return _error(result.error_code, result.error, policy, model, result.usage)
-    found = [harm_probability(logprobs) for logprobs in result.logprobs]
-    if len(found) != len(slots) or None in found:
+    scales = policy.scales("fast")
+    found = [harm_probability(pair, scale.temperature) for pair, scale in zip(result.logprobs, scales, strict=False)]
+    if len(result.logprobs) != len(slots) or None in found:
         message = "the engine gave no usable score; try again or use mode 'slow'"
         return _error("no_score", message, policy, model, result.usage)
     judged = (exchange.has_prompt, exchange.has_response)
     scores = [score if applies else None for score, applies in zip((*found, None)[:2], judged, strict=True)]
     labels = [_label(score) for score in scores]
-    return _verdict(labels, scores, None, result.usage, policy, model)
+    return _verdict(labels, scores, None, result.usage, policy, model, "fast")
 
 
 def _label(score: float | None, threshold: float = 0.5) -> Label:
@@ -116,10 +117,10 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     labels = [parsed.request, parsed.response]
     found = [result.label_logprobs.get(name) for name in (REQUEST_FIELD, RESPONSE_FIELD)]
     scores = [
-        harm_probability(logprobs) if logprobs and label is not Label.NOT_APPLICABLE else None
-        for logprobs, label in zip(found, labels, strict=True)
+        harm_probability(logprobs, scale.temperature) if logprobs and label is not Label.NOT_APPLICABLE else None
+        for logprobs, label, scale in zip(found, labels, policy.scales("slow"), strict=True)
     ]
-    return _verdict(labels, scores, parsed.reasoning, usage, policy, model)
+    return _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
 
 
 def _can_grow(request: EngineRequest, policy: Policy) -> Generator[Call, Reply, bool]:
@@ -132,14 +133,17 @@ def _can_grow(request: EngineRequest, policy: Policy) -> Generator[Call, Reply, 
     return found.limit - found.tokens > request.max_new_tokens
 
 
-def harm_probability(logprobs: Sequence[float]) -> float | None:
-    """P(harmful) against P(unharmful) from the two words' log-probabilities; None where they say nothing."""
+def harm_probability(logprobs: Sequence[float], temperature: float = 1.0) -> float | None:
+    """P(harmful) against P(unharmful) from the two words' log-probabilities; None where they say nothing.
+
+    The difference of the two is divided by `temperature`.
+    """
     if len(logprobs) != 2 or any(math.isnan(value) or value == math.inf for value in logprobs):
         return None
     harmful, unharmful = logprobs
     if harmful == unharmful == -math.inf:
         return None
-    difference = min(max(unharmful - harmful, -700.0), 700.0)
+    difference = min(max((unharmful - harmful) / temperature, -700.0), 700.0)
     return 1 / (1 + math.exp(difference))
 
 
@@ -150,10 +154,11 @@ def _verdict(
     usage: Usage,
     policy: Policy,
     model: ModelInfo,
+    judged_in: Literal["fast", "slow"],
 ) -> Verdict:
     """The label decides; the score decides instead where a threshold is set."""
     judged = []
-    for label, score, threshold in zip(labels, scores, policy.thresholds, strict=True):
+    for label, score, threshold in zip(labels, scores, policy.cutoffs(judged_in), strict=True):
         if threshold is not None and label is not Label.NOT_APPLICABLE:
             if score is None:
                 message = "a threshold is set, but the engine gave no score; drop the threshold or change the engine"

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
+from guardreasoner_vl.calibration import Calibration, Preset, Scale, check_preset
 from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images import ImageLimits, Picture, PixelBudget
@@ -13,20 +14,25 @@ from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.types import MODES, Exchange, Mode, Verdict
 
 Action = Literal["allow", "block"]
+DOUBT = (0.1, 0.9)
+"""Scores that `hybrid` mode reasons about if nothing else was measured."""
 
 
 @dataclass(frozen=True)
 class Policy:
     """Everything that decides a verdict besides the model.
 
-    `thresholds`: from which score on the request and the response are harmful; None lets the label decide.
+    `thresholds`: from which score on the request and the response are harmful; None leaves it to the calibration's
+    `preset`, and without one to the label. `calibration` also scales the scores and gives `hybrid` its band.
     `band`: in `hybrid` mode, scores inside it are reasoned about. `long_input`: refuse what does not fit, or
     judge overlapping windows and let the worst verdict win.
     """
 
     mode: Mode = "slow"
     thresholds: tuple[float | None, float | None] = (None, None)
-    band: tuple[float, float] = (0.1, 0.9)
+    band: tuple[float, float] | None = None
+    calibration: Calibration | None = None
+    preset: Preset = "balanced"
     on_error: Action = "block"
     max_new_tokens: int = 1024
     retry_new_tokens: int = 4096
@@ -48,10 +54,29 @@ class Policy:
             raise InputError("thresholds are two: one for the request, one for the response; None leaves one out")
         if not all(value is None or 0 <= value <= 1 for value in self.thresholds):
             raise InputError("a threshold is a probability: give a number from 0 to 1")
-        if not 0 <= self.band[0] <= self.band[1] <= 1:
+        if self.band is not None and not 0 <= self.band[0] <= self.band[1] <= 1:
             raise InputError("the band is two probabilities, the lower one first")
         if not 0 <= self.window_overlap < 1:
             raise InputError("window_overlap is a share of a window: give a number from 0 to below 1")
+        check_preset(self.preset)
+
+    @property
+    def doubt(self) -> tuple[float, float]:
+        """The scores that `hybrid` mode reasons about: the band, else the calibration's, else the middle."""
+        return self.band or (self.calibration.band if self.calibration else DOUBT)
+
+    def scales(self, mode: Literal["fast", "slow"]) -> tuple[Scale, Scale]:
+        """How the scores of the request and of the response are scaled."""
+        if self.calibration is None:
+            return Scale(), Scale()
+        found = self.calibration.fast if mode == "fast" else self.calibration.slow
+        return found.request, found.response
+
+    def cutoffs(self, mode: Literal["fast", "slow"]) -> tuple[float | None, float | None]:
+        """From which score on the request and the response are harmful; None lets the label decide."""
+        given = zip(self.thresholds, self.scales(mode), strict=True)
+        first, second = (own if own is not None else scale.thresholds.get(self.preset) for own, scale in given)
+        return first, second
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""Calibration: labelled rows judged in both modes, then temperatures, thresholds and the hybrid band."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.evaluation.calibrate import fit
+from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
+from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.run_dir import write_json
+from guardreasoner_vl.stages import evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from guardreasoner_vl.calibration import Calibration
+    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.predictions import Prediction
+    from guardreasoner_vl.types import Mode
+
+
+def run(
+    guard: Guard,
+    benchmarks: Sequence[Loaded],
+    out: Path,
+    *,
+    reasoned: float = 0.3,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Write `out`; the predictions stay beside it in `OUT.rows`, so that a stopped run goes on.
+
+    Raises `DataError` if the rows are too few, `InputError` if `reasoned` is no share.
+    """
+    if not 0 <= reasoned <= 1:
+        raise InputError("the share to reason about is a number from 0 to 1")
+    predictions: dict[Mode, list[Prediction]] = {}
+    for mode in ("fast", "slow"):
+        folder = out.with_name(f"{out.name}.rows") / mode
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = Guard(guard.engine, replace(guard.policy, mode=mode, calibration=None, thresholds=(None, None)))
+        evaluate.run(plain, benchmarks, folder, progress=progress)
+        predictions[mode] = list(read_predictions(folder / PREDICTIONS))
+    names = ", ".join(one.benchmark.name for one in benchmarks)
+    calibration = fit(predictions["fast"], predictions["slow"], guard.model, names, reasoned)
+    content: dict[str, Any] = calibration.model_dump(mode="json")
+    write_json(out, content)
+    return calibration

@@ -1,0 +1,176 @@
+"""Temperatures, thresholds and the hybrid band: by hand, by search, and through the guard."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardreasoner_vl.calibration import Calibration, ModeScales, Scale, read_calibration
+from guardreasoner_vl.engines.scripted import ScriptedEngine
+from guardreasoner_vl.errors import DataError, InputError
+from guardreasoner_vl.evaluation.benchmarks.find import from_file
+from guardreasoner_vl.evaluation.calibrate import doubt_band, fit, fit_temperature, scaled, threshold_at
+from guardreasoner_vl.evaluation.curves import calibration_error
+from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.stages import calibrate
+from guardreasoner_vl.types import ModelInfo
+from tests.evaluation.test_report import prediction
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guardreasoner_vl.evaluation.predictions import Prediction
+
+MODEL = ModelInfo(name="scripted")
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def overconfident(count: int, factor: float) -> tuple[list[bool], list[float]]:
+    """Truths drawn from sigmoid(z), scores sigmoid(factor z)."""
+    rng = random.Random(0)
+    logits = [rng.gauss(0, 2) for _ in range(count)]
+    return [rng.random() < sigmoid(z) for z in logits], [sigmoid(factor * z) for z in logits]
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_overconfidence(factor: float) -> None:
+    truths, scores = overconfident(6000, factor)
+    temperature = fit_temperature(truths, scores)
+    assert temperature == pytest.approx(factor, rel=0.08)
+    after = calibration_error(truths, scaled(scores, temperature))
+    assert after is not None
+    assert after < 0.03
+
+
+def test_the_temperature_is_the_best_of_a_grid() -> None:
+    truths, scores = overconfident(300, 2.0)
+
+    def loss(temperature: float) -> float:
+        chances = scaled(scores, temperature)
+        return -sum(math.log(p if truth else 1 - p) for truth, p in zip(truths, chances, strict=True))
+
+    found = fit_temperature(truths, scores)
+    assert all(loss(found) <= loss(0.5 * 1.02**step) + 1e-9 for step in range(180))
+
+
+def test_scores_by_hand() -> None:
+    assert scaled([0.5, 0.8, 1.0], 2.0) == pytest.approx([0.5, 2 / 3, sigmoid(math.log(1e6 - 1) / 2)])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=2), st.floats(0, 1))
+def test_a_threshold_keeps_its_promise(rows: list[tuple[bool, float]], rate: float) -> None:
+    truths, scores = [truth for truth, _ in rows], [score for _, score in rows]
+    unharmful = [score for truth, score in rows if not truth]
+    threshold = threshold_at(truths, scores, rate)
+    if unharmful and any(truths) and max(scores) < 1:
+        assert sum(score >= threshold for score in unharmful) <= rate * len(unharmful)
+
+
+def test_the_band_holds_the_share_asked_for() -> None:
+    rows = [prediction(str(at), None, "harmful", score) for at, score in enumerate((0.1, 0.4, 0.55, 0.9))]
+    band, share = doubt_band(rows, ModeScales(), 0.5)
+    assert band == pytest.approx((0.4, 0.6))
+    assert share == 0.5
+    assert doubt_band(rows, ModeScales(), 0.0) == ((0.5, 0.5), 0.0)
+    assert doubt_band(rows, ModeScales(), 1.0)[1] == 1.0
+    assert doubt_band([], ModeScales(), 0.5)[1] == 0.0
+
+
+def labelled(count: int) -> list[Prediction]:
+    rng = random.Random(1)
+    rows = []
+    for at in range(count):
+        score = rng.random()
+        truth = "harmful" if rng.random() < score else "unharmful"
+        rows.append(prediction(str(at), truth, "harmful", score, completion_tokens=40))
+    return rows
+
+
+def test_a_fit_covers_what_was_labelled() -> None:
+    found = fit(labelled(400), labelled(400), MODEL, "toy")
+    assert found.fast.request.measured is not None
+    assert found.fast.response == Scale()
+    thresholds = found.fast.request.thresholds
+    assert thresholds["strict"] < thresholds["balanced"] < thresholds["permissive"]
+    assert found.hybrid_tokens == pytest.approx(40 + found.reasoned * 40)
+    assert found.reasoned == pytest.approx(0.3, abs=0.01)
+    with pytest.raises(DataError, match="fewer than 20 scored rows"):
+        fit(labelled(10), labelled(10), MODEL, "toy")
+
+
+CALIBRATION = Calibration(
+    model=MODEL,
+    data="toy",
+    fast=ModeScales(request=Scale(temperature=2.0, thresholds={"balanced": 0.7, "strict": 0.6})),
+    slow=ModeScales(request=Scale(temperature=4.0, thresholds={"balanced": 0.9})),
+    band=(0.6, 0.7),
+    reasoned=0.2,
+)
+
+
+def guard(**policy: Any) -> Guard:
+    """A guard whose raw score is 0.8 for everything."""
+    answer = "<think>\nx\n</think>\n<result>\nAnswers:\nRequest: harmful\nResponse: None\n</result>"
+    engine = ScriptedEngine(lambda _: answer, scores=lambda *_: (math.log(0.8), math.log(0.2)))
+    return Guard(engine, Policy(**policy))
+
+
+def test_scores_are_scaled_and_the_preset_decides() -> None:
+    fast = guard(mode="fast", calibration=CALIBRATION).moderate("hi")
+    assert fast.request.score == pytest.approx(2 / 3)  # logit ln 4, halved
+    assert fast.request.label == "unharmful"
+    assert guard(mode="fast", calibration=CALIBRATION, preset="strict").moderate("hi").flagged
+    assert guard(mode="fast", calibration=CALIBRATION, thresholds=(0.5, None)).moderate("hi").flagged
+    slow = guard(calibration=CALIBRATION).moderate("hi")
+    assert slow.request.score == pytest.approx(sigmoid(math.log(4) / 4))
+    assert slow.request.label == "unharmful"
+    assert guard().moderate("hi").request.score == pytest.approx(0.8)
+
+
+def test_hybrid_reasons_inside_the_calibrations_band() -> None:
+    assert guard(mode="hybrid", calibration=CALIBRATION).moderate("hi").reasoning == "x"
+    assert guard(mode="hybrid", calibration=CALIBRATION, band=(0.1, 0.2)).moderate("hi").reasoning is None
+    assert guard(mode="hybrid").moderate("hi").reasoning == "x"
+
+
+def test_a_calibration_of_another_model_is_refused(tmp_path: Path) -> None:
+    other = CALIBRATION.model_copy(update={"model": ModelInfo(name="other", revision="abc")})
+    with pytest.raises(InputError, match="calibrate again"):
+        guard(calibration=other)
+    with pytest.raises(InputError, match="unknown preset 'odd'"):
+        Policy(preset="odd")  # type: ignore[arg-type]
+    path = tmp_path / "calibration.json"
+    with pytest.raises(InputError, match="cannot be read"):
+        read_calibration(path)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="not a calibration"):
+        read_calibration(path)
+
+
+def test_the_stage_writes_what_the_guard_reads(tmp_path: Path) -> None:
+    rows = [
+        {"id": str(at), "source": "t", "modality": "text", "prompt": f"{at}", "request_label": label}
+        for at, label in enumerate(["harmful"] * 40 + ["unharmful"] * 30)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = guard()
+    found = calibrate.run(raw, [from_file(path)], tmp_path / "calibration.json")
+    assert read_calibration(tmp_path / "calibration.json") == found
+    assert found.fast.request.temperature == pytest.approx(math.log(4) / math.log(4 / 3), rel=1e-3)  # 4/7 are harmful
+    assert guard(mode="fast", calibration=found).moderate("hi").request.score == pytest.approx(4 / 7, rel=1e-3)
+    asked = len(raw.engine.requests)  # type: ignore[attr-defined]
+    calibrate.run(raw, [from_file(path)], tmp_path / "calibration.json")
+    assert len(raw.engine.requests) == asked  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="from 0 to 1"):
+        calibrate.run(raw, [from_file(path)], tmp_path / "calibration.json", reasoned=2)
