@@ -161,7 +161,49 @@ def calibrate(
     )
 
 
-COMMANDS = (evaluate, score, compare, calibrate)
+def robustness(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The report's folder; a run that stopped goes on there.")],
+    benchmark: Annotated[
+        list[str],
+        typer.Option(metavar="NAME|FILE", help="A known benchmark or a JSONL of samples; may be given often."),
+    ],
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Where the benchmarks lie.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this change, such as 'upper case'; may be given often."),
+    ] = None,
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    base_url: UrlOption = None,
+    mode: ModeOption = "slow",
+    long_input: LongInputOption = "refuse",
+    max_new_tokens: TokensOption = 1024,
+) -> None:
+    """Judge benchmarks again under changes that keep the labels, and tell how many verdicts flip."""
+    be_quiet()
+    from guardreasoner_vl.evaluation.benchmarks.find import find
+    from guardreasoner_vl.evaluation.perturbations import NAMES
+    from guardreasoner_vl.evaluation.report import markdown_table
+    from guardreasoner_vl.stages import robustness as stage
+
+    loaded = find(benchmark, data)
+    policy = policy_of(mode, None, "block", long_input, max_new_tokens)
+    try:
+        with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+            found = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
+            settings = f"{guard.model.name} {guard.model.revision or ''}".strip()
+    except KeyboardInterrupt:
+        say("interrupted; what was judged is saved, run the same command to go on")
+        raise
+    parts = [f"# Robustness of {settings}, {mode} mode", f"Made by `{_command()}`."]
+    for target, by in found.items():
+        if len(lines := stage.table(by)) > 1:
+            parts += [f"## {target.capitalize()}s", markdown_table(lines)]
+    (out / "robustness.md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    typer.echo(str(out / "robustness.md"))
+
+
+COMMANDS = (evaluate, score, compare, calibrate, robustness)
 
 
 def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Loaded], dict[str, Baseline]]":
@@ -184,7 +226,7 @@ def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Loaded],
 def _write_report(results: "Results", rows: "list[Prediction]", out: Path) -> None:
     from guardreasoner_vl.evaluation.report import markdown, page
 
-    command = shlex.join(["guardreasoner-vl", *sys.argv[1:]])
+    command = _command()
     figures: dict[str, str] = {}
     try:
         from guardreasoner_vl.evaluation.figures import draw
@@ -198,3 +240,7 @@ def _write_report(results: "Results", rows: "list[Prediction]", out: Path) -> No
         (out / names[-1]).write_text(svg, "utf-8")
     (out / "report.md").write_text(markdown(results, command, names), "utf-8")
     (out / "report.html").write_text(page(results, command, figures), "utf-8")
+
+
+def _command() -> str:
+    return shlex.join(["guardreasoner-vl", *sys.argv[1:]])
