@@ -91,6 +91,11 @@ class Guard:
         """Name and revision of the model that judges."""
         return self.engine.model
 
+    @property
+    def mode(self) -> Mode:
+        """The mode in which it judges if none is named."""
+        return self.policy.mode
+
     def moderate(
         self,
         prompt: str | None = None,

@@ -52,7 +52,7 @@ def test_every_row_is_judged_once_and_counted(tmp_path: Path) -> None:
     stored = list(read_predictions(tmp_path / "out" / PREDICTIONS))
     assert [row.id for row in stored] == ["a", "b", "c", "d"]
     assert all(row.content is None for row in stored)
-    assert stored[3].error == "engine_error"
+    assert stored[3].error == "engine"
     written = json.loads((tmp_path / "out" / RESULTS).read_text())
     assert written["groups"]["request"]["category: fraud"]["figures"]["f1"] == 1
     assert written["settings"] == {"model": "scripted", "revision": None, "mode": "slow"}

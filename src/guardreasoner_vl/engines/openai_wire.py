@@ -174,17 +174,19 @@ def _content(text: str, pictures: Iterator[Picture]) -> str | list[dict[str, Any
     first, *others = text.split(IMAGE)
     if not others:
         return first
-    parts = [_text_part(first)]
+    parts = [text_part(first)]
     for piece in others:
-        parts += [_picture_part(next(pictures)), _text_part(piece)]
+        parts += [picture_part(next(pictures)), text_part(piece)]
     return [part for part in parts if part.get("text") != ""]
 
 
-def _text_part(text: str) -> dict[str, Any]:
+def text_part(text: str) -> dict[str, Any]:
+    """A text as a part of a message."""
     return {"type": "text", "text": text}
 
 
-def _picture_part(picture: Picture) -> dict[str, Any]:
+def picture_part(picture: Picture) -> dict[str, Any]:
+    """A picture as a part of a message."""
     # Bytes only: a server that is given an address fetches it.
     data = base64.b64encode(picture.png).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

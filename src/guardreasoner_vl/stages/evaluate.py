@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from guardreasoner_vl.batch_output import sync
 from guardreasoner_vl.errors import DataError
@@ -19,16 +19,28 @@ from guardreasoner_vl.guard import CHUNK
 from guardreasoner_vl.run_dir import changed_keys, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
     from guardreasoner_vl.evaluation.results import Baseline
-    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Verdict
+
+
+class Judging(Protocol):
+    """What is evaluated: `Guard`, or another guard behind an adapter."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def mode(self) -> Mode: ...
+
+    def moderate_batch(self, items: Iterable[Exchange], *, chunk: int) -> Iterator[Verdict]: ...
 
 
 def run(
-    guard: Guard,
+    guard: Judging,
     benchmarks: Sequence[Loaded],
     out: Path,
     *,
@@ -42,7 +54,7 @@ def run(
     `content` stores texts, picture paths and reasoning with the predictions. Raises `DataError` if `out` holds
     predictions of another guard, mode or set of rows.
     """
-    settings = Settings(guard.model.name, guard.model.revision, guard.policy.mode)
+    settings = Settings(guard.model.name, guard.model.revision, guard.mode)
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / SETTINGS, settings)
     path = out / PREDICTIONS

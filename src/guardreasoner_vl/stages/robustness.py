@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
-    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.stages.evaluate import Judging
     from guardreasoner_vl.types import Sample, Target
 
 ORIGINAL = "original"
@@ -48,7 +48,7 @@ class Flips:
 
 
 def run(
-    guard: Guard,
+    guard: Judging,
     benchmarks: Sequence[Loaded],
     out: Path,
     *,
@@ -117,7 +117,7 @@ def table(found: dict[str, Flips]) -> Table:
 
 
 def _predictions(
-    guard: Guard, benchmarks: Sequence[Loaded], folder: Path, progress: Callable[[int, int], None] | None
+    guard: Judging, benchmarks: Sequence[Loaded], folder: Path, progress: Callable[[int, int], None] | None
 ) -> dict[tuple[str, str], Prediction]:
     evaluate.run(guard, benchmarks, folder, progress=progress)
     return {(row.benchmark, row.id): row for row in read_predictions(folder / PREDICTIONS)}

@@ -1,0 +1,140 @@
+"""Another guard behind an OpenAI-compatible server, judged like ours: exchanges in, verdicts out."""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Self
+
+from guardreasoner_vl.engines.openai_http import HttpClient, LoopThread
+from guardreasoner_vl.errors import GuardError, InputError
+from guardreasoner_vl.guards.base import Adapter, read_answer
+from guardreasoner_vl.guards.chat_guards import LlamaGuard, LlavaGuard, Qwen3Guard
+from guardreasoner_vl.guards.openai_moderation import OpenAIModeration
+from guardreasoner_vl.guards.plain_guards import GuardReasoner, WildGuard
+from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.types import Judgement, Label, Mode, ModelInfo, Usage, Verdict, VerdictError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    from guardreasoner_vl.guards.base import Ask
+    from guardreasoner_vl.types import Exchange, Target
+
+ADAPTERS: dict[str, Adapter] = {
+    "llama-guard-3-8b": LlamaGuard(parts=False),
+    "llama-guard-3-1b": LlamaGuard(),
+    "llama-guard-3-vision": LlamaGuard(most_pictures=1),
+    "llama-guard-4": LlamaGuard(most_pictures=5),
+    "wildguard": WildGuard(),
+    "qwen3guard": Qwen3Guard(),
+    "qwen3guard-loose": Qwen3Guard(controversial="unharmful"),
+    "llavaguard": LlavaGuard(),
+    "guardreasoner": GuardReasoner(),
+    "openai-moderation": OpenAIModeration(),
+}
+"""By name; any other chat model is judged zero-shot by `--engine openai`, with this project's instruction."""
+
+_ABSENT = Judgement(label=Label.NOT_APPLICABLE)
+_ERROR = Judgement(label=Label.ERROR)
+
+
+class OtherGuard:
+    """Asks one guard by its adapter; what it cannot judge or answers outside its grammar is an `error` verdict.
+
+    `api_key` None reads OPENAI_API_KEY. Raises `InputError` for an unknown guard.
+    """
+
+    def __init__(
+        self,
+        guard: str,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        max_concurrency: int = 32,
+        timeout: float = 120.0,
+        retries: int = 3,
+    ) -> None:
+        if guard not in ADAPTERS:
+            raise InputError(f"unknown guard {guard!r:.40}: use {', '.join(ADAPTERS)}")
+        self._adapter = ADAPTERS[guard]
+        self._model = model
+        key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
+        self._http = HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries)
+        self._loop = LoopThread()
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo(name=self._model)
+
+    @property
+    def mode(self) -> Mode:
+        """`slow` for guards that reason, else `fast`."""
+        return "slow" if self._adapter.reasons else "fast"
+
+    def moderate_batch(self, items: Iterable[Exchange], *, chunk: int = 128) -> Iterator[Verdict]:
+        """Verdicts in order; `chunk` exchanges are asked about at once."""
+        stream = iter(items)
+        while batch := list(islice(stream, chunk)):
+            yield from self._loop.run_all(self._verdict(exchange) for exchange in batch)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.stop()
+        self._loop.close(self._http.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _verdict(self, exchange: Exchange) -> Verdict:
+        started = time.perf_counter()
+        found: dict[Target, Judgement] = {}
+        tokens = 0
+        try:
+            for ask in self._adapter.asks(take_in(exchange)[0]):
+                body = await self._http.post(ask.path, self._payload(ask))
+                answer = read_answer(ask.path, body)
+                tokens += answer.completion_tokens
+                for target, judgement in self._adapter.read(ask, answer).items():
+                    found[target] = _worse(found.get(target), judgement)
+        except GuardError as error:
+            return self._made(None, VerdictError(code=error.code, message=str(error)), tokens, started)
+        return self._made(found, None, tokens, started)
+
+    def _payload(self, ask: Ask) -> Any:
+        return lambda: {"model": self._model, **ask.payload()}
+
+    def _made(
+        self, found: dict[Target, Judgement] | None, error: VerdictError | None, tokens: int, started: float
+    ) -> Verdict:
+        judgements = (
+            (_ERROR, _ERROR) if found is None else (found.get("request", _ABSENT), found.get("response", _ABSENT))
+        )
+        flagged = None if error else any(one.label is Label.HARMFUL for one in judgements)
+        return Verdict(
+            request=judgements[0],
+            response=judgements[1],
+            flagged=flagged,
+            action="allow" if flagged is False else "block",
+            mode=self.mode,
+            error=error,
+            model=self.model,
+            usage=Usage(completion_tokens=tokens, seconds=time.perf_counter() - started),
+        )
+
+
+def _worse(first: Judgement | None, second: Judgement) -> Judgement:
+    """Of two judgements about one target the harmful one counts, with the higher score."""
+    if first is None:
+        return second
+    scores = [one.score for one in (first, second) if one.score is not None]
+    label = Label.HARMFUL if Label.HARMFUL in (first.label, second.label) else second.label
+    return Judgement(label=label, score=max(scores, default=None))
