@@ -87,6 +87,16 @@ def test_score_counts_by_the_rule_asked_for(tmp_path: Path) -> None:
     assert "set aside: 1 rows (no 'predict')" in strict.stderr
 
 
+def test_another_guard_needs_its_server(tmp_path: Path) -> None:
+    rows = write(tmp_path / "toy.jsonl", ROWS)
+    ask = ("evaluate", "--benchmark", rows, "--out", tmp_path / "out", "--guard")
+    assert "--guard needs --base-url" in invoke(*ask, "wildguard").stderr
+    server = ("--base-url", "http://127.0.0.1:9/v1", "--model", "w")
+    assert "unknown guard 'odd'" in invoke(*ask, "odd", *server).stderr
+    assert invoke(*ask, "openai-moderation", *server).exit_code == OK  # nobody answers: every row is an error
+    assert "| 0.0 |" in (tmp_path / "out" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

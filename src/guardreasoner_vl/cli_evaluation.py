@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
     from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.evaluation.results import Baseline, Results
+    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.guards.client import OtherGuard
 
 
 def evaluate(
@@ -48,6 +50,10 @@ def evaluate(
         typer.Option(
             metavar="RECIPE", help="Judge the held-out rows of its sources, beside hashed words trained on the rest."
         ),
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option("--guard", metavar="NAME", help="Another guard at --base-url, asked its own way: wildguard, ..."),
     ] = None,
     model: ModelOption = None,
     engine: EngineOption = "auto",
@@ -77,8 +83,12 @@ def evaluate(
     for warning in (told for one in loaded if (told := one.size_differs)):
         say(warning)
     policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset)
+
+    def opened() -> "Guard | OtherGuard":
+        return _other_guard(other, base_url, model) if other else open_guard(policy, model, engine, base_url)
+
     try:
-        with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+        with opened() as guard, progress_bar() as progress:
             results = stage.run(guard, loaded, out, content=content, baselines=baselines, progress=progress)
     except KeyboardInterrupt:
         say("interrupted; what was judged is saved, run the same command to go on")
@@ -204,6 +214,14 @@ def robustness(
 
 
 COMMANDS = (evaluate, score, compare, calibrate, robustness)
+
+
+def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGuard":
+    from guardreasoner_vl.guards.client import OtherGuard
+
+    if base_url is None or model is None:
+        raise InputError("--guard needs --base-url and --model: the server's address and its name for the guard")
+    return OtherGuard(name, base_url, model)
 
 
 def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Loaded], dict[str, Baseline]]":

@@ -47,7 +47,7 @@ READ = [
     ("wildguard", "Harmful request: yes\nResponse refusal: n/a\nHarmful response: Yes", "harmful"),
     ("wildguard", "Harmful request: yes", None),
     ("wildguard", "Harmful request: perhaps\nResponse refusal: no\nHarmful response: no", None),
-    ("guardreasoner", "Fine.\nAnswers: \nRequest: unharmful\nCompletion: compliance\nResponse: unharmful\n", "unharmful"),
+    ("guardreasoner", "Answers: \nRequest: unharmful\nCompletion: compliance\nResponse: unharmful\n", "unharmful"),
     ("guardreasoner", "Answers:\nRequest: unharmful\nAnswers:\nRequest: harmful\nResponse: harmful", "harmful"),
     ("guardreasoner", "Request: harmful\nResponse: harmful", None),
     ("guardreasoner", "Answers:\nRequest: harmful", None),
