@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 
 from rich.progress import track
 
-from guardreasoner_vl.evaluation.baseline import HashedWords, Target
+from guardreasoner_vl.evaluation.baseline import HashedWords
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.recipe import load_recipe
 from guardreasoner_vl.sources.jsonl import find_split, read_samples
 from guardreasoner_vl.sources.mixture import build_mixture
-from guardreasoner_vl.types import Label, Mode, Verdict
+from guardreasoner_vl.types import Label, Mode, Target, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from guardreasoner_vl import __version__, cli
+from guardreasoner_vl import __version__, cli, cli_options
 from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK
 from guardreasoner_vl.cli_render import one_line, printable, summary_text, verdict_text
 from guardreasoner_vl.errors import EngineError, ModelError
@@ -37,7 +37,7 @@ ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 @pytest.fixture(autouse=True)
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command sets for its process must not reach the other tests."""
-    monkeypatch.setattr(cli, "_be_quiet", lambda: None)
+    monkeypatch.setattr(cli, "be_quiet", lambda: None)
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_the_choices_are_those_of_the_package() -> None:
-    assert get_args(get_args(cli.ModeOption)[0]) == MODES
-    assert get_args(get_args(cli.EngineOption)[0]) == ENGINES
+    assert get_args(get_args(cli_options.ModeOption)[0]) == MODES
+    assert get_args(get_args(cli_options.EngineOption)[0]) == ENGINES
 
 
 def test_version_help_and_schema() -> None:

@@ -72,12 +72,12 @@ def evaluate(
 
     Without --benchmark and --recipe: the 14 of the paper, which --data holds.
     """
-    be_quiet()
+    loaded, baselines = _held_out(recipe, data, out) if recipe else ([], {})
+    be_quiet()  # only now: the baseline needs scikit-learn, which nothing after it does
     from guardreasoner_vl.evaluation.benchmarks.find import find
     from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
     from guardreasoner_vl.stages import evaluate as stage
 
-    loaded, baselines = _held_out(recipe, data, out) if recipe else ([], {})
     if benchmark or not recipe:
         loaded += find(benchmark or (), data)
     for warning in (told for one in loaded if (told := one.size_differs)):

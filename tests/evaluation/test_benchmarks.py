@@ -18,7 +18,7 @@ from guardreasoner_vl.evaluation.benchmarks.records import read_records
 from guardreasoner_vl.evaluation.published import sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from guardreasoner_vl.types import Sample
@@ -42,12 +42,8 @@ def put(folder: Path, name: str, content: Any) -> Path:
         return path
     lines = ".jsonl" in name
     text = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
-    opened = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix)
-    if opened:
-        with opened(path, "wt", encoding="utf-8") as stream:
-            stream.write(text)
-    else:
-        path.write_text(text, "utf-8")
+    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress}
+    path.write_bytes(packers.get(path.suffix, bytes)(text.encode()))
     return path
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from guardreasoner_vl.evaluation.curves import (
-    Bin,
-    Point,
     auprc,
     auroc,
     calibration_error,
@@ -28,7 +28,7 @@ def test_by_hand() -> None:
     assert auprc(TRUTHS, SCORES) == pytest.approx((1 + 1 + 3 / 4) / 3)
     assert recall_at(TRUTHS, SCORES, 0.0) == pytest.approx(2 / 3)
     assert recall_at(TRUTHS, SCORES, 0.5) == 1.0
-    assert curve(TRUTHS, SCORES)[2] == Point(0.7, pytest.approx(2 / 3), 0.5, pytest.approx(4 / 6))
+    assert astuple(curve(TRUTHS, SCORES)[2]) == pytest.approx((0.7, 2 / 3, 0.5, 4 / 6))
 
 
 def test_ties_count_half_and_fall_together() -> None:
@@ -40,7 +40,10 @@ def test_ties_count_half_and_fall_together() -> None:
 
 def test_calibration_by_hand() -> None:
     truths, scores = [True, False, True, True], [0.15, 0.15, 0.95, 1.0]
-    assert reliability(truths, scores) == [Bin(2, pytest.approx(0.15), 0.5), Bin(2, pytest.approx(0.975), 1.0)]
+    assert [astuple(one) for one in reliability(truths, scores)] == [
+        pytest.approx((2, 0.15, 0.5)),
+        pytest.approx((2, 0.975, 1.0)),
+    ]
     assert calibration_error(truths, scores) == pytest.approx(0.5 * 0.35 + 0.5 * 0.025)
 
 

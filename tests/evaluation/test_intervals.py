@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 
-from guardreasoner_vl.evaluation.intervals import McNemar, f1_interval, false_positive_rate_interval, mcnemar
+from guardreasoner_vl.evaluation.intervals import f1_interval, false_positive_rate_interval, mcnemar
 from guardreasoner_vl.evaluation.metrics import Counts
 
 
@@ -52,7 +53,7 @@ def test_certainty_has_no_width() -> None:
 def test_mcnemar_by_hand(only_first: int, only_second: int, p_value: float) -> None:
     first = [True] * only_first + [False] * only_second + [True, False]
     second = [False] * only_first + [True] * only_second + [True, False]
-    assert mcnemar(first, second) == McNemar(only_first, only_second, pytest.approx(p_value))
+    assert astuple(mcnemar(first, second)) == pytest.approx((only_first, only_second, p_value))
 
 
 def test_mcnemar_of_many_rows_stays_finite() -> None:

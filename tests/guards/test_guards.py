@@ -124,9 +124,10 @@ def test_moderation_judges_each_picture_and_each_side() -> None:
     result = {"flagged": True, "category_scores": {"violence": 0.2, "illicit": None, "hate": 0.7}}
     judgement = read(asks[0], Answer("", content={"results": [result]}))["request"]
     assert (judgement.label, judgement.score) == ("harmful", 0.7)
-    for odd in ({}, {"results": []}, {"results": [{"flagged": None}]}, {"results": [result, result]}, {"results": 3}):
+    results: list[Any] = [[], [{"flagged": None}], [result, result], 3, None]
+    for odd in results:
         with pytest.raises(UnreadableError):
-            read(asks[0], Answer("", content=odd))
+            read(asks[0], Answer("", content={"results": odd}))
 
 
 def test_scores_are_read_where_the_words_stand() -> None:

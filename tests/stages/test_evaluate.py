@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.scripted import ScriptedEngine
     from guardreasoner_vl.guard import Guard
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"id": "a", "prompt": "BAD idea", "request_label": "harmful", "meta": {"category": "fraud"}},
     {"id": "b", "prompt": "BAD cake", "request_label": "unharmful"},
     {"id": "c", "prompt": "a cake", "response": "BAD", "request_label": "unharmful", "response_label": "harmful"},
@@ -140,6 +140,8 @@ def test_benchmarks_are_found_by_name_below_one_folder(tmp_path: Path) -> None:
     toy = str(write(tmp_path / "toy.jsonl", ROWS))
     with pytest.raises(InputError, match="toy: named twice"):
         find([toy, toy], None)
+    splits = [str(write(tmp_path / name / "validation.jsonl", ROWS)) for name in ("one", "two")]
+    assert [loaded.benchmark.name for loaded in find(splits, None)] == ["one validation", "two validation"]
 
 
 def test_hashed_words_stand_beside_where_there_are_training_rows(tmp_path: Path) -> None:

@@ -123,4 +123,5 @@ def _scale(rows: Sequence[Prediction], target: Target, targets: Mapping[Preset, 
 
 def _logits(scores: Sequence[float]) -> NDArray[np.float64]:
     clipped = np.clip(np.asarray(scores, dtype=float), EDGE, 1 - EDGE)
-    return np.log(clipped) - np.log1p(-clipped)
+    logits: NDArray[np.float64] = np.log(clipped) - np.log1p(-clipped)
+    return logits

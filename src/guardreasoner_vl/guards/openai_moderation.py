@@ -25,7 +25,8 @@ class OpenAIModeration:
 
     def asks(self, exchange: Exchange) -> list[Ask]:
         pictures = [image for image in exchange.images if isinstance(image, Picture)]
-        text = [text_part(exchange.prompt)] if (exchange.prompt or "").strip() else []
+        prompt = exchange.prompt or ""
+        text = [text_part(prompt)] if prompt.strip() else []
         asks = [_ask([*text, picture], "request") for picture in map(picture_part, pictures)]
         if text and not pictures:
             asks.append(_ask(text, "request"))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 HUB = "hub:"
+SPLITS = ("train", "validation", "test")
 RELEASED = "yueliu1999/GuardReasoner-VLTest"
 
 
@@ -44,9 +45,11 @@ def find(names: Sequence[str], data: str | None) -> list[Loaded]:
 
 
 def from_file(path: Path) -> Loaded:
-    """A file of `Sample`s as one benchmark of its own, named after it."""
+    """A file of `Sample`s as one benchmark of its own, named after it, and a split's also after its folder."""
     set_aside = SetAside()
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    if name in SPLITS:
+        name = f"{path.resolve().parent.name} {name}"
     return from_samples(name, read_samples(path, set_aside), path, set_aside)
 
 
