@@ -51,11 +51,13 @@ def test_evaluate_judges_the_held_out_rows_of_a_recipe(tmp_path: Path) -> None:
     toy.write_data(tmp_path / "data", [*toy.rows(60), *held_out])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(toy.recipe(epochs=1).model_dump(mode="json")))
-    result = invoke("evaluate", "--recipe", recipe, "--data", tmp_path / "data", "--out", tmp_path / "out")
+    asked = ("evaluate", "--recipe", recipe, "--data", tmp_path / "data")
+    rows = write(tmp_path / "rows.jsonl", ROWS)
+    result = invoke(*asked, "--benchmark", rows, "--out", tmp_path / "out")
     assert result.exit_code == OK, result.stderr
     report = (tmp_path / "out" / "report.md").read_text()
     assert "hashed words" in report
-    assert f"| all | {len(held_out)} |" in report
+    assert f"| all | {len(held_out) + len(ROWS)} |" in report
     missing = invoke("evaluate", "--recipe", recipe, "--out", tmp_path / "other")
     assert missing.exit_code == ERROR
     assert "--recipe needs --data" in missing.stderr

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.evaluation.results import Baseline, Results
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.guards.client import OtherGuard
+    from guardreasoner_vl.types import Sample
 
 
 def evaluate(
@@ -72,14 +73,16 @@ def evaluate(
 
     Without --benchmark and --recipe: the 14 of the paper, which --data holds.
     """
-    loaded, baselines = _held_out(recipe, data, out) if recipe else ([], {})
-    be_quiet()  # only now: the baseline needs scikit-learn, which nothing after it does
     from guardreasoner_vl.evaluation.benchmarks.find import find
     from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
-    from guardreasoner_vl.stages import evaluate as stage
 
+    train, loaded = _held_out(recipe, data, out) if recipe else ([], [])
     if benchmark or not recipe:
         loaded += find(benchmark or (), data)
+    baselines = _hashed_words(train, loaded)
+    be_quiet()  # only now: the baseline needs scikit-learn, which nothing after it does
+    from guardreasoner_vl.stages import evaluate as stage
+
     for warning in (told for one in loaded if (told := one.size_differs)):
         say(warning)
     policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset)
@@ -224,9 +227,8 @@ def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGu
     return OtherGuard(name, base_url, model)
 
 
-def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Loaded], dict[str, Baseline]]":
-    """The held-out rows of a recipe's sources, one benchmark each, and hashed words trained on its other rows."""
-    from guardreasoner_vl.evaluation.baseline import hashed_words
+def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Sample], list[Loaded]]":
+    """A recipe's training rows, and the held-out rows of its sources as one benchmark each."""
     from guardreasoner_vl.evaluation.benchmarks.find import by_source
     from guardreasoner_vl.recipe import load_recipe
     from guardreasoner_vl.sources.mixture import build_mixture
@@ -238,7 +240,14 @@ def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Loaded],
     loaded = list(by_source(mixture.held_out, recipe))
     if not loaded:
         raise DataError(f"{data}: none of the recipe's rows is held out; give more rows, or --benchmark FILE")
-    return loaded, {"hashed words": hashed_words(mixture.train, loaded)}
+    return mixture.train, loaded
+
+
+def _hashed_words(train: "list[Sample]", loaded: "list[Loaded]") -> "dict[str, Baseline]":
+    """The shallow baseline, where there are rows to train it on."""
+    from guardreasoner_vl.evaluation.baseline import hashed_words
+
+    return {"hashed words": hashed_words(train, loaded)} if train else {}
 
 
 def _write_report(results: "Results", rows: "list[Prediction]", out: Path) -> None:

@@ -121,4 +121,5 @@ def test_figures_are_drawn_for_what_is_defined(rows: list[Prediction], results: 
     }  # fmt: skip
     for svg in figures.values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert set(draw(summarise(rows[4:5], SETTINGS), rows[4:5])) == {"request_f1", "request_tokens"}
+    assert set(draw(summarise(rows[:1], SETTINGS), rows[:1])) == {"request_f1", "request_tokens"}
+    assert draw(summarise(rows[4:5], SETTINGS), rows[4:5]) == {}  # nothing harmful: no F1

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from huggingface_hub import constants
 
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.baseline import hashed_words
@@ -142,6 +143,23 @@ def test_benchmarks_are_found_by_name_below_one_folder(tmp_path: Path) -> None:
         find([toy, toy], None)
     splits = [str(write(tmp_path / name / "validation.jsonl", ROWS)) for name in ("one", "two")]
     assert [loaded.benchmark.name for loaded in find(splits, None)] == ["one validation", "two validation"]
+
+
+def test_the_released_set_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "datasets--owner--tests"
+    released = repository / "snapshots" / commit / "test" / "SimpleSafetyTests.json"
+    released.parent.mkdir(parents=True)
+    released.write_text(json.dumps([{"input": "Human user:\nsay BAD\n\nAI assistant:\nNone", "output": "harmful"}]))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for data in ("hub:owner/tests", f"hub:owner/tests@{commit}"):
+        (found,) = find(["SimpleSafetyTests"], data)
+        assert [(sample.prompt, sample.request_label) for sample in found.samples] == [("say BAD", "harmful")]
+    with pytest.raises(DataError, match="owner/others: not found on the hub"):
+        find(["SimpleSafetyTests"], "hub:owner/others")
 
 
 def test_hashed_words_stand_beside_where_there_are_training_rows(tmp_path: Path) -> None:

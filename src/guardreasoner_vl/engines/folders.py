@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from guardreasoner_vl.errors import ModelError
+from guardreasoner_vl.hub import snapshot
 from guardreasoner_vl.types import ModelInfo
 
 EMBEDDED = "embedded"
@@ -30,23 +30,7 @@ def resolve_folder(model: str, revision: str | None = None) -> Path:
         return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(f"{model}: no such folder; {_ACCEPTED}")
-    return _download(model, revision)
-
-
-def _download(model: str, revision: str | None) -> Path:
-    """The snapshot's folder; from the cache alone where the hub cannot be asked (also for a pinned commit)."""
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-
-    faults = (OSError, ValueError, HTTPError)
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(_WANTED)))
-    except faults as error:
-        with suppress(*faults):
-            return Path(
-                snapshot_download(model, revision=revision, allow_patterns=list(_WANTED), local_files_only=True)
-            )
-        raise ModelError(f"{model}: not found on the hub ({type(error).__name__}); give a local folder") from error
+    return snapshot(model, revision, ModelError, allow_patterns=list(_WANTED))
 
 
 def check_folder(folder: Path) -> dict[str, object]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from guardreasoner_vl.evaluation.predictions import Prediction
-    from guardreasoner_vl.evaluation.results import Results
+    from guardreasoner_vl.evaluation.results import Group, Results
     from guardreasoner_vl.types import Target
 
 OWN, OTHER, THIRD = "#1f5fbf", "#b9c2cc", "#c4572e"
@@ -32,8 +32,9 @@ def draw(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
         groups = results.groups.get(target, {})
         if not groups:
             continue
-        figures[f"{target}_f1"] = _bars(results, target)
-        figures[f"{target}_tokens"] = _tokens(results, target)
+        if _shown(results, target):
+            figures[f"{target}_f1"] = _bars(results, target)
+            figures[f"{target}_tokens"] = _tokens(results, target)
         modalities = {name.removeprefix(MODALITY): one for name, one in groups.items() if name.startswith(MODALITY)}
         if len(modalities) > 1:
             figures[f"{target}_modality"] = _named_bars(
@@ -57,10 +58,17 @@ def _bars(results: Results, target: Target) -> str:
         series = {model: [table[model].get(name) or 0 for name in names] for model in COMPARED}
         series[results.settings.model] = [paper[name] or 0 for name in names]
         return _grouped(names, series, f"F1 of {target}s beside the paper's")
-    groups = results.groups[target]
-    shown = {name: one for name, one in groups.items() if not name.startswith((MODALITY, CATEGORY))}
-    values = {name: _rate(one.figures.counts.f1) for name, one in list(shown.items())[:_MOST_BARS]}
+    values = {name: _rate(one.figures.counts.f1) for name, one in list(_shown(results, target).items())[:_MOST_BARS]}
     return _named_bars(values, f"F1 of {target}s")
+
+
+def _shown(results: Results, target: Target) -> dict[str, Group]:
+    """All rows and each benchmark; one without harmful rows has no F1 to show."""
+    return {
+        name: one
+        for name, one in results.groups[target].items()
+        if not name.startswith((MODALITY, CATEGORY)) and one.figures.counts.recall is not None
+    }
 
 
 def _rate(value: float | None) -> float:
@@ -90,9 +98,7 @@ def _grouped(names: Sequence[str], series: Mapping[str, Sequence[float]], title:
 
 def _tokens(results: Results, target: Target) -> str:
     figure, axes = _axes()
-    benchmarks = {
-        name: one for name, one in results.groups[target].items() if not name.startswith((MODALITY, CATEGORY))
-    }
+    benchmarks = _shown(results, target)
     tokens = [one.figures.completion_tokens_mean for one in benchmarks.values()]
     values = [_rate(one.figures.counts.f1) for one in benchmarks.values()]
     axes.scatter(tokens, values, color=[THIRD if name == "all" else OWN for name in benchmarks], s=18)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, Loaded, load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import PAPER, named
+from guardreasoner_vl.hub import snapshot
 from guardreasoner_vl.sources.jsonl import SetAside, read_samples
 
 if TYPE_CHECKING:
@@ -100,9 +101,4 @@ def _folder(data: str | None) -> Path:
             raise DataError(f"{folder}: no such folder; give the one that holds the benchmarks")
         return folder
     name, _, revision = data.removeprefix(HUB).partition("@")
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision or None))
-    except Exception as error:  # the library raises many kinds: no network, no such name, no access
-        raise DataError(f"{name}: cannot be fetched ({type(error).__name__}); give a local folder") from error
+    return snapshot(name, revision or None, DataError, repo_type="dataset")
