@@ -52,40 +52,29 @@ def auroc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
 
 def auprc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
     """Average precision: sum over thresholds of (R_n - R_{n-1}) P_n, equal scores taken together."""
-    points = curve(truths, scores)
-    if not points:
+    found, called, harmful, unharmful, _ = _counts(truths, scores)
+    if not (harmful and unharmful):
         return None
-    truth, _ = _arrays(truths, scores)
-    harmful, unharmful = int(truth.sum()), int((~truth).sum())
-    area, before = 0.0, 0.0
-    for point in points:
-        true_positive, false_positive = point.recall * harmful, point.false_positive_rate * unharmful
-        area += (point.recall - before) * true_positive / (true_positive + false_positive)
-        before = point.recall
-    return area
+    return float((np.diff(found, prepend=0) / harmful * found / called).sum())
 
 
 def recall_at(truths: Sequence[bool], scores: Sequence[float], false_positive_rate: float) -> float | None:
     """The best recall of a threshold whose false-positive rate is at most that."""
-    points = curve(truths, scores)
-    if not points:
+    found, called, harmful, unharmful, _ = _counts(truths, scores)
+    if not (harmful and unharmful):
         return None
-    return max((point.recall for point in points if point.false_positive_rate <= false_positive_rate), default=0.0)
+    allowed = found[(called - found) / unharmful <= false_positive_rate]
+    return float(allowed.max(initial=0) / harmful)
 
 
 def curve(truths: Sequence[bool], scores: Sequence[float]) -> list[Point]:
     """One point for each different score, highest threshold first; empty without both classes."""
-    truth, score = _arrays(truths, scores)
-    harmful, unharmful = int(truth.sum()), int((~truth).sum())
+    found, called, harmful, unharmful, thresholds = _counts(truths, scores)
     if not (harmful and unharmful):
         return []
-    order = np.argsort(-score, kind="stable")
-    ranked, hits = score[order], np.cumsum(truth[order])
-    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    found, called = hits[last], last + 1
     return [
-        Point(float(ranked[at]), float(tp / harmful), float((n - tp) / unharmful), float(2 * tp / (n + harmful)))
-        for at, tp, n in zip(last, found, called, strict=True)
+        Point(float(threshold), float(tp / harmful), float((n - tp) / unharmful), float(2 * tp / (n + harmful)))
+        for threshold, tp, n in zip(thresholds, found, called, strict=True)
     ]
 
 
@@ -102,6 +91,18 @@ def calibration_error(truths: Sequence[bool], scores: Sequence[float]) -> float 
     bins = reliability(truths, scores)
     total = sum(one.rows for one in bins)
     return sum(one.rows * abs(one.harmful - one.score) for one in bins) / total if total else None
+
+
+def _counts(
+    truths: Sequence[bool], scores: Sequence[float]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int, NDArray[np.float64]]:
+    """For each different score, highest first: harmful rows and rows from it on; then both classes and the scores."""
+    truth, score = _arrays(truths, scores)
+    order = np.argsort(-score, kind="stable")
+    ranked, hits = score[order], np.cumsum(truth[order], dtype=np.int64)
+    ends = np.append(ranked[1:] != ranked[:-1], True) if len(ranked) else np.zeros(0, dtype=bool)
+    last = np.flatnonzero(ends).astype(np.int64)
+    return hits[last], last + 1, int(truth.sum()), int((~truth).sum()), ranked[last]
 
 
 def _arrays(truths: Sequence[bool], scores: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

@@ -58,7 +58,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / SETTINGS, settings)
     path = out / PREDICTIONS
-    done = _done(path, benchmarks)
+    rows = _stored(path, benchmarks)
+    done = {(row.benchmark, row.id) for row in rows}
     total = sum(len(loaded.samples) for loaded in benchmarks)
     todo = (
         (loaded.benchmark.name, sample)
@@ -66,17 +67,19 @@ def run(
         for sample in loaded.samples
         if (loaded.benchmark.name, sample.id) not in done
     )
-    judged = len(done)
     with path.open("ab") as stream:
         while batch := list(islice(todo, chunk)):
             verdicts = guard.moderate_batch((sample.exchange() for _, sample in batch), chunk=chunk)
-            for (name, sample), verdict in zip(batch, verdicts, strict=True):
-                stream.write(Prediction.of(sample, name, verdict, content).model_dump_json().encode() + b"\n")
+            judged = [
+                Prediction.of(sample, name, verdict, content)
+                for (name, sample), verdict in zip(batch, verdicts, strict=True)
+            ]
+            stream.writelines(row.model_dump_json().encode() + b"\n" for row in judged)
             sync(stream)
-            judged += len(batch)
+            rows += judged
             if progress:
-                progress(judged, total)
-    results = summarise(list(read_predictions(path)), settings, {**CONSTANT, **(baselines or {})})
+                progress(len(rows), total)
+    results = summarise(rows, settings, {**CONSTANT, **(baselines or {})})
     results.set_aside = {one.benchmark.name: one.set_aside.reasons for one in benchmarks if one.set_aside.total}
     results.warnings = [told for one in benchmarks if (told := one.size_differs)]
     write_json(out / RESULTS, results.as_json())
@@ -91,19 +94,19 @@ def _check_same(path: Path, settings: Settings) -> None:
     write_json(path, asdict(settings))
 
 
-def _done(path: Path, benchmarks: Sequence[Loaded]) -> set[tuple[str, str]]:
-    """Rows that have a prediction already; a line torn by a kill is cut off."""
+def _stored(path: Path, benchmarks: Sequence[Loaded]) -> list[Prediction]:
+    """The predictions made already; a line torn by a kill is cut off."""
     if not path.is_file():
-        return set()
+        return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         path.write_bytes(whole)
     known = {(loaded.benchmark.name, sample.id) for loaded in benchmarks for sample in loaded.samples}
-    done = {(row.benchmark, row.id) for row in read_predictions(path)}
-    if strange := len(done - known):
+    rows = list(read_predictions(path))
+    if strange := sum((row.benchmark, row.id) not in known for row in rows):
         raise DataError(
             f"{path} holds predictions of {strange:,} rows that are not asked for; give the same benchmarks or "
             "a new --out"
         )
-    return done
+    return rows
