@@ -32,6 +32,7 @@ from guardreasoner_vl.cli_options import (
     open_guard,
     policy_of,
     progress_bar,
+    resumable,
     show,
 )
 from guardreasoner_vl.errors import GuardError, InputError
@@ -159,14 +160,10 @@ def batch(
 
     check_paths(source, target)  # before the model takes its seconds
     policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset)
-    try:
-        with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
-            summary = run_batch(
-                guard, source, target, chunk=chunk or CHUNK, show_reasoning=show_reasoning, progress=progress
-            )
-    except KeyboardInterrupt:
-        say("interrupted; what was judged is saved, run the same command to go on")
-        raise
+    with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+        summary = run_batch(
+            guard, source, target, chunk=chunk or CHUNK, show_reasoning=show_reasoning, progress=progress
+        )
     show(summary_text(summary, str(rejected_path(target))), stderr=True)
     raise typer.Exit(OK if summary.complete else ERROR)
 

@@ -24,6 +24,7 @@ from guardreasoner_vl.cli_options import (
     open_guard,
     policy_of,
     progress_bar,
+    resumable,
 )
 from guardreasoner_vl.errors import DataError, InputError, MissingExtraError
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.evaluation.results import Baseline, Results
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.guards.client import OtherGuard
+    from guardreasoner_vl.sources.jsonl import SetAside
     from guardreasoner_vl.types import Sample
 
 
@@ -90,12 +92,8 @@ def evaluate(
     def opened() -> "Guard | OtherGuard":
         return _other_guard(other, base_url, model) if other else open_guard(policy, model, engine, base_url)
 
-    try:
-        with opened() as guard, progress_bar() as progress:
-            results = stage.run(guard, loaded, out, content=content, baselines=baselines, progress=progress)
-    except KeyboardInterrupt:
-        say("interrupted; what was judged is saved, run the same command to go on")
-        raise
+    with resumable(), opened() as guard, progress_bar() as progress:
+        results = stage.run(guard, loaded, out, content=content, baselines=baselines, progress=progress)
     _write_report(results, list(read_predictions(out / PREDICTIONS)), out)
     typer.echo(str(out / "report.md"))
 
@@ -118,8 +116,7 @@ def score(
     from guardreasoner_vl.evaluation.stored import read_stored
 
     rows, set_aside = read_stored(predictions, gold)
-    for reason, count in set_aside.reasons.items():
-        say(f"set aside: {count:,} rows ({reason})")
+    _say_set_aside(set_aside)
     typer.echo(markdown_table(score_table(rows, rule)))
 
 
@@ -156,15 +153,10 @@ def calibrate(
     from guardreasoner_vl.stages import calibrate as stage
 
     loaded = from_file(data)
-    for reason, count in loaded.set_aside.reasons.items():
-        say(f"set aside: {count:,} rows ({reason})")
+    _say_set_aside(loaded.set_aside)
     policy = policy_of("fast", None, "block", "refuse", max_new_tokens)
-    try:
-        with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
-            found = stage.run(guard, [loaded], out, reasoned=reasoned, progress=progress)
-    except KeyboardInterrupt:
-        say("interrupted; what was judged is saved, run the same command to go on")
-        raise
+    with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+        found = stage.run(guard, [loaded], out, reasoned=reasoned, progress=progress)
     typer.echo(markdown_table(calibration_table(found)))
     low, high = found.band
     typer.echo(
@@ -201,13 +193,9 @@ def robustness(
 
     loaded = find(benchmark, data)
     policy = policy_of(mode, None, "block", long_input, max_new_tokens)
-    try:
-        with open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
-            found = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
-            settings = f"{guard.model.name} {guard.model.revision or ''}".strip()
-    except KeyboardInterrupt:
-        say("interrupted; what was judged is saved, run the same command to go on")
-        raise
+    with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+        found = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
+        settings = f"{guard.model.name} {guard.model.revision or ''}".strip()
     parts = [f"# Robustness of {settings}, {mode} mode", f"Made by `{_command()}`."]
     for target, by in found.items():
         if len(lines := stage.table(by)) > 1:
@@ -217,6 +205,11 @@ def robustness(
 
 
 COMMANDS = (evaluate, score, compare, calibrate, robustness)
+
+
+def _say_set_aside(set_aside: "SetAside") -> None:
+    for reason, count in set_aside.reasons.items():
+        say(f"set aside: {count:,} rows ({reason})")
 
 
 def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGuard":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from guardreasoner_vl.cli_errors import say
 from guardreasoner_vl.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,6 +126,16 @@ def progress_bar() -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Around work that is saved as it goes: an interrupted user is told so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted; what was judged is saved, run the same command to go on")
+        raise
 
 
 def be_quiet() -> None:

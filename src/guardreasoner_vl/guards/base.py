@@ -112,22 +112,16 @@ def judged(harmful: bool, score: float | None = None) -> Judgement:
     return Judgement(label=Label.HARMFUL if harmful else Label.UNHARMFUL, score=score)
 
 
-def score_of(
-    tokens: Sequence[Mapping[str, float]], harmful: Sequence[str], unharmful: Sequence[str], number: int = 0
-) -> float | None:
-    """P(a harmful word) against P(an unharmful one) at the `number`-th generated token that may be one of them.
+def score_of(tokens: Sequence[Mapping[str, float]], harmful: Sequence[str], unharmful: Sequence[str]) -> float | None:
+    """P(a harmful word) against P(an unharmful one) at the first generated token that may be one of them.
 
-    Words are compared stripped. None where no token has both in sight, or where they have next to no probability.
+    Words are compared stripped. None where they have next to no probability everywhere.
     """
-    seen = 0
     for alternatives in tokens:
         bad = sum(math.exp(value) for word, value in alternatives.items() if word.strip() in harmful)
         good = sum(math.exp(value) for word, value in alternatives.items() if word.strip() in unharmful)
-        if bad + good < LEAST_MASS:
-            continue
-        if seen == number:
+        if bad + good >= LEAST_MASS:
             return bad / (bad + good)
-        seen += 1
     return None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.calibrate import fit
-from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.run_dir import write_json
-from guardreasoner_vl.stages import evaluate
+from guardreasoner_vl.stages.evaluate import judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,12 +38,9 @@ def run(
     predictions: dict[Mode, list[Prediction]] = {}
     for mode in ("fast", "slow"):
         folder = out.with_name(f"{out.name}.rows") / mode
-        folder.mkdir(parents=True, exist_ok=True)
         plain = Guard(guard.engine, replace(guard.policy, mode=mode, calibration=None, thresholds=(None, None)))
-        evaluate.run(plain, benchmarks, folder, progress=progress)
-        predictions[mode] = list(read_predictions(folder / PREDICTIONS))
+        predictions[mode] = judge(plain, benchmarks, folder, progress=progress)
     names = ", ".join(one.benchmark.name for one in benchmarks)
     calibration = fit(predictions["fast"], predictions["slow"], guard.model, names, reasoned)
-    content: dict[str, Any] = calibration.model_dump(mode="json")
-    write_json(out, content)
+    write_json(out, calibration.model_dump(mode="json"))
     return calibration

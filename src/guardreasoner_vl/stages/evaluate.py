@@ -49,14 +49,31 @@ def run(
     baselines: Mapping[str, Baseline] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Judge every row that `out` holds no prediction of, and compute the figures of all of them.
+    """`judge`, and the figures of all rows, in `OUT/results.json` too."""
+    rows = judge(guard, benchmarks, out, content=content, chunk=chunk, progress=progress)
+    results = summarise(rows, _settings(guard), {**CONSTANT, **(baselines or {})})
+    results.set_aside = {one.benchmark.name: one.set_aside.reasons for one in benchmarks if one.set_aside.total}
+    results.warnings = [told for one in benchmarks if (told := one.size_differs)]
+    write_json(out / RESULTS, results.as_json())
+    return results
+
+
+def judge(
+    guard: Judging,
+    benchmarks: Sequence[Loaded],
+    out: Path,
+    *,
+    content: bool = False,
+    chunk: int = CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Judge every row that `out` holds no prediction of; all predictions, the earlier ones first.
 
     `content` stores texts, picture paths and reasoning with the predictions. Raises `DataError` if `out` holds
     predictions of another guard, mode or set of rows.
     """
-    settings = Settings(guard.model.name, guard.model.revision, guard.mode)
     out.mkdir(parents=True, exist_ok=True)
-    _check_same(out / SETTINGS, settings)
+    _check_same(out / SETTINGS, _settings(guard))
     path = out / PREDICTIONS
     rows = _stored(path, benchmarks)
     done = {(row.benchmark, row.id) for row in rows}
@@ -79,11 +96,11 @@ def run(
             rows += judged
             if progress:
                 progress(len(rows), total)
-    results = summarise(rows, settings, {**CONSTANT, **(baselines or {})})
-    results.set_aside = {one.benchmark.name: one.set_aside.reasons for one in benchmarks if one.set_aside.total}
-    results.warnings = [told for one in benchmarks if (told := one.size_differs)]
-    write_json(out / RESULTS, results.as_json())
-    return results
+    return rows
+
+
+def _settings(guard: Judging) -> Settings:
+    return Settings(guard.model.name, guard.model.revision, guard.mode)
 
 
 def _check_same(path: Path, settings: Settings) -> None:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import DataError, GuardError
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.evaluation.perturbations import NAMES, perturbed
-from guardreasoner_vl.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
 from guardreasoner_vl.evaluation.report import Table, percent
 from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
 from guardreasoner_vl.run_dir import write_json
-from guardreasoner_vl.stages import evaluate
+from guardreasoner_vl.stages.evaluate import judge
 from guardreasoner_vl.types import Label
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.stages.evaluate import Judging
     from guardreasoner_vl.types import Sample, Target
 
@@ -119,8 +119,7 @@ def table(found: dict[str, Flips]) -> Table:
 def _predictions(
     guard: Judging, benchmarks: Sequence[Loaded], folder: Path, progress: Callable[[int, int], None] | None
 ) -> dict[tuple[str, str], Prediction]:
-    evaluate.run(guard, benchmarks, folder, progress=progress)
-    return {(row.benchmark, row.id): row for row in read_predictions(folder / PREDICTIONS)}
+    return {(row.benchmark, row.id): row for row in judge(guard, benchmarks, folder, progress=progress)}
 
 
 def _changed(loaded: Loaded, name: str, out: Path) -> Loaded:
