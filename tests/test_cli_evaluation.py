@@ -67,6 +67,39 @@ def test_evaluate_judges_the_held_out_rows_of_a_recipe(tmp_path: Path) -> None:
     assert "none of the recipe's rows is held out" in none.stderr
 
 
+def test_evaluate_keeps_a_benchmark_apart(tmp_path: Path) -> None:
+    rows, noisy = write(tmp_path / "toy.jsonl", ROWS), write(tmp_path / "noisy.jsonl", ROWS[:1])
+    asked = ("evaluate", "--benchmark", rows, "--benchmark", noisy, "--out", tmp_path / "out")
+    assert invoke(*asked, "--apart", "noisy").exit_code == OK
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"| all | {len(ROWS)} |" in report
+    assert "Set apart, with lines of their own and in no other figure: noisy." in report
+    typo = invoke(*asked, "--apart", "nosiy")
+    assert typo.exit_code == ERROR
+    assert "use toy, noisy" in typo.stderr
+
+
+def test_another_threshold_is_another_evaluation(tmp_path: Path) -> None:
+    asked = ("evaluate", "--benchmark", write(tmp_path / "toy.jsonl", ROWS), "--out", tmp_path / "out")
+    assert invoke(*asked).exit_code == OK
+    changed = invoke(*asked, "--threshold", "0.9")
+    assert changed.exit_code == ERROR
+    assert "another guard.thresholds; give a new --out" in changed.stderr
+
+
+def test_shieldgemma_runs_here(tmp_path: Path) -> None:
+    rows = write(tmp_path / "toy.jsonl", ROWS)
+    asked = ("evaluate", "--benchmark", rows, "--guard", "shieldgemma-2", "--out", tmp_path / "out")
+    for more, told in (
+        ((), "give --model"),
+        (("--model", "google/x", "--base-url", "http://localhost"), "no --base-url"),
+        (("--model", tmp_path / "nowhere"), "no such folder"),
+    ):
+        result = invoke(*asked, *more)
+        assert result.exit_code == ERROR
+        assert told in result.stderr
+
+
 def test_compare_puts_evaluations_beside_each_other(tmp_path: Path) -> None:
     rows = write(tmp_path / "toy.jsonl", ROWS)
     for mode in ("slow", "fast"):

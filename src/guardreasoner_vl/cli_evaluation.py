@@ -28,12 +28,16 @@ from guardreasoner_vl.cli_options import (
 )
 from guardreasoner_vl.errors import DataError, InputError, MissingExtraError
 
+UNPACKED = "pictures"
+"""Below `--out`: pictures that stand inside a benchmark's records."""
+
 if TYPE_CHECKING:
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
     from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.evaluation.results import Baseline, Results
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.guards.client import OtherGuard
+    from guardreasoner_vl.guards.shieldgemma import ShieldGemma2
     from guardreasoner_vl.sources.jsonl import SetAside
     from guardreasoner_vl.types import Sample
 
@@ -53,6 +57,10 @@ def evaluate(
         typer.Option(
             metavar="RECIPE", help="Judge the held-out rows of its sources, beside hashed words trained on the rest."
         ),
+    ] = None,
+    apart: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Keep this benchmark out of the figures of all rows; may be given often."),
     ] = None,
     other: Annotated[
         str | None,
@@ -80,7 +88,7 @@ def evaluate(
 
     train, loaded = _held_out(recipe, data, out) if recipe else ([], [])
     if benchmark or not recipe:
-        loaded += find(benchmark or (), data)
+        loaded += find(benchmark or (), data, out / UNPACKED)
     baselines = _hashed_words(train, loaded)
     be_quiet()  # only now: the baseline needs scikit-learn, which nothing after it does
     from guardreasoner_vl.stages import evaluate as stage
@@ -89,11 +97,13 @@ def evaluate(
         say(warning)
     policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset)
 
-    def opened() -> "Guard | OtherGuard":
+    def opened() -> "Guard | OtherGuard | ShieldGemma2":
         return _other_guard(other, base_url, model) if other else open_guard(policy, model, engine, base_url)
 
     with resumable(), opened() as guard, progress_bar() as progress:
-        results = stage.run(guard, loaded, out, content=content, baselines=baselines, progress=progress)
+        results = stage.run(
+            guard, loaded, out, content=content, baselines=baselines, apart=apart or (), progress=progress
+        )
     _write_report(results, list(read_predictions(out / PREDICTIONS)), out)
     typer.echo(str(out / "report.md"))
 
@@ -191,7 +201,7 @@ def robustness(
     from guardreasoner_vl.evaluation.report import markdown_table
     from guardreasoner_vl.stages import robustness as stage
 
-    loaded = find(benchmark, data)
+    loaded = find(benchmark, data, out / UNPACKED)
     policy = policy_of(mode, None, "block", long_input, max_new_tokens)
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
         found = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
@@ -212,9 +222,15 @@ def _say_set_aside(set_aside: "SetAside") -> None:
         say(f"set aside: {count:,} rows ({reason})")
 
 
-def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGuard":
-    from guardreasoner_vl.guards.client import OtherGuard
+def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGuard | ShieldGemma2":
+    from guardreasoner_vl.guards.client import LOCAL, OtherGuard
 
+    if name == LOCAL:
+        from guardreasoner_vl.guards.shieldgemma import ShieldGemma2
+
+        if base_url is not None or model is None:
+            raise InputError(f"--guard {LOCAL} runs here: give --model, its folder or hub id, and no --base-url")
+        return ShieldGemma2(model)
     if base_url is None or model is None:
         raise InputError("--guard needs --base-url and --model: the server's address and its name for the guard")
     return OtherGuard(name, base_url, model)

@@ -96,6 +96,11 @@ class Guard:
         """The mode in which it judges if none is named."""
         return self.policy.mode
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its verdicts besides the model and the mode, as plain data."""
+        return {name: value for name, value in self.policy.as_json().items() if name != "mode"}
+
     def moderate(
         self,
         prompt: str | None = None,

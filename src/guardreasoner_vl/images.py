@@ -131,6 +131,12 @@ _READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
 }
 
 
+def file_ending(data: bytes) -> str:
+    """The usual ending of a picture file with these bytes, such as `.png`; empty for what is none of ours."""
+    found = (name for name, (signature, _) in _READERS.items() if data.startswith(signature))
+    return next((f".{name.lower()}" for name in found), "")
+
+
 def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Picture, ...]:
     """Read a path, encoded bytes, `data:` URL or PIL image into one or more pictures per frame.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from guardreasoner_vl.calibration import Calibration, Preset, Scale, check_preset
 from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
@@ -59,6 +59,12 @@ class Policy:
         if not 0 <= self.window_overlap < 1:
             raise InputError("window_overlap is a share of a window: give a number from 0 to below 1")
         check_preset(self.preset)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, the calibration included: two guards of one model with the same give the same verdicts."""
+        limits = {**asdict(self.images), "formats": sorted(self.images.formats)}
+        calibration = self.calibration and self.calibration.model_dump(mode="json")
+        return {**asdict(self), "images": limits, "calibration": calibration}
 
     @property
     def doubt(self) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import lzma
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +15,8 @@ from PIL import Image
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.base import Loaded, load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import BENCHMARKS, MORE, PAPER, named
-from guardreasoner_vl.evaluation.benchmarks.records import read_records
 from guardreasoner_vl.evaluation.published import sizes
+from guardreasoner_vl.sources.records import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ def labels(samples: Sequence[Sample]) -> list[tuple[str | None, str | None]]:
 
 
 def get(name: str, folder: Path) -> Loaded:
-    return load(named(name), folder)
+    return load(named(name), folder, folder / "unpacked")
 
 
 # --- the catalogue --------------------------------------------------------------------------------------
@@ -314,6 +315,27 @@ def test_picture_sets(tmp_path: Path) -> None:
         variant: get(f"MM-SafetyBench-{variant}-06-Fraud", tmp_path).samples[0].prompt for variant in ("SD", "TYPO")
     }
     assert prompts == {"SD": "drawn", "TYPO": "typed"}
+
+
+def test_unsafebench_keeps_its_pictures_inside_the_files(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (28, 28), "red").save(buffer, "PNG")
+    seen = {"bytes": buffer.getvalue(), "path": None}
+    first = {"image": seen, "safety_label": "Safe", "category": "Hate", "source": "Lexica", "text": "a red square"}
+    put(tmp_path, "data/test-00000-of-00002.parquet", [first, {**first, "safety_label": "unsafe"}])
+    put(tmp_path, "data/test-00001-of-00002.parquet", [{**first, "safety_label": "Unsafe"}, {**first, "image": None}])
+    put(tmp_path, "data/train-00000-of-00001.parquet", [first])
+    found = get("UnsafeBench", tmp_path)
+    assert labels(found.samples) == [("unharmful", None), ("harmful", None)]
+    assert [sample.id for sample in found.samples] == ["UnsafeBench/0", "UnsafeBench/2"]
+    assert found.set_aside.reasons == {"label 'unsafe' is none of 'Safe', 'Unsafe'": 1, "no picture in it": 1}
+    assert found.size_differs == "UnsafeBench: 2 rows, the official set has 2,037"
+    sample = found.samples[0]
+    assert (sample.modality, sample.prompt, sample.meta) == ("image", "", {"category": "Hate"})
+    (unpacked,) = (tmp_path / "unpacked").iterdir()  # the same picture is written once
+    assert sample.images == found.samples[1].images == (str(unpacked),)
+    assert unpacked.suffix == ".png"
+    assert unpacked.read_bytes() == seen["bytes"]
 
 
 def test_vlguard_has_two_rows_for_a_safe_picture(tmp_path: Path) -> None:

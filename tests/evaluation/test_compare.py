@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.evaluation.compare import difference, leaderboard, markdown, read_evaluation
-from guardreasoner_vl.evaluation.predictions import PREDICTIONS, SETTINGS
-from guardreasoner_vl.evaluation.results import Settings
+from guardreasoner_vl.evaluation.compare import by_group, difference, leaderboard, markdown, read_evaluation
+from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, SETTINGS
+from guardreasoner_vl.evaluation.results import Settings, summarise
+from guardreasoner_vl.types import Label
 from tests.evaluation.test_report import prediction
 
 if TYPE_CHECKING:
@@ -46,6 +47,27 @@ def test_the_best_stands_first_and_the_test_is_exact(tmp_path: Path) -> None:
 def test_only_shared_rows_are_compared(tmp_path: Path) -> None:
     rows, test = difference(evaluation(tmp_path, "good"), evaluation(tmp_path, "bad", count=3), "request")
     assert (rows, test.only_first) == (3, 3)
+
+
+def test_benchmarks_set_apart_and_baselines_stand_beside_every_guard(tmp_path: Path) -> None:
+    rows = [prediction("a", "harmful", "harmful"), prediction("b", "unharmful", "harmful", benchmark="noisy")]
+    for name, part in (("both", rows), ("one", rows[:1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / PREDICTIONS).write_text("".join(row.model_dump_json() + "\n" for row in part))
+        (tmp_path / name / SETTINGS).write_text(json.dumps(asdict(Settings(name, None, "fast"))))
+    results = summarise(rows, Settings("both", None, "fast"), {"no": lambda row, target: Label.UNHARMFUL}, ["noisy"])
+    (tmp_path / "both" / RESULTS).write_text(json.dumps(results.as_json()))
+    both, one = read_evaluation(tmp_path / "both"), read_evaluation(tmp_path / "one")
+    assert both.results.groups["request"]["all"].figures.rows == 1
+    dash = "\u2013"
+    assert by_group([both, one], "request") == [
+        ["", "rows", "harmful", "both, fast (both) F1 / FPR", "one, fast (one) F1 / FPR", "no F1 / FPR", "coverage"],
+        ["all", "1", "1", f"100.0 / {dash}", f"100.0 / {dash}", f"0.0 / {dash}", "100.0 / 100.0"],
+        ["toy", "1", "1", f"100.0 / {dash}", f"100.0 / {dash}", f"0.0 / {dash}", "100.0 / 100.0"],
+        ["noisy (apart)", "1", "0", "0.0 / 100.0", dash, f"{dash} / 0.0", f"100.0 / {dash}"],
+        ["modality: text", "1", "1", f"100.0 / {dash}", f"100.0 / {dash}", f"0.0 / {dash}", "100.0 / 100.0"],
+    ]
+    assert "| noisy (apart) | 1 | 0 |" in markdown([both, one])
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from guardreasoner_vl.evaluation.figures import draw
 from guardreasoner_vl.evaluation.predictions import Prediction
-from guardreasoner_vl.evaluation.published import published_f1
+from guardreasoner_vl.evaluation.published import published_f1, published_tokens, sizes
 from guardreasoner_vl.evaluation.report import NONE, markdown, markdown_table, page, paper_f1, paper_table
 from guardreasoner_vl.evaluation.results import Results, Settings, summarise
 from guardreasoner_vl.types import Judgement, Label
@@ -112,6 +112,23 @@ def test_the_papers_cells_stand_beside_ours() -> None:
     cells = next(row for row in table if row[0] == "GuardReasoner-VL 7B")
     assert cells[1] == f"{theirs['ToxicChat']:.2f}"
     assert paper_table(results, "response") == []
+
+
+def test_the_papers_tokens_stand_beside_an_evaluation_of_all_its_benchmarks() -> None:
+    rows = [
+        prediction(f"{size.file}-{label}", label, label, benchmark=size.file, completion_tokens=50)
+        for size in sizes()
+        if size.task == "prompt"
+        for label in ("harmful", "unharmful")
+    ]
+    theirs = {"GuardReasoner-VL 3B", "GuardReasoner-VL-Eco 3B", "GuardReasoner-VL 7B", "GuardReasoner-VL-Eco 7B"}
+    assert set(published_tokens()) == theirs
+    whole = summarise(rows, SETTINGS)
+    svg = draw(whole, rows)["request_tokens"]
+    shown = {name for name in {*theirs, "toy, Average (All)"} if f"<!-- {name} -->" in svg}
+    assert shown == {*theirs, "toy, Average (All)"}
+    part = draw(summarise(rows[2:], SETTINGS), rows[2:])["request_tokens"]
+    assert "GuardReasoner-VL" not in part
 
 
 def test_figures_are_drawn_for_what_is_defined(rows: list[Prediction], results: Results) -> None:

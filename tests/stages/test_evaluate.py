@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,7 +57,11 @@ def test_every_row_is_judged_once_and_counted(tmp_path: Path) -> None:
     assert stored[3].error == "engine"
     written = json.loads((tmp_path / "out" / RESULTS).read_text())
     assert written["groups"]["request"]["category: fraud"]["figures"]["f1"] == 1
-    assert written["settings"] == {"model": "scripted", "revision": None, "mode": "slow"}
+    settings = written["settings"]
+    policy = settings.pop("guard")
+    assert settings == {"model": "scripted", "revision": None, "mode": "slow"}
+    assert (policy["thresholds"], policy["calibration"], policy["long_input"]) == ([None, None], None, "refuse")
+    assert set(policy) == {field.name for field in fields(Policy)} - {"mode"}
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -96,9 +101,30 @@ def test_two_evaluations_are_not_mixed(tmp_path: Path) -> None:
     evaluate.run(scripted_guard(), loaded, out)
     with pytest.raises(DataError, match="another mode"):
         evaluate.run(scripted_guard(Policy(mode="fast")), loaded, out)
+    for policy, changed in (
+        (Policy(thresholds=(0.5, 0.5)), "guard.thresholds"),
+        (Policy(long_input="windows"), "guard.long_input"),
+    ):
+        with pytest.raises(DataError, match=f"another {changed};"):
+            evaluate.run(scripted_guard(policy), loaded, out)
+    evaluate.run(scripted_guard(), loaded, out)
     other = [from_file(write(tmp_path / "other.jsonl", ROWS))]
     with pytest.raises(DataError, match="4 rows that are not asked for"):
         evaluate.run(scripted_guard(), other, out)
+
+
+def test_benchmarks_set_apart_are_in_no_other_figure(tmp_path: Path) -> None:
+    loaded = [from_file(write(tmp_path / f"{name}.jsonl", ROWS)) for name in ("toy", "noisy")]
+    results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", apart=["noisy"])
+    groups = results.groups["request"]
+    assert groups["all"] == groups["toy"] == groups["noisy"] == groups["modality: text"]
+    assert json.loads((tmp_path / "out" / RESULTS).read_text())["apart"] == ["noisy"]
+    guard = scripted_guard()
+    with pytest.raises(InputError, match="no benchmark named nosiy to set apart; use toy, noisy"):
+        evaluate.run(guard, loaded, tmp_path / "typo", apart=["nosiy"])
+    assert asked(guard) == 0
+    only = evaluate.run(scripted_guard(), loaded, tmp_path / "out", apart=["toy", "noisy"])
+    assert set(only.groups["request"]) == {"toy", "noisy"}
 
 
 def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
@@ -127,22 +153,22 @@ def test_benchmarks_are_found_by_name_below_one_folder(tmp_path: Path) -> None:
     released.parent.mkdir(parents=True)
     text = "Human user:\nsay BAD\n\nAI assistant:\nNone\n\n"
     released.write_text(json.dumps([{"instruction": "", "input": text, "output": "Request: harmful\nResponse: None"}]))
-    (found,) = find(["simplesafetytests"], str(tmp_path / "data"))
+    (found,) = find(["simplesafetytests"], str(tmp_path / "data"), tmp_path)
     assert [sample.request_label for sample in found.samples] == ["harmful"]
     assert found.size_differs == "SimpleSafetyTests: 1 rows, the official set has 100"
     results = evaluate.run(scripted_guard(), [found], tmp_path / "out")
     assert results.warnings == [found.size_differs]
     with pytest.raises(InputError, match="--data"):
-        find(["SimpleSafetyTests"], None)
+        find(["SimpleSafetyTests"], None, tmp_path)
     with pytest.raises(DataError, match="no such folder"):
-        find([], str(tmp_path / "nowhere"))
+        find([], str(tmp_path / "nowhere"), tmp_path)
     with pytest.raises(InputError, match="no benchmark named 'nonsense'"):
-        find(["nonsense"], str(tmp_path))
+        find(["nonsense"], str(tmp_path), tmp_path)
     toy = str(write(tmp_path / "toy.jsonl", ROWS))
     with pytest.raises(InputError, match="toy: named twice"):
-        find([toy, toy], None)
+        find([toy, toy], None, tmp_path)
     splits = [str(write(tmp_path / name / "validation.jsonl", ROWS)) for name in ("one", "two")]
-    assert [loaded.benchmark.name for loaded in find(splits, None)] == ["one validation", "two validation"]
+    assert [loaded.benchmark.name for loaded in find(splits, None, tmp_path)] == ["one validation", "two validation"]
 
 
 def test_the_released_set_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,10 +182,10 @@ def test_the_released_set_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for data in ("hub:owner/tests", f"hub:owner/tests@{commit}"):
-        (found,) = find(["SimpleSafetyTests"], data)
+        (found,) = find(["SimpleSafetyTests"], data, tmp_path)
         assert [(sample.prompt, sample.request_label) for sample in found.samples] == [("say BAD", "harmful")]
     with pytest.raises(DataError, match="owner/others: not found on the hub"):
-        find(["SimpleSafetyTests"], "hub:owner/others")
+        find(["SimpleSafetyTests"], "hub:owner/others", tmp_path)
 
 
 def test_hashed_words_stand_beside_where_there_are_training_rows(tmp_path: Path) -> None:

@@ -1,16 +1,26 @@
-"""Evaluations beside each other: a leaderboard, and whether two guards differ by more than chance."""
+"""Evaluations beside each other: a leaderboard, every benchmark, and whether two guards differ by more than chance."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.intervals import McNemar, mcnemar
-from guardreasoner_vl.evaluation.predictions import PREDICTIONS, SETTINGS, Prediction, read_predictions
+from guardreasoner_vl.evaluation.metrics import Counts
+from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, SETTINGS, Prediction, read_predictions
 from guardreasoner_vl.evaluation.report import NONE, markdown_table, percent
-from guardreasoner_vl.evaluation.results import TARGETS, Results, Settings, judgement, summarise, truth
+from guardreasoner_vl.evaluation.results import (
+    ALL,
+    CATEGORY,
+    TARGETS,
+    Results,
+    Settings,
+    judgement,
+    summarise,
+    truth,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,29 +40,66 @@ class Evaluation:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Raises `DataError` if the folder holds no evaluation."""
+    """Raises `DataError` if the folder holds no evaluation. One that is not finished has no baselines."""
     try:
         settings = Settings(**json.loads((folder / SETTINGS).read_text("utf-8")))
+        finished = (folder / RESULTS).is_file()
+        stored: dict[str, Any] = json.loads((folder / RESULTS).read_text("utf-8")) if finished else {}
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder}: no evaluation in it; give a folder that `evaluate --out` wrote") from error
     rows = list(read_predictions(folder / PREDICTIONS))
-    return Evaluation(f"{settings.model}, {settings.mode} ({folder.name})", rows, summarise(rows, settings, {}))
+    results = summarise(rows, settings, {}, stored.get("apart", ()))
+    for target, groups in stored.get("groups", {}).items():
+        for name, group in groups.items():
+            counted = {guard: Counts(**cells) for guard, cells in group["baselines"].items()}
+            results.groups[target][name] = replace(results.groups[target][name], baselines=counted)
+    return Evaluation(f"{settings.model}, {settings.mode} ({folder.name})", rows, results)
 
 
 def leaderboard(evaluations: Sequence[Evaluation], target: Target) -> Table:
-    """F1 by benchmark, the best over all rows first, with coverage and what an answer takes."""
-    names = list(dict.fromkeys(row.benchmark for one in evaluations for row in one.rows if truth(row, target)))
-    table = [["", *names, "all rows", "FPR", "coverage", "tokens, mean"]]
-    lines: list[tuple[float, list[str]]] = []
-    for one in evaluations:
-        groups = one.results.groups.get(target, {})
-        if "all" not in groups:
+    """A line for each guard over all its rows, the best F1 first."""
+    found = [(one.name, groups[ALL].figures) for one in evaluations if ALL in (groups := one.results.groups[target])]
+    found.sort(key=lambda line: -(line[1].counts.f1 or 0))
+    return [
+        ["", "F1", "FPR", "coverage", "tokens, mean", "rows"],
+        *(
+            [
+                name,
+                percent(figures.counts.f1),
+                percent(figures.counts.false_positive_rate),
+                percent(figures.counts.coverage),
+                f"{figures.completion_tokens_mean:.1f}",
+                f"{figures.rows:,}",
+            ]
+            for name, figures in found
+        ),
+    ]
+
+
+def by_group(evaluations: Sequence[Evaluation], target: Target) -> Table:
+    """A line for all rows, each benchmark and each modality; F1 / FPR of every guard, the baselines last."""
+    names = dict.fromkeys(name for one in evaluations for name in one.results.groups[target])
+    apart = {name for one in evaluations for name in one.results.apart}
+    groups = {name: [one.results.groups[target].get(name) for one in evaluations] for name in names}
+    baselines = dict.fromkeys(guard for parts in groups.values() for part in parts if part for guard in part.baselines)
+    head = [f"{name} F1 / FPR" for name in (*(one.name for one in evaluations), *baselines)]
+    table = [["", "rows", "harmful", *head, "coverage"]]
+    for name, parts in groups.items():
+        if name.startswith(CATEGORY):
             continue
-        figures = groups["all"].figures
-        cells = [percent(groups[name].figures.counts.f1) if name in groups else NONE for name in (*names, "all")]
-        rates = [percent(figures.counts.false_positive_rate), percent(figures.counts.coverage)]
-        lines.append((figures.counts.f1 or 0, [one.name, *cells, *rates, f"{figures.completion_tokens_mean:.1f}"]))
-    return table + [cells for _, cells in sorted(lines, key=lambda line: -line[0])]
+        first = next(part for part in parts if part)
+        counts = [part.figures.counts if part else None for part in parts]
+        rows, harmful = first.figures.rows, first.figures.counts.true_positive + first.figures.counts.false_negative
+        table.append(
+            [f"{name} (apart)" if name in apart else name, f"{rows:,}", f"{harmful:,}"]
+            + [_both(one) for one in (*counts, *(first.baselines.get(guard) for guard in baselines))]
+            + [" / ".join(percent(one.coverage) if one else NONE for one in counts)]
+        )
+    return table
+
+
+def _both(counts: Counts | None) -> str:
+    return f"{percent(counts.f1)} / {percent(counts.false_positive_rate)}" if counts else NONE
 
 
 def difference(first: Evaluation, second: Evaluation, target: Target) -> tuple[int, McNemar]:
@@ -70,7 +117,7 @@ def difference(first: Evaluation, second: Evaluation, target: Target) -> tuple[i
 
 
 def markdown(evaluations: Sequence[Evaluation]) -> str:
-    """The leaderboard of each target, and every evaluation against the first one."""
+    """For each target the leaderboard, every evaluation against the first one, and every benchmark."""
     parts = ["# Guards compared", "F1 and rates in percent; harmful is the positive class."]
     for target in TARGETS:
         board = leaderboard(evaluations, target)
@@ -85,4 +132,5 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
             )
         if len(table) > 1:
             parts += ["McNemar's exact test, two-sided:", markdown_table(table)]
+        parts.append(markdown_table(by_group(evaluations, target)))
     return "\n\n".join(parts) + "\n"

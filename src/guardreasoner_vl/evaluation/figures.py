@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import MissingExtraError
 from guardreasoner_vl.evaluation.curves import curve, reliability
-from guardreasoner_vl.evaluation.published import published_f1
+from guardreasoner_vl.evaluation.published import published_f1, published_tokens
 from guardreasoner_vl.evaluation.report import TASKS, paper_f1
-from guardreasoner_vl.evaluation.results import CATEGORY, MODALITY, TARGETS, judgement, truth
+from guardreasoner_vl.evaluation.results import ALL, CATEGORY, MODALITY, TARGETS, judgement, truth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,8 @@ OWN, OTHER, THIRD = "#1f5fbf", "#b9c2cc", "#c4572e"
 COMPARED = ("LLaMA Guard 3 Vision 11B", "GuardReasoner-VL 7B")
 """The published rows that are drawn beside ours."""
 
-_MOST_BARS = 40
+AVERAGE = "Average (All)"
+_MOST_BARS, _MOST_NAMES = 40, 15
 
 
 def draw(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
@@ -101,12 +102,25 @@ def _tokens(results: Results, target: Target) -> str:
     benchmarks = _shown(results, target)
     tokens = [one.figures.completion_tokens_mean for one in benchmarks.values()]
     values = [_rate(one.figures.counts.f1) for one in benchmarks.values()]
-    axes.scatter(tokens, values, color=[THIRD if name == "all" else OWN for name in benchmarks], s=18)
-    for name, x, y in zip(benchmarks, tokens, values, strict=True):
-        if name == "all" or len(benchmarks) <= 15:
-            axes.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    axes.scatter(tokens, values, color=[THIRD if name == ALL else OWN for name in benchmarks], s=18)
+    points = zip(benchmarks, tokens, values, strict=True)
+    averages = _averages(results, target)
+    axes.scatter([x for _, x, _ in averages], [y for _, _, y in averages], color=OTHER, s=30, marker="D")
+    for name, x, y in [*(point for point in points if point[0] == ALL or len(benchmarks) <= _MOST_NAMES), *averages]:
+        axes.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
     axes.set(xlabel="output tokens, mean", ylabel="F1, percent", ylim=(0, 105), title=f"F1 of {target}s against tokens")
     return _svg(figure)
+
+
+def _averages(results: Results, target: Target) -> list[tuple[str, float, float]]:
+    """Tokens and average F1 of this guard and of the paper's, where all benchmarks of the average were judged."""
+    own = paper_f1(results, target).get(AVERAGE)
+    if own is None:
+        return []
+    table = published_f1(TASKS[target])
+    tokens = results.groups[target][ALL].figures.completion_tokens_mean
+    published = [(name, tokens, f1) for name, tokens in published_tokens().items() if (f1 := table[name][AVERAGE])]
+    return [(f"{results.settings.model}, {AVERAGE}", tokens, own), *published]
 
 
 def _reliability(truths: Sequence[bool], scores: Sequence[float], target: Target) -> str:

@@ -1,4 +1,4 @@
-"""The paper's figures (Tables 1 and 2) and the sizes of its benchmarks, as package data."""
+"""The paper's figures (Tables 1 to 3) and the sizes of its benchmarks, as package data."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ def published_f1(task: Task) -> dict[str, dict[str, float | None]]:
         if row["task"] == task:
             table.setdefault(row["model"], {})[row["benchmark"]] = float(row["f1"]) if row["f1"] else None
     return table
+
+
+@cache
+def published_tokens() -> dict[str, float]:
+    """Mean output tokens over all benchmarks, for the models that the paper gives them for (Table 3)."""
+    return {row["model"]: float(row["tokens"]) for row in _rows("tokens.csv")}
 
 
 def averages(task: Task, f1: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -169,6 +169,8 @@ def _notes(results: Results) -> str:
         "Harmful is the positive class; percent. An answer that cannot be parsed is wrong once. Intervals are 95% "
         "bootstrap intervals; ECE is the expected calibration error of the scores."
     ]
+    if results.apart:
+        lines.append(f"Set apart, with lines of their own and in no other figure: {', '.join(results.apart)}.")
     lines += [f"Note: {warning}." for warning in results.warnings]
     for name, reasons in results.set_aside.items():
         counted = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())

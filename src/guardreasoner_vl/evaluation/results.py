@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.curves import auprc, auroc, calibration_error, recall_at
 from guardreasoner_vl.evaluation.intervals import Interval, f1_interval, false_positive_rate_interval
 from guardreasoner_vl.evaluation.metrics import Counts, count
@@ -24,6 +25,7 @@ Baseline: TypeAlias = Callable[[Prediction, Target], Label]
 """A guard that needs no more than the row's place; it is called for labelled rows."""
 
 TARGETS: tuple[Target, Target] = ("request", "response")
+ALL = "all"
 MODALITY = "modality: "
 CATEGORY = "category: "
 
@@ -60,6 +62,8 @@ class Settings:
     model: str
     revision: str | None
     mode: str
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What else decides a verdict: thresholds, calibration, limits, or which adapter asks."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,14 @@ class Group:
 
 @dataclass
 class Results:
-    """Figures by target and group: all rows, each benchmark, each modality, each category."""
+    """Figures by target and group: all rows, each benchmark, each modality, each category.
+
+    Benchmarks named in `apart` have groups of their own and are in no other one.
+    """
 
     settings: Settings
     groups: dict[Target, dict[str, Group]] = field(default_factory=dict)
+    apart: tuple[str, ...] = ()
     set_aside: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -96,14 +104,21 @@ CONSTANT: Mapping[str, Baseline] = {
 }
 
 
-def summarise(rows: Sequence[Prediction], settings: Settings, baselines: Mapping[str, Baseline] = CONSTANT) -> Results:
-    """Figures of all rows, and of each benchmark, modality and category."""
-    results = Results(settings)
+def summarise(
+    rows: Sequence[Prediction],
+    settings: Settings,
+    baselines: Mapping[str, Baseline] = CONSTANT,
+    apart: Sequence[str] = (),
+) -> Results:
+    """Figures of all rows but those of the benchmarks set `apart`, and of each benchmark, modality and category."""
+    results = Results(settings, apart=tuple(apart))
+    benchmarks = grouped(rows, lambda row: row.benchmark)
+    pooled = [row for row in rows if row.benchmark not in apart]
     groups = {
-        "all": list(rows),
-        **grouped(rows, lambda row: row.benchmark),
-        **{f"{MODALITY}{name}": part for name, part in grouped(rows, lambda row: row.modality).items()},
-        **{f"{CATEGORY}{name}": part for name, part in grouped(rows, lambda row: row.category).items()},
+        ALL: pooled,
+        **benchmarks,
+        **{f"{MODALITY}{name}": part for name, part in grouped(pooled, lambda row: row.modality).items()},
+        **{f"{CATEGORY}{name}": part for name, part in grouped(pooled, lambda row: row.category).items()},
     }
     for target in TARGETS:
         results.groups[target] = {
@@ -112,6 +127,12 @@ def summarise(rows: Sequence[Prediction], settings: Settings, baselines: Mapping
             if (found := figures(part, target)) is not None
         }
     return results
+
+
+def check_apart(apart: Iterable[str], benchmarks: Sequence[str]) -> None:
+    """Raises `InputError` for a name that no benchmark has."""
+    if unknown := set(apart) - set(benchmarks):
+        raise InputError(f"no benchmark named {', '.join(sorted(unknown))} to set apart; use {', '.join(benchmarks)}")
 
 
 def _counted(rows: Iterable[Prediction], target: Target, guard: Baseline) -> Counts:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError, GuardError, InputError
-from guardreasoner_vl.evaluation.benchmarks.records import read_records
 from guardreasoner_vl.evaluation.benchmarks.released import gold_labels
 from guardreasoner_vl.evaluation.rules import Answered
 from guardreasoner_vl.protocol.messages import parse_released_input
 from guardreasoner_vl.sources.jsonl import SetAside, read_samples
+from guardreasoner_vl.sources.records import read_records
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from guardreasoner_vl.evaluation.benchmarks.records import Record
+    from guardreasoner_vl.sources.records import Record
     from guardreasoner_vl.types import Sample
 
 ANSWER = "predict"

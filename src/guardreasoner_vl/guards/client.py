@@ -13,15 +13,16 @@ from guardreasoner_vl.guards.base import Adapter, read_answer
 from guardreasoner_vl.guards.chat_guards import LlamaGuard, LlavaGuard, Qwen3Guard
 from guardreasoner_vl.guards.openai_moderation import OpenAIModeration
 from guardreasoner_vl.guards.plain_guards import GuardReasoner, WildGuard
+from guardreasoner_vl.guards.verdicts import failure, verdict_of, worse
 from guardreasoner_vl.intake import take_in
-from guardreasoner_vl.types import Judgement, Label, Mode, ModelInfo, Usage, Verdict, VerdictError
+from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from guardreasoner_vl.guards.base import Ask
-    from guardreasoner_vl.types import Exchange, Target
+    from guardreasoner_vl.types import Exchange, Judgement, Mode, Target, Verdict
 
 ADAPTERS: dict[str, Adapter] = {
     "llama-guard-3-8b": LlamaGuard(parts=False),
@@ -37,8 +38,8 @@ ADAPTERS: dict[str, Adapter] = {
 }
 """By name; any other chat model is judged zero-shot by `--engine openai`, with this project's instruction."""
 
-_ABSENT = Judgement(label=Label.NOT_APPLICABLE)
-_ERROR = Judgement(label=Label.ERROR)
+LOCAL = "shieldgemma-2"
+"""The guard that is run here (`guards.shieldgemma`), since its prompts are made by its own processor."""
 
 
 class OtherGuard:
@@ -59,8 +60,8 @@ class OtherGuard:
         retries: int = 3,
     ) -> None:
         if guard not in ADAPTERS:
-            raise InputError(f"unknown guard {guard!r:.40}: use {', '.join(ADAPTERS)}")
-        self._adapter = ADAPTERS[guard]
+            raise InputError(f"unknown guard {guard!r:.40}: use {', '.join([*ADAPTERS, LOCAL])}")
+        self._guard, self._adapter = guard, ADAPTERS[guard]
         self._model = model
         key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
         self._http = HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries)
@@ -74,6 +75,11 @@ class OtherGuard:
     def mode(self) -> Mode:
         """`slow` for guards that reason, else `fast`."""
         return "slow" if self._adapter.reasons else "fast"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its verdicts besides the model and the mode."""
+        return {"adapter": self._guard}
 
     def moderate_batch(self, items: Iterable[Exchange], *, chunk: int = 128) -> Iterator[Verdict]:
         """Verdicts in order; `chunk` exchanges are asked about at once."""
@@ -104,37 +110,14 @@ class OtherGuard:
                 answer = read_answer(ask.path, body)
                 tokens += answer.completion_tokens
                 for target, judgement in self._adapter.read(ask, answer).items():
-                    found[target] = _worse(found.get(target), judgement)
+                    found[target] = worse(found.get(target), judgement)
         except GuardError as error:
-            return self._made(None, VerdictError(code=error.code, message=str(error)), tokens, started)
-        return self._made(found, None, tokens, started)
+            return failure(error, self.mode, self.model, _used(tokens, started))
+        return verdict_of(found, self.mode, self.model, _used(tokens, started))
 
     def _payload(self, ask: Ask) -> Any:
         return lambda: {"model": self._model, **ask.payload()}
 
-    def _made(
-        self, found: dict[Target, Judgement] | None, error: VerdictError | None, tokens: int, started: float
-    ) -> Verdict:
-        judgements = (
-            (_ERROR, _ERROR) if found is None else (found.get("request", _ABSENT), found.get("response", _ABSENT))
-        )
-        flagged = None if error else any(one.label is Label.HARMFUL for one in judgements)
-        return Verdict(
-            request=judgements[0],
-            response=judgements[1],
-            flagged=flagged,
-            action="allow" if flagged is False else "block",
-            mode=self.mode,
-            error=error,
-            model=self.model,
-            usage=Usage(completion_tokens=tokens, seconds=time.perf_counter() - started),
-        )
 
-
-def _worse(first: Judgement | None, second: Judgement) -> Judgement:
-    """Of two judgements about one target the harmful one counts, with the higher score."""
-    if first is None:
-        return second
-    scores = [one.score for one in (first, second) if one.score is not None]
-    label = Label.HARMFUL if Label.HARMFUL in (first.label, second.label) else second.label
-    return Judgement(label=label, score=max(scores, default=None))
+def _used(tokens: int, started: float) -> Usage:
+    return Usage(completion_tokens=tokens, seconds=time.perf_counter() - started)

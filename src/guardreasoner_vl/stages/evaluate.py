@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from guardreasoner_vl.batch_output import sync
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, SETTINGS, Prediction, read_predictions
-from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, summarise
+from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, check_apart, summarise
 from guardreasoner_vl.guard import CHUNK
 from guardreasoner_vl.run_dir import changed_keys, write_json
 
@@ -36,6 +36,9 @@ class Judging(Protocol):
     @property
     def mode(self) -> Mode: ...
 
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
     def moderate_batch(self, items: Iterable[Exchange], *, chunk: int) -> Iterator[Verdict]: ...
 
 
@@ -47,11 +50,16 @@ def run(
     content: bool = False,
     chunk: int = CHUNK,
     baselines: Mapping[str, Baseline] | None = None,
+    apart: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """`judge`, and the figures of all rows, in `OUT/results.json` too."""
+    """`judge`, and the figures of all rows but those of the benchmarks set `apart`, in `OUT/results.json` too.
+
+    Raises `InputError` if one of those is not among the benchmarks.
+    """
+    check_apart(apart, [one.benchmark.name for one in benchmarks])
     rows = judge(guard, benchmarks, out, content=content, chunk=chunk, progress=progress)
-    results = summarise(rows, _settings(guard), {**CONSTANT, **(baselines or {})})
+    results = summarise(rows, _settings(guard), {**CONSTANT, **(baselines or {})}, apart)
     results.set_aside = {one.benchmark.name: one.set_aside.reasons for one in benchmarks if one.set_aside.total}
     results.warnings = [told for one in benchmarks if (told := one.size_differs)]
     write_json(out / RESULTS, results.as_json())
@@ -70,7 +78,7 @@ def judge(
     """Judge every row that `out` holds no prediction of; all predictions, the earlier ones first.
 
     `content` stores texts, picture paths and reasoning with the predictions. Raises `DataError` if `out` holds
-    predictions of another guard, mode or set of rows.
+    predictions of another guard, mode, policy or set of rows.
     """
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / SETTINGS, _settings(guard))
@@ -100,15 +108,16 @@ def judge(
 
 
 def _settings(guard: Judging) -> Settings:
-    return Settings(guard.model.name, guard.model.revision, guard.mode)
+    return Settings(guard.model.name, guard.model.revision, guard.mode, guard.settings)
 
 
 def _check_same(path: Path, settings: Settings) -> None:
+    resolved = json.loads(json.dumps(asdict(settings)))  # as it will be read back: lists for tuples
     if path.is_file():
-        changed = changed_keys(json.loads(path.read_text("utf-8")), asdict(settings))
+        changed = changed_keys(json.loads(path.read_text("utf-8")), resolved)
         if changed:
             raise DataError(f"{path.parent} holds an evaluation with another {', '.join(changed)}; give a new --out")
-    write_json(path, asdict(settings))
+    write_json(path, resolved)
 
 
 def _stored(path: Path, benchmarks: Sequence[Loaded]) -> list[Prediction]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from guardreasoner_vl.errors import DataError, GuardError
-from guardreasoner_vl.evaluation.benchmarks.records import Record, read_records
 from guardreasoner_vl.sources.jsonl import SetAside
+from guardreasoner_vl.sources.records import Record, read_records
 from guardreasoner_vl.types import GoldLabel, Modality, Sample
 
 if TYPE_CHECKING:
@@ -24,11 +25,15 @@ class NotASampleError(DataError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands: its benchmark, its number in the file, and the folder that picture paths start from."""
+    """Where a record stands: its benchmark, its number in the files, and the folder that picture paths start from.
+
+    Pictures that stand in the record itself are written to `unpacked`.
+    """
 
     benchmark: str
     number: int
     folder: Path
+    unpacked: Path
 
     @property
     def id(self) -> str:
@@ -42,7 +47,7 @@ ToSample: TypeAlias = Callable[[Record, Place], "Sample | Sequence[Sample] | Non
 
 @dataclass(frozen=True)
 class Layout:
-    """One published form: the file below the given folder, and what makes a sample of its record.
+    """One published form: the file (or a pattern for several) below the given folder, and what makes samples of it.
 
     `pick` chooses among all samples where the set is drawn from a larger file.
     """
@@ -84,26 +89,27 @@ class Loaded:
         return f"{self.benchmark.name}: {len(self.samples):,} rows, the official set has {size:,}"
 
 
-def load(benchmark: Benchmark, folder: Path) -> Loaded:
-    """Read the first layout found in `folder` or in a folder inside it.
+def load(benchmark: Benchmark, folder: Path, unpacked: Path) -> Loaded:
+    """Read the first layout found in `folder` or in a folder inside it; pictures inside records go to `unpacked`.
 
     Raises `DataError` if there is none, or nothing usable in it.
     """
     inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     for layout in benchmark.layouts:
         for place in (folder, *inside):
-            if (place / layout.file).is_file():
-                return _loaded(benchmark, layout, place / layout.file)
+            if files := sorted(path for path in place.glob(layout.file) if path.is_file()):
+                return _loaded(benchmark, layout, files, unpacked)
     wanted = " or ".join(layout.file for layout in benchmark.layouts)
     raise DataError(f"{folder}: no {wanted} for {benchmark.name}; get it from {benchmark.origin}")
 
 
-def _loaded(benchmark: Benchmark, layout: Layout, path: Path) -> Loaded:
+def _loaded(benchmark: Benchmark, layout: Layout, files: Sequence[Path], unpacked: Path) -> Loaded:
+    path = files[0]
     loaded = Loaded(benchmark, [], path)
     seen: set[str] = set()
-    for number, record in enumerate(read_records(path)):
+    for number, record in enumerate(chain.from_iterable(map(read_records, files))):
         try:
-            made = layout.to_sample(record, Place(benchmark.name, number, path.parent))
+            made = layout.to_sample(record, Place(benchmark.name, number, path.parent, unpacked))
             samples = [made] if isinstance(made, Sample) else made or []
             for sample in samples:
                 sample.exchange()

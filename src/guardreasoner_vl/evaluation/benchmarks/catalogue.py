@@ -169,6 +169,15 @@ MORE: dict[str, Benchmark] = {
             "hub ys-zong/VLGuard (accept its terms there first)",
             (Layout("test.json", pictures.vlguard),),
         ),
+        Benchmark(
+            "UnsafeBench",
+            "prompt",
+            "image",
+            2037,
+            "research only, gated",
+            "hub yiting/UnsafeBench (accept its terms there first)",
+            (Layout("data/test-*.parquet", pictures.unsafebench),),
+        ),
         *(
             Benchmark(
                 f"MM-SafetyBench-{variant}-{scenario}",

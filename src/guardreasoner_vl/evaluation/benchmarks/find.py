@@ -21,11 +21,11 @@ SPLITS = ("train", "validation", "test")
 RELEASED = "yueliu1999/GuardReasoner-VLTest"
 
 
-def find(names: Sequence[str], data: str | None) -> list[Loaded]:
+def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[Loaded]:
     """The benchmarks named, or the paper's. A name is that of the catalogue, or a JSONL file of samples.
 
     `data` is the folder that holds the known ones, each as released or as published, or `hub:OWNER/NAME@REVISION`.
-    Raises `DataError`, `InputError`.
+    Pictures that stand inside a set's records are written to `unpacked`. Raises `DataError`, `InputError`.
     """
     found: list[Loaded] = []
     folder: Path | None = None
@@ -36,7 +36,7 @@ def find(names: Sequence[str], data: str | None) -> list[Loaded]:
         benchmark = named(name)
         folder = folder or _folder(data)
         own = folder / benchmark.name
-        found.append(load(benchmark, own if own.is_dir() else folder))
+        found.append(load(benchmark, own if own.is_dir() else folder, unpacked))
     twice = {
         one.benchmark.name for one in found if sum(one.benchmark.name == other.benchmark.name for other in found) > 1
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.evaluation.benchmarks.base import NotASampleError, Place, label_of, picture_of, text_of
+from guardreasoner_vl.sources.records import unpack_picture
 from guardreasoner_vl.types import GoldLabel, Sample
 
 if TYPE_CHECKING:
-    from guardreasoner_vl.evaluation.benchmarks.records import Record
+    from guardreasoner_vl.sources.records import Record
 
 _XSTEST: dict[object, GoldLabel] = {"safe": "unharmful", "unsafe": "harmful"}
 _UNSAFEBENCH: dict[object, GoldLabel] = {"Safe": "unharmful", "Unsafe": "harmful"}
@@ -72,6 +73,14 @@ def vlguard(record: Record, place: Place) -> list[Sample]:
                 sample = _sample(place, text_of(entry, name), (picture,), label, record.get("harmful_category"))
                 samples.append(sample.model_copy(update={"id": f"{place.id}/{name}"}))
     return samples
+
+
+def unsafebench(record: Record, place: Place) -> Sample:
+    """`data/test-*.parquet`: pictures alone, inside the file."""
+    label = label_of(record.get("safety_label"), _UNSAFEBENCH)
+    picture = unpack_picture(record.get("image"), place.unpacked)
+    sample = _sample(place, "", (picture,), label, record.get("category"))
+    return sample.model_copy(update={"modality": "image"})
 
 
 def _sample(place: Place, prompt: str, images: tuple[str, ...], label: GoldLabel, category: object) -> Sample:

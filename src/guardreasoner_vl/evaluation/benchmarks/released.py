@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guardreasoner_vl.evaluation.benchmarks.base import Judged, ToSample
-    from guardreasoner_vl.evaluation.benchmarks.records import Record
+    from guardreasoner_vl.sources.records import Record
     from guardreasoner_vl.types import Modality
 
 _FIELD = {

@@ -11,7 +11,7 @@ from guardreasoner_vl.types import GoldLabel, Sample
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardreasoner_vl.evaluation.benchmarks.records import Record
+    from guardreasoner_vl.sources.records import Record
 
 _ZERO_ONE: dict[object, GoldLabel] = {"1": "harmful", 1: "harmful", "0": "unharmful", 0: "unharmful"}
 _WORDS: dict[object, GoldLabel] = {"harmful": "harmful", "unharmful": "unharmful"}

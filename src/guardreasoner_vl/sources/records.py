@@ -1,9 +1,10 @@
-"""Rows of the file formats that benchmarks are published in: JSON, JSON lines, CSV and Parquet, packed or not."""
+"""Rows of the file formats that data sets are published in: JSON, JSON lines, CSV and Parquet, packed or not."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import lzma
 import sys
@@ -11,6 +12,7 @@ import zlib
 from typing import IO, TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
+from guardreasoner_vl.images import file_ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +36,21 @@ def read_records(path: Path) -> Iterator[Record]:
             yield record
     except _BROKEN as error:
         raise DataError(f"{path}: cannot be read to its end ({type(error).__name__}); download it again") from error
+
+
+def unpack_picture(value: object, folder: Path) -> str:
+    """Write a picture that a record holds itself, as the hub's image columns do, and give its path.
+
+    It is named after its bytes, so that it is written once. Raises `DataError` for anything else.
+    """
+    data = value.get("bytes") if isinstance(value, dict) else None
+    if not isinstance(data, bytes) or not data:
+        raise DataError("no picture in it")
+    path = folder / f"{hashlib.sha256(data).hexdigest()[:24]}{file_ending(data)}"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return str(path)
 
 
 def _text(path: Path) -> IO[str]:
