@@ -27,8 +27,8 @@ from guardreasoner_vl.evaluation.scoring import score_table
 from guardreasoner_vl.evaluation.stored import read_stored
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.policy import Policy
-from guardreasoner_vl.sources.jsonl import SetAside
 from guardreasoner_vl.sources.phrases import phrase
+from guardreasoner_vl.sources.set_aside import SetAside
 from guardreasoner_vl.stages import evaluate
 from guardreasoner_vl.types import Judgement, Label, Sample
 

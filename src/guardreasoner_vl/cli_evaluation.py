@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.guards.client import OtherGuard
     from guardreasoner_vl.guards.shieldgemma import ShieldGemma2
-    from guardreasoner_vl.sources.jsonl import SetAside
+    from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.types import Sample
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.sources.jsonl import SetAside, find_split, is_held_out, read_samples
+from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
+from guardreasoner_vl.sources.set_aside import SetAside
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,9 @@ from guardreasoner_vl.errors import DataError, GuardError, InputError
 from guardreasoner_vl.evaluation.benchmarks.released import gold_labels
 from guardreasoner_vl.evaluation.rules import Answered
 from guardreasoner_vl.protocol.messages import parse_released_input
-from guardreasoner_vl.sources.jsonl import SetAside, read_samples
+from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.sources.records import read_records
+from guardreasoner_vl.sources.set_aside import SetAside
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import json
 import zlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError
@@ -20,26 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from guardreasoner_vl.sources.set_aside import SetAside
+
 HELD_OUT_MODULUS = 20
-
-
-@dataclass
-class SetAside:
-    """Rows that could not be used, counted by reason."""
-
-    reasons: dict[str, int] = field(default_factory=dict)
-
-    def add(self, reason: str) -> None:
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
-
-    def merge(self, other: SetAside) -> None:
-        """Add another count to this one."""
-        for reason, count in other.reasons.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + count
-
-    @property
-    def total(self) -> int:
-        return sum(self.reasons.values())
 
 
 def is_held_out(sample_id: str) -> bool:
@@ -69,7 +51,7 @@ def read_samples(path: Path, set_aside: SetAside | None = None) -> Iterator[Samp
         except (ValueError, RecursionError) as error:
             if set_aside is None:
                 raise DataError(f"{path}, line {number}: not a sample; fix or remove it") from error
-            set_aside.add("not a sample")
+            set_aside.add("not a sample", f"{path.name}, line {number}")
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.drawn import draw_folder
-from guardreasoner_vl.sources.jsonl import SetAside, find_split, is_held_out, read_samples
+from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
+from guardreasoner_vl.sources.set_aside import SetAside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

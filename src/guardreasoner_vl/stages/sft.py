@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import ReadingSection, Recipe
-    from guardreasoner_vl.sources.jsonl import SetAside
+    from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.stages.sft_data import TokenRows
     from guardreasoner_vl.stages.sft_trainer import SupervisedOnlyTrainer
     from guardreasoner_vl.types import Sample

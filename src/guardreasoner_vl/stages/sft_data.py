@@ -13,7 +13,7 @@ from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.baseline import HashedWords
 from guardreasoner_vl.intake import take_in
 from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, training_target
-from guardreasoner_vl.sources.jsonl import SetAside
+from guardreasoner_vl.sources.set_aside import SetAside
 from guardreasoner_vl.teachers.rules import explain
 from guardreasoner_vl.types import Target
 

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.errors import DataError, GuardError
-from guardreasoner_vl.sources.jsonl import SetAside
-from guardreasoner_vl.sources.records import Record, read_records
-from guardreasoner_vl.types import GoldLabel, Modality, Sample
+from guardreasoner_vl.sources.adapters import Place
+from guardreasoner_vl.sources.records import read_records
+from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.types import Modality, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from guardreasoner_vl.sources.adapters import ToSample
+
 Judged = Literal["prompt", "response", "both"]
-
-
-class NotASampleError(DataError):
-    """A record that cannot be used; its text is the short reason that is counted."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a record stands: its benchmark, its number in the files, and the folder that picture paths start from.
-
-    Pictures that stand in the record itself are written to `unpacked`.
-    """
-
-    benchmark: str
-    number: int
-    folder: Path
-    unpacked: Path
-
-    @property
-    def id(self) -> str:
-        """An id of our own, since most sets have none or repeat it."""
-        return f"{self.benchmark}/{self.number}"
-
-
-ToSample: TypeAlias = Callable[[Record, Place], "Sample | Sequence[Sample] | None"]
-"""Raises `NotASampleError` for a record that breaks its layout; None for one that the benchmark leaves out."""
 
 
 @dataclass(frozen=True)
@@ -131,29 +107,3 @@ def _loaded(benchmark: Benchmark, layout: Layout, files: Sequence[Path], unpacke
             f"{path}: no row of {benchmark.name} in it (set aside: {loaded.set_aside.reasons}); give the official file"
         )
     return loaded
-
-
-def text_of(record: Record, name: str) -> str:
-    """A field that must be a text with something in it."""
-    value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise NotASampleError(f"no text in {name!r}")
-    return value
-
-
-def label_of(value: object, words: dict[object, GoldLabel]) -> GoldLabel:
-    """The label that a published value means; an unknown word is never taken for unharmful."""
-    label = words.get(value) if isinstance(value, (str, int, bool)) else None
-    if label is None:
-        raise NotASampleError(f"label {value!r:.30} is none of {', '.join(map(repr, words))}")
-    return label
-
-
-def picture_of(place: Place, *names: str) -> str:
-    """The path of a picture that exists; names with other endings are tried too."""
-    for name in names:
-        path = place.folder / name
-        for candidate in (path, *(path.with_suffix(ending) for ending in (".png", ".jpg", ".jpeg", ".webp"))):
-            if candidate.is_file():
-                return str(candidate)
-    raise NotASampleError("its picture is missing")

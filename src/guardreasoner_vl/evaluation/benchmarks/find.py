@@ -9,7 +9,8 @@ from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, Loaded, load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import PAPER, named
 from guardreasoner_vl.hub import snapshot
-from guardreasoner_vl.sources.jsonl import SetAside, read_samples
+from guardreasoner_vl.sources.jsonl import read_samples
+from guardreasoner_vl.sources.set_aside import SetAside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.evaluation.benchmarks.base import NotASampleError, Place, label_of, picture_of, text_of
+from guardreasoner_vl.sources.adapters import NotASampleError, Place, label_of, picture_of, text_of
 from guardreasoner_vl.sources.records import unpack_picture
 from guardreasoner_vl.types import GoldLabel, Sample
 
@@ -45,7 +45,7 @@ def mm_safetybench(scenario: str, variant: str, question: str, record: Record, p
     """One scenario file of `processed_questions`, in one variant of its pictures."""
     picture = picture_of(place, f"../imgs/{scenario}/{variant}/{record['_key']}.jpg")
     sample = _sample(place, text_of(record, question), (picture,), "harmful", scenario)
-    return sample.model_copy(update={"id": f"{place.benchmark}/{scenario}/{variant}/{record['_key']}"})
+    return sample.model_copy(update={"id": f"{place.name}/{scenario}/{variant}/{record['_key']}"})
 
 
 def figstep(record: Record, place: Place) -> Sample:
@@ -86,7 +86,7 @@ def unsafebench(record: Record, place: Place) -> Sample:
 def _sample(place: Place, prompt: str, images: tuple[str, ...], label: GoldLabel, category: object) -> Sample:
     return Sample(
         id=place.id,
-        source=place.benchmark,
+        source=place.name,
         split="test",
         modality="text-image" if images else "text",
         prompt=prompt,

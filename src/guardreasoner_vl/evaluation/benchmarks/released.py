@@ -10,14 +10,16 @@ import re
 from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.evaluation.benchmarks.base import Layout, NotASampleError, Place, picture_of, text_of
+from guardreasoner_vl.evaluation.benchmarks.base import Layout
 from guardreasoner_vl.protocol.messages import parse_released_input
+from guardreasoner_vl.sources.adapters import NotASampleError, Place, picture_of, text_of
 from guardreasoner_vl.types import GoldLabel, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Judged, ToSample
+    from guardreasoner_vl.evaluation.benchmarks.base import Judged
+    from guardreasoner_vl.sources.adapters import ToSample
     from guardreasoner_vl.sources.records import Record
     from guardreasoner_vl.types import Modality
 
@@ -51,7 +53,7 @@ def _to_sample(judged: Judged, modality: Modality) -> ToSample:
         )
         return Sample(
             id=place.id,
-            source=place.benchmark,
+            source=place.name,
             split="test",
             modality=modality,
             prompt=exchange.prompt or "",

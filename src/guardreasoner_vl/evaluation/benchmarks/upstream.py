@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.evaluation.benchmarks.base import NotASampleError, Place, label_of, text_of
+from guardreasoner_vl.sources.adapters import NotASampleError, Place, label_of, text_of
 from guardreasoner_vl.types import GoldLabel, Sample
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _sample(
 ) -> Sample:
     return Sample(
         id=id or place.id,
-        source=place.benchmark,
+        source=place.name,
         split="test",
         modality="text",
         prompt=prompt,
@@ -59,7 +59,7 @@ def harmbench_prompt(record: Record, place: Place) -> Sample | None:
         text_of(record, "Behavior"),
         request="harmful",
         category=record.get("SemanticCategory"),
-        id=f"{place.benchmark}/{text_of(record, 'BehaviorID')}",
+        id=f"{place.name}/{text_of(record, 'BehaviorID')}",
     )
 
 

@@ -1,0 +1,119 @@
+"""What an adapter for a public data set is: which files it reads, and how a record becomes a `Sample`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from guardreasoner_vl.errors import DataError, GuardError
+from guardreasoner_vl.sources.records import Record, read_records
+from guardreasoner_vl.types import GoldLabel, Sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guardreasoner_vl.sources.set_aside import SetAside
+
+
+class NotASampleError(DataError):
+    """A record that cannot be used; its text is the short reason that is counted."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands: its data set, its number in the files, and the folder that picture paths start from.
+
+    Pictures that stand in the record itself are written to `unpacked`.
+    """
+
+    name: str
+    number: int
+    folder: Path
+    unpacked: Path
+
+    @property
+    def id(self) -> str:
+        """An id of our own, since most sets have none or repeat it."""
+        return f"{self.name}/{self.number}"
+
+
+ToSample: TypeAlias = Callable[[Record, Place], "Sample | Sequence[Sample] | None"]
+"""Raises `NotASampleError` for a record that breaks its layout; None for one that the data set leaves out."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One public data set as it is published.
+
+    `files` are patterns below its folder, alternatives of which the first that matches is read; `read` gives a
+    file's records. `hub` is its data set's id there; a `gated` one has terms to be accepted first.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    to_sample: ToSample
+    licence: str
+    origin: str
+    hub: str | None = None
+    gated: bool = False
+    read: Callable[[Path], Iterable[Record]] = read_records
+
+    @property
+    def access(self) -> str:
+        """How to get it, in one line."""
+        terms = ", after accepting its terms there (huggingface-cli login)" if self.gated else ""
+        return f"get it from {self.origin}{terms}"
+
+
+def read_source(adapter: Adapter, folder: Path, unpacked: Path, set_aside: SetAside) -> Iterator[Sample]:
+    """Stream the samples of a data set that lies in `folder`; what cannot be used is set aside with its reason.
+
+    Raises `DataError` if none of its files is there, or one cannot be read to its end.
+    """
+    number = 0
+    for path in files_of(adapter, folder):
+        for record in adapter.read(path):
+            place = Place(adapter.name, number, path.parent, unpacked)
+            number += 1
+            try:
+                made = adapter.to_sample(record, place)
+            except GuardError as error:
+                set_aside.add(str(error), place.id)
+                continue
+            yield from [made] if isinstance(made, Sample) else made or ()
+
+
+def files_of(adapter: Adapter, folder: Path) -> list[Path]:
+    """The files of the first layout found; raises `DataError` that says where to get it."""
+    for pattern in adapter.files:
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if found:
+            return found
+    raise DataError(f"{folder}: no {' or '.join(adapter.files)} for {adapter.name}; {adapter.access}")
+
+
+def text_of(record: Record, name: str) -> str:
+    """A field that must be a text with something in it."""
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise NotASampleError(f"no text in {name!r}")
+    return value
+
+
+def label_of(value: object, words: dict[object, GoldLabel]) -> GoldLabel:
+    """The label that a published value means; an unknown word is never taken for unharmful."""
+    label = words.get(value) if isinstance(value, (str, int, bool)) else None
+    if label is None:
+        raise NotASampleError(f"label {value!r:.30} is none of {', '.join(map(repr, words))}")
+    return label
+
+
+def picture_of(place: Place, *names: str) -> str:
+    """The path of a picture that exists; names with other endings are tried too."""
+    for name in names:
+        path = place.folder / name
+        for candidate in (path, *(path.with_suffix(ending) for ending in (".png", ".jpg", ".jpeg", ".webp"))):
+            if candidate.is_file():
+                return str(candidate)
+    raise NotASampleError("its picture is missing")
