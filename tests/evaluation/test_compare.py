@@ -68,6 +68,7 @@ def test_benchmarks_set_apart_and_baselines_stand_beside_every_guard(tmp_path: P
         ["modality: text", "1", "1", f"100.0 / {dash}", f"100.0 / {dash}", f"0.0 / {dash}", "100.0 / 100.0"],
     ]
     assert "| noisy (apart) | 1 | 0 |" in markdown([both, one])
+    assert difference(both, both, "request")[0] == 1
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

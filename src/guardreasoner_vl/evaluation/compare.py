@@ -103,12 +103,13 @@ def _both(counts: Counts | None) -> str:
 
 
 def difference(first: Evaluation, second: Evaluation, target: Target) -> tuple[int, McNemar]:
-    """The rows that both judged, and McNemar's test on them."""
+    """The rows that both judged, without the benchmarks set apart, and McNemar's test on them."""
+    apart = {*first.results.apart, *second.results.apart}
     rights = [
         {
             (row.benchmark, row.id): judgement(row, target).label == gold
             for row in one.rows
-            if (gold := truth(row, target)) is not None
+            if (gold := truth(row, target)) is not None and row.benchmark not in apart
         }
         for one in (first, second)
     ]
