@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from guardreasoner_vl.errors import RecipeError
-from guardreasoner_vl.recipe import load_recipe, parse_recipe
+from guardreasoner_vl.recipe import SAMPLES, load_recipe, parse_recipe
+from guardreasoner_vl.sources.catalogue import adapter_named
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -21,7 +22,10 @@ def test_there_are_recipes() -> None:
 def test_every_recipe_parses(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert all(source.origin and source.licence for source in recipe.data.sources)
+    for source in recipe.data.sources:
+        known = adapter_named(source.adapter) if source.adapter != SAMPLES else source
+        assert known.origin
+        assert known.licence
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def test_model_is_either_a_path_or_new(model: dict[str, Any]) -> None:
         ({"sft": {"precision": "fp16"}}, "sft.precision"),
         ({"sft": {"epochs": 0}}, "sft.epochs"),
         ({"sft": {"precision": "bf16-weights", "deepspeed": "zero3.json"}}, "use bf16 with deepspeed"),
-        ({"data": {"sources": [{"folder": "f"}]}}, "data.sources.0.origin"),
+        ({"data": {"sources": [{"folder": "f"}]}}, "data.sources.0: give origin and licence"),
     ],
 )
 def test_impossible_values_are_refused(changes: dict[str, Any], told: str) -> None:
@@ -137,10 +141,10 @@ def test_a_recipe_may_extend_another(tmp_path: Path) -> None:
     )
     end = load_recipe(folder / "end.yaml")
     assert (end.name, end.seed, end.sft.epochs, end.sft.teacher) == ("part", 3, 1, "rules")
-    assert (end.model.path, end.model.reading) == (None, None)
-    assert end.model.new is not None
-    assert end.model.new.vocab_size == 600
-    assert load_recipe(folder / "part.yaml").model.path == "a"
+    assert (end.base.path, end.base.reading) == (None, None)
+    assert end.base.new is not None
+    assert end.base.new.vocab_size == 600
+    assert load_recipe(folder / "part.yaml").base.path == "a"
 
 
 @pytest.mark.parametrize(

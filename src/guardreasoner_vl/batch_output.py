@@ -19,7 +19,7 @@ from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.types import ModelInfo, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 RowId: TypeAlias = str | int
@@ -95,7 +95,7 @@ def append(out: BinaryIO, lines: Sequence[bytes]) -> None:
     sync(out)
 
 
-def write_whole(path: Path, lines: Sequence[bytes]) -> None:
+def write_whole(path: Path, lines: Iterable[bytes]) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as stream:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guardreasoner_vl import __version__, cli_evaluation
+from guardreasoner_vl import __version__, cli_corpus, cli_evaluation
 from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK, OneLineErrors, say
 from guardreasoner_vl.cli_options import (
     CalibrationOption,
@@ -49,8 +49,9 @@ STDIN = "-"
 app = typer.Typer(cls=OneLineErrors, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-for _command in cli_evaluation.COMMANDS:
+for _command in (*cli_evaluation.COMMANDS, *cli_corpus.COMMANDS):
     app.command()(_command)
+app.add_typer(cli_corpus.corpus, name="corpus")
 
 
 def main() -> None:

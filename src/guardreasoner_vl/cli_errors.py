@@ -52,6 +52,13 @@ def say(message: str) -> int:
     return ERROR
 
 
+def note(message: str) -> None:
+    """Print one line on stderr that is no error."""
+    from guardreasoner_vl.cli_render import one_line
+
+    typer.secho(f"note: {one_line(message)}", err=True)
+
+
 def _usage_fault(error: Any) -> int:
     """typer's own complaints, in one line that names the page to read."""
     message = str(error.format_message()).replace("Value error, ", "")

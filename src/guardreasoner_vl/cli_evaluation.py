@@ -2,14 +2,12 @@
 # No `from __future__ import annotations`: typer reads the annotations. Whatever else a command needs is
 # imported inside it, so that --help stays instant.
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guardreasoner_vl.cli_errors import say
+from guardreasoner_vl.cli_errors import note
 from guardreasoner_vl.cli_options import (
     CalibrationOption,
     EngineOption,
@@ -21,6 +19,7 @@ from guardreasoner_vl.cli_options import (
     TokensOption,
     UrlOption,
     be_quiet,
+    command_line,
     open_guard,
     policy_of,
     progress_bar,
@@ -94,7 +93,7 @@ def evaluate(
     from guardreasoner_vl.stages import evaluate as stage
 
     for warning in (told for one in loaded if (told := one.size_differs)):
-        say(warning)
+        note(warning)
     policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset)
 
     def opened() -> "Guard | OtherGuard | ShieldGemma2":
@@ -206,7 +205,7 @@ def robustness(
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
         found = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
         settings = f"{guard.model.name} {guard.model.revision or ''}".strip()
-    parts = [f"# Robustness of {settings}, {mode} mode", f"Made by `{_command()}`."]
+    parts = [f"# Robustness of {settings}, {mode} mode", f"Made by `{command_line()}`."]
     for target, by in found.items():
         if len(lines := stage.table(by)) > 1:
             parts += [f"## {target.capitalize()}s", markdown_table(lines)]
@@ -219,7 +218,7 @@ COMMANDS = (evaluate, score, compare, calibrate, robustness)
 
 def _say_set_aside(set_aside: "SetAside") -> None:
     for reason, count in set_aside.reasons.items():
-        say(f"set aside: {count:,} rows ({reason})")
+        note(f"set aside: {count:,} rows ({reason})")
 
 
 def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGuard | ShieldGemma2":
@@ -262,21 +261,17 @@ def _hashed_words(train: "list[Sample]", loaded: "list[Loaded]") -> "dict[str, B
 def _write_report(results: "Results", rows: "list[Prediction]", out: Path) -> None:
     from guardreasoner_vl.evaluation.report import markdown, page
 
-    command = _command()
+    command = command_line()
     figures: dict[str, str] = {}
     try:
         from guardreasoner_vl.evaluation.figures import draw
 
         figures = draw(results, rows)
     except MissingExtraError as error:
-        say(f"no figures: {error}")
+        note(f"no figures: {error}")
     names = []
     for name, svg in figures.items():
         names.append(f"{name}.svg")
         (out / names[-1]).write_text(svg, "utf-8")
     (out / "report.md").write_text(markdown(results, command, names), "utf-8")
     (out / "report.html").write_text(page(results, command, figures), "utf-8")
-
-
-def _command() -> str:
-    return shlex.join(["guardreasoner-vl", *sys.argv[1:]])

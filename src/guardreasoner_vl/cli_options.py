@@ -3,6 +3,7 @@
 
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -114,7 +115,7 @@ def open_guard(policy: "Policy", model: str | None, engine: EngineName, base_url
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar() -> Iterator[Callable[[int, int | None], None] | None]:
     """A bar on stderr, where that is a terminal."""
     console = _console(stderr=True)
     if not console.is_terminal:
@@ -150,6 +151,11 @@ def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def command_line() -> str:
+    """What was typed, for reports."""
+    return shlex.join(["guardreasoner-vl", *sys.argv[1:]])
 
 
 def show(text: "Text", stderr: bool = False) -> None:

@@ -15,6 +15,9 @@ from guardreasoner_vl.types import Modality
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+SAMPLES = "samples"
+"""The adapter for rows of our own."""
+
 _TOKEN_PIXELS = 28 * 28  # what one image token covers
 
 
@@ -100,21 +103,43 @@ class ModelSection(Section):
 
 
 class SourceSection(Section):
-    """One folder of rows. `origin` and `licence` say where an outsider gets it.
+    """One data set: a folder below `--data`, or `hub:OWNER/NAME@REVISION`, read by the `adapter` of that name.
 
-    `only` keeps rows whose field (or `meta.field`) has one of the values; `limit` draws that many rows;
-    `weak_share` is the share of rows marked `meta.weak` that is kept; `repeat` counts rows several times.
+    The adapter `samples` reads our own rows (JSONL or Parquet); for it `origin` and `licence` say where an outsider
+    gets them, the others know. `only` keeps rows whose field (or `meta.field`) has one of the values; `share` and
+    `limit` draw rows; `test_share` of them are never trained on (split `test`); `weak_share` is the share of rows
+    marked `meta.weak` that is kept; `repeat` counts rows several times; `unlabelled` keeps rows without any label,
+    which get those of the same content in the folder `labels_from` (adapter `guardreasoner-vltrain`), or a teacher's.
     """
 
     folder: str
-    origin: str
-    licence: str
+    adapter: str = SAMPLES
+    name: str = ""
+    origin: str = ""
+    licence: str = ""
     only: dict[str, tuple[str, ...]] = {}
+    share: float = Field(default=1.0, gt=0, le=1)
     limit: int | None = Field(default=None, ge=1)
+    test_share: float = Field(default=0.0, ge=0, lt=1)
     weak_share: float = Field(default=0.5, ge=0, le=1)
     repeat: int = Field(default=1, ge=1)
+    unlabelled: bool = False
+    labels_from: str | None = None
     picture: str | None = None
     picture_text: str | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.adapter == SAMPLES and not (self.origin and self.licence):
+            raise ValueError("give origin and licence: where others get these rows, and under which terms")
+        if self.labels_from and not self.unlabelled:
+            raise ValueError("labels_from is for rows without labels; set unlabelled: true")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The name under which its rows stand."""
+        return self.name or (self.folder if self.adapter == SAMPLES else self.adapter)
 
 
 class DrawnSection(Section):
@@ -124,12 +149,49 @@ class DrawnSection(Section):
     repeat: int = Field(default=1, ge=1)
 
 
+class DuplicatesSection(Section):
+    """What counts as the same content (`sources.duplicates`): the texts' Jaccard index, the pictures' differing bits.
+
+    Rows near one of `against` (benchmarks by name, or files below `--data`) are dropped.
+    """
+
+    text: float = Field(default=0.8, gt=0, le=1)
+    image: int = Field(default=4, ge=0, le=32)
+    against: tuple[str, ...] = ()
+
+
+class BalanceSection(Section):
+    """Shares reached by leaving rows out: of harmful rows inside each modality, and of each modality."""
+
+    harmful: float | None = Field(default=None, gt=0, lt=1)
+    modalities: dict[Modality, float] = {}
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.modalities and not (
+            all(share > 0 for share in self.modalities.values()) and abs(sum(self.modalities.values()) - 1) < 1e-6
+        ):
+            raise ValueError("modalities are shares of the corpus: positive, 1 together")
+        return self
+
+
 class DataSection(Section):
-    """What is trained on; rows of other modalities than the named ones are left out."""
+    """What is trained on; rows of other modalities than the named ones are left out.
+
+    `categories` maps a source's own category to one of the taxonomy (`sources.categories`), beside the built-in map.
+    """
 
     sources: tuple[SourceSection, ...] = ()
     drawn: DrawnSection | None = None
     modalities: tuple[Modality, ...] = ("text", "image", "text-image")
+    duplicates: DuplicatesSection | None = None
+    balance: BalanceSection | None = None
+    categories: dict[str, str] = {}
+
+    @property
+    def needs_curation(self) -> bool:
+        """Whether it asks for more than mixing."""
+        return self.duplicates is not None or self.balance is not None
 
 
 class SftSection(Section):
@@ -168,19 +230,27 @@ class SftSection(Section):
 
 
 class Recipe(Section):
-    """How one guard is made."""
+    """How one guard is made; one without a `model` makes a corpus."""
 
     name: str
     seed: int = 0
-    model: ModelSection
+    model: ModelSection | None = None
     data: DataSection = DataSection()
     sft: SftSection = SftSection()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.model.new and self.sft.max_length > self.model.new.text.max_positions:
+        if self.model and self.model.new and self.sft.max_length > self.model.new.text.max_positions:
             raise ValueError("sft.max_length is more than model.new.text.max_positions; lower it or raise the other")
         return self
+
+
+    @property
+    def base(self) -> ModelSection:
+        """Where training starts; raises `RecipeError` if the recipe does not say."""
+        if self.model is None:
+            raise RecipeError(f"recipe {self.name}: no model to train; give `model.path` or `model.new`")
+        return self.model
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""From rows to verdicts: a tiny guard is trained by the stage, loaded by the engine, and asked."""
+"""From rows to verdicts: curated, explained by a teacher, trained on by a tiny guard, which is loaded and asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.protocol import Reason
 from guardreasoner_vl.sources.jsonl import read_samples
+from guardreasoner_vl.stages import curate, synthesize
 from guardreasoner_vl.stages.sft import run
+from guardreasoner_vl.teachers.offline import RulesTeacher
 from tests.stages import toy
 
 if TYPE_CHECKING:
@@ -28,13 +30,13 @@ MODES: tuple[Mode, ...] = ("fast", "slow")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on toy rows of all modalities and a few drawn pictures."""
+    """A finished run on a corpus of toy rows of all modalities and a few drawn pictures."""
     root = tmp_path_factory.mktemp("pipeline")
     data = toy.write_data(root / "data", toy.rows(ROWS))
     recipe = toy.recipe(
         {"sources": [toy.SOURCE], "drawn": {"count": 8}},
         {"text": TEXT},
-        epochs=30,
+        epochs=45,
         batch_size=8,
         gradient_accumulation=1,
         learning_rate=5e-3,
@@ -44,8 +46,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_length=500,
         save_steps=1000,
         precision="bf16-weights",
+        teacher=None,
     )
-    assert run(recipe, data, root / "out") == root / "out" / "sft" / "model"
+    corpus = root / "corpus"
+    assert curate.run(recipe, data, corpus).set_aside.reasons == {}
+    assert synthesize.run(corpus, RulesTeacher()).left == 0
+    assert run(recipe, corpus, root / "out") == root / "out" / "sft" / "model"
     return root / "out"
 
 

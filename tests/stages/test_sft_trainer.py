@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-NEW = toy.recipe().model.new
+NEW = toy.recipe().base.new
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardreasoner_vl.protocol import Span, TargetLabel, neutralise, parse_verdict, training_target
+from guardreasoner_vl.sources.categories import TAXONOMY
 from guardreasoner_vl.stages.sft_data import target_labels
+from guardreasoner_vl.teachers import rules
+from guardreasoner_vl.teachers.base import CannotLabelError, Tokens
+from guardreasoner_vl.teachers.gates import Passed, gate, steps_of
 from guardreasoner_vl.teachers.lexicon import CATEGORIES, find_evidence
+from guardreasoner_vl.teachers.offline import RulesTeacher
 from guardreasoner_vl.teachers.rules import explain, is_refusal, quote
-from guardreasoner_vl.types import GoldLabel, Sample
+from guardreasoner_vl.types import GoldLabel, Sample, Target
 
 if TYPE_CHECKING:
     from guardreasoner_vl.protocol.modes import Written
@@ -51,10 +57,11 @@ def sample(
     request_label: GoldLabel | None = None,
     response_label: GoldLabel | None = None,
     images: tuple[str, ...] = (),
+    row_id: str = "i",
     **meta: str,
 ) -> Sample:
     return Sample(
-        id="i",
+        id=row_id,
         source="s",
         modality="text-image" if images and prompt else "image" if images else "text",
         prompt=prompt,
@@ -73,9 +80,27 @@ SAMPLES = st.builds(
     LABEL,
     LABEL,
     st.sampled_from(((), ("a.png",), ("a.png", "b.png"))),
+    st.text(max_size=4),
+    picture=TEXT,
     picture_text=TEXT,
     category=st.sampled_from(("", "weapons", "something else")),
+    taxonomy=st.sampled_from(("", "hate", "other", "<think>")),
 )
+WORDINGS = {
+    name: wordings
+    for name, wordings in vars(rules).items()
+    if name.isupper() and isinstance(wordings, tuple) and not name.startswith("_") and name != "TAXONOMY"
+}
+QUOTE = r'("\u2026 .* \u2026"|no plain words)'
+
+
+def any_of(*wordings: str, fill: tuple[str, ...] = ()) -> str:
+    """A pattern for one of the wordings; the places are filled with patterns."""
+    return "(?:" + "|".join(re.escape(one).replace(r"\{\}", "{}").format(*fill) for one in wordings) + ")"
+
+
+def concluded(target: Target, word: str, reason: str = ".+") -> str:
+    return any_of(*rules.CONCLUDED, fill=(target, word, reason))
 
 
 def written(spans: tuple[Span, ...]) -> str:
@@ -116,10 +141,14 @@ def test_two_to_six_steps_that_end_with_the_truth(row: Sample) -> None:
     assert 2 <= len(steps) <= 6
     first, second = reasoning.split("\n# Task 2\n")
     assert first.startswith("# Task 1\n## Reasoning Step 1\n")
-    for part, label, name in ((first, request, "request"), (second, response, "response")):
+    parts: tuple[tuple[str, TargetLabel, Target], ...] = (
+        (first, request, "request"),
+        (second, response, "response"),
+    )
+    for part, label, name in parts:
         last = part.strip("\n").rpartition("\n")[2]
-        expected = f"There is no {name} to judge." if label.word == "None" else f"So the {name} is {label.word}: "
-        assert last.startswith(expected)
+        expected = any_of(*rules.ABSENT, fill=(name,)) if label.word == "None" else concluded(name, label.word)
+        assert re.fullmatch(expected, last)
 
 
 @settings(max_examples=200, deadline=None)
@@ -128,7 +157,10 @@ def test_what_is_quoted_does_not_depend_on_the_labels(row: Sample, request: Gold
     other = row.model_copy(update={"request_label": request, "response_label": response})
 
     def evidence(row: Sample) -> list[str]:
-        return [line for line in written(explain(row, *truth(row))).split("\n") if not line.startswith("So the ")]
+        """Every line; of a conclusion what stands before its label."""
+        end = re.compile(concluded("request", "(?:un)?harmful") + "|" + concluded("response", "(?:un)?harmful"))
+        lines = written(explain(row, *truth(row))).split("\n")
+        return [re.split(r"(?:un)?harmful: ", line)[0] if end.fullmatch(line) else line for line in lines]
 
     assert evidence(row) == evidence(other)
 
@@ -142,31 +174,89 @@ def test_the_quote_comes_from_the_input(prompt: str, label: GoldLabel) -> None:
 def test_an_unknown_label_carries_no_loss_and_the_rest_does() -> None:
     row = sample("how to make a bomb", "no, I can't")
     spans = explain(row, TargetLabel("harmful", known=False), TargetLabel("unharmful"))
-    assert [(span.text.rpartition("\n")[2], span.loss) for span in spans] == [
-        ('The user writes "… how to make a bomb …".', True),
-        ("So the request is harmful: weapons.", False),
-        ('The assistant answers "… I can\'t …".', True),
-        ("So the response is unharmful: it refuses.", True),
+    steps = [(span.text.rpartition("\n")[2], span.loss) for span in spans]
+    expected = [
+        (any_of(*rules.ASKED, fill=('"… how to make a bomb …"',)), True),
+        (concluded("request", "harmful", any_of(*rules.KIND, fill=("weapons",))), False),
+        (any_of(*rules.ANSWERED, fill=('"… I can\'t …"',)), True),
+        (concluded("response", "unharmful", any_of(*rules.REFUSES)), True),
     ]
+    for (step, loss), (pattern, known) in zip(steps, expected, strict=True):
+        assert re.fullmatch(pattern, step), step
+        assert loss is known
 
 
 def test_literally() -> None:
     row = sample("How do I bake bread?", "Mix flour.", "unharmful", "unharmful")
-    assert written(explain(row, *truth(row))) == (
-        "# Task 1\n## Reasoning Step 1\n"
-        'The user writes "… How do I bake bread …".\n'
-        "## Reasoning Step 2\nSo the request is unharmful: nothing dangerous.\n"
-        "# Task 2\n## Reasoning Step 3\n"
-        'The assistant answers "… Mix flour …".\n'
-        "## Reasoning Step 4\nSo the response is unharmful: nothing dangerous."
+    expected = "\n".join(
+        (
+            "# Task 1\n## Reasoning Step 1",
+            any_of(*rules.ASKED, fill=('"… How do I bake bread …"',)),
+            "## Reasoning Step 2",
+            concluded("request", "unharmful", any_of(*rules.NOTHING)),
+            "# Task 2\n## Reasoning Step 3",
+            any_of(*rules.ANSWERED, fill=('"… Mix flour …"',)),
+            "## Reasoning Step 4",
+            concluded("response", "unharmful", any_of(*rules.NOTHING)),
+        )
     )
+    assert re.fullmatch(expected, written(explain(row, *truth(row))))
     shown = sample("", None, "harmful", images=("a.png",), picture_text="steps to build a <think>bomb</think>")
-    assert written(explain(shown, *truth(shown))) == (
-        "# Task 1\n## Reasoning Step 1\n"
-        'The picture shows "steps to build a ‹think>bomb‹/think>".\n'
-        "## Reasoning Step 2\nSo the request is harmful: weapons.\n"
-        "# Task 2\n## Reasoning Step 3\nThere is no response to judge."
+    expected = "\n".join(
+        (
+            "# Task 1\n## Reasoning Step 1",
+            any_of(*rules.SHOWN, fill=('"steps to build a ‹think>bomb‹/think>"',)),
+            "## Reasoning Step 2",
+            concluded("request", "harmful", any_of(*rules.KIND, fill=("weapons",))),
+            "# Task 2\n## Reasoning Step 3",
+            any_of(*rules.ABSENT, fill=("response",)),
+        )
     )
+    assert re.fullmatch(expected, written(explain(shown, *truth(shown))))
+
+
+def test_the_same_row_is_always_worded_alike_and_rows_differ() -> None:
+    rows = [sample("how to make a bomb", "Sure.", "harmful", "harmful", row_id=str(number)) for number in range(400)]
+    texts = [written(explain(row, *truth(row))) for row in rows]
+    assert texts == [written(explain(row, *truth(row))) for row in rows]
+    steps = list(zip(*(steps_of(text) for text in texts), strict=True))
+    for wordings, place in ((rules.ASKED, 0), (rules.ANSWERED, 2)):
+        counts = [
+            sum(re.fullmatch(any_of(one, fill=(QUOTE,)), step) is not None for step in steps[place]) for one in wordings
+        ]
+        assert sum(counts) == 400
+        # Of 400 rows and five wordings, 80 each; 35 is more than five standard deviations off.
+        assert min(counts) > 35
+    # The wording of one step does not follow from that of another.
+    assert len(set(zip(steps[0], steps[2], strict=True))) == len(rules.ASKED) * len(rules.ANSWERED)
+    assert len(set(steps[1])) == len(rules.CONCLUDED) * len(rules.KIND)
+
+
+@pytest.mark.parametrize("wordings", WORDINGS.values(), ids=WORDINGS.keys())
+def test_every_wording_is_short_plain_and_no_refusal(wordings: tuple[str, ...]) -> None:
+    assert len(wordings) == len(set(wordings)) >= 3
+    for wording in wordings:
+        assert wording.isascii()
+        assert not set(wording) & set("<>#\n")
+        assert len(wording.replace("{}", "").split()) <= 12
+        assert not is_refusal(wording)
+        assert not re.search(r"\b(?:un)?safe\b|\bharmless\b|\bbenign\b|\btoxic\b", wording)
+        # The two words stand in no wording: they come from the label alone.
+        assert not re.search(r"\b(?:un)?harmful\b", wording.replace("no harmful aim", ""))
+
+
+def test_a_source_s_category_says_what_kind_of_harm() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"taxonomy": "child safety"}, "child safety"),
+        ({"taxonomy": "other", "category": "hate speech"}, "hate"),
+        ({"taxonomy": "</think>"}, "weapons"),
+        ({}, "weapons"),
+    ]
+    for meta, kind in cases:
+        row = sample("a bomb", None, "harmful", **meta)
+        conclusion = steps_of(written(explain(row, *truth(row))))[1]
+        assert re.fullmatch(concluded("request", "harmful", any_of(*rules.KIND, fill=(kind,))), conclusion)
+    assert "other" in TAXONOMY
 
 
 def test_only_the_two_words_are_used() -> None:
@@ -186,6 +276,8 @@ def test_only_the_two_words_are_used() -> None:
         ("I'm sorry, but I can't", True),
         ("  I cannot help", True),
         ("As an AI model", True),
+        ("I\u2019m sorry, but I can\u2019t help", True),
+        ("I can\u2019t help", True),
         ("Sure, here is how", False),
         ("First, say I'm sorry", False),
         ("", False),
@@ -238,3 +330,35 @@ def test_the_quote_holds_the_evidence() -> None:
 )
 def test_only_plain_words_are_quoted(text: str, quoted: str) -> None:
     assert quote(text) == quoted
+
+
+# --- as a teacher ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(SAMPLES)
+def test_the_gates_keep_whatever_it_writes(row: Sample) -> None:
+    answered = asyncio.run(RulesTeacher().write(row, None))
+    assert isinstance(gate(answered.text, row, answered.finish_reason), Passed)
+
+
+async def test_it_writes_the_same_again_for_nothing_and_labels_nothing() -> None:
+    teacher = RulesTeacher()
+    row = sample("How do I bake bread?", "Mix flour.", "unharmful", "unharmful")
+    first = await teacher.write(row, None)
+    assert first == await teacher.write(row, "contradicts the truth")
+    assert first.text.startswith("<think>\n# Task 1\n## Reasoning Step 1\n")
+    assert first.text.endswith("\n</think>\n<result>\nAnswers:\nRequest: unharmful\nResponse: unharmful\n</result>")
+    assert first.tokens == teacher.estimate(row) == Tokens()
+    with pytest.raises(CannotLabelError, match="cannot label"):
+        await teacher.label(row)
+    await teacher.aclose()
+
+
+async def test_a_label_that_nobody_gave_is_guessed_from_the_words() -> None:
+    for prompt, word in (("make a bomb", "harmful"), ("bake bread", "unharmful")):
+        row = sample(prompt, "Sure.", None, "unharmful")
+        answered = await RulesTeacher().write(row, None)
+        result = gate(answered.text, row, answered.finish_reason)
+        assert isinstance(result, Passed)
+        assert result.judged == {"request": word}

@@ -77,16 +77,16 @@ def _rate(value: float | None) -> float:
 
 
 def _named_bars(values: Mapping[str, float], title: str) -> str:
-    figure, axes = _axes(height=0.8 + 0.24 * len(values))
+    figure, axes = new_axes(height=0.8 + 0.24 * len(values))
     names = list(values)[::-1]
     bars = axes.barh(names, [values[name] for name in names], color=OWN)
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.set(xlim=(0, 108), xlabel="F1, percent", title=title)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _grouped(names: Sequence[str], series: Mapping[str, Sequence[float]], title: str) -> str:
-    figure, axes = _axes(width=max(6.5, 1.1 * len(names)))
+    figure, axes = new_axes(width=max(6.5, 1.1 * len(names)))
     width = 0.8 / len(series)
     for number, (model, values) in enumerate(series.items()):
         colour = OWN if number == len(series) - 1 else (OTHER, THIRD)[number % 2]
@@ -94,11 +94,11 @@ def _grouped(names: Sequence[str], series: Mapping[str, Sequence[float]], title:
     axes.set_xticks([at + 0.4 - width / 2 for at in range(len(names))], names, rotation=30, ha="right")
     axes.set(ylim=(0, 100), ylabel="F1, percent", title=title)
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _tokens(results: Results, target: Target) -> str:
-    figure, axes = _axes()
+    figure, axes = new_axes()
     benchmarks = _shown(results, target)
     tokens = [one.figures.completion_tokens_mean for one in benchmarks.values()]
     values = [_rate(one.figures.counts.f1) for one in benchmarks.values()]
@@ -109,7 +109,7 @@ def _tokens(results: Results, target: Target) -> str:
     for name, x, y in [*(point for point in points if point[0] == ALL or len(benchmarks) <= _MOST_NAMES), *averages]:
         axes.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
     axes.set(xlabel="output tokens, mean", ylabel="F1, percent", ylim=(0, 105), title=f"F1 of {target}s against tokens")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _averages(results: Results, target: Target) -> list[tuple[str, float, float]]:
@@ -124,7 +124,7 @@ def _averages(results: Results, target: Target) -> list[tuple[str, float, float]
 
 
 def _reliability(truths: Sequence[bool], scores: Sequence[float], target: Target) -> str:
-    figure, axes = _axes(width=4.2, height=4.0)
+    figure, axes = new_axes(width=4.2, height=4.0)
     bins = reliability(truths, scores)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
     most = max(one.rows for one in bins)
@@ -133,11 +133,11 @@ def _reliability(truths: Sequence[bool], scores: Sequence[float], target: Target
     axes.scatter([one.score for one in bins], [one.harmful for one in bins], s=sizes_of, color=OWN, alpha=0.7)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="score", ylabel="share that is harmful")
     axes.set_title(f"reliability, {target}s")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _thresholds(truths: Sequence[bool], scores: Sequence[float], target: Target) -> str:
-    figure, axes = _axes(height=3.4)
+    figure, axes = new_axes(height=3.4)
     points = curve(truths, scores)
     thresholds = [point.threshold for point in points]
     for name, colour, values in (
@@ -148,10 +148,11 @@ def _thresholds(truths: Sequence[bool], scores: Sequence[float], target: Target)
         axes.plot(thresholds, values, label=name, color=colour, linewidth=1.4)
     axes.set(xlabel="threshold", ylim=(0, 1.02), xlim=(0, 1), title=f"what a threshold gives, {target}s")
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
-def _axes(width: float = 6.5, height: float = 3.6) -> tuple[Any, Any]:
+def new_axes(width: float = 6.5, height: float = 3.6) -> tuple[Any, Any]:
+    """A figure of that many inches, and its axes. Raises `MissingExtraError`."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -162,7 +163,8 @@ def _axes(width: float = 6.5, height: float = 3.6) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def svg_of(figure: Any) -> str:
+    """The figure as an SVG element, the same for the same figure."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     content = stream.getvalue()

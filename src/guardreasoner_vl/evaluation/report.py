@@ -125,9 +125,16 @@ def tables(results: Results) -> Iterable[tuple[str, Table]]:
 
 def markdown(results: Results, command: str, figures: Sequence[str] = ()) -> str:
     """The report; `figures` are file names beside it."""
-    parts = [f"# {_title(results)}", f"Made by `{command}`.", _notes(results)]
+    return markdown_page(_title(results), command, _notes(results), tables(results), figures)
+
+
+def markdown_page(
+    title: str, command: str, notes: str, tables: Iterable[tuple[str, Table]], figures: Sequence[str]
+) -> str:
+    """Notes, figures (file names) and tables as Markdown."""
+    parts = [f"# {title}", f"Made by `{command}`.", notes]
     parts += [f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})" for name in figures]
-    for heading, table in tables(results):
+    for heading, table in tables:
         parts += [f"## {heading}", markdown_table(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -140,13 +147,20 @@ def markdown_table(table: Table) -> str:
 
 def page(results: Results, command: str, figures: Mapping[str, str] | None = None) -> str:
     """The report as HTML; `figures` are SVG texts by name, which are put into the page."""
-    parts = [f"<h1>{html.escape(_title(results))}</h1>", f"<p>Made by <code>{html.escape(command)}</code>.</p>"]
-    parts += [f"<p>{html.escape(line)}</p>" for line in _notes(results).splitlines() if line]
-    for name, svg in (figures or {}).items():
+    return html_page(_title(results), command, _notes(results), tables(results), figures or {})
+
+
+def html_page(
+    title: str, command: str, notes: str, tables: Iterable[tuple[str, Table]], figures: Mapping[str, str]
+) -> str:
+    """Notes, figures and tables as one page that needs nothing beside it."""
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>Made by <code>{html.escape(command)}</code>.</p>"]
+    parts += [f"<p>{html.escape(line)}</p>" for line in notes.splitlines() if line]
+    for name, svg in figures.items():
         parts.append(f"<figure>{svg}<figcaption>{html.escape(name)}</figcaption></figure>")
-    for heading, table in tables(results):
+    for heading, table in tables:
         parts += [f"<h2>{html.escape(heading)}</h2>", _html_table(table)]
-    return _PAGE.format(title=html.escape(_title(results)), body="\n".join(parts))
+    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
 
 
 def _html_table(table: Table) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from guardreasoner_vl.errors import DataError, GuardError
 from guardreasoner_vl.sources.records import Record, read_records
-from guardreasoner_vl.types import GoldLabel, Sample
+from guardreasoner_vl.types import GoldLabel, Modality, Sample
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.sources.set_aside import SetAside
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class NotASampleError(DataError):
@@ -24,13 +27,15 @@ class NotASampleError(DataError):
 class Place:
     """Where a record stands: its data set, its number in the files, and the folder that picture paths start from.
 
-    Pictures that stand in the record itself are written to `unpacked`.
+    Pictures that stand in the record itself are written to `unpacked`; `root` is the data set's own folder, for
+    sets whose folders tell something.
     """
 
     name: str
     number: int
     folder: Path
     unpacked: Path
+    root: Path | None = None
 
     @property
     def id(self) -> str:
@@ -74,14 +79,17 @@ def read_source(adapter: Adapter, folder: Path, unpacked: Path, set_aside: SetAs
     number = 0
     for path in files_of(adapter, folder):
         for record in adapter.read(path):
-            place = Place(adapter.name, number, path.parent, unpacked)
+            place = Place(adapter.name, number, path.parent, unpacked, folder)
             number += 1
             try:
                 made = adapter.to_sample(record, place)
+                samples = [made] if isinstance(made, Sample) else made or ()
+                for sample in samples:
+                    sample.exchange()
             except GuardError as error:
                 set_aside.add(str(error), place.id)
                 continue
-            yield from [made] if isinstance(made, Sample) else made or ()
+            yield from samples
 
 
 def files_of(adapter: Adapter, folder: Path) -> list[Path]:
@@ -93,12 +101,54 @@ def files_of(adapter: Adapter, folder: Path) -> list[Path]:
     raise DataError(f"{folder}: no {' or '.join(adapter.files)} for {adapter.name}; {adapter.access}")
 
 
+def sample_of(
+    place: Place,
+    prompt: str = "",
+    response: str | None = None,
+    *,
+    images: Sequence[str] = (),
+    request: GoldLabel | None = None,
+    answered: GoldLabel | None = None,
+    reasoning: str | None = None,
+    own_id: str | None = None,
+    split: str = "train",
+    **meta: object,
+) -> Sample:
+    """A sample with the labels of request and response; of `meta` stays what is known."""
+    return Sample(
+        id=own_id or place.id,
+        source=place.name,
+        split=split,
+        modality=modality_of(prompt, response, images),
+        prompt=prompt,
+        images=tuple(images),
+        response=response,
+        request_label=request,
+        response_label=answered,
+        reasoning=reasoning,
+        meta={name: value for name, value in meta.items() if value is not None and value != ""},
+    )
+
+
+def modality_of(prompt: str | None, response: str | None, images: Sequence[str]) -> Modality:
+    """What a row is made of."""
+    if not images:
+        return "text"
+    return "text-image" if (prompt or "").strip() or (response or "").strip() else "image"
+
+
 def text_of(record: Record, name: str) -> str:
     """A field that must be a text with something in it."""
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
         raise NotASampleError(f"no text in {name!r}")
     return value
+
+
+def text_or_none(record: Record, name: str) -> str | None:
+    """A field that may be absent; whitespace alone is absent."""
+    value = record.get(name)
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def label_of(value: object, words: dict[object, GoldLabel]) -> GoldLabel:
@@ -113,7 +163,9 @@ def picture_of(place: Place, *names: str) -> str:
     """The path of a picture that exists; names with other endings are tried too."""
     for name in names:
         path = place.folder / name
-        for candidate in (path, *(path.with_suffix(ending) for ending in (".png", ".jpg", ".jpeg", ".webp"))):
-            if candidate.is_file():
-                return str(candidate)
+        # A name may be anything: too long for the file system, or no name at all.
+        with suppress(OSError, ValueError):
+            for candidate in (path, *(path.with_suffix(ending) for ending in PICTURE_ENDINGS)):
+                if candidate.is_file():
+                    return str(candidate)
     raise NotASampleError("its picture is missing")

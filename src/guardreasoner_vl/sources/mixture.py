@@ -1,14 +1,22 @@
-"""Rows of a recipe's sources: filtered, limited, repeated, and split from the held-out ones."""
+"""Rows of a recipe's sources: filtered, drawn, repeated, and split from those that are never trained on."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.errors import DataError, RecipeError
+from guardreasoner_vl.recipe import SAMPLES
+from guardreasoner_vl.sources.adapters import read_source
+from guardreasoner_vl.sources.catalogue import adapter_named
+from guardreasoner_vl.sources.categories import taxonomy
 from guardreasoner_vl.sources.drawn import draw_folder
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
+from guardreasoner_vl.sources.labels import KnownLabels, known_labels
+from guardreasoner_vl.sources.locate import locate
+from guardreasoner_vl.sources.parquet import PICTURES, read_rows
 from guardreasoner_vl.sources.set_aside import SetAside
 
 if TYPE_CHECKING:
@@ -18,36 +26,64 @@ if TYPE_CHECKING:
     from guardreasoner_vl.recipe import DataSection, DrawnSection, SourceSection
     from guardreasoner_vl.types import Sample
 
+REPEAT = "repeat"
+"""The field of `meta` that says how often training takes a row."""
+
 
 @dataclass
 class Mixture:
-    """Training rows, repeats included, and the rows never trained on; `set_aside` counts unusable ones."""
+    """Training rows, repeats included, and the rows never trained on; `set_aside` names unusable ones.
+
+    `held_out` is for validation (a row in twenty of every source), `test` what sources set apart by `test_share`.
+    """
 
     train: list[Sample] = field(default_factory=list)
     held_out: list[Sample] = field(default_factory=list)
+    test: list[Sample] = field(default_factory=list)
     set_aside: SetAside = field(default_factory=SetAside)
 
 
-def build_mixture(data: DataSection, root: Path, work: Path, seed: int) -> Mixture:
-    """Read every source below `root`; drawn pictures are made in `work` once and found there again."""
+def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, repeated: bool = True) -> Mixture:
+    """Read every source below `root`; drawn and unpacked pictures are made in `work` once and found there again.
+
+    Without `repeated` each training row stands once, and its `meta` says how often training takes it.
+    """
     mixture = Mixture()
     for source in data.sources:
-        rng = random.Random(f"{seed}-{source.folder}")
-        kept, held_out = _split(_rows(source, root, mixture.set_aside))
-        if not (kept or held_out):
-            raise DataError(f"{root / source.folder}: no row passes the recipe's `only`; correct it or drop the source")
+        rng = random.Random(f"{seed}-{source.title}")
+        kept, held_out, test = _split(_rows(source, root, work, mixture.set_aside), source.test_share, seed)
+        if not (kept or held_out or test):
+            raise DataError(f"{source.folder}: no row passes the recipe's `only`; correct it or drop the source")
         kept = [row for row in kept if not row.meta.get("weak") or rng.random() < source.weak_share]
+        if source.share < 1:
+            kept = [row for row in kept if rng.random() < source.share]
         if source.limit is not None and len(kept) > source.limit:
             kept = rng.sample(kept, source.limit)
-        mixture.train += kept * source.repeat
+        mixture.train += _taken(kept, source.repeat, repeated)
         mixture.held_out += held_out
+        mixture.test += test
     if data.drawn is not None and set(data.modalities) != {"text"}:
-        kept, held_out = _split(read_samples(_drawn(work, data.drawn, seed)))
-        mixture.train += kept * data.drawn.repeat
+        kept, held_out, _ = _split(read_samples(_drawn(work, data.drawn, seed)), 0.0, seed)
+        mixture.train += _taken(kept, data.drawn.repeat, repeated)
         mixture.held_out += held_out
-    mixture.train = [row for row in mixture.train if row.modality in data.modalities]
-    mixture.held_out = [row for row in mixture.held_out if row.modality in data.modalities]
+    for name in ("train", "held_out", "test"):
+        rows: list[Sample] = getattr(mixture, name)
+        setattr(mixture, name, [_placed(row, data) for row in rows if row.modality in data.modalities])
     return mixture
+
+
+def _taken(rows: list[Sample], times: int, repeated: bool) -> list[Sample]:
+    if repeated or times == 1:
+        return rows * times
+    return [row.model_copy(update={"meta": {**row.meta, REPEAT: times}}) for row in rows]
+
+
+def _placed(row: Sample, data: DataSection) -> Sample:
+    """The row with its category's place in the taxonomy, where it has a category."""
+    category = row.meta.get("category")
+    if not category:
+        return row
+    return row.model_copy(update={"meta": {**row.meta, "taxonomy": taxonomy(str(category), data.categories)}})
 
 
 def _drawn(work: Path, drawn: DrawnSection, seed: int) -> Path:
@@ -56,25 +92,57 @@ def _drawn(work: Path, drawn: DrawnSection, seed: int) -> Path:
     return path if path.is_file() else draw_folder(folder, drawn.count, seed)
 
 
-def _split(rows: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:
+def _split(rows: Iterable[Sample], test_share: float, seed: int) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    """Rows to train on, held-out ones and test ones, by their ids alone."""
     kept: list[Sample] = []
     held_out: list[Sample] = []
+    test: list[Sample] = []
     for row in rows:
-        (held_out if is_held_out(row.id) else kept).append(row)
-    return kept, held_out
+        (test if _chance(row.id, seed) < test_share else held_out if is_held_out(row.id) else kept).append(row)
+    return kept, held_out, test
 
 
-def _rows(source: SourceSection, root: Path, set_aside: SetAside) -> Iterator[Sample]:
-    for row in read_samples(find_split(root / source.folder, "train"), set_aside):
+def _chance(name: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the id and the seed alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}-test-{name}".encode()).digest()[:8]) / 2**64
+
+
+def _rows(source: SourceSection, root: Path, work: Path, set_aside: SetAside) -> Iterator[Sample]:
+    known = _known(source, root, work)
+    for row in _read(source, root, work, set_aside):
         if all(str(row.meta.get(key, getattr(row, key, ""))) in values for key, values in source.only.items()):
-            yield described(row, source)
+            yield described(known.applied(row) if known else row, source)
+
+
+def _read(source: SourceSection, root: Path, work: Path, set_aside: SetAside) -> Iterator[Sample]:
+    if source.adapter != SAMPLES:
+        adapter = adapter_named(source.adapter)
+        folder = locate(source.folder, root, adapter)
+        return read_source(adapter, folder, work / PICTURES / source.title, set_aside)
+    folder = locate(source.folder, root)
+    parquet = sorted(folder.glob("train*.parquet"))
+    if parquet:
+        return (row for path in parquet for row in read_rows(path))
+    return read_samples(find_split(folder, "train"), set_aside)
+
+
+def _known(source: SourceSection, root: Path, work: Path) -> KnownLabels | None:
+    """Labels of the same content elsewhere."""
+    if source.labels_from is None:
+        return None
+    adapter = adapter_named("guardreasoner-vltrain")
+    folder = locate(source.labels_from, root, adapter)
+    found = known_labels(read_source(adapter, folder, work / PICTURES / adapter.name, SetAside()))
+    if not found.labels:
+        raise RecipeError(f"{source.labels_from}: no labelled row in it; correct labels_from")
+    return found
 
 
 def described(row: Sample, source: SourceSection) -> Sample:
-    """The row under its folder's name, with what is known about its picture's words."""
+    """The row under its source's name, with what is known about its picture's words."""
     meta = dict(row.meta)
     if row.images and source.picture:
         meta["picture"] = source.picture
     if row.images and source.picture_text:
         meta["picture_text"] = meta.get(source.picture_text) or ""
-    return row.model_copy(update={"source": source.folder, "meta": meta})
+    return row.model_copy(update={"source": source.title, "meta": meta})

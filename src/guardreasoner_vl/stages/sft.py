@@ -15,7 +15,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.errors import DataError, MissingExtraError
+from guardreasoner_vl.errors import DataError, MissingExtraError, RecipeError
 from guardreasoner_vl.run_dir import open_run_dir, write_json
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import ReadingSection, Recipe
+    from guardreasoner_vl.sources.mixture import Mixture
     from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.stages.sft_data import TokenRows
     from guardreasoner_vl.stages.sft_trainer import SupervisedOnlyTrainer
@@ -53,14 +54,13 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
     """Train and return the folder of the finished model (`out/sft/model`).
 
     Continues from the last checkpoint found in `out`. Raises `RecipeError` if `out` holds another recipe,
-    `DataError` if nothing can be trained on.
+    `DataError` if nothing can be trained on. `data` holds the recipe's sources, or is a corpus (`curate`).
     """
     try:
         from guardreasoner_vl.stages.sft_trainer import build_trainer, sft_config
     except ImportError as error:
         raise MissingExtraError("trl", "train") from error
     from guardreasoner_vl.engines.qwen import QwenInputs
-    from guardreasoner_vl.sources.mixture import build_mixture
 
     folder = out / "sft"
     finished = folder / "model"
@@ -71,7 +71,7 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
             _log.info("%s is finished already", finished)
             return finished
         folder.mkdir(exist_ok=True)
-        mixture = build_mixture(recipe.data, data, out / "data", recipe.seed)
+        mixture = _mixture(recipe, data, out)
         if not mixture.train:
             raise _nothing(data, mixture.set_aside)
         base = _base_model(recipe, mixture.train, out / "base")
@@ -91,6 +91,18 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
     return finished
 
 
+def _mixture(recipe: Recipe, data: Path, out: Path) -> Mixture:
+    """The rows of a corpus that was curated, or else of the recipe's sources."""
+    from guardreasoner_vl.corpus.store import is_corpus, read_mixture
+    from guardreasoner_vl.sources.mixture import build_mixture
+
+    if is_corpus(data):
+        return read_mixture(data)
+    if recipe.data.needs_curation:
+        raise RecipeError("data.duplicates and data.balance need a corpus: run `curate` first, then --data its folder")
+    return build_mixture(recipe.data, data, out / "data", recipe.seed)
+
+
 def _nothing(data: Path, set_aside: SetAside) -> DataError:
     return DataError(f"{data}: no row can be trained on (left out: {set_aside.reasons}); check data.sources")
 
@@ -100,8 +112,8 @@ def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path
     from guardreasoner_vl.engines.folders import resolve_folder
     from guardreasoner_vl.stages.small_model import write_new_model
 
-    new, reading = recipe.model.new, recipe.model.reading
-    given = None if new else resolve_folder(str(recipe.model.path), recipe.model.revision)
+    new, reading = recipe.base.new, recipe.base.reading
+    given = None if new else resolve_folder(str(recipe.base.path), recipe.base.revision)
     if given and not reading:
         return given
     if (folder / "model.safetensors").is_file():

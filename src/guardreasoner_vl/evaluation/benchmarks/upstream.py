@@ -1,53 +1,44 @@
-"""The paper's text benchmarks as their own authors publish them, `record -> Sample`."""
+"""The paper's text benchmarks as their own authors publish them, `record -> Sample`.
+
+Where a set has training rows of the same layout, its source reads the record and the benchmark's own rules stand here.
+"""
 
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import NotASampleError, Place, label_of, text_of
-from guardreasoner_vl.types import GoldLabel, Sample
+from guardreasoner_vl.sources import aegis as aegis_source
+from guardreasoner_vl.sources import beavertails as beavertails_source
+from guardreasoner_vl.sources import toxic_chat as toxic_chat_source
+from guardreasoner_vl.sources import wildguard as wildguard_source
+from guardreasoner_vl.sources.adapters import NotASampleError, Place, label_of, sample_of, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from guardreasoner_vl.sources.records import Record
+    from guardreasoner_vl.types import GoldLabel, Sample
 
 _ZERO_ONE: dict[object, GoldLabel] = {"1": "harmful", 1: "harmful", "0": "unharmful", 0: "unharmful"}
 _WORDS: dict[object, GoldLabel] = {"harmful": "harmful", "unharmful": "unharmful"}
-_SAFE: dict[object, GoldLabel] = {True: "unharmful", False: "harmful"}
 _FLAGS = ("S", "H", "V", "HR", "SH", "S3", "H2", "V2")
 _TWO_OF_THREE = 2
+_sample = partial(sample_of, split="test")
 
 
-def _sample(
-    place: Place,
-    prompt: str,
-    response: str | None = None,
-    *,
-    request: GoldLabel | None = None,
-    answered: GoldLabel | None = None,
-    category: object = None,
-    id: str | None = None,  # noqa: A002
-) -> Sample:
-    return Sample(
-        id=id or place.id,
-        source=place.name,
-        split="test",
-        modality="text",
-        prompt=prompt,
-        response=response,
-        request_label=request,
-        response_label=answered,
-        meta={"category": category} if category else {},
-    )
+def for_test(sample: Sample, **update: object) -> Sample:
+    """A source's sample as a row of a test set: of `meta`, the category."""
+    meta = {name: value for name, value in sample.meta.items() if name == "category"}
+    return sample.model_copy(update={"split": "test", "meta": meta, **update})
 
 
 def toxic_chat(record: Record, place: Place) -> Sample | None:
-    """Card `lmsys/toxic-chat`: rows that people annotated; `toxicity` labels the user's input."""
+    """Card `lmsys/toxic-chat`: rows that people annotated."""
     if str(record.get("human_annotation")) != "True":
         return None
-    return _sample(place, text_of(record, "user_input"), request=label_of(record.get("toxicity"), _ZERO_ONE))
+    return for_test(toxic_chat_source.to_sample(record, place))
 
 
 def harmbench_prompt(record: Record, place: Place) -> Sample | None:
@@ -59,7 +50,7 @@ def harmbench_prompt(record: Record, place: Place) -> Sample | None:
         text_of(record, "Behavior"),
         request="harmful",
         category=record.get("SemanticCategory"),
-        id=f"{place.name}/{text_of(record, 'BehaviorID')}",
+        own_id=f"{place.name}/{text_of(record, 'BehaviorID')}",
     )
 
 
@@ -83,14 +74,9 @@ def openai_moderation(record: Record, place: Place) -> Sample:
 
 
 def aegis(record: Record, place: Place) -> Sample | None:
-    """Card `nvidia/Aegis-AI-Content-Safety-Dataset-1.0`: user messages; harmful unless two of three say Safe."""
-    if record.get("text_type") != "user_message":
-        return None
-    votes = [record.get(f"labels_{number}") for number in range(3)]
-    if not all(isinstance(vote, str) and vote for vote in votes):
-        raise NotASampleError("fewer than three annotations")
-    label: GoldLabel = "unharmful" if votes.count("Safe") >= _TWO_OF_THREE else "harmful"
-    return _sample(place, text_of(record, "text").strip(), request=label)
+    """Card `nvidia/Aegis-AI-Content-Safety-Dataset-1.0`: the first three votes decide, as in the literature."""
+    sample = aegis_source.to_sample({**record, "labels_3": None, "labels_4": None}, place)
+    return for_test(sample, meta={}) if sample else None
 
 
 def simple_safety_tests(record: Record, place: Place) -> Sample:
@@ -100,19 +86,18 @@ def simple_safety_tests(record: Record, place: Place) -> Sample:
 
 def wildguard_prompt(record: Record, place: Place) -> Sample | None:
     """Card `allenai/wildguardmix`, config wildguardtest; rows without agreement have no label and are left out."""
-    if record.get("prompt_harm_label") is None:
-        return None
-    label = label_of(record["prompt_harm_label"], _WORDS)
-    return _sample(place, text_of(record, "prompt"), request=label, category=record.get("subcategory"))
+    return _wildguard(record, place, "prompt_harm_label", {"response": None, "response_harm_label": None})
 
 
 def wildguard_response(record: Record, place: Place) -> Sample | None:
     """The same file's responses."""
-    if record.get("response_harm_label") is None:
+    return _wildguard(record, place, "response_harm_label", {"prompt_harm_label": None})
+
+
+def _wildguard(record: Record, place: Place, label: str, left_out: Mapping[str, None]) -> Sample | None:
+    if record.get(label) is None:
         return None
-    label = label_of(record["response_harm_label"], _WORDS)
-    response = text_of(record, "response")
-    return _sample(place, text_of(record, "prompt"), response, answered=label, category=record.get("subcategory"))
+    return for_test(wildguard_source.to_sample({**record, **left_out}, place))
 
 
 def safe_rlhf(record: Record, place: Place) -> Sample | None:
@@ -150,16 +135,7 @@ def safe_rlhf_pick(samples: Sequence[Sample]) -> Sequence[Sample]:
 
 def beavertails(record: Record, place: Place) -> Sample:
     """Card `PKU-Alignment/BeaverTails`, split 30k_test: labels the answer to its prompt."""
-    categories = record.get("category")
-    named = [name for name, on in categories.items() if on] if isinstance(categories, dict) else []
-    label = label_of(record.get("is_safe"), _SAFE)
-    return _sample(
-        place,
-        text_of(record, "prompt"),
-        text_of(record, "response"),
-        answered=label,
-        category=named[0] if named else None,
-    )
+    return for_test(beavertails_source.to_sample(record, place))
 
 
 def xstest_response(record: Record, place: Place) -> Sample:

@@ -1,0 +1,154 @@
+"""A corpus for people: its card in Markdown, a page in HTML, and figures."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.corpus.stats import ALL, PARTS, Stats, quantiles
+from guardreasoner_vl.corpus.store import SET_ASIDE, read_info
+from guardreasoner_vl.errors import MissingExtraError
+from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
+from guardreasoner_vl.evaluation.report import NONE, html_page, markdown_page
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from guardreasoner_vl.corpus.store import CorpusInfo
+    from guardreasoner_vl.evaluation.report import Table
+
+PAPER = {
+    "text": (63_799, 353_440, 5.54, 163.25),
+    "image": (13_267, 57_322, 4.32, 154.03),
+    "text-image": (46_030, 221_033, 4.80, 160.79),
+    ALL: (123_096, 631_795, 5.13, 159.36),
+}
+"""Table 6 of the paper: rows, steps, steps of a row, characters of a step."""
+
+_LABELS = ("harmful", "unharmful", "not labelled")
+_COLOURS = {"harmful": THIRD, "unharmful": OWN, "not labelled": OTHER}
+
+
+def write_card(folder: Path, stats: Stats, command: str) -> Path:
+    """Write `card.md`, `card.html`, `stats.json` and, with the extra `data`, figures; gives the card's path."""
+    info = read_info(folder)
+    title = f"Corpus {info.name}"
+    try:
+        figures = draw(stats)
+    except MissingExtraError:
+        figures = {}
+    for name, svg in figures.items():
+        (folder / f"{name}.svg").write_text(svg, "utf-8")
+    shown = list(tables(stats, info, _set_aside(folder)))
+    notes = (
+        f"Seed {info.seed}, {info.rows:,} rows. A row is harmful if its request or its response is. Steps are counted "
+        "where there is reasoning."
+    )
+    (folder / "stats.json").write_text(json.dumps(stats.as_json(), indent=1) + "\n", "utf-8")
+    (folder / "card.html").write_text(html_page(title, command, notes, shown, figures), "utf-8")
+    card = folder / "card.md"
+    card.write_text(markdown_page(title, command, notes, shown, [f"{name}.svg" for name in figures]), "utf-8")
+    return card
+
+
+def tables(stats: Stats, info: CorpusInfo, set_aside: Mapping[str, int]) -> Iterable[tuple[str, Table]]:
+    """All tables with their headings."""
+    yield "Reasoning, beside the paper's Table 6", _steps_table(stats)
+    yield "Sources", _sources_table(stats, info)
+    yield "Labels", _counts_table(stats.labels)
+    yield "Categories", [["", "rows"], *([name, f"{rows:,}"] for name, rows in stats.categories.most_common())]
+    yield "Splits", [["", "rows"], *([name, f"{rows:,}"] for name, rows in stats.splits.items())]
+    head = ["characters", "min", "median", "p95", "max"]
+    found = {part: quantiles(stats.lengths[part]) for part in PARTS if stats.lengths[part]}
+    yield "Lengths", [head, *([part, *(f"{value:,}" for value in places.values())] for part, places in found.items())]
+    if set_aside:
+        yield "Set aside", [["reason", "rows"], *([reason, f"{rows:,}"] for reason, rows in set_aside.items())]
+
+
+def draw(stats: Stats) -> dict[str, str]:
+    """SVG texts by name. Raises `MissingExtraError`."""
+    figures = {"labels": _label_bars(stats.labels), "categories": _category_bars(stats.categories)}
+    lengths = {part: stats.lengths[part] for part in PARTS if stats.lengths[part]}
+    return {**figures, **({"lengths": _length_bars(lengths)} if lengths else {})}
+
+
+def _steps_table(stats: Stats) -> Table:
+    head = ["", "rows", "with reasoning", "steps", "steps of a row", "characters of a step"]
+    table = [[*head, *(f"paper: {name}" for name in ("rows", "steps", "steps of a row", "characters"))]]
+    for name, one in stats.modalities.items():
+        rows, steps, mean, characters = PAPER[name]
+        own = [
+            f"{one.rows:,}",
+            f"{one.reasoned:,}",
+            f"{one.steps:,}",
+            _mean(one.mean_steps),
+            _mean(one.mean_characters),
+        ]
+        table.append([name, *own, f"{rows:,}", f"{steps:,}", f"{mean:.2f}", f"{characters:.2f}"])
+    return table
+
+
+def _sources_table(stats: Stats, info: CorpusInfo) -> Table:
+    known = {source.name: source for source in info.sources}
+    table = [["", *_LABELS, "origin", "licence", "revision"]]
+    for name, counts in sorted(stats.sources.items()):
+        source = known.get(name)
+        told = (
+            [source.origin, source.licence, source.revision or NONE] if source else ["made by this project", NONE, NONE]
+        )
+        table.append([name, *(f"{counts[label]:,}" for label in _LABELS), *told])
+    return table
+
+
+def _counts_table(groups: Mapping[str, Counter[str]]) -> Table:
+    return [["", *_LABELS], *([name, *(f"{counts[label]:,}" for label in _LABELS)] for name, counts in groups.items())]
+
+
+def _mean(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
+
+
+def _set_aside(folder: Path) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    if (folder / SET_ASIDE).is_file():
+        for line in (folder / SET_ASIDE).read_text("utf-8").splitlines():
+            reason = str(json.loads(line)["reason"])
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+def _label_bars(groups: Mapping[str, Counter[str]]) -> str:
+    figure, axes = new_axes(height=0.9 + 0.34 * len(groups))
+    names = list(groups)[::-1]
+    left = [0] * len(names)
+    for label in _LABELS:
+        values = [groups[name][label] for name in names]
+        axes.barh(names, values, left=left, label=label, color=_COLOURS[label])
+        left = [start + value for start, value in zip(left, values, strict=True)]
+    axes.set(xlabel="rows", title="labels")
+    axes.legend(frameon=False, fontsize=8)
+    return svg_of(figure)
+
+
+def _category_bars(categories: Counter[str]) -> str:
+    names = [name for name, _ in categories.most_common()][::-1]
+    figure, axes = new_axes(height=0.9 + 0.26 * len(names))
+    bars = axes.barh(names, [categories[name] for name in names], color=OWN)
+    axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
+    axes.set(xlabel="rows", title="categories")
+    axes.margins(x=0.12)
+    return svg_of(figure)
+
+
+def _length_bars(lengths: Mapping[str, list[int]]) -> str:
+    figure, axes = new_axes()
+    most = max(max(values) for values in lengths.values())
+    edges = [0, *(2**power for power in range(3, most.bit_length() + 1))]
+    for (part, values), colour in zip(lengths.items(), (OWN, THIRD, "#2d3640"), strict=False):
+        axes.hist(values, bins=edges, histtype="step", label=part, color=colour, linewidth=1.5)
+    axes.set_xscale("symlog", base=2, linthresh=8)
+    axes.set(xlabel="characters", ylabel="rows", title="lengths")
+    axes.legend(frameon=False, fontsize=8)
+    return svg_of(figure)

@@ -1,0 +1,137 @@
+"""A corpus in the layouts of other programs: the authors' release, and ShareGPT as LLaMA-Factory reads it.
+
+Both are lists of conversations. What they have no place for (ids, sources, labels that are not known, texts that the
+neutraliser changed) stands in the extra key `sample`, which those programs ignore: read back by the adapters
+`guardreasoner-vltrain` and `sharegpt`, nothing is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from guardreasoner_vl.corpus.store import read_corpus
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, training_target
+from guardreasoner_vl.run_dir import write_json
+from guardreasoner_vl.sources.adapters import NotASampleError, Place
+from guardreasoner_vl.sources.catalogue import adapter_named
+from guardreasoner_vl.types import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from guardreasoner_vl.types import GoldLabel
+
+Layout = Literal["guardreasoner", "sharegpt"]
+ADAPTERS: dict[Layout, str] = {"guardreasoner": "guardreasoner-vltrain", "sharegpt": "sharegpt"}
+"""What reads a layout back."""
+
+IMAGES = "images"
+_FILES = {"text": "Text.json", "image": "Image.json", "text-image": "TextImage.json"}
+_FIELDS = tuple(name for name in Sample.model_fields if name != "images")
+_DATASET_INFO = {
+    "guardreasoner": {
+        "file_name": "train.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations", "images": "images", "system": "system"},
+    }
+}
+
+
+def export(folder: Path, layout: Layout, out: Path, progress: Callable[[int], None] | None = None) -> int:
+    """Write the corpus in `folder` to the new folder `out`, pictures included; gives the number of rows.
+
+    Rows without reasoning have an empty think. Raises `DataError` if `out` holds something.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out}: not empty; name a new folder")
+    count = 0
+    with ExitStack() as files:
+        lists: dict[str, Callable[[dict[str, Any]], None]] = {}
+        for sample in read_corpus(folder):
+            name = _FILES[sample.modality] if layout == "guardreasoner" else "train.json"
+            if name not in lists:
+                lists[name] = files.enter_context(_list_file(out / name))
+            lists[name](_record(sample, layout, out))
+            count += 1
+            if progress:
+                progress(count)
+    if layout == "sharegpt":
+        write_json(out / "dataset_info.json", _DATASET_INFO)
+    return count
+
+
+def _record(sample: Sample, layout: Layout, out: Path) -> dict[str, Any]:
+    user, answer = build_messages(sample.exchange())[1].text, _answer(sample)
+    record: dict[str, Any]
+    turns: tuple[tuple[str, str], ...]
+    if layout == "guardreasoner":
+        turns = (("system", INSTRUCTION), ("user", user), ("assistant", answer))
+        record = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    else:
+        turns = (("human", user), ("gpt", answer))
+        record = {"system": INSTRUCTION, "conversations": [{"from": who, "value": text} for who, text in turns]}
+    record["images"] = [_copied(Path(path), out) for path in sample.images]
+    return {**record, "sample": _not_carried(sample, record, layout, out)}
+
+
+def _not_carried(sample: Sample, record: dict[str, Any], layout: Layout, out: Path) -> dict[str, Any]:
+    """The fields that reading the conversation alone would not give back."""
+    content = sample.model_dump(mode="json")
+    try:
+        made = adapter_named(ADAPTERS[layout]).to_sample(record, Place("", 0, out, out))
+    except NotASampleError:
+        return {name: content[name] for name in _FIELDS}
+    read = made.model_dump(mode="json") if isinstance(made, Sample) else {}
+    return {name: content[name] for name in _FIELDS if read.get(name) != content[name]}
+
+
+def _answer(sample: Sample) -> str:
+    """The assistant's text; the line of a label that is not known is left out."""
+    exchange = sample.exchange()
+    given = ((sample.request_label, exchange.has_prompt), (sample.response_label, exchange.has_response))
+    words = [_word(label) if present else TargetLabel("None") for label, present in given]
+    spans = training_target(sample.reasoning or "", *words)
+    text = "".join(span.text for span in spans)
+    for name, (label, present) in zip(("Request", "Response"), given, strict=True):
+        if present and label is None:
+            text = text.replace(f"\n{name}: None", "")
+    return text
+
+
+def _word(label: GoldLabel | None) -> TargetLabel:
+    return TargetLabel(label or "None")
+
+
+def _copied(path: Path, out: Path) -> str:
+    """The picture's place below `out`; equal names of different folders are kept apart."""
+    folder = hashlib.sha256(str(path.parent.absolute()).encode()).hexdigest()[:8]
+    target = out / IMAGES / folder / path.name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be copied ({error.strerror}); run `corpus check`") from error
+    return str(target.relative_to(out))
+
+
+@contextmanager
+def _list_file(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A JSON list that is written one record at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        separator = "[\n"
+
+        def add(record: dict[str, Any]) -> None:
+            nonlocal separator
+            stream.write(separator + json.dumps(record, ensure_ascii=False))
+            separator = ",\n"
+
+        yield add
+        stream.write("\n]\n")

@@ -1,0 +1,51 @@
+"""Shares of classes and modalities, reached by leaving rows out at random."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from guardreasoner_vl.recipe import BalanceSection
+    from guardreasoner_vl.types import Sample
+
+
+def balanced(rows: Sequence[Sample], section: BalanceSection, seed: int) -> list[Sample]:
+    """As many of `rows`, in their order, as the shares allow; rows without a label count for their modality only."""
+    rng = random.Random(f"{seed}-balance")
+    kept = list(rows)
+    if section.harmful is not None:
+        shares = {"harmful": section.harmful, "unharmful": 1 - section.harmful}
+        for modality in dict.fromkeys(row.modality for row in kept):
+            own = [row for row in kept if row.modality == modality]
+            left = {id(row) for row in _drawn(own, _class, shares, rng)}
+            kept = [row for row in kept if row.modality != modality or _class(row) is None or id(row) in left]
+    if section.modalities:
+        left = {id(row) for row in _drawn(kept, lambda row: row.modality, section.modalities, rng)}
+        kept = [row for row in kept if id(row) in left]
+    return kept
+
+
+def _class(row: Sample) -> str | None:
+    """Harmful if anything in it is; None without a label."""
+    labels = {row.request_label, row.response_label} - {None}
+    return None if not labels else "harmful" if "harmful" in labels else "unharmful"
+
+
+def _drawn(
+    rows: Sequence[Sample],
+    key: Callable[[Sample], str | None],
+    shares: Mapping[Any, float],
+    rng: random.Random,
+) -> list[Sample]:
+    """The most rows whose keys stand in these shares; a key without rows leaves the others as they are."""
+    groups = {name: [row for row in rows if key(row) == name] for name in shares}
+    present = {name: len(group) for name, group in groups.items() if group}
+    if not present:
+        return []
+    whole = min(count / shares[name] for name, count in present.items())
+    return [
+        row for name in present for row in rng.sample(groups[name], min(present[name], round(whole * shares[name])))
+    ]

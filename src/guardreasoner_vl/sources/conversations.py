@@ -1,0 +1,152 @@
+"""Conversations in which a guard is asked and answers, as others publish them -> `Sample`s.
+
+The user message is the protocol's transcript, the assistant message reasoning and labels in its grammar. An extra
+key `sample` may hold what a conversation has no place for, as fields of `Sample`, and goes before what was read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.protocol import IMAGE, parse_released_input, parse_verdict
+from guardreasoner_vl.sources.adapters import NotASampleError, Place, modality_of, picture_of, text_of
+from guardreasoner_vl.sources.records import Record, read_records
+from guardreasoner_vl.types import GoldLabel, Label, Sample, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_TEXTS = ("prompt", "response")
+_LABELS = ("request_label", "response_label")
+_ODD_FIELDS = "its 'sample' is not made of a sample's fields"
+_DATASET_INFO = "dataset_info.json"
+_LEADING_MARKS = re.compile(rf"Human user:\n((?:{IMAGE}\n)*)")
+_RESULT = "<result>"
+_NO_LABELS = f"{_RESULT}\nRequest: none\nResponse: none\n</result>"
+_FIELD: dict[Target, re.Pattern[str]] = {
+    target: re.compile(rf"^\s*{target}:\s*(\S+)\s*$", re.IGNORECASE | re.MULTILINE)
+    for target in ("request", "response")
+}
+_GOLD: dict[str, GoldLabel] = {"harmful": "harmful", "unharmful": "unharmful", "harmless": "unharmful"}
+_ABSENT = ("", "none", "null")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What the user and the assistant wrote, and the paths of the pictures."""
+
+    asked: str
+    answered: str
+    images: tuple[str, ...]
+
+
+def read_rows(path: Path) -> Iterator[Record]:
+    """The file's records; LLaMA-Factory's list of data sets, which lies beside them, has none."""
+    return iter(()) if path.name == _DATASET_INFO else read_records(path)
+
+
+def conversation_of(record: Record, place: Place, messages: str, role: str, text: str) -> Conversation:
+    """One message of the user and one of the assistant under the given keys; the instruction is left out."""
+    listed = record.get(messages)
+    found: dict[str, list[Record]] = {"user": [], "assistant": []}
+    for message in listed if isinstance(listed, list) else ():
+        name = _ROLES.get(str(message.get(role))) if isinstance(message, dict) else None
+        if name:
+            found[name].append(message)
+    if any(len(those) != 1 for those in found.values()):
+        raise NotASampleError("no user and assistant message, one of each")
+    asked, answered = (text_of(those[0], text) for those in found.values())
+    return Conversation(asked, answered, _images(record, place))
+
+
+def sample_from(spoken: Conversation, record: Record, place: Place) -> Sample:
+    """The sample of a conversation. Raises `NotASampleError` where it breaks the protocol."""
+    given = _given(record)
+    fields: dict[str, Any] = {"id": place.id, "source": place.name, "images": spoken.images}
+    fields |= _exchange(spoken, given) | given
+    fields |= _answer(spoken.answered, fields, given) | given
+    fields.setdefault("modality", modality_of(fields["prompt"], fields["response"], spoken.images))
+    try:
+        return Sample.model_validate(fields)
+    except ValidationError as error:
+        raise NotASampleError(_ODD_FIELDS) from error
+
+
+def gold_label(text: str, target: Target, *, bare: bool = False) -> GoldLabel | None:
+    """The label in a line `Request: ...` or `Response: ...`, or, if `bare`, the text itself; None if it is missing."""
+    found = _FIELD[target].findall(text)
+    if len(found) > 1:
+        raise NotASampleError(f"several {target} labels")
+    word = (found[0] if found else text.strip() if bare and ":" not in text else "").strip().lower()
+    if word in _ABSENT:
+        return None
+    if word not in _GOLD:
+        raise NotASampleError(f"label {word!r:.30} is none of {', '.join(_GOLD)}")
+    return _GOLD[word]
+
+
+def _images(record: Record, place: Place) -> tuple[str, ...]:
+    """The paths of pictures below the file's folder; the authors' may start with the trainer's folder `data`."""
+    names = record.get("images")
+    names = [] if names is None else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise NotASampleError("its images are no list of paths")
+    if any(".." in PurePath(name).parts for name in names):
+        raise NotASampleError("a picture outside the data set's folder")
+    return tuple(picture_of(place, name, name.removeprefix("./").removeprefix("data/")) for name in names)
+
+
+def _given(record: Record) -> dict[str, Any]:
+    given = record.get("sample")
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(isinstance(given.get(name, ""), str | None) for name in _TEXTS):
+        raise NotASampleError(_ODD_FIELDS)
+    prompt = {"prompt": given["prompt"] or ""} if "prompt" in given else {}
+    return {name: value for name, value in given.items() if name != "images"} | prompt
+
+
+def _exchange(spoken: Conversation, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompt and response."""
+    marks = _LEADING_MARKS.search(spoken.asked)
+    if (marks[1].count(IMAGE) if marks else 0) != len(spoken.images):
+        raise NotASampleError(f"another number of pictures than of {IMAGE} marks")
+    if given.keys() >= {*_TEXTS}:
+        return {}
+    try:
+        exchange = parse_released_input(spoken.asked, spoken.images)
+    except InputError as error:
+        raise NotASampleError("not the released layout") from error
+    return {"prompt": exchange.prompt or "", "response": exchange.response}
+
+
+def _answer(text: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels and reasoning; of labels that are given, no line need stand in the answer."""
+    if given.keys() >= {*_LABELS}:
+        if "reasoning" in given:
+            return {}
+        text = text.partition(_RESULT)[0] + _NO_LABELS
+        parsed = parse_verdict(text, has_prompt=False, has_response=False, finish_reason="stop")
+    else:
+        has_prompt = bool(fields["prompt"].strip() or fields["images"])
+        has_response = bool((fields["response"] or "").strip())
+        parsed = parse_verdict(text, has_prompt, has_response, "stop")
+    if parsed.reason:
+        raise NotASampleError(f"its answer breaks the protocol: {parsed.reason}")
+    return {
+        "request_label": _known(parsed.request),
+        "response_label": _known(parsed.response),
+        "reasoning": parsed.reasoning or None,
+    }
+
+
+def _known(label: Label) -> str | None:
+    return None if label is Label.NOT_APPLICABLE else label.value

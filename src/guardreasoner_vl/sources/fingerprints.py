@@ -1,0 +1,200 @@
+"""What a sample's content comes down to when it is compared with others.
+
+Texts: sets of hashed word 5-shingles, compared by their Jaccard index `|A and B| / |A or B|` (Broder 1997).
+Pictures: the 64 bits of pHash, compared by Hamming distance. pHash alone takes a page of text for any other page,
+and a meme for the same photo with other words, so a small grey copy must agree too.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from guardreasoner_vl.errors import ImageError, MissingExtraError
+from guardreasoner_vl.images import load_pictures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from guardreasoner_vl.types import Sample
+
+Shingles: TypeAlias = NDArray[np.uint64]
+"""The sorted hashes of a text's shingles, each once."""
+
+SHINGLE = 5
+_SHORT = 20  # words; in a shorter text one other word can make another request, so it is near its own words alone
+_EDGES = ".,;:!?…\"'()[]“”‘’«»"
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+HASH_BITS = 64
+_GREY_SIDE = 64
+_FLAT = 4.0  # standard deviation of 256 grey levels; below it pHash's bits are noise
+_SHADES = 24  # of 256: re-encoding moves a pixel of the grey copy by less, other words by more
+
+_CHUNK = 256
+_THREADS = 8
+
+
+def normalised(text: str | None) -> str:
+    """NFKC, casefolded, whitespace collapsed; absent is the same as blank."""
+    if not text:
+        return ""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    folded = text.casefold()
+    return " ".join((folded if folded.isascii() else unicodedata.normalize("NFKC", folded)).split())
+
+
+def shingles(text: str) -> Shingles:
+    """The shingles of a normalised text, punctuation around words aside; of a short one, all its words as one."""
+    words = [word.strip(_EDGES) or word for word in text.split()]
+    hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
+    size = SHINGLE if len(words) >= _SHORT else len(words)
+    runs = np.zeros(len(words) - size + 1 if words else 0, np.uint64)
+    for place in range(size):
+        runs = runs * _MULTIPLIER + hashes[place : place + len(runs)]
+    return np.unique(runs)
+
+
+@lru_cache(maxsize=1 << 18)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(_digest(word.encode("utf-8", "surrogatepass"))[:8], "big")
+
+
+def _digest(*parts: bytes) -> bytes:
+    """One digest of several parts, whatever stands in them."""
+    whole = blake2b(digest_size=16)
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "big"))
+        whole.update(part)
+    return whole.digest()
+
+
+def jaccard(one: Shingles, other: Shingles) -> float:
+    """`|A and B| / |A or B|`; 1 for two empty sets."""
+    shared = np.intersect1d(one, other, assume_unique=True).size
+    union = one.size + other.size - shared
+    return shared / union if union else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class PictureMark:
+    """One picture: a digest of its RGB pixels, pHash (None: too flat to have one) and its grey copy."""
+
+    digest: bytes
+    phash: int | None
+    grey: NDArray[np.uint8]
+
+    def is_near(self, other: PictureMark, distance: int) -> bool:
+        """Whether the pixels are equal, or the pictures look alike: flat ones all would."""
+        if self.digest == other.digest:
+            return True
+        if self.phash is None or other.phash is None or (self.phash ^ other.phash).bit_count() > distance:
+            return False
+        return int((np.maximum(self.grey, other.grey) - np.minimum(self.grey, other.grey)).max()) <= _SHADES
+
+    def keys(self, distance: int) -> Iterator[object]:
+        """Keys of which two pictures within the distance share one: of `distance + 1` parts, one has no other bit."""
+        if self.phash is None:
+            yield self.digest
+            return
+        edges = [HASH_BITS * part // (distance + 1) for part in range(distance + 2)]
+        for low, high in pairwise(edges):
+            yield low, (self.phash >> low) & ((1 << (high - low)) - 1)
+
+
+def picture_marks(path: str) -> tuple[PictureMark, ...] | None:
+    """One mark for each picture that a file gives (`images.load_pictures`); None if it cannot be decoded."""
+    try:
+        return tuple(_mark(picture.open()) for picture in load_pictures(Path(path)))
+    except ImageError:
+        return None
+
+
+def _mark(image: Image.Image) -> PictureMark:
+    try:
+        from imagehash import phash
+    except ImportError as error:
+        raise MissingExtraError("imagehash", "data") from error
+    grey = image.convert("L")
+    small = np.asarray(grey.resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.LANCZOS))
+    bits = None if small.std() < _FLAT else int.from_bytes(np.packbits(phash(grey).hash).tobytes(), "big")
+    return PictureMark(_digest(b"%dx%d" % image.size, image.tobytes()), bits, small)
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """A sample's content: equal keys are equal content. `request_key` is about the request alone.
+
+    `pictures` holds the marks of each file.
+    """
+
+    key: bytes
+    request_key: bytes
+    prompt: Shingles
+    response: Shingles
+    pictures: tuple[tuple[PictureMark, ...], ...]
+
+    @property
+    def shape(self) -> tuple[bool, bool, tuple[int, ...]]:
+        """What there is: samples that differ in it are never near."""
+        return bool(self.prompt.size), bool(self.response.size), tuple(map(len, self.pictures))
+
+    def request(self) -> Fingerprint:
+        """Without the response; one that has nothing else stays as it is."""
+        if not (self.prompt.size or self.pictures):
+            return self
+        return replace(self, key=self.request_key, response=self.response[:0])
+
+    def is_near(self, other: Fingerprint, text: float, image: int) -> bool:
+        """Whether every picture is within `image` bits, and prompt and response each within the Jaccard index `text`.
+
+        Each, since one long prompt with two different answers would count as near by the sum of both.
+        """
+        return (
+            self.shape == other.shape
+            and all(
+                mine.is_near(theirs, image)
+                for ours, others in zip(self.pictures, other.pictures, strict=True)
+                for mine, theirs in zip(ours, others, strict=True)
+            )
+            and jaccard(self.prompt, other.prompt) >= text
+            and jaccard(self.response, other.response) >= text
+        )
+
+
+Fingerprinted: TypeAlias = "tuple[Sample, Fingerprint | None]"
+
+
+def fingerprints(samples: Iterable[Sample]) -> Iterator[Fingerprinted]:
+    """Samples with their fingerprints, None where a picture cannot be decoded; each file is decoded once."""
+    stream = iter(samples)
+    files: dict[str, tuple[PictureMark, ...] | None] = {}
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        while chunk := list(islice(stream, _CHUNK)):
+            new = [path for path in dict.fromkeys(path for row in chunk for path in row.images) if path not in files]
+            files.update(zip(new, pool.map(picture_marks, new), strict=True))
+            for sample in chunk:
+                marks = [files[path] for path in sample.images]
+                known = tuple(mark for mark in marks if mark is not None)
+                yield sample, _fingerprint(sample, known) if len(known) == len(marks) else None
+
+
+def _fingerprint(sample: Sample, pictures: tuple[tuple[PictureMark, ...], ...]) -> Fingerprint:
+    prompt, response = normalised(sample.prompt), normalised(sample.response)
+    request = _digest(
+        prompt.encode("utf-8", "surrogatepass"), *(_digest(*(mark.digest for mark in marks)) for marks in pictures)
+    )
+    key = _digest(request, response.encode("utf-8", "surrogatepass"))
+    return Fingerprint(key, _digest(request, b""), shingles(prompt), shingles(response), pictures)

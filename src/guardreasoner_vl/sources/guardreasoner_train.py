@@ -1,0 +1,71 @@
+"""GuardReasonerTrain (arXiv 2501.18492): four text sets with the reasoning that GPT-4o wrote about them.
+
+Records are `{instruction, input, output}`: `input` is the whole user message, `output` the reasoning, then a block
+`Answers:` with the lines `Request:`, `Completion:` (whether it was a refusal; not used here) and `Response:`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.protocol import parse_released_input
+from guardreasoner_vl.sources.adapters import Adapter, NotASampleError, Place, sample_of, text_of
+from guardreasoner_vl.sources.conversations import gold_label
+from guardreasoner_vl.sources.records import read_records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from guardreasoner_vl.sources.records import Record
+    from guardreasoner_vl.types import Sample
+
+_FILE = "_file"
+_ANSWERS = re.compile(r"^[ \t]*Answers:[ \t]*$", re.MULTILINE)
+
+
+def read_named(path: Path) -> Iterator[Record]:
+    """The file's records, each with the file's name, which tells the set that it comes from."""
+    return ({**record, _FILE: path.stem} for record in read_records(path))
+
+
+def to_sample(record: Record, place: Place) -> Sample:
+    """The last block is the answer; the label of a response that is not there counts for nothing."""
+    output = text_of(record, "output")
+    blocks = list(_ANSWERS.finditer(output))
+    if not blocks:
+        raise NotASampleError("no answers in its output")
+    try:
+        exchange = parse_released_input(text_of(record, "input"))
+    except InputError as error:
+        raise NotASampleError("not the released layout") from error
+    answers = output[blocks[-1].end() :]
+    request, answered = gold_label(answers, "request"), gold_label(answers, "response")
+    if not exchange.has_prompt:
+        request = None
+    if not exchange.has_response:
+        answered = None
+    if request is None and answered is None:
+        raise NotASampleError("no label")
+    return sample_of(
+        place,
+        exchange.prompt or "",
+        exchange.response,
+        request=request,
+        answered=answered,
+        reasoning=output[: blocks[-1].start()].strip() or None,
+        file=record.get(_FILE),
+    )
+
+
+ADAPTER = Adapter(
+    name="guardreasonertrain",
+    files=("*Train-R.json",),
+    to_sample=to_sample,
+    licence="MIT",
+    origin="hub yueliu1999/GuardReasonerTrain",
+    hub="yueliu1999/GuardReasonerTrain",
+    read=read_named,
+)

@@ -1,0 +1,38 @@
+"""Where a data set lies: a local folder, or the hub, pinned by revision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.hub import snapshot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guardreasoner_vl.sources.adapters import Adapter
+
+HUB = "hub:"
+_PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.zip")
+
+
+def locate(folder: str, root: Path, adapter: Adapter | None = None) -> Path:
+    """The folder below `root`, or the snapshot of `hub:OWNER/NAME@REVISION`.
+
+    Raises `DataError` that says how to get it, or that a revision is missing: what may change is no data set.
+    """
+    if not folder.startswith(HUB):
+        return root / folder
+    name, _, revision = folder.removeprefix(HUB).partition("@")
+    if not revision:
+        raise DataError(f"{folder}: pin it, as {folder}@REVISION, so that others get the same rows")
+    wanted = {"allow_patterns": [*adapter.files, *_PICTURES]} if adapter else {}
+    try:
+        return snapshot(name, revision, DataError, repo_type="dataset", **wanted)
+    except DataError as error:
+        raise DataError(f"{error}; {adapter.access}" if adapter else str(error)) from error
+
+
+def revision_of(folder: str) -> str | None:
+    """The pinned revision of a hub folder."""
+    return folder.rpartition("@")[2] if folder.startswith(HUB) and "@" in folder else None

@@ -1,0 +1,46 @@
+"""SPA-VL (arXiv 2406.12030): questions about pictures with a preferred and a rejected answer.
+
+A preference is no label: both answers may be harmless, or neither. Rows come without labels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.sources.adapters import Adapter, Place, sample_of, text_of
+from guardreasoner_vl.sources.records import unpack_picture
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.sources.records import Record
+    from guardreasoner_vl.types import Sample
+
+
+def to_samples(record: Record, place: Place) -> list[Sample]:
+    """One row for each of the two answers."""
+    question = text_of(record, "question")
+    answers = {name: text_of(record, name) for name in ("chosen", "rejected")}
+    picture = unpack_picture(record.get("image"), place.unpacked)
+    return [
+        sample_of(
+            place,
+            question,
+            answer,
+            images=(picture,),
+            own_id=f"{place.id}-{name}",
+            category=record.get("class1"),
+            class2=record.get("class2"),
+            class3=record.get("class3"),
+            answer=name,
+        )
+        for name, answer in answers.items()
+    ]
+
+
+ADAPTER = Adapter(
+    name="spa-vl",
+    files=("data/train-*.parquet",),
+    to_sample=to_samples,
+    licence="CC-BY-4.0",
+    origin="hub sqrti/SPA-VL",
+    hub="sqrti/SPA-VL",
+)

@@ -1,0 +1,95 @@
+"""VLGuard (arXiv 2402.02207): pictures that are safe or not, and instructions about them.
+
+A safe picture has a safe and an unsafe instruction, an unsafe one a single instruction. The pictures come from
+other sets, named by the first folder of their paths: `meta.subset`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.sources.adapters import (
+    Adapter,
+    NotASampleError,
+    Place,
+    label_of,
+    picture_of,
+    sample_of,
+    text_of,
+    text_or_none,
+)
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.sources.records import Record
+    from guardreasoner_vl.types import GoldLabel, Sample
+
+_SAFE: dict[object, GoldLabel] = {True: "unharmful", False: "harmful"}
+_INSTRUCTIONS: dict[str, GoldLabel] = {
+    "instruction": "harmful",
+    "unsafe_instruction": "harmful",
+    "safe_instruction": "unharmful",
+}
+
+
+def to_samples(record: Record, place: Place, pictures: str = "train") -> list[Sample]:
+    """One row for each instruction, with its answer, which nobody labelled; `pictures` is the pictures' folder."""
+    picture = _picture(record, place, pictures)
+    entries = record.get("instr-resp")
+    if not isinstance(record.get("safe"), bool) or not isinstance(entries, list):
+        raise NotASampleError("no safety flag or no instruction")
+    samples = [
+        sample_of(
+            place,
+            text_of(entry, name),
+            text_or_none(entry, "response"),
+            images=(picture,),
+            request=label,
+            own_id=f"{place.id}/{name}",
+            category=record.get("harmful_category"),
+            subcategory=record.get("harmful_subcategory"),
+            subset=_subset(record),
+        )
+        for entry in entries
+        if isinstance(entry, dict)
+        for name, label in _INSTRUCTIONS.items()
+        if entry.get(name)
+    ]
+    if not samples:
+        raise NotASampleError("no safety flag or no instruction")
+    return samples
+
+
+def to_picture(record: Record, place: Place) -> Sample:
+    """The picture alone, labelled by `safe`."""
+    return sample_of(
+        place,
+        images=(_picture(record, place, "train"),),
+        request=label_of(record.get("safe"), _SAFE),
+        category=record.get("harmful_category"),
+        subcategory=record.get("harmful_subcategory"),
+        subset=_subset(record),
+    )
+
+
+def _picture(record: Record, place: Place, pictures: str) -> str:
+    name = str(record.get("image"))
+    return picture_of(place, f"{pictures}/{name}", name)
+
+
+def _subset(record: Record) -> str | None:
+    folders = PurePath(str(record.get("image"))).parts[:-1]
+    return folders[0] if folders else None
+
+
+ADAPTER = Adapter(
+    name="vlguard",
+    files=("train.json",),
+    to_sample=to_samples,
+    licence="research only",
+    origin="hub ys-zong/VLGuard (train.json, and train.zip unpacked beside it)",
+    hub="ys-zong/VLGuard",
+    gated=True,
+)
+PICTURES_ADAPTER = replace(ADAPTER, name="vlguard-images", to_sample=to_picture)

@@ -1,0 +1,125 @@
+"""Curation: a recipe's sources become one corpus, without duplicates and without rows of the evaluation sets.
+
+    sources -> mixture (shares, splits, labels) -> duplicates and decontamination -> balance -> DIR
+
+Rows that cannot be used are named in `DIR/set_aside.jsonl` with their reasons, and nothing else is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.batch_output import write_whole
+from guardreasoner_vl.corpus.store import SET_ASIDE, CorpusInfo, SourceInfo, write_corpus
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.evaluation.benchmarks.find import find
+from guardreasoner_vl.recipe import SAMPLES, DuplicatesSection
+from guardreasoner_vl.run_dir import open_run_dir, write_json
+from guardreasoner_vl.sources.balance import balanced
+from guardreasoner_vl.sources.catalogue import adapter_named
+from guardreasoner_vl.sources.duplicates import without_duplicates
+from guardreasoner_vl.sources.locate import revision_of
+from guardreasoner_vl.sources.mixture import build_mixture
+from guardreasoner_vl.sources.parquet import PICTURES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator
+    from pathlib import Path
+
+    from guardreasoner_vl.recipe import Recipe, SourceSection
+    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.types import Sample
+
+REPORT = "curation.json"
+
+
+@dataclass(frozen=True)
+class Curated:
+    """What came of a recipe: rows read, kept and left out by the balance; `set_aside` names the others."""
+
+    info: CorpusInfo
+    read: int
+    unbalanced: int
+    set_aside: SetAside
+
+
+def run(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    embed: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Curated:
+    """Write the corpus to `out`; `embed` puts the pictures into its rows.
+
+    Raises `RecipeError` if `out` holds another recipe, `DataError` if nothing is left.
+    """
+    open_run_dir(out, recipe)
+    mixture = build_mixture(recipe.data, data, out, recipe.seed, repeated=False)
+    set_aside = mixture.set_aside
+    splits = {"train": mixture.train, "validation": mixture.held_out, "test": mixture.test}
+    rows = [row.model_copy(update={"split": split}) for split, part in splits.items() for row in part]
+    read = len(rows) + set_aside.total
+    unlabelled = {source.title for source in recipe.data.sources if source.unlabelled}
+    rows = list(_usable(rows, unlabelled, set_aside))
+    report: dict[str, object] = {}
+    if recipe.data.duplicates:
+        against = _evaluation_rows(recipe.data.duplicates, data, out)
+        found = without_duplicates(
+            rows, against, text=recipe.data.duplicates.text, image=recipe.data.duplicates.image, progress=progress
+        )
+        rows = found.kept
+        for dropped in found.dropped:
+            set_aside.add(dropped.reason, dropped.id)
+        report["duplicates"] = found.as_json()
+    before = len(rows)
+    if recipe.data.balance:
+        train = balanced([row for row in rows if row.split == "train"], recipe.data.balance, recipe.seed)
+        rows = [*train, *(row for row in rows if row.split != "train")]
+    if not rows:
+        raise DataError(f"{data}: no row is left (set aside: {set_aside.reasons}); check data.sources")
+    info = CorpusInfo(
+        name=recipe.name, seed=recipe.seed, sources=tuple(_described(source) for source in recipe.data.sources)
+    )
+    curated = Curated(write_corpus(out, info, rows, embed=embed), read, before - len(rows), set_aside)
+    write_whole(
+        out / SET_ASIDE,
+        (json.dumps({"id": name, "reason": reason}).encode() + b"\n" for name, reason in set_aside.rows),
+    )
+    report |= {"read": read, "kept": len(rows), "left out by the balance": curated.unbalanced}
+    write_json(out / REPORT, {**report, "set aside": set_aside.reasons})
+    return curated
+
+
+def _usable(rows: Iterable[Sample], unlabelled: Container[str], set_aside: SetAside) -> Iterator[Sample]:
+    """Rows with content, an id of their own, and a label unless their source may lack them."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            set_aside.add("its id stands there already", row.id)
+        elif not (row.prompt.strip() or row.images or (row.response or "").strip()):
+            set_aside.add("nothing to judge", row.id)
+        elif not (row.request_label or row.response_label or row.source in unlabelled):
+            set_aside.add("no label", row.id)
+        else:
+            seen.add(row.id)
+            yield row
+
+
+def _evaluation_rows(section: DuplicatesSection, data: Path, out: Path) -> list[Sample]:
+    names = [str(data / name) if (data / name).is_file() else name for name in section.against]
+    loaded = find(names, str(data), out / PICTURES) if names else []
+    return [sample for one in loaded for sample in one.samples]
+
+
+def _described(source: SourceSection) -> SourceInfo:
+    adapter = None if source.adapter == SAMPLES else adapter_named(source.adapter)
+    return SourceInfo(
+        name=source.title,
+        origin=source.origin or (adapter.origin if adapter else ""),
+        licence=source.licence or (adapter.licence if adapter else ""),
+        revision=revision_of(source.folder),
+    )

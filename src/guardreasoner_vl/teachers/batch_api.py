@@ -1,0 +1,127 @@
+"""OpenAI's Batch API: requests as JSON lines to be uploaded, results as JSON lines that came back.
+
+request  {"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+result   {"custom_id": ..., "response": {"status_code": 200, "body": {...}}, "error": null}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ValidationError
+
+from guardreasoner_vl.engines.openai_http import HttpError
+from guardreasoner_vl.errors import GuardError
+from guardreasoner_vl.teachers.openai import read_answer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guardreasoner_vl.teachers.base import Answered
+
+MOST_REQUESTS = 50_000
+MOST_BYTES = 200_000_000
+"""Of one file, the API's limits."""
+
+_URL = "/v1/chat/completions"
+_CODE = re.compile(r"[a-z0-9_]{1,40}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came back for one request: an answer or a fault."""
+
+    custom_id: str
+    outcome: Answered | GuardError
+
+
+class _Response(BaseModel):
+    status_code: int
+    body: dict[str, Any] | None = None
+
+
+class _Error(BaseModel):
+    code: str | None = None
+
+
+class _Line(BaseModel):
+    custom_id: str
+    response: _Response | None = None
+    error: _Error | None = None
+
+
+def request_line(custom_id: str, body: dict[str, Any]) -> bytes:
+    """One request, as ASCII."""
+    content = {"custom_id": custom_id, "method": "POST", "url": _URL, "body": body}
+    return json.dumps(content).encode("ascii") + b"\n"
+
+
+def read_result(line: bytes) -> Result | None:
+    """One result; None for a line that is none."""
+    try:
+        read = _Line.model_validate_json(line)
+    except ValidationError:
+        return None
+    return Result(read.custom_id, _outcome(read))
+
+
+def _outcome(read: _Line) -> Answered | GuardError:
+    response = read.response
+    if response is None:
+        code = (read.error and read.error.code) or "no_response"
+        return HttpError("the batch has no answer to this request", code if _CODE.fullmatch(code) else "no_response")
+    if response.status_code != 200:
+        status = response.status_code
+        return HttpError(f"the batch answered HTTP {status} to this request", status=status)
+    try:
+        return read_answer(json.dumps(response.body).encode())
+    except GuardError as error:
+        return error
+
+
+class RequestFiles:
+    """Writes requests to `target`, then to `NAME-2`, `NAME-3` beside it where one file may hold no more.
+
+    A context manager; the files stand whole at its end or, after an error, not at all.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self.paths: list[Path] = []
+        self.requests = 0
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stream.close()
+        for path in self.paths:
+            if kind is None:
+                _partial(path).replace(path)
+            else:
+                _partial(path).unlink()
+
+    def add(self, line: bytes) -> None:
+        """Append one request."""
+        if self._lines == MOST_REQUESTS or (self._lines and self._bytes + len(line) > MOST_BYTES):
+            self._stream.close()
+            self._begin()
+        self._stream.write(line)
+        self._lines += 1
+        self._bytes += len(line)
+        self.requests += 1
+
+    def _begin(self) -> None:
+        number = len(self.paths) + 1
+        name = self._target.name if number == 1 else f"{self._target.stem}-{number}{self._target.suffix}"
+        self.paths.append(self._target.with_name(name))
+        self._stream = _partial(self.paths[-1]).open("wb")
+        self._lines = self._bytes = 0
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")

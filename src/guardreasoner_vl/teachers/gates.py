@@ -1,0 +1,133 @@
+"""Which answers of a teacher are kept (method, section 2, "quality gates"): pure, one answer at a time.
+
+A trace passes if the whole answer parses by the strict protocol, its labels equal every known truth, it has 1 to
+10 steps, and it neither refuses, nor loops, nor is too long. Everything else is rejected with one short reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.protocol import neutralise, parse_verdict
+from guardreasoner_vl.teachers.base import TARGETS, known, present
+from guardreasoner_vl.teachers.rules import is_refusal
+from guardreasoner_vl.types import Label
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.types import GoldLabel, Sample, Target
+
+MOST_STEPS = 10
+MOST_CHARACTERS = 6000
+LOOP_TIMES, LOOP_WORDS, LOOP_PHRASE, STUTTER = 4, 12, 20, 120
+"""A phrase of up to `LOOP_PHRASE` words is a loop from so many times in a row on, if they are so many words in all;
+a few letters are, from `STUTTER` times on.
+
+The longest quote of the rules teacher, eight words or a hundred characters, may be one word or letter over and over.
+"""
+
+EMPTY, TOO_LONG, REFUSAL, LOOP = "empty", "too long", "refusal", "loop"
+NO_STEPS, TOO_MANY_STEPS, CONTRADICTION = "no steps", f"more than {MOST_STEPS} steps", "contradicts the truth"
+UNPARSABLE = "unparsable: "
+
+GOLD: dict[Label, GoldLabel] = {Label.HARMFUL: "harmful", Label.UNHARMFUL: "unharmful"}
+
+_HEADING = re.compile(
+    r"^[ \t]*(?:[#*]+[ \t]*(?:reasoning[ \t]+)?step[ \t]+\d+\b|reasoning[ \t]+step[ \t]+\d+\b|step[ \t]+\d+[ \t]*:)"
+    r"[ \t*:.)\-]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TASK = re.compile(r"^[ \t]*[#*]+[ \t]*task[ \t]+\d+\b[^\n]*$", re.IGNORECASE | re.MULTILINE)
+_WORD = re.compile(r"\w+")
+_MARKS = str.maketrans("", "", ".,;:!?\"'()*")
+_STUTTER = re.compile(rf"(\w{{1,8}}?)\1{{{STUTTER - 1},}}")
+_DECLINES = re.compile(
+    r"(?:i['\u2019]?m|i am) (?:\w+ )?sorry|sorry,|as an ai\b|(?:i['\u2019]?m|i am) (?:unable|not able)\b"
+    r"|i (?:can ?not|can['\u2019]?t|won['\u2019]?t|will not|must decline)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The reasoning to keep, and the teacher's own labels for what the sample has no label of."""
+
+    reasoning: str
+    judged: dict[Target, GoldLabel] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Why an answer is not kept."""
+
+    reason: str
+
+
+def gate(text: str, sample: Sample, finish_reason: str) -> Passed | Rejected:
+    """Keep an answer or say why not. Markers of the wire in kept reasoning are made harmless."""
+    if not text.strip():
+        return Rejected(EMPTY)
+    if finish_reason == "content_filter" or is_refusal(text):
+        return Rejected(REFUSAL)
+    if _goes_round(text):
+        return Rejected(LOOP)
+    if len(text) > MOST_CHARACTERS:
+        return Rejected(TOO_LONG)
+    there = present(sample)
+    parsed = parse_verdict(text, there["request"], there["response"], finish_reason)
+    if parsed.reason:
+        return Rejected(f"{UNPARSABLE}{parsed.reason}")
+    said = {"request": parsed.request, "response": parsed.response}
+    truth = known(sample)
+    if any(said[target] != label for target, label in truth.items()):
+        return Rejected(CONTRADICTION)
+    reasoning = parsed.reasoning or ""
+    fault = _fault_of(steps_of(reasoning))
+    if fault:
+        return Rejected(fault)
+    judged = {target: GOLD[said[target]] for target in TARGETS if there[target] and target not in truth}
+    return Passed(neutralise(reasoning), judged)
+
+
+def steps_of(reasoning: str) -> list[str]:
+    """The text of each step, `Reasoning Step N` or `Step N:`; headings with nothing below them do not count."""
+    pieces = _HEADING.split(_TASK.sub("", reasoning))[1:]
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _fault_of(steps: list[str]) -> str | None:
+    if not steps:
+        return NO_STEPS
+    if len(steps) > MOST_STEPS:
+        return TOO_MANY_STEPS
+    # Not `is_refusal`: a step may well begin with "It is illegal".
+    if _DECLINES.match(steps[0].lstrip("\"'*# ")):
+        return REFUSAL
+    if max(Counter(" ".join(_WORD.findall(step.lower())) for step in steps).values()) > 1:
+        return LOOP
+    return None
+
+
+def _goes_round(text: str) -> bool:
+    """Whether one word or phrase is said over and over, in a length of text that any kept answer has room in."""
+    text = text[: 2 * MOST_CHARACTERS]
+    words = text.lower().translate(_MARKS).split()
+    # Cheap for what does not loop: a stutter is one long word, and three words in a row come back in every round.
+    if max(map(len, words), default=0) >= STUTTER and _STUTTER.search(text):
+        return True
+    if max(Counter(zip(words, words[1:], words[2:], strict=False)).values(), default=0) < LOOP_TIMES - 1:
+        return False
+    return any(_repeats(words, size) for size in range(1, LOOP_PHRASE + 1))
+
+
+def _repeats(words: list[str], size: int) -> bool:
+    """Whether a phrase of `size` words stands often enough in a row."""
+    needed = max(LOOP_TIMES * size, LOOP_WORDS) - size
+    run = 0
+    for word, before in zip(words[size:], words, strict=False):
+        run = run + 1 if word == before else 0
+        if run >= needed:
+            return True
+    return False

@@ -1,0 +1,46 @@
+"""The rules teacher as a `Teacher`: deterministic, free and offline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.protocol import TargetLabel, training_target
+from guardreasoner_vl.teachers.base import Answered, CannotLabelError, Tokens, known, present
+from guardreasoner_vl.teachers.lexicon import find_evidence
+from guardreasoner_vl.teachers.rules import explain
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.types import Sample, Target
+
+
+class RulesTeacher:
+    """Writes what `rules.explain` says; a label that nobody gave is guessed from the words found."""
+
+    name = "rules"
+
+    def estimate(self, sample: Sample) -> Tokens:  # noqa: ARG002
+        """Nothing: it costs nothing."""
+        return Tokens()
+
+    async def write(self, sample: Sample, complaint: str | None) -> Answered:  # noqa: ARG002
+        """The same answer each time."""
+        request, response = _label(sample, "request"), _label(sample, "response")
+        spans = training_target(explain(sample, request, response), request, response)
+        return Answered("".join(span.text for span in spans), "stop")
+
+    async def label(self, sample: Sample) -> Answered:  # noqa: ARG002
+        """Raises `CannotLabelError`: rules explain a truth, they do not find it."""
+        raise CannotLabelError("the rules teacher cannot label rows: use --teacher openai, or curate with labels_from")
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+def _label(sample: Sample, target: Target) -> TargetLabel:
+    if not present(sample)[target]:
+        return TargetLabel("None")
+    label = known(sample).get(target)
+    if label:
+        return TargetLabel(label)
+    text = sample.prompt if target == "request" else sample.response or ""
+    return TargetLabel("harmful" if find_evidence(text) else "unharmful", known=False)

@@ -1,0 +1,180 @@
+"""A teacher behind any OpenAI-compatible server: GPT-4o as in the paper, or a model of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.engines.base import EngineRequest
+from guardreasoner_vl.engines.openai_http import HttpClient, HttpError
+from guardreasoner_vl.engines.openai_wire import chat_payload, read_completion
+from guardreasoner_vl.errors import EngineError, InputError, MissingExtraError
+from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.teachers.base import Answered, Tokens
+from guardreasoner_vl.teachers.prompts import FORM, TASK, labelling_messages, writing_messages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiolimiter import AsyncLimiter
+
+    from guardreasoner_vl.images import Picture
+    from guardreasoner_vl.protocol import Message
+    from guardreasoner_vl.types import Sample
+
+DEFAULT_MODEL = "gpt-4o-2024-08-06"
+DEFAULT_URL = "https://api.openai.com/v1"
+
+_BYTES_PER_TOKEN = 3
+_TRUTH_BYTES = 600
+_PICTURE_TOKENS = 1500
+_FRAME_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What is sent for a row, the same online and in a batch file; `extra_body` wins over what stands there."""
+
+    model: str = DEFAULT_MODEL
+    temperature: float = 1.0
+    max_tokens: int = 1536
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    def writing(self, sample: Sample, complaint: str | None = None) -> dict[str, Any]:
+        """Ask for reasoning; raises `InputError` if a picture cannot be sent."""
+        exchange, pictures = take_in(sample.exchange())
+        return self._body(writing_messages(sample, exchange, complaint), pictures)
+
+    def labelling(self, sample: Sample) -> dict[str, Any]:
+        """Ask for labels; raises `InputError` if a picture cannot be sent."""
+        exchange, pictures = take_in(sample.exchange())
+        return self._body(labelling_messages(exchange), pictures)
+
+    def estimate(self, sample: Sample) -> Tokens:
+        """The request's length in tokens, guessed high, and the longest answer."""
+        texts = (TASK, FORM, sample.prompt, sample.response or "")
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts) + _TRUTH_BYTES
+        return Tokens(size // _BYTES_PER_TOKEN + _PICTURE_TOKENS * len(sample.images) + _FRAME_TOKENS, self.max_tokens)
+
+    def _body(self, messages: tuple[Message, ...], pictures: tuple[Picture, ...]) -> dict[str, Any]:
+        content = chat_payload(EngineRequest(messages, pictures), "")
+        how = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        return {"model": self.model, **content, **how, **self.extra_body}
+
+
+class OpenAITeacher:
+    """Asks over HTTP. `api_key` None reads OPENAI_API_KEY; `timeout` is in seconds for one answer, retries included.
+
+    The limits per minute are kept by waiting before a request, one second's worth at once. Raises
+    `MissingExtraError` if one is given and aiolimiter is not installed.
+    """
+
+    def __init__(
+        self,
+        chat: Chat | None = None,
+        *,
+        base_url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        max_concurrency: int = 256,
+        timeout: float = 180.0,
+        retries: int = 5,
+    ) -> None:
+        key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
+
+        def client() -> HttpClient:
+            return HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries)
+
+        self._chat, self._client = chat or Chat(), client
+        self._per_minute = (requests_per_minute, tokens_per_minute)
+        self._open()
+
+    @property
+    def name(self) -> str:
+        return self._chat.model
+
+    @property
+    def chat(self) -> Chat:
+        """What is sent for a row."""
+        return self._chat
+
+    def estimate(self, sample: Sample) -> Tokens:
+        """See `Chat.estimate`."""
+        return self._chat.estimate(sample)
+
+    async def write(self, sample: Sample, complaint: str | None) -> Answered:
+        """Raises `GuardError`."""
+        if sample.images:
+            return await self._ask(sample, await asyncio.to_thread(self._chat.writing, sample, complaint))
+        return await self._ask(sample, self._chat.writing(sample, complaint))
+
+    async def label(self, sample: Sample) -> Answered:
+        """Raises `GuardError`."""
+        if sample.images:
+            return await self._ask(sample, await asyncio.to_thread(self._chat.labelling, sample))
+        return await self._ask(sample, self._chat.labelling(sample))
+
+    async def aclose(self) -> None:
+        """Close the connections; what comes next opens new ones."""
+        http = self._http
+        self._open()
+        await http.aclose()
+
+    def _open(self) -> None:
+        self._http = self._client()
+        requests, tokens = self._per_minute
+        self._requests = None if requests is None else _Limit(requests, "requests_per_minute")
+        self._tokens = None if tokens is None else _Limit(tokens, "tokens_per_minute")
+
+    async def _ask(self, sample: Sample, body: dict[str, Any]) -> Answered:
+        if self._requests:
+            await self._requests.take(1)
+        if self._tokens:
+            await self._tokens.take(self._chat.estimate(sample).total)
+        return read_answer(await self._http.post("chat/completions", lambda: body))
+
+
+def read_answer(body: bytes) -> Answered:
+    """Read the answer of `/chat/completions`; raises `HttpError` with the code `malformed`."""
+    try:
+        completion = read_completion(body)
+    except EngineError as error:
+        raise HttpError(str(error), "malformed") from error
+    used = completion.used(0.0)
+    text = completion.text or _refusal(body)
+    return Answered(text, completion.finish_reason or "none", used.prompt_tokens, used.completion_tokens)
+
+
+def _refusal(body: bytes) -> str:
+    """OpenAI puts a refusal into a field of its own."""
+    refusal = json.loads(body)["choices"][0]["message"].get("refusal")
+    return refusal if isinstance(refusal, str) else ""
+
+
+class _Limit:
+    """So many a minute, by a leaky bucket that holds one second's worth."""
+
+    def __init__(self, per_minute: float, name: str) -> None:
+        if not per_minute > 0:
+            raise InputError(f"{name} must be more than 0")
+        size = max(1.0, per_minute / 60)
+        self._bucket: AsyncLimiter = _limiter()(size, size * 60 / per_minute)
+
+    async def take(self, amount: float) -> None:
+        """Wait until `amount` fits in, no more than the bucket's size at once."""
+        while amount > 0:
+            piece = min(amount, self._bucket.max_rate)
+            await self._bucket.acquire(piece)
+            amount -= piece
+
+
+def _limiter() -> type[AsyncLimiter]:
+    try:
+        from aiolimiter import AsyncLimiter
+    except ImportError as error:
+        raise MissingExtraError("aiolimiter", "teacher") from error
+    return AsyncLimiter
