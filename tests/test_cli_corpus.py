@@ -12,6 +12,7 @@ from guardreasoner_vl import cli
 from guardreasoner_vl.cli_corpus import SET_ASIDE
 from guardreasoner_vl.cli_errors import ERROR, OK
 from guardreasoner_vl.corpus.store import read_corpus
+from guardreasoner_vl.sources.jsonl import is_held_out
 from tests.stages.test_curate import TOY, toy_rows
 from tests.stages.test_evaluate import write
 
@@ -60,6 +61,17 @@ def test_the_exit_code_says_that_rows_were_set_aside(tmp_path: Path) -> None:
     assert made.stderr == "note: set aside: 1 rows (no label)\n"
     assert "3 of 4 rows" in made.stdout
     assert "| no label | 1 |" in (tmp_path / "corpus" / "card.md").read_text()
+
+
+def test_held_out_rows_need_no_reasoning(tmp_path: Path) -> None:
+    held_out = next(f"h{number}" for number in range(1000) if is_held_out(f"h{number}"))
+    curated(tmp_path, [*toy_rows(2), {"id": held_out, "prompt": "a row for validation", "request_label": "unharmful"}])
+    done = invoke("synthesize", tmp_path / "corpus", "--teacher", "rules")
+    assert (done.exit_code, done.stdout[:32]) == (OK, "2 of 2 rows have reasoning, 0 ar")
+    assert {row.split: bool(row.reasoning) for row in read_corpus(tmp_path / "corpus")} == {
+        "train": True,
+        "validation": False,
+    }
 
 
 def test_faults_of_a_corpus_are_named(tmp_path: Path) -> None:

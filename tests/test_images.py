@@ -17,7 +17,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen_smart_resize
 
 from guardreasoner_vl.errors import ImageError, InputError
-from guardreasoner_vl.images import ImageLimits, Picture, PixelBudget, load_pictures, smart_resize
+from guardreasoner_vl.images import ImageLimits, Picture, PixelBudget, load_images, load_pictures, smart_resize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -278,3 +278,19 @@ def test_the_limits_can_be_narrowed() -> None:
     assert len(load_pictures(jpeg, only_jpeg)) == 1
     with pytest.raises(ImageError, match="no JPEG picture"):
         load_pictures(png, only_jpeg)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_images_are_what_the_pictures_show(kind: str) -> None:
+    frames = [Image.new("RGBA", (30, 20), colour) for colour in ((250, 10, 10, 255), (10, 250, 10, 90), (0, 0, 250, 0))]
+    buffer = BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=10)
+    images = load_images(buffer.getvalue())
+    pictures = load_pictures(buffer.getvalue())
+    assert len(images) == len(pictures) > 2
+    for image, picture in zip(images, pictures, strict=True):
+        assert (image.mode, image.info) == ("RGB", {})
+        assert image.tobytes() == picture.open().tobytes()
+    assert load_images(pictures[0])[0].tobytes() == pictures[0].open().tobytes()
+    with pytest.raises(ImageError):
+        load_images(b"no picture")

@@ -22,7 +22,7 @@ from functools import cached_property
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from PIL import Image
@@ -36,12 +36,13 @@ from guardreasoner_vl.errors import ImageError, InputError
 from guardreasoner_vl.readings import visible_readings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from PIL.ImageFile import ImageFile
 
     from guardreasoner_vl.types import ImageSource
 
+T = TypeVar("T")
 FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
 MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
 _RESAVE = "save it again as PNG or JPEG"
@@ -143,16 +144,23 @@ def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> 
     A frame gives several pictures where viewers would disagree on it (`readings`). A PIL image is
     left at the frame it was at. Raises `ImageError` for anything that cannot be judged in full.
     """
-    if isinstance(source, Picture):
-        return (source,)
+    return (source,) if isinstance(source, Picture) else _each(source, limits, _picture)
+
+
+def load_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Image.Image, ...]:
+    """What `load_pictures` would show, decoded and not encoded again: for looking at many files once."""
+    return (source.open(),) if isinstance(source, Picture) else _each(source, limits, _image)
+
+
+def _each(source: ImageSource, limits: ImageLimits, make: Callable[[Image.Image], T]) -> tuple[T, ...]:
     with _pillow_faults():
         if not isinstance(source, Image.Image):
-            return tuple(_pictures(_open(_encoded(source, limits), limits), limits))
+            return tuple(map(make, _readings(_open(_encoded(source, limits), limits), limits)))
         if source.format not in (None, "MPO", *limits.formats):
             raise ImageError(f"{source.format} pictures are not read here: {_RESAVE}, or pass image.convert('RGB')")
         position = source.tell()
         try:
-            return tuple(_pictures(source, limits))
+            return tuple(map(make, _readings(source, limits)))
         finally:
             source.seek(position)
 
@@ -300,10 +308,15 @@ def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
         yield image if turn is None else image.transpose(turn)
 
 
-def _pictures(image: Image.Image, limits: ImageLimits) -> Iterator[Picture]:
+def _readings(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
     for frame in _frames(image, limits):
-        for reading in visible_readings(frame):
-            yield _picture(reading)
+        yield from visible_readings(frame)
+
+
+def _image(rgb: Image.Image) -> Image.Image:
+    own = rgb.copy()  # the frames of a file may be one object at one position after another
+    own.info.clear()
+    return own
 
 
 def _picture(rgb: Image.Image) -> Picture:

@@ -244,7 +244,6 @@ class Recipe(Section):
             raise ValueError("sft.max_length is more than model.new.text.max_positions; lower it or raise the other")
         return self
 
-
     @property
     def base(self) -> ModelSection:
         """Where training starts; raises `RecipeError` if the recipe does not say."""

@@ -37,11 +37,11 @@ def test_steps_by_hand(rows: list[Sample]) -> None:
     stats = stats_of(rows)
     assert list(stats.modalities) == ["text", "image", "all"]
     text = stats.modalities["text"]
-    assert (text.rows, text.reasoned, text.steps) == (3, 2, 3)
+    assert (text.rows, text.reasoned, text.steps) == (2, 2, 3)  # the held-out row is not counted
     assert text.mean_steps == pytest.approx(3 / 2)
     lengths = [len("It asks for bread."), len("Harmless."), len("Bad.")]
     assert text.mean_characters == pytest.approx(sum(lengths) / 3)
-    assert stats.modalities["all"].rows == 4
+    assert stats.modalities["all"].rows == 3
     assert (stats.modalities["image"].mean_steps, stats.modalities["image"].mean_characters) == (None, None)
 
 
@@ -65,7 +65,7 @@ def test_the_card_stands_beside_the_paper(rows: list[Sample], tmp_path: Path) ->
     (tmp_path / SET_ASIDE).write_text(json.dumps({"id": "x", "reason": "no label"}) + "\n")
     card = write_card(tmp_path, stats_of(read_corpus(tmp_path)), "guardreasoner-vl corpus stats DIR")
     text = card.read_text()
-    assert "| text | 3 | 2 | 3 | 1.50 | 10.33 | 63,799 | 353,440 | 5.54 | 163.25 |" in text
+    assert "| text | 2 | 2 | 3 | 1.50 | 10.33 | 63,799 | 353,440 | 5.54 | 163.25 |" in text
     assert "| toy | 2 | 1 | 0 | made up | CC0 | abc |" in text
     assert "| no label | 1 |" in text
     assert "bread" not in text + (tmp_path / "card.html").read_text()

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from tests.local_server import Handler, LocalServer
 
 Brain: TypeAlias = Callable[[list[dict[str, Any]], str], str]
 """Messages without the begun answer, and the begun answer ("" if none): how it goes on."""
@@ -49,9 +50,9 @@ class _Injected:
     times: float
 
 
-@dataclass
-class StubServer:
-    """Use as a context manager; `url` is the base URL. `continues` says what `continue_final_message` does."""
+@dataclass(eq=False)
+class StubServer(LocalServer):
+    """`continues` says what `continue_final_message` does."""
 
     brain: Brain = unharmful
     models: tuple[str, ...] = ("stub-vl",)
@@ -63,31 +64,16 @@ class StubServer:
     delay: float = 0.0
     retry_after: str = "1"
     payloads: list[dict[str, Any]] = field(default_factory=list)
-    most_in_flight: int = 0
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._in_flight = 0
+        super().__init__(_Handler)
         self._injected: list[_Injected] = []
         self._released = threading.Event()
         self.disconnected = threading.Event()
-        handler = type("Handler", (_Handler,), {"stub": self})
-        self._server = _QuietServer(("127.0.0.1", 0), handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._released.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__exit__()
 
     def inject(self, fault: Fault, marker: str = "", times: float = math.inf) -> None:
         """From now on chat requests that hold `marker` meet `fault`, `times` times."""
@@ -99,10 +85,9 @@ class StubServer:
         self.most_in_flight = 0
 
     def enter(self, payload: dict[str, Any]) -> Fault | None:
-        with self._lock:
+        with self.lock:
             self.payloads.append(payload)
-            self._in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            self.entered()
             text = json.dumps(payload["messages"])
             for injected in self._injected:
                 if injected.times > 0 and injected.marker in text:
@@ -110,20 +95,8 @@ class StubServer:
                     return injected.fault
         return None
 
-    def leave(self) -> None:
-        with self._lock:
-            self._in_flight -= 1
-
     def wait_for_release(self, seconds: float) -> bool:
         return self._released.wait(seconds)
-
-
-class _QuietServer(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are part of the tests."""
 
 
 class _RefusalError(Exception):
@@ -133,13 +106,8 @@ class _RefusalError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body are two writes
+class _Handler(Handler):
     stub: StubServer
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         if not self._authorised():
@@ -166,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionError:
             self.close_connection = True
         finally:
-            self.stub.leave()
+            self.stub.left()
 
     def _authorised(self) -> bool:
         if self.stub.api_key is None or self.headers.get("Authorization") == f"Bearer {self.stub.api_key}":
@@ -195,9 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "drip":
                 self._drip(json.dumps(answer).encode())
             case "empty":
-                self._send_bytes(200, b"")
+                self.send(200, b"")
             case "not_json":
-                self._send_bytes(200, b"<html>secret content</html>")
+                self.send(200, b"<html>secret content</html>")
             case "no_choices":
                 self._send(200, answer | {"choices": []})
             case "nan":
@@ -226,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _drip(self, body: bytes) -> None:
-        self._head(200, len(body), {})
+        self.send_head(200, len(body))
         for byte in body:
             if self.stub.wait_for_release(0.02):
                 break
@@ -234,22 +202,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _drop(self, body: bytes) -> None:
-        self._head(200, len(body), {})
+        self.send_head(200, len(body))
         self.wfile.write(body[: len(body) // 2])
         self.close_connection = True
 
     def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
-        self._send_bytes(status, json.dumps(body).encode(), headers)
-
-    def _send_bytes(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self._head(status, len(body), headers or {})
-        self.wfile.write(body)
-
-    def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(length), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
+        self.send(status, json.dumps(body).encode(), headers)
 
 
 def complete(stub: StubServer, payload: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from guardreasoner_vl.errors import InputError, MissingExtraError
-from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.images import load_images
 from guardreasoner_vl.sources import fingerprints as module
 from guardreasoner_vl.sources.duplicates import Deduplicated, bands, without_duplicates
 from guardreasoner_vl.sources.fingerprints import (
@@ -397,9 +397,9 @@ def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def counted(source: Any) -> Any:
         asked.append(source.name)
-        return load_pictures(source)
+        return load_images(source)
 
-    monkeypatch.setattr(module, "load_pictures", counted)
+    monkeypatch.setattr(module, "load_images", counted)
     rows = [
         row(f"{path.name} {number}", str(number), images=(path,)) for path in (path, broken) for number in range(300)
     ]

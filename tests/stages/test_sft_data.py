@@ -98,20 +98,20 @@ def test_the_teachers_step_on_a_pseudo_label_carries_no_loss(inputs: QwenInputs)
     ]
     result = rules(rows, inputs)
     assert supervised(result.rows[2], inputs) == [
-        '<think>\n# Task 1\n## Reasoning Step 1\nThe user writes "… make a bomb now …".',
-        '\n# Task 2\n## Reasoning Step 3\nThe assistant answers "… no …".'
-        "\n## Reasoning Step 4\nSo the response is unharmful: nothing dangerous."
+        '<think>\n# Task 1\n## Reasoning Step 1\nThe message reads "… make a bomb now …".',
+        '\n# Task 2\n## Reasoning Step 3\nThe assistant says "… no …".'
+        "\n## Reasoning Step 4\nIn short, the response is unharmful: an everyday matter."
         "\n</think>\n<result>\nAnswers:\nRequest:",
         "\nResponse: unharmful\n</result><|im_end|>",
     ]
-    assert "So the request is harmful: weapons." in text(result.rows[2], inputs)
+    assert "Therefore the request is harmful: it concerns weapons." in text(result.rows[2], inputs)
 
 
 def test_a_response_without_a_prompt(inputs: QwenInputs) -> None:
     row = rules([sample(response="yo", response_label="harmful")], inputs).rows[0]
     assert "Human user:\nNone\n\nAI assistant:\nyo\n" in text(row, inputs)
     (loss,) = supervised(row, inputs)
-    assert loss.startswith("<think>\n# Task 1\n## Reasoning Step 1\nThere is no request to judge.\n# Task 2")
+    assert loss.startswith("<think>\n# Task 1\n## Reasoning Step 1\nWe have no request to judge.\n# Task 2")
     assert loss.endswith("Request: None\nResponse: harmful\n</result><|im_end|>")
 
 
@@ -208,7 +208,7 @@ def test_a_rows_own_reasoning_comes_before_the_teachers(inputs: QwenInputs) -> N
     own = sample(prompt="x", request_label="harmful", reasoning="my own words")
     assert "<think>\nmy own words\n</think>" in text(rules([own], inputs).rows[0], inputs)
     blank = own.model_copy(update={"reasoning": " \n"})
-    assert "The user writes" in text(rules([blank], inputs).rows[0], inputs)
+    assert "\n## Reasoning Step 2\n" in text(rules([blank], inputs).rows[0], inputs)
     assert "<think>\n</think>" in text(rules([blank], inputs, teacher=None).rows[0], inputs)
 
 

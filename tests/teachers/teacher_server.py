@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
+
+from tests.local_server import Handler, LocalServer
 
 STEPS = "# Task 1\n## Reasoning Step 1\nThe user asks for something.\n# Task 2\n## Reasoning Step 2\nThat settles it."
 
@@ -59,71 +59,35 @@ def completion(reply: Reply) -> dict[str, Any]:
     return {"choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason}], "usage": usage}
 
 
-class TeacherServer:
-    """A context manager; `payloads` holds what was asked, in order."""
+class TeacherServer(LocalServer):
+    """`payloads` holds what was asked, in order."""
 
     def __init__(self, brain: Brain = truthful) -> None:
+        super().__init__(_Handler)
         self.brain = brain
         self.payloads: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.in_flight = self.most_in_flight = 0
-        self._lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"stub": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def asked(self, word: str) -> int:
         """How many requests were about an exchange that holds `word`."""
         return sum(word in user_of(payload) for payload in self.payloads)
 
     def answer(self, payload: dict[str, Any], key: str | None) -> Reply:
-        with self._lock:
+        with self.lock:
             self.payloads.append(payload)
             self.keys.append(key)
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            self.entered()
         try:
             return self.brain(payload)
         finally:
-            with self._lock:
-                self.in_flight -= 1
+            self.left()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are part of the tests."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(Handler):
     stub: TeacherServer
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_POST(self) -> None:
         payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         reply = self.stub.answer(payload, self.headers.get("Authorization"))
         body = json.dumps(completion(reply)).encode() if reply.body is None else reply.body
-        self.send_response(reply.status)
-        for name, value in {"Content-Length": str(len(body)), **reply.headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        self.send(reply.status, body, reply.headers)

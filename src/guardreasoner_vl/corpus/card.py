@@ -43,8 +43,8 @@ def write_card(folder: Path, stats: Stats, command: str) -> Path:
         (folder / f"{name}.svg").write_text(svg, "utf-8")
     shown = list(tables(stats, info, _set_aside(folder)))
     notes = (
-        f"Seed {info.seed}, {info.rows:,} rows. A row is harmful if its request or its response is. Steps are counted "
-        "where there is reasoning."
+        f"Seed {info.seed}, {info.rows:,} rows. A row is harmful if its request or its response is. The first table is "
+        "about rows to train on."
     )
     (folder / "stats.json").write_text(json.dumps(stats.as_json(), indent=1) + "\n", "utf-8")
     (folder / "card.html").write_text(html_page(title, command, notes, shown, figures), "utf-8")
@@ -75,7 +75,7 @@ def draw(stats: Stats) -> dict[str, str]:
 
 
 def _steps_table(stats: Stats) -> Table:
-    head = ["", "rows", "with reasoning", "steps", "steps of a row", "characters of a step"]
+    head = ["", "training rows", "with reasoning", "steps", "steps of a row", "characters of a step"]
     table = [[*head, *(f"paper: {name}" for name in ("rows", "steps", "steps of a row", "characters"))]]
     for name, one in stats.modalities.items():
         rows, steps, mean, characters = PAPER[name]

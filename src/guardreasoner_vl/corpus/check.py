@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.corpus.store import read_corpus, read_info
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.images import load_images
 from guardreasoner_vl.protocol import TargetLabel, training_target
 from guardreasoner_vl.sources.labels import content
 from guardreasoner_vl.sources.set_aside import SetAside
@@ -14,7 +15,6 @@ from guardreasoner_vl.teachers.gates import Rejected, gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from guardreasoner_vl.types import GoldLabel, Sample
 
@@ -55,7 +55,7 @@ def _faults(
             found.append("contradictory labels")
     for image in sample.images:
         try:
-            load_pictures(image)
+            load_images(Path(image))
         except ImageError:
             found.append("unreadable picture")
     if sample.reasoning and (reason := _rejected(sample)):

@@ -1,4 +1,7 @@
-"""Where the reasoning of a corpus stands: how many rows have it, which are still asked about, which never will be."""
+"""Where the reasoning of a corpus stands: how many rows have it, which are still asked about, which never will be.
+
+Rows to train on alone: those held out for validation and test need no reasoning.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.corpus.attempts import Ledger
     from guardreasoner_vl.types import Sample
 
+TRAIN = "train"
 REPEATED = "its id stands on an earlier row"
 
 
@@ -34,7 +38,7 @@ class Standing:
 
 
 def standing(path: Path, ledger: Ledger) -> Standing:
-    """Count the rows of a Parquet file; reads two of its columns. Raises `DataError`."""
+    """Count the rows of a Parquet file; reads three of its columns. Raises `DataError`."""
     found = Standing()
     for row, own in _ids(path):
         found.rows += 1
@@ -55,7 +59,8 @@ def pending(path: Path, ledger: Ledger) -> Iterator[Sample]:
     seen: set[str] = set()
     for sample in read_rows(path):
         state = ledger.rows.get(sample.id)
-        if not (_reasoned(sample.reasoning) or (state and state.done) or sample.id in seen):
+        wanted = sample.split == TRAIN and not _reasoned(sample.reasoning)
+        if wanted and not (state and state.done) and sample.id not in seen:
             yield sample
         seen.add(sample.id)
 
@@ -69,8 +74,10 @@ def _ids(path: Path) -> Iterator[tuple[str, bool | None]]:
         raise MissingExtraError("pyarrow", "data") from error
     seen: set[str] = set()
     try:
-        for batch in ParquetFile(path).iter_batches(columns=["id", "reasoning"]):
+        for batch in ParquetFile(path).iter_batches(columns=["id", "split", "reasoning"]):
             for row in batch.to_pylist():
+                if row["split"] != TRAIN:
+                    continue
                 yield row["id"], None if row["id"] in seen else _reasoned(row["reasoning"])
                 seen.add(row["id"])
     except (OSError, pyarrow.ArrowException, ValueError, KeyError) as error:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from guardreasoner_vl.corpus.standing import TRAIN
 from guardreasoner_vl.teachers.gates import steps_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ ALL = "all"
 
 @dataclass
 class Steps:
-    """One line of Table 6: rows, those with reasoning, their steps and the steps' characters."""
+    """One line of Table 6: rows to train on, those with reasoning, their steps and the steps' characters."""
 
     rows: int = 0
     reasoned: int = 0
@@ -75,7 +76,7 @@ def stats_of(samples: Iterable[Sample]) -> Stats:
     """Count the rows of a stream."""
     stats = Stats()
     for sample in samples:
-        for name in (sample.modality, ALL):
+        for name in (sample.modality, ALL) if sample.split == TRAIN else ():
             stats.modalities.setdefault(name, Steps()).add(sample)
         for target, label in (("request", sample.request_label), ("response", sample.response_label)):
             if target == "request" or sample.response:

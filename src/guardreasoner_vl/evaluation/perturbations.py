@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.images import load_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +93,7 @@ def _reencoded(sample: Sample, folder: Path) -> Sample | None:
     paths = []
     for number, image in enumerate(sample.images):
         path = folder / f"{_name(sample)}-{number}.jpg"
-        load_pictures(image)[0].open().save(path, quality=JPEG_QUALITY)
+        load_images(image)[0].save(path, quality=JPEG_QUALITY)
         paths.append(str(path))
     return sample.model_copy(update={"images": tuple(paths)}) if paths else None
 

@@ -25,6 +25,8 @@ _TAG_NAMES, _FIELD_NAMES = _spaced(_NAMES, r"\s*"), _spaced(_FIELDS, " *")
 # Both read folded text. No two neighbouring repeats can take the same character, so both run in linear time.
 _TAG = re.compile(rf"<(?=\s*(?:\|\s*[\w.\-][\w.\-\s]*\||{_TAG_NAMES})\s*>)")
 _FIELD = re.compile(rf"^(?= *(?:{_FIELD_NAMES}))", re.MULTILINE)
+_SIMPLE = re.compile(r"[\n -~]*")
+"""Text that only case hides anything in."""
 
 
 def _plain(character: str) -> str:
@@ -49,7 +51,7 @@ def neutralise(text: str) -> str:
     with a transcript field gets `| ` in front. Case, inner spaces, invisible characters and compatibility
     forms (full width, mathematical, ligatures: all that NFKC folds) do not hide a marker. Idempotent.
     """
-    forms = [_folded(character) for character in text]
+    forms = text.lower() if _SIMPLE.fullmatch(text) else [_folded(character) for character in text]
     folded = "".join(forms)
     tags = [match.start() for match in _TAG.finditer(folded)]
     fields = [match.start() for match in _FIELD.finditer(folded)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import eq
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.protocol import neutralise, parse_verdict
@@ -124,10 +125,5 @@ def _goes_round(text: str) -> bool:
 
 def _repeats(words: list[str], size: int) -> bool:
     """Whether a phrase of `size` words stands often enough in a row."""
-    needed = max(LOOP_TIMES * size, LOOP_WORDS) - size
-    run = 0
-    for word, before in zip(words[size:], words, strict=False):
-        run = run + 1 if word == before else 0
-        if run >= needed:
-            return True
-    return False
+    run = max(LOOP_TIMES * size, LOOP_WORDS) - size
+    return b"\1" * run in bytes(map(eq, words[size:], words))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.engines.base import EngineRequest
@@ -17,7 +18,7 @@ from guardreasoner_vl.teachers.base import Answered, Tokens
 from guardreasoner_vl.teachers.prompts import FORM, TASK, labelling_messages, writing_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from aiolimiter import AsyncLimiter
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "gpt-4o-2024-08-06"
 DEFAULT_URL = "https://api.openai.com/v1"
+
+_PLACES = 32
+"""Requests at once of one HTTP client: httpx goes through all pairs of its connections for each request."""
 
 _BYTES_PER_TOKEN = 3
 _TRUTH_BYTES = 600
@@ -80,16 +84,17 @@ class OpenAITeacher:
         api_key: str | None = None,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
-        max_concurrency: int = 256,
+        max_concurrency: int = 1024,
         timeout: float = 180.0,
         retries: int = 5,
     ) -> None:
         key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
 
-        def client() -> HttpClient:
-            return HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries)
+        def client(places: int) -> HttpClient:
+            return HttpClient(base_url, key, max_concurrency=places, timeout=timeout, retries=retries)
 
-        self._chat, self._client = chat or Chat(), client
+        self._chat = chat or Chat()
+        self._clients = partial(_Clients, client, max_concurrency)
         self._per_minute = (requests_per_minute, tokens_per_minute)
         self._open()
 
@@ -125,7 +130,7 @@ class OpenAITeacher:
         await http.aclose()
 
     def _open(self) -> None:
-        self._http = self._client()
+        self._http = self._clients()
         requests, tokens = self._per_minute
         self._requests = None if requests is None else _Limit(requests, "requests_per_minute")
         self._tokens = None if tokens is None else _Limit(tokens, "tokens_per_minute")
@@ -135,7 +140,7 @@ class OpenAITeacher:
             await self._requests.take(1)
         if self._tokens:
             await self._tokens.take(self._chat.estimate(sample).total)
-        return read_answer(await self._http.post("chat/completions", lambda: body))
+        return read_answer(await self._http.post(body))
 
 
 def read_answer(body: bytes) -> Answered:
@@ -153,6 +158,40 @@ def _refusal(body: bytes) -> str:
     """OpenAI puts a refusal into a field of its own."""
     refusal = json.loads(body)["choices"][0]["message"].get("refusal")
     return refusal if isinstance(refusal, str) else ""
+
+
+class _Clients:
+    """HTTP clients with `_PLACES` places each, as many as are needed."""
+
+    def __init__(self, client: Callable[[int], HttpClient], most: int) -> None:
+        self._client, self._most = client, most
+        self._clients = [client(min(_PLACES, most))]
+        self._busy = [0]
+
+    async def post(self, body: dict[str, Any]) -> bytes:
+        """Raises `GuardError`."""
+        place = self._free()
+        self._busy[place] += 1
+        try:
+            return await self._clients[place].post("chat/completions", lambda: body)
+        finally:
+            self._busy[place] -= 1
+
+    async def aclose(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+    def _free(self) -> int:
+        """The first client with a free place; if all are full a new one, or the one with the shortest queue."""
+        free = next((number for number, busy in enumerate(self._busy) if busy < _PLACES), None)
+        if free is not None:
+            return free
+        left = self._most - _PLACES * len(self._clients)
+        if left <= 0:
+            return min(range(len(self._busy)), key=self._busy.__getitem__)
+        self._clients.append(self._client(min(_PLACES, left)))
+        self._busy.append(0)
+        return len(self._busy) - 1
 
 
 class _Limit:
