@@ -9,7 +9,7 @@ Anything else is an error with one reason code, never a label.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from guardreasoner_vl.types import Label
@@ -42,12 +42,17 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """Labels and reasoning of one answer; on an error both labels are `error` and `reason` says why."""
+    """Labels and reasoning of one answer; on an error both labels are `error` and `reason` says why.
+
+    `written` holds the request's and the response's labels as they stand there, whether or not there is anything to
+    judge.
+    """
 
     request: Label
     response: Label
     reasoning: str | None = None
     reason: Reason | None = None
+    written: tuple[Label, Label] | None = field(default=None, compare=False)
 
 
 class _OutsideGrammarError(Exception):
@@ -74,6 +79,7 @@ def parse_verdict(text: str, has_prompt: bool, has_response: bool, finish_reason
         request if has_prompt else Label.NOT_APPLICABLE,
         response if has_response else Label.NOT_APPLICABLE,
         reasoning,
+        written=(request, response),
     )
 
 
