@@ -1,0 +1,229 @@
+"""Forward passes in which a prefix stands once, whatever number of sequences begin with it.
+
+A tree is a prefix and its branches: a prompt and its G completions, or an instruction and the rows that follow it.
+Trees are packed into one row without padding,
+
+    [prefix | branch 1 | ... | branch G | next tree's prefix | ...]
+
+so that every linear layer sees each token once. Attention is that of the separate sequences: a prefix sees itself, a
+branch its prefix and itself. Positions (M-RoPE) of a branch go on from its prefix. All is exact up to rounding, and
+it is an ordinary forward pass: gradient checkpointing and autocast act as ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+NAME = "shared_prefix"
+"""The attention implementation's name in transformers; without a layout it is SDPA."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Token ids and their positions, of shape (3, tokens)."""
+
+    ids: Sequence[int]
+    positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prefix and the branches that go on from it; a prefix has one token or more, a branch too."""
+
+    prefix: Branch
+    branches: tuple[Branch, ...]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prefix.ids) + sum(len(branch.ids) for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tree lies: the row's place where its prefix starts, the prefix's tokens, each branch's tokens."""
+
+    start: int
+    prefix: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One row of L tokens: `ids` (1, L), `positions` (3, 1, L), and where each tree lies.
+
+    `predicts` (T,) are the places whose outputs predict the branches' T tokens in order, `targets` (T,) these tokens.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    spans: tuple[Span, ...]
+    predicts: torch.Tensor
+    targets: torch.Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        return Packed(
+            self.ids.to(device),
+            self.positions.to(device),
+            self.spans,
+            self.predicts.to(device),
+            self.targets.to(device),
+        )
+
+
+def completion(ids: Sequence[int], next_position: int) -> Branch:
+    """A branch of text that counts on from `next_position`."""
+    return Branch(ids, np.broadcast_to(np.arange(len(ids)) + next_position, (3, len(ids))))
+
+
+def pack(trees: Sequence[Tree]) -> Packed:
+    """All trees in one row."""
+    ids: list[int] = []
+    positions, spans, predicts, targets = [], [], [], []
+    for tree in trees:
+        start, last = len(ids), len(ids) + len(tree.prefix.ids) - 1
+        ids += tree.prefix.ids
+        positions.append(tree.prefix.positions)
+        for branch in tree.branches:
+            predicts += [last, *range(len(ids), len(ids) + len(branch.ids) - 1)]
+            targets += branch.ids
+            ids += branch.ids
+            positions.append(branch.positions)
+        spans.append(Span(start, len(tree.prefix.ids), tuple(len(branch.ids) for branch in tree.branches)))
+    return Packed(
+        torch.tensor([ids]),
+        torch.from_numpy(np.concatenate(positions, axis=1))[:, None],
+        tuple(spans),
+        torch.tensor(predicts),
+        torch.tensor(targets),
+    )
+
+
+def use_shared_prefix(model: Any) -> None:
+    """Let the decoder of a Qwen2.5-VL take packed rows; ordinary ones it still reads as with SDPA."""
+    model.model.language_model.set_attn_implementation(NAME)
+
+
+def logits(model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+    """Logits that predict the branches' tokens, of shape (T, vocabulary); `vision` holds the pictures in order."""
+    output = model(
+        input_ids=packed.ids,
+        position_ids=packed.positions,
+        attention_mask={"full_attention": None},
+        use_cache=False,
+        logits_to_keep=packed.predicts,
+        layout=_Layout.of(packed),
+        **(vision or {}),
+    )
+    found: torch.Tensor = output.logits[0]
+    return found
+
+
+def log_probabilities(
+    model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None = None, temperature: float = 1.0
+) -> torch.Tensor:
+    """Log-probability of each branch token, of shape (T,), in fp32, by the policy that samples at `temperature`."""
+    scores = logits(model, packed, vision).float() / temperature
+    return scores.gather(1, packed.targets[:, None])[:, 0] - scores.logsumexp(1)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One tree's places for attention.
+
+    `gather` (G, T) are the places of the branches' tokens, padded at their ends; `mask` (T, P + T) is what a branch
+    token sees of prefix and branch; `real` are the flat (G * T) places that are no padding, None if there is none.
+    """
+
+    start: int
+    prefix: int
+    gather: torch.Tensor
+    mask: torch.Tensor
+    real: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    groups: tuple[_Group, ...]
+
+    @classmethod
+    def of(cls, packed: Packed) -> _Layout:
+        return cls(tuple(_group(span, packed.ids.device) for span in packed.spans))
+
+
+def _group(span: Span, device: torch.device) -> _Group:
+    lengths = torch.tensor(span.branches, device=device)
+    longest = max(span.branches)
+    starts = span.start + span.prefix + lengths.cumsum(0) - lengths
+    steps = torch.arange(longest, device=device)
+    inside = steps < lengths[:, None]
+    gather = starts[:, None] + steps.minimum(lengths[:, None] - 1)
+    own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    mask = torch.cat((own.new_ones(longest, span.prefix), own), dim=1)
+    real = None if bool(inside.all()) else inside.flatten().nonzero()[:, 0]
+    return _Group(span.start, span.prefix, gather, mask, real)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    layout: _Layout | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """As transformers calls it: query (1, heads, L, width), key, value (1, key heads, L, width) to (1, L, heads, width)."""
+    if layout is None:
+        ordinary, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
+        return ordinary, None
+    grouped = key.shape[1] != query.shape[1]
+    pieces = []
+    for group in layout.groups:
+        own = slice(group.start, group.start + group.prefix)
+        prefix_key, prefix_value = key[:, :, own], value[:, :, own]
+        pieces.append(
+            scaled_dot_product_attention(
+                query[:, :, own], prefix_key, prefix_value, is_causal=True, scale=scaling, enable_gqa=grouped
+            )[0].transpose(0, 1)
+        )
+        branches = scaled_dot_product_attention(
+            _branches(query, group),
+            _with_prefix(prefix_key, _branches(key, group)),
+            _with_prefix(prefix_value, _branches(value, group)),
+            attn_mask=group.mask,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        outputs = branches.transpose(1, 2).flatten(0, 1)
+        pieces.append(outputs if group.real is None else outputs[group.real])
+    return torch.cat(pieces)[None], None
+
+
+def _branches(states: torch.Tensor, group: _Group) -> torch.Tensor:
+    """(1, heads, L, width) -> (G, heads, T, width)."""
+    count, longest = group.gather.shape
+    chosen = states[0].index_select(1, group.gather.flatten())
+    return chosen.unflatten(1, (count, longest)).transpose(0, 1)
+
+
+def _with_prefix(prefix: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+    return torch.cat((prefix.expand(len(branches), -1, -1, -1), branches), dim=2)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

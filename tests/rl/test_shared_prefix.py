@@ -1,0 +1,172 @@
+"""A packed row against the same sequences one by one: log-probabilities and gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
+from guardreasoner_vl.rl.shared_prefix import (
+    Branch,
+    Tree,
+    completion,
+    log_probabilities,
+    logits,
+    pack,
+    use_shared_prefix,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guardreasoner_vl.engines.qwen import Encoded
+
+SIZES = {"text": (), "image": ((84, 112),), "two images": ((56, 56), (112, 84))}
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_model: Path) -> QwenInputs:
+    return QwenInputs.from_folder(tiny_model)
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Any:
+    made = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model, dtype=torch.float32)
+    use_shared_prefix(made)
+    return made.train()
+
+
+def prompt(inputs: QwenInputs, kind: str, tokens: int, seed: int = 0) -> tuple[Encoded, list[Image.Image]]:
+    """Random words with the pictures of that kind among them."""
+    rng = np.random.default_rng(seed)
+    words = [int(token) for token in rng.integers(20, 250, tokens)]
+    images, grids = [], []
+    for width, height in SIZES[kind]:
+        images.append(Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)))
+        grids.append(inputs.grid(height, width))
+        start, pad, end = (inputs.token_id[name] for name in ("<|vision_start|>", IMAGE_PAD, "<|vision_end|>"))
+        words[3:3] = [start, *[pad] * inputs.pads(grids[-1]), end]
+    images.reverse()  # each was put before the earlier one
+    grids.reverse()
+    return inputs.encoded(words, grids), images
+
+
+def completions(lengths: tuple[int, ...], seed: int = 1) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [[int(token) for token in rng.integers(20, 250, length)] for length in lengths]
+
+
+def tree(encoded: Encoded, answers: list[list[int]]) -> Tree:
+    prefix = Branch(encoded.ids, encoded.positions)
+    return Tree(prefix, tuple(completion(answer, encoded.next_position) for answer in answers))
+
+
+def vision(inputs: QwenInputs, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+    if not images:
+        return {}
+    grids = [(1, *inputs.grid(image.height, image.width)) for image in images]
+    return {"pixel_values": torch.from_numpy(inputs.patches(images)), "image_grid_thw": torch.tensor(grids)}
+
+
+def one_by_one(model: Any, inputs: QwenInputs, encoded: Encoded, images: Any, answers: list[list[int]]) -> torch.Tensor:
+    """Each sequence for itself, its positions the model's own."""
+    found = []
+    for answer in answers:
+        ids = torch.tensor([[*encoded.ids, *answer]])
+        kinds = (ids == inputs.token_id[IMAGE_PAD]).int()
+        out = model(input_ids=ids, mm_token_type_ids=kinds, use_cache=False, **vision(inputs, images))
+        scores = out.logits[0, len(encoded.ids) - 1 : -1].log_softmax(-1)
+        found.append(scores.gather(1, torch.tensor(answer)[:, None])[:, 0])
+    return torch.cat(found)
+
+
+def gradients(model: Any, logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Those of a sum in which every token has a weight of its own."""
+    model.zero_grad()
+    torch.autograd.backward((logprobs * torch.linspace(-1, 1, len(logprobs))).sum())
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm."""
+    assert first.keys() == second.keys()
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
+    whole = sum(float(second[name].square().sum()) for name in second)
+    return float((apart / whole) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("lengths", [(9, 9, 9), (1, 14, 5, 2), (7,)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_log_probabilities_and_gradients(
+    model: Any, inputs: QwenInputs, kind: str, lengths: tuple[int, ...], checkpointing: bool
+) -> None:
+    encoded, images = prompt(inputs, kind, 11)
+    answers = completions(lengths)
+    apart = one_by_one(model, inputs, encoded, images, answers)
+    expected = gradients(model, apart)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    packed = log_probabilities(model, pack([tree(encoded, answers)]), vision(inputs, images))
+    torch.testing.assert_close(packed, apart, rtol=1e-5, atol=1e-5)
+    assert apart.std() > 0.03
+    assert difference(gradients(model, packed), expected) < 1e-5
+
+
+def test_trees_of_all_kinds_in_one_row(model: Any, inputs: QwenInputs) -> None:
+    prompts = [prompt(inputs, kind, 5 + 4 * number, number) for number, kind in enumerate(SIZES)]
+    answers = [completions(lengths, number) for number, lengths in enumerate([(3, 8), (6, 6, 6), (1, 12)])]
+    apart = torch.cat(
+        [one_by_one(model, inputs, one, images, own) for (one, images), own in zip(prompts, answers, strict=True)]
+    )
+    expected = gradients(model, apart)
+    trees = [tree(one, own) for (one, _), own in zip(prompts, answers, strict=True)]
+    packed = pack(trees)
+    assert packed.ids.shape == (1, sum(one.tokens for one in trees))
+    found = log_probabilities(model, packed, vision(inputs, [image for _, images in prompts for image in images]))
+    torch.testing.assert_close(found, apart, rtol=1e-5, atol=1e-5)
+    assert difference(gradients(model, found), expected) < 1e-5
+
+
+def test_branches_may_hold_pictures(model: Any, inputs: QwenInputs) -> None:
+    """Rows of SFT: the instruction stands once, what follows has pictures of its own."""
+    whole = [prompt(inputs, kind, 16, 3) for kind in ("text", "two images", "image")]
+    head = whole[0][0].ids[:3]
+    rows = [[*head, *one.ids[3:]] for one, _ in whole]
+    branches = []
+    for ids, (one, _) in zip(rows, whole, strict=True):
+        branches.append(Branch(ids[3:], inputs.positions(ids, one.grids)[:, 3:]))
+    prefix = Branch(head, np.tile(np.arange(3), (3, 1)))
+    images = [image for _, own in whole for image in own]
+    packed = logits(model, pack([Tree(prefix, tuple(branches))]), vision(inputs, images))
+    expected = []
+    for ids, (_, own) in zip(rows, whole, strict=True):
+        row = torch.tensor([ids])
+        kinds = (row == inputs.token_id[IMAGE_PAD]).int()
+        out = model(input_ids=row, mm_token_type_ids=kinds, use_cache=False, **vision(inputs, own))
+        expected.append(out.logits[0, 2:-1])
+    torch.testing.assert_close(packed, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_the_policy_is_the_one_that_samples(model: Any, inputs: QwenInputs) -> None:
+    encoded, _ = prompt(inputs, "text", 8)
+    packed = pack([tree(encoded, completions((4, 3)))])
+    plain = logits(model, packed)
+    warm = log_probabilities(model, packed, temperature=1.2)
+    expected = (plain / 1.2).log_softmax(-1).gather(1, packed.targets[:, None])[:, 0]
+    torch.testing.assert_close(warm, expected)
+
+
+def test_ordinary_rows_read_as_before(model: Any, tiny_model: Path) -> None:
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model, dtype=torch.float32)
+    ids = torch.randint(20, 250, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    with torch.no_grad():
+        first, second = (one(input_ids=ids, attention_mask=mask).logits for one in (model.eval(), plain.eval()))
+    torch.testing.assert_close(first[mask.bool()], second[mask.bool()])
