@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guardreasoner_vl import __version__, cli_corpus, cli_evaluation
+from guardreasoner_vl import __version__, cli_corpus, cli_evaluation, cli_training
 from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK, OneLineErrors, say
 from guardreasoner_vl.cli_options import (
     CalibrationOption,
@@ -49,7 +49,7 @@ STDIN = "-"
 app = typer.Typer(cls=OneLineErrors, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-for _command in (*cli_evaluation.COMMANDS, *cli_corpus.COMMANDS):
+for _command in (*cli_corpus.COMMANDS, *cli_training.COMMANDS, *cli_evaluation.COMMANDS):
     app.command()(_command)
 app.add_typer(cli_corpus.corpus, name="corpus")
 
@@ -177,21 +177,6 @@ def schema() -> None:
     typer.echo(json.dumps(Verdict.model_json_schema(), indent=2))
 
 
-@app.command()
-def sft(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/embedded.yaml.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="The folder that holds the recipe's sources.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; a run that stopped goes on there.")],
-) -> None:
-    """Train a guard by supervised fine-tuning on reasoning, and print the finished model's folder."""
-    from guardreasoner_vl.recipe import load_recipe
-    from guardreasoner_vl.stages import sft as stage
-
-    finished = stage.run(load_recipe(recipe), data, out)
-    _report_rows(out / "sft" / "data.json")
-    typer.echo(str(finished))
-
-
 def _judged(
     build: "Callable[[], Exchange]", policy: "Policy", model: str | None, open_guard: "Callable[[], Guard]"
 ) -> "Verdict":
@@ -242,15 +227,3 @@ def _show(verdict: "Verdict", as_json: bool, show_reasoning: bool) -> None:
         say(f"{verdict.error.message} ({verdict.error.code}, {verdict.action})")
     elif not as_json:
         show(verdict_text(verdict, show_reasoning))
-
-
-def _report_rows(path: Path) -> None:
-    """How many rows the training took and which it set aside."""
-    from guardreasoner_vl.cli_render import counts_text
-
-    if not path.is_file():
-        return
-    report = json.loads(path.read_text("utf-8"))
-    show(counts_text("trained on", {"rows": report["rows"], "tokens": report["tokens"]}), stderr=True)
-    if report["set_aside"]:
-        show(counts_text("set aside", report["set_aside"]), stderr=True)

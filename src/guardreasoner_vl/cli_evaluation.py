@@ -25,15 +25,14 @@ from guardreasoner_vl.cli_options import (
     progress_bar,
     resumable,
 )
-from guardreasoner_vl.errors import DataError, InputError, MissingExtraError
+from guardreasoner_vl.errors import DataError, InputError
 
 UNPACKED = "pictures"
 """Below `--out`: pictures that stand inside a benchmark's records."""
 
 if TYPE_CHECKING:
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
-    from guardreasoner_vl.evaluation.predictions import Prediction
-    from guardreasoner_vl.evaluation.results import Baseline, Results
+    from guardreasoner_vl.evaluation.results import Baseline
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.guards.client import OtherGuard
     from guardreasoner_vl.guards.shieldgemma import ShieldGemma2
@@ -84,6 +83,7 @@ def evaluate(
     """
     from guardreasoner_vl.evaluation.benchmarks.find import find
     from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
+    from guardreasoner_vl.evaluation.write import write_report
 
     train, loaded = _held_out(recipe, data, out) if recipe else ([], [])
     if benchmark or not recipe:
@@ -103,7 +103,8 @@ def evaluate(
         results = stage.run(
             guard, loaded, out, content=content, baselines=baselines, apart=apart or (), progress=progress
         )
-    _write_report(results, list(read_predictions(out / PREDICTIONS)), out)
+    if lacking := write_report(results, list(read_predictions(out / PREDICTIONS)), out, command_line()):
+        note(lacking)
     typer.echo(str(out / "report.md"))
 
 
@@ -256,22 +257,3 @@ def _hashed_words(train: "list[Sample]", loaded: "list[Loaded]") -> "dict[str, B
     from guardreasoner_vl.evaluation.baseline import hashed_words
 
     return {"hashed words": hashed_words(train, loaded)} if train else {}
-
-
-def _write_report(results: "Results", rows: "list[Prediction]", out: Path) -> None:
-    from guardreasoner_vl.evaluation.report import markdown, page
-
-    command = command_line()
-    figures: dict[str, str] = {}
-    try:
-        from guardreasoner_vl.evaluation.figures import draw
-
-        figures = draw(results, rows)
-    except MissingExtraError as error:
-        note(f"no figures: {error}")
-    names = []
-    for name, svg in figures.items():
-        names.append(f"{name}.svg")
-        (out / names[-1]).write_text(svg, "utf-8")
-    (out / "report.md").write_text(markdown(results, command, names), "utf-8")
-    (out / "report.html").write_text(page(results, command, figures), "utf-8")

@@ -22,7 +22,7 @@ from functools import cached_property
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from PIL import Image
@@ -43,8 +43,11 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import ImageSource
 
 T = TypeVar("T")
+Layout = Literal["side_by_side", "stacked"]
+LAYOUTS: tuple[Layout, ...] = ("side_by_side", "stacked")
 FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
 MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
+MERGED_PIXELS = 4_000_000  # twice what training shows a model; as PNG always within the limit on bytes
 _RESAVE = "save it again as PNG or JPEG"
 _FAULTS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 _MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole picture
@@ -182,6 +185,31 @@ def smart_resize(height: int, width: int, budget: PixelBudget, factor: int = FAC
         rows = math.ceil(height * grow / factor) * factor
         columns = math.ceil(width * grow / factor) * factor
     return rows, columns
+
+
+def merge(first: Image.Image, second: Image.Image, layout: Layout, max_pixels: int = MERGED_PIXELS) -> Image.Image:
+    """Two RGB pictures as one: side by side at a common height, or the first above the second at a common width.
+
+    The smaller one is enlarged, because shrinking the larger one could lose the small print that its label rests
+    on; both are shrunk only where the result would have more than `max_pixels`. Aspect ratios are kept to a pixel,
+    and every side has one at least. Raises `ImageError` if the result would be too thin to be judged.
+    """
+    pictures = (first, second)
+    for picture in pictures:
+        _check_aspect(picture.height, picture.width, MAX_ASPECT)
+    beside = layout == "side_by_side"
+    # Along the line that the pictures stand in, and across it.
+    sizes = [(one.width, one.height) if beside else (one.height, one.width) for one in pictures]
+    length = sum(along / across for along, across in sizes)
+    across = max(1, min(max(side for _, side in sizes), int(math.sqrt(max_pixels / length))))
+    parts = [max(1, along * across // side) for along, side in sizes]
+    width, height = (sum(parts), across) if beside else (across, sum(parts))
+    _check_aspect(height, width, MAX_ASPECT)
+    merged = Image.new("RGB", (width, height))
+    for picture, part, start in zip(pictures, parts, (0, parts[0]), strict=True):
+        size, place = ((part, across), (start, 0)) if beside else ((across, part), (0, start))
+        merged.paste(picture.resize(size, Image.Resampling.BICUBIC), place)
+    return merged
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from guardreasoner_vl.engines import transformers_engine
 from guardreasoner_vl.engines.decoding import Decoder
 from guardreasoner_vl.engines.qwen import IMAGE_PAD
-from guardreasoner_vl.engines.sampling import Vocabulary
+from guardreasoner_vl.engines.sampling import Vocabulary, choose_tokens
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images import Picture, PixelBudget
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
+    from guardreasoner_vl.engines.sampling import Row
 
 WITH_COMMON_HEAD = (" undone", " unlike")
 """Words whose first tokens are the same in the tiny tokenizer (a test below checks it)."""
@@ -292,20 +294,18 @@ def follow(monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine, *answers
 
     Where a choice is banned the next answer's token at that place is taken. The log-probabilities stay the model's.
     """
-    from guardreasoner_vl.engines import sampling
-
     wanted = [[*engine.inputs.tokens(answer), engine.inputs.token_id["<|im_end|>"]] for answer in answers]
-    real = sampling.Row.choose
 
-    def choose(row: sampling.Row, logits: torch.Tensor) -> int:
-        place = len(row.tokens)
+    def choose(logits: torch.Tensor, rows: Sequence[Row], vocabulary: Vocabulary) -> list[int]:
         logits[:] = -100.0
-        for rank, tokens in enumerate(wanted):
-            if place < len(tokens):
-                logits[tokens[place]] = max(float(logits[tokens[place]]), -float(rank))
-        return real(row, logits)
+        for row, values in zip(rows, logits, strict=True):
+            place = len(row.tokens)
+            for rank, tokens in enumerate(wanted):
+                if place < len(tokens):
+                    values[tokens[place]] = max(float(values[tokens[place]]), -float(rank))
+        return choose_tokens(logits, rows, vocabulary)
 
-    monkeypatch.setattr(sampling.Row, "choose", choose)
+    monkeypatch.setattr(transformers_engine, "choose_tokens", choose)
 
 
 def changed_logits(

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
+from guardreasoner_vl.rl import shared_prefix
 from guardreasoner_vl.rl.shared_prefix import (
     Branch,
     Tree,
@@ -151,6 +152,20 @@ def test_branches_may_hold_pictures(model: Any, inputs: QwenInputs) -> None:
         out = model(input_ids=row, mm_token_type_ids=kinds, use_cache=False, **vision(inputs, own))
         expected.append(out.logits[0, 2:-1])
     torch.testing.assert_close(packed, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_logits_piece_by_piece(model: Any, inputs: QwenInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, images = prompt(inputs, "image", 11)
+    packed = pack([tree(encoded, completions((9, 4, 7)))])
+    whole = log_probabilities(model, packed, vision(inputs, images), 1.2)
+    expected = gradients(model, whole)
+    rows: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda _, hidden: rows.append(len(hidden[0])))
+    monkeypatch.setattr(shared_prefix, "MOST_LOGITS", 6 * model.config.text_config.vocab_size)
+    pieces = log_probabilities(model, packed, vision(inputs, images), 1.2)
+    assert rows == [6, 6, 6, 2]
+    torch.testing.assert_close(pieces, whole)
+    assert difference(gradients(model, pieces), expected) < 1e-6
 
 
 def test_the_policy_is_the_one_that_samples(model: Any, inputs: QwenInputs) -> None:

@@ -41,11 +41,15 @@ class EngineRequest:
 @dataclass(frozen=True)
 class EngineResult:
     """One answer. `label_logprobs` maps a field to one log-probability per candidate, where the model gives
-    them, at the candidates' first differing token. On a fault `finish_reason` is `error` and `error` says why."""
+    them, at the candidates' first differing token. On a fault `finish_reason` is `error` and `error` says why.
+
+    `token_ids` are the text's tokens; `end_id` is the one that ended the turn, where it ended and the engine tells.
+    """
 
     text: str
     finish_reason: FinishReason
     token_ids: tuple[int, ...] = ()
+    end_id: int | None = None
     label_logprobs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     error: str | None = None

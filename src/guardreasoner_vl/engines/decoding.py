@@ -4,7 +4,8 @@ Rows are padded on the left between the shared prefix and their own tokens:
 
     [prefix | pad pad own tokens | generated ...]
 
-The prefix (system message and the head of the user turn) is computed once and copied to every row.
+The prefix (system message and the head of the user turn) is computed once and copied to every row. Rows may be
+repeated once they are read (`Batch.keep_rows`), so that many answers to one prompt cost one prefill.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
+
+from guardreasoner_vl.engines.qwen import IMAGE_PAD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +63,7 @@ class GrowingLayer(DynamicLayer):
         return buffer
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Drop all rows but these."""
+        """These rows in this order; one may come several times."""
         length = self.get_seq_length()
         self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
         self.keys, self.values = self.key_buffer[:, :, :length], self.value_buffer[:, :, :length]
@@ -88,6 +90,7 @@ class Batch:
     logits: torch.Tensor
 
     def keep_rows(self, rows: torch.Tensor) -> None:
+        """Go on with these rows in this order; one may come several times."""
         for layer in self.cache.layers:
             layer.keep_rows(rows)
         self.mask, self.next_position, self.logits = self.mask[rows], self.next_position[rows], self.logits[rows]
@@ -100,7 +103,12 @@ class Decoder:
         self.model = model
         self.inputs = inputs
         self.layer_count: int = model.config.text_config.num_hidden_layers
-        self.device = model.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies now: a trainer may move it."""
+        device: torch.device = self.model.device
+        return device
 
     def compute_prefix(self, ids: Sequence[int]) -> Prefix:
         """Keys and values of the constant head of every prompt."""
@@ -116,7 +124,7 @@ class Decoder:
         prefix: Prefix | None = None,
         budget: PixelBudget | None = None,
     ) -> Batch:
-        """Read the prompts. `images` holds all rows' pictures in order."""
+        """Read the prompts. `images` holds all rows' pictures in order; one that comes again is looked at once."""
         skipped = len(prefix.ids) if prefix else 0
         own = max(len(row.ids) for row in rows) - skipped
         ids = torch.full((len(rows), own), self.inputs.token_id["<|endoftext|>"])
@@ -128,17 +136,11 @@ class Decoder:
             ids[number, own - count :] = torch.tensor(row.ids[skipped:])
             mask[number, skipped + own - count :] = 1
             positions[:, number, own - count :] = torch.from_numpy(row.positions[:, skipped:])
-        vision = {}
-        if images:
-            grids = [(1, *grid) for row in rows for grid in row.grids]
-            pixels = torch.from_numpy(self.inputs.patches(images, budget))
-            vision = {
-                "pixel_values": pixels.to(self.device),
-                "image_grid_thw": torch.from_numpy(np.array(grids)).to(self.device),
-            }
         cache = self._cache(prefix, len(rows))
         mask = mask.to(self.device)
-        logits = self._forward(ids.to(self.device), mask, positions.to(self.device), cache, **vision)
+        grids = [grid for row in rows for grid in row.grids]
+        vision = self._vision(images, grids, budget) if images else None
+        logits = self._forward(ids.to(self.device), mask, positions.to(self.device), cache, vision)
         following = torch.tensor([row.next_position for row in rows], device=self.device)
         return Batch(cache, mask, following, logits)
 
@@ -146,13 +148,9 @@ class Decoder:
         """Read further tokens of every row (padded on the left where the rows differ)."""
         if not all(tokens):
             raise ValueError("a row without further tokens has no new logits: leave it out with keep_rows")
-        longest = max(len(row) for row in tokens)
-        ids = torch.zeros((len(tokens), longest), dtype=torch.long)
-        new = torch.zeros((len(tokens), longest), dtype=torch.long)
-        for number, row in enumerate(tokens):
-            ids[number, longest - len(row) :] = torch.tensor(row)
-            new[number, longest - len(row) :] = 1
-        ids, new = ids.to(self.device), new.to(self.device)
+        longest = max(map(len, tokens))
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in tokens], device=self.device)
+        new = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in tokens], device=self.device)
         offsets = (new.cumsum(1) - 1).clamp(min=0)
         positions = (batch.next_position[:, None] + offsets)[None].expand(3, -1, -1)
         batch.mask = torch.cat((batch.mask, new), dim=1)
@@ -166,22 +164,47 @@ class Decoder:
                 layer.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
         return cache
 
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache, **vision: Any
+    def _vision(
+        self, images: Sequence[Image], grids: Sequence[tuple[int, int]], budget: PixelBudget | None
     ) -> torch.Tensor:
-        """Logits of the last token, shape (rows, vocabulary), in fp32.
+        """All pictures' features in order, shape (merged patches, width); each picture goes through the tower once."""
+        first: dict[int, int] = {}
+        for at, image in enumerate(images):
+            first.setdefault(id(image), at)
+        places = list(first.values())
+        pixels = torch.from_numpy(self.inputs.patches([images[at] for at in places], budget)).to(self.device)
+        shapes = torch.tensor([(1, *grids[at]) for at in places], device=self.device)
+        with torch.inference_mode():
+            features = self.model.get_image_features(pixels, shapes).pooler_output
+            found = dict(zip(places, features, strict=True))
+            return torch.cat([found[first[id(image)]] for image in images])
+
+    def _forward(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: Cache,
+        vision: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of the last token, shape (rows, vocabulary), in fp32; `vision` takes the place of the image pads.
 
         Copied outside of inference mode: a tensor made inside could not be changed any more.
         """
         with torch.inference_mode():
+            embedded = self.model.get_input_embeddings()(ids)
+            if vision is not None:
+                pads = ids == self.inputs.token_id[IMAGE_PAD]
+                if int(pads.sum()) != len(vision):
+                    raise ValueError("the prompts have another number of image pads than the pictures need")
+                embedded = embedded.masked_scatter(pads[..., None], vision.to(embedded.dtype))
             output = self.model(
-                input_ids=ids,
+                inputs_embeds=embedded,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
-                **vision,
             )
         logits: torch.Tensor = output.logits[:, -1]
         return logits.to(torch.float32, copy=True)

@@ -1,4 +1,10 @@
-"""One row's generation: which token comes next, what is banned, when it ends, what its labels scored."""
+"""Generation: which tokens come next, what is banned, when a row ends, what its labels scored.
+
+Sampling inverts the distribution function: a row's uniform number u picks the first token at which the cumulated
+softmax(logits / temperature) exceeds u. The numbers come from the row's own generator on the CPU, so that its
+tokens depend on its seed and its logits alone, whatever else is in the batch and wherever the logits are.
+The nucleus (top_p < 1) is the smallest set of likeliest tokens whose mass reaches top_p (arXiv 1904.09751).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import re
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -27,6 +33,71 @@ START_OF_THINK = "<think>"
 _TAIL_TOKENS = 16
 _OPENS_AGAIN = re.compile(r">\s*<")
 _PLACEHOLDERS = (IMAGE_PAD, "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+_HEAD = 64  # likeliest tokens that are looked at before the whole vocabulary is sorted
+_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
+
+Stage = Literal["before think", "before reasoning"]
+"""Where a row stands as long as its reasoning has not begun."""
+
+
+def choose_tokens(logits: torch.Tensor, rows: Sequence[Row], vocabulary: Vocabulary) -> list[int]:
+    """The next token of each row, from logits of shape (rows, vocabulary), which are changed in place."""
+    logits[:, vocabulary.never] = -torch.inf
+    logits[:, vocabulary.size :] = -torch.inf  # rows that only pad the embedding
+    held: dict[Stage, list[int]] = {}
+    for at, row in enumerate(rows):
+        if stage := row.stage():
+            held.setdefault(stage, []).append(at)
+    for stage, places in held.items():
+        logits[torch.tensor(places)[:, None], torch.tensor(vocabulary.banned(stage))] = -torch.inf
+    is_sampled = [row.generator is not None for row in rows]
+    if not any(is_sampled):
+        return _as_list(logits.argmax(-1))
+    chosen = sample_tokens(
+        logits,
+        [row.request.temperature if sampled else 1.0 for row, sampled in zip(rows, is_sampled, strict=True)],
+        [row.request.top_p if sampled else 1.0 for row, sampled in zip(rows, is_sampled, strict=True)],
+        [row.uniform() for row in rows],
+    )
+    if not all(is_sampled):
+        chosen = torch.where(torch.tensor(is_sampled, device=logits.device), chosen, logits.argmax(-1))
+    return _as_list(chosen)
+
+
+def _as_list(tokens: torch.Tensor) -> list[int]:
+    return [int(token) for token in tokens.tolist()]
+
+
+def sample_tokens(
+    logits: torch.Tensor, temperatures: Sequence[float], top_ps: Sequence[float], uniforms: Sequence[float]
+) -> torch.Tensor:
+    """One token for each row of logits (rows, vocabulary), never one of probability zero; shape (rows,)."""
+    numbers = ([max(value, _LEAST_TEMPERATURE) for value in temperatures], top_ps, uniforms)
+    temperature, top_p, uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device).unsqueeze(-1)
+    above = logits - logits.amax(-1, keepdim=True)  # a small temperature may not overflow
+    probabilities = torch.softmax(above / temperature.to(logits.dtype), -1)
+    if cut := [at for at, value in enumerate(top_ps) if value < 1.0]:
+        probabilities[cut] = nucleus(probabilities[cut], top_p[cut])
+    heights = probabilities.cumsum(-1, dtype=torch.float64)
+    drawn = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    # A cumulative sum in parallel may rise, in its last digit, at a token that adds nothing.
+    possible = probabilities.gather(-1, drawn) > 0
+    return torch.where(possible, drawn, probabilities.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """The probabilities (rows, vocabulary) with all outside of each row's nucleus put to zero; `top_p` is (rows, 1)."""
+    ordered = probabilities.topk(min(_HEAD, probabilities.shape[-1])).values
+    heights = ordered.cumsum(-1, dtype=torch.float64)
+    if (heights[:, -1:] < top_p).any():
+        ordered = probabilities.sort(dim=-1, descending=True).values
+        heights = ordered.cumsum(-1, dtype=torch.float64)
+    count = (heights - ordered < top_p).sum(-1, keepdim=True).clamp(min=1)
+    least = ordered.gather(-1, count - 1)
+    above, equal = probabilities > least, probabilities == least
+    # Of equally likely tokens the first stay, in whatever order they were sorted: bf16 logits are often equal.
+    keep = above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+    return probabilities * keep
 
 
 class Vocabulary:
@@ -46,15 +117,19 @@ class Vocabulary:
         return {number: piece.translate(spaces) for piece, number in self.tokenizer.get_vocab().items()}
 
     @cached_property
-    def banned_before_reasoning(self) -> list[int]:
+    def _banned_before_reasoning(self) -> list[int]:
         """Tokens that could close an empty think: any that opens a tag, and the end of the turn."""
         tags = [number for number, piece in self._pieces.items() if piece.lstrip().startswith("<")]
-        return sorted({*tags, *self.banned_before_think, *self._end_of_turn})
+        return sorted({*tags, *self._banned_before_think, *self._end_of_turn})
 
     @cached_property
-    def banned_before_think(self) -> list[int]:
+    def _banned_before_think(self) -> list[int]:
         """Tokens that could end the think tag and open the next one at once, such as `></`."""
         return sorted(number for number, piece in self._pieces.items() if _OPENS_AGAIN.search(piece))
+
+    def banned(self, stage: Stage) -> list[int]:
+        """What may not come next as long as no reasoning stands."""
+        return self._banned_before_think if stage == "before think" else self._banned_before_reasoning
 
     @cached_property
     def closing_ids(self) -> frozenset[int]:
@@ -86,6 +161,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[torch.Tensor] = field(default_factory=list)
     finish: FinishReason | None = None
+    end_id: int | None = None
     reasoning_open: bool = False
     after_result: int | None = None
     generator: torch.Generator | None = None
@@ -99,32 +175,25 @@ class Row:
             else:
                 self.generator.manual_seed(self.request.seed)
 
-    def choose(self, logits: torch.Tensor) -> int:
-        """The next token from this row's logits (vocabulary,), which are changed in place."""
-        logits[self.vocabulary.never] = -torch.inf
-        logits[self.vocabulary.size :] = -torch.inf  # rows that only pad the embedding
-        if not self.reasoning_open:
-            logits[self._banned()] = -torch.inf
-        if self.generator is None:
-            return int(logits.argmax())
-        probabilities = torch.softmax(logits.cpu() / self.request.temperature, dim=-1)
-        ordered, order = probabilities.sort(descending=True)
-        keep = (ordered.cumsum(0) - ordered) < self.request.top_p
-        return int(order[torch.multinomial(ordered * keep, 1, generator=self.generator)])
+    def uniform(self) -> float:
+        """This step's random number in [0, 1); a greedy row needs none."""
+        return float(torch.rand((), dtype=torch.float64, generator=self.generator)) if self.generator else 0.0
 
-    def _banned(self) -> list[int]:
-        """What may not come next as long as no reasoning stands."""
+    def stage(self) -> Stage | None:
+        """Where the row stands; None once reasoning has begun, or if it need not."""
+        if self.reasoning_open:
+            return None
         text = self.request.forced_prefix + self.vocabulary.text(self.tokens)
         _, opened, reasoning = text.partition(START_OF_THINK)
-        if not opened:
-            return self.vocabulary.banned_before_think
         self.reasoning_open = bool(reasoning.strip())
-        return [] if self.reasoning_open else self.vocabulary.banned_before_reasoning
+        if self.reasoning_open:
+            return None
+        return "before reasoning" if opened else "before think"
 
     def add(self, token: int) -> None:
         """Take one token and see whether the answer has ended."""
         if token in self.vocabulary.end_ids:
-            self.finish = "stop"
+            self.finish, self.end_id = "stop", token
             return
         self.tokens.append(token)
         if self.after_result is not None:

@@ -6,68 +6,73 @@ import asyncio
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.checks import check_request, failed, unscored
 from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
 from guardreasoner_vl.engines.folders import check_folder, model_info, resolve_folder
+from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.qwen import QwenInputs
-from guardreasoner_vl.engines.sampling import Row, Vocabulary
-from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError, ModelError
+from guardreasoner_vl.engines.sampling import Row, Vocabulary, choose_tokens
+from guardreasoner_vl.engines.weights import load_network
+from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+
+    from PIL.Image import Image
 
     from guardreasoner_vl.engines.qwen import Encoded
+    from guardreasoner_vl.engines.weights import DType
+    from guardreasoner_vl.images import Picture
 
 _log = logging.getLogger(__name__)
-DType = Literal["auto", "bf16", "fp32"]
 _SHRINK_BELOW = 0.75
 Result = TypeVar("Result", EngineResult, ScoreResult)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One readable request: its place in the call and its encoded prompt."""
-
-    place: int
-    request: EngineRequest
-    prompt: Encoded
-
-
 class TransformersEngine:
-    """Runs a model folder with safetensors weights; never remote code.
+    """Runs a Qwen2.5-VL on the device where it lies; `load` opens a folder or a hub id, `of_network` takes a network.
 
     `max_rows` and `max_tokens` bound one batch (rows, and rows times longest prompt).
     """
 
     def __init__(
-        self, folder: Path, info: ModelInfo, dtype: DType = "auto", max_rows: int = 32, max_tokens: int = 32_768
+        self, network: Any, inputs: QwenInputs, info: ModelInfo, max_rows: int = 32, max_tokens: int = 32_768
     ) -> None:
-        config = check_folder(folder)
-        self.inputs = QwenInputs.from_folder(folder)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = _load(folder, _dtype(dtype, device)).to(device).eval()
+        self.inputs = inputs
         self._info = info
-        self._decoder = Decoder(model, self.inputs)
-        self._vocabulary = Vocabulary(self.inputs)
+        self._decoder = Decoder(network, inputs)
+        self._vocabulary = Vocabulary(inputs)
         self._max_rows, self._max_tokens = max_rows, max_tokens
-        self._max_context = _context(config)
+        self._max_context = int(network.config.text_config.max_position_embeddings)
         self._prefix: Prefix | None = None
+        self._opened: dict[Picture, Image] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, model: str, revision: str | None = None, **options: Any) -> TransformersEngine:
-        """Open 'embedded', a folder, or a hub id. Raises `ModelError`."""
+    def load(
+        cls, model: str, revision: str | None = None, *, dtype: DType = "auto", **limits: int
+    ) -> TransformersEngine:
+        """Open 'embedded', a folder, or a hub id: safetensors weights, never remote code. Raises `ModelError`."""
         folder = resolve_folder(model, revision)
-        return cls(folder, model_info(model, folder, revision), **options)
+        check_folder(folder)
+        inputs = QwenInputs.from_folder(folder)
+        return cls(load_network(folder, dtype), inputs, model_info(model, folder, revision), **limits)
+
+    @classmethod
+    def of_network(cls, network: Any, inputs: QwenInputs, info: ModelInfo, **limits: int) -> TransformersEngine:
+        """An engine around a network in memory, such as a training run's own, whose modes it leaves as they are.
+
+        Whoever changes the weights calls `forget` before the next request.
+        """
+        return cls(network, inputs, info, **limits)
 
     @property
     def model(self) -> ModelInfo:
@@ -93,7 +98,7 @@ class TransformersEngine:
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
     ) -> list[ScoreResult]:
-        def score_batch(jobs: Sequence[_Job]) -> list[ScoreResult]:
+        def score_batch(jobs: Sequence[Job]) -> list[ScoreResult]:
             return self._score_batch(jobs, slots, candidates)
 
         with_slot = [replace(request, forced_prefix=request.forced_prefix + slots[0]) for request in requests]
@@ -105,8 +110,12 @@ class TransformersEngine:
     async def ascore(self, request: EngineRequest, slots: Sequence[str], candidates: Sequence[str]) -> ScoreResult:
         return (await asyncio.to_thread(self.score, [request], slots, candidates))[0]
 
-    def close(self) -> None:
+    def forget(self) -> None:
+        """Drop what was computed with the weights as they were; to be called after each change of them."""
         self._prefix = None
+
+    def close(self) -> None:
+        self.forget()
 
     def _encode(self, request: EngineRequest) -> Encoded:
         return self.inputs.encode(request.messages, request.pictures, request.forced_prefix, request.pixels)
@@ -114,22 +123,39 @@ class TransformersEngine:
     def _run(
         self,
         requests: Sequence[EngineRequest],
-        work: Callable[[Sequence[_Job]], list[Result]],
+        work: Callable[[Sequence[Job]], list[Result]],
         refused: Callable[[GuardError], Result],
     ) -> list[Result]:
         """Encode, batch by length, work, and put the results back in order; one bad request harms no other."""
         results: dict[int, Result] = {}
-        jobs: list[_Job] = []
+        prompts: dict[Hashable, Encoded] = {}
+        jobs: list[Job] = []
         for place, request in enumerate(requests):
             try:
-                jobs.append(_Job(place, request, self._checked(request)))
+                key = prompt_key(request)
+                if key not in prompts:
+                    prompts[key] = self._checked(request)
+                jobs.append(Job(place, request, prompts[key]))
             except Exception as error:
                 results[place] = refused(_fault(error))
-        with self._lock:
-            for batch in self._batches(jobs):
+        with self._at_work():
+            for batch in batches(jobs, self._max_rows, self._max_tokens):
                 for job, result in zip(batch, self._guarded(batch, work, refused), strict=True):
                     results[job.place] = result
         return [results[place] for place in range(len(requests))]
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """One call at a time, in evaluation mode; afterwards each module is in the mode in which it was found."""
+        with self._lock:
+            training = [module for module in self.network.modules() if module.training]
+            self.network.eval()
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.training = True
+                self._opened = {}
 
     def _checked(self, request: EngineRequest) -> Encoded:
         check_request(request, self.capabilities)
@@ -141,23 +167,10 @@ class TransformersEngine:
             )
         return prompt
 
-    def _batches(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-        """Jobs of like length together, longest first, so that a batch pads little."""
-        batch: list[_Job] = []
-        for job in sorted(jobs, key=lambda job: -len(job.prompt.ids)):
-            longest = len((batch or [job])[0].prompt.ids)
-            same = not batch or _shared_settings(batch[0].request) == _shared_settings(job.request)
-            if batch and (not same or len(batch) >= self._max_rows or longest * (len(batch) + 1) > self._max_tokens):
-                yield batch
-                batch = []
-            batch.append(job)
-        if batch:
-            yield batch
-
     def _guarded(
         self,
-        jobs: Sequence[_Job],
-        work: Callable[[Sequence[_Job]], list[Result]],
+        jobs: Sequence[Job],
+        work: Callable[[Sequence[Job]], list[Result]],
         refused: Callable[[GuardError], Result],
     ) -> list[Result]:
         """The batch's results; a batch that fails is halved until the guilty request stands alone."""
@@ -177,14 +190,26 @@ class TransformersEngine:
             for result in results
         ]
 
-    def _prefill(self, jobs: Sequence[_Job]) -> tuple[Batch, int]:
-        """The batch after its prompts, and how many tokens of each came from the prefix cache."""
-        prefix = self._prefix_of(jobs)
-        images = [picture.open() for job in jobs for picture in job.request.pictures]
-        batch = self._decoder.prefill([job.prompt for job in jobs], images, prefix, jobs[0].request.pixels)
+    def _prefill(self, jobs: Sequence[Job]) -> tuple[Batch, int]:
+        """The batch after its prompts, equal ones read once, and how many tokens of each the prefix cache gave."""
+        runs = same_prompts(jobs)
+        firsts = [run[0] for run in runs]
+        prefix = self._prefix_of(firsts)
+        batch = self._decoder.prefill(
+            [job.prompt for job in firsts], self._images(firsts), prefix, firsts[0].request.pixels
+        )
+        if len(runs) < len(jobs):
+            batch.keep_rows(torch.tensor([at for at, run in enumerate(runs) for _ in run], device=batch.mask.device))
         return batch, len(prefix.ids) if prefix else 0
 
-    def _prefix_of(self, jobs: Sequence[_Job]) -> Prefix | None:
+    def _images(self, jobs: Sequence[Job]) -> list[Image]:
+        """The jobs' pictures, each decoded once; those of the batch before are still at hand."""
+        pictures = [picture for job in jobs for picture in job.request.pictures]
+        known = self._opened
+        self._opened = {picture: known.get(picture) or picture.open() for picture in dict.fromkeys(pictures)}
+        return [self._opened[picture] for picture in pictures]
+
+    def _prefix_of(self, jobs: Sequence[Job]) -> Prefix | None:
         """The cached head that all these prompts share: the first system message that was ever asked with."""
         if self._prefix is None and jobs[0].request.messages[0].role == "system":
             head = jobs[0].request.messages[0].text
@@ -193,7 +218,7 @@ class TransformersEngine:
         shared = self._prefix is not None and all(self._prefix.starts(job.prompt.ids) for job in jobs)
         return self._prefix if shared else None
 
-    def _generate_batch(self, jobs: Sequence[_Job]) -> list[EngineResult]:
+    def _generate_batch(self, jobs: Sequence[Job]) -> list[EngineResult]:
         batch, cached = self._prefill(jobs)
         common, ids = self._candidate_ids(jobs)
         rows = [
@@ -210,8 +235,14 @@ class TransformersEngine:
             logprobs = None
             if ids:
                 logprobs = (batch.logits[:, ids] - batch.logits.logsumexp(-1, keepdim=True)).cpu()
-            tokens = [self._step(rows[number], batch, at, logprobs) for at, number in enumerate(active)]
-            going = [at for at, number in enumerate(active) if rows[number].finish is None]
+            stepping = [rows[number] for number in active]
+            tokens = choose_tokens(batch.logits, stepping, self._vocabulary)
+            for at, row in enumerate(stepping):
+                if row.finish is None:  # a row that has ended only keeps the batch's shape
+                    if logprobs is not None:
+                        row.logprobs.append(logprobs[at])
+                    row.add(tokens[at])
+            going = [at for at, row in enumerate(stepping) if row.finish is None]
             if not going:
                 break
             if len(going) <= _SHRINK_BELOW * len(active):
@@ -221,22 +252,12 @@ class TransformersEngine:
             self._decoder.extend(batch, [[token] for token in tokens])
         return [self._result(job, row, cached, common) for job, row in zip(jobs, rows, strict=True)]
 
-    def _step(self, row: Row, batch: Batch, at: int, logprobs: torch.Tensor | None) -> int:
-        """One row's next token; a row that has ended only keeps the batch's shape."""
-        if row.finish is not None:
-            return self.inputs.token_id["<|endoftext|>"]
-        if logprobs is not None:
-            row.logprobs.append(logprobs[at])
-        token = row.choose(batch.logits[at])
-        row.add(token)
-        return token
-
-    def _candidate_ids(self, jobs: Sequence[_Job]) -> tuple[list[int], list[int]]:
+    def _candidate_ids(self, jobs: Sequence[Job]) -> tuple[list[int], list[int]]:
         request = jobs[0].request  # a batch shares them
         asked = request.candidates if request.label_fields else ()
         return self._vocabulary.first_difference(asked) if asked else ([], [])
 
-    def _result(self, job: _Job, row: Row, cached: int, common: Sequence[int]) -> EngineResult:
+    def _result(self, job: Job, row: Row, cached: int, common: Sequence[int]) -> EngineResult:
         usage = Usage(
             prompt_tokens=len(job.prompt.ids),
             cached_tokens=cached,
@@ -246,11 +267,12 @@ class TransformersEngine:
             text=job.request.forced_prefix + self._vocabulary.text(row.tokens),
             finish_reason=row.finish or "error",
             token_ids=tuple(row.tokens),
+            end_id=row.end_id,
             label_logprobs=row.label_logprobs(common) if job.request.label_fields else {},
             usage=usage,
         )
 
-    def _score_batch(self, jobs: Sequence[_Job], slots: Sequence[str], candidates: Sequence[str]) -> list[ScoreResult]:
+    def _score_batch(self, jobs: Sequence[Job], slots: Sequence[str], candidates: Sequence[str]) -> list[ScoreResult]:
         batch, cached = self._prefill(jobs)
         common, ids = self._vocabulary.first_difference(candidates)
         logprobs: list[list[tuple[float, ...]]] = [[] for _ in jobs]
@@ -279,11 +301,6 @@ class TransformersEngine:
         ]
 
 
-def _shared_settings(request: EngineRequest) -> tuple[object, ...]:
-    """What all requests of a batch must agree on."""
-    return request.pixels, request.candidates if request.label_fields else ()
-
-
 def _fault(error: Exception) -> GuardError:
     """What a failure looks like from outside; an unforeseen one's text stays in, for it may quote the input."""
     if isinstance(error, GuardError):
@@ -294,37 +311,5 @@ def _fault(error: Exception) -> GuardError:
 
 
 def _check_finite(logits: torch.Tensor) -> None:
-    if not logits.isfinite().all():
+    if not torch.stack(logits.aminmax()).isfinite().all():  # both pass NaN on
         raise FloatingPointError("the model gave NaN or infinity")
-
-
-def _dtype(wanted: DType, device: str) -> torch.dtype:
-    """bf16 where the hardware computes in it, else fp32."""
-    if wanted != "auto":
-        return torch.bfloat16 if wanted == "bf16" else torch.float32
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capable = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32
-
-
-def _load(folder: Path, dtype: torch.dtype) -> Any:
-    """The network; a folder whose weights are broken or do not fill it is refused, never filled up at random."""
-    try:
-        network, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{folder}: cannot be loaded ({reason}); download it again") from error
-    lacking = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
-    if lacking:
-        raise ModelError(
-            f"{folder}: {len(lacking)} weights are missing or of another shape ({lacking[0]:.80}); download it again"
-        )
-    return network
-
-
-def _context(config: dict[str, Any]) -> int:
-    text = config.get("text_config") or config
-    return int(text.get("max_position_embeddings", 32_768))

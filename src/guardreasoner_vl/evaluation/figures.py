@@ -165,7 +165,10 @@ def new_axes(width: float = 6.5, height: float = 3.6) -> tuple[Any, Any]:
 
 def svg_of(figure: Any) -> str:
     """The figure as an SVG element, the same for the same figure."""
+    from matplotlib import rc_context
+
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "guardreasoner-vl"}):  # else its ids are random
+        figure.savefig(stream, format="svg", metadata={"Date": None})
     content = stream.getvalue()
     return content[content.index("<svg") :]

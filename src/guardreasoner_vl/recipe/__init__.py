@@ -5,8 +5,8 @@ from guardreasoner_vl.recipe.data import (
     SAMPLES,
     BalanceSection,
     DataSection,
-    DrawnSection,
     DuplicatesSection,
+    MadeSection,
     SourceSection,
 )
 from guardreasoner_vl.recipe.load import Recipe, load_recipe, parse_recipe
@@ -18,10 +18,12 @@ from guardreasoner_vl.recipe.training import (
     GrpoSection,
     KeepRule,
     MineSection,
+    Precision,
     RewardForm,
     RewardSection,
     Schedule,
     SftSection,
+    SynthesizeSection,
 )
 
 __all__ = [
@@ -30,14 +32,15 @@ __all__ = [
     "BalanceSection",
     "ClipSection",
     "DataSection",
-    "DrawnSection",
     "DuplicatesSection",
     "EvaluateSection",
     "GrpoSection",
     "KeepRule",
+    "MadeSection",
     "MineSection",
     "ModelSection",
     "NewModel",
+    "Precision",
     "ReadingSection",
     "Recipe",
     "RewardForm",
@@ -46,6 +49,7 @@ __all__ = [
     "Section",
     "SftSection",
     "SourceSection",
+    "SynthesizeSection",
     "TextShape",
     "VisionShape",
     "load_recipe",

@@ -53,10 +53,11 @@ class SourceSection(Section):
         return self.name or (self.folder if self.adapter == SAMPLES else self.adapter)
 
 
-class DrawnSection(Section):
-    """Pictures that the project draws itself."""
+class MadeSection(Section):
+    """Rows that the project makes itself; `test_share` of them are never trained on (split `test`)."""
 
     count: int = Field(ge=1)
+    test_share: float = Field(default=0.0, ge=0, lt=1)
     repeat: int = Field(default=1, ge=1)
 
 
@@ -89,11 +90,14 @@ class BalanceSection(Section):
 class DataSection(Section):
     """What is trained on; rows of other modalities than the named ones are left out.
 
+    `drawn` are pictures of words (`sources.drawn`), `written` exchanges with and without signs (`sources.written`).
+
     `categories` maps a source's own category to one of the taxonomy (`sources.categories`), beside the built-in map.
     """
 
     sources: tuple[SourceSection, ...] = ()
-    drawn: DrawnSection | None = None
+    drawn: MadeSection | None = None
+    written: MadeSection | None = None
     modalities: tuple[Modality, ...] = ("text", "image", "text-image")
     duplicates: DuplicatesSection | None = None
     balance: BalanceSection | None = None

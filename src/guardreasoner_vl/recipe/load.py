@@ -13,7 +13,14 @@ from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.base import Section
 from guardreasoner_vl.recipe.data import DataSection
 from guardreasoner_vl.recipe.model import ModelSection
-from guardreasoner_vl.recipe.training import AugmentSection, EvaluateSection, GrpoSection, MineSection, SftSection
+from guardreasoner_vl.recipe.training import (
+    AugmentSection,
+    EvaluateSection,
+    GrpoSection,
+    MineSection,
+    SftSection,
+    SynthesizeSection,
+)
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -26,6 +33,7 @@ class Recipe(Section):
     seed: int = 0
     model: ModelSection | None = None
     data: DataSection = DataSection()
+    synthesize: SynthesizeSection = SynthesizeSection()
     sft: SftSection = SftSection()
     mine: MineSection = MineSection()
     augment: AugmentSection = AugmentSection()

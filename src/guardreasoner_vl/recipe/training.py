@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from guardreasoner_vl.recipe.base import Section
 from guardreasoner_vl.types import Mode
 
+Precision = Literal["bf16", "bf16-weights", "fp32"]
 KeepRule = Literal["all_wrong", "mixed"]
 RewardForm = Literal["paper", "bounded", "plain"]
 Schedule = Literal["product", "linear", "cosine", "constant"]
@@ -36,7 +37,7 @@ class SftSection(Section):
     without_reasoning: float = Field(default=0.0, ge=0, le=1)
     label_weight: float = Field(default=1.0, ge=1)
     freeze_vision: bool = False
-    precision: Literal["bf16", "bf16-weights", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     gradient_checkpointing: bool = False
     save_steps: int = Field(default=500, ge=1)
     teacher: Literal["rules"] | None = None
@@ -47,6 +48,18 @@ class SftSection(Section):
         if self.deepspeed and self.precision == "bf16-weights":
             raise ValueError("precision bf16-weights is for one device; use bf16 with deepspeed")
         return self
+
+
+class SynthesizeSection(Section):
+    """Who writes the corpus's reasoning (paper, section 3.1), and how much it may cost, in USD."""
+
+    teacher: Literal["rules", "openai"] = "rules"
+    model: str = "gpt-4o-2024-08-06"
+    base_url: str | None = None
+    attempts: int = Field(default=3, ge=1)
+    votes: int = Field(default=3, ge=1)
+    concurrency: int = Field(default=64, ge=1)
+    max_cost: float | None = Field(default=None, ge=0)
 
 
 class MineSection(Section):
@@ -133,7 +146,7 @@ class GrpoSection(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     clip: ClipSection = ClipSection()
     reward: RewardSection = RewardSection()
-    precision: Literal["bf16", "bf16-weights", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     gradient_checkpointing: bool = False
     freeze_vision: bool = False
     pass_tokens: int = Field(default=16_384, ge=64)
@@ -155,8 +168,12 @@ class GrpoSection(Section):
 
 
 class EvaluateSection(Section):
-    """What a finished run is measured on: benchmarks by name or file, none for the rows held out."""
+    """What a finished run is measured on: benchmarks by name or file below the data; without any, its own test rows.
+
+    `limit` takes so many rows of each.
+    """
 
     benchmarks: tuple[str, ...] = ()
     mode: Mode = "slow"
+    max_new_tokens: int = Field(default=4096, ge=16)
     limit: int | None = Field(default=None, ge=1)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 NAME = "shared_prefix"
 """The attention implementation's name in transformers; without a layout it is SDPA."""
+
+MOST_LOGITS = 2**28
+"""Logits that stand in memory at once: 1 GB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,9 @@ def completion(ids: Sequence[int], next_position: int) -> Branch:
 def pack(trees: Sequence[Tree]) -> Packed:
     """All trees in one row."""
     ids: list[int] = []
-    positions, spans, predicts, targets = [], [], [], []
+    positions, spans = [], []
+    predicts: list[int] = []
+    targets: list[int] = []
     for tree in trees:
         start, last = len(ids), len(ids) + len(tree.prefix.ids) - 1
         ids += tree.prefix.ids
@@ -117,27 +123,45 @@ def use_shared_prefix(model: Any) -> None:
     model.model.language_model.set_attn_implementation(NAME)
 
 
+def log_probabilities(
+    model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None = None, temperature: float = 1.0
+) -> torch.Tensor:
+    """Log-probability of each branch token, of shape (T,), in fp32, by the policy that samples at `temperature`.
+
+    `vision` holds the pictures in order. Where the logits of all tokens would be large they are made piece by piece,
+    and again in the backward pass.
+    """
+    hidden = _hidden(model, packed, vision)
+    rows = max(1, MOST_LOGITS // model.config.text_config.vocab_size)
+    pieces = list(zip(hidden.split(rows), packed.targets.split(rows), strict=True))
+    if len(pieces) == 1:
+        return _head(model, hidden, packed.targets, temperature)
+    return torch.cat([checkpoint(_head, model, *piece, temperature, use_reentrant=False) for piece in pieces])
+
+
 def logits(model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-    """Logits that predict the branches' tokens, of shape (T, vocabulary); `vision` holds the pictures in order."""
-    output = model(
+    """Logits that predict the branches' tokens, of shape (T, vocabulary)."""
+    scores: torch.Tensor = model.lm_head(_hidden(model, packed, vision))
+    return scores
+
+
+def _hidden(model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    """Last hidden states where branch tokens are predicted, of shape (T, width)."""
+    output = model.model(
         input_ids=packed.ids,
         position_ids=packed.positions,
         attention_mask={"full_attention": None},
         use_cache=False,
-        logits_to_keep=packed.predicts,
         layout=_Layout.of(packed),
         **(vision or {}),
     )
-    found: torch.Tensor = output.logits[0]
-    return found
+    states: torch.Tensor = output.last_hidden_state[0]
+    return states[packed.predicts]
 
 
-def log_probabilities(
-    model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None = None, temperature: float = 1.0
-) -> torch.Tensor:
-    """Log-probability of each branch token, of shape (T,), in fp32, by the policy that samples at `temperature`."""
-    scores = logits(model, packed, vision).float() / temperature
-    return scores.gather(1, packed.targets[:, None])[:, 0] - scores.logsumexp(1)
+def _head(model: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    scores = model.lm_head(hidden).float()
+    return -cross_entropy(scores if temperature == 1 else scores / temperature, targets, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -187,7 +211,7 @@ def _attention(
     layout: _Layout | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it: query (1, heads, L, width), key, value (1, key heads, L, width) to (1, L, heads, width)."""
+    """As transformers calls it: query, key and value of shape (1, heads, L, width) to (1, L, heads, width)."""
     if layout is None:
         ordinary, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
         return ordinary, None
@@ -218,7 +242,7 @@ def _branches(states: torch.Tensor, group: _Group) -> torch.Tensor:
     """(1, heads, L, width) -> (G, heads, T, width)."""
     count, longest = group.gather.shape
     chosen = states[0].index_select(1, group.gather.flatten())
-    return chosen.unflatten(1, (count, longest)).transpose(0, 1)
+    return chosen.view(len(chosen), count, longest, -1).transpose(0, 1)
 
 
 def _with_prefix(prefix: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:

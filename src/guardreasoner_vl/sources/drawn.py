@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from guardreasoner_vl.sources import phrases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from guardreasoner_vl.types import GoldLabel
 
@@ -64,15 +64,19 @@ class Word:
 
 def draw_folder(folder: Path, count: int, seed: int) -> Path:
     """Write `count` rows and their pictures in the layout of `sources.jsonl`; the same seed, the same bytes."""
-    images = folder / "images"
-    images.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
+    return write_rows(folder, (draw_sample(rng, f"drawn-{seed}-{number:06d}") for number in range(count)))
+
+
+def write_rows(folder: Path, made: Iterable[tuple[Image.Image | None, dict[str, Any]]]) -> Path:
+    """Write pictures and rows, each row with its picture's name."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number in range(count):
-        picture, row = draw_sample(rng, f"drawn-{seed}-{number:06d}")
+    for number, (picture, row) in enumerate(made):
         name = f"images/{number:06d}.png"
-        picture.save(folder / name, compress_level=1)
-        rows.append({**row, "images": [name]})
+        if picture is not None:
+            picture.save(folder / name, compress_level=1)
+        rows.append({**row, "images": [name] if picture is not None else []})
     path = folder / "train.jsonl"
     partial = folder / "train.jsonl.partial"
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

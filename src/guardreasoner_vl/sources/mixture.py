@@ -18,12 +18,13 @@ from guardreasoner_vl.sources.labels import KnownLabels, known_labels
 from guardreasoner_vl.sources.locate import locate
 from guardreasoner_vl.sources.parquet import PICTURES, read_rows
 from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.written import write_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.recipe import DataSection, DrawnSection, SourceSection
+    from guardreasoner_vl.recipe import DataSection, MadeSection, SourceSection
     from guardreasoner_vl.types import Sample
 
 REPEAT = "repeat"
@@ -62,10 +63,13 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, repea
         mixture.train += _taken(kept, source.repeat, repeated)
         mixture.held_out += held_out
         mixture.test += test
-    if data.drawn is not None and set(data.modalities) != {"text"}:
-        kept, held_out, _ = _split(read_samples(_drawn(work, data.drawn, seed)), 0.0, seed)
-        mixture.train += _taken(kept, data.drawn.repeat, repeated)
-        mixture.held_out += held_out
+    drawn = None if set(data.modalities) == {"text"} else data.drawn
+    for made, name, make in ((drawn, "drawn", draw_folder), (data.written, "written", write_folder)):
+        if made is not None:
+            kept, held_out, test = _split(read_samples(_made(work, name, made, make, seed)), made.test_share, seed)
+            mixture.train += _taken(kept, made.repeat, repeated)
+            mixture.held_out += held_out
+            mixture.test += test
     for name in ("train", "held_out", "test"):
         rows: list[Sample] = getattr(mixture, name)
         setattr(mixture, name, [_placed(row, data) for row in rows if row.modality in data.modalities])
@@ -86,10 +90,10 @@ def _placed(row: Sample, data: DataSection) -> Sample:
     return row.model_copy(update={"meta": {**row.meta, "taxonomy": taxonomy(str(category), data.categories)}})
 
 
-def _drawn(work: Path, drawn: DrawnSection, seed: int) -> Path:
-    folder = work / f"drawn-{drawn.count}-{seed}"
+def _made(work: Path, name: str, made: MadeSection, make: Callable[[Path, int, int], Path], seed: int) -> Path:
+    folder = work / f"{name}-{made.count}-{seed}"
     path = folder / "train.jsonl"
-    return path if path.is_file() else draw_folder(folder, drawn.count, seed)
+    return path if path.is_file() else make(folder, made.count, seed)
 
 
 def _split(rows: Iterable[Sample], test_share: float, seed: int) -> tuple[list[Sample], list[Sample], list[Sample]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +60,7 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
     except ImportError as error:
         raise MissingExtraError("trl", "train") from error
     from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.stages.model_folder import load_for_training
 
     folder = out / "sft"
     finished = folder / "model"
@@ -82,7 +82,7 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
         raise _nothing(data, rows.set_aside)
     write_json(folder / "data.json", asdict(_report(rows)))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    model = _load(base, recipe)
+    model = load_for_training(base, recipe.sft.precision)
     model.model.visual.requires_grad_(not recipe.sft.freeze_vision)
     trainer = build_trainer(model, rows.rows, inputs, config, base, recipe.sft.label_weight)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -110,6 +110,7 @@ def _nothing(data: Path, set_aside: SetAside) -> DataError:
 def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path:
     """The model to start from; one that has to be made is made once and found again on resume."""
     from guardreasoner_vl.engines.folders import resolve_folder
+    from guardreasoner_vl.stages.model_folder import emptied, move
     from guardreasoner_vl.stages.small_model import write_new_model
 
     new, reading = recipe.base.new, recipe.base.reading
@@ -118,38 +119,26 @@ def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path
         return given
     if (folder / "model.safetensors").is_file():
         return folder
-    partial = _emptied(folder)
+    partial = emptied(folder)
     if new:
         write_new_model(partial, _tokenizer_texts(samples), new, recipe.seed)
     if reading:
         texts = [sample.prompt for sample in samples if sample.prompt]
         _teach_reading(given or partial, partial, recipe, reading, texts)
-    _move(partial, folder)
+    move(partial, folder)
     return folder
 
 
 def _teach_reading(source: Path, partial: Path, recipe: Recipe, section: ReadingSection, texts: Sequence[str]) -> None:
     from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.stages.model_folder import copy_texts, load_for_training
     from guardreasoner_vl.stages.reading import learn_to_read
 
-    model = _load(source, recipe)
+    model = load_for_training(source, recipe.sft.precision)
     read = learn_to_read(model, QwenInputs.from_folder(source), section, texts, recipe.seed)
     write_json(partial.parent / "reading.json", {"pictures": section.pictures, "patches_read_rightly": read})
     model.save_pretrained(partial)
-    _copy_texts(source, partial)
-
-
-def _emptied(folder: Path) -> Path:
-    """A new folder beside `folder` to write in, so that a kill leaves no half of it."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _move(partial: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    copy_texts(source, partial)
 
 
 def _tokenizer_texts(samples: Sequence[Sample]) -> list[str]:
@@ -201,16 +190,6 @@ def _accelerator() -> bool:
     return torch.cuda.is_available()
 
 
-def _load(folder: Path, recipe: Recipe) -> Any:
-    import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    dtype = torch.bfloat16 if recipe.sft.precision == "bf16-weights" else torch.float32
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype=dtype)
-    model.config.use_cache = False
-    return model
-
-
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written whole; one cut off by a kill is passed over."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -228,25 +207,8 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _save(trainer: SupervisedOnlyTrainer, base: Path, finished: Path) -> None:
-    """The model in bf16 beside the base model's own tokenizer and processor files."""
-    import torch
+    from guardreasoner_vl.stages.model_folder import write_model
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every rank takes part where it is sharded
-    if not trainer.is_world_process_zero():
-        return
-    halves: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay tied
-    weights = {name: halves.setdefault(value.data_ptr(), value.to(torch.bfloat16)) for name, value in weights.items()}
-    model = trainer.accelerator.unwrap_model(trainer.model).to(torch.bfloat16)
-    model.config.use_cache = True
-    partial = _emptied(finished)
-    model.save_pretrained(partial, state_dict=weights)
-    _copy_texts(base, partial)
-    _move(partial, finished)
-
-
-def _copy_texts(source: Path, folder: Path) -> None:
-    """Tokenizer, processor and template files that `folder` lacks."""
-    for path in source.iterdir():
-        kept = path.suffix in (".json", ".txt", ".jinja") and not path.name.endswith(".index.json")
-        if kept and not (folder / path.name).exists():
-            shutil.copy2(path, folder / path.name)
+    if trainer.is_world_process_zero():
+        write_model(trainer.accelerator.unwrap_model(trainer.model), weights, base, finished)

@@ -1,0 +1,241 @@
+"""The whole method, stage after stage, in one run folder.
+
+    curate -> synthesize -> sft -> mine -> augment -> grpo -> evaluate
+
+Stages know nothing of each other: each reads what an earlier one left in the folder, goes on where it stopped, and does
+nothing where it is done.
+
+OUT/recipe.json        the resolved recipe; another one is refused
+OUT/corpus/            rows and their reasoning
+OUT/sft/model/         the cold start
+OUT/mine/              hard rows, and how every row fared
+OUT/augment/           the RL set
+OUT/grpo/model/        the guard
+OUT/evaluate/          both models on the same rows
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from guardreasoner_vl.corpus.store import is_corpus, read_corpus
+from guardreasoner_vl.errors import DataError, RecipeError
+from guardreasoner_vl.run_dir import open_run_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from guardreasoner_vl.engines.transformers_engine import TransformersEngine
+    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.recipe import Recipe
+    from guardreasoner_vl.teachers.base import Teacher
+    from guardreasoner_vl.types import Sample
+
+Stage = Literal["curate", "synthesize", "sft", "mine", "augment", "grpo", "evaluate"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+TRAINING: tuple[Stage, ...] = ("sft", "grpo")
+"""Stages that run on several GPUs; the others want one process."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its recipe, where its sources lie, its folder, and where each stage's work lies.
+
+    `tell` takes lines for people, `progress` what is done and what there is to do.
+    """
+
+    recipe: Recipe
+    data: Path
+    out: Path
+    tell: Callable[[str], None]
+    progress: Callable[[int, int | None], None] | None = None
+
+    @property
+    def corpus(self) -> Path:
+        return self.out / "corpus"
+
+    @property
+    def cold_start(self) -> Path:
+        """The model after SFT."""
+        return self.out / "sft" / "model"
+
+    @property
+    def hard(self) -> Path:
+        return self.out / "mine"
+
+    @property
+    def rl_set(self) -> Path:
+        return self.out / "augment"
+
+    @property
+    def guard(self) -> Path:
+        """The model after RL."""
+        return self.out / "grpo" / "model"
+
+
+def run(job: Run, stages: Collection[str] = STAGES) -> None:
+    """Do `stages` in the method's order. Raises `RecipeError` if the folder holds another recipe."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (alone := [name for name in stages if name not in TRAINING]):
+        raise RecipeError(
+            f"{', '.join(alone)} want one process: launch only --stages {' or '.join(TRAINING)} on several"
+        )
+    open_run_dir(job.out, job.recipe)
+    for stage in STAGES:
+        if stage in stages:
+            job.tell(stage)
+            _WORK[stage](job)
+
+
+def _curate(job: Run) -> None:
+    from guardreasoner_vl.stages import curate
+
+    if not is_corpus(job.corpus):
+        made = curate.run(job.recipe, job.data, job.corpus, progress=job.progress)
+        job.tell(f"  {made.info.rows:,} of {made.read:,} rows")
+
+
+def _synthesize(job: Run) -> None:
+    from guardreasoner_vl.stages import synthesize
+
+    section, progress = job.recipe.synthesize, job.progress
+    found = synthesize.run(
+        _needed(job.corpus, "curate"),
+        _teacher(job.recipe),
+        attempts=section.attempts,
+        votes=section.votes,
+        concurrency=section.concurrency,
+        budget=_budget(section.max_cost),
+        progress=(lambda now: progress(now.done, now.total)) if progress else None,
+    )
+    if found.left:
+        raise DataError(
+            f"{found.left:,} rows have no reasoning yet (stopped by {found.stopped_by or 'faults'}): "
+            "run again to go on, or raise synthesize.max_cost"
+        )
+    job.tell(f"  {found.kept:,} of {found.rows:,} rows have reasoning")
+
+
+def _sft(job: Run) -> None:
+    from guardreasoner_vl.stages import sft
+
+    sft.run(job.recipe, _needed(job.corpus, "curate"), job.out)
+
+
+def _mine(job: Run) -> None:
+    from guardreasoner_vl.stages import mine
+
+    if is_corpus(job.hard):
+        return
+    engine = _engine(_needed(job.cold_start, "sft"))
+    found = mine.run(job.recipe, _needed(job.corpus, "curate"), engine, job.hard, progress=job.progress)
+    job.tell(f"  {found.kept:,} of {found.judged:,} rows are hard ({job.recipe.mine.keep})")
+
+
+def _augment(job: Run) -> None:
+    from guardreasoner_vl.stages import augment
+
+    made = augment.run(job.recipe, _needed(job.hard, "mine"), job.rl_set, progress=job.progress)
+    job.tell(f"  {made.hard:,} hard rows and {made.augmented:,} joined ones")
+
+
+def _grpo(job: Run) -> None:
+    from guardreasoner_vl.stages import grpo
+
+    validation = [row for row in read_corpus(_needed(job.corpus, "curate")) if row.split == "validation"]
+    progress = job.progress
+    grpo.run(
+        job.recipe,
+        _needed(job.cold_start, "sft"),
+        _needed(job.rl_set, "augment"),
+        job.out,
+        validation,
+        (lambda now: progress(now.step, now.total)) if progress else None,
+    )
+
+
+def _evaluate(job: Run) -> None:
+    from guardreasoner_vl.evaluation.compare import leaderboard, read_evaluation
+    from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
+    from guardreasoner_vl.evaluation.report import markdown_table
+    from guardreasoner_vl.evaluation.results import TARGETS
+    from guardreasoner_vl.evaluation.write import write_report
+    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.policy import Policy
+    from guardreasoner_vl.stages import evaluate
+
+    section = job.recipe.evaluate
+    policy = Policy(mode=section.mode, max_new_tokens=section.max_new_tokens, retry_new_tokens=section.max_new_tokens)
+    loaded = benchmarks(job)
+    folders = []
+    for name, model in (("sft", job.cold_start), ("grpo", job.guard)):
+        if model.is_dir():
+            folders.append(job.out / "evaluate" / name)
+            with Guard(_engine(model), policy) as guard:
+                results = evaluate.run(guard, loaded, folders[-1], progress=job.progress)
+            rows = list(read_predictions(folders[-1] / PREDICTIONS))
+            write_report(results, rows, folders[-1], f"guardreasoner-vl run, stage evaluate, of {name}")
+    if not folders:
+        raise DataError(f"{job.out}: no model to evaluate; run the stage sft first")
+    compared = [read_evaluation(folder) for folder in folders]
+    for target in TARGETS:
+        job.tell(f"{target}s\n\n{markdown_table(leaderboard(compared, target))}")
+
+
+def benchmarks(job: Run) -> list[Loaded]:
+    """What the recipe measures on; without benchmarks its corpus's test rows, or else its validation rows."""
+    from guardreasoner_vl.evaluation.benchmarks.find import by_source, find
+
+    section = job.recipe.evaluate
+    if section.benchmarks:
+        loaded = find(section.benchmarks, str(job.data), job.out / "evaluate" / "pictures")
+    else:
+        rows = _rows(job.corpus, "test") or _rows(job.corpus, "validation")
+        loaded = list(by_source(rows, job.corpus))
+    return [replace(one, samples=list(islice(one.samples, section.limit))) for one in loaded]
+
+
+def _rows(corpus: Path, split: str) -> list[Sample]:
+    return [row for row in read_corpus(_needed(corpus, "curate")) if row.split == split]
+
+
+def _needed(folder: Path, stage: Stage) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not there: run the stage {stage} first")
+    return folder
+
+
+def _engine(model: Path) -> TransformersEngine:
+    from guardreasoner_vl.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine.load(str(model))
+
+
+def _teacher(recipe: Recipe) -> Teacher:
+    from guardreasoner_vl.teachers.offline import RulesTeacher
+    from guardreasoner_vl.teachers.openai import DEFAULT_URL, Chat, OpenAITeacher
+
+    section = recipe.synthesize
+    if section.teacher == "rules":
+        return RulesTeacher()
+    return OpenAITeacher(Chat(section.model), base_url=section.base_url or DEFAULT_URL)
+
+
+def _budget(max_cost: float | None) -> Any:
+    from guardreasoner_vl.teachers.budget import Budget
+
+    return None if max_cost is None else Budget(max_cost, None)
+
+
+_WORK: dict[Stage, Callable[[Run], None]] = {
+    "curate": _curate,
+    "synthesize": _synthesize,
+    "sft": _sft,
+    "mine": _mine,
+    "augment": _augment,
+    "grpo": _grpo,
+    "evaluate": _evaluate,
+}

@@ -1,0 +1,139 @@
+"""Rejection sampling (paper, section 3.3; method, section 4): k answers to one row, and whether the row is kept.
+
+right_i = I_format,i * accuracy_i = 1        an answer outside the grammar is wrong
+kept    = no right_i                         `all_wrong`, the paper's rule
+        = some right_i and some not          `mixed`: only there do advantages differ from 0
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from guardreasoner_vl.engines.base import EngineRequest
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.protocol import build_messages, parse_verdict
+from guardreasoner_vl.rl.reward import accuracy, format_reward
+from guardreasoner_vl.types import Frozen, Modality
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from guardreasoner_vl.engines.base import EngineResult
+    from guardreasoner_vl.recipe import KeepRule, MineSection
+    from guardreasoner_vl.types import Sample
+
+_SEED_BYTES = 6  # below 2^53, so that every server's JSON carries it
+
+
+class Candidates(Frozen):
+    """What a row's answers were worth, each tuple with one entry for each answer; no texts.
+
+    `safety` is I_format * accuracy, `tokens` what the answer took, `reasons` why it is outside the grammar.
+    """
+
+    id: str
+    source: str
+    modality: Modality
+    right: tuple[bool, ...]
+    safety: tuple[float, ...]
+    tokens: tuple[int, ...]
+    reasons: tuple[str | None, ...]
+
+
+def read_candidates(path: Path) -> Iterator[Candidates]:
+    """Stream the judged rows of one file; raises `DataError` with the line that is none."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield Candidates.model_validate_json(line)
+            except ValidationError as error:
+                raise DataError(f"{path}, line {number}: not a row's candidates; remove the line") from error
+
+
+def candidate_requests(sample: Sample, section: MineSection, seed: int) -> list[EngineRequest]:
+    """The row's k questions: those of `slow` mode, sampled, each with its own seed. Raises `InputError`."""
+    exchange, pictures = take_in(sample.exchange())
+    request = EngineRequest(
+        build_messages(exchange),
+        pictures,
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        ban_empty_think=True,
+    )
+    return [replace(request, seed=candidate_seed(seed, sample.id, number)) for number in range(section.candidates)]
+
+
+def candidate_seed(seed: int, row: str, number: int) -> int:
+    """The seed of a row's answer; it depends on these three alone, not on what is asked beside or before it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}-{number}-{row}".encode()).digest()[:_SEED_BYTES])
+
+
+def judged(sample: Sample, answers: Sequence[EngineResult]) -> Candidates:
+    """Compare the answers with the row's labels; a fault is no answer and must not be among them."""
+    exchange = sample.exchange()
+    parsed = [
+        parse_verdict(answer.text, exchange.has_prompt, exchange.has_response, answer.finish_reason)
+        for answer in answers
+    ]
+    safety = tuple(format_reward(one) * accuracy(one, sample) for one in parsed)
+    return Candidates(
+        id=sample.id,
+        source=sample.source,
+        modality=sample.modality,
+        right=tuple(value == 1 for value in safety),
+        safety=safety,
+        tokens=tuple(answer.usage.completion_tokens for answer in answers),
+        reasons=tuple(one.reason for one in parsed),
+    )
+
+
+def is_kept(right: Sequence[bool], rule: KeepRule) -> bool:
+    """Whether a row with these answers belongs to the RL set."""
+    match rule:
+        case "all_wrong":
+            return not any(right)
+        case "mixed":
+            return any(right) and not all(right)
+
+
+@dataclass
+class PassRates:
+    """How many rows have how many right answers, by source, and what the answers were like."""
+
+    sources: dict[str, Counter[int]] = field(default_factory=dict)
+    answers: int = 0
+    formed: int = 0
+    tokens: int = 0
+
+    def add(self, row: Candidates) -> None:
+        """Count one more row."""
+        self.sources.setdefault(row.source, Counter())[sum(row.right)] += 1
+        self.answers += len(row.right)
+        self.formed += row.reasons.count(None)
+        self.tokens += sum(row.tokens)
+
+    @property
+    def coverage(self) -> float | None:
+        """The share of answers inside the grammar."""
+        return self.formed / self.answers if self.answers else None
+
+    @property
+    def tokens_mean(self) -> float | None:
+        """Completion tokens of an answer."""
+        return self.tokens / self.answers if self.answers else None
+
+    def of(self, source: str, candidates: int) -> tuple[int, ...]:
+        """The source's rows with 0, 1, ... `candidates` right answers."""
+        return tuple(self.sources[source][number] for number in range(candidates + 1))
+
+    def of_all(self, candidates: int) -> tuple[int, ...]:
+        """All rows with 0, 1, ... `candidates` right answers."""
+        return tuple(sum(counts[number] for counts in self.sources.values()) for number in range(candidates + 1))

@@ -1,0 +1,37 @@
+"""Validation during GRPO: the model as it is, through the same guard as in production, in slow mode."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.evaluation.metrics import Counts, count
+from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.policy import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.engines.base import Engine
+    from guardreasoner_vl.stages.grpo_ranks import Ranks
+    from guardreasoner_vl.types import Sample
+
+
+def validate(samples: Sequence[Sample], engine: Engine, limit: int, ranks: Ranks) -> dict[str, float | None]:
+    """F1 over all known labels (0 if nothing is found), coverage, and mean tokens; every rank judges its part.
+
+    `limit` bounds an answer, in tokens.
+    """
+    guard = Guard(engine, Policy(max_new_tokens=limit, retry_new_tokens=limit))
+    part = ranks.part(samples)
+    verdicts = list(guard.moderate_batch([sample.exchange() for sample in part]))
+    own = count(
+        (gold, judged.label)
+        for sample, verdict in zip(part, verdicts, strict=True)
+        for gold, judged in ((sample.request_label, verdict.request), (sample.response_label, verdict.response))
+        if gold is not None
+    )
+    tokens = sum(verdict.usage.completion_tokens for verdict in verdicts)
+    *cells, tokens_of_all = ranks.sum([*astuple(own), tokens])
+    counts = Counts(*map(int, cells))
+    return {"f1": counts.f1 or 0.0, "coverage": counts.coverage, "tokens": tokens_of_all / len(samples)}

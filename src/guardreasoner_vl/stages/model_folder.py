@@ -1,0 +1,57 @@
+"""A model folder: read for training; written whole or not at all, the base model's texts beside the weights."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from guardreasoner_vl.recipe import Precision
+
+
+def load_for_training(folder: Path, precision: Precision) -> Any:
+    """The network in fp32, or in bf16 where the recipe holds weights so; its own cache of keys and values off."""
+    dtype = torch.bfloat16 if precision == "bf16-weights" else torch.float32
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+    model.config.use_cache = False
+    return model
+
+
+def write_model(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:
+    """`weights` in bf16 beside the tokenizer and processor files of `base`; `model` is bf16 afterwards."""
+    halves: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay tied
+    weights = {name: halves.setdefault(value.data_ptr(), value.to(torch.bfloat16)) for name, value in weights.items()}
+    model = model.to(torch.bfloat16)
+    model.config.use_cache = True
+    partial = emptied(folder)
+    model.save_pretrained(partial, state_dict=weights)
+    copy_texts(base, partial)
+    move(partial, folder)
+
+
+def emptied(folder: Path) -> Path:
+    """A new folder beside `folder` to write in, so that a kill leaves no half of it."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def move(partial: Path, folder: Path) -> None:
+    """Put what `emptied` gave in its place."""
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def copy_texts(source: Path, folder: Path) -> None:
+    """Tokenizer, processor and template files that `folder` lacks."""
+    for path in source.iterdir():
+        kept = path.suffix in (".json", ".txt", ".jinja") and not path.name.endswith(".index.json")
+        if kept and not (folder / path.name).exists():
+            shutil.copy2(path, folder / path.name)

@@ -1,0 +1,306 @@
+"""Many answers to one prompt, and an engine around a training run's own network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from PIL import Image
+
+from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
+from guardreasoner_vl.engines.transformers_engine import TransformersEngine
+from guardreasoner_vl.engines.weights import load_network
+from guardreasoner_vl.images import Picture
+from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, Message, build_messages
+from guardreasoner_vl.types import Exchange, ModelInfo
+from tests.engines.conformance import FIELDS, SLOTS, asked
+from tests.pictures import picture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from guardreasoner_vl.engines.base import EngineRequest, EngineResult
+
+INFO = ModelInfo(name="in memory")
+
+
+def request_for(prompt: str, *pictures: Picture, **values: Any) -> EngineRequest:
+    return replace(asked(), messages=build_messages(Exchange(prompt, pictures)), pictures=pictures, **values)
+
+
+def rollouts(request: EngineRequest, count: int = 16, **values: Any) -> list[EngineRequest]:
+    """Equal requests but for the seed; each with its own copy of the pictures' bytes, as from a file."""
+    settings: dict[str, Any] = {"temperature": 1.2, "max_new_tokens": 12, **values}
+    copies = [
+        tuple(Picture(bytes(bytearray(p.png)), p.width, p.height) for p in request.pictures) for _ in range(count)
+    ]
+    return [replace(request, seed=seed, pictures=shown, **settings) for seed, shown in enumerate(copies)]
+
+
+def tokens_of(results: Sequence[EngineResult]) -> list[tuple[int, ...]]:
+    assert [result.error for result in results] == [None] * len(results)
+    return [result.token_ids for result in results]
+
+
+@dataclass
+class Work:
+    """What the network was made to read: rows and tokens of every pass, patches of every pass of the vision tower."""
+
+    passes: list[tuple[int, int]] = field(default_factory=list)
+    patches: list[int] = field(default_factory=list)
+    encoded: int = 0
+    opened: int = 0
+
+    @property
+    def prefills(self) -> list[tuple[int, int]]:
+        return [shape for shape in self.passes if shape[1] > 1]
+
+
+@pytest.fixture
+def engine(tiny_model: Path) -> TransformersEngine:
+    return TransformersEngine.load(str(tiny_model), dtype="fp32")
+
+
+def network_of(folder: Path) -> Any:
+    return load_network(folder, "fp32")
+
+
+@pytest.fixture
+def work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
+    """Counts from now on; the prefix is in the cache already."""
+    engine.generate([asked()])
+    counted = Work()
+    encode, opener = engine._encode, Picture.open
+
+    def read(_: Any, __: Any, values: dict[str, Any]) -> None:
+        counted.passes.append(tuple(values["inputs_embeds"].shape[:2]))
+
+    def look(_: Any, values: tuple[torch.Tensor, ...]) -> None:
+        counted.patches.append(len(values[0]))
+
+    def counting_encode(request: EngineRequest) -> Any:
+        counted.encoded += 1
+        return encode(request)
+
+    def counting_open(shown: Picture) -> Any:
+        counted.opened += 1
+        return opener(shown)
+
+    monkeypatch.setattr(engine, "_encode", counting_encode)
+    monkeypatch.setattr(Picture, "open", counting_open)
+    hooks = [
+        engine.network.model.language_model.register_forward_pre_hook(read, with_kwargs=True),
+        engine.network.model.visual.patch_embed.register_forward_pre_hook(look),
+    ]
+    yield counted
+    for hook in hooks:
+        hook.remove()
+
+
+def own_tokens(engine: TransformersEngine, request: EngineRequest) -> int:
+    """Prompt tokens that the prefix cache does not hold."""
+    assert engine._prefix is not None
+    return len(engine.inputs.encode(request.messages, request.pictures, request.forced_prefix).ids) - len(
+        engine._prefix.ids
+    )
+
+
+class TestPromptsOnce:
+    def test_sixteen_equal_prompts_are_read_once(self, engine: TransformersEngine, work: Work) -> None:
+        shown = request_for("What is this?", picture(90, 57), picture(60, 80))
+        results = engine.generate(rollouts(shown))
+        assert work.prefills == [(1, own_tokens(engine, shown))]
+        assert all(rows <= 16 for rows, _ in work.passes)
+        assert max(rows for rows, _ in work.passes) == 16
+        grids = [engine.inputs.grid(shown.height, shown.width) for shown in shown.pictures]
+        assert work.patches == [sum(height * width for height, width in grids)]
+        assert (work.encoded, work.opened) == (1, 2)
+        assert len(set(tokens_of(results))) > 8
+
+    def test_one_prefill_reads_each_of_several_prompts_once(self, engine: TransformersEngine, work: Work) -> None:
+        one, two = request_for("How do I bake bread?"), request_for("The garden, please. " * 3)
+        mixed = [request for pair in zip(rollouts(one, 4), rollouts(two, 4), strict=True) for request in pair]
+        results = engine.generate(mixed)
+        assert work.prefills == [(2, own_tokens(engine, two))]
+        assert work.encoded == 2
+        prompts = [engine.count_tokens(one), engine.count_tokens(two)] * 4
+        assert [result.usage.prompt_tokens for result in results] == prompts
+        assert engine._prefix is not None
+        assert {result.usage.cached_tokens for result in results} == {len(engine._prefix.ids)}
+        for result in results:
+            assert result.usage.completion_tokens == len(result.token_ids) + (result.finish_reason == "stop")
+
+    def test_a_picture_of_several_prompts_is_looked_at_once(self, engine: TransformersEngine, work: Work) -> None:
+        shown, other = picture(90, 57), picture(56, 56)
+        requests = [
+            request_for("What is this?", shown),
+            request_for("And what are these?", other, shown, shown),
+            request_for("Nothing to see."),
+        ]
+        together = tokens_of(engine.generate(requests))
+        assert work.prefills[0][0] == 3
+        sizes = [engine.inputs.grid(one.height, one.width) for one in (shown, other)]
+        assert work.patches == [sum(height * width for height, width in sizes)]
+        assert work.opened == 2
+        assert together == [tokens_of(engine.generate([request]))[0] for request in requests]
+
+    def test_more_than_a_batch_takes(self, tiny_model: Path, engine: TransformersEngine, work: Work) -> None:
+        shown = request_for("What is this?", picture(90, 57))
+        expected = tokens_of(engine.generate(rollouts(shown, 7)))
+        work.opened = work.encoded = 0
+        work.passes.clear()
+        work.patches.clear()
+        engine._max_rows = 3
+        assert tokens_of(engine.generate(rollouts(shown, 7))) == expected
+        assert work.prefills == [(1, own_tokens(engine, shown))] * 3
+        assert len(work.patches) == 3
+        assert (work.encoded, work.opened) == (1, 1)
+        assert engine._opened == {}
+
+    def test_scores_read_equal_prompts_once(self, engine: TransformersEngine, work: Work) -> None:
+        shown = request_for("What is this?", picture(90, 57), forced_prefix=FAST_PREFIX)
+        plain = request_for("How do I bake bread?", forced_prefix=FAST_PREFIX)
+        results = engine.score([shown, plain, shown, plain, shown], SLOTS, CANDIDATES)
+        assert work.prefills[0] == (2, own_tokens(engine, shown))
+        assert len(work.patches) == 1
+        assert results[0].logprobs == results[2].logprobs == results[4].logprobs
+        for result, request in zip(results, [shown, plain] * 2, strict=False):
+            (alone,) = engine.score([request], SLOTS, CANDIDATES)
+            assert result.chosen == alone.chosen
+            assert result.usage.prompt_tokens == alone.usage.prompt_tokens
+            for here, there in zip(result.logprobs, alone.logprobs, strict=True):
+                assert here == pytest.approx(there, abs=1e-4)
+
+    def test_a_seed_gives_the_same_tokens_alone_and_among_others(self, engine: TransformersEngine) -> None:
+        shown = request_for("What is this?", picture(90, 57))
+        group = rollouts(shown, 6)
+        nucleus = rollouts(request_for("How do I bake bread?"), 4, temperature=1.0, top_p=0.95)
+        greedy = [request_for("x", forced_prefix="<think>\nThe"), shown]
+        mixed = [*nucleus[:2], *group[:3], *greedy, *group[3:], *nucleus[2:]]
+        together = tokens_of(engine.generate(mixed))
+        assert together == [tokens_of(engine.generate([request]))[0] for request in mixed]
+        assert len(set(together)) > 9
+
+    def test_labels_are_read_for_every_rollout(self, engine: TransformersEngine) -> None:
+        request = request_for("x", forced_prefix=FAST_PREFIX, label_fields=FIELDS, candidates=CANDIDATES)
+        results = engine.generate(rollouts(request, 4))
+        first = [result.label_logprobs["Request:"] for result in results]
+        assert first == [first[0]] * 4
+
+    def test_a_prompt_that_cannot_be_read_fails_in_each_of_its_requests(self, engine: TransformersEngine) -> None:
+        broken = request_for("What is this?", Picture(b"not a picture", 56, 56))
+        good = request_for("How do I bake bread?")
+        results = engine.generate([*rollouts(broken, 3), *rollouts(good, 3)])
+        assert [result.error_code for result in results[:3]] == ["engine"] * 3
+        assert tokens_of(results[3:]) == tokens_of(engine.generate(rollouts(good, 3)))
+        assert engine._opened == {}
+
+    def test_pads_written_as_text_take_no_other_row_s_picture(self, engine: TransformersEngine) -> None:
+        """Below the neutraliser: a row whose text holds pads must not shift the features of the row after it."""
+        shown = request_for("What is this?", picture(90, 57))
+        pads = replace(shown, messages=(Message("user", f"{IMAGE_PAD * 3} {shown.messages[1].text}"),))
+        expected = tokens_of(engine.generate([shown]))
+        bad, good = engine.generate([pads, shown])
+        assert bad.error_code == "engine"
+        assert tokens_of([good]) == expected
+
+
+class TestOfNetwork:
+    def around(self, network: Any, folder: Path, **limits: int) -> TransformersEngine:
+        return TransformersEngine.of_network(network, QwenInputs.from_folder(folder), INFO, **limits)
+
+    def test_it_is_the_engine_of_the_folder(self, tiny_model: Path, engine: TransformersEngine) -> None:
+        made = self.around(network_of(tiny_model), tiny_model, max_rows=2, max_tokens=300)
+        requests = [request_for("What is this?", picture(90, 57)), asked(), *rollouts(asked(), 3)]
+        assert tokens_of(made.generate(requests)) == tokens_of(engine.generate(requests))
+        assert made.model is INFO
+        assert made.capabilities == engine.capabilities
+        assert made.capabilities.max_context == 512
+        with pytest.raises(TypeError, match="max_row"):
+            self.around(made.network, tiny_model, max_row=3)
+
+    def test_changed_weights_answer_after_forget(self, tiny_model: Path) -> None:
+        network = network_of(tiny_model)
+        made = self.around(network, tiny_model)
+        requests = [asked(), request_for("What is this?", picture(90, 57))]
+        before = tokens_of(made.generate(requests))
+        with torch.no_grad():
+            network.model.language_model.layers[0].self_attn.v_proj.weight.mul_(-1.0)
+        stale = made.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)[0].logprobs
+        made.forget()
+        fresh = made.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)[0].logprobs
+        assert fresh != stale  # so the test is one of the prefix, too
+        anew = self.around(network, tiny_model)
+        assert fresh == anew.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)[0].logprobs
+        after = tokens_of(made.generate(requests))
+        assert after == tokens_of(anew.generate(requests))
+        assert after != before
+
+    def test_every_module_s_mode_is_as_it_was_found(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        network = network_of(tiny_model)
+        made = self.around(network, tiny_model)
+        for training, frozen in ((False, False), (True, True), (True, False)):
+            network.train(training)
+            network.model.visual.train(frozen)
+            modes = [module.training for module in network.modules()]
+            made.generate([asked()])
+            made.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
+            assert [module.training for module in network.modules()] == modes
+
+        def interrupted(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        network.train()
+        monkeypatch.setattr(made._decoder, "prefill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made.generate([asked()])
+        assert all(module.training for module in network.modules())
+
+    def test_a_network_in_training_answers_as_in_evaluation(self, tiny_model: Path, engine: TransformersEngine) -> None:
+        """Dropout, no cache and checkpointing, as trainers set them; and training goes on afterwards."""
+        network = network_of(tiny_model)
+        for layer in network.model.language_model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        network.config.use_cache = network.config.text_config.use_cache = False
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+        network.enable_input_require_grads()
+        network.train()
+        made = self.around(network, tiny_model)
+        requests = [request_for("What is this?", picture(90, 57)), *rollouts(asked(), 3)]
+        assert tokens_of(made.generate(requests)) == tokens_of(engine.generate(requests))
+        scored = [asked(forced_prefix=FAST_PREFIX)]
+        found = made.score(scored, SLOTS, CANDIDATES)[0].logprobs
+        assert found == engine.score(scored, SLOTS, CANDIDATES)[0].logprobs
+        assert not network.config.use_cache
+        assert network.is_gradient_checkpointing
+
+        image = Image.open(BytesIO(requests[0].pictures[0].png))
+        prompt = made.inputs.encode(requests[0].messages, requests[0].pictures)
+        loss = network(
+            input_ids=torch.tensor([prompt.ids]),
+            position_ids=torch.from_numpy(prompt.positions)[:, None],
+            pixel_values=torch.from_numpy(made.inputs.patches([image])),
+            image_grid_thw=torch.tensor([(1, *grid) for grid in prompt.grids]),
+            labels=torch.tensor([prompt.ids]),
+        ).loss
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+
+    def test_weights_need_gradients_as_before(self, tiny_model: Path) -> None:
+        network = network_of(tiny_model)
+        network.model.visual.requires_grad_(False)
+        wanted = [parameter.requires_grad for parameter in network.parameters()]
+        self.around(network, tiny_model).generate([asked()])
+        assert [parameter.requires_grad for parameter in network.parameters()] == wanted
+        assert True in wanted
+        assert False in wanted
+
+    def test_close_forgets(self, engine: TransformersEngine) -> None:
+        engine.generate([asked()])
+        assert engine._prefix is not None
+        engine.close()
+        assert engine._prefix is None
