@@ -124,7 +124,27 @@ def run(
     typer.echo(str(out))
 
 
-COMMANDS = (sft, mine, augment, grpo, run)
+def ablate(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The variants' folder; one that stopped goes on there.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="The folder that holds the recipe's sources.")] = Path(),
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each variant, with seeds of their own.")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="This variant alone; may be given often.")
+    ] = None,
+) -> None:
+    """Train and evaluate variants of a recipe that lack a part of the method; write the table and the figure."""
+    from guardreasoner_vl import ablation
+    from guardreasoner_vl.recipe import load_recipe
+
+    with resumable(), progress_bar() as progress:
+        path = ablation.ablate(
+            load_recipe(recipe), data, out, seeds, only or (), lambda line: typer.echo(line, err=True), progress
+        )
+    typer.echo(path.read_text("utf-8"))
+
+
+COMMANDS = (sft, mine, augment, grpo, run, ablate)
 
 
 def _report_rows(path: Path) -> None:

@@ -17,7 +17,7 @@ OUT/evaluate/          both models on the same rows
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -26,7 +26,7 @@ from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.run_dir import open_run_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
@@ -43,9 +43,10 @@ TRAINING: tuple[Stage, ...] = ("sft", "grpo")
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its recipe, where its sources lie, its folder, and where each stage's work lies.
+    """One run: its recipe, where its sources lie, and its folder.
 
-    `tell` takes lines for people, `progress` what is done and what there is to do.
+    `taken` names other runs' folders for stages whose work is taken from there. `tell` takes lines for people,
+    `progress` what is done and what there is to do.
     """
 
     recipe: Recipe
@@ -53,28 +54,32 @@ class Run:
     out: Path
     tell: Callable[[str], None]
     progress: Callable[[int, int | None], None] | None = None
+    taken: Mapping[Stage, Path] = field(default_factory=dict)
 
     @property
     def corpus(self) -> Path:
-        return self.out / "corpus"
+        return self._of("curate") / "corpus"
 
     @property
     def cold_start(self) -> Path:
         """The model after SFT."""
-        return self.out / "sft" / "model"
+        return self._of("sft") / "sft" / "model"
 
     @property
     def hard(self) -> Path:
-        return self.out / "mine"
+        return self._of("mine") / "mine"
 
     @property
     def rl_set(self) -> Path:
-        return self.out / "augment"
+        return self._of("augment") / "augment"
 
     @property
     def guard(self) -> Path:
         """The model after RL."""
-        return self.out / "grpo" / "model"
+        return self._of("grpo") / "grpo" / "model"
+
+    def _of(self, stage: Stage) -> Path:
+        return self.taken.get(stage, self.out)
 
 
 def run(job: Run, stages: Collection[str] = STAGES) -> None:
@@ -159,30 +164,33 @@ def _grpo(job: Run) -> None:
 
 def _evaluate(job: Run) -> None:
     from guardreasoner_vl.evaluation.compare import leaderboard, read_evaluation
-    from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
     from guardreasoner_vl.evaluation.report import markdown_table
     from guardreasoner_vl.evaluation.results import TARGETS
-    from guardreasoner_vl.evaluation.write import write_report
-    from guardreasoner_vl.guard import Guard
-    from guardreasoner_vl.policy import Policy
-    from guardreasoner_vl.stages import evaluate
 
-    section = job.recipe.evaluate
-    policy = Policy(mode=section.mode, max_new_tokens=section.max_new_tokens, retry_new_tokens=section.max_new_tokens)
-    loaded = benchmarks(job)
-    folders = []
-    for name, model in (("sft", job.cold_start), ("grpo", job.guard)):
-        if model.is_dir():
-            folders.append(job.out / "evaluate" / name)
-            with Guard(_engine(model), policy) as guard:
-                results = evaluate.run(guard, loaded, folders[-1], progress=job.progress)
-            rows = list(read_predictions(folders[-1] / PREDICTIONS))
-            write_report(results, rows, folders[-1], f"guardreasoner-vl run, stage evaluate, of {name}")
+    models = {"sft": job.cold_start, "grpo": job.guard}
+    folders = [evaluated(job, name, model) for name, model in models.items() if model.is_dir()]
     if not folders:
         raise DataError(f"{job.out}: no model to evaluate; run the stage sft first")
     compared = [read_evaluation(folder) for folder in folders]
     for target in TARGETS:
         job.tell(f"{target}s\n\n{markdown_table(leaderboard(compared, target))}")
+
+
+def evaluated(job: Run, name: str, model: Path) -> Path:
+    """The folder of one model's evaluation, with its report."""
+    from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
+    from guardreasoner_vl.evaluation.write import write_report
+    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.policy import Policy
+    from guardreasoner_vl.stages import evaluate
+
+    section, folder = job.recipe.evaluate, job.out / "evaluate" / name
+    policy = Policy(mode=section.mode, max_new_tokens=section.max_new_tokens, retry_new_tokens=section.max_new_tokens)
+    with Guard(_engine(model), policy) as guard:
+        results = evaluate.run(guard, benchmarks(job), folder, progress=job.progress)
+    rows = list(read_predictions(folder / PREDICTIONS))
+    write_report(results, rows, folder, f"guardreasoner-vl run, stage evaluate, of {name}")
+    return folder
 
 
 def benchmarks(job: Run) -> list[Loaded]:

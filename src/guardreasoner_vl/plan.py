@@ -215,9 +215,7 @@ class _Plan:
         weight, state = (2, 12) if precision == "bf16-weights" else (4, 8)
         fixed = self.size.parameters * (2 * weight / shards + state / moments)
         held = tokens * self.size.layers * self.size.hidden * _ACTIVATIONS[checkpointing]
-        return [
-            f"about {_memory(fixed)} a GPU for weights, gradients and AdamW, {_memory(held)} for {tokens:,} tokens"
-        ]
+        return [f"about {_memory(fixed)} a GPU for weights, gradients and AdamW, {_memory(held)} for {tokens:,} tokens"]
 
 
 def _rows(folder: Path) -> int | None:

@@ -88,16 +88,21 @@ def sample_tokens(
 def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """The probabilities (rows, vocabulary) with all outside of each row's nucleus put to zero; `top_p` is (rows, 1)."""
     ordered = probabilities.topk(min(_HEAD, probabilities.shape[-1])).values
-    heights = ordered.cumsum(-1, dtype=torch.float64)
-    if (heights[:, -1:] < top_p).any():
-        ordered = probabilities.sort(dim=-1, descending=True).values
-        heights = ordered.cumsum(-1, dtype=torch.float64)
-    count = (heights - ordered < top_p).sum(-1, keepdim=True).clamp(min=1)
+    kept = _down_to(probabilities, ordered, top_p)
+    flat = ordered.sum(-1, dtype=torch.float64) < top_p[:, 0]
+    if flat.any():  # only these rows are worth a sort
+        rows = probabilities[flat]
+        kept[flat] = _down_to(rows, rows.sort(dim=-1, descending=True).values, top_p[flat])
+    return kept
+
+
+def _down_to(probabilities: torch.Tensor, ordered: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """`nucleus` by the likeliest probabilities in descending order, as many as it takes."""
+    count = (ordered.cumsum(-1, dtype=torch.float64) - ordered < top_p).sum(-1, keepdim=True).clamp(min=1)
     least = ordered.gather(-1, count - 1)
     above, equal = probabilities > least, probabilities == least
     # Of equally likely tokens the first stay, in whatever order they were sorted: bf16 logits are often equal.
-    keep = above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
-    return probabilities * keep
+    return probabilities * (above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True))))
 
 
 class Vocabulary:

@@ -9,7 +9,7 @@ from guardreasoner_vl.recipe.data import (
     MadeSection,
     SourceSection,
 )
-from guardreasoner_vl.recipe.load import Recipe, load_recipe, parse_recipe
+from guardreasoner_vl.recipe.load import Recipe, load_recipe, merged, parse_recipe
 from guardreasoner_vl.recipe.model import ModelSection, NewModel, ReadingSection, TextShape, VisionShape
 from guardreasoner_vl.recipe.training import (
     AugmentSection,
@@ -53,5 +53,6 @@ __all__ = [
     "TextShape",
     "VisionShape",
     "load_recipe",
+    "merged",
     "parse_recipe",
 ]

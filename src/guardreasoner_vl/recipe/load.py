@@ -78,12 +78,13 @@ def _content(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     other = path.parent / str(extended)
     if other in (path, *below):
         raise RecipeError(f"{path}: extends {extended}, which extends it; remove one of the two")
-    return _merged(_content(other, (path, *below)), content)
+    return merged(_content(other, (path, *below)), content)
 
 
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` says: mappings key by key, anything else replaced."""
     return old | {
-        key: _merged(old[key], value) if isinstance(value, dict) and isinstance(old.get(key), dict) else value
+        key: merged(old[key], value) if isinstance(value, dict) and isinstance(old.get(key), dict) else value
         for key, value in new.items()
     }
 

@@ -97,7 +97,9 @@ def _mixture(recipe: Recipe, data: Path, out: Path) -> Mixture:
     from guardreasoner_vl.sources.mixture import build_mixture
 
     if is_corpus(data):
-        return read_mixture(data)
+        mixture = read_mixture(data)
+        mixture.train = [row for row in mixture.train if row.modality in recipe.data.modalities]
+        return mixture
     if recipe.data.needs_curation:
         raise RecipeError("data.duplicates and data.balance need a corpus: run `curate` first, then --data its folder")
     return build_mixture(recipe.data, data, out / "data", recipe.seed)

@@ -1,0 +1,187 @@
+"""What each part of the method is worth (paper, Fig. 6 and Table 3): variants of one recipe, on the same rows.
+
+OUT/seed-S/base/       the whole method; gives R-SFT and the full guard
+OUT/seed-S/NAME/       a variant, which takes from `base` what it does not change
+OUT/ablation.md        the table, means over seeds with 95% intervals
+OUT/ablation.svg       F1 of each variant
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.evaluation.compare import read_evaluation
+from guardreasoner_vl.evaluation.figures import OTHER, OWN, new_axes, svg_of
+from guardreasoner_vl.evaluation.metrics import count
+from guardreasoner_vl.evaluation.report import NONE, markdown_table
+from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
+from guardreasoner_vl.pipeline import STAGES, Run, evaluated, run
+from guardreasoner_vl.recipe import merged, parse_recipe
+from guardreasoner_vl.run_dir import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from guardreasoner_vl.evaluation.report import Table
+    from guardreasoner_vl.pipeline import Stage
+    from guardreasoner_vl.recipe import Recipe
+
+Ends = Literal["sft", "grpo"]
+_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t for 95% with 1 to 9 degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the recipe, which stages are done anew, and which stage makes the model."""
+
+    changes: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    ends: Ends = "grpo"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One variant with one seed: F1 over all known labels, by request and by response, coverage, output tokens."""
+
+    f1: float | None
+    request_f1: float | None
+    response_f1: float | None
+    coverage: float | None
+    tokens: float
+
+
+def variants(recipe: Recipe) -> dict[str, Variant]:
+    """The paper's, and the other form of the reward."""
+    form = "paper" if recipe.grpo.reward.form != "paper" else "bounded"
+    rl: tuple[Stage, ...] = ("grpo",)
+    return {
+        "SFT": Variant({"sft": {"without_reasoning": 1.0}, "evaluate": {"mode": "fast"}}, ("sft",), "sft"),
+        **{
+            f"R-SFT ({name})": Variant({"data": {"modalities": [name]}}, ("sft",), "sft")
+            for name in ("text", "image", "text-image")
+        },
+        "R-SFT": Variant({}, (), "sft"),
+        "full": Variant({}, ()),
+        "without augmentation": Variant({"augment": {"share": 0.0}}, ("augment", "grpo")),
+        "without dynamic clipping": Variant({"grpo": {"clip": {"schedule": "constant"}}}, rl),
+        "without length reward": Variant({"grpo": {"reward": {"form": "plain"}}}, rl),
+        "Eco": Variant({"grpo": {"reward": {"beta": 1 / 6}}}, rl),
+        f"{form} reward": Variant({"grpo": {"reward": {"form": form}}}, rl),
+    }
+
+
+def ablate(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    seeds: int = 1,
+    only: Sequence[str] = (),
+    tell: Callable[[str], None] = print,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
+    """Train and evaluate every variant (or those in `only`) with each seed; `out/ablation.md`.
+
+    What is finished in `out` is not done again. Raises `InputError` for a variant that there is none of.
+    """
+    known = variants(recipe)
+    if unknown := [name for name in only if name not in known]:
+        raise InputError(f"no variant {unknown[0]!r}: use {', '.join(known)}")
+    found: dict[str, list[Outcome]] = {}
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        for name, variant in known.items():
+            if only and name not in only:
+                continue
+            tell(f"seed {seed}: {name}")
+            found.setdefault(name, []).append(_outcome(recipe, variant, name, seed, data, out, tell, progress))
+    return _write(out, found, seeds)
+
+
+def _outcome(
+    recipe: Recipe,
+    variant: Variant,
+    name: str,
+    seed: int,
+    data: Path,
+    out: Path,
+    tell: Callable[[str], None],
+    progress: Callable[[int, int | None], None] | None,
+) -> Outcome:
+    own = _changed(recipe, {"seed": seed})
+    base = Run(own, data, out / f"seed-{seed}" / "base", tell, progress)
+    run(base, STAGES[: STAGES.index("sft") + 1] if variant.ends == "sft" else STAGES[:-1])
+    job = base
+    if variant.stages:
+        folder = out / f"seed-{seed}" / name.replace(" ", "-")
+        taken = {stage: base.out for stage in STAGES if stage not in variant.stages}
+        job = Run(_changed(own, variant.changes), data, folder, tell, progress, taken)
+        run(job, variant.stages)
+    model = job.cold_start if variant.ends == "sft" else job.guard
+    return outcome(evaluated(job, variant.ends, model))
+
+
+def outcome(folder: Path) -> Outcome:
+    """Read off an evaluation."""
+    rows = read_evaluation(folder).rows
+    pairs = {
+        target: [(gold, judgement(row, target).label) for row in rows if (gold := truth(row, target))]
+        for target in TARGETS
+    }
+    together = count(pair for target in TARGETS for pair in pairs[target])
+    return Outcome(
+        together.f1,
+        count(pairs["request"]).f1,
+        count(pairs["response"]).f1,
+        together.coverage,
+        sum(row.completion_tokens for row in rows) / len(rows),
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half the width of its 95% interval by Student's t; None for one value."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return mean, _T_95[min(len(values) - 2, len(_T_95) - 1)] * deviation / math.sqrt(len(values))
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    return parse_recipe(merged(recipe.model_dump(mode="json"), dict(changes)))
+
+
+def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Path:
+    path = out / "ablation.md"
+    path.write_text(f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(_table(found))}\n", "utf-8")
+    write_json(out / "ablation.json", {name: [vars(one) for one in own] for name, own in found.items()})
+    figure, axes = new_axes(6.5, 0.6 + 0.32 * len(found))
+    names = list(found)[::-1]
+    means = [interval([100 * (one.f1 or 0.0) for one in found[name]]) for name in names]
+    colours = [OWN if name in ("full", "Eco") else OTHER for name in names]
+    axes.barh(names, [mean for mean, _ in means], xerr=[half or 0.0 for _, half in means], color=colours)
+    axes.set(xlim=(min(mean for mean, _ in means) - 10, 100), xlabel="F1, requests and responses together")
+    (out / "ablation.svg").write_text(svg_of(figure), "utf-8")
+    return path
+
+
+def _table(found: Mapping[str, Sequence[Outcome]]) -> Table:
+    table = [["", "F1", "requests", "responses", "coverage", "output tokens"]]
+    for name, own in found.items():
+        cells = [_cell([getattr(one, field) for one in own], 100) for field in _RATES]
+        table.append([name, *cells, _cell([one.tokens for one in own], 1)])
+    return table
+
+
+_RATES = ("f1", "request_f1", "response_f1", "coverage")
+
+
+def _cell(values: Sequence[float | None], scale: float) -> str:
+    known = [scale * value for value in values if value is not None]
+    if not known:
+        return NONE
+    mean, half = interval(known)
+    return f"{mean:.1f}" if half is None else f"{mean:.1f} \u00b1 {half:.1f}"

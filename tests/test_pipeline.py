@@ -1,0 +1,111 @@
+"""All stages in one folder: what each leaves there, that nothing is done twice, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from guardreasoner_vl import Guard, pipeline
+from guardreasoner_vl.ablation import ablate, interval
+from guardreasoner_vl.corpus.store import read_corpus
+from guardreasoner_vl.errors import DataError, InputError, RecipeError
+from guardreasoner_vl.pipeline import STAGES, Run
+from tests.smoke import short_recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "seed-0" / "base"
+    folder.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        pipeline.run(Run(short_recipe(), folder, folder, told.append))
+    return folder
+
+
+def test_every_stage_leaves_its_work(out: Path, told: list[str]) -> None:
+    assert [line for line in told if line in STAGES] == list(STAGES)
+    hard = {row.id for row in read_corpus(out / "mine")}
+    rl_set = list(read_corpus(out / "augment"))
+    assert hard == {row.id for row in rl_set if row.source != "augmented"}
+    assert 0.1 < sum(row.source == "augmented" for row in rl_set) / len(rl_set) < 0.3
+    steps = [json.loads(line)["step"] for line in (out / "grpo" / "log.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2]
+    assert (out / "grpo" / "training.svg").read_text().startswith("<svg")
+    for name in ("sft", "grpo"):
+        assert "| written |" in (out / "evaluate" / name / "report.md").read_text()
+    assert "requests\n\n| " in "\n".join(told)
+
+
+def test_the_guard_can_be_asked(out: Path) -> None:
+    with Guard.load(str(out / "grpo" / "model")) as guard:
+        verdict = guard.moderate("how to bake bread", mode="fast")
+    assert verdict.error is None
+
+
+def test_what_is_done_is_not_done_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    lines: list[str] = []
+    monkeypatch.chdir(out)
+    pipeline.run(Run(short_recipe(), out, out, lines.append))
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert [line for line in lines if line in STAGES] == list(STAGES)
+
+
+def test_another_recipe_is_refused_by_the_names_of_its_keys(out: Path) -> None:
+    changed = short_recipe(grpo={"learning_rate": 1e-3, "clip": {"schedule": "constant"}})
+    with pytest.raises(RecipeError, match=r"changed: grpo\.clip\.schedule, grpo\.learning_rate"):
+        pipeline.run(Run(changed, out, out, lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("stage", "before"),
+    [("synthesize", "curate"), ("mine", "sft"), ("augment", "mine"), ("grpo", "curate"), ("evaluate", "sft")],
+)
+def test_a_stage_names_the_one_that_it_needs(stage: str, before: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"run the stage {before} first"):
+        pipeline.run(Run(short_recipe(), tmp_path, tmp_path, lambda _: None), [stage])
+
+
+def test_several_processes_only_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="curate, mine want one process"):
+        pipeline.run(Run(short_recipe(), tmp_path, tmp_path, lambda _: None), ["curate", "sft", "mine"])
+
+
+def test_an_ablation_takes_over_what_a_variant_does_not_change(out: Path) -> None:
+    runs = out.parent.parent
+    lines: list[str] = []
+    only = ("R-SFT", "full", "without augmentation")
+    path = ablate(short_recipe(), out, runs, only=only, tell=lines.append)
+    table = path.read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[4:]] == [f"| {name}" for name in only]
+    folder = runs / "seed-0" / "without-augmentation"
+    assert sorted(one.name for one in folder.iterdir() if one.is_dir()) == ["augment", "evaluate", "grpo"]
+    assert all(row.source != "augmented" for row in read_corpus(folder / "augment"))
+    assert json.loads((folder / "recipe.json").read_text())["augment"]["share"] == 0
+    assert (runs / "ablation.svg").read_text().startswith("<svg")
+
+
+def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no variant 'fill': use SFT, "):
+        ablate(short_recipe(), tmp_path, tmp_path, only=("fill",))
+
+
+def test_intervals_by_hand() -> None:
+    assert interval([3.0]) == (3.0, None)
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.303 / 3**0.5))
