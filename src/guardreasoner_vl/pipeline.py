@@ -41,6 +41,10 @@ TRAINING: tuple[Stage, ...] = ("sft", "grpo")
 """Stages that run on several GPUs; the others want one process."""
 
 
+ROWS = 128
+"""Answers that are generated at once: stages have many to ask for."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: its recipe, where its sources lie, and its folder.
@@ -219,7 +223,7 @@ def _needed(folder: Path, stage: Stage) -> Path:
 def _engine(model: Path) -> TransformersEngine:
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
-    return TransformersEngine.load(str(model))
+    return TransformersEngine.load(str(model), max_rows=ROWS)
 
 
 def _teacher(recipe: Recipe) -> Teacher:

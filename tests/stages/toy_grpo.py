@@ -14,6 +14,7 @@ from guardreasoner_vl.recipe import Recipe, parse_recipe
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import grpo, grpo_rollouts
+from guardreasoner_vl.stages.model_folder import load_for_training
 from tests.stages import toy
 
 if TYPE_CHECKING:
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.stages.grpo_rollouts import Completion
 
-ROWS = 20  # an epoch has 2 rollout batches, and 4 rows of it are left out
+ROWS = 10  # an epoch has 2 rollout batches, and 2 rows of it are left out
 STEPS = 4
 GRPO: dict[str, Any] = {
     "group_size": 4,
-    "rollout_batch": 8,
-    "update_batch": 4,
+    "rollout_batch": 4,
+    "update_batch": 2,
     "max_prompt_length": 120,
     "max_completion_length": 16,
     "steps": STEPS,
@@ -92,11 +93,22 @@ def checkpoints(out: Path) -> list[int]:
 
 
 def weights(out: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    return load_file(out / "grpo" / f"checkpoint-{step}" / "weights.safetensors")
+    found: dict[str, torch.Tensor] = load_file(out / "grpo" / f"checkpoint-{step}" / "weights.safetensors")
+    return found
 
 
-def model(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "grpo" / "model" / "model.safetensors")
+def halves(of: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rounded to bf16."""
+    return {name: value.to(torch.bfloat16).float() for name, value in of.items()}
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    """A model folder's weights by the names that a checkpoint has them under, in fp32."""
+    return dict(load_for_training(folder, "fp32").named_parameters())
+
+
+def shipped(out: Path) -> dict[str, torch.Tensor]:
+    return parameters(out / "grpo" / "model")
 
 
 def assert_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
@@ -108,7 +120,7 @@ def assert_same_end(out: Path, other: Path) -> None:
     """Weights, optimizer, log and finished model agree to the bit."""
     assert log(out) == log(other)
     assert_equal(weights(out), weights(other))
-    assert_equal(model(out), model(other))
+    assert_equal(*(load_file(run / "grpo" / "model" / "model.safetensors") for run in (out, other)))
     one, two = (
         torch.load(folder / "grpo" / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)
         for folder in (out, other)

@@ -113,7 +113,8 @@ class _Training:
         self._section, self._seed, self._folder, self._ranks = recipe.grpo, recipe.seed, folder, ranks
         self._inputs = QwenInputs.from_folder(model)
         self._model = _network(model, self._section, ranks.device)
-        self._engine = TransformersEngine.of_network(self._model, self._inputs, ModelInfo(name=str(model)))
+        info = ModelInfo(name=str(model))
+        self._engine = TransformersEngine.of_network(self._model, self._inputs, info, max_rows=ROWS)
         with ranks.together():
             self._rows = self._rows_of(data)
         self._total = self._section.steps or self._section.epochs * self._batches
@@ -126,7 +127,10 @@ class _Training:
         self._saved = self._state.step
 
     def work(self, told: Callable[[], bool], progress: Callable[[Step], None] | None) -> None:
-        """All rollout batches that are left, a checkpoint after every `save_every` of them and after the best."""
+        """All rollout batches that are left, a checkpoint after every `save_every` of them and after the best.
+
+        `told` ends the rollouts at hand; an update is finished, so that it is not lost.
+        """
         if self._validation and self._state.step == 0 and not self.log.rows:
             self._logged({"step": 0, "validation": self._validated()})
         while self._state.step < self._total:
@@ -142,13 +146,10 @@ class _Training:
             if self._validation and every and (step % every == 0 or step == self._total):
                 row["validation"] = self._validated()
             self._logged(row)
-            to_stop = self._ranks.any(told())
-            if step % self._section.save_every == 0 or step == self._total or to_stop or self.log.best is row:
+            if step % self._section.save_every == 0 or step == self._total or self.log.best is row:
                 self._save()
             if progress:
                 progress(Step(step, self._total, row))
-            if to_stop and step < self._total:
-                raise self._stopped()
 
     def finish(self, base: Path, finished: Path) -> None:
         """Write the best weights, or the last ones, and the figure."""
