@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 _log = logging.getLogger(__name__)
+ROWS = 128
+"""Answers that are generated at once."""
 
 
 class StoppedError(GuardError):
