@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from PIL import Image
+import numpy as np
 
 from guardreasoner_vl.recipe import DataSection, MadeSection
 from guardreasoner_vl.sources.jsonl import read_samples
@@ -17,6 +17,8 @@ from guardreasoner_vl.sources.written import COLD, REFUSED, WARM, answered, aske
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from guardreasoner_vl.types import GoldLabel
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -52,14 +54,13 @@ def test_labels_are_what_the_words_say() -> None:
 
 def test_signs_differ_by_ground_and_shape() -> None:
     rng = random.Random(0)
-    for label, grounds in (("harmful", WARM), ("unharmful", COLD)):
-        sign = draw_sign(rng, label)
-        assert "#{:02x}{:02x}{:02x}".format(*sign.getpixel((0, 0))) in grounds
-        assert sign.getcolors() is not None
-        assert len(sign.getcolors()) == 2
-        middle = sign.getpixel((sign.width // 2, sign.height // 2))
-        assert (middle == (255, 255, 255)) == (label == "harmful")  # a cross covers it, a ring does not
-        assert isinstance(sign, Image.Image)
+    kinds: tuple[tuple[GoldLabel, tuple[str, ...]], ...] = (("harmful", WARM), ("unharmful", COLD))
+    for label, grounds in kinds:
+        pixels = np.asarray(draw_sign(rng, label))
+        assert "#{:02x}{:02x}{:02x}".format(*pixels[0, 0]) in grounds
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) == 2
+        middle = pixels[pixels.shape[0] // 2, pixels.shape[1] // 2]
+        assert (middle.min() == 255) == (label == "harmful")  # a cross covers it, a ring does not
 
 
 def test_a_share_is_never_trained_on(tmp_path: Path) -> None:
