@@ -133,7 +133,7 @@ def log_probabilities(
     """
     hidden = _hidden(model, packed, vision)
     rows = max(1, MOST_LOGITS // model.config.text_config.vocab_size)
-    pieces = list(zip(hidden.split(rows), packed.targets.split(rows), strict=True))
+    pieces = list(zip(torch.split(hidden, rows), torch.split(packed.targets, rows), strict=True))
     if len(pieces) == 1:
         return _head(model, hidden, packed.targets, temperature)
     return torch.cat([checkpoint(_head, model, *piece, temperature, use_reentrant=False) for piece in pieces])

@@ -1,0 +1,180 @@
+"""A whole GRPO step, rollouts, rewards and two updates, beside stock TRL with the same settings.
+
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456    # see docs/training.md
+    python -m benchmarks.grpo_step [--steps 4] [--words 150]
+
+The embedded guard in fp32, made-up text exchanges of about `words` words, 8 prompts x 16 completions a rollout, two
+updates of 64 completions, at most 64 new tokens, temperature 1.2, the same reward. Text alone: the stock processor for
+pictures wants torchvision, which the project does without. Medians of the steps after the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from guardreasoner_vl.corpus.store import CorpusInfo, write_corpus
+from guardreasoner_vl.engines.folders import resolve_folder
+from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, chat_text
+from guardreasoner_vl.protocol import parse_verdict
+from guardreasoner_vl.recipe import GrpoSection, Recipe
+from guardreasoner_vl.rl.reward import reward
+from guardreasoner_vl.sources.phrases import phrase
+from guardreasoner_vl.stages import grpo
+from guardreasoner_vl.stages.grpo_rollouts import asked
+from guardreasoner_vl.stages.model_folder import load_for_training
+from guardreasoner_vl.types import Sample
+
+PROMPTS, GROUP, TOKENS = 8, 16, 64
+
+
+def rows(count: int, words: int) -> list[Sample]:
+    """Made-up exchanges of about that many words."""
+    rng = random.Random(0)
+    made = []
+    for number in range(count):
+        told: list[str] = []
+        while len(" ".join(told).split()) < words:
+            told.append(phrase(rng, "unharmful"))
+        prompt, response = ". ".join(told[: len(told) // 2]), ". ".join(told[len(told) // 2 :])
+        labels: dict[str, Any] = {"request_label": "unharmful", "response_label": rng.choice(("harmful", "unharmful"))}
+        made.append(
+            Sample(id=f"toy/{number}", source="toy", modality="text", prompt=prompt, response=response, **labels)
+        )
+    return made
+
+
+def section(steps: int) -> GrpoSection:
+    return GrpoSection(
+        group_size=GROUP,
+        temperature=1.2,
+        rollout_batch=PROMPTS,
+        update_batch=PROMPTS // 2,
+        max_prompt_length=900,
+        max_completion_length=TOKENS,
+        steps=steps,
+        precision="fp32",
+        save_every=1000,
+        pass_tokens=1 << 20,
+    )
+
+
+def ours(folder: Path, samples: list[Sample], steps: int, work: Path) -> list[float]:
+    """Seconds of each step."""
+    write_corpus(work / "corpus", CorpusInfo(name="toy"), samples)
+    found: list[float] = []
+    grpo.run(
+        Recipe(name="step", grpo=section(steps)),
+        folder,
+        work / "corpus",
+        work / "run",
+        progress=lambda step: found.append(step.row["rollout_seconds"] + step.row["update_seconds"]),
+    )
+    return found
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]
+    """When each optimizer step ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.ended.append(time.perf_counter())
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ended.append(time.perf_counter())
+
+
+def theirs(folder: Path, samples: list[Sample], steps: int, work: Path) -> list[float]:
+    """Seconds of each step: a rollout and two updates."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token=END_OF_TURN, pad_token=END_OF_TEXT, padding_side="left"
+    )
+    used = section(steps)
+    by_id = {sample.id: sample for sample in samples}
+
+    def rewards(completions: list[str], completion_ids: list[list[int]], row: list[str], **_: Any) -> list[float]:
+        end = tokenizer.eos_token_id
+        totals = []
+        for text, ids, name in zip(completions, completion_ids, row, strict=True):
+            parsed = parse_verdict(text, True, True, "stop" if end in ids else "length")
+            length = len(tokenizer(parsed.reasoning)["input_ids"]) if parsed.reasoning else 0
+            totals.append(reward(parsed, by_id[name], length, TOKENS, used.reward).total)
+        return totals
+
+    config = GRPOConfig(
+        output_dir=str(work / "trl"),
+        loss_type="grpo",
+        beta=0.0,
+        scale_rewards="group",
+        temperature=used.temperature,
+        num_generations=GROUP,
+        per_device_train_batch_size=PROMPTS * GROUP // 2,
+        steps_per_generation=2,
+        gradient_accumulation_steps=1,
+        max_completion_length=TOKENS,
+        max_steps=2 * steps,
+        learning_rate=used.learning_rate,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+    )
+    prompts = [chat_text(asked(sample).messages) for sample in samples]
+    clock = _Clock()
+    trainer = GRPOTrainer(
+        model=load_for_training(folder, "fp32"),
+        reward_funcs=rewards,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": prompts, "row": [sample.id for sample in samples]}),
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    trainer.train()
+    return [clock.ended[number + 2] - clock.ended[number] for number in range(0, 2 * steps, 2)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--words", type=int, default=150)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    folder = resolve_folder(arguments.model, None)
+    samples = rows(PROMPTS * arguments.steps, arguments.words)
+    with tempfile.TemporaryDirectory() as work:
+        first = ours(folder, samples, arguments.steps, Path(work))
+        second = theirs(folder, samples, arguments.steps, Path(work))
+    medians = [statistics.median(one[1:]) for one in (first, second)]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    print(
+        json.dumps(
+            {
+                "machine": machine,
+                "words": arguments.words,
+                "ours_s": [round(one, 2) for one in first],
+                "stock_s": [round(one, 2) for one in second],
+                "ratio": round(medians[1] / medians[0], 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
