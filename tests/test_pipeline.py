@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guardreasoner_vl import Guard, pipeline
-from guardreasoner_vl.ablation import ablate, interval
+from guardreasoner_vl.ablation import Outcome, ablate, interval, table
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.errors import DataError, InputError, RecipeError
 from guardreasoner_vl.pipeline import STAGES, Run
@@ -103,6 +103,24 @@ def test_an_ablation_takes_over_what_a_variant_does_not_change(out: Path) -> Non
 def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no variant 'fill': use SFT, "):
         ablate(short_recipe(), tmp_path, tmp_path, only=("fill",))
+
+
+def test_gains_are_counted_seed_by_seed() -> None:
+    found = {
+        "R-SFT": [Outcome(0.5, 0.5, None, 1.0, 60.0), Outcome(0.7, 0.7, None, 1.0, 62.0)],
+        "full": [Outcome(0.6, 0.6, None, 1.0, 60.0), Outcome(0.9, 0.9, None, 1.0, 60.0)],
+    }
+    start, full = table(found)[1:]
+    assert start == [
+        "R-SFT",
+        "60.0 \u00b1 127.1",
+        "\u2013",
+        "60.0 \u00b1 127.1",
+        "\u2013",
+        "100.0 \u00b1 0.0",
+        "61.0 \u00b1 12.7",
+    ]
+    assert full[2] == "15.0 \u00b1 63.5"  # 10 and 20: 12.706 * 7.071 / sqrt(2)
 
 
 def test_intervals_by_hand() -> None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from guardreasoner_vl.pipeline import Stage
     from guardreasoner_vl.recipe import Recipe
 
+START = "R-SFT"
+"""Where RL starts: gains are over it, seed by seed."""
+
 Ends = Literal["sft", "grpo"]
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t for 95% with 1 to 9 degrees of freedom."""
@@ -65,7 +68,7 @@ def variants(recipe: Recipe) -> dict[str, Variant]:
             f"R-SFT ({name})": Variant({"data": {"modalities": [name]}}, ("sft",), "sft")
             for name in ("text", "image", "text-image")
         },
-        "R-SFT": Variant({}, (), "sft"),
+        START: Variant({}, (), "sft"),
         "full": Variant({}, ()),
         "without augmentation": Variant({"augment": {"share": 0.0}}, ("augment", "grpo")),
         "without dynamic clipping": Variant({"grpo": {"clip": {"schedule": "constant"}}}, rl),
@@ -156,7 +159,7 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Path:
     path = out / "ablation.md"
-    path.write_text(f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(_table(found))}\n", "utf-8")
+    path.write_text(f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(table(found))}\n", "utf-8")
     write_json(out / "ablation.json", {name: [vars(one) for one in own] for name, own in found.items()})
     figure, axes = new_axes(6.5, 0.6 + 0.32 * len(found))
     names = list(found)[::-1]
@@ -168,12 +171,16 @@ def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Pat
     return path
 
 
-def _table(found: Mapping[str, Sequence[Outcome]]) -> Table:
-    table = [["", "F1", "requests", "responses", "coverage", "output tokens"]]
+def table(found: Mapping[str, Sequence[Outcome]]) -> Table:
+    """A line for each variant: means over seeds, and gains over `START` of the same seed."""
+    rows = [["", "F1", f"F1 above {START}", "requests", "responses", "coverage", "output tokens"]]
     for name, own in found.items():
-        cells = [_cell([getattr(one, field) for one in own], 100) for field in _RATES]
-        table.append([name, *cells, _cell([one.tokens for one in own], 1)])
-    return table
+        first, *cells = [_cell([getattr(one, field) for one in own], 100) for field in _RATES]
+        start = found.get(START, ())
+        gains = [(one.f1 or 0.0) - (before.f1 or 0.0) for one, before in zip(own, start, strict=False)]
+        gain = NONE if name == START else _cell(gains, 100)
+        rows.append([name, first, gain, *cells, _cell([one.tokens for one in own], 1)])
+    return rows
 
 
 _RATES = ("f1", "request_f1", "response_f1", "coverage")
