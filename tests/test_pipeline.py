@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from guardreasoner_vl import Guard, pipeline
+from guardreasoner_vl import Guard, cli, pipeline
 from guardreasoner_vl.ablation import Outcome, ablate, interval, table
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.errors import DataError, InputError, RecipeError
 from guardreasoner_vl.pipeline import STAGES, Run
-from tests.smoke import short_recipe
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.smoke import PATH, short_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def invoke(*arguments: object, code: int = 0) -> Any:
+    done = CliRunner().invoke(cli.app, [str(one) for one in arguments])
+    assert done.exit_code == code, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,31 @@ def test_several_processes_only_train(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="curate, mine want one process"):
         pipeline.run(Run(short_recipe(), tmp_path, tmp_path, lambda _: None), ["curate", "sft", "mine"])
+
+
+def test_the_stages_are_commands(out: Path, tmp_path: Path) -> None:
+    recipe, model = out / "recipe.json", out / "sft" / "model"
+    mined = invoke("mine", recipe, "--data", out / "corpus", "--model", model, "--out", tmp_path / "mine")
+    assert "rows are hard (mixed)" in mined.stdout
+    asked = [
+        {json.loads(line)["id"] for line in (folder / "candidates.jsonl").read_text().splitlines()}
+        for folder in (tmp_path / "mine", out / "mine")
+    ]
+    assert asked[0] == asked[1]
+    joined = invoke("augment", recipe, "--data", tmp_path / "mine", "--out", tmp_path / "augment")
+    assert "joined ones" in joined.stdout
+    options = ("--data", tmp_path / "augment", "--validation", out / "corpus", "--verify-parity")
+    trained = invoke("grpo", recipe, "--model", model, *options, "--out", tmp_path / "run")
+    assert "beside stock TRL" in trained.stderr
+    assert Path(trained.stdout.split()[-1]) == tmp_path / "run" / "grpo" / "model"
+
+
+def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
+    planned = invoke("run", PATH, "--out", tmp_path / "none", "--plan", "--stages", "grpo")
+    assert "40 rollout batches, 80 updates" in planned.stdout
+    assert not (tmp_path / "none").exists()
+    unknown = invoke("run", PATH, "--out", tmp_path / "none", "--stages", "grpo,bake", code=2)
+    assert "unknown stage 'bake': use curate, synthesize" in unknown.stderr
 
 
 def test_an_ablation_takes_over_what_a_variant_does_not_change(out: Path) -> None:
