@@ -31,10 +31,10 @@ from guardreasoner_vl.engines.folders import resolve_folder
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, chat_text
 from guardreasoner_vl.protocol import parse_verdict
 from guardreasoner_vl.recipe import GrpoSection, Recipe
+from guardreasoner_vl.rl.asking import asked
 from guardreasoner_vl.rl.reward import reward
 from guardreasoner_vl.sources.phrases import phrase
 from guardreasoner_vl.stages import grpo
-from guardreasoner_vl.stages.grpo_rollouts import asked
 from guardreasoner_vl.stages.model_folder import load_for_training
 from guardreasoner_vl.types import Sample
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.corpus.standing import Standing
     from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.stages.synthesize import Synthesis
-    from guardreasoner_vl.teachers.base import Teacher
 
 SET_ASIDE = 1
 """Exit code of a job that is done, but not with every row."""
@@ -77,6 +76,7 @@ def synthesize(
     from guardreasoner_vl.stages import synthesize_batch as batch
     from guardreasoner_vl.teachers.budget import Budget, Price
     from guardreasoner_vl.teachers.openai import Chat
+    from guardreasoner_vl.teachers.opening import open_teacher
 
     known = Price(*price) if price else None
     if (batch_out or batch_in) and teacher != "openai":
@@ -90,7 +90,7 @@ def synthesize(
         returned = batch.read_results(folder, batch_in, model, attempts=attempts, votes=votes, price=known)
         _tell(returned.ignored)
         _finish(returned.standing, f"{returned.answers:,} answers")
-    opened = _teacher(teacher, model, base_url, requests_per_minute, tokens_per_minute)
+    opened = open_teacher(teacher, model, base_url, requests_per_minute, tokens_per_minute)
     budget = Budget(max_cost, max_tokens)
     with resumable(), progress_bar() as progress:
         found = stage.run(
@@ -166,19 +166,3 @@ def _finish(found: "Standing | Synthesis", spent: str) -> None:
         note(f"no answer: {count:,} rows ({reason}); run the same command to ask again")
     typer.echo(f"{found.kept:,} of {found.rows:,} rows have reasoning, {found.left:,} are left; {spent}")
     raise typer.Exit(SET_ASIDE if found.kept < found.rows else 0)
-
-
-def _teacher(
-    name: str, model: str, base_url: str | None, requests_per_minute: int | None, tokens_per_minute: int | None
-) -> "Teacher":
-    from guardreasoner_vl.teachers.offline import RulesTeacher
-    from guardreasoner_vl.teachers.openai import DEFAULT_URL, Chat, OpenAITeacher
-
-    if name == "rules":
-        return RulesTeacher()
-    return OpenAITeacher(
-        Chat(model),
-        base_url=base_url or DEFAULT_URL,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-    )

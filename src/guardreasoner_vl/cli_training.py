@@ -79,12 +79,12 @@ def grpo(
     ] = False,
 ) -> None:
     """Train a guard by online RL, and print the finished model's folder."""
-    from guardreasoner_vl.corpus.store import read_corpus
+    from guardreasoner_vl.corpus.store import read_split
     from guardreasoner_vl.recipe import load_recipe
     from guardreasoner_vl.stages import grpo as stage
 
     made = load_recipe(recipe)
-    rows = [row for row in read_corpus(validation) if row.split == "validation"] if validation else []
+    rows = list(read_split(validation, "validation")) if validation else []
     if verify_parity:
         from guardreasoner_vl.stages.stock_grpo import verify
 

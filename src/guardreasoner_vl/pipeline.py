@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from guardreasoner_vl.corpus.store import is_corpus, read_corpus
+from guardreasoner_vl.corpus.store import is_corpus, read_split
 from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.run_dir import open_run_dir
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
     from guardreasoner_vl.recipe import Recipe
-    from guardreasoner_vl.teachers.base import Teacher
-    from guardreasoner_vl.types import Sample
 
 Stage = Literal["curate", "synthesize", "sft", "mine", "augment", "grpo", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -109,11 +107,12 @@ def _curate(job: Run) -> None:
 
 def _synthesize(job: Run) -> None:
     from guardreasoner_vl.stages import synthesize
+    from guardreasoner_vl.teachers.opening import open_teacher
 
     section, progress = job.recipe.synthesize, job.progress
     found = synthesize.run(
         _needed(job.corpus, "curate"),
-        _teacher(job.recipe),
+        open_teacher(section.teacher, section.model, section.base_url),
         attempts=section.attempts,
         votes=section.votes,
         concurrency=section.concurrency,
@@ -154,7 +153,7 @@ def _augment(job: Run) -> None:
 def _grpo(job: Run) -> None:
     from guardreasoner_vl.stages import grpo
 
-    validation = [row for row in read_corpus(_needed(job.corpus, "curate")) if row.split == "validation"]
+    validation = list(read_split(_needed(job.corpus, "curate"), "validation"))
     progress = job.progress
     grpo.run(
         job.recipe,
@@ -205,13 +204,10 @@ def benchmarks(job: Run) -> list[Loaded]:
     if section.benchmarks:
         loaded = find(section.benchmarks, str(job.data), job.out / "evaluate" / "pictures")
     else:
-        rows = _rows(job.corpus, "test") or _rows(job.corpus, "validation")
+        corpus = _needed(job.corpus, "curate")
+        rows = list(read_split(corpus, "test")) or list(read_split(corpus, "validation"))
         loaded = list(by_source(rows, job.corpus))
     return [replace(one, samples=list(islice(one.samples, section.limit))) for one in loaded]
-
-
-def _rows(corpus: Path, split: str) -> list[Sample]:
-    return [row for row in read_corpus(_needed(corpus, "curate")) if row.split == split]
 
 
 def _needed(folder: Path, stage: Stage) -> Path:
@@ -224,16 +220,6 @@ def _engine(model: Path) -> TransformersEngine:
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine.load(str(model), max_rows=ROWS)
-
-
-def _teacher(recipe: Recipe) -> Teacher:
-    from guardreasoner_vl.teachers.offline import RulesTeacher
-    from guardreasoner_vl.teachers.openai import DEFAULT_URL, Chat, OpenAITeacher
-
-    section = recipe.synthesize
-    if section.teacher == "rules":
-        return RulesTeacher()
-    return OpenAITeacher(Chat(section.model), base_url=section.base_url or DEFAULT_URL)
 
 
 def _budget(max_cost: float | None) -> Any:

@@ -17,10 +17,11 @@ from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.images import Picture, load_pictures
 from guardreasoner_vl.recipe import GrpoSection
+from guardreasoner_vl.rl.asking import asked
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.stages import grpo_rollouts
 from guardreasoner_vl.stages.grpo_ranks import Ranks
-from guardreasoner_vl.stages.grpo_rollouts import asked, roll_out
+from guardreasoner_vl.stages.grpo_rollouts import roll_out
 from guardreasoner_vl.stages.grpo_update import Passes, old_log_probabilities
 from guardreasoner_vl.stages.grpo_validation import validate
 from guardreasoner_vl.stages.model_folder import load_for_training

@@ -12,11 +12,12 @@ import torch
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.recipe import GrpoSection
+from guardreasoner_vl.rl.asking import asked
 from guardreasoner_vl.rl.loss import clipped_loss
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, completion, log_probabilities, pack, use_shared_prefix
 from guardreasoner_vl.stages import grpo_update
-from guardreasoner_vl.stages.grpo_rollouts import Completion, Group, asked
+from guardreasoner_vl.stages.grpo_rollouts import Completion, Group
 from guardreasoner_vl.stages.grpo_update import Passes, accumulate, old_log_probabilities
 from guardreasoner_vl.stages.model_folder import load_for_training
 from tests.stages import toy_grpo

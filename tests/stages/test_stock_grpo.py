@@ -13,11 +13,12 @@ from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.recipe import GrpoSection, parse_recipe
 from guardreasoner_vl.rl import shared_prefix
+from guardreasoner_vl.rl.asking import asked
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import stock_grpo
-from guardreasoner_vl.stages.grpo_rollouts import Completion, Group, asked
+from guardreasoner_vl.stages.grpo_rollouts import Completion, Group
 from guardreasoner_vl.stages.grpo_update import Passes
 from guardreasoner_vl.stages.model_folder import load_for_training
 from guardreasoner_vl.stages.stock_grpo import StockGrpo, compared, verify

@@ -86,6 +86,11 @@ def read_corpus(folder: Path) -> Iterator[Sample]:
         yield attempt.applied(sample) if attempt else sample
 
 
+def read_split(folder: Path, split: str) -> Iterator[Sample]:
+    """The rows of one split."""
+    return (sample for sample in read_corpus(folder) if sample.split == split)
+
+
 def read_mixture(folder: Path) -> Mixture:
     """The rows as training takes them: those of the split `train`, as often as the recipe repeats their source."""
     mixture = Mixture()

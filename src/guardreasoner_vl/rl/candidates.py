@@ -7,17 +7,14 @@ kept    = no right_i                         `all_wrong`, the paper's rule
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from guardreasoner_vl.engines.base import EngineRequest
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.intake import take_in
-from guardreasoner_vl.protocol import build_messages, parse_verdict
+from guardreasoner_vl.rl.asking import asked, parsed, seed_of
 from guardreasoner_vl.rl.reward import accuracy, format_reward
 from guardreasoner_vl.types import Frozen, Modality
 
@@ -25,11 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.engines.base import EngineResult
+    from guardreasoner_vl.engines.base import EngineRequest, EngineResult
     from guardreasoner_vl.recipe import KeepRule, MineSection
     from guardreasoner_vl.types import Sample
-
-_SEED_BYTES = 6  # below 2^53, so that every server's JSON carries it
 
 
 class Candidates(Frozen):
@@ -59,31 +54,21 @@ def read_candidates(path: Path) -> Iterator[Candidates]:
 
 def candidate_requests(sample: Sample, section: MineSection, seed: int) -> list[EngineRequest]:
     """The row's k questions: those of `slow` mode, sampled, each with its own seed. Raises `InputError`."""
-    exchange, pictures = take_in(sample.exchange())
-    request = EngineRequest(
-        build_messages(exchange),
-        pictures,
-        max_new_tokens=section.max_new_tokens,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        ban_empty_think=True,
+    request = replace(
+        asked(sample), max_new_tokens=section.max_new_tokens, temperature=section.temperature, top_p=section.top_p
     )
     return [replace(request, seed=candidate_seed(seed, sample.id, number)) for number in range(section.candidates)]
 
 
 def candidate_seed(seed: int, row: str, number: int) -> int:
-    """The seed of a row's answer; it depends on these three alone, not on what is asked beside or before it."""
-    return int.from_bytes(hashlib.sha256(f"{seed}-{number}-{row}".encode()).digest()[:_SEED_BYTES])
+    """The seed of a row's answer; it depends on these three alone."""
+    return seed_of(f"{seed}-{number}-{row}")
 
 
 def judged(sample: Sample, answers: Sequence[EngineResult]) -> Candidates:
     """Compare the answers with the row's labels; a fault is no answer and must not be among them."""
-    exchange = sample.exchange()
-    parsed = [
-        parse_verdict(answer.text, exchange.has_prompt, exchange.has_response, answer.finish_reason)
-        for answer in answers
-    ]
-    safety = tuple(format_reward(one) * accuracy(one, sample) for one in parsed)
+    found = [parsed(sample, answer) for answer in answers]
+    safety = tuple(format_reward(one) * accuracy(one, sample) for one in found)
     return Candidates(
         id=sample.id,
         source=sample.source,
@@ -91,7 +76,7 @@ def judged(sample: Sample, answers: Sequence[EngineResult]) -> Candidates:
         right=tuple(value == 1 for value in safety),
         safety=safety,
         tokens=tuple(answer.usage.completion_tokens for answer in answers),
-        reasons=tuple(one.reason for one in parsed),
+        reasons=tuple(one.reason for one in found),
     )
 
 

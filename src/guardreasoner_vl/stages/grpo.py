@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from guardreasoner_vl.corpus.store import read_corpus
+from guardreasoner_vl.corpus.store import read_split
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError, GuardError
@@ -175,8 +175,7 @@ class _Training:
             write_model(model, model.state_dict(), base, finished)
 
     def _rows_of(self, data: Path) -> list[Sample]:
-        samples = [sample for sample in read_corpus(data) if sample.split == "train"]
-        rows, left = fitting(samples, self._engine, self._section)
+        rows, left = fitting(read_split(data, "train"), self._engine, self._section)
         if self._ranks.main:
             sources = dict(Counter(row.source for row in rows))
             report = {"rows": len(rows), "by_source": sources, "set_aside": left.reasons}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from guardreasoner_vl.stages.master_adamw import MasterAdamW
+from guardreasoner_vl.stages.master_adamw import MasterAdamW, decayed
 
 if TYPE_CHECKING:
     from guardreasoner_vl.recipe import GrpoSection
@@ -23,10 +23,7 @@ def new_optimizer(model: Any, section: GrpoSection, ranks: Ranks) -> torch.optim
     parameters = [one for one in model.parameters() if one.requires_grad]
     if section.precision == "bf16-weights":
         return MasterAdamW(parameters, section.learning_rate, _BETAS, section.weight_decay)
-    groups = [
-        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": section.weight_decay},
-        {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
-    ]
+    groups = decayed(parameters, section.weight_decay)
     if ranks.count == 1:
         return torch.optim.AdamW(groups, lr=section.learning_rate, betas=_BETAS, fused=True)
     from torch.distributed.optim import ZeroRedundancyOptimizer

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from guardreasoner_vl.errors import EngineError, InputError
-from guardreasoner_vl.intake import take_in
-from guardreasoner_vl.policy import Policy, question
-from guardreasoner_vl.protocol import parse_verdict
 from guardreasoner_vl.rl.advantages import group_advantages
+from guardreasoner_vl.rl.asking import asked, parsed, seed_of
 from guardreasoner_vl.rl.reward import Reward, reward
 from guardreasoner_vl.sources.set_aside import SetAside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
+    from guardreasoner_vl.engines.base import Engine, EngineResult
     from guardreasoner_vl.engines.qwen import Encoded, QwenInputs
     from guardreasoner_vl.images import Picture
     from guardreasoner_vl.recipe import GrpoSection
@@ -52,7 +49,7 @@ class Group:
         return any(self.advantages)
 
 
-def fitting(samples: Sequence[Sample], engine: Engine, section: GrpoSection) -> tuple[list[Sample], SetAside]:
+def fitting(samples: Iterable[Sample], engine: Engine, section: GrpoSection) -> tuple[list[Sample], SetAside]:
     """Rows with a known label whose prompt is short enough; prompts are never cut.
 
     Each must leave room for the longest completion in the model's context.
@@ -76,12 +73,6 @@ def fitting(samples: Sequence[Sample], engine: Engine, section: GrpoSection) -> 
         else:
             kept.append(sample)
     return kept, left
-
-
-def asked(sample: Sample) -> EngineRequest:
-    """What the model is asked about a row, as in production's slow mode. Raises `InputError`."""
-    exchange, _ = take_in(sample.exchange())
-    return replace(question(exchange, Policy()), ban_empty_think=True)
 
 
 def roll_out(
@@ -111,7 +102,7 @@ def _rolled_out(
     requests = []
     for sample in samples:
         request = replace(asked(sample), max_new_tokens=section.max_completion_length, temperature=section.temperature)
-        seeds = (_number(f"{seed}-{sample.id}-{place}") for place in range(section.group_size))
+        seeds = (seed_of(f"{seed}-{sample.id}-{place}") for place in range(section.group_size))
         requests += [replace(request, seed=number) for number in seeds]
     results = engine.generate(requests)
     groups, size = [], section.group_size
@@ -128,14 +119,9 @@ def _rolled_out(
 def _completion(result: EngineResult, sample: Sample, inputs: QwenInputs, section: GrpoSection) -> Completion:
     if result.finish_reason == "error":
         raise EngineError(f"a rollout failed ({result.error}): the same command goes on from the last checkpoint")
-    exchange = sample.exchange()
-    parsed = parse_verdict(result.text, exchange.has_prompt, exchange.has_response, result.finish_reason)
-    tokens = len(inputs.tokens(parsed.reasoning)) if parsed.reasoning else 0
+    said = parsed(sample, result)
+    tokens = len(inputs.tokens(said.reasoning)) if said.reasoning else 0
     ended = () if result.end_id is None else (result.end_id,)
     return Completion(
-        (*result.token_ids, *ended), reward(parsed, sample, tokens, section.max_completion_length, section.reward)
+        (*result.token_ids, *ended), reward(said, sample, tokens, section.max_completion_length, section.reward)
     )
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 _MASTERS = "masters"
+
+
+def decayed(parameters: Sequence[torch.Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups in which decay applies to matrices only."""
+    return [
+        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": weight_decay},
+        {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
+    ]
 
 
 class MasterAdamW(torch.optim.AdamW):
@@ -27,11 +35,7 @@ class MasterAdamW(torch.optim.AdamW):
     ) -> None:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._masters = [parameter.detach().float().clone() for parameter in self._parameters]
-        groups = [
-            {"params": [master for master in self._masters if master.dim() > 1], "weight_decay": weight_decay},
-            {"params": [master for master in self._masters if master.dim() <= 1], "weight_decay": 0.0},
-        ]
-        super().__init__(groups, lr=lr, betas=betas, fused=True)
+        super().__init__(decayed(self._masters, weight_decay), lr=lr, betas=betas, fused=True)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update; parameters without a gradient stay as they are."""

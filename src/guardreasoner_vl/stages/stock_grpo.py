@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from guardreasoner_vl.corpus.store import read_corpus
+from guardreasoner_vl.corpus.store import read_split
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD, QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError
@@ -187,7 +187,7 @@ def verify(recipe: Recipe, folder: Path, data: Path) -> Parity:
 
 def _rows(data: Path, engine: TransformersEngine, section: GrpoSection) -> list[Sample]:
     """`_ROWS` rows of each modality that fit."""
-    rows, _ = fitting([row for row in read_corpus(data) if row.split == "train"], engine, section)
+    rows, _ = fitting(read_split(data, "train"), engine, section)
     return [row for kind in get_args(Modality) for row in islice((one for one in rows if one.modality == kind), _ROWS)]
 
 
