@@ -31,8 +31,9 @@ $(VENV)/dev: $(VENV)/torch pyproject.toml
 demo: $(VENV)/core
 	$(BIN)/python examples/demo.py
 
+# Two workers with one thread each: with more threads than cores, small operations wait for each other.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
