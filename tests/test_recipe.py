@@ -81,7 +81,10 @@ def test_model_is_either_a_path_or_new(model: dict[str, Any]) -> None:
         ({"model": {"new": {"text": {"max_positions": 256}}}, "sft": {"max_length": 512}}, "max_positions"),
         ({"sft": {"precision": "fp16"}}, "sft.precision"),
         ({"sft": {"epochs": 0}}, "sft.epochs"),
-        ({"sft": {"precision": "bf16-weights", "deepspeed": "zero3.json"}}, "use bf16 with deepspeed"),
+        (
+            {"sft": {"precision": "bf16-weights", "deepspeed": {"zero_optimization": {"stage": 3}}}},
+            "use bf16 with deepspeed",
+        ),
         ({"data": {"sources": [{"folder": "f"}]}}, "data.sources.0: give origin and licence"),
     ],
 )

@@ -173,6 +173,17 @@ def test_a_tokenizer_of_another_family_is_refused(tiny_model: Path, tmp_path: Pa
     assert "the tokenizer has no <|image_pad|>" in refusal_of(folder)
 
 
+def test_a_vocabulary_without_the_answers_tags_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_model, tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    added, model = tokenizer["added_tokens"], tokenizer["model"]
+    tokenizer["added_tokens"] = [one for one in added if one["special"] or "<" not in one["content"]]
+    model["vocab"] = {piece: number for piece, number in model["vocab"].items() if "<" not in piece}
+    model["merges"] = [pair for pair in model["merges"] if "<" not in "".join(pair)]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    assert "cannot write an answer's tags" in refusal_of(folder)
+
+
 def test_broken_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = copied(tiny_model, tmp_path / "model")
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")

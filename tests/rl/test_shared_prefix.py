@@ -15,9 +15,9 @@ from guardreasoner_vl.rl import shared_prefix
 from guardreasoner_vl.rl.shared_prefix import (
     Branch,
     Tree,
+    arguments,
     completion,
     log_probabilities,
-    logits,
     pack,
     use_shared_prefix,
 )
@@ -144,13 +144,13 @@ def test_branches_may_hold_pictures(model: Any, inputs: QwenInputs) -> None:
         branches.append(Branch(ids[3:], inputs.positions(ids, one.grids)[:, 3:]))
     prefix = Branch(head, np.tile(np.arange(3), (3, 1)))
     images = [image for _, own in whole for image in own]
-    packed = logits(model, pack([Tree(prefix, tuple(branches))]), vision(inputs, images))
+    packed = log_probabilities(model, pack([Tree(prefix, tuple(branches))]), vision(inputs, images))
     expected = []
     for ids, (_, own) in zip(rows, whole, strict=True):
         row = torch.tensor([ids])
         kinds = (row == inputs.token_id[IMAGE_PAD]).int()
         out = model(input_ids=row, mm_token_type_ids=kinds, use_cache=False, **vision(inputs, own))
-        expected.append(out.logits[0, 2:-1])
+        expected.append(out.logits[0, 2:-1].log_softmax(-1).gather(1, row[0, 3:, None])[:, 0])
     torch.testing.assert_close(packed, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
@@ -171,8 +171,8 @@ def test_logits_piece_by_piece(model: Any, inputs: QwenInputs, monkeypatch: pyte
 def test_the_policy_is_the_one_that_samples(model: Any, inputs: QwenInputs) -> None:
     encoded, _ = prompt(inputs, "text", 8)
     packed = pack([tree(encoded, completions((4, 3)))])
-    plain = logits(model, packed)
     warm = log_probabilities(model, packed, temperature=1.2)
+    plain = model(**arguments(packed), use_cache=False).logits[0, packed.predicts]
     expected = (plain / 1.2).log_softmax(-1).gather(1, packed.targets[:, None])[:, 0]
     torch.testing.assert_close(warm, expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -354,4 +355,11 @@ def test_the_stage_says_what_to_install(monkeypatch: pytest.MonkeyPatch, data: P
     monkeypatch.setitem(sys.modules, "guardreasoner_vl.stages.sft_trainer", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'guardreasoner-vl\[train\]'"):
         sft.run(toy.recipe(), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_deepspeed_that_is_not_there_is_told_first(data: Path, tmp_path: Path) -> None:
+    assert importlib.util.find_spec("deepspeed") is None
+    with pytest.raises(RecipeError, match="pip install deepspeed"):
+        sft.run(toy.recipe(deepspeed={"zero_optimization": {"stage": 3}}), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,8 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from guardreasoner_vl.engines.qwen import QwenInputs
+from guardreasoner_vl.engines.qwen import QwenInputs, chat_text
+from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import SftSection
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages.sft_data import IGNORED, TokenRow, target_labels, tokenise
@@ -21,6 +22,7 @@ from guardreasoner_vl.stages.sft_trainer import (
     sft_config,
 )
 from guardreasoner_vl.stages.small_model import write_new_model
+from guardreasoner_vl.types import Exchange
 from tests.stages import toy
 
 if TYPE_CHECKING:
@@ -82,8 +84,24 @@ def as_dict(row: TokenRow) -> dict[str, Any]:
     return {"input_ids": row.input_ids, "labels": row.labels, "pictures": list(row.pictures)}
 
 
-def batch(inputs: QwenInputs, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
-    return Collator(inputs)([as_dict(row) for row in rows])
+def batch(inputs: QwenInputs, rows: Sequence[TokenRow], always_pictures: bool = False) -> dict[str, Any]:
+    return Collator(inputs, always_pictures)([as_dict(row) for row in rows])
+
+
+def padded(inputs: QwenInputs, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
+    """The same rows side by side as Transformers takes them, each whole; positions are left to the model."""
+    longest, pad = max(len(row.input_ids) for row in rows), inputs.token_id["<|endoftext|>"]
+    ids = torch.full((len(rows), longest), pad)
+    labels = torch.full((len(rows), longest), IGNORED)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        count = len(row.input_ids)
+        ids[number, :count], labels[number, :count] = torch.tensor(row.input_ids), torch.tensor(row.labels)
+        mask[number, :count] = 1
+    kinds = (ids == inputs.token_id["<|image_pad|>"]).int()
+    made = {"input_ids": ids, "labels": labels, "attention_mask": mask, "mm_token_type_ids": kinds}
+    vision = {name: value for name, value in batch(inputs, rows).items() if name in ("pixel_values", "image_grid_thw")}
+    return {**made, **vision}
 
 
 def split(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
@@ -93,29 +111,43 @@ def split(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
 # --- batches ------------------------------------------------------------------------------------------
 
 
-def test_rows_are_padded_on_the_right(rows: list[TokenRow], inputs: QwenInputs) -> None:
+def test_what_all_rows_begin_with_stands_once(rows: list[TokenRow], inputs: QwenInputs) -> None:
     made = batch(inputs, rows)
-    length = made["input_ids"].shape[1]
-    assert length % 8 == 0
-    assert 0 <= length - max(len(row.input_ids) for row in rows) < 8
-    pad = inputs.token_id["<|endoftext|>"]
-    for number, row in enumerate(rows):
-        count = len(row.input_ids)
-        assert made["input_ids"][number].tolist() == row.input_ids + [pad] * (length - count)
-        assert made["labels"][number].tolist() == row.labels + [IGNORED] * (length - count)
-        assert made["attention_mask"][number].tolist() == [1] * count + [0] * (length - count)
+    columns = enumerate(zip(*(row.input_ids for row in rows), strict=False))
+    shared = next(at for at, column in columns if len(set(column)) > 1)
+    instruction = inputs.tokens(chat_text(build_messages(Exchange(prompt="x")), []).partition("Human user")[0])
+    assert shared >= len(instruction) - 1
+    assert made["input_ids"][0].tolist() == [
+        *rows[0].input_ids[:shared],
+        *(token for row in rows for token in row.input_ids[shared:]),
+    ]
+    assert made["labels"][0].tolist() == [
+        *[IGNORED] * shared,
+        *(label for row in rows for label in row.labels[shared:]),
+    ]
+
+
+def test_a_prefix_ends_before_loss_and_pictures(rows: list[TokenRow], inputs: QwenInputs) -> None:
+    texts, pictures = split(rows)
+    for row in (texts[0], pictures[0]):
+        made = batch(inputs, [row, row])
+        shared = 2 * len(row.input_ids) - made["input_ids"].numel()
+        start = inputs.token_id["<|vision_start|>"]
+        expected = [at for at, label in enumerate(row.labels) if label != IGNORED or row.input_ids[at] == start]
+        assert shared == expected[0]
+    alone = batch(inputs, texts[:1])
+    assert alone["input_ids"].tolist() == [texts[0].input_ids]
+    assert alone["labels"].tolist() == [texts[0].labels]
 
 
 def test_positions_are_those_of_transformers(folder: Path, rows: list[TokenRow], inputs: QwenInputs) -> None:
-    made = batch(inputs, rows)
-    pads = made["input_ids"] == inputs.token_id["<|image_pad|>"]
-    assert pads.any()
+    made, each = batch(inputs, rows), padded(inputs, rows)
     expected, _ = model(folder).model.get_rope_index(
-        made["input_ids"], pads.int(), made["image_grid_thw"], attention_mask=made["attention_mask"]
+        each["input_ids"], each["mm_token_type_ids"], each["image_grid_thw"], attention_mask=each["attention_mask"]
     )
-    real = made["attention_mask"].bool()
-    assert torch.equal(made["position_ids"][:, real], expected[:, real])
-    assert made["position_ids"].shape == (3, *made["input_ids"].shape)
+    shared = (sum(len(row.input_ids) for row in rows) - made["input_ids"].numel()) // (len(rows) - 1)
+    pieces = [expected[:, number, shared : len(row.input_ids)] for number, row in enumerate(rows)]
+    assert torch.equal(made["position_ids"][:, 0], torch.cat([expected[:, 0, :shared], *pieces], dim=1))
 
 
 def test_pictures_fill_their_places(rows: list[TokenRow], inputs: QwenInputs) -> None:
@@ -124,13 +156,14 @@ def test_pictures_fill_their_places(rows: list[TokenRow], inputs: QwenInputs) ->
     grids = made["image_grid_thw"]
     assert grids.shape == (len(pictures), 3)
     assert made["pixel_values"].shape == (int(grids.prod(1).sum()), 3 * 2 * 14 * 14)
-    pads = (made["input_ids"] == inputs.token_id["<|image_pad|>"]).sum(1)
-    assert pads.tolist() == (grids.prod(1) // 4).tolist()
+    pads = (made["input_ids"] == inputs.token_id["<|image_pad|>"]).sum()
+    assert int(pads) == int(grids.prod(1).sum()) // 4
 
 
 def test_a_batch_of_texts_has_no_pixels(rows: list[TokenRow], inputs: QwenInputs) -> None:
     texts, _ = split(rows)
-    assert set(batch(inputs, texts)) == {"input_ids", "labels", "attention_mask", "position_ids"}
+    names = {"input_ids", "labels", "attention_mask", "position_ids", "layout", "predicts"}
+    assert set(batch(inputs, texts)) == names
 
 
 def test_an_order_of_its_own_for_every_epoch() -> None:
@@ -188,11 +221,11 @@ def test_loss_and_gradients_are_trls_and_the_formulas(
     made = trainer(folder, rows, inputs, tmp_path)
     texts, pictures = split(rows)
     chosen = {"text": texts[:4], "picture": pictures[:4], "mixed": [*texts[:2], *pictures[:3]]}[kind]
-    values = batch(inputs, chosen)
+    values, each = batch(inputs, chosen), padded(inputs, chosen)
     count = None if items is None else torch.tensor(items)
     ours = gradients(made, lambda: made.compute_loss(made.model, dict(values), num_items_in_batch=count))
-    stock = gradients(made, lambda: SFTTrainer.compute_loss(made, made.model, dict(values), num_items_in_batch=count))
-    hand = gradients(made, lambda: by_hand(made.model, values, items))
+    stock = gradients(made, lambda: SFTTrainer.compute_loss(made, made.model, dict(each), num_items_in_batch=count))
+    hand = gradients(made, lambda: by_hand(made.model, each, items))
     for loss, gradient in (stock, hand):
         assert ours[0] == pytest.approx(loss, abs=1e-5)
         assert ours[1].keys() == gradient.keys()
@@ -238,8 +271,27 @@ def test_the_head_sees_supervised_positions_only(
     values = batch(inputs, rows[:4])
     _, outputs = made.compute_loss(made.model, dict(values), return_outputs=True)
     assert outputs["logits"].shape[0] == int((values["labels"] != IGNORED).sum())
-    fields = {name: value for name, value in values.items() if name != "labels"}
+    fields = {name: value for name, value in values.items() if name not in ("labels", "predicts")}
     assert made.model(**fields).logits.shape[:2] == values["input_ids"].shape  # and nothing stays behind
+
+
+def test_a_blank_picture_changes_no_gradient(
+    folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    """Where weights are sharded every rank has to call the vision tower, whatever its rows are."""
+    made = trainer(folder, rows, inputs, tmp_path)
+    texts, pictures = split(rows)
+    plain, blank = (batch(inputs, texts[:3], always) for always in (False, True))
+    assert set(blank) - set(plain) == {"pixel_values", "image_grid_thw"}
+    loss, expected = gradients(made, lambda: made.compute_loss(made.model, plain))
+    same, found = gradients(made, lambda: made.compute_loss(made.model, blank))
+    assert same == pytest.approx(loss, abs=1e-6)
+    tower = {name for name, _ in made.model.named_parameters() if name.startswith("model.visual.")}
+    assert found.keys() == expected.keys() | tower
+    for name, value in found.items():
+        assert_close(value, torch.zeros_like(value) if name in tower else expected[name], name, 1e-6)
+    mixed = [batch(inputs, [texts[0], pictures[0]], always)["pixel_values"] for always in (False, True)]
+    assert torch.equal(*mixed)
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])

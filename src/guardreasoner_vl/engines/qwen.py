@@ -15,7 +15,7 @@ import numpy as np
 
 from guardreasoner_vl.errors import InputError, ModelError
 from guardreasoner_vl.images import PixelBudget, smart_resize
-from guardreasoner_vl.protocol import IMAGE
+from guardreasoner_vl.protocol import IMAGE, TargetLabel, training_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from guardreasoner_vl.protocol import Message
 
 IMAGE_PAD = "<|image_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
+_ANSWER = "".join(span.text for span in training_target("-", TargetLabel("harmful"), TargetLabel("unharmful")))
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class QwenInputs:
         except (InputError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"{folder}: preprocessor_config.json has impossible values; download it again") from error
         ids = {}
-        for token in (IMAGE_PAD, "<|video_pad|>", END_OF_TURN, END_OF_TEXT, "<|vision_start|>", "<|vision_end|>"):
+        for token in (IMAGE_PAD, "<|video_pad|>", END_OF_TURN, END_OF_TEXT, VISION_START, VISION_END):
             token_id = tokenizer.token_to_id(token)
             if token_id is None:
                 raise ModelError(f"{folder}: the tokenizer has no {token}; give a Qwen2.5-VL model")
             ids[token] = token_id
+        if tokenizer.decode(tokenizer.encode(_ANSWER).ids, skip_special_tokens=False) != _ANSWER:
+            raise ModelError(f"{folder}: the tokenizer cannot write an answer's tags; give a Qwen2.5-VL model")
         return cls(tokenizer, processor, budget, shape["patch_size"], shape["merge_size"], ids)
 
     def encode(
@@ -173,5 +177,5 @@ def chat_text(messages: Sequence[Message], pads: Sequence[int] = ()) -> str:
         raise InputError(f"the messages have {len(pieces) - 1} image places for {len(pads)} pictures; give one each")
     text = pieces[0]
     for count, piece in zip(pads, pieces[1:], strict=True):
-        text += f"<|vision_start|>{IMAGE_PAD * count}<|vision_end|>{piece}"
+        text += f"{VISION_START}{IMAGE_PAD * count}{VISION_END}{piece}"
     return f"{text}<|im_start|>assistant\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ class SftSection(Section):
     `label_weight` multiplies the loss of the words harmful and unharmful, two of some sixty tokens of a
     completion; at 1 the loss is the paper's.
     `precision`: `bf16` is autocast over fp32 weights, `bf16-weights` holds the model in bf16 with fp32 copies
-    in the optimizer (one device; faster on a CPU).
+    in the optimizer (one device; faster on a CPU). `deepspeed` is DeepSpeed's own configuration.
     """
 
     epochs: float = Field(default=3, gt=0)
@@ -41,7 +41,7 @@ class SftSection(Section):
     gradient_checkpointing: bool = False
     save_steps: int = Field(default=500, ge=1)
     teacher: Literal["rules"] | None = None
-    deepspeed: str | None = None
+    deepspeed: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _one_device(self) -> Self:

@@ -139,22 +139,19 @@ def log_probabilities(
     return torch.cat([checkpoint(_head, model, *piece, temperature, use_reentrant=False) for piece in pieces])
 
 
-def logits(model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-    """Logits that predict the branches' tokens, of shape (T, vocabulary)."""
-    scores: torch.Tensor = model.lm_head(_hidden(model, packed, vision))
-    return scores
+def arguments(packed: Packed) -> dict[str, Any]:
+    """What a model of `use_shared_prefix` is called with, beside the pictures."""
+    return {
+        "input_ids": packed.ids,
+        "position_ids": packed.positions,
+        "attention_mask": {"full_attention": None},
+        "layout": Layout.of(packed),
+    }
 
 
 def _hidden(model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
     """Last hidden states where branch tokens are predicted, of shape (T, width)."""
-    output = model.model(
-        input_ids=packed.ids,
-        position_ids=packed.positions,
-        attention_mask={"full_attention": None},
-        use_cache=False,
-        layout=_Layout.of(packed),
-        **(vision or {}),
-    )
+    output = model.model(**arguments(packed), use_cache=False, **(vision or {}))
     states: torch.Tensor = output.last_hidden_state[0]
     return states[packed.predicts]
 
@@ -178,14 +175,24 @@ class _Group:
     mask: torch.Tensor
     real: torch.Tensor | None
 
+    def to(self, device: torch.device) -> _Group:
+        real = None if self.real is None else self.real.to(device)
+        return _Group(self.start, self.prefix, self.gather.to(device), self.mask.to(device), real)
+
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
+    """What attention has to know of a packed row."""
+
     groups: tuple[_Group, ...]
 
     @classmethod
-    def of(cls, packed: Packed) -> _Layout:
+    def of(cls, packed: Packed) -> Layout:
         return cls(tuple(_group(span, packed.ids.device) for span in packed.spans))
+
+    def to(self, device: torch.device) -> Layout:
+        """The same on another device."""
+        return Layout(tuple(group.to(device) for group in self.groups))
 
 
 def _group(span: Span, device: torch.device) -> _Group:
@@ -208,7 +215,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    layout: _Layout | None = None,
+    layout: Layout | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: query, key and value of shape (1, heads, L, width) to (1, L, heads, width)."""

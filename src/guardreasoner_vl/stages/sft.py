@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError, RecipeError
@@ -52,8 +53,9 @@ class SftReport:
 def run(recipe: Recipe, data: Path, out: Path) -> Path:
     """Train and return the folder of the finished model (`out/sft/model`).
 
-    Continues from the last checkpoint found in `out`. Raises `RecipeError` if `out` holds another recipe,
-    `DataError` if nothing can be trained on. `data` holds the recipe's sources, or is a corpus (`curate`).
+    Continues from the last checkpoint found in `out`. Raises `RecipeError` if `out` holds another recipe or DeepSpeed
+    is asked for and not there, `DataError` if nothing can be trained on. `data` holds the recipe's sources, or is a
+    corpus (`curate`).
     """
     try:
         from guardreasoner_vl.stages.sft_trainer import build_trainer, sft_config
@@ -62,6 +64,8 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
     from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.stages.model_folder import load_for_training
 
+    if recipe.sft.deepspeed and find_spec("deepspeed") is None:
+        raise RecipeError("sft.deepspeed needs `pip install deepspeed`; or set it to null if the model fits one GPU")
     folder = out / "sft"
     finished = folder / "model"
     config = sft_config(recipe.sft, folder, recipe.seed, use_cpu=not _accelerator())

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
-from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN
+from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD, VISION_START
 from guardreasoner_vl.images import load_pictures
 from guardreasoner_vl.protocol import CANDIDATES
+from guardreasoner_vl.rl.shared_prefix import Branch, Tree, arguments, pack, use_shared_prefix
 from guardreasoner_vl.stages.master_adamw import MasterAdamW
 from guardreasoner_vl.stages.sft_data import IGNORED
 
@@ -24,40 +26,65 @@ if TYPE_CHECKING:
     from guardreasoner_vl.recipe import SftSection
     from guardreasoner_vl.stages.sft_data import TokenRow
 
-PAD_MULTIPLE = 8
+BLANK = 28
+"""Pixels, wide and high, of the picture that a batch without any gets."""
+
 _EPOCH_STRIDE = 1_000_003  # so that seed 1 in its first epoch is not seed 0 in its second
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Right-padded batch with explicit M-RoPE positions; an all-text batch has no pixel values at all."""
+    """Packs a micro-batch into one row in which what all rows begin with, the instruction, stands once.
+
+    A batch is what the model is called with, `labels` (1, L), and `predicts`, the places whose outputs predict the last
+    tokens of the L. An all-text batch has no pixel values at all, unless `always_pictures`: then one more branch,
+    without loss and seen by no other, holds a blank picture, for where weights are sharded every rank has to call
+    every layer.
+    """
 
     inputs: QwenInputs
+    always_pictures: bool = False
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        length = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
-        pad = self.inputs.token_id[END_OF_TEXT]
-        input_ids = torch.full((len(rows), length), pad)
-        labels = torch.full((len(rows), length), IGNORED)
-        mask = torch.zeros((len(rows), length), dtype=torch.long)
-        positions = torch.zeros((3, len(rows), length), dtype=torch.long)
-        images, grids = [], []
-        for number, row in enumerate(rows):
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        images, grids, branches = [], [], []
+        labels: list[int] = []
+        shared = self._shared(rows)
+        for row in rows:
             pictures = [picture for path in row["pictures"] for picture in load_pictures(path)]
-            own_grids = [self.inputs.grid(picture.height, picture.width) for picture in pictures]
+            own = [self.inputs.grid(picture.height, picture.width) for picture in pictures]
             images += [picture.open() for picture in pictures]
-            grids += own_grids
-            count = len(row["input_ids"])
-            input_ids[number, :count] = torch.tensor(row["input_ids"])
-            labels[number, :count] = torch.tensor(row["labels"])
-            mask[number, :count] = 1
-            positions[:, number, :count] = torch.from_numpy(self.inputs.positions(row["input_ids"], own_grids))
-        batch = {"input_ids": input_ids, "labels": labels, "attention_mask": mask, "position_ids": positions}
+            grids += own
+            positions = self.inputs.positions(row["input_ids"], own)
+            branches.append(Branch(row["input_ids"][shared:], positions[:, shared:]))
+            labels += row["labels"][shared:]
+        if self.always_pictures and not images:
+            blank = Image.new("RGB", (BLANK, BLANK))
+            images, grids = [blank], [self.inputs.grid(BLANK, BLANK)]
+            ids = [self.inputs.token_id[IMAGE_PAD]] * self.inputs.pads(grids[0])
+            branches.append(Branch(ids, shared + self.inputs.positions(ids, grids)))
+            labels += [IGNORED] * len(ids)
+        prefix = Branch(rows[0]["input_ids"][:shared], np.broadcast_to(np.arange(shared), (3, shared)))
+        packed = pack([Tree(prefix, tuple(branches))])
+        batch = {
+            **arguments(packed),
+            "labels": torch.tensor([[IGNORED] * shared + labels]),
+            "predicts": packed.predicts,
+        }
         if images:
             batch["pixel_values"] = torch.from_numpy(self.inputs.patches(images))
             batch["image_grid_thw"] = torch.from_numpy(np.array([(1, *grid) for grid in grids]))
         return batch
+
+    def _shared(self, rows: Sequence[dict[str, Any]]) -> int:
+        """How many tokens all rows begin with, before any picture and any loss; one at least, as every row does."""
+        start = self.inputs.token_id[VISION_START]
+        count = 0
+        for column in zip(*(zip(row["input_ids"][:-1], row["labels"], strict=False) for row in rows), strict=False):
+            token, label = column[0]
+            if len(set(column)) > 1 or token == start or label != IGNORED:
+                break
+            count += 1
+        return count
 
 
 class LengthGrouped(torch.utils.data.Sampler[int]):
@@ -79,7 +106,7 @@ class LengthGrouped(torch.utils.data.Sampler[int]):
 
 
 class SupervisedOnlyTrainer(SFTTrainer):
-    """TRL's trainer with the language head run on supervised positions only.
+    """TRL's trainer for packed micro-batches, with the language head run on supervised positions only.
 
     The loss is TRL's (mean over the batch's supervised tokens), the label words counted `label_weight` times.
     TRL's fused head reads every position, and without Triton, as on a CPU, it takes longer than the model itself.
@@ -91,27 +118,28 @@ class SupervisedOnlyTrainer(SFTTrainer):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         inputs = dict(inputs)
-        labels = inputs.pop("labels")[:, 1:]
-        supervised = labels != IGNORED
+        labels, predicts = inputs.pop("labels")[0], inputs.pop("predicts")
+        targets = labels[len(labels) - len(predicts) :]
+        supervised = targets != IGNORED
+        targets, places = targets[supervised], predicts[supervised]
         # A hook, because wrappers (autocast, DDP, DeepSpeed) want the whole model called.
-        hook = self.model.lm_head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, :-1][supervised],))
+        hook = self.model.lm_head.register_forward_pre_hook(lambda _, hidden: (hidden[0][0, places],))
         try:
             logits = model(**inputs, use_cache=False).logits.float()
         finally:
             hook.remove()
-        targets = labels[supervised]
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         labelled = torch.isin(targets, torch.tensor(self.label_tokens, device=targets.device))
         total = torch.where(labelled, self.label_weight * losses, losses).sum()
         loss = total / (max(targets.numel(), 1) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # tokens are counted over all ranks, gradients averaged
-        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        self._total_train_tokens += inputs["input_ids"].numel()
         right = (logits.detach().argmax(-1) == targets).float().mean() if targets.numel() else 0.0
         self._metrics["train"]["mean_token_accuracy"].append(float(right))
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
@@ -185,6 +213,7 @@ def build_trainer(
             "length": [len(row.input_ids) for row in rows],
         }
     )
+    use_shared_prefix(model)
     optimizer = None
     if model.dtype == torch.bfloat16:
         model.to(config.device)  # before its parameters are copied
@@ -198,6 +227,8 @@ def build_trainer(
         processing_class=tokenizer,
         optimizers=(optimizer, None),
     )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        trainer.data_collator = Collator(inputs, always_pictures=True)
     # Qwen2.5-VL says no; but `compute_loss` does, and without it short micro-batches would weigh as much as long ones.
     trainer.model_accepts_loss_kwargs = True
     trainer.label_weight = label_weight
