@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.batch_output import RowId, SavedRow
     from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.guards.served import ServedGuard
 
 _JUDGED = ("prompt", "images", "response", "messages")
 _FIELDS = ("id", *_JUDGED)
@@ -112,7 +113,7 @@ class _Plan:
 
 
 def run_batch(
-    guard: Guard,
+    guard: Guard | ServedGuard,
     source: Path,
     target: Path,
     *,
@@ -264,9 +265,9 @@ def _planned(source: Path) -> _Plan:
     return _Plan(ids, rejected, tuple(ignored))
 
 
-def _check_same(target: Path, row: SavedRow, guard: Guard) -> None:
+def _check_same(target: Path, row: SavedRow, guard: Guard | ServedGuard) -> None:
     """Verdicts of two guards in one file would be read as one guard's."""
-    mode = guard.policy.mode
+    mode = guard.mode
     if row.mode != mode or not same_model(row.model, guard.model):
         raise DataError(
             f"{target} holds verdicts of {_named(row.model)} in mode {row.mode}, this run is {_named(guard.model)} "

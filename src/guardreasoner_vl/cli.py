@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guardreasoner_vl import __version__, cli_corpus, cli_evaluation, cli_training
+from guardreasoner_vl import __version__, cli_corpus, cli_evaluation, cli_serve, cli_training
 from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK, OneLineErrors, say
 from guardreasoner_vl.cli_options import (
     CalibrationOption,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.guards.served import ServedGuard
     from guardreasoner_vl.policy import Policy
     from guardreasoner_vl.types import Exchange, Verdict
 
@@ -49,7 +50,7 @@ STDIN = "-"
 app = typer.Typer(cls=OneLineErrors, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-for _command in (*cli_corpus.COMMANDS, *cli_training.COMMANDS, *cli_evaluation.COMMANDS):
+for _command in (*cli_corpus.COMMANDS, *cli_training.COMMANDS, *cli_evaluation.COMMANDS, *cli_serve.COMMANDS):
     app.command()(_command)
 app.add_typer(cli_corpus.corpus, name="corpus")
 
@@ -147,13 +148,20 @@ def batch(
     chunk: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rows that are judged and saved together.")
     ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask a running service (`serve`), which has its own settings.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, metavar="N", help="Rows that --url is asked about at once.")] = 64,
     show_reasoning: ReasoningOption = False,
 ) -> None:
     """Judge every row of a JSONL file; stopped in any way, the same command goes on where it was.
 
     Rows whose verdict is an error are judged again by the next run. Lines that are no rows are listed in
-    OUT.rejected.jsonl. Exit code 0: every line has a verdict, 2: some have an error or none.
+    OUT.rejected.jsonl. Exit code 0: every line has a verdict, 2: some have an error or none. A service's key is
+    read from GUARDREASONER_KEY.
     """
+    if url and (model or base_url or threshold is not None or calibration or engine != "auto"):
+        raise InputError("--url asks a service, which has its own model and thresholds: leave the other options out")
     be_quiet()
     from guardreasoner_vl.batch import check_paths, rejected_path, run_batch
     from guardreasoner_vl.cli_render import summary_text
@@ -161,7 +169,15 @@ def batch(
 
     check_paths(source, target)  # before the model takes its seconds
     policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset)
-    with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+
+    def opened() -> "Guard | ServedGuard":
+        if url:
+            from guardreasoner_vl.guards.served import ServedGuard
+
+            return ServedGuard(url, mode, max_concurrency=concurrency)
+        return open_guard(policy, model, engine, base_url)
+
+    with resumable(), opened() as guard, progress_bar() as progress:
         summary = run_batch(
             guard, source, target, chunk=chunk or CHUNK, show_reasoning=show_reasoning, progress=progress
         )

@@ -6,6 +6,7 @@
     │   └── InputTooLongError     the exchange does not fit the model's context
     ├── ModelError                a model folder is missing, incomplete or of an unsupported kind
     ├── EngineError               the engine failed while it worked (time-out, HTTP 5xx, out of memory)
+    │   └── CalledOffError        the caller no longer wants the answer
     ├── RecipeError               a recipe has an unknown key or an impossible value
     ├── DataError                 a data file or row breaks its format
     └── MissingExtraError         an optional dependency is not installed
@@ -48,6 +49,12 @@ class EngineError(GuardError):
     """The engine failed while it worked."""
 
     code = "engine"
+
+
+class CalledOffError(EngineError):
+    """Nobody waits for the answer any more."""
+
+    code = "called_off"
 
 
 class RecipeError(GuardError):

@@ -7,7 +7,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -17,7 +17,7 @@ from guardreasoner_vl.engines.checks import failed, unscored
 from guardreasoner_vl.engines.folders import EMBEDDED, check_folder, resolve_folder
 from guardreasoner_vl.errors import EngineError, GuardError, InputError
 from guardreasoner_vl.judging import error_verdict, judge
-from guardreasoner_vl.policy import Call, Count, Counted, Policy, Reply, Score
+from guardreasoner_vl.policy import Call, Count, Counted, Generate, Policy, Reply, Score
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from guardreasoner_vl.engines.base import Engine, EngineRequest
+    from guardreasoner_vl.engines.base import Engine, EngineRequest, Watch
     from guardreasoner_vl.policy import Judging
 
 Item: TypeAlias = Exchange | Mapping[str, Any]
@@ -35,6 +35,15 @@ EngineName = Literal["auto", "transformers", "openai"]
 ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openai")
 CHUNK = 128
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One of many that are judged together: the item, its mode (the guard's own if None), and who watches."""
+
+    item: Item
+    mode: Mode | None = None
+    watch: Watch | None = None
 
 
 class Guard:
@@ -110,7 +119,7 @@ class Guard:
         mode: Mode | None = None,
     ) -> Verdict:
         """Judge what a user sent (text, pictures, or both) and, if given, what the model answered."""
-        return self._one(lambda: _exchange({"prompt": prompt, "images": images, "response": response}), mode)
+        return self._one(lambda: as_exchange({"prompt": prompt, "images": images, "response": response}), mode)
 
     def moderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
         """Judge the last user turn, and the answer after it, of an OpenAI-style conversation."""
@@ -125,7 +134,7 @@ class Guard:
         mode: Mode | None = None,
     ) -> Verdict:
         """`moderate` without blocking the event loop."""
-        return await self._aone(lambda: _exchange({"prompt": prompt, "images": images, "response": response}), mode)
+        return await self._aone(lambda: as_exchange({"prompt": prompt, "images": images, "response": response}), mode)
 
     async def amoderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
         """`moderate_messages` without blocking the event loop."""
@@ -142,6 +151,18 @@ class Guard:
         if chunk < 1:
             raise InputError("chunk is a number of items: give at least 1")
         return self._batches(iter(items), policy, chunk)
+
+    def moderate_each(self, asked: Sequence[Asked], done: Callable[[int, Verdict], None]) -> None:
+        """Judge all together and tell each verdict, with its place, as soon as it stands: a quick one waits for none.
+
+        An answer that was called off is an `error` verdict.
+        """
+        judgings = [self._judging(partial(as_exchange, one.item), self._policy(one.mode)) for one in asked]
+        self._lockstep(judgings, [one.watch for one in asked], done)
+
+    async def amoderate_each(self, asked: Asked) -> Verdict:
+        """One as `moderate_each` takes it, without blocking the event loop; cancelling it cancels the request."""
+        return await self._aone(partial(as_exchange, asked.item), asked.mode, asked.watch)
 
     def close(self) -> None:
         """Free the engine."""
@@ -164,7 +185,7 @@ class Guard:
         policy = self._policy(mode)
         return self._lockstep([self._judging(build, policy)])[0]
 
-    async def _aone(self, build: Callable[[], Exchange], mode: Mode | None) -> Verdict:
+    async def _aone(self, build: Callable[[], Exchange], mode: Mode | None, watch: Watch | None = None) -> Verdict:
         judging = self._judging(build, self._policy(mode))
         reply: Reply | None = None
         while True:
@@ -172,11 +193,11 @@ class Guard:
                 call = await asyncio.to_thread(_advance, judging, reply)
             except _Finished as finished:
                 return finished.verdict
-            reply = await self._areply(call)
+            reply = await self._areply(_watched(call, watch))
 
     def _batches(self, items: Iterator[Item], policy: Policy, chunk: int) -> Iterator[Verdict]:
         while batch := list(islice(items, chunk)):
-            yield from self._lockstep([self._judging(partial(_exchange, item), policy) for item in batch])
+            yield from self._lockstep([self._judging(partial(as_exchange, item), policy) for item in batch])
 
     def _judging(self, build: Callable[[], Exchange], policy: Policy) -> Judging:
         """One item's judging; nothing that goes wrong with it reaches the others."""
@@ -187,7 +208,12 @@ class Guard:
         except Exception as error:
             return error_verdict(_fault("the guard", error), policy, self.model)
 
-    def _lockstep(self, judgings: Sequence[Judging]) -> list[Verdict]:
+    def _lockstep(
+        self,
+        judgings: Sequence[Judging],
+        watches: Sequence[Watch | None] | None = None,
+        done: Callable[[int, Verdict], None] | None = None,
+    ) -> list[Verdict]:
         """Advance all judgings together, so that each round's calls reach the engine as batches."""
         verdicts: dict[int, Verdict] = {}
         replies: dict[int, Reply | None] = dict.fromkeys(range(len(judgings)))
@@ -195,9 +221,11 @@ class Guard:
             calls: dict[int, Call] = {}
             for place, reply in replies.items():
                 try:
-                    calls[place] = _advance(judgings[place], reply)
+                    calls[place] = _watched(_advance(judgings[place], reply), watches[place] if watches else None)
                 except _Finished as finished:
                     verdicts[place] = finished.verdict
+                    if done:
+                        done(place, finished.verdict)
             replies = self._replies(calls)
         return [verdicts[place] for place in range(len(judgings))]
 
@@ -280,6 +308,10 @@ class _Finished(Exception):  # noqa: N818
         self.verdict = verdict
 
 
+def _watched(call: Call, watch: Watch | None) -> Call:
+    return replace(call, request=replace(call.request, watch=watch)) if watch and isinstance(call, Generate) else call
+
+
 def _advance(judging: Judging, reply: Reply | None) -> Call:
     try:
         return next(judging) if reply is None else judging.send(reply)
@@ -287,7 +319,8 @@ def _advance(judging: Judging, reply: Reply | None) -> Call:
         raise _Finished(stop.value) from None
 
 
-def _exchange(item: Item) -> Exchange:
+def as_exchange(item: Item) -> Exchange:
+    """The exchange that an item is or describes; raises `InputError`."""
     if isinstance(item, Exchange):
         return item
     if not isinstance(item, Mapping):

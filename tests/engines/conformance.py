@@ -51,6 +51,25 @@ def timeless(results: list[EngineResult]) -> list[EngineResult]:
     return [replace(result, usage=Usage()) for result in results]
 
 
+class Pieces:
+    """Hears an answer, and calls it off after `most` pieces."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most, self.begun = most, 0
+        self.heard: list[str] = []
+
+    def begin(self) -> None:
+        self.begun += 1
+        self.heard.clear()
+
+    def tell(self, text: str) -> None:
+        self.heard.append(text)
+
+    @property
+    def called_off(self) -> bool:
+        return self.most is not None and len(self.heard) >= self.most
+
+
 def assert_logprobs(logprobs: tuple[float, ...]) -> None:
     assert len(logprobs) == len(CANDIDATES)
     assert all(math.isfinite(logprob) and logprob <= 0.0 for logprob in logprobs)
@@ -62,6 +81,15 @@ class EngineConformance:
     def _needs(self, held: bool, what: str) -> None:
         if not held:
             pytest.skip(f"the engine declares no {what}")
+
+    def test_who_watches_hears_the_whole_answer(self, engine: Engine) -> None:
+        watches = [Pieces(), Pieces()]
+        requests = [replace(asked(f"Loaf {number}?"), watch=watch) for number, watch in enumerate(watches)]
+        results = engine.generate([*requests, asked()])
+        for watch, result in zip(watches, results, strict=False):
+            assert watch.begun == 1
+            assert "".join(watch.heard) == result.text
+        assert timeless(engine.generate([replace(requests[0], watch=None)])) == timeless(results[:1])
 
     def test_declares_what_it_is(self, engine: Engine) -> None:
         assert engine.model.name

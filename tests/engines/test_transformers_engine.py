@@ -20,7 +20,7 @@ from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images import Picture, PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message, build_messages
 from guardreasoner_vl.types import Exchange
-from tests.engines.conformance import FIELDS, SLOTS, EngineConformance, asked, mismatched, timeless
+from tests.engines.conformance import FIELDS, SLOTS, EngineConformance, Pieces, asked, mismatched, timeless
 from tests.pictures import picture
 from tests.tiny_model import set_weight
 
@@ -287,6 +287,19 @@ class TestAgainstTransformers:
         batch = decoder.prefill([engine.inputs.encode(asked().messages)] * 2, [])
         with pytest.raises(ValueError, match="keep_rows"):
             decoder.extend(batch, [[5], []])
+
+
+def test_an_answer_is_told_token_by_token_and_can_be_called_off(
+    monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine
+) -> None:
+    follow(monkeypatch, engine, "a cafe, caf\u00e9, \U0001f35e bread and butter and more")
+    whole, cut = Pieces(), Pieces(most=3)
+    requests = [replace(asked(), watch=watch, max_new_tokens=200) for watch in (whole, cut)]
+    first, second, third = engine.generate([*requests, replace(asked(), max_new_tokens=200)])
+    assert "".join(whole.heard) == first.text == third.text == "a cafe, caf\u00e9, \U0001f35e bread and butter and more"
+    assert len(whole.heard) > 5
+    assert not any("\ufffd" in piece for piece in whole.heard)
+    assert (second.finish_reason, second.error_code, len(cut.heard)) == ("error", "called_off", 3)
 
 
 def follow(monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine, *answers: str) -> None:

@@ -16,13 +16,28 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "error"]
 
 
+class Watch(Protocol):
+    """What a caller hears of an answer while it is generated, and how it is called off."""
+
+    def begin(self) -> None:
+        """An answer begins; what was told of an earlier one is void."""
+
+    def tell(self, text: str) -> None:
+        """The answer's next piece of text."""
+
+    @property
+    def called_off(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+
+
 @dataclass(frozen=True)
 class EngineRequest:
     """One question to the model.
 
     `forced_prefix` begins the assistant's turn; the result's text starts with it. While `label_fields`
     are generated, the log-probabilities of `candidates` after each field are read off. `ban_empty_think`
-    keeps the end of think from coming before some reasoning stands. `temperature` 0 is greedy.
+    keeps the end of think from coming before some reasoning stands. `temperature` 0 is greedy. `watch` is told the
+    text as it comes, piece by piece or at once, as the engine can.
     """
 
     messages: tuple[Message, ...]
@@ -36,6 +51,7 @@ class EngineRequest:
     candidates: tuple[str, ...] = ()
     ban_empty_think: bool = False
     pixels: PixelBudget | None = None
+    watch: Watch | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from guardreasoner_vl.engines.base import EngineResult, FinishReason, ScoreResult
-from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, unscored
+from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, tell_whole, unscored
 from guardreasoner_vl.engines.label_scores import compare, likeliest, read_labels
 from guardreasoner_vl.engines.openai_http import HttpClient, LoopThread
 from guardreasoner_vl.engines.openai_probe import choose_model, probe_capabilities
@@ -155,6 +155,7 @@ class OpenAIEngine:
                 extra |= with_logprobs()
             started = time.perf_counter()
             completion = await self._complete(request, request.forced_prefix, extra)
+            tell_whole(request, completion.text)
             return _result(request, completion, time.perf_counter() - started)
         except GuardError as error:
             return failed(error)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 START_OF_THINK = "<think>"
 _TAIL_TOKENS = 16
+_HALF_CHARACTER = "\ufffd"
 _OPENS_AGAIN = re.compile(r">\s*<")
 _PLACEHOLDERS = (IMAGE_PAD, "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 _HEAD = 64  # likeliest tokens that are looked at before the whole vocabulary is sorted
@@ -169,10 +170,13 @@ class Row:
     end_id: int | None = None
     reasoning_open: bool = False
     after_result: int | None = None
+    told: int = 0
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
         self.reasoning_open = not self.request.ban_empty_think
+        if self.request.watch:
+            self.request.watch.begin()
         if self.request.temperature > 0:
             self.generator = torch.Generator()
             if self.request.seed is None:
@@ -209,6 +213,19 @@ class Row:
         overrun = self.after_result is not None and self.after_result > MAX_TOKENS_AFTER_RESULT
         if overrun or len(self.tokens) >= self.limit:
             self.finish = "length"
+
+    def report(self) -> None:
+        """Tell who watches what has come, but for the bytes of a character that is not whole yet; or hear it end."""
+        watch = self.request.watch
+        if watch is None:
+            return
+        text = self.vocabulary.text(self.tokens)
+        whole = text if self.finish else text.rstrip(_HALF_CHARACTER)
+        if len(whole) > self.told:
+            watch.tell(whole[self.told :])
+            self.told = len(whole)
+        if watch.called_off:
+            self.finish = "error"
 
     def label_logprobs(self, common: Sequence[int]) -> dict[str, tuple[float, ...]]:
         """The candidates' log-probabilities after each field of the result block whose label was generated."""

@@ -20,7 +20,7 @@ from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.sampling import Row, Vocabulary, choose_tokens
 from guardreasoner_vl.engines.weights import load_network
-from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError
+from guardreasoner_vl.errors import CalledOffError, EngineError, GuardError, InputTooLongError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
@@ -242,6 +242,7 @@ class TransformersEngine:
                     if logprobs is not None:
                         row.logprobs.append(logprobs[at])
                     row.add(tokens[at])
+                    row.report()
             going = [at for at, row in enumerate(stepping) if row.finish is None]
             if not going:
                 break
@@ -258,6 +259,8 @@ class TransformersEngine:
         return self._vocabulary.first_difference(asked) if asked else ([], [])
 
     def _result(self, job: Job, row: Row, cached: int, common: Sequence[int]) -> EngineResult:
+        if row.finish == "error":
+            return failed(CalledOffError("the answer was called off; ask again"))
         usage = Usage(
             prompt_tokens=len(job.prompt.ids),
             cached_tokens=cached,

@@ -1,0 +1,209 @@
+"""Who may ask, and how much: checked before a route sees the request (`serving.md`, section 4).
+
+    request id -> Host -> Origin -> key -> size -> time to arrive
+
+Only health and the page's own files need no key. Without keys the service listens on this machine alone, and a web page
+that the user has open must not reach it: its Origin is not ours, and a name that was rebound to us is no allowed Host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+
+from guardreasoner_vl.service.metrics import METHODS
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from guardreasoner_vl.service.config import ServiceConfig
+    from guardreasoner_vl.service.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+HEALTH = ("/healthz", "/readyz")
+PAGE = ("/", "/page.css", "/page.js")
+REQUEST_ID = "x-request-id"
+
+
+class RefusedRequestError(HTTPException):
+    """What the client is told instead of an answer; an `HTTPException`, so that FastAPI lets it through."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, message)
+        self.code = code
+
+
+class Access:
+    """The outermost layer of the service: refuses, numbers, counts and logs requests; content is never looked at."""
+
+    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics) -> None:
+        self._app, self._config, self._metrics = app, config, metrics
+        self._keys = [key.get_secret_value().encode() for key in config.keys]
+        self._hosts = {host.lower() for host in (*config.allowed_hosts, *_own_names(config.host))}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status, answered = time.perf_counter(), 500, False
+
+        async def numbered(message: Message) -> None:
+            nonlocal status, answered
+            if message["type"] == "http.response.start":
+                status, answered = message["status"], True
+                message = {**message, "headers": [*message["headers"], *_headers(request_id)]}
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, self._bounded(scope, receive), numbered)
+        except RefusedRequestError as error:
+            self._metrics.refused(error.code)
+            if answered:
+                raise
+            await _answer(error, numbered)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.request(route, scope["method"], status, seconds)
+            _log.info(
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "route": route,
+                    "method": scope["method"] if scope["method"] in METHODS else "OTHER",
+                    "status": status,
+                    "seconds": round(seconds, 4),
+                },
+            )
+
+    def _check(self, scope: Scope) -> None:
+        headers = _Headers(scope)
+        self._check_host(headers)
+        self._check_origin(headers)
+        if scope["path"] not in (*HEALTH, *PAGE):
+            self._check_key(headers)
+        if headers.length > self._config.limits.body_bytes:
+            raise self._too_large()
+
+    def _check_host(self, headers: _Headers) -> None:
+        """Only where no key protects the service: there a rebound name would be enough to use it."""
+        if self._keys and not self._config.allowed_hosts:
+            return
+        if _host_name(headers.get(b"host")) not in self._hosts:
+            raise RefusedRequestError(421, "bad_host", "this Host is not served: add it to allowed_hosts")
+
+    def _check_origin(self, headers: _Headers) -> None:
+        origin = headers.get(b"origin")
+        if not origin or origin in self._config.allowed_origins:
+            return
+        own = urlsplit(origin).netloc.lower() == headers.get(b"host").lower()
+        if not own:
+            raise RefusedRequestError(403, "bad_origin", "web pages of other origins may not ask: see allowed_origins")
+
+    def _check_key(self, headers: _Headers) -> None:
+        if not self._keys:
+            return
+        scheme, _, given = headers.raw(b"authorization").partition(b" ")
+        given = given.strip() if scheme.lower() == b"bearer" else b""
+        # All are compared, so that the time tells nothing; bytes, because text may not be ASCII.
+        if sum(hmac.compare_digest(given, key) for key in self._keys) == 0:
+            raise RefusedRequestError(401, "unauthorised", "give a key: Authorization: Bearer KEY")
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """`receive` that counts bytes and seconds, whatever the headers say."""
+        limits = self._config.limits
+        until = time.monotonic() + limits.body_seconds
+        endless = scope["path"] == "/v1/guard/stream"  # an answer that grows comes as slowly as its model writes
+        taken, whole = 0, False
+
+        async def bounded() -> Message:
+            nonlocal taken, whole
+            if whole:
+                return await receive()  # only the client's leaving can come
+            try:
+                async with asyncio.timeout(None if endless else until - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise RefusedRequestError(
+                    408, "too_slow", "the request took too long to arrive: send it again"
+                ) from None
+            taken += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if taken > limits.body_bytes:
+                raise self._too_large()
+            return message
+
+        return bounded
+
+    def _too_large(self) -> RefusedRequestError:
+        most = self._config.limits.body_bytes
+        return RefusedRequestError(413, "too_large", f"the request has more than {most:,} bytes: send less at once")
+
+
+class _Headers:
+    """The first of each header; names in lower case, as ASGI has them."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._values: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            self._values.setdefault(name, value)
+
+    def raw(self, name: bytes) -> bytes:
+        return self._values.get(name, b"")
+
+    def get(self, name: bytes) -> str:
+        return self.raw(name).decode("latin-1")
+
+    @property
+    def length(self) -> int:
+        value = self.raw(b"content-length")
+        return int(value) if value.isdigit() else 0
+
+
+def _headers(request_id: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (REQUEST_ID.encode(), request_id.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"cache-control", b"no-store"),
+    ]
+
+
+def _own_names(host: str) -> set[str]:
+    names = {host, "localhost", "127.0.0.1", "::1"}
+    return names - {"0.0.0.0", "::"}
+
+
+def _host_name(value: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    try:
+        name = urlsplit(f"//{value}").hostname or ""
+        return str(ipaddress.ip_address(name)) if ":" in name else name.lower()
+    except ValueError:
+        return ""
+
+
+async def _answer(error: RefusedRequestError, send: Send) -> None:
+    body = json.dumps(fault(error.code, error.detail)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error.status_code == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    headers.append((b"connection", b"close"))  # the rest of the body is not read
+    await send({"type": "http.response.start", "status": error.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def fault(code: str, message: str) -> dict[str, Any]:
+    """OpenAI's shape of an error."""
+    return {"error": {"message": message, "type": "guard_error", "param": None, "code": code}}

@@ -1,0 +1,290 @@
+"""The service's routes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from guardreasoner_vl import __version__
+from guardreasoner_vl.errors import GuardError, InputError
+from guardreasoner_vl.service.access import Access, fault
+from guardreasoner_vl.service.asking import Asker, Asking
+from guardreasoner_vl.service.audit import AuditLog
+from guardreasoner_vl.service.backend import backend_of
+from guardreasoner_vl.service.desk import Desk, RefusedError, UnknownGuardError
+from guardreasoner_vl.service.fetch import ImageFetcher
+from guardreasoner_vl.service.metrics import Metrics
+from guardreasoner_vl.service.proxy import add_proxy
+from guardreasoner_vl.service.streaming import HeldBack, QueueWatch, event, told, verdict_event
+from guardreasoner_vl.service.wire import (
+    GuardRequest,
+    LiteLLMRequest,
+    LiteLLMResponse,
+    ModerationRequest,
+    ModerationResponse,
+    blocked_reason,
+    moderation,
+    no_fetch,
+    shown,
+)
+from guardreasoner_vl.types import Exchange, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    import httpx
+    from starlette.types import Receive, Scope, Send
+
+    from guardreasoner_vl.service.backend import Backend
+    from guardreasoner_vl.service.config import ServiceConfig
+
+_log = logging.getLogger(__name__)
+NDJSON = "application/x-ndjson"
+_FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+_POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def create_app(
+    config: ServiceConfig,
+    backends: Mapping[str, Backend] | None = None,
+    upstream: httpx.AsyncBaseTransport | None = None,
+) -> FastAPI:
+    """The service as an ASGI application; `backends` and `upstream` stand in for the configured ones in tests.
+
+    Raises `InputError` if the audit log cannot be written. Its start fails with `ModelError` or `EngineError`, also
+    kept as `app.state.failure`, if a model cannot be loaded.
+    """
+    metrics = Metrics(backends or config.guards)
+    guards = backends or {
+        name: backend_of(section, config.limits.together, metrics.engine_restarted)
+        for name, section in config.guards.items()
+    }
+    desk = Desk(guards, config, metrics, AuditLog(config.audit, metrics.audit_failed) if config.audit.path else None)
+    fetcher = ImageFetcher(config.images) if config.images.hosts else None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            for backend in guards.values():
+                await backend.start()
+            yield
+        except GuardError as error:
+            _log.critical("the service cannot start (%s)", str(error))
+            app.state.failure = error
+            raise
+        finally:
+            await desk.close()
+            for client in (fetcher, app.state.proxy):
+                if client:
+                    await client.aclose()
+
+    app = FastAPI(title="GuardReasoner-VL", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.desk, app.state.config, app.state.metrics, app.state.failure = desk, config, metrics, None
+    app.state.fetch = fetcher.fetch if fetcher else no_fetch
+    _add_faults(app)
+    _add_health(app)
+    _add_guard(app)
+    _add_shapes(app)
+    app.state.proxy = add_proxy(app, upstream) if config.upstream.base_url else None
+    app.add_middleware(Access, config=config, metrics=metrics)
+    return app
+
+
+def _add_faults(app: FastAPI) -> None:
+    """Errors in OpenAI's shape, in one line, without what was sent."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_after)}
+        return JSONResponse(fault(error.code, str(error)), error.status, headers)
+
+    @app.exception_handler(GuardError)
+    async def failed(_: Request, error: GuardError) -> JSONResponse:
+        status = 404 if isinstance(error, UnknownGuardError) else 400 if isinstance(error, InputError) else 500
+        return JSONResponse(fault(error.code, str(error)), status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse(fault("invalid_request", told_of(error.errors())), 422)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        code = getattr(error, "code", "http_error")
+        return JSONResponse(fault(code, str(error.detail)), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(fault("internal", f"the service failed ({type(error).__name__})"), 500)
+
+
+def told_of(errors: Sequence[Any]) -> str:
+    """Where a body breaks its form, and how; never what stood there."""
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    return f"{where or 'the body'}: {first['msg']}"
+
+
+def _add_health(app: FastAPI) -> None:
+    desk: Desk = app.state.desk
+    metrics: Metrics = app.state.metrics
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """The service is there."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"])
+    async def readyz() -> JSONResponse:
+        """Every guard judges: a real exchange did, or does now."""
+        ready = await desk.is_ready()
+        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+    @app.get("/metrics", tags=["health"])
+    async def metrics_page() -> Response:
+        """For Prometheus."""
+        body, kind = metrics.render()
+        return Response(body, media_type=kind)
+
+    @app.get("/v1/models", tags=["guard"])
+    async def models() -> dict[str, Any]:
+        """The service's guards, the default one first."""
+        rows = [{"id": name, "object": "model", "owned_by": desk.backend(name)[1].model.name} for name in desk.guards]
+        return {"object": "list", "data": rows}
+
+    for path, (name, kind) in _FILES.items():
+        _add_file(app, path, name, kind)
+
+
+def _add_file(app: FastAPI, path: str, name: str, kind: str) -> None:
+    content = (files("guardreasoner_vl.service") / "page" / name).read_bytes()
+
+    @app.get(path, include_in_schema=False, name=name)
+    async def page() -> Response:
+        return Response(content, media_type=kind, headers={"Content-Security-Policy": _POLICY})
+
+
+def _add_guard(app: FastAPI) -> None:
+    @app.post("/v1/guard", tags=["guard"])
+    async def guard(body: GuardRequest, asking: Asking) -> Verdict:
+        """Judge one exchange: the full verdict. What cannot be judged is an error verdict, whose action says block."""
+        verdict = await asking.verdict(body.exchange(asking.fetch), body.guard, body.mode)
+        return shown(verdict, body.include_reasoning)
+
+    @app.post("/v1/guard/stream", tags=["guard"], response_class=StreamingResponse)
+    async def stream(asking: Asking) -> StreamingResponse:
+        """Judge one exchange and tell the reasoning as it comes; or, as NDJSON, release an answer while it grows.
+
+        JSON: a body of `/v1/guard`; events `reasoning`, `restart`, `verdict`. NDJSON: such a body without response as
+        the first line, then lines `{"delta": "..."}`; events `release`, `verdict`.
+        """
+        if asking.request.headers.get("content-type", "").startswith(NDJSON):
+            return _BothWays(await _growing(asking), media_type="text/event-stream")
+        return StreamingResponse(await _reasoning(asking), media_type="text/event-stream")
+
+
+class _BothWays(StreamingResponse):
+    """A streamed answer to a request that still arrives: the body is the route's to read."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await self.stream_response(send)
+
+
+async def _reasoning(asking: Asker) -> AsyncIterator[bytes]:
+    body = _read(GuardRequest, await asking.request.body())
+    asking.desk.check(body.guard)
+    watch = QueueWatch()
+    judging = asking.verdict_within(body.exchange(asking.fetch), body.guard, body.mode, watch)
+    return told(watch, judging, lambda verdict: verdict_event(shown(verdict, body.include_reasoning)))
+
+
+async def _growing(asking: Asker) -> AsyncIterator[bytes]:
+    lines = _lines(asking.request)
+    body = _read(GuardRequest, await anext(lines, b""))
+    if body.response is not None or body.messages is not None:
+        raise InputError('an answer that grows: give prompt and images first, then lines {"delta": ...}')
+    asking.desk.check(body.guard)
+    asked = await body.exchange(asking.fetch)
+
+    async def with_answer(answer: str) -> Exchange:
+        return replace(asked, response=answer)
+
+    async def judge(answer: str) -> Verdict:
+        return await asking.verdict_within(with_answer(answer), body.guard, body.mode)
+
+    async def events() -> AsyncIterator[bytes]:
+        held = HeldBack(judge, asking.config.upstream.window)
+        async for line in lines:
+            if piece := await held.add(_read(_Delta, line).delta):
+                yield event("release", {"text": piece})
+            if held.is_blocked:
+                break
+        if piece := await held.finish():
+            yield event("release", {"text": piece})
+        if held.verdict:
+            yield verdict_event(shown(held.verdict, body.include_reasoning))
+
+    return events()
+
+
+class _Delta(BaseModel):
+    delta: str
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def _read(kind: type[Body], raw: bytes) -> Body:
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise HTTPException(422, told_of(error.errors(include_input=False, include_url=False))) from None
+
+
+async def _lines(request: Request) -> AsyncIterator[bytes]:
+    """The body's lines as they arrive; blank ones say nothing."""
+    rest = b""
+    async for chunk in request.stream():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            if line.strip():
+                yield line
+    if rest.strip():
+        yield rest
+
+
+def _add_shapes(app: FastAPI) -> None:
+    @app.post("/v1/moderations", tags=["compatible"])
+    async def moderations(body: ModerationRequest, asking: Asking) -> ModerationResponse:
+        """OpenAI's moderation: strings one by one, parts as one exchange, or messages with the assistant's answer."""
+        judgings = [asking.verdict(one, body.guard, body.mode) for one in body.exchanges(asking.fetch)]
+        verdicts = await asyncio.gather(*judgings)
+        return ModerationResponse(
+            id=f"modr-{asking.request_id}",
+            model=asking.desk.backend(body.guard)[1].model.name,
+            results=[
+                moderation(verdict, messages, body.include_reasoning)
+                for verdict, messages in zip(verdicts, body.conversations, strict=True)
+            ],
+        )
+
+    @app.post("/beta/litellm_basic_guardrail_api", tags=["compatible"])
+    async def litellm(body: LiteLLMRequest, asking: Asking) -> LiteLLMResponse:
+        """LiteLLM's generic guardrail."""
+        verdict = await asking.verdict(body.exchange(asking.fetch))
+        if verdict.action == "allow":
+            return LiteLLMResponse(action="NONE")
+        return LiteLLMResponse(action="BLOCKED", blocked_reason=blocked_reason(verdict))

@@ -1,0 +1,88 @@
+"""What the routes share: having an exchange judged for a request whose client may leave at any time."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.service.desk import Desk, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Coroutine
+
+    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.service.config import ServiceConfig
+    from guardreasoner_vl.service.wire import Fetch
+    from guardreasoner_vl.types import Exchange, Mode, Verdict
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asker:
+    """What a route needs to have an exchange judged."""
+
+    request: Request
+    desk: Desk
+    config: ServiceConfig
+    fetch: Fetch
+    request_id: str
+
+    async def verdict(
+        self, building: Awaitable[Exchange], guard: str | None = None, mode: Mode | None = None
+    ) -> Verdict:
+        """The verdict about what is being built, given up once the client is gone.
+
+        Raises `RefusedError` if the service cannot take it now, `UnknownGuardError`.
+        """
+        try:
+            exchange = await building
+        except InputError as error:
+            return self.desk.unjudged(error, self.request_id, guard)
+        return await while_connected(self.request, self.desk.judge(exchange, self.request_id, guard=guard, mode=mode))
+
+    async def verdict_within(
+        self,
+        building: Awaitable[Exchange],
+        guard: str | None = None,
+        mode: Mode | None = None,
+        watch: Watch | None = None,
+    ) -> Verdict:
+        """The verdict in the middle of an answer, where it is too late to refuse: a refusal is an error verdict."""
+        try:
+            return await self.desk.judge(await building, self.request_id, guard=guard, mode=mode, watch=watch)
+        except (InputError, RefusedError) as error:
+            return self.desk.unjudged(error, self.request_id, guard)
+
+
+def asker(request: Request) -> Asker:
+    """For routes that depend on it."""
+    state = request.app.state
+    return Asker(request, state.desk, state.config, state.fetch, request.state.request_id)
+
+
+Asking = Annotated[Asker, Depends(asker)]
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result; a client that leaves cancels it."""
+    task = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HTTPException(499, "the client has gone")
+        return task.result()
+    finally:
+        task.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,246 @@
+"""The audit log: one line of JSON for each verdict, appended to a file that rotates.
+
+A line is one write to a file opened for appending, so it stands in the file, whole, when `record` returns, also
+after `kill -9`. What can be torn is a line whose `record` never returned (a kill in the middle of a long one, a full
+disk, a power cut): the next start or line closes it off with a newline, so that it damages no other. Texts and
+pictures' hashes are written only where the operator asks for them.
+
+A line that cannot be written does not hold up the request: it is logged as CRITICAL with the request's id, counted in
+`failed`, and the next one is tried again. One process at a time has the file, by a lock that ends with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import json
+import logging
+import os
+import stat
+import sys
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from guardreasoner_vl import __version__
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.images import Picture
+from guardreasoner_vl.protocol import INSTRUCTION
+from guardreasoner_vl.types import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardreasoner_vl.types import Exchange, ImageSource, Turn, Verdict
+
+PROMPT_VERSION = hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:12]
+"""Names the instruction that the guard is asked with."""
+
+_log = logging.getLogger(__name__)
+_SHOWN = {"request", "response", "flagged", "action", "mode", "model", "usage"}
+_NEWLINE = b"\n"
+
+
+class AuditSettings(Frozen):
+    """Where to write (nowhere without a `path`); `content` adds the texts and the pictures' SHA-256.
+
+    A file has `max_bytes` at most, or one line; `keep` older ones stay. `sync` waits for the disk at each line.
+    """
+
+    path: Path | None = None
+    content: bool = False
+    max_bytes: int = Field(default=100_000_000, ge=1)
+    keep: int = Field(default=10, ge=1)
+    sync: bool = False
+
+
+class AuditLog:
+    """Appends verdicts to `settings.path`; for any number of threads. Raises `InputError` if it cannot.
+
+    `failed` counts the lines that could not be written, and `on_failure` is called at each of them.
+    """
+
+    def __init__(self, settings: AuditSettings, on_failure: Callable[[], object] = lambda: None) -> None:
+        self.failed = 0
+        self._settings, self._on_failure = settings, on_failure
+        self._path = settings.path and settings.path.absolute()
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        if self._path is not None:
+            try:
+                self._standing(self._path)
+            except (OSError, ValueError) as error:
+                remedy = "give a file that no other process writes, in a folder that this user may write"
+                raise InputError(
+                    f"{self._path}: the audit log cannot be opened ({_reason(error)}); {remedy}"
+                ) from error
+
+    def record(
+        self,
+        verdict: Verdict,
+        *,
+        digest: str,
+        request_id: str,
+        stage: Literal["request", "response"],
+        exchange: Exchange | None,
+        cached: bool = False,
+    ) -> None:
+        """Append one line; `digest` names what was judged. A fault is logged and counted, not raised."""
+        if self._path is None:
+            return
+        row = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": request_id,
+            "digest": digest,
+            "stage": stage,
+            "cached": cached,
+            **verdict.model_dump(mode="json", include=_SHOWN),
+            "error": verdict.error and verdict.error.code,
+            "version": __version__,
+            "prompt_version": PROMPT_VERSION,
+        }
+        try:
+            if self._settings.content:
+                row |= {"reasoning": verdict.reasoning, **_content(exchange)}
+            line = json.dumps(row, allow_nan=False).encode("ascii") + _NEWLINE  # ASCII: nothing in it ends the line
+            with self._lock:
+                self._append(self._path, line)
+        except (OSError, ValueError) as error:
+            with self._lock:
+                self.failed += 1
+            fields = {"request_id": request_id, "code": "audit"}
+            _log.critical("an audit line is lost (%s): make room or mend the file", _reason(error), extra=fields)
+            self._on_failure()
+
+    def close(self) -> None:
+        """Give the file back; a later `record` would open it again."""
+        with self._lock:
+            self._drop()
+
+    def _append(self, path: Path, line: bytes) -> None:
+        file = self._standing(path)
+        size = os.fstat(file).st_size
+        if size and size + len(line) > self._settings.max_bytes:
+            file = self._rotated(path, file)
+        if os.write(file, line) < len(line):
+            raise OSError(errno.ENOSPC, "only a part was written")
+        if self._settings.sync:
+            os.fsync(file)
+
+    def _standing(self, path: Path) -> int:
+        """The file that is at `path` now: it may have been moved or deleted by others since the last line."""
+        if self._file is not None and not _stands_at(path, self._file):
+            self._drop()
+        if self._file is None:
+            self._file = _opened(path, self._settings.sync)
+        if _is_torn(self._file):
+            os.write(self._file, _NEWLINE)
+        return self._file
+
+    def _rotated(self, path: Path, file: int) -> int:
+        """A fresh file; where it cannot be had, the full one, since a line counts for more than a limit."""
+        try:
+            _shift(path, self._settings.keep)
+            self._file = _opened(path, self._settings.sync)
+        except OSError as error:
+            _log.critical("the audit log cannot be rotated (%s): mend its folder", _reason(error))
+            return file
+        os.close(file)
+        return self._file
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _content(exchange: Exchange | None) -> dict[str, Any]:
+    if exchange is None:
+        return {}
+    return {**_turn(exchange), "history": [_turn(turn) for turn in exchange.history]}
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    return {"prompt": turn.prompt, "response": turn.response, "pictures": [_picture(one) for one in turn.images]}
+
+
+def _picture(source: ImageSource) -> str | None:
+    """SHA-256 of the picture's file, or of a `data:` URL's text if it is not plain base64; null for what is neither."""
+    if isinstance(source, Picture):
+        return source.digest
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        head, _, payload = source.partition(",")
+        source = source.encode("utf-8", "surrogatepass")
+        if head.rstrip().lower().endswith(";base64"):
+            with suppress(ValueError):
+                source = base64.b64decode(payload, validate=True)
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else None
+
+
+def _opened(path: Path, sync: bool) -> int:
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.access(path.parent, os.W_OK):
+            raise OSError(errno.EACCES, "its folder cannot be written, so it could not rotate")
+        if sync:
+            _sync_folder(path.parent)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _is_torn(file: int) -> bool:
+    if not os.fstat(file).st_size:
+        return False
+    os.lseek(file, -1, os.SEEK_END)
+    return os.read(file, 1) != _NEWLINE
+
+
+def _stands_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _shift(path: Path, keep: int) -> None:
+    """`path` -> `path.1` -> `path.2` and so on, up to the first gap, which a kill on the way may have left."""
+
+    def older(number: int) -> Path:
+        return Path(f"{path}.{number}")
+
+    last = next((number for number in range(1, keep) if not older(number).exists()), keep)
+    for number in range(last - 1, 0, -1):
+        older(number).replace(older(number + 1))
+    path.replace(older(1))
+    surplus = keep + 1  # from a time when more were kept
+    while older(surplus).exists():
+        older(surplus).unlink()
+        surplus += 1
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # some file systems cannot
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BlockingIOError):
+        return "another process writes it"
+    return getattr(error, "strerror", None) or type(error).__name__

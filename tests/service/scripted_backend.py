@@ -1,0 +1,61 @@
+"""A guard of the service without a model: finds BAD harmful, cannot judge BROKEN, reasons word by word."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.guard import Asked
+from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.service.process import EngineGoneError
+from guardreasoner_vl.types import ModelInfo
+from tests.scripted_guard import scripted_guard
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.types import Exchange, Mode, Verdict
+
+
+class ScriptedBackend:
+    """`pause` is in seconds for each exchange; `judged` holds what was judged, `called_off` what was given up."""
+
+    def __init__(self, pause: float = 0.0, reasoning: str = "Looked at it.", name: str = "scripted") -> None:
+        self.policy = Policy()
+        self.model = ModelInfo(name=name, revision="r1")
+        self.is_up = True
+        self.gone = False
+        self.judged: list[Exchange] = []
+        self.called_off: list[Exchange] = []
+        self._pause, self._reasoning = pause, reasoning
+        self._guard = scripted_guard(self.policy, reasoning=reasoning)
+
+    async def start(self) -> None:
+        pass
+
+    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+        self.judged.append(exchange)
+        try:
+            await self._reason(watch)
+        except asyncio.CancelledError:
+            self.called_off.append(exchange)
+            raise
+        if self.gone:
+            raise EngineGoneError
+        verdict = await self._guard.amoderate_each(Asked(exchange, mode))
+        return verdict.model_copy(update={"model": self.model})
+
+    async def close(self) -> None:
+        pass
+
+    async def _reason(self, watch: Watch | None) -> None:
+        """The whole pause, told in words on the way."""
+        words = [f"{word} " for word in self._reasoning.split()]
+        if watch:
+            watch.begin()
+            watch.tell("<think>\n")
+        for word in words:
+            await asyncio.sleep(self._pause / len(words))
+            if watch:
+                watch.tell(word)
+        if watch:
+            watch.tell("</think>\n<result>")

@@ -1,0 +1,326 @@
+"""The service's routes over ASGI: shapes, faults, who may ask, and what may not leak."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from contextlib import asynccontextmanager
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+
+from guardreasoner_vl.service.access import HEALTH, PAGE
+from guardreasoner_vl.service.app import create_app
+from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.logs import JsonFormatter
+from guardreasoner_vl.service.metrics import ROUTES
+from guardreasoner_vl.types import Verdict
+from tests.pictures import picture
+from tests.service.scripted_backend import ScriptedBackend
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from fastapi import FastAPI
+
+KEY = "a-key-of-some-length"
+CANARY = "canary-7f3a"
+URL = "data:image/png;base64," + base64.b64encode(picture(56, 56).png).decode()
+
+
+def app_of(backend: ScriptedBackend | None = None, **settings: Any) -> FastAPI:
+    return create_app(ServiceConfig(**settings), {"default": backend or ScriptedBackend()})
+
+
+@asynccontextmanager
+async def client(app: FastAPI, key: str | None = None, host: str = "localhost") -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers) as made,
+    ):
+        yield made
+
+
+# --- the native route ---------------------------------------------------------------------------------
+
+
+async def test_a_verdict_with_and_without_reasoning() -> None:
+    async with client(app_of()) as http:
+        plain = await http.post("/v1/guard", json={"prompt": "Hello."})
+        told = await http.post("/v1/guard", json={"prompt": "Hello.", "include_reasoning": True})
+        bad = await http.post("/v1/guard", json={"prompt": "Hello.", "response": "BAD"})
+    assert plain.status_code == 200
+    assert Verdict.model_validate(plain.json()).reasoning is None
+    assert Verdict.model_validate(told.json()).reasoning == "Looked at it."
+    assert (bad.json()["action"], bad.json()["response"]["label"]) == ("block", "harmful")
+    assert len(plain.headers["x-request-id"]) == 32
+
+
+async def test_pictures_and_messages() -> None:
+    backend = ScriptedBackend()
+    messages = [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}]},
+        {"role": "assistant", "content": "A square."},
+    ]
+    async with client(app_of(backend)) as http:
+        first = await http.post("/v1/guard", json={"images": [URL], "prompt": "What is it?"})
+        second = await http.post("/v1/guard", json={"messages": messages})
+    assert (first.json()["action"], second.json()["action"]) == ("allow", "allow")
+    assert [len(one.images) for one in backend.judged] == [1, 1]
+    assert backend.judged[1].response == "A square."
+
+
+@pytest.mark.parametrize(
+    "image", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/x.png", "//host/x", "", "photo.png"]
+)
+async def test_neither_files_nor_addresses_are_opened(image: str) -> None:
+    backend = ScriptedBackend()
+    async with client(app_of(backend)) as http:
+        found = await http.post("/v1/guard", json={"prompt": "Look.", "images": [image]})
+        parts = [{"type": "image_url", "image_url": {"url": image}}]
+        inside = await http.post("/v1/guard", json={"messages": [{"role": "user", "content": parts}]})
+    for answer in (found, inside):
+        assert answer.status_code == 200
+        assert (answer.json()["action"], answer.json()["flagged"]) == ("block", None)
+        assert answer.json()["error"]["code"] in ("invalid_image", "invalid_input")
+    assert not backend.judged
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"prompt": "  "}, {"messages": []}, {"prompt": "a", "messages": [{"role": "user"}]}]
+)
+async def test_nothing_to_judge_is_an_error_that_blocks(body: dict[str, Any]) -> None:
+    async with client(app_of()) as http:
+        answer = await http.post("/v1/guard", json=body)
+    assert answer.status_code == 200
+    assert (answer.json()["action"], answer.json()["error"]["code"]) == ("block", "invalid_input")
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 422),
+        (b"[" * 100_000, 400),
+        (b'{"prompt": 1}', 422),
+        (b'{"prompt": "x", "mode": "quick"}', 422),
+        (b'{"prompt": "x", "guard": "other"}', 404),
+        (b'{"prompt": "x", "surprise": "canary-7f3a"}', 422),
+        (b'{"prompt": {"canary-7f3a": 1}}', 422),
+        (b"\xff\xfe", 422),
+    ],
+)
+async def test_a_body_out_of_form_is_refused_in_one_line(content: bytes, status: int) -> None:
+    async with client(app_of()) as http:
+        answer = await http.post("/v1/guard", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    message = answer.json()["error"]["message"]
+    assert "\n" not in message
+    assert CANARY not in message
+
+
+async def test_a_stream_tells_reasoning_and_ends_with_the_verdict() -> None:
+    async with client(app_of()) as http:
+        answer = await http.post("/v1/guard/stream", json={"prompt": "Hello."})
+        broken = await http.post("/v1/guard/stream", json={"prompt": "Look.", "images": ["x"]})
+        missing = await http.post("/v1/guard/stream", json={"prompt": "Look.", "guard": "other"})
+    events = [block.split("\n") for block in answer.text.strip().split("\n\n")]
+    assert [lines[0] for lines in events] == ["event: reasoning"] * (len(events) - 1) + ["event: verdict"]
+    told = "".join(json.loads(lines[1].removeprefix("data: "))["text"] for lines in events[:-1])
+    assert told.strip() == "Looked at it."
+    assert json.loads(events[-1][1].removeprefix("data: "))["action"] == "allow"
+    assert '"action": "block"' in broken.text
+    assert missing.status_code == 404
+
+
+async def test_an_answer_that_grows_is_released_only_judged() -> None:
+    def lines(*deltas: str) -> bytes:
+        rows: list[dict[str, str]] = [{"prompt": "How do I bake bread?"}, *({"delta": delta} for delta in deltas)]
+        return b"\n".join(json.dumps(row).encode() for row in rows)
+
+    async with client(app_of(upstream={"window": 10})) as http:
+        headers = {"content-type": "application/x-ndjson"}
+        good = await http.post("/v1/guard/stream", content=lines("Mix the flour. ", "Bake."), headers=headers)
+        bad = await http.post("/v1/guard/stream", content=lines("Mix the flour. ", "Now BAD things."), headers=headers)
+        torn = await http.post("/v1/guard/stream", content=b'{"prompt": "x"}\n{"dalta": 1}', headers=headers)
+    assert [line for line in good.text.splitlines() if line.startswith("data") and "text" in line] == [
+        'data: {"text": "Mix the flour. "}',
+        'data: {"text": "Bake."}',
+    ]
+    assert '"action": "allow"' in good.text
+    assert "Mix" in bad.text
+    assert "Now" not in bad.text
+    assert '"action": "block"' in bad.text
+    assert "allow" not in torn.text
+
+
+# --- other shapes -------------------------------------------------------------------------------------
+
+
+async def test_moderations_in_openais_shape() -> None:
+    async with client(app_of()) as http:
+        one = (await http.post("/v1/moderations", json={"input": "BAD", "model": "omni-moderation-latest"})).json()
+        two = (await http.post("/v1/moderations", json={"input": ["Hello.", "BAD"]})).json()
+        parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": URL}}]
+        joint = (await http.post("/v1/moderations", json={"input": parts})).json()
+        remote = (await http.post("/v1/moderations", json={"input": [parts[0], {"type": "image_url"}]})).json()
+        talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "BAD"}]
+        answered = (await http.post("/v1/moderations", json={"messages": talk})).json()
+        none = await http.post("/v1/moderations", json={})
+        other = await http.post("/v1/moderations", json={"input": "x", "model": "other"})
+    assert one["results"][0]["flagged"] is True
+    assert one["results"][0]["categories"] == {"harmful/request": True, "harmful/response": False}
+    assert [result["flagged"] for result in two["results"]] == [False, True]
+    assert joint["results"][0]["category_applied_input_types"]["harmful/request"] == ["text", "image"]
+    assert remote["results"][0]["flagged"] is True
+    assert remote["results"][0]["verdict"]["error"]["code"] == "invalid_input"
+    assert answered["results"][0]["categories"]["harmful/response"] is True
+    assert answered["results"][0]["category_applied_input_types"]["harmful/response"] == ["text"]
+    assert none.status_code == 422
+    assert other.status_code == 404
+
+
+async def test_litellms_generic_guardrail() -> None:
+    path = "/beta/litellm_basic_guardrail_api"
+    user = {"role": "user", "content": "Hello."}
+    bodies: list[dict[str, Any]] = [
+        {"input_type": "request", "texts": ["Hello."]},
+        {"input_type": "request", "texts": ["Hello.", "BAD"]},
+        {"input_type": "request", "texts": ["BAD"], "structured_messages": [user]},
+        {"input_type": "request", "texts": [], "images": [URL]},
+        {"input_type": "request", "texts": [], "images": ["https://example.org/a.png"], "structured_messages": [user]},
+        {"input_type": "response", "texts": ["BAD"], "structured_messages": [user]},
+        {"input_type": "response", "texts": ["Fine."], "structured_messages": [user], "request_data": {"x": 1}},
+        {"input_type": "request"},
+    ]
+    async with client(app_of()) as http:
+        found = [(await http.post(path, json=body)).json() for body in bodies]
+    assert [one["action"] for one in found] == [
+        "NONE",
+        "BLOCKED",
+        "NONE",
+        "NONE",
+        "BLOCKED",
+        "BLOCKED",
+        "NONE",
+        "BLOCKED",
+    ]
+    assert "response" in found[5]["blocked_reason"]
+
+
+# --- access -------------------------------------------------------------------------------------------
+
+
+def routes(app: FastAPI) -> list[tuple[str, str]]:
+    return [
+        (route.path, method) for route in app.routes if isinstance(route, APIRoute) for method in route.methods or ()
+    ]
+
+
+def test_the_metrics_know_every_route() -> None:
+    app = app_of(upstream={"base_url": "http://localhost:1/v1"})
+    assert {path for path, _ in routes(app)} <= set(ROUTES)
+
+
+async def test_every_route_but_health_and_the_page_wants_a_key() -> None:
+    app = app_of(keys=(KEY,), upstream={"base_url": "http://localhost:1/v1"})
+    async with client(app) as http:
+        for path, method in [*routes(app), ("/openapi.json", "GET"), ("/nothing", "GET")]:
+            answer = await http.request(method, path, json={} if method == "POST" else None)
+            assert (answer.status_code == 401) == (path not in (*HEALTH, *PAGE)), path
+        for header in (f"Bearer {KEY}x", "Bearer", f"Basic {KEY}", KEY, "Bearer \u00e9"):
+            answer = await http.get("/v1/models", headers={b"Authorization": header.encode()})
+            assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+    async with client(app, KEY) as http:
+        assert (await http.get("/v1/models")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "localhost:8800"}, 200),
+        ({"host": "127.0.0.1"}, 200),
+        ({"host": "[::1]:8800"}, 200),
+        ({"host": "evil.example"}, 421),
+        ({"host": "localhost.evil.example"}, 421),
+        ({"host": ""}, 421),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost"}, 200),
+        ({"origin": "https://good.example"}, 200),
+    ],
+)
+async def test_no_web_page_of_others_reaches_a_guard_on_this_machine(headers: dict[str, str], status: int) -> None:
+    async with client(app_of(allowed_origins=("https://good.example",))) as http:
+        answer = await http.post("/v1/guard", json={"prompt": "Hello."}, headers=headers)
+    assert answer.status_code == status
+
+
+async def test_large_bodies_are_cut_off_whatever_they_claim() -> None:
+    backend = ScriptedBackend()
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1_000
+
+    async with client(app_of(backend, limits={"body_bytes": 5_000})) as http:
+        told = await http.post("/v1/guard", json={"prompt": "x" * 6_000})
+        untold = await http.post("/v1/guard", content=endless(), headers={"content-type": "application/json"})
+        small = await http.post("/v1/guard", json={"prompt": "x" * 4_000})
+    assert (told.status_code, untold.status_code, small.status_code) == (413, 413, 200)
+    assert told.json()["error"]["code"] == "too_large"
+    assert len(backend.judged) == 1
+
+
+async def test_busy_and_starting_say_when_to_try_again() -> None:
+    backend = ScriptedBackend()
+    async with client(app_of(backend, limits={"retry_after": 7})) as http:
+        backend.is_up = False
+        answers = [
+            await http.post("/v1/guard", json={"prompt": "x"}),
+            await http.post("/v1/guard/stream", json={"prompt": "x"}),
+            await http.post("/v1/moderations", json={"input": "x"}),
+        ]
+        ready = await http.get("/readyz")
+        backend.is_up = True
+        assert (await http.get("/readyz")).status_code == 200
+    assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "7")}
+    assert ready.status_code == 503
+
+
+async def test_nothing_that_was_sent_leaks(tmp_path: Path) -> None:
+    stream = StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    try:
+        async with client(app_of(audit={"path": tmp_path / "audit.jsonl"})) as http:
+            for body in ({"prompt": CANARY}, {"prompt": f"BROKEN {CANARY}"}, {"prompt": "x", CANARY: 1}):
+                await http.post("/v1/guard", json=body)
+            await http.post(f"/v1/guard?{CANARY}=1", json={"images": [f"http://{CANARY}/a.png"]})
+            await http.get(f"/{CANARY}")
+            shown = (await http.get("/metrics")).text
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+    assert stream.getvalue().count('"request"') >= 5
+    for text in (stream.getvalue(), shown, (tmp_path / "audit.jsonl").read_text("utf-8")):
+        assert CANARY not in text
+
+
+async def test_openapi_has_examples() -> None:
+    async with client(app_of()) as http:
+        found = (await http.get("/openapi.json")).json()
+    assert {"/v1/guard", "/v1/guard/stream", "/v1/moderations", "/readyz"} <= found["paths"].keys()
+    assert found["components"]["schemas"]["GuardRequest"]["examples"]
+    assert found["components"]["schemas"]["ModerationRequest"]["examples"]

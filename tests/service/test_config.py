@@ -1,0 +1,106 @@
+"""Settings: layers, checks, and messages that name keys and no values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.service.config import as_plain, is_loopback, load_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY = "a-key-of-some-length"
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("port: 1\nlimits: {queue: 1, together: 1, retry_after: 1}\nguards: {default: {mode: fast}}\n")
+    monkeypatch.setenv("GUARDREASONER_PORT", "2")
+    monkeypatch.setenv("GUARDREASONER_LIMITS__QUEUE", "2")
+    monkeypatch.setenv("GUARDREASONER_LIMITS__TOGETHER", "2")
+    made = load_config(path, port=3, limits={"together": 3})
+    assert (made.port, made.limits.queue, made.limits.together, made.limits.retry_after) == (3, 2, 3, 1)
+    assert made.guards["default"].mode == "fast"
+
+
+def test_the_defaults_are_safe() -> None:
+    made = load_config()
+    assert (made.host, made.request.use, made.request.on_error, made.response.on_error) == (
+        "127.0.0.1",
+        "enforce",
+        "block",
+        "block",
+    )
+    assert made.images.hosts == ()
+    assert made.cache.entries == 0
+    assert made.audit.path is None
+
+
+def test_several_guards(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("guards:\n  default: {}\n  big: {base_url: 'http://localhost:1/v1', thresholds: [0.7, null]}\n")
+    made = load_config(path)
+    assert made.guards["big"].is_remote
+    assert made.guards["big"].policy.thresholds == (0.7, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "guard.example", ""])
+def test_a_public_address_needs_a_key(host: str) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(InputError, match="needs keys"):
+        load_config(host=host)
+    assert load_config(host=host, keys=(KEY,)).host == host
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1"])
+def test_this_machine_needs_none(host: str) -> None:
+    assert load_config(host=host).host == host
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"port": 70_000}, "port"),
+        ({"guards": {"other": {}}}, "guards needs one that is called default"),
+        ({"guards": {"default": {"modell": "x"}}}, r"guards\.default\.modell"),
+        ({"guards": {"default": {"engine": "openai"}}}, "needs a base_url"),
+        ({"guards": {"default": {"engine": "transformers", "base_url": "http://x"}}}, "needs engine openai"),
+        ({"guards": {"default": {"thresholds": [2, None]}}}, "from 0 to 1"),
+        ({"guards": {"default": {"calibration": "/nowhere.json"}}}, "cannot be read"),
+        ({"keys": ("secret",)}, "16 characters"),
+        ({"request": {"on_error": "pass"}}, r"request\.on_error"),
+        ({"limits": {"queue": 0}}, r"limits\.queue"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_an_impossible_setting_is_named_and_not_shown(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        load_config(**given)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["port: [", "- 1", "port: nine"])
+def test_a_file_that_is_none(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"c\.yaml") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="no such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_keys_from_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARDREASONER_KEYS", f"{KEY}, {KEY}2")
+    monkeypatch.setenv("GUARDREASONER_ALLOWED_HOSTS", "a.example,b.example")
+    made = load_config()
+    assert [key.get_secret_value() for key in made.keys] == [KEY, f"{KEY}2"]
+    assert made.allowed_hosts == ("a.example", "b.example")
+    assert KEY not in str(as_plain(made))
+    assert KEY not in repr(made)

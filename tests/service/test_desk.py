@@ -1,0 +1,217 @@
+"""Admission, deadlines, known verdicts, shared work, and what the operator decided."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from guardreasoner_vl.errors import ImageError
+from guardreasoner_vl.service.audit import AuditLog, AuditSettings
+from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.desk import Desk, QueueFullError, RefusedError, UnknownGuardError, digest_of
+from guardreasoner_vl.service.metrics import Metrics
+from guardreasoner_vl.service.streaming import QueueWatch
+from guardreasoner_vl.types import Exchange, Turn
+from tests.service.scripted_backend import ScriptedBackend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ID = "0" * 32
+
+
+def desk(backend: ScriptedBackend, audit: AuditLog | None = None, **settings: Any) -> Desk:
+    metrics = Metrics()
+    made = Desk({"default": backend}, ServiceConfig(**settings), metrics, audit)
+    made.metrics = metrics  # type: ignore[attr-defined]
+    return made
+
+
+def counted(made: Desk, name: str, **labels: str) -> float:
+    body, _ = made.metrics.render()  # type: ignore[attr-defined]
+    samples = [one for family in text_string_to_metric_families(body.decode()) for one in family.samples]
+    return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
+
+
+async def test_a_verdict() -> None:
+    made = desk(ScriptedBackend())
+    assert (await made.judge(Exchange("Hello."), ID)).action == "allow"
+    assert (await made.judge(Exchange("A BAD one."), ID)).action == "block"
+    broken = await made.judge(Exchange("BROKEN"), ID)
+    assert (broken.flagged, broken.action, broken.error is None) == (None, "block", False)
+    outcomes = [counted(made, "guardreasoner_verdicts_total", outcome=name) for name in ("allow", "block", "error")]
+    assert outcomes == [1, 1, 1]
+
+
+async def test_a_full_queue_refuses_and_a_place_becomes_free() -> None:
+    made = desk(ScriptedBackend(pause=0.05), limits={"queue": 2, "retry_after": 7})
+    running = [asyncio.create_task(made.judge(Exchange(f"Loaf {number}?"), ID)) for number in range(2)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(QueueFullError) as caught:
+        await made.judge(Exchange("One more?"), ID)
+    assert (caught.value.status, caught.value.retry_after) == (429, 7)
+    assert [one.action for one in await asyncio.gather(*running)] == ["allow", "allow"]
+    assert (await made.judge(Exchange("One more?"), ID)).action == "allow"
+    assert counted(made, "guardreasoner_refused_total", reason="queue_full") == 1
+
+
+async def test_an_engine_that_is_down_refuses() -> None:
+    backend = ScriptedBackend()
+    backend.is_up = False
+    made = desk(backend)
+    with pytest.raises(RefusedError) as caught:
+        await made.judge(Exchange("Hello."), ID)
+    assert caught.value.status == 503
+    assert not await made.is_ready()
+
+
+async def test_a_late_verdict_is_an_error_and_the_work_ends() -> None:
+    backend = ScriptedBackend(pause=30)
+    made = desk(backend, limits={"seconds": 0.05})
+    verdict = await made.judge(Exchange("Hello."), ID)
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action) == ("deadline", "block")
+    assert len(backend.called_off) == 1
+
+
+async def test_an_engine_that_goes_is_an_error() -> None:
+    backend = ScriptedBackend()
+    backend.gone = True
+    verdict = await desk(backend).judge(Exchange("Hello."), ID)
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action) == ("engine_gone", "block")
+
+
+async def test_who_leaves_ends_the_work() -> None:
+    backend = ScriptedBackend(pause=30)
+    made = desk(backend)
+    task = asyncio.create_task(made.judge(Exchange("Hello."), ID))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    assert len(backend.called_off) == 1
+    assert counted(made, "guardreasoner_in_flight") == 0
+
+
+async def test_equal_exchanges_at_once_are_judged_once() -> None:
+    backend = ScriptedBackend(pause=0.05)
+    made = desk(backend)
+    found = await asyncio.gather(*(made.judge(Exchange("Hello."), ID) for _ in range(5)))
+    assert len(backend.judged) == 1
+    assert {one.action for one in found} == {"allow"}
+    assert counted(made, "guardreasoner_deduplicated_total") == 4
+    await made.judge(Exchange("Hello."), ID)  # nothing is kept by default
+    assert len(backend.judged) == 2
+
+
+async def test_the_first_of_equal_ones_may_leave() -> None:
+    backend = ScriptedBackend(pause=0.05)
+    made = desk(backend)
+    first = asyncio.create_task(made.judge(Exchange("Hello."), ID))
+    second = asyncio.create_task(made.judge(Exchange("Hello."), ID))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    assert (await second).action == "allow"
+    assert (len(backend.judged), len(backend.called_off)) == (1, 0)
+
+
+async def test_known_verdicts_are_given_again_but_never_errors() -> None:
+    backend = ScriptedBackend()
+    made = desk(backend, cache={"entries": 2})
+    for text in ("one", "one", "BROKEN", "BROKEN", "two", "three", "one"):
+        await made.judge(Exchange(text), ID)
+    assert [one.prompt for one in backend.judged] == ["one", "BROKEN", "BROKEN", "two", "three", "one"]
+    assert counted(made, "guardreasoner_cache_hits_total") == 1
+    await made.judge(Exchange("one"), ID, mode="fast")
+    await made.judge(Exchange("one"), ID, watch=QueueWatch())
+    assert len(backend.judged) == 8
+
+
+async def test_known_verdicts_grow_old() -> None:
+    backend = ScriptedBackend()
+    made = desk(backend, cache={"entries": 2, "seconds": 0.01})
+    await made.judge(Exchange("one"), ID)
+    await asyncio.sleep(0.02)
+    await made.judge(Exchange("one"), ID)
+    assert len(backend.judged) == 2
+
+
+async def test_monitoring_lets_everything_pass_and_counts() -> None:
+    made = desk(ScriptedBackend(), request={"use": "monitor"})
+    bad, broken = [await made.judge(Exchange(text), ID) for text in ("BAD", "BROKEN")]
+    assert (bad.flagged, bad.action) == (True, "allow")
+    assert (broken.flagged, broken.action) == (None, "allow")
+    assert (await made.judge(Exchange("Hello.", response="BAD"), ID)).action == "block"
+    assert counted(made, "guardreasoner_verdicts_total", outcome="would_block") == 1
+
+
+async def test_failing_open_is_a_choice_for_one_stage_counted_and_critical(caplog: pytest.LogCaptureFixture) -> None:
+    made = desk(ScriptedBackend(), request={"on_error": "allow"})
+    with caplog.at_level(logging.CRITICAL):
+        through = await made.judge(Exchange("BROKEN"), ID)
+    assert (through.flagged, through.action) == (None, "allow")
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+    assert "BROKEN" not in caplog.text
+    assert counted(made, "guardreasoner_let_through_total", stage="request") == 1
+    assert (await made.judge(Exchange("Hello.", response="BROKEN"), ID)).action == "block"
+    assert (await made.judge(Exchange("BAD"), ID)).action == "block"
+
+
+async def test_what_is_no_exchange_fails_open_only_where_both_stages_do() -> None:
+    fault = ImageError("no picture: send one")
+    assert desk(ScriptedBackend()).unjudged(fault, ID).action == "block"
+    assert desk(ScriptedBackend(), request={"on_error": "allow"}).unjudged(fault, ID).action == "block"
+    both = {"on_error": "allow"}
+    assert desk(ScriptedBackend(), request=both, response=both).unjudged(fault, ID).action == "allow"
+
+
+async def test_an_unknown_guard() -> None:
+    with pytest.raises(UnknownGuardError, match="use one of default"):
+        await desk(ScriptedBackend()).judge(Exchange("Hello."), ID, guard="other")
+
+
+async def test_readiness_asks_once_and_then_remembers() -> None:
+    backend = ScriptedBackend()
+    made = desk(backend)
+    assert [await made.is_ready() for _ in range(3)] == [True] * 3
+    assert len(backend.judged) == 1
+    broken = ScriptedBackend()
+    broken.gone = True
+    assert not await desk(broken).is_ready()
+
+
+async def test_every_verdict_is_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    made = desk(ScriptedBackend(), AuditLog(AuditSettings(path=path)))
+    for text in ("Hello.", "BAD", "BROKEN"):
+        await made.judge(Exchange(text), ID)
+    made.unjudged(ImageError("no picture: send one"), ID)
+    await made.close()
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [row["action"] for row in rows] == ["allow", "block", "block", "block"]
+    assert rows[0]["digest"] == digest_of(Exchange("Hello."))
+    assert "BAD" not in path.read_text("utf-8")
+
+
+def test_a_digest_tells_exchanges_apart() -> None:
+    url = "data:image/png;base64,AAAA"
+    exchanges = [
+        Exchange("a"),
+        Exchange("b"),
+        Exchange("a", response="a"),
+        Exchange(response="a"),
+        Exchange("a", (url,)),
+        Exchange("a", (b"AAAA",)),
+        Exchange("a", history=(Turn("a", (), "b"),)),
+        Exchange("a", history=(Turn("a", (), "b"), Turn("a", (), "b"))),
+        Exchange(f"a{url}"),
+    ]
+    assert len({digest_of(one) for one in exchanges}) == len(exchanges)
+    assert digest_of(Exchange("a")) == digest_of(Exchange("a"))

@@ -1,0 +1,121 @@
+"""The engine's process, for real: concurrent exchanges, watched answers, a kill in the middle, and coming back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from guardreasoner_vl.errors import ModelError
+from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.service import process
+from guardreasoner_vl.service.process import EngineGoneError, EngineProcess
+from guardreasoner_vl.service.streaming import QueueWatch
+from guardreasoner_vl.service.worker import Opening
+from guardreasoner_vl.types import Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+OPTIONS = {"engine": "transformers", "dtype": "fp32"}
+POLICY = Policy(mode="fast", max_new_tokens=24, retry_new_tokens=24)
+LONG = Policy(mode="slow", max_new_tokens=1500, retry_new_tokens=1500)
+
+
+class Restarts:
+    count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(tiny_model: Path) -> AsyncIterator[EngineProcess]:
+    made = EngineProcess(Opening(str(tiny_model), None, POLICY, OPTIONS), 8)
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_concurrent_exchanges_get_their_own_verdicts(engine: EngineProcess, tiny_model: Path) -> None:
+    exchanges = [Exchange(f"How do I bake {number} loaves?" + " please" * number) for number in range(20)]
+    found = await asyncio.gather(*(engine.judge(exchange) for exchange in exchanges))
+    with Guard.load(str(tiny_model), policy=POLICY, dtype="fp32") as guard:
+        for exchange, verdict in zip(exchanges, found, strict=True):
+            alone = guard.moderate(exchange.prompt)
+            assert verdict.request.label == alone.request.label
+            assert verdict.request.score == pytest.approx(alone.request.score, abs=1e-4)
+    assert len({verdict.request.score for verdict in found}) > 10
+
+
+async def test_what_cannot_be_judged_is_an_error_verdict(engine: EngineProcess) -> None:
+    verdict = await engine.judge(Exchange("What is this?", ("data:image/png;base64,AAAA",)))
+    assert verdict.error is not None
+    assert verdict.error.code == "invalid_image"
+
+
+async def test_a_watched_answer_is_told_on_the_way(engine: EngineProcess) -> None:
+    class Pieces(QueueWatch):
+        def tell(self, text: str) -> None:
+            pieces.append(text)
+
+    pieces: list[str] = []
+    verdict = await engine.judge(Exchange("Tell me about bread."), "slow", Pieces())
+    assert verdict.usage.completion_tokens == 24
+    assert len(pieces) > 10
+
+
+async def test_who_no_longer_waits_is_forgotten(engine: EngineProcess) -> None:
+    task = asyncio.create_task(engine.judge(Exchange("Tell me about bread."), "slow"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await engine.judge(Exchange("And about butter?"))).error is None
+
+
+async def test_a_killed_process_answers_with_errors_and_comes_back(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "FIRST_PAUSE", 0.01)
+    restarts = Restarts()
+    engine = EngineProcess(Opening(str(tiny_model), None, LONG, OPTIONS), 8, restarts)
+    await engine.start()
+    try:
+        first = engine.pid
+        assert first is not None
+        begun = asyncio.Event()
+
+        class Begun(QueueWatch):
+            def begin(self) -> None:
+                begun.set()
+
+        waiting = [asyncio.create_task(engine.judge(Exchange(f"Loaf {number}?"), None, Begun())) for number in range(3)]
+        await begun.wait()
+        os.kill(first, signal.SIGKILL)
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, EngineGoneError) for one in found)
+        with pytest.raises(EngineGoneError):
+            await engine.judge(Exchange("Too early?"))
+        while engine.ready is None:
+            await asyncio.sleep(0.05)
+        assert engine.pid not in (None, first)
+        assert restarts.count == 1
+        assert (await engine.judge(Exchange("And now?"), "fast")).error is None
+    finally:
+        await engine.close()
+    assert engine.ready is None
+
+
+async def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    engine = EngineProcess(Opening(str(tmp_path), None, POLICY, OPTIONS), 8)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        await engine.start()
+    await engine.close()

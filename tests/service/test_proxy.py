@@ -1,0 +1,237 @@
+"""The guarded proxy in front of a model that a mock transport plays."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from guardreasoner_vl.service.app import create_app
+from guardreasoner_vl.service.config import ServiceConfig
+from tests.service.scripted_backend import ScriptedBackend
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+HELLO = [{"role": "user", "content": "Hello."}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "bake", "arguments": '{"what": "BAD"}'}}
+
+
+class Model:
+    """Answers with `message`, or with `chunks` of a stream; keeps what it was asked."""
+
+    def __init__(self, message: dict[str, Any] | None = None, chunks: list[dict[str, Any]] | None = None) -> None:
+        self.message = message or {"role": "assistant", "content": "Fine."}
+        self.chunks = chunks or []
+        self.asked: list[httpx.Request] = []
+        self.fault: Callable[[], httpx.Response] | None = None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        if self.fault:
+            return self.fault()
+        if json.loads(request.content).get("stream"):
+            lines = [f"data: {json.dumps({'id': 'x', 'choices': [chunk]})}\n\n" for chunk in self.chunks]
+            usage = 'data: {"id": "x", "choices": [], "usage": {"total_tokens": 3}}\n\n'
+            return httpx.Response(200, text="".join([*lines, usage, "data: [DONE]\n\n"]))
+        choice = {"index": 0, "message": self.message, "finish_reason": "stop", "logprobs": {"content": []}}
+        return httpx.Response(200, json={"id": "x", "object": "chat.completion", "choices": [choice]})
+
+
+def delta(finish: str | None = None, **values: Any) -> dict[str, Any]:
+    return {"index": 0, "delta": values, "finish_reason": finish, "logprobs": {"content": [{"token": "leak"}]}}
+
+
+@asynccontextmanager
+async def client(
+    model: Model, backend: ScriptedBackend | None = None, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    upstream: Any = {"base_url": "http://model.test/v1", "api_key": "upstream-key", "window": 10}
+    config = ServiceConfig(upstream=upstream, **settings)
+    app = create_app(config, {"default": backend or ScriptedBackend()}, httpx.MockTransport(model))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as made,
+    ):
+        yield made
+
+
+async def asked(http: httpx.AsyncClient, messages: Any = HELLO, **values: Any) -> httpx.Response:
+    return await http.post("/v1/chat/completions", json={"model": "m", "messages": messages, **values})
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def content(answer: httpx.Response) -> str:
+    deltas = [part["delta"] for event in events(answer) for part in event["choices"]]
+    return "".join(one.get("content") or "" for one in deltas)
+
+
+async def test_a_harmless_exchange_passes_whole() -> None:
+    model, backend = Model(), ScriptedBackend()
+    async with client(model, backend) as http:
+        answer = await asked(http, temperature=0.5)
+    assert answer.json()["choices"][0]["message"] == {"role": "assistant", "content": "Fine."}
+    sent = json.loads(model.asked[0].content)
+    assert sent == {"model": "m", "messages": HELLO, "temperature": 0.5}
+    assert model.asked[0].url == "http://model.test/v1/chat/completions"
+    assert model.asked[0].headers["authorization"] == "Bearer upstream-key"
+    assert [one.response for one in backend.judged] == [None, "Fine."]
+
+
+@pytest.mark.parametrize(("text", "code"), [("BAD", "content_filter"), ("BROKEN", "guard_error")])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_blocked_request_never_reaches_the_model(text: str, code: str, stream: bool) -> None:
+    model = Model()
+    async with client(model) as http:
+        answer = await asked(http, [{"role": "user", "content": text}], stream=stream)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+    assert not model.asked
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "BAD words"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": "BROKEN"},
+        {"role": "assistant", "content": [{"type": "audio", "audio": "x"}]},
+        {"content": "BAD words without a role"},
+    ],
+)
+async def test_a_blocked_answer_is_a_refusal(message: dict[str, Any]) -> None:
+    async with client(Model(message)) as http:
+        answer = await asked(http)
+    (choice,) = answer.json()["choices"]
+    assert choice["finish_reason"] == "content_filter"
+    assert choice["message"]["content"] is None
+    assert choice["message"]["refusal"]
+    assert "BAD" not in answer.text
+    assert "logprobs" not in choice
+
+
+async def test_what_was_not_judged_is_not_passed_on() -> None:
+    model = Model({"role": "assistant", "content": "Fine.", "reasoning_content": "BAD plans"})
+    async with client(model) as http:
+        answer = await asked(http)
+    assert "BAD" not in answer.text
+
+
+async def test_a_stream_is_released_window_by_window() -> None:
+    chunks = [delta(role="assistant", content=""), *(delta(content=f"word{n} ") for n in range(6)), delta("stop")]
+    backend = ScriptedBackend()
+    async with client(Model(chunks=chunks), backend) as http:
+        answer = await asked(http, stream=True)
+    assert content(answer) == "".join(f"word{n} " for n in range(6))
+    assert [one.response for one in backend.judged][1:] == [
+        "word0 word1 ",
+        "word0 word1 word2 word3 ",
+        "word0 word1 word2 word3 word4 word5 ",
+    ]
+    assert events(answer)[-1]["usage"] == {"total_tokens": 3}
+    assert "leak" not in answer.text
+    assert [part["finish_reason"] for event in events(answer) for part in event["choices"]][-1] == "stop"
+
+
+async def test_a_stream_stops_where_it_turns_harmful() -> None:
+    chunks = [
+        *(delta(content=word) for word in ("All is well. ", "Now some ", "BAD words ", "and more.")),
+        delta("stop"),
+    ]
+    async with client(Model(chunks=chunks)) as http:
+        answer = await asked(http, stream=True)
+    assert content(answer) == "All is well. "
+    last = events(answer)[-1]["choices"][0]
+    assert (last["finish_reason"], "refusal" in last["delta"]) == ("content_filter", True)
+
+
+async def test_streamed_tool_calls_are_told_after_their_verdict() -> None:
+    def pieces(argument: str) -> list[dict[str, Any]]:
+        first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "bake", "arguments": '{"what"'}}
+        second = {"index": 0, "function": {"arguments": f': "{argument}"}}'}}
+        return [delta(role="assistant", tool_calls=[first]), delta(tool_calls=[second]), delta("tool_calls")]
+
+    async with client(Model(chunks=pieces("bread"))) as http:
+        good = await asked(http, stream=True)
+    async with client(Model(chunks=pieces("BAD"))) as http:
+        bad = await asked(http, stream=True)
+    calls = [one for event in events(good) for part in event["choices"] for one in part["delta"].get("tool_calls", ())]
+    function = {"name": "bake", "arguments": '{"what": "bread"}'}
+    assert calls == [{"index": 0, "type": "function", "function": function, "id": "c1"}]
+    assert "BAD" not in bad.text
+    assert events(bad)[-1]["choices"][0]["finish_reason"] == "content_filter"
+
+
+async def test_each_of_several_streamed_answers_is_judged_for_itself() -> None:
+    chunks = []
+    for word in ("first part ", "second part"):
+        chunks += [{**delta(content=word), "index": 0}, {**delta(content=f"BAD {word}"), "index": 1}]
+    chunks += [{**delta("stop"), "index": 0}, {**delta("stop"), "index": 1}]
+    async with client(Model(chunks=chunks)) as http:
+        answer = await asked(http, stream=True, n=2)
+    assert content(answer) == "first part second part"
+    ends = {part["index"]: part["finish_reason"] for event in events(answer) for part in event["choices"]}
+    assert ends == {0: "stop", 1: "content_filter"}
+
+
+async def test_monitoring_passes_everything_on() -> None:
+    both = {"use": "monitor"}
+    async with client(Model({"role": "assistant", "content": "BAD"}), request=both, response=both) as http:
+        answer = await asked(http, [{"role": "user", "content": "BAD"}])
+    assert answer.json()["choices"][0]["message"]["content"] == "BAD"
+
+
+def unreachable() -> httpx.Response:
+    raise httpx.ConnectError("no route")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (unreachable, 502),
+        (lambda: httpx.Response(429, json={"error": {"message": "slow down"}}), 429),
+        (lambda: httpx.Response(200, text="not json"), 502),
+        (lambda: httpx.Response(200, json={"choices": [{}]}), 502),
+    ],
+)
+async def test_a_model_that_fails(fault: Callable[[], httpx.Response], status: int) -> None:
+    model = Model()
+    model.fault = fault
+    async with client(model) as http:
+        answer = await asked(http)
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize("text", ["data: not json\n\n", 'data: {"choices": [{"delta": "x"}]}\n\n'])
+async def test_a_stream_that_breaks_off_ends_in_an_error(text: str) -> None:
+    model = Model()
+    model.fault = lambda: httpx.Response(200, text=text)
+    async with client(model) as http:
+        answer = await asked(http, stream=True)
+    assert json.loads(answer.text.splitlines()[0].removeprefix("data: "))["error"]["code"] == "upstream"
+
+
+@pytest.mark.parametrize("body", [{}, {"messages": "x"}, [], {"messages": [1]}])
+async def test_a_body_without_messages(body: Any) -> None:
+    model = Model()
+    async with client(model) as http:
+        answer = await http.post("/v1/chat/completions", json=body)
+    assert answer.status_code in (400, 422)
+    assert not model.asked
+
+
+async def test_the_model_is_sent_bytes_and_never_addresses() -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]
+    model = Model()
+    async with client(model) as http:
+        answer = await asked(http, [{"role": "user", "content": parts}])
+    assert answer.status_code == 400
+    assert not model.asked

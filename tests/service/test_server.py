@@ -1,0 +1,221 @@
+"""The command, for real: a process with the embedded guard, its engine killed, its clients gone, its end."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from guardreasoner_vl.types import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_SECONDS = 120
+COMMAND = [sys.executable, "-c", "from guardreasoner_vl.cli import main; main()", "serve"]
+
+
+class Service:
+    """The running command; `log` is its stderr."""
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.url, self.process, self.log = url, process, log
+
+    def judge(self, prompt: str, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/guard", json={"prompt": prompt, **body}, timeout=60)
+
+    def engine_pid(self) -> int:
+        """The youngest child: the engine's process."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii")
+        return max(map(int, children.split()))
+
+    def wait_until_ready(self) -> None:
+        for _ in range(10 * START_SECONDS):
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=30).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError("the service did not become ready")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def service(folder: Path, *options: str) -> Iterator[Service]:
+    port = free_port()
+    command = [*COMMAND, "--port", str(port), *options]
+    environment = {**os.environ, "GUARDREASONER_UPSTREAM__WINDOW": "20"}
+    log = folder / "log.jsonl"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        made = Service(f"http://127.0.0.1:{port}", process, log)
+        try:
+            made.wait_until_ready()
+            yield made
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(tmp_path_factory.mktemp("service")) as made:
+        yield made
+
+
+def test_concurrent_exchanges(running: Service) -> None:
+    prompts = [f"How do I bake {number} loaves of bread?" for number in range(24)]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(running.judge, prompts))
+    assert {answer.status_code for answer in answers} == {200}
+    verdicts = [Verdict.model_validate(answer.json()) for answer in answers]
+    assert all(verdict.error is None and verdict.model.name == "embedded" for verdict in verdicts)
+    alone = [Verdict.model_validate(running.judge(prompt).json()) for prompt in prompts[:4]]
+    assert [one.request.label for one in alone] == [one.request.label for one in verdicts[:4]]
+
+
+def test_a_client_that_leaves_is_forgotten(running: Service) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{running.url}/v1/guard", json={"prompt": "Tell me about bread. " * 40}, timeout=0.05)
+    assert running.judge("Hello.").status_code == 200
+    for _ in range(50):
+        shown = httpx.get(f"{running.url}/metrics").text
+        if "guardreasoner_in_flight 0.0" in shown:
+            break
+        time.sleep(0.1)
+    assert "guardreasoner_in_flight 0.0" in shown
+
+
+def test_an_answer_that_grows_is_released_while_it_is_sent(running: Service) -> None:
+    """Both directions at once: the first release comes before the last line is sent."""
+    host, port = running.url.removeprefix("http://").split(":")
+
+    def chunk(row: dict[str, str]) -> bytes:
+        line = json.dumps(row).encode() + b"\n"
+        return f"{len(line):x}\r\n".encode() + line + b"\r\n"
+
+    head = (
+        f"POST /v1/guard/stream HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/x-ndjson\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode() + chunk({"prompt": "How do I bake bread?"}))
+        connection.sendall(chunk({"delta": "Mix flour and water. "}))
+        seen = until(connection, b"event: release")
+        connection.sendall(chunk({"delta": "Then bake it."}) + b"0\r\n\r\n")
+        seen += until(connection, b"\r\n0\r\n\r\n")
+    assert seen.count(b"event: release") == 2
+    assert b"event: verdict" in seen
+
+
+def until(connection: socket.socket, mark: bytes) -> bytes:
+    """What comes up to and with the mark."""
+    seen = b""
+    while mark not in seen:
+        piece = connection.recv(65536)
+        assert piece, seen
+        seen += piece
+    return seen
+
+
+def test_a_killed_engine_answers_with_errors_and_comes_back(running: Service) -> None:
+    prompts = [f"Tell me about loaf {number}. " * 20 for number in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(running.judge, prompt) for prompt in prompts]
+        while "guardreasoner_in_flight 16.0" not in httpx.get(f"{running.url}/metrics").text:
+            time.sleep(0.01)
+        os.kill(running.engine_pid(), signal.SIGKILL)
+        answers = [future.result() for future in waiting]
+    for answer in answers:
+        assert answer.status_code in (200, 503)  # judged, lost with the engine, or not accepted
+        if answer.status_code == 200 and answer.json()["error"]:
+            assert (answer.json()["error"]["code"], answer.json()["action"]) == ("engine_gone", "block")
+    assert any(answer.status_code == 200 and answer.json()["error"] for answer in answers)
+    running.wait_until_ready()
+    assert running.judge("Hello.").json()["error"] is None
+    assert "guardreasoner_engine_restarts_total 1.0" in httpx.get(f"{running.url}/metrics").text
+
+
+def test_the_log_is_json_without_content(running: Service) -> None:
+    running.judge("canary-7f3a")
+    lines = running.log.read_text("utf-8").splitlines()
+    assert len(lines) > 10
+    rows = [json.loads(line) for line in lines]
+    assert any(row["message"] == "request" and row["route"] == "/v1/guard" for row in rows)
+    assert "canary-7f3a" not in "".join(lines)
+
+
+def test_sigterm_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
+    with service(tmp_path) as made, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(made.judge, f"Tell me about loaf {number}. " * 20) for number in range(16)]
+        while "guardreasoner_in_flight 16.0" not in httpx.get(f"{made.url}/metrics").text:
+            time.sleep(0.01)
+        made.process.send_signal(signal.SIGTERM)
+        answers = [future.result() for future in waiting]
+        assert [answer.status_code for answer in answers] == [200] * 16
+        assert all(answer.json()["error"] is None for answer in answers)
+        assert made.process.wait(30) == -signal.SIGTERM  # uvicorn ends as the signal would have
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_what_cannot_start_says_so_in_one_line(tmp_path: Path) -> None:
+    public = command("--host", "0.0.0.0")
+    assert (public.returncode, public.stderr.count("\n")) == (2, 1)
+    assert "needs keys" in public.stderr
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = command("--port", str(taken.getsockname()[1]))
+    assert busy.returncode == 2
+    assert "choose another" in busy.stderr.splitlines()[-1]
+    missing = command("--model", str(tmp_path), "--port", str(free_port()))
+    assert missing.returncode == 2
+    assert missing.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_the_resolved_settings_are_printed_without_secrets(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("port: 9000\nlimits: {queue: 5, together: 3}\nupstream: {api_key: file-secret}\n")
+    shown = command(
+        "--config",
+        str(tmp_path / "c.yaml"),
+        "--print-config",
+        "--mode",
+        "fast",
+        GUARDREASONER_KEYS="a-key-of-some-length,another-key-of-some-length",
+        GUARDREASONER_LIMITS__QUEUE="7",
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "port: 9000" in shown.stdout
+    assert "queue: 7" in shown.stdout
+    assert "together: 3" in shown.stdout
+    assert "mode: fast" in shown.stdout
+    assert "secret" not in shown.stdout
+    assert "a-key-of" not in shown.stdout
