@@ -38,6 +38,7 @@ from guardreasoner_vl.sources.phrases import phrase
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+_COUNTED = ("valid_asked", "valid_answered", "valid_errors", "valid_wrong", "hostile_let_through", "slow_let_in")
 SURE = 0.2
 """Valid requests of the fault run have scores at least this far from one half, so that rounding turns none over."""
 
@@ -183,7 +184,7 @@ async def load(rows: list[dict[str, str]], repeats: int, clients: int) -> dict[s
 class Faults:
     """What became of the mixed traffic."""
 
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_COUNTED, 0)))
     memory: list[tuple[int, int]] = field(default_factory=list)
 
 

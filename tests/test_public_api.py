@@ -27,6 +27,7 @@ HEAVY = [
     "matplotlib",
 ]
 NAMES = [
+    "CalledOffError",
     "DataError",
     "EngineError",
     "Exchange",

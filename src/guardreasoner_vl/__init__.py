@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from guardreasoner_vl.errors import (
+        CalledOffError,
         DataError,
         EngineError,
         GuardError,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "guardreasoner_vl.errors": (
         "DataError",
+        "CalledOffError",
+        "CalledOffError",
         "EngineError",
         "GuardError",
         "ImageError",
@@ -42,6 +45,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "CalledOffError",
     "DataError",
     "EngineError",
     "Exchange",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -106,6 +106,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
         export(corpus, "sharegpt", tmp_path / "out")
 
 
+@example(sample("a", response="None", request_label="harmful", reasoning=""), "guardreasoner")
 @given(
     st.builds(
         sample,

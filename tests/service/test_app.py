@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -277,6 +278,38 @@ async def test_large_bodies_are_cut_off_whatever_they_claim() -> None:
     assert (told.status_code, untold.status_code, small.status_code) == (413, 413, 200)
     assert told.json()["error"]["code"] == "too_large"
     assert len(backend.judged) == 1
+
+
+async def test_a_body_that_drips_is_given_up() -> None:
+    async def dripping() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" "
+            await asyncio.sleep(0.02)
+
+    async def growing() -> AsyncIterator[bytes]:
+        yield b'{"prompt": "Hello."}\n'
+        for _ in range(20):
+            yield b'{"delta": "word "}\n'
+            await asyncio.sleep(0.02)
+
+    async with client(app_of(limits={"body_seconds": 0.2})) as http:
+        for path in ("/v1/guard", "/v1/guard/stream"):
+            answer = await http.post(path, content=dripping(), headers={"content-type": "application/json"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (408, "too_slow")
+        answer = await http.post(
+            "/v1/guard/stream", content=growing(), headers={"content-type": "application/x-ndjson"}
+        )
+        assert (answer.status_code, '"action": "allow"' in answer.text) == (200, True)
+
+
+async def test_many_inputs_at_once() -> None:
+    backend = ScriptedBackend(pause=0.05)
+    async with client(app_of(backend, limits={"queue": 8})) as http:
+        fits = await http.post("/v1/moderations", json={"input": [f"Loaf {number}?" for number in range(8)]})
+        busy = await http.post("/v1/moderations", json={"input": [f"Roll {number}?" for number in range(9)]})
+        many = await http.post("/v1/moderations", json={"input": ["x"] * 129})
+    assert (fits.status_code, busy.status_code, many.status_code) == (200, 429, 422)
+    assert len(backend.called_off) == 8  # nobody waits for them any more
 
 
 async def test_busy_and_starting_say_when_to_try_again() -> None:

@@ -115,8 +115,6 @@ def test_alarms_have_their_series_from_the_start() -> None:
 
 def test_gauges_and_plain_counters() -> None:
     metrics = Metrics()
-    metrics.queued(3)
-    metrics.queued(2)
     metrics.in_flight(5)
     metrics.engine_up(True)
     for count, add in enumerate(
@@ -126,7 +124,6 @@ def test_gauges_and_plain_counters() -> None:
             add()
     found = {sample.name: sample.value for sample in samples(metrics) if not sample.labels}
     expected = {
-        "queued": 2,
         "in_flight": 5,
         "engine_up": 1,
         "cache_hits_total": 1,

@@ -204,7 +204,7 @@ def tab(browser: Browser, url: str, faults: list[str], **settings: Any) -> Itera
 
     with browser.new_context(**settings) as context:
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(15_000)
         page.on("console", hear)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", refuse)
@@ -302,13 +302,13 @@ def test_harm_is_named_by_side(page: Page) -> None:
 
 @in_browser
 def test_reasoning_streams_and_begins_again(page: Page, site: Site) -> None:
-    panel = judged(page, "WAIT", "busy")
+    panel = judged(page, "WAIT, then BROKEN", "busy")  # without a verdict the streamed words stay
     panel.get_by_text("First thoughts").wait_for()
     assert panel.get_attribute("aria-busy") == "true"
     assert page.get_by_role("button", name="Judge").count() == 0
     site.guard.gate.set()
-    reached(page, "allow")
-    assert shown(panel, "reasoning") == "Looked at it."
+    reached(page, "unsure")
+    assert shown(panel, "reasoning").strip() == "Looked at it."
 
 
 @in_browser

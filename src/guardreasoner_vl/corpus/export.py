@@ -81,14 +81,22 @@ def _record(sample: Sample, layout: Layout, out: Path) -> dict[str, Any]:
 
 
 def _not_carried(sample: Sample, record: dict[str, Any], layout: Layout, out: Path) -> dict[str, Any]:
-    """The fields that reading the conversation alone would not give back."""
+    """The fields that reading the conversation alone would not give back; all, where those would contradict it."""
     content = sample.model_dump(mode="json")
+    whole = {name: content[name] for name in _FIELDS}
+    read = _read(record, layout, out)
+    missing = {name: value for name, value in whole.items() if read.get(name) != value}
+    again = _read({**record, "sample": missing}, layout, out)
+    return missing if all(again.get(name) == value for name, value in whole.items()) else whole
+
+
+def _read(record: dict[str, Any], layout: Layout, out: Path) -> dict[str, Any]:
+    """What a record is read as; nothing if it is no sample."""
     try:
         made = adapter_named(ADAPTERS[layout]).to_sample(record, Place("", 0, out, out))
     except NotASampleError:
-        return {name: content[name] for name in _FIELDS}
-    read = made.model_dump(mode="json") if isinstance(made, Sample) else {}
-    return {name: content[name] for name in _FIELDS if read.get(name) != content[name]}
+        return {}
+    return made.model_dump(mode="json") if isinstance(made, Sample) else {}
 
 
 def _answer(sample: Sample) -> str:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.openai_http import HttpClient, LoopThread
+from guardreasoner_vl.engines.openai_http import HttpClient
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.guards.base import Adapter, read_answer
 from guardreasoner_vl.guards.chat_guards import LlamaGuard, LlavaGuard, Qwen3Guard
 from guardreasoner_vl.guards.openai_moderation import OpenAIModeration
+from guardreasoner_vl.guards.over_http import GuardOverHttp
 from guardreasoner_vl.guards.plain_guards import GuardReasoner, WildGuard
 from guardreasoner_vl.guards.verdicts import failure, verdict_of, worse
 from guardreasoner_vl.intake import take_in
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from types import TracebackType
-
     from guardreasoner_vl.guards.base import Ask
     from guardreasoner_vl.types import Exchange, Judgement, Mode, Target, Verdict
 
@@ -42,7 +39,7 @@ LOCAL = "shieldgemma-2"
 """The guard that is run here (`guards.shieldgemma`), since its prompts are made by its own processor."""
 
 
-class OtherGuard:
+class OtherGuard(GuardOverHttp["Exchange"]):
     """Asks one guard by its adapter; what it cannot judge or answers outside its grammar is an `error` verdict.
 
     `api_key` None reads OPENAI_API_KEY. Raises `InputError` for an unknown guard.
@@ -64,8 +61,7 @@ class OtherGuard:
         self._guard, self._adapter = guard, ADAPTERS[guard]
         self._model = model
         key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
-        self._http = HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries)
-        self._loop = LoopThread()
+        super().__init__(HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
 
     @property
     def model(self) -> ModelInfo:
@@ -81,31 +77,12 @@ class OtherGuard:
         """What decides its verdicts besides the model and the mode."""
         return {"adapter": self._guard}
 
-    def moderate_batch(self, items: Iterable[Exchange], *, chunk: int = 128) -> Iterator[Verdict]:
-        """Verdicts in order; `chunk` exchanges are asked about at once."""
-        stream = iter(items)
-        while batch := list(islice(stream, chunk)):
-            yield from self._loop.run_all(self._verdict(exchange) for exchange in batch)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.stop()
-        self._loop.close(self._http.aclose)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def _verdict(self, exchange: Exchange) -> Verdict:
+    async def _verdict(self, item: Exchange) -> Verdict:
         started = time.perf_counter()
         found: dict[Target, Judgement] = {}
         tokens = 0
         try:
-            for ask in self._adapter.asks(take_in(exchange)[0]):
+            for ask in self._adapter.asks(take_in(item)[0]):
                 body = await self._http.post(ask.path, self._payload(ask))
                 answer = read_answer(ask.path, body)
                 tokens += answer.completion_tokens

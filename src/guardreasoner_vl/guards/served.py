@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from guardreasoner_vl.engines.openai_http import HttpClient, HttpError, LoopThread
+from guardreasoner_vl.engines.openai_http import HttpClient, HttpError
 from guardreasoner_vl.engines.openai_wire import picture_part, text_part
 from guardreasoner_vl.errors import EngineError, GuardError
 from guardreasoner_vl.guard import as_exchange
+from guardreasoner_vl.guards.over_http import GuardOverHttp
 from guardreasoner_vl.guards.verdicts import failure
 from guardreasoner_vl.images import Picture
 from guardreasoner_vl.intake import take_in
 from guardreasoner_vl.types import Usage, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from types import TracebackType
-
     from guardreasoner_vl.guard import Item
     from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Turn
 
 KEY_VARIABLE = "GUARDREASONER_KEY"
 
 
-class ServedGuard:
+class ServedGuard(GuardOverHttp["Item"]):
     """Asks the service at `url`, at most `max_concurrency` exchanges at once; a key is read from GUARDREASONER_KEY.
 
     Raises `EngineError` if the service cannot be used. Later faults are `error` verdicts; a busy service is asked
@@ -39,8 +36,7 @@ class ServedGuard:
     ) -> None:
         key = os.environ.get(KEY_VARIABLE)
         base = f"{url.rstrip('/')}/v1"
-        self._http = HttpClient(base, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries)
-        self._loop = LoopThread()
+        super().__init__(HttpClient(base, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
         self.mode = mode
         try:
             (first,) = self._loop.run_all([self._asked({"prompt": "Hello.", "mode": mode})])
@@ -53,25 +49,6 @@ class ServedGuard:
     def settings(self) -> dict[str, Any]:
         """What decides its verdicts is the service's own matter."""
         return {}
-
-    def moderate_batch(self, items: Iterable[Item], *, chunk: int = 128) -> Iterator[Verdict]:
-        """Verdicts in order; `chunk` items are read at once."""
-        stream = iter(items)
-        while batch := list(islice(stream, chunk)):
-            yield from self._loop.run_all(self._verdict(item) for item in batch)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.stop()
-        self._loop.close(self._http.aclose)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def _verdict(self, item: Item) -> Verdict:
         try:

@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 HEALTH = ("/healthz", "/readyz")
 PAGE = ("/", "/page.css", "/page.js")
 REQUEST_ID = "x-request-id"
+NDJSON = "application/x-ndjson"
 
 
 class RefusedRequestError(HTTPException):
@@ -125,15 +126,17 @@ class Access:
         """`receive` that counts bytes and seconds, whatever the headers say."""
         limits = self._config.limits
         until = time.monotonic() + limits.body_seconds
-        endless = scope["path"] == "/v1/guard/stream"  # an answer that grows comes as slowly as its model writes
+        grows = _Headers(scope).get(b"content-type").startswith(NDJSON)
         taken, whole = 0, False
 
         async def bounded() -> Message:
             nonlocal taken, whole
             if whole:
                 return await receive()  # only the client's leaving can come
+            # An answer that grows comes as slowly as its model writes it, but it comes.
+            left = limits.body_seconds if grows else until - time.monotonic()
             try:
-                async with asyncio.timeout(None if endless else until - time.monotonic()):
+                async with asyncio.timeout(left):
                     message = await receive()
             except TimeoutError:
                 raise RefusedRequestError(

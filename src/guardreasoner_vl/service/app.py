@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,11 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import GuardError, InputError
-from guardreasoner_vl.service.access import Access, fault
-from guardreasoner_vl.service.asking import Asker, Asking
+from guardreasoner_vl.service.access import NDJSON, Access, fault
+from guardreasoner_vl.service.asking import Asker, Asking, all_of
 from guardreasoner_vl.service.audit import AuditLog
 from guardreasoner_vl.service.backend import backend_of
 from guardreasoner_vl.service.desk import Desk, RefusedError, UnknownGuardError
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.service.config import ServiceConfig
 
 _log = logging.getLogger(__name__)
-NDJSON = "application/x-ndjson"
 _FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -227,11 +226,12 @@ async def _growing(asking: Asker) -> AsyncIterator[bytes]:
 
     async def events() -> AsyncIterator[bytes]:
         held = HeldBack(judge, asking.config.upstream.window)
-        async for line in lines:
-            if piece := await held.add(_read(_Delta, line).delta):
-                yield event("release", {"text": piece})
-            if held.is_blocked:
-                break
+        with suppress(ClientDisconnect):
+            async for line in lines:
+                if piece := await held.add(_read(_Delta, line).delta):
+                    yield event("release", {"text": piece})
+                if held.is_blocked:
+                    break
         if piece := await held.finish():
             yield event("release", {"text": piece})
         if held.verdict:
@@ -270,8 +270,7 @@ def _add_shapes(app: FastAPI) -> None:
     @app.post("/v1/moderations", tags=["compatible"])
     async def moderations(body: ModerationRequest, asking: Asking) -> ModerationResponse:
         """OpenAI's moderation: strings one by one, parts as one exchange, or messages with the assistant's answer."""
-        judgings = [asking.verdict(one, body.guard, body.mode) for one in body.exchanges(asking.fetch)]
-        verdicts = await asyncio.gather(*judgings)
+        verdicts = await all_of(asking.verdict(one, body.guard, body.mode) for one in body.exchanges(asking.fetch))
         return ModerationResponse(
             id=f"modr-{asking.request_id}",
             model=asking.desk.backend(body.guard)[1].model.name,

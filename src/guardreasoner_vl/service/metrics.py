@@ -76,7 +76,6 @@ class Metrics:
         self._request_seconds = histogram(
             "http_request_seconds", "Seconds to answer a request.", ("route",), _REQUEST_SECONDS
         )
-        self._queued = gauge("queued", "Exchanges that wait for a guard.")
         self._in_flight = gauge("in_flight", "Exchanges accepted and not answered.")
         self._engine_up = gauge("engine_up", "1 if every guard judged when it was last asked, else 0.")
         self._cache_hits = counter("cache_hits_total", "Verdicts from the cache.")
@@ -112,10 +111,6 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """A request was turned away before it was judged."""
         self._refused.labels(_known(reason, REASONS)).inc()
-
-    def queued(self, count: int) -> None:
-        """How many exchanges wait for a guard now."""
-        self._queued.set(count)
 
     def in_flight(self, count: int) -> None:
         """How many exchanges are accepted and not answered now."""

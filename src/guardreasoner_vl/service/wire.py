@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Fetch = Callable[[str], Awaitable[bytes]]
 
 Messages = Annotated[list[dict[str, Any]], Field(description="OpenAI-style chat messages; the last turn is judged.")]
+MOST_INPUTS = 128
 _STOCK_MODELS = ("omni-moderation", "text-moderation")
 """What clients of OpenAI's moderation send unasked; the default guard answers for it."""
 
@@ -82,6 +83,8 @@ class ModerationRequest(BaseModel):
     def _one_of_two(self) -> Self:
         if (self.input is None) == (self.messages is None):
             raise ValueError("give either input or messages")
+        if isinstance(self.input, list) and len(self.input) > MOST_INPUTS:
+            raise ValueError(f"at most {MOST_INPUTS} inputs at once")
         return self
 
     @property

@@ -172,7 +172,7 @@ class Panel {
     this.parts = copied("panel");
     this.parts.name.textContent = `${body.guard}, ${body.mode}`;
     this.text = document.createTextNode("");
-    this.parts.reasoning.append(this.text); this.parts.why.innerHTML = "x";
+    this.parts.reasoning.append(this.text);
     this.conclude("busy", "Judging…", "");
   }
 

@@ -1,0 +1,43 @@
+"""The container's files: what they set is what the service understands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from guardreasoner_vl.service.config import load_config
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_compose_sets_what_the_service_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
+    guard = services["guard"]
+    given = {"GUARD_KEY": "a-key-of-some-length", "UPSTREAM_URL": "http://model:1/v1", "UPSTREAM_KEY": "other"}
+    for name, value in guard["environment"].items():
+        monkeypatch.setenv(name, re.sub(r"\$\{(\w+):[^}]*\}", lambda found: given[found[1]], value))
+    made = load_config(host="0.0.0.0")
+    assert made.guards["default"].base_url == "http://vllm:8000/v1"
+    assert f"--served-model-name={made.guards['default'].model}" in services["vllm"]["command"]
+    assert made.upstream.base_url == "http://model:1/v1"
+    assert "ports" not in services["vllm"]
+    assert guard["read_only"]
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    lines = (ROOT / "Containerfile").read_text("utf-8").splitlines()
+    last = "\n".join(lines[max(at for at, line in enumerate(lines) if line.startswith("FROM")) :])
+    assert re.search(r"^USER \d{4,}$", last, re.MULTILINE)
+    assert "HEALTHCHECK" in last
+    assert '["guardreasoner-vl", "serve"]' in last
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+def test_the_containerfile_is_linted() -> None:
+    found = subprocess.run(["hadolint", str(ROOT / "Containerfile")], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
