@@ -80,18 +80,19 @@ async def told(
 ) -> AsyncIterator[bytes]:
     """The watch's events as they come, then the verdict's; who stops listening calls the judgement off."""
     task = asyncio.ensure_future(judging)
+    waiting = asyncio.ensure_future(watch.events.get())
     try:
-        while not (task.done() and watch.events.empty()):
-            waiting = asyncio.ensure_future(watch.events.get())
+        while True:
             await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                yield waiting.result()
-            else:
-                waiting.cancel()
+            if not waiting.done():
+                break
+            yield waiting.result()
+            waiting = asyncio.ensure_future(watch.events.get())
         yield last(await task)
     finally:
         watch.called_off = True
-        task.cancel()
+        for work in (task, waiting):
+            work.cancel()
 
 
 @dataclass

@@ -219,7 +219,7 @@ class Panel {
   fail(error, isStopped) {
     const known = error instanceof Fault ? error : new Fault("no_answer", "the service did not answer, or broke off");
     this.remark(false);
-    if (isStopped) this.conclude("unsure", "Stopped: not judged", "Nothing was found out.");
+    if (isStopped) this.conclude("unsure", "Stopped: not judged", "Treat it as blocked.");
     else this.conclude("unsure", "Could not judge: treat as blocked", `${known.code}: ${known.message}`);
   }
 
