@@ -238,7 +238,11 @@ async def _valid(
 ) -> None:
     row, flagged = known
     faults.counts["valid_asked"] += 1
-    verdict = await judged(server, session, row)
+    try:
+        verdict = await judged(server, session, row)
+    except aiohttp.ClientError as error:
+        faults.counts[f"valid_lost_{getattr(error, 'status', type(error).__name__)}"] += 1
+        return
     faults.counts["valid_answered"] += 1
     if verdict["error"]:
         faults.counts["valid_errors"] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
@@ -34,7 +34,8 @@ def backend() -> ScriptedBackend:
 @pytest.fixture
 def url(backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("GUARDREASONER_KEY", KEY)
-    app = create_app(ServiceConfig(keys=(KEY,), limits={"queue": 4, "retry_after": 1}), {"default": backend})
+    settings: dict[str, Any] = {"keys": (KEY,), "limits": {"queue": 4, "retry_after": 1}}
+    app = create_app(ServiceConfig(**settings), {"default": backend})
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -122,6 +122,18 @@ async def test_the_first_of_equal_ones_may_leave() -> None:
     assert (len(backend.judged), len(backend.called_off)) == (1, 0)
 
 
+async def test_who_comes_when_the_only_one_has_left_is_judged_anew() -> None:
+    backend = ScriptedBackend(pause=0.05)
+    made = desk(backend)
+    first = asyncio.create_task(made.judge(Exchange("Hello."), ID))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    second = asyncio.create_task(made.judge(Exchange("Hello."), ID))
+    assert (await second).action == "allow"
+    third, fourth = await asyncio.gather(*(made.judge(Exchange("Hello."), ID) for _ in range(2)))
+    assert (third.action, fourth.action, len(backend.judged), len(backend.called_off)) == ("allow", "allow", 3, 1)
+
+
 async def test_known_verdicts_are_given_again_but_never_errors() -> None:
     backend = ScriptedBackend()
     made = desk(backend, cache={"entries": 2})

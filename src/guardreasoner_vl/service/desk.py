@@ -15,6 +15,7 @@ import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import EngineError, GuardError
@@ -194,13 +195,14 @@ class Desk:
         else:
             work = asyncio.create_task(self._asked(name, exchange, mode, None))
             self._shared[key] = _Shared(work)
-            work.add_done_callback(lambda _: self._shared.pop(key, None))
+            work.add_done_callback(partial(self._ended, key, self._shared[key]))
         shared = self._shared[key]
         shared.waiting += 1
         try:
             verdict = await asyncio.shield(shared.task)
         except asyncio.CancelledError:
             if shared.waiting == 1:
+                self._ended(key, shared)  # at once: who comes now must not wait for what is given up
                 shared.task.cancel()
             raise
         finally:
@@ -208,6 +210,11 @@ class Desk:
         if verdict.error is None:
             self._known.keep(key, verdict)
         return verdict, False
+
+    def _ended(self, key: str, shared: _Shared, _: object = None) -> None:
+        """Nobody may join the work any more."""
+        if self._shared.get(key) is shared:
+            del self._shared[key]
 
     async def _asked(self, name: str, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
         backend, limit = self._backends[name], self._config.limits.seconds

@@ -1,0 +1,241 @@
+"""A guard around the chat-completions route of any ASGI application.
+
+    request -> judged -> the application -> its answer, judged -> client
+
+The application gets the very JSON that was judged, written anew, and only judged fields of an answer leave. A streamed
+answer is held back window by window. A blocked client sees what OpenAI's clients know: status 400 and code
+`content_filter` for a request, `finish_reason: content_filter` and a refusal for an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from guardreasoner_vl.integrations.answers import JUDGED, HeldAnswers, answer_of
+from guardreasoner_vl.integrations.client import GuardClient, blocked_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+
+    from guardreasoner_vl.types import Verdict
+
+    Scope: TypeAlias = MutableMapping[str, Any]
+    Message: TypeAlias = MutableMapping[str, Any]
+    Receive: TypeAlias = Callable[[], Awaitable[Message]]
+    Send: TypeAlias = Callable[[Message], Awaitable[None]]
+    Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+FILTERED = "content_filter"
+_UNGUARDED = ("GET", "HEAD", "OPTIONS")
+_ENCODED = (b"content-length", b"content-encoding", b"transfer-encoding", b"accept-encoding")
+_BESIDE_CHOICES = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage")
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_UNREADABLE = ("guard_error", "the answer is in no form that can be judged")
+
+
+class GuardMiddleware:
+    """Guards each path that ends in one of `paths`; other requests, and websockets, are none of its business.
+
+    `window` is in characters of a streamed answer, `max_bytes` what a request may have.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        guard: GuardClient,
+        paths: Sequence[str] = ("/chat/completions",),
+        window: int = 400,
+        max_bytes: int = 32_000_000,
+    ) -> None:
+        self._app, self._guard, self._window, self._max_bytes = app, guard, window, max_bytes
+        self._paths = tuple(path.lower() for path in paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in _UNGUARDED or not self._is_guarded(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        body = await _whole(receive, self._max_bytes)
+        if body is None:
+            await _refuse(send, 413, "too_large", f"the request has more than {self._max_bytes:,} bytes")
+            return
+        try:
+            asked = json.loads(body)
+            messages = list(asked["messages"])
+        except _MALFORMED:
+            await _refuse(send, 400, "invalid_request", "the body is no JSON with a list of messages")
+            return
+        verdict = await self._guard.ajudge(messages=messages)
+        if verdict.action == "block":
+            await _refuse(send, 400, FILTERED if verdict.flagged else "guard_error", blocked_reason(verdict))
+            return
+
+        async def judge(answer: dict[str, Any]) -> Verdict:
+            return await self._guard.ajudge(messages=[*messages, answer])
+
+        written = json.dumps(asked).encode()
+        answer = _Answer(HeldAnswers(judge, self._window), judge, send)
+        await self._app(_rewritten(scope, written), _replayed(written, receive), answer)
+
+    def _is_guarded(self, path: str) -> bool:
+        return path.lower().rstrip("/").endswith(self._paths)
+
+
+async def _whole(receive: Receive, most: int) -> bytes | None:
+    """The request's body; None if it is too long."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message["type"] == "http.request" and message.get("more_body", False)
+        if len(body) > most:
+            return None
+    return body
+
+
+def _rewritten(scope: Scope, body: bytes) -> Scope:
+    """The application may neither compress its answer nor send it past us by an extension."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _ENCODED]
+    return {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())], "extensions": {}}
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    first = True
+
+    async def replay() -> Message:
+        nonlocal first
+        if not first:
+            return await receive()
+        first = False
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+class _Answer:
+    """The application's `send`: lets out what was judged."""
+
+    def __init__(
+        self, held: HeldAnswers[dict[str, Any]], judge: Callable[[dict[str, Any]], Awaitable[Verdict]], send: Send
+    ) -> None:
+        self._held, self._judge, self._send = held, judge, send
+        self._start: Message = {}
+        self._kind = ""
+        self._rest = b""
+        self._last: dict[str, Any] = {}
+        self._over = False
+
+    async def __call__(self, message: Message) -> None:
+        if self._over:
+            return
+        if message["type"] == "http.response.start":
+            self._start, self._kind = message, _kind_of(message)
+            if self._kind in ("error", "stream"):
+                await self._send(message if self._kind == "error" else _with_headers(message))
+        elif message["type"] == "http.response.body":
+            body, ended = message.get("body", b""), not message.get("more_body", False)
+            if self._kind == "error":
+                await self._send(message)
+            elif self._kind == "stream":
+                await self._streamed(body, ended)
+            else:
+                self._rest += body
+                if ended:
+                    await self._complete()
+
+    async def _complete(self) -> None:
+        try:
+            if self._kind != "json":
+                raise ValueError("no JSON")
+            completion = json.loads(self._rest)
+            choices = await asyncio.gather(*map(self._released, completion["choices"]))
+            told = {**_known(completion), "choices": choices}
+        except _MALFORMED:
+            await _refuse(self._send, 502, *_UNREADABLE)
+            return
+        body = json.dumps(told).encode()
+        await self._send(_with_headers(self._start, (b"content-length", str(len(body)).encode())))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _released(self, choice: dict[str, Any]) -> dict[str, Any]:
+        message = {name: value for name, value in choice["message"].items() if name in JUDGED}
+        verdict = await self._judge(answer_of(message))
+        if verdict.action == "allow":
+            kept = {name: value for name, value in choice.items() if name in ("index", "finish_reason", "logprobs")}
+            return {**kept, "message": message}
+        refusal = {"role": "assistant", "content": None, "refusal": blocked_reason(verdict)}
+        return {"index": choice.get("index", 0), "message": refusal, "finish_reason": FILTERED}
+
+    async def _streamed(self, body: bytes, ended: bool) -> None:
+        *lines, self._rest = (self._rest + body).split(b"\n")
+        told: list[dict[str, Any]] = []
+        try:
+            for line in [*lines, self._rest] if ended else lines:
+                name, _, value = line.partition(b":")
+                if name != b"data":
+                    continue
+                if value.strip() == b"[DONE]":
+                    ended = True
+                    break
+                self._last = _judged_chunk(json.loads(value))
+                told += await self._held.add(self._last, self._last["choices"])
+            told += await self._held.finish() if ended else []
+        except _MALFORMED:
+            told, ended = [_fault(*_UNREADABLE)], True
+        if refused := self._held.refused:
+            told.append(_refusal(self._last, sorted(self._held.answers), blocked_reason(refused)))
+        self._over = ended or refused is not None
+        out = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in told)
+        if out or self._over:
+            end = b"data: [DONE]\n\n" if self._over else b""
+            await self._send({"type": "http.response.body", "body": out + end, "more_body": not self._over})
+
+
+def _kind_of(start: Message) -> str:
+    """What comes: an error of the application, which holds no answer, a stream, JSON, or what cannot be read."""
+    headers = {name.lower(): value.lower() for name, value in start.get("headers", ())}
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip()
+    if not 200 <= start["status"] < 300:
+        return "error"
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        return "unreadable"
+    return {b"text/event-stream": "stream", b"application/json": "json"}.get(kind, "unreadable")
+
+
+def _with_headers(start: Message, *more: tuple[bytes, bytes]) -> Message:
+    headers = [(name, value) for name, value in start.get("headers", ()) if name.lower() not in _ENCODED]
+    return {**start, "headers": [*headers, *more]}
+
+
+def _judged_chunk(chunk: dict[str, Any]) -> dict[str, Any]:
+    """Only what is judged; token log-probabilities would tell the text by another way."""
+    choices = [
+        {
+            "index": choice.get("index", 0),
+            "delta": {name: value for name, value in (choice.get("delta") or {}).items() if name in JUDGED},
+            "finish_reason": choice.get("finish_reason"),
+        }
+        for choice in chunk.get("choices") or ()
+    ]
+    return {**_known(chunk), "choices": choices}
+
+
+def _known(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: told[name] for name in _BESIDE_CHOICES if name in told}
+
+
+def _refusal(chunk: dict[str, Any], indices: Sequence[int], reason: str) -> dict[str, Any]:
+    choices = [{"index": index, "delta": {"refusal": reason}, "finish_reason": FILTERED} for index in indices]
+    return {**chunk, "usage": None, "choices": choices}
+
+
+def _fault(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "guard_error", "param": None, "code": code}}
+
+
+async def _refuse(send: Send, status: int, code: str, message: str) -> None:
+    body = json.dumps(_fault(code, message)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

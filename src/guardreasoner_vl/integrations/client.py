@@ -1,0 +1,179 @@
+"""A client of `POST /v1/guard` that always comes back with a verdict.
+
+Whatever goes wrong on the way is an error verdict that blocks: who was not asked has not allowed anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+from weakref import WeakKeyDictionary
+
+import httpx
+
+from guardreasoner_vl.service.wire import blocked_reason
+from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict, VerdictError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping, Sequence
+
+    from guardreasoner_vl.types import Mode
+
+_log = logging.getLogger(__name__)
+DEFAULT_URL = "http://127.0.0.1:8800"
+
+__all__ = ["DEFAULT_URL", "GuardClient", "blocked_reason", "unjudged"]
+
+
+class GuardClient:
+    """Asks a guard service, from threads and from event loops alike.
+
+    `on_error="allow"` lets pass, with a critical log line, while the service cannot be reached or is failing (429, 5xx,
+    an unreadable answer). What the service refuses (4xx) or could not judge stays as it says: whoever writes a request
+    may not choose to be let through. `timeout` is in seconds; the environment's proxies are not used.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        key: str | None = None,
+        timeout: float = 120.0,
+        *,
+        guard: str | None = None,
+        on_error: Literal["block", "allow"] = "block",
+        verify: bool | ssl.SSLContext = True,
+    ) -> None:
+        self._url = base_url.rstrip("/").removesuffix("/v1") + "/v1/guard"
+        self._guard, self._on_error = guard, on_error
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        tls = httpx.create_ssl_context(verify, trust_env=False) if self._url[:6].lower() == "https:" else False
+        self._options: dict[str, Any] = {"headers": headers, "timeout": timeout, "verify": tls, "trust_env": False}
+        self._client = httpx.Client(**self._options)
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+
+    def judge(
+        self,
+        prompt: str | None = None,
+        images: Sequence[str | bytes | Path] = (),
+        response: str | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        mode: Mode | None = None,
+    ) -> Verdict:
+        """The verdict about prompt, pictures (`data:` URLs, bytes or files) and response, or about chat messages."""
+        try:
+            answer = self._client.post(self._url, json=self._body(prompt, images, response, messages, mode))
+        except Exception as error:
+            return self._failed(error, mode)
+        return self._read(answer, mode)
+
+    async def ajudge(
+        self,
+        prompt: str | None = None,
+        images: Sequence[str | bytes | Path] = (),
+        response: str | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        mode: Mode | None = None,
+    ) -> Verdict:
+        """`judge` without blocking the event loop."""
+        try:
+            body = self._body(prompt, images, response, messages, mode)
+            answer = await self._of_this_loop().post(self._url, json=body)
+        except Exception as error:
+            return self._failed(error, mode)
+        return self._read(answer, mode)
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def aclose(self) -> None:
+        """Close, and what this event loop has open too."""
+        self.close()
+        if client := self._clients.pop(asyncio.get_running_loop(), None):
+            await client.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _of_this_loop(self) -> httpx.AsyncClient:
+        """A connection belongs to the event loop that opened it; agents are often run in a new loop each time."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            self._clients[loop] = httpx.AsyncClient(**self._options)
+        return self._clients[loop]
+
+    def _body(
+        self,
+        prompt: str | None,
+        images: Sequence[str | bytes | Path],
+        response: str | None,
+        messages: Sequence[Mapping[str, Any]] | None,
+        mode: Mode | None,
+    ) -> dict[str, Any]:
+        body = {
+            "prompt": prompt,
+            "images": [_data_url(image) for image in images] or None,
+            "response": response,
+            "messages": None if messages is None else list(messages),
+            "guard": self._guard,
+            "mode": mode,
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _read(self, answer: httpx.Response, mode: Mode | None) -> Verdict:
+        status = answer.status_code
+        if status != 200:
+            failing = status == 429 or status >= 500
+            return self._without("guard_refused", f"the guard service answered with status {status}", mode, failing)
+        try:
+            return Verdict.model_validate_json(answer.content)
+        except ValueError:
+            return self._without("guard_malformed", "the guard service answered with no verdict", mode, failing=True)
+
+    def _failed(self, error: Exception, mode: Mode | None) -> Verdict:
+        if isinstance(error, httpx.TimeoutException):
+            return self._without("guard_timeout", "the guard service took too long", mode, failing=True)
+        if isinstance(error, httpx.TransportError):
+            told = f"the guard service cannot be reached ({type(error).__name__})"
+            return self._without("guard_unreachable", told, mode, failing=True)
+        return self._without("guard_unasked", f"it cannot be sent ({type(error).__name__})", mode, failing=False)
+
+    def _without(self, code: str, message: str, mode: Mode | None, failing: bool) -> Verdict:
+        if failing and self._on_error == "allow":
+            _log.critical("let through unjudged: %s", message, extra={"code": code})
+            return unjudged(code, message, mode).model_copy(update={"action": "allow"})
+        _log.error("blocked unjudged: %s", message, extra={"code": code})
+        return unjudged(code, message, mode)
+
+
+def unjudged(code: str, message: str, mode: Mode | None = None) -> Verdict:
+    """The verdict, which blocks, about what never got to a guard."""
+    return Verdict(
+        request=Judgement(label=Label.ERROR),
+        response=Judgement(label=Label.ERROR),
+        flagged=None,
+        action="block",
+        mode=mode or "slow",
+        error=VerdictError(code=code, message=message),
+        model=ModelInfo(name="unknown"),
+    )
+
+
+def _data_url(image: str | bytes | Path) -> str:
+    """Only a `Path` is a file: a string may come from whoever writes the request."""
+    if isinstance(image, str):
+        return image
+    data = image.read_bytes() if isinstance(image, Path) else image
+    return "data:;base64," + base64.b64encode(data).decode("ascii")

@@ -1,0 +1,145 @@
+"""The real service on a free port of this machine, with a guard without a model behind it.
+
+The guard finds the word BAD and red pictures harmful and cannot judge BROKEN.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import uvicorn
+from PIL import Image
+from pydantic import SecretStr
+
+from guardreasoner_vl.guard import Asked
+from guardreasoner_vl.images import load_images
+from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.service.app import create_app
+from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
+from guardreasoner_vl.types import ModelInfo
+from tests.scripted_guard import scripted_guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.types import Exchange, Mode, Verdict
+
+KEY = "a-key-of-the-tests"
+CLOSED = "http://127.0.0.1:9"  # the discard port, where nothing listens
+
+
+def picture(colour: str) -> str:
+    """A small picture of one colour, as a `data:` URL."""
+    encoded = BytesIO()
+    Image.new("RGB", (32, 32), colour).save(encoded, "PNG")
+    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
+
+
+RED, GREEN = picture("red"), picture("green")
+
+
+def image_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+class Backend:
+    """`judged` holds what was judged."""
+
+    def __init__(self) -> None:
+        self.policy = Policy()
+        self.model = ModelInfo(name="scripted")
+        self.is_up = True
+        self.judged: list[Exchange] = []
+        self._guard = scripted_guard(self.policy)
+
+    async def start(self) -> None:
+        pass
+
+    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+        self.judged.append(exchange)
+        if any(_is_red(image) for image in exchange.images):
+            exchange = replace(exchange, prompt=f"{exchange.prompt or ''} BAD")
+        return await self._guard.amoderate_each(Asked(exchange, mode))
+
+    async def close(self) -> None:
+        pass
+
+
+def _is_red(image: Any) -> bool:
+    return load_images(image)[0].getpixel((0, 0)) == (255, 0, 0)
+
+
+@dataclass
+class Model:
+    """The model behind the service's proxy: answers with `answer`, in pieces of ten characters where streamed."""
+
+    answer: str = "Gladly."
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        self.asked.append(body)
+        if body.get("stream"):
+            return httpx.Response(200, text="".join(sse(self.answer)))
+        return httpx.Response(200, json=completion(self.answer))
+
+
+def completion(answer: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None, index: int = 0) -> dict[str, Any]:
+    choice = {"index": index, "delta": delta, "finish_reason": finish}
+    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+
+def sse(answer: str) -> list[str]:
+    """Server-sent events of a streamed answer."""
+    pieces = [chunk({"content": answer[at : at + 10]}) for at in range(0, len(answer), 10)]
+    return [*(f"data: {json.dumps(one)}\n\n" for one in [*pieces, chunk({}, "stop")]), "data: [DONE]\n\n"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that runs; `url` is its root."""
+
+    url: str
+    backend: Backend
+    model: Model
+
+
+@contextmanager
+def running_service(**settings: Any) -> Iterator[Running]:
+    """Needs `KEY`; its proxy asks `Running.model`."""
+    backend, model = Backend(), Model()
+    upstream = UpstreamSection(base_url="http://model.test/v1", window=40)
+    config = ServiceConfig(keys=(SecretStr(KEY),), upstream=upstream, log_level="CRITICAL", **settings)
+    app = create_app(config, {"default": backend}, httpx.MockTransport(model))
+    with running(app) as url:
+        yield Running(url, backend, model)
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """Any ASGI application on a free port, for as long as the block lasts."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()

@@ -1,0 +1,131 @@
+"""NeMo Guardrails' own content-safety flows, from the example's folder, with the service behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardreasoner_vl.integrations.client import unjudged
+from tests.integrations.examples import example
+from tests.integrations.service import CLOSED, GREEN, KEY, RED, Running, image_part
+
+pytest.importorskip("nemoguardrails", reason="nemoguardrails is not installed")
+
+from guardreasoner_vl.integrations.nemo import GuardModel, parse_verdict
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = [
+    # NeMo reads a field of its own that it calls deprecated.
+    pytest.mark.filterwarnings("ignore:Use 'nim_base_url' instead:DeprecationWarning"),
+]
+REFUSAL = "I'm sorry, I can't respond to that."
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("GUARD_KEY", KEY)
+    return example("nemo_guardrails.py")
+
+
+async def with_rails(module: dict[str, Any], url: str) -> AsyncIterator[Any]:
+    rails = module["rails"](url)
+    yield rails
+    await rails.runtime.registered_action_params["llms"]["guardreasoner"]._guard.aclose()
+
+
+@pytest.fixture
+async def rails(module: dict[str, Any], service: Running) -> AsyncIterator[Any]:
+    async for made in with_rails(module, service.url):
+        yield made
+
+
+def said(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize(
+    ("content", "answer", "blocked"),
+    [
+        ("Hello.", "Gladly.", False),
+        ("BAD", "Gladly.", True),
+        ("BROKEN", "Gladly.", True),
+        ("Hello.", "BAD", True),
+        ("Hello.", "BROKEN", True),
+        ([image_part(GREEN)], "Gladly.", False),
+        ([image_part(RED)], "Gladly.", True),
+        ([{"type": "text", "text": "What is it?"}, image_part(GREEN), image_part(RED)], "Gladly.", True),
+        ([{"type": "input_audio", "input_audio": {"data": "AA=="}}], "Gladly.", True),
+    ],
+)
+async def test_the_flows_block(
+    rails: Any, module: dict[str, Any], service: Running, content: Any, answer: str, blocked: bool
+) -> None:
+    module["Stub"].answer = answer
+    told = await rails.generate_async(messages=said(content))
+    assert told["content"] == (REFUSAL if blocked else answer)
+    if not blocked:
+        asked, answered = service.backend.judged
+        assert (asked.response, answered.response) == (None, answer)
+        assert len(asked.images) == len(answered.images) == (0 if content == "Hello." else 1)
+
+
+async def test_without_a_service_everything_is_blocked(module: dict[str, Any]) -> None:
+    async for rails in with_rails(module, CLOSED):
+        assert (await rails.generate_async(messages=said("Hello.")))["content"] == REFUSAL
+
+
+async def test_the_check_names_the_rail(rails: Any) -> None:
+    for messages, rail in (
+        (said("BAD"), "content safety check input $model=guardreasoner"),
+        (
+            [*said("Hello."), {"role": "assistant", "content": "BAD"}],
+            "content safety check output $model=guardreasoner",
+        ),
+    ):
+        result = await rails.check_async(messages)
+        assert (result.status.value, result.rail) == ("blocked", rail)
+    assert (await rails.check_async(said("Hello."))).status.value == "passed"
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("Hello.", "Fine words. " * 150 + "BAD"), ("BAD", "Gladly.")])
+async def test_a_streamed_answer_is_held_back(rails: Any, module: dict[str, Any], prompt: str, answer: str) -> None:
+    module["Stub"].answer = answer
+    told = [piece async for piece in rails.stream_async(messages=said(prompt))]
+    assert '"guardrails_violation"' in told[-1]
+    assert bool(told[:-1]) == (prompt == "Hello.")
+    assert "BAD" not in "".join(told)
+
+
+@given(st.text())
+def test_no_text_but_a_verdict_is_safe(text: str) -> None:
+    assert parse_verdict(text)[0] is False
+
+
+def test_the_parser_follows_the_verdict() -> None:
+    blocked = unjudged("code", "message")
+    assert parse_verdict(blocked.model_dump_json()) == [False, "the guard could not judge (code)"]
+    assert parse_verdict(blocked.model_copy(update={"action": "allow"}).model_dump_json()) == [True]
+
+
+async def test_a_prompt_in_one_string_is_judged(service: Running) -> None:
+    model = GuardModel("default", service.url, KEY)
+    told = [chunk.delta_content async for chunk in model.stream_async("BAD")]
+    assert parse_verdict("".join(told)) == [False, "the guard finds harmful: request"]
+    await model._guard.aclose()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # NeMo never tells a model to close its connections
+def test_the_example(
+    service: Running, module: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GUARD_URL", service.url)
+    asyncio.run(module["main"]())
+    gc.collect()
+    assert capsys.readouterr().out.count("->  I would gladly tell you.") == 2

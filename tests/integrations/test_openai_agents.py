@@ -1,0 +1,165 @@
+"""The guardrails in a real agent of the OpenAI Agents SDK, with a scripted model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+
+from tests.integrations.examples import example
+from tests.integrations.service import GREEN, KEY, RED, Running
+
+pytest.importorskip("agents", reason="openai-agents is not installed")
+
+import agents
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseFunctionToolCall
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from guardreasoner_vl.integrations import GuardClient
+
+EXAMPLE = example("openai_agents.py")
+
+
+class Cake(BaseModel):
+    name: str
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_tracing() -> Iterator[None]:
+    agents.set_tracing_disabled(True)
+    yield
+    agents.set_tracing_disabled(False)
+
+
+class Script(agents.Model):
+    """Says one thing after the other, and counts."""
+
+    def __init__(self, *says: Any) -> None:
+        self.left = list(says)
+        self.asked = 0
+
+    async def get_response(self, *_: Any, **__: Any) -> Any:
+        self.asked += 1
+        made = self.left.pop(0)
+        return EXAMPLE["said"](made) if isinstance(made, str) else made
+
+    async def stream_response(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        made = await self.get_response()
+        response = Response(
+            id="1",
+            created_at=1,
+            model="m",
+            object="response",
+            output=made.output,
+            parallel_tool_calls=False,
+            tool_choice="auto",
+            tools=[],
+        )
+        yield ResponseCompletedEvent(type="response.completed", response=response, sequence_number=0)
+
+
+def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "input_image", "image_url": url, "detail": "auto"}
+
+
+CALL = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "c1"}
+
+
+async def streamed(agent: Any, given: Any) -> str:
+    run = agents.Runner.run_streamed(agent, given)
+    try:
+        async for _ in run.stream_events():
+            pass
+    except (agents.InputGuardrailTripwireTriggered, agents.OutputGuardrailTripwireTriggered):
+        return "(refused)"
+    return str(run.final_output)
+
+
+@pytest.mark.parametrize("way", [EXAMPLE["answer"], streamed])
+@pytest.mark.parametrize(
+    ("given", "answer", "asked", "blocked"),
+    [
+        ("Hello.", "Gladly.", 1, False),
+        ("BAD", "Gladly.", 0, True),
+        ("BROKEN", "Gladly.", 0, True),
+        ("Hello.", "BAD", 1, True),
+        ("Hello.", "BROKEN", 1, True),
+        (user(image(GREEN)), "Gladly.", 1, False),
+        (user(image(RED)), "Gladly.", 0, True),
+        (user({"type": "input_text", "text": "Hello."}, image(RED)), "Gladly.", 0, True),
+        (user({"type": "input_image", "file_id": "f1", "detail": "auto"}), "Gladly.", 0, True),
+        (user({"type": "input_file", "file_id": "f1"}), "Gladly.", 0, True),
+        ([{"type": "item_reference", "id": "i1"}], "Gladly.", 0, True),
+        ([*user(image(GREEN)), CALL, {**RESULT, "output": [image(RED)]}], "Gladly.", 0, True),
+    ],
+)
+async def test_the_agent_starts_and_ends_only_after_a_verdict(
+    guard: GuardClient, given: Any, answer: str, asked: int, blocked: bool, way: Any
+) -> None:
+    model = Script(answer)
+    told = await way(EXAMPLE["guarded"](model, guard), given)
+    assert told.startswith("(refused)") if blocked else told == answer
+    assert model.asked == asked
+
+
+async def test_without_a_service_everything_is_blocked(down: GuardClient) -> None:
+    model = Script("Gladly.")
+    assert (await EXAMPLE["answer"](EXAMPLE["guarded"](model, down), "Hello.")).startswith("(refused)")
+    assert model.asked == 0
+
+
+async def test_the_answer_is_judged_in_its_conversation(service: Running, guard: GuardClient) -> None:
+    earlier = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
+    await EXAMPLE["answer"](
+        EXAMPLE["guarded"](Script("Gladly."), guard), [*earlier, {"role": "user", "content": "Go."}]
+    )
+    asked, answered = service.backend.judged
+    assert (asked.prompt, asked.response, asked.history[0].response) == ("Go.", None, "Yes?")
+    assert (answered.prompt, answered.response) == ("Go.", "Gladly.")
+
+
+async def test_a_structured_output_is_judged_as_json(service: Running, guard: GuardClient) -> None:
+    agent = EXAMPLE["guarded"](Script('{"name": "BAD"}'), guard, output_type=Cake)
+    assert (await EXAMPLE["answer"](agent, "Bake.")).startswith("(refused)")
+    assert service.backend.judged[-1].response == '{"name": "BAD"}'
+
+
+async def test_the_verdict_is_told(guard: GuardClient) -> None:
+    with pytest.raises(agents.InputGuardrailTripwireTriggered) as tripped:
+        await agents.Runner.run(EXAMPLE["guarded"](Script(), guard), "BAD")
+    result = tripped.value.guardrail_result
+    assert (result.guardrail.get_name(), result.output.output_info.flagged) == ("guardreasoner", True)
+
+
+async def test_a_tool_is_not_called_before_the_input_was_judged(guard: GuardClient) -> None:
+    called: list[str] = []
+
+    @agents.function_tool
+    def bake() -> str:
+        called.append("bake")
+        return "baked"
+
+    call = ResponseFunctionToolCall(name="bake", arguments="{}", call_id="c1", type="function_call")
+    response = agents.ModelResponse(output=[call], usage=agents.Usage(), response_id=None)
+    told = [
+        await EXAMPLE["answer"](EXAMPLE["guarded"](Script(response, "Gladly."), guard, tools=[bake]), given)
+        for given in ("BAD", "Bake.")
+    ]
+    assert told == ["(refused) InputGuardrailTripwireTriggered", "Gladly."]
+    assert called == ["bake"]
+
+
+def test_the_example(service: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GUARD_URL", service.url)
+    monkeypatch.setenv("GUARD_KEY", KEY)
+    asyncio.run(EXAMPLE["main"]())
+    assert capsys.readouterr().out.count("->") == 2

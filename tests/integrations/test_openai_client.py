@@ -1,0 +1,92 @@
+"""OpenAI's own client, as users have it, against the moderation route and the guarded proxy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integrations.examples import example
+from tests.integrations.service import CLOSED, GREEN, KEY, RED, Running, image_part
+
+pytest.importorskip("openai", reason="openai is not installed")
+
+import openai
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLE = example("openai_client.py")
+
+
+@pytest.fixture
+def client(service: Running) -> Iterator[Any]:
+    with EXAMPLE["connect"](service.url, KEY) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("given", "flagged"),
+    [
+        ("Hello.", False),
+        ("BAD", True),
+        ("BROKEN", True),
+        (["Hello.", "BAD"], True),
+        ([image_part(GREEN)], False),
+        ([image_part(RED)], True),
+        ([{"type": "text", "text": "Hello."}, image_part(GREEN), image_part(RED)], True),
+        ([image_part("https://pictures.test/a.png")], True),
+    ],
+)
+def test_moderation_flags_what_is_to_be_blocked(client: Any, given: Any, flagged: bool) -> None:
+    assert EXAMPLE["is_flagged"](client, given) is flagged
+
+
+def test_the_result_keeps_the_verdict_and_makes_no_category_up(client: Any) -> None:
+    made = client.moderations.create(model="omni-moderation-latest", input="BAD")
+    result = made.results[0].model_dump()
+    assert result["verdict"]["request"]["label"] == "harmful"
+    assert result["categories"]["harmful/request"] is True
+    assert result["categories"]["violence"] is None
+
+
+def test_messages_judge_the_answer_too(client: Any) -> None:
+    messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "BAD"}]
+    made = client.moderations.create(input=openai.omit, extra_body={"messages": messages})
+    assert made.results[0].flagged
+    assert made.results[0].model_dump()["verdict"]["response"]["label"] == "harmful"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "told"),
+    [
+        ("Hello.", "Gladly.", "Gladly."),
+        ("BAD", "Gladly.", "(refused)"),
+        ("BROKEN", "Gladly.", "(refused)"),
+        ("Hello.", "BAD", "(refused)"),
+        ("Hello.", "BROKEN", "(refused)"),
+    ],
+)
+def test_the_proxy_refuses(client: Any, service: Running, prompt: str, answer: str, told: str) -> None:
+    service.model.answer = answer
+    assert EXAMPLE["ask"](client, "m", prompt).startswith(told)
+    assert len(service.model.asked) == (prompt == "Hello.")
+
+
+@pytest.mark.parametrize("answer", ["Gladly, and at some length, so that it takes two windows.", "Fine. " * 12 + "BAD"])
+def test_a_streamed_answer_is_held_back(client: Any, service: Running, answer: str) -> None:
+    service.model.answer = answer
+    stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello."}], stream=True)
+    choices = [choice for chunk in stream for choice in chunk.choices]
+    text = "".join(choice.delta.content or "" for choice in choices)
+    assert choices[-1].finish_reason == ("content_filter" if "BAD" in answer else "stop")
+    assert answer.startswith(text)
+    assert (text == answer) == ("BAD" not in answer)
+    assert "BAD" not in text
+
+
+def test_without_service_or_key_there_is_no_answer(service: Running) -> None:
+    with EXAMPLE["connect"](CLOSED) as client, pytest.raises(openai.APIConnectionError):
+        EXAMPLE["is_flagged"](client, "Hello.")
+    with EXAMPLE["connect"](service.url, "wrong-key") as client, pytest.raises(openai.AuthenticationError):
+        EXAMPLE["is_flagged"](client, "Hello.")
