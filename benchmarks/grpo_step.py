@@ -89,13 +89,13 @@ def rows(count: int, words: int, pictures: Path | None) -> list[Sample]:
 
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
-    """The row as TRL takes it, its pictures in their places."""
+    """The row as TRL takes it, with places for its pictures."""
     made = []
     for message in asked(sample).messages:
         first, *rest = message.text.split(IMAGE)
         content: list[dict[str, Any]] = [{"type": "text", "text": first}]
-        for path, text in zip(sample.images, rest, strict=False):
-            content += [{"type": "image", "image": Image.open(path)}, {"type": "text", "text": text}]
+        for text in rest:
+            content += [{"type": "image"}, {"type": "text", "text": text}]
         made.append({"role": message.role, "content": content})
     return made
 
@@ -186,6 +186,7 @@ def theirs(folder: Path, samples: list[Sample], steps: int, work: Path) -> list[
         size = {"shortest_edge": shape.pop("min_pixels"), "longest_edge": shape.pop("max_pixels")}
         processing = StillPictures(Qwen2VLImageProcessorPil(**shape, size=size), tokenizer, TEMPLATE)
         columns["prompt"] = [conversation(sample) for sample in samples]
+        columns["images"] = [[Image.open(path) for path in sample.images] for sample in samples]
     else:
         columns["prompt"] = [chat_text(asked(sample).messages) for sample in samples]
     clock = _Clock()
