@@ -188,11 +188,12 @@ def _rewritten(target: Path, old: BinaryIO, drop: set[int]) -> Iterator[BinaryIO
         sync(new)
         partial.chmod(target.stat().st_mode & 0o777)
         partial.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         yield new
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk know a folder's names, where the file system can."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvicorn
 
 from guardreasoner_vl.batch import run_batch
 from guardreasoner_vl.errors import EngineError
@@ -17,6 +14,7 @@ from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
 from guardreasoner_vl.types import Exchange, Turn
 from tests.pictures import picture
+from tests.service.running import running
 from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
@@ -36,14 +34,8 @@ def url(backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     monkeypatch.setenv("GUARDREASONER_KEY", KEY)
     settings: dict[str, Any] = {"keys": (KEY,), "limits": {"queue": 4, "retry_after": 1}}
     app = create_app(ServiceConfig(**settings), {"default": backend})
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with running(app) as address:
+        yield address
 
 
 def test_a_file_is_judged_by_the_service(url: str, backend: ScriptedBackend, tmp_path: Path) -> None:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import uvicorn
 from PIL import Image
 from pydantic import SecretStr
 
@@ -26,6 +23,7 @@ from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
 from guardreasoner_vl.types import ModelInfo
 from tests.scripted_guard import scripted_guard
+from tests.service.running import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,18 +126,3 @@ def running_service(**settings: Any) -> Iterator[Running]:
     app = create_app(config, {"default": backend}, httpx.MockTransport(model))
     with running(app) as url:
         yield Running(url, backend, model)
-
-
-@contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Any ASGI application on a free port, for as long as the block lasts."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()

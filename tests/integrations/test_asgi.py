@@ -16,7 +16,7 @@ from guardreasoner_vl.integrations.client import unjudged
 from guardreasoner_vl.types import Judgement, Label
 from tests.integrations.examples import example
 from tests.integrations.service import GREEN, KEY, RED, Running, chunk, completion, image_part, sse
-from tests.integrations.service import running as running_app
+from tests.service.running import running as running_app
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

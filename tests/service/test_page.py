@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvicorn
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
 from tests.pictures import picture
+from tests.service.running import running
 from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
@@ -141,16 +141,8 @@ class Talker(ScriptedBackend):
 @contextmanager
 def served(backends: dict[str, Backend], **settings: Any) -> Iterator[str]:
     """The service on a free port; gives its address."""
-    app = create_app(ServiceConfig(**settings), backends)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with running(create_app(ServiceConfig(**settings), backends)) as address:
+        yield address
 
 
 def until(happens: Any) -> None:

@@ -6,7 +6,6 @@ Whatever goes wrong on the way is an error verdict that blocks: who was not aske
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -14,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from guardreasoner_vl.service.wire import blocked_reason
+from guardreasoner_vl.service.wire import blocked_reason, data_url
 from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict, VerdictError
 
 if TYPE_CHECKING:
@@ -175,5 +174,4 @@ def _data_url(image: str | bytes | Path) -> str:
     """Only a `Path` is a file: a string may come from whoever writes the request."""
     if isinstance(image, str):
         return image
-    data = image.read_bytes() if isinstance(image, Path) else image
-    return "data:;base64," + base64.b64encode(data).decode("ascii")
+    return data_url(image.read_bytes() if isinstance(image, Path) else image)

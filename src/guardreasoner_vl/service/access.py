@@ -66,9 +66,10 @@ class Access:
                 message = {**message, "headers": [*message["headers"], *_headers(request_id)]}
             await send(message)
 
+        headers = _Headers(scope)
         try:
-            self._check(scope)
-            await self._app(scope, self._bounded(scope, receive), numbered)
+            self._check(scope["path"], headers)
+            await self._app(scope, self._bounded(headers, receive), numbered)
         except RefusedRequestError as error:
             self._metrics.refused(error.code)
             if answered:
@@ -89,11 +90,10 @@ class Access:
                 },
             )
 
-    def _check(self, scope: Scope) -> None:
-        headers = _Headers(scope)
+    def _check(self, path: str, headers: _Headers) -> None:
         self._check_host(headers)
         self._check_origin(headers)
-        if scope["path"] not in (*HEALTH, *PAGE):
+        if path not in (*HEALTH, *PAGE):
             self._check_key(headers)
         if headers.length > self._config.limits.body_bytes:
             raise self._too_large()
@@ -122,11 +122,11 @@ class Access:
         if sum(hmac.compare_digest(given, key) for key in self._keys) == 0:
             raise RefusedRequestError(401, "unauthorised", "give a key: Authorization: Bearer KEY")
 
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+    def _bounded(self, headers: _Headers, receive: Receive) -> Receive:
         """`receive` that counts bytes and seconds, whatever the headers say."""
         limits = self._config.limits
         until = time.monotonic() + limits.body_seconds
-        grows = _Headers(scope).get(b"content-type").startswith(NDJSON)
+        grows = headers.get(b"content-type").startswith(NDJSON)
         taken, whole = 0, False
 
         async def bounded() -> Message:

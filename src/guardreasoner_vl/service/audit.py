@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from guardreasoner_vl import __version__
+from guardreasoner_vl.batch_output import sync_folder
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images import Picture
 from guardreasoner_vl.protocol import INSTRUCTION
@@ -194,7 +195,7 @@ def _opened(path: Path, sync: bool) -> int:
         if not os.access(path.parent, os.W_OK):
             raise OSError(errno.EACCES, "its folder cannot be written, so it could not rotate")
         if sync:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except BaseException:
         os.close(file)
         raise
@@ -229,15 +230,6 @@ def _shift(path: Path, keep: int) -> None:
     while older(surplus).exists():
         older(surplus).unlink()
         surplus += 1
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):  # some file systems cannot
-        os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

@@ -32,7 +32,6 @@ OUTCOMES = ("allow", "block", "error", "would_block")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REASONS = (
     "queue_full",
-    "draining",
     "engine_down",
     "too_large",
     "too_slow",

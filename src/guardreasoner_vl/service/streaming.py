@@ -41,7 +41,7 @@ class Reasoning:
             return ""
         self._held += text
         if not self._inside:
-            _, opened, self._held = self._held.rpartition(_OPEN) if _OPEN in self._held else ("", "", self._held)
+            _, opened, self._held = self._held.rpartition(_OPEN)
             self._inside = bool(opened)
             if not self._inside:
                 return ""
