@@ -73,7 +73,7 @@ def variants(recipe: Recipe) -> dict[str, Variant]:
         "without augmentation": Variant({"augment": {"share": 0.0}}, ("augment", "grpo")),
         "without dynamic clipping": Variant({"grpo": {"clip": {"schedule": "constant"}}}, rl),
         "without length reward": Variant({"grpo": {"reward": {"form": "plain"}}}, rl),
-        "Eco": Variant({"grpo": {"reward": {"beta": 1 / 6}}}, rl),
+        "Eco": Variant({"grpo": {"reward": {"beta": 1 / 6, "token_cost": 0.3}}}, rl),
         f"{form} reward": Variant({"grpo": {"reward": {"form": form}}}, rl),
     }
 

@@ -56,6 +56,9 @@ class CalledOffError(EngineError):
 
     code = "called_off"
 
+    def __init__(self) -> None:
+        super().__init__("the answer was called off; ask again")
+
 
 class RecipeError(GuardError):
     """A recipe is not valid."""

@@ -17,7 +17,18 @@ Brain: TypeAlias = Callable[[list[dict[str, Any]], str], str]
 """Messages without the begun answer, and the begun answer ("" if none): how it goes on."""
 
 Fault = Literal[
-    "http_500", "rate_limit", "hang", "drip", "empty", "not_json", "no_choices", "nan", "drop", "no_finish", "filtered"
+    "http_500",
+    "rate_limit",
+    "hang",
+    "drip",
+    "empty",
+    "not_json",
+    "no_choices",
+    "nan",
+    "drop",
+    "no_finish",
+    "filtered",
+    "broken_off",
 ]
 
 END_OF_TURN = "<|im_end|>"
@@ -60,6 +71,7 @@ class StubServer(LocalServer):
     api_key: str | None = None
     images: bool = True
     logprobs: bool = True
+    streams: bool = True
     continues: Literal["honoured", "refused", "ignored"] = "honoured"
     delay: float = 0.0
     retry_after: str = "1"
@@ -147,11 +159,12 @@ class _Handler(Handler):
             answer = complete(self.stub, payload)
         except _RefusalError as refusal:
             return self._send(refusal.status, refusal.body)
+        streamed = payload.get("stream", False) and self.stub.streams
         if fault is None:
-            return self._send(200, answer)
-        return self._fail(fault, answer)
+            return self._send_answer(answer, streamed)
+        return self._fail(fault, answer, streamed)
 
-    def _fail(self, fault: Fault, answer: dict[str, Any]) -> None:
+    def _fail(self, fault: Fault, answer: dict[str, Any], streamed: bool) -> None:
         choice = answer["choices"][0]
         match fault:
             case "http_500":
@@ -161,25 +174,27 @@ class _Handler(Handler):
             case "hang":
                 self._hang()
             case "drip":
-                self._drip(json.dumps(answer).encode())
+                self._drip(*_encoded(answer, streamed))
             case "empty":
                 self.send(200, b"")
             case "not_json":
                 self.send(200, b"<html>secret content</html>")
             case "no_choices":
-                self._send(200, answer | {"choices": []})
+                self._send_answer(answer | {"choices": []}, streamed)
             case "nan":
                 if choice["logprobs"]:
                     choice["logprobs"]["content"][0]["top_logprobs"][0]["logprob"] = math.nan
-                self._send(200, answer)
+                self._send_answer(answer, streamed)
             case "drop":
-                self._drop(json.dumps(answer).encode())
+                self._drop(*_encoded(answer, streamed))
             case "no_finish":
                 choice["finish_reason"] = None
-                self._send(200, answer)
+                self._send_answer(answer, streamed)
+            case "broken_off":
+                self._send(200, {"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
             case "filtered":
                 choice["finish_reason"] = "content_filter"
-                self._send(200, answer)
+                self._send_answer(answer, streamed)
 
     def _hang(self) -> None:
         """Wait until the client hangs up or the test ends."""
@@ -193,21 +208,44 @@ class _Handler(Handler):
                 continue
         self.close_connection = True
 
-    def _drip(self, body: bytes) -> None:
-        self.send_head(200, len(body))
+    def _drip(self, body: bytes, kind: str) -> None:
+        self.send_head(200, len(body), {"Content-Type": kind})
         for byte in body:
             if self.stub.wait_for_release(0.02):
                 break
             self.wfile.write(bytes([byte]))
         self.close_connection = True
 
-    def _drop(self, body: bytes) -> None:
-        self.send_head(200, len(body))
+    def _drop(self, body: bytes, kind: str) -> None:
+        self.send_head(200, len(body), {"Content-Type": kind})
         self.wfile.write(body[: len(body) // 2])
         self.close_connection = True
 
+    def _send_answer(self, answer: dict[str, Any], streamed: bool) -> None:
+        body, kind = _encoded(answer, streamed)
+        self.send(200, body, {"Content-Type": kind})
+
     def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         self.send(status, json.dumps(body).encode(), headers)
+
+
+def _encoded(answer: dict[str, Any], streamed: bool) -> tuple[bytes, str]:
+    """The body and its media type; streamed, a chunk for each token, then the usage, as vLLM sends them."""
+    if not streamed:
+        return json.dumps(answer).encode(), "application/json"
+    chunks: list[dict[str, Any]] = []
+    for choice in answer["choices"]:
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+        deltas += [{"content": token} for token in tokenise(choice["message"]["content"])]
+        logprobs = [None, *((choice["logprobs"] or {}).get("content") or ())]
+        for place in range(max(len(deltas), len(logprobs))):
+            told = logprobs[place] if place < len(logprobs) else None
+            delta = deltas[place] if place < len(deltas) else {"content": ""}
+            chunks.append({"index": 0, "delta": delta, "logprobs": told and {"content": [told]}, "finish_reason": None})
+        chunks[-1]["finish_reason"] = choice["finish_reason"]
+    events = [{"choices": [chunk]} for chunk in chunks] + [{"choices": [], "usage": answer["usage"]}]
+    lines = [f"data: {json.dumps(one)}\n\n" for one in events]
+    return "".join([": keep-alive\n\n", *lines, "data: [DONE]\n\n"]).encode(), "text/event-stream; charset=utf-8"
 
 
 def complete(stub: StubServer, payload: dict[str, Any]) -> dict[str, Any]:

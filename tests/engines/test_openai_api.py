@@ -18,7 +18,7 @@ from guardreasoner_vl.engines.openai_api import OpenAIEngine
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.images import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message
-from tests.engines.conformance import SLOTS, asked, with_picture
+from tests.engines.conformance import SLOTS, Pieces, asked, timeless, with_picture
 from tests.engines.stub_server import Fault, StubServer
 
 if TYPE_CHECKING:
@@ -180,12 +180,15 @@ FAULTS: list[tuple[Fault, str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize(("fault", "code", "text"), FAULTS, ids=[fault for fault, *_ in FAULTS])
 def test_a_fault_is_one_request_s_result(
-    server: StubServer, engine: OpenAIEngine, fault: Fault, code: str, text: str
+    server: StubServer, engine: OpenAIEngine, fault: Fault, code: str, text: str, watched: bool
 ) -> None:
+    if watched and fault == "no_choices":
+        text = "finish reason None"  # pieces without a choice are usual
     server.inject(fault, marker=SECRET)
-    bad, good = engine.generate([SCORED, asked()])
+    bad, good = engine.generate([replace(SCORED, watch=Pieces() if watched else None), asked()])
     (unscored,) = engine.score([SCORED], SLOTS, CANDIDATES) if code != "timeout" else (None,)
     assert good.error is None
     assert bad.finish_reason == "error"
@@ -193,16 +196,21 @@ def test_a_fault_is_one_request_s_result(
     assert text in (bad.error or "")
     for leak in (SECRET, KEY, "secret content"):
         assert leak not in repr(bad)
-    if unscored is not None:
+    if unscored is not None and not watched:
         assert (unscored.error, unscored.error_code, unscored.logprobs) == (bad.error, code, ())
 
 
+@pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("fault", ["http_500", "drop"])
-def test_what_may_pass_is_tried_again(server: StubServer, engine: OpenAIEngine, fault: Fault) -> None:
+def test_what_may_pass_is_tried_again(server: StubServer, engine: OpenAIEngine, fault: Fault, watched: bool) -> None:
     server.inject(fault, times=2)
-    (result,) = engine.generate([asked()])
+    watch = Pieces() if watched else None
+    (result,) = engine.generate([replace(asked(), watch=watch)])
     assert result.error is None
     assert len(server.payloads) == 3
+    if watch:
+        assert "".join(watch.heard) == result.text
+        assert watch.begun == {"http_500": 1, "drop": 3}[fault]
 
 
 def test_tries_end(server: StubServer, engine: OpenAIEngine) -> None:
@@ -268,6 +276,40 @@ def test_reasoning_that_the_server_cuts_out_is_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(openai_http.HttpClient, "post", answer)
     (result,) = engine.generate([asked()])
     assert "without --reasoning-parser" in (result.error or "")
+
+
+# Who watches: the answer comes in pieces
+
+
+def test_a_watched_answer_is_the_same_answer_told_token_by_token(server: StubServer, engine: OpenAIEngine) -> None:
+    request = replace(asked(), label_fields=("Request:", "Response:"), candidates=CANDIDATES, max_new_tokens=100)
+    watch = Pieces()
+    (watched,) = engine.generate([replace(request, watch=watch)])
+    (whole,) = engine.generate([request])
+    assert timeless([watched]) == timeless([whole])
+    assert watched.usage.model_copy(update={"seconds": 0.0}) == whole.usage.model_copy(update={"seconds": 0.0})
+    assert len(watch.heard) > 10
+    assert [payload.get("stream") for payload in server.payloads] == [True, None]
+
+
+def test_a_server_that_answers_whole_is_heard_whole(server: StubServer, engine: OpenAIEngine) -> None:
+    server.streams = False
+    watch = Pieces()
+    (result,) = engine.generate([replace(asked(), watch=watch)])
+    assert watch.heard == [result.text]
+    assert result.finish_reason == "stop" or result.usage.completion_tokens == 24
+
+
+def test_an_answer_called_off_midway_is_hung_up(server: StubServer, engine: OpenAIEngine) -> None:
+    (result,) = engine.generate([replace(asked(), watch=Pieces(most=3))])
+    assert (result.finish_reason, result.error_code) == ("error", "called_off")
+    assert len(server.payloads) == 1
+
+
+def test_a_server_that_breaks_off_says_nothing_of_the_content(server: StubServer, engine: OpenAIEngine) -> None:
+    server.inject("broken_off")
+    (result,) = engine.generate([replace(asked(SECRET), watch=Pieces())])
+    assert result.error == "the server broke the answer off: see the server's log"
 
 
 # Loops, threads, cancelling, closing

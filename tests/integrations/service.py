@@ -16,14 +16,11 @@ import httpx
 from PIL import Image
 from pydantic import SecretStr
 
-from guardreasoner_vl.guard import Asked
 from guardreasoner_vl.images import load_images
-from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
-from guardreasoner_vl.types import ModelInfo
-from tests.scripted_guard import scripted_guard
 from tests.service.running import running
+from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,27 +46,13 @@ def image_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-class Backend:
-    """`judged` holds what was judged."""
-
-    def __init__(self) -> None:
-        self.policy = Policy()
-        self.model = ModelInfo(name="scripted")
-        self.is_up = True
-        self.judged: list[Exchange] = []
-        self._guard = scripted_guard(self.policy)
-
-    async def start(self) -> None:
-        pass
+class Backend(ScriptedBackend):
+    """Finds red pictures harmful, too."""
 
     async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
-        self.judged.append(exchange)
         if any(_is_red(image) for image in exchange.images):
             exchange = replace(exchange, prompt=f"{exchange.prompt or ''} BAD")
-        return await self._guard.amoderate_each(Asked(exchange, mode))
-
-    async def close(self) -> None:
-        pass
+        return await super().judge(exchange, mode, watch)
 
 
 def _is_red(image: Any) -> bool:

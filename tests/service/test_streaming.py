@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardreasoner_vl.errors import EngineError
-from guardreasoner_vl.judging import error_verdict
-from guardreasoner_vl.policy import Policy
-from guardreasoner_vl.service.streaming import HeldBack, QueueWatch, Reasoning, event, told, verdict_event
-from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict
+from guardreasoner_vl.service.streaming import QueueWatch, Reasoning, event, told, verdict_event
+from tests.service.verdicts import verdict
 
-MODEL = ModelInfo(name="scripted")
-
-
-def verdict(harmful: bool) -> Verdict:
-    return Verdict(
-        request=Judgement(label=Label.UNHARMFUL),
-        response=Judgement(label=Label.HARMFUL if harmful else Label.UNHARMFUL),
-        flagged=harmful,
-        action="block" if harmful else "allow",
-        mode="slow",
-        model=MODEL,
-    )
+if TYPE_CHECKING:
+    from guardreasoner_vl.types import Verdict
 
 
 @given(
@@ -108,54 +94,3 @@ async def test_who_stops_listening_calls_the_judgement_off() -> None:
     await events.aclose()  # type: ignore[attr-defined]
     await asyncio.wait_for(cancelled.wait(), 1)
     assert watch.called_off
-
-
-class Judge:
-    """Finds BAD harmful; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    async def __call__(self, text: str) -> Verdict:
-        self.asked.append(text)
-        if "BROKEN" in text:
-            return error_verdict(EngineError("out of order; try again"), Policy(), MODEL)
-        return verdict("BAD" in text)
-
-
-@given(st.lists(st.text(max_size=12), max_size=12), st.integers(1, 30))
-def test_nothing_leaves_unjudged_and_nothing_harmless_is_lost(pieces: list[str], window: int) -> None:
-    async def run() -> tuple[str, list[str]]:
-        judge = Judge()
-        held = HeldBack(judge, window)
-        out = ""
-        for piece in pieces:
-            out += await held.add(piece)
-            assert out == "" or judge.asked[-1].startswith(out)
-        return out + await held.finish(), judge.asked
-
-    out, asked = asyncio.run(run())
-    assert out == "".join(pieces)
-    assert asked
-    assert asked[-1] == out
-
-
-@pytest.mark.parametrize("word", ["BAD", "BROKEN"])
-async def test_after_a_block_nothing_leaves_any_more(word: str) -> None:
-    judge = Judge()
-    held = HeldBack(judge, 10)
-    first = await held.add("All is well, so far. ")
-    second = await held.add(f"Now comes something {word} for you.")
-    asked = len(judge.asked)
-    rest = [await held.add("And then harmless words again."), await held.finish()]
-    assert (first, second, rest) == ("All is well, so far. ", "", ["", ""])
-    assert held.is_blocked
-    assert len(judge.asked) == asked
-
-
-async def test_an_empty_answer_is_judged_once() -> None:
-    judge = Judge()
-    held = HeldBack(judge, 10)
-    assert await held.finish() == ""
-    assert judge.asked == [""]
-    assert json.loads(verdict_event(held.verdict or verdict(True)).split(b"data: ")[1])["action"] == "allow"

@@ -33,13 +33,6 @@ def check_scoring(request: EngineRequest, capabilities: Capabilities) -> None:
     check_request(request, capabilities)
 
 
-def tell_whole(request: EngineRequest, text: str) -> None:
-    """For engines that hear an answer when it is done."""
-    if request.watch:
-        request.watch.begin()
-        request.watch.tell(text)
-
-
 def failed(error: GuardError) -> EngineResult:
     """The result of a request that failed."""
     return EngineResult("", "error", error=str(error), error_code=error.code)

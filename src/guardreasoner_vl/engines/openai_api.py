@@ -13,21 +13,30 @@ import asyncio
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from guardreasoner_vl.engines.base import EngineResult, FinishReason, ScoreResult
-from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, tell_whole, unscored
+from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, unscored
 from guardreasoner_vl.engines.label_scores import compare, likeliest, read_labels
 from guardreasoner_vl.engines.openai_http import HttpClient, LoopThread
 from guardreasoner_vl.engines.openai_probe import choose_model, probe_capabilities
-from guardreasoner_vl.engines.openai_wire import ONE_TOKEN, chat_payload, read_completion, sampling, with_logprobs
-from guardreasoner_vl.errors import EngineError, GuardError
+from guardreasoner_vl.engines.openai_wire import (
+    ONE_TOKEN,
+    STREAMED,
+    GrowingCompletion,
+    chat_payload,
+    read_completion,
+    sampling,
+    with_logprobs,
+)
+from guardreasoner_vl.errors import CalledOffError, EngineError, GuardError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from guardreasoner_vl.engines.base import Capabilities, EngineRequest
+    from guardreasoner_vl.engines.base import Capabilities, EngineRequest, Watch
     from guardreasoner_vl.engines.openai_wire import Completion
 
 Result = TypeVar("Result", EngineResult, ScoreResult)
@@ -154,8 +163,7 @@ class OpenAIEngine:
             if request.label_fields and self.capabilities.scores:
                 extra |= with_logprobs()
             started = time.perf_counter()
-            completion = await self._complete(request, request.forced_prefix, extra)
-            tell_whole(request, completion.text)
+            completion = await self._complete(request, request.forced_prefix, extra, request.watch)
             return _result(request, completion, time.perf_counter() - started)
         except GuardError as error:
             return failed(error)
@@ -176,14 +184,32 @@ class OpenAIEngine:
             return unscored(error)
         return ScoreResult(tuple(logprobs), tuple(map(likeliest, logprobs)), usage)
 
-    async def _complete(self, request: EngineRequest, prefix: str, how: Mapping[str, Any]) -> Completion:
+    async def _complete(
+        self, request: EngineRequest, prefix: str, how: Mapping[str, Any], watch: Watch | None = None
+    ) -> Completion:
         def payload() -> dict[str, Any]:
-            return {"model": self.model.name, **chat_payload(request, prefix), **how, **self._extra_body}
+            streamed = STREAMED if watch else {}
+            return {"model": self.model.name, **chat_payload(request, prefix), **how, **streamed, **self._extra_body}
 
-        completion = read_completion(await self._http.post("chat/completions", payload))
+        if watch:
+            completion = await self._http.post_streamed("chat/completions", payload, partial(_watched, watch))
+        else:
+            completion = read_completion(await self._http.post("chat/completions", payload))
         if completion.finish_reason not in _FINISH:
             raise EngineError(f"the server ended the answer early (finish reason {completion.finish_reason!r:.40})")
         return completion
+
+
+async def _watched(watch: Watch, pieces: AsyncIterator[bytes]) -> Completion:
+    """The answer, told as it comes; hangs up if it is called off."""
+    watch.begin()
+    answer = GrowingCompletion()
+    async for piece in pieces:
+        if text := answer.add(piece):
+            watch.tell(text)
+        if watch.called_off:
+            raise CalledOffError
+    return answer.completion
 
 
 def _result(request: EngineRequest, completion: Completion, seconds: float) -> EngineResult:

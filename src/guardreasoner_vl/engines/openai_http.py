@@ -22,7 +22,7 @@ from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
     from concurrent.futures import Future
 
     Payload: TypeAlias = Callable[[], Mapping[str, Any]]
@@ -122,14 +122,23 @@ class HttpClient:
 
     async def get(self, path: str) -> bytes:
         """The body of the answer. Raises `HttpError` or `InputTooLongError`."""
-        return await self._within_deadline("GET", path, None)
+        return await self._within_deadline("GET", path, None, _whole)
 
     async def post(self, path: str, payload: Payload) -> bytes:
         """The body of the answer. Raises `HttpError` or `InputTooLongError`.
 
         `payload` is called once it is the request's turn: a long queue then holds no inlined pictures.
         """
-        return await self._within_deadline("POST", path, payload)
+        return await self._within_deadline("POST", path, payload, _whole)
+
+    async def post_streamed(
+        self, path: str, payload: Payload, read: Callable[[AsyncIterator[bytes]], Awaitable[T]]
+    ) -> T:
+        """What `read` makes of the answer's server-sent data, or of a body that is none, as one piece.
+
+        `read` is called anew where the answer broke off and is asked for again. Raises what `post` and `read` raise.
+        """
+        return await self._within_deadline("POST", path, payload, lambda response: read(_data(response)))
 
     def stop(self) -> None:
         """From now on a cancelled request ends in a fault, as its caller did not ask for that."""
@@ -140,10 +149,12 @@ class HttpClient:
         if self._http is not None:
             await self._http.aclose()
 
-    async def _within_deadline(self, method: str, path: str, payload: Payload | None) -> bytes:
+    async def _within_deadline(
+        self, method: str, path: str, payload: Payload | None, read: Callable[[httpx.Response], Awaitable[T]]
+    ) -> T:
         try:
             async with self._places, asyncio.timeout(self._timeout):
-                return await self._with_retries(method, path, payload)
+                return await self._with_retries(method, path, payload, read)
         except TimeoutError:
             raise HttpError(f"{self.server} gave no answer within {self._timeout:g} s", "timeout") from None
         except asyncio.CancelledError:
@@ -151,21 +162,24 @@ class HttpClient:
                 raise HttpError("the engine was closed before the answer came") from None
             raise
 
-    async def _with_retries(self, method: str, path: str, payload: Payload | None) -> bytes:
+    async def _with_retries(
+        self, method: str, path: str, payload: Payload | None, read: Callable[[httpx.Response], Awaitable[T]]
+    ) -> T:
         # Escaped to ASCII, so that no text can fail to be encoded.
         body = None if payload is None else json.dumps(payload()).encode("ascii")
         deadline = time.monotonic() + self._timeout
         for attempt in range(self._retries + 1):
             pause = BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
             try:
-                response = await self._client().request(method, path, content=body)
+                async with self._client().stream(method, path, content=body) as response:
+                    if response.is_success:
+                        return await read(response)
+                    await response.aread()
             except httpx.RequestError as error:
                 fault: GuardError = HttpError(
                     f"cannot reach {self.server} ({type(error).__name__}): check the address and that the server runs"
                 )
             else:
-                if response.is_success:
-                    return response.content
                 fault = self._fault_of(response)
                 if response.status_code not in _RETRIED:
                     raise fault
@@ -197,6 +211,20 @@ class HttpClient:
             return InputTooLongError("the exchange does not fit the model's context: shorten it or lower max_pixels")
         remedy = "lower max_concurrency" if status == 429 else "see the server's log"
         return HttpError(f"{self.server} answered HTTP {status}: {remedy}", status=status)
+
+
+async def _whole(response: httpx.Response) -> bytes:
+    return await response.aread()
+
+
+async def _data(response: httpx.Response) -> AsyncIterator[bytes]:
+    if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+        yield await response.aread()
+        return
+    async for line in response.aiter_lines():
+        field, _, value = line.partition(":")
+        if field == "data" and value.strip() != "[DONE]":
+            yield value.encode()
 
 
 @cache

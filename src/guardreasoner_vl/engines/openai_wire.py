@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
 
 from guardreasoner_vl.engines.label_scores import Token
 from guardreasoner_vl.errors import EngineError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TOP_LOGPROBS = 20
 """The most that OpenAI's API and vLLM's default allow."""
 
+STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
 
 
@@ -103,6 +104,53 @@ class Completion(BaseModel):
             completion_tokens=usage.completion_tokens or 0,
             seconds=seconds,
         )
+
+
+class _Delta(BaseModel):
+    """Of an answer that was asked for in pieces and comes whole, all."""
+
+    delta: _AnswerMessage = Field(_AnswerMessage(), validation_alias=AliasChoices("delta", "message"))
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Piece(BaseModel):
+    choices: list[_Delta] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class GrowingCompletion:
+    """An answer that comes in pieces; `completion` is what they make."""
+
+    def __init__(self) -> None:
+        self._message = _AnswerMessage()
+        self._finish: str | None = None
+        self._tokens: list[_TokenLogprob] = []
+        self._usage: _Usage | None = None
+
+    def add(self, body: bytes) -> str:
+        """The text that this piece adds. Raises `EngineError` for one that cannot be read or tells of a fault."""
+        piece = read(_Piece, body)
+        if piece.error is not None:
+            raise EngineError("the server broke the answer off: see the server's log")
+        self._usage = piece.usage or self._usage
+        text = ""
+        for choice in piece.choices[:1]:
+            text = choice.delta.content or ""
+            for name, more in choice.delta:
+                if more:
+                    setattr(self._message, name, (getattr(self._message, name) or "") + more)
+            self._finish = choice.finish_reason or self._finish
+            self._tokens += (choice.logprobs and choice.logprobs.content) or ()
+        return text
+
+    @property
+    def completion(self) -> Completion:
+        choice = _Choice(
+            message=self._message, finish_reason=self._finish, logprobs=_Logprobs(content=self._tokens or None)
+        )
+        return Completion(choices=[choice], usage=self._usage)
 
 
 class ServedModel(BaseModel):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
-from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, tell_whole, unscored
+from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, unscored
 from guardreasoner_vl.engines.label_scores import label_offset, likeliest
 from guardreasoner_vl.errors import EngineError, GuardError
 from guardreasoner_vl.types import ModelInfo, Usage
@@ -83,7 +83,9 @@ class ScriptedEngine:
         if result.finish_reason == "error":
             return result
         text = request.forced_prefix + result.text.removeprefix(request.forced_prefix)
-        tell_whole(request, text.removeprefix(request.forced_prefix))
+        if request.watch:
+            request.watch.begin()
+            request.watch.tell(text.removeprefix(request.forced_prefix))
         return replace(
             result,
             text=text,

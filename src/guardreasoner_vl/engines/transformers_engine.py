@@ -260,7 +260,7 @@ class TransformersEngine:
 
     def _result(self, job: Job, row: Row, cached: int, common: Sequence[int]) -> EngineResult:
         if row.finish == "error":
-            return failed(CalledOffError("the answer was called off; ask again"))
+            return failed(CalledOffError())
         usage = Usage(
             prompt_tokens=len(job.prompt.ids),
             cached_tokens=cached,

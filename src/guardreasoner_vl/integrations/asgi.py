@@ -3,18 +3,18 @@
     request -> judged -> the application -> its answer, judged -> client
 
 The application gets the very JSON that was judged, written anew, and only judged fields of an answer leave. A streamed
-answer is held back window by window. A blocked client sees what OpenAI's clients know: status 400 and code
-`content_filter` for a request, `finish_reason: content_filter` and a refusal for an answer.
+answer is held back window by window. A blocked client sees what OpenAI's clients know (`service.answers`), and status
+400 with code `content_filter` for a request.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from guardreasoner_vl.integrations.answers import JUDGED, HeldAnswers, answer_of
 from guardreasoner_vl.integrations.client import GuardClient, blocked_reason
+from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, released
+from guardreasoner_vl.service.wire import fault
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
     Send: TypeAlias = Callable[[Message], Awaitable[None]]
     Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-FILTERED = "content_filter"
 _UNGUARDED = ("GET", "HEAD", "OPTIONS")
 _ENCODED = (b"content-length", b"content-encoding", b"transfer-encoding", b"accept-encoding")
-_BESIDE_CHOICES = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage")
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-_UNREADABLE = ("guard_error", "the answer is in no form that can be judged")
 
 
 class GuardMiddleware:
@@ -63,7 +59,7 @@ class GuardMiddleware:
         try:
             asked = json.loads(body)
             messages = list(asked["messages"])
-        except _MALFORMED:
+        except MALFORMED:
             await _refuse(send, 400, "invalid_request", "the body is no JSON with a list of messages")
             return
         verdict = await self._guard.ajudge(messages=messages)
@@ -75,7 +71,7 @@ class GuardMiddleware:
             return await self._guard.ajudge(messages=[*messages, answer])
 
         written = json.dumps(asked).encode()
-        answer = _Answer(HeldAnswers(judge, self._window), judge, send)
+        answer = _Answer(judge, self._window, send)
         await self._app(_rewritten(scope, written), _replayed(written, receive), answer)
 
     def _is_guarded(self, path: str) -> bool:
@@ -116,18 +112,15 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 class _Answer:
     """The application's `send`: lets out what was judged."""
 
-    def __init__(
-        self, held: HeldAnswers[dict[str, Any]], judge: Callable[[dict[str, Any]], Awaitable[Verdict]], send: Send
-    ) -> None:
-        self._held, self._judge, self._send = held, judge, send
+    def __init__(self, judge: Callable[[dict[str, Any]], Awaitable[Verdict]], window: int, send: Send) -> None:
+        self._judge, self._send = judge, send
+        self._stream = GuardedStream(judge, window)
         self._start: Message = {}
         self._kind = ""
         self._rest = b""
-        self._last: dict[str, Any] = {}
-        self._over = False
 
     async def __call__(self, message: Message) -> None:
-        if self._over:
+        if self._stream.over:
             return
         if message["type"] == "http.response.start":
             self._start, self._kind = message, _kind_of(message)
@@ -148,48 +141,20 @@ class _Answer:
         try:
             if self._kind != "json":
                 raise ValueError("no JSON")
-            completion = json.loads(self._rest)
-            choices = await asyncio.gather(*map(self._released, completion["choices"]))
-            told = {**_known(completion), "choices": choices}
-        except _MALFORMED:
-            await _refuse(self._send, 502, *_UNREADABLE)
+            told = await released(json.loads(self._rest), self._judge)
+        except MALFORMED:
+            await _refuse(self._send, 502, *UNREADABLE)
             return
         body = json.dumps(told).encode()
         await self._send(_with_headers(self._start, (b"content-length", str(len(body)).encode())))
         await self._send({"type": "http.response.body", "body": body})
 
-    async def _released(self, choice: dict[str, Any]) -> dict[str, Any]:
-        message = {name: value for name, value in choice["message"].items() if name in JUDGED}
-        verdict = await self._judge(answer_of(message))
-        if verdict.action == "allow":
-            kept = {name: value for name, value in choice.items() if name in ("index", "finish_reason", "logprobs")}
-            return {**kept, "message": message}
-        refusal = {"role": "assistant", "content": None, "refusal": blocked_reason(verdict)}
-        return {"index": choice.get("index", 0), "message": refusal, "finish_reason": FILTERED}
-
     async def _streamed(self, body: bytes, ended: bool) -> None:
-        *lines, self._rest = (self._rest + body).split(b"\n")
-        told: list[dict[str, Any]] = []
-        try:
-            for line in [*lines, self._rest] if ended else lines:
-                name, _, value = line.partition(b":")
-                if name != b"data":
-                    continue
-                if value.strip() == b"[DONE]":
-                    ended = True
-                    break
-                self._last = _judged_chunk(json.loads(value))
-                told += await self._held.add(self._last, self._last["choices"])
-            told += await self._held.finish() if ended else []
-        except _MALFORMED:
-            told, ended = [_fault(*_UNREADABLE)], True
-        if refused := self._held.refused:
-            told.append(_refusal(self._last, sorted(self._held.answers), blocked_reason(refused)))
-        self._over = ended or refused is not None
-        out = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in told)
-        if out or self._over:
-            end = b"data: [DONE]\n\n" if self._over else b""
-            await self._send({"type": "http.response.body", "body": out + end, "more_body": not self._over})
+        out = await self._stream.add(body)
+        if ended:
+            out += await self._stream.finish()
+        if out or self._stream.over:
+            await self._send({"type": "http.response.body", "body": out, "more_body": not self._stream.over})
 
 
 def _kind_of(start: Message) -> str:
@@ -208,34 +173,8 @@ def _with_headers(start: Message, *more: tuple[bytes, bytes]) -> Message:
     return {**start, "headers": [*headers, *more]}
 
 
-def _judged_chunk(chunk: dict[str, Any]) -> dict[str, Any]:
-    """Only what is judged; token log-probabilities would tell the text by another way."""
-    choices = [
-        {
-            "index": choice.get("index", 0),
-            "delta": {name: value for name, value in (choice.get("delta") or {}).items() if name in JUDGED},
-            "finish_reason": choice.get("finish_reason"),
-        }
-        for choice in chunk.get("choices") or ()
-    ]
-    return {**_known(chunk), "choices": choices}
-
-
-def _known(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: told[name] for name in _BESIDE_CHOICES if name in told}
-
-
-def _refusal(chunk: dict[str, Any], indices: Sequence[int], reason: str) -> dict[str, Any]:
-    choices = [{"index": index, "delta": {"refusal": reason}, "finish_reason": FILTERED} for index in indices]
-    return {**chunk, "usage": None, "choices": choices}
-
-
-def _fault(code: str, message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "guard_error", "param": None, "code": code}}
-
-
 async def _refuse(send: Send, status: int, code: str, message: str) -> None:
-    body = json.dumps(_fault(code, message)).encode()
+    body = json.dumps(fault(code, message)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

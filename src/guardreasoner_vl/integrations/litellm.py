@@ -21,8 +21,8 @@ from litellm.integrations.custom_guardrail import CustomGuardrail, log_guardrail
 from litellm.types.guardrails import GuardrailEventHooks
 from litellm.types.utils import EmbeddingResponse, ModelResponse, ModelResponseStream, TextCompletionResponse
 
-from guardreasoner_vl.integrations.answers import HeldAnswers, answer_of
 from guardreasoner_vl.integrations.client import DEFAULT_URL, GuardClient, blocked_reason, unjudged
+from guardreasoner_vl.service.answers import HeldAnswers, answer_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -88,14 +88,14 @@ class GuardReasonerGuardrail(CustomGuardrail):
             deltas = _deltas(chunk)
             if deltas is None:
                 self._refuse(_UNKNOWN)
-            for released in await held.add(chunk, deltas):
+            for released in await held.add_chunk(chunk, deltas):
                 yield released
-            if held.refused:
-                self._refuse(held.refused)
+            if held.verdict and held.is_blocked:
+                self._refuse(held.verdict)
         for released in await held.finish():
             yield released
-        if held.refused:
-            self._refuse(held.refused)
+        if held.verdict and held.is_blocked:
+            self._refuse(held.verdict)
 
     async def _check(self, data: dict[str, Any], answer: dict[str, Any] | None) -> None:
         verdict = await self._verdict(data, answer)

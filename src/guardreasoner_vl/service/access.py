@@ -15,12 +15,13 @@ import json
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 
 from guardreasoner_vl.service.metrics import METHODS
+from guardreasoner_vl.service.wire import fault
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -205,8 +206,3 @@ async def _answer(error: RefusedRequestError, send: Send) -> None:
     headers.append((b"connection", b"close"))  # the rest of the body is not read
     await send({"type": "http.response.start", "status": error.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def fault(code: str, message: str) -> dict[str, Any]:
-    """OpenAI's shape of an error."""
-    return {"error": {"message": message, "type": "guard_error", "param": None, "code": code}}

@@ -17,15 +17,17 @@ from starlette.requests import ClientDisconnect
 
 from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import GuardError, InputError
-from guardreasoner_vl.service.access import NDJSON, Access, fault
+from guardreasoner_vl.service.access import NDJSON, Access
+from guardreasoner_vl.service.answers import HeldBack
 from guardreasoner_vl.service.asking import Asker, Asking, all_of
 from guardreasoner_vl.service.audit import AuditLog
 from guardreasoner_vl.service.backend import backend_of
+from guardreasoner_vl.service.config import first_problem
 from guardreasoner_vl.service.desk import Desk, RefusedError, UnknownGuardError
 from guardreasoner_vl.service.fetch import ImageFetcher
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.proxy import add_proxy
-from guardreasoner_vl.service.streaming import HeldBack, QueueWatch, event, told, verdict_event
+from guardreasoner_vl.service.streaming import QueueWatch, event, told, verdict_event
 from guardreasoner_vl.service.wire import (
     GuardRequest,
     LiteLLMRequest,
@@ -33,6 +35,7 @@ from guardreasoner_vl.service.wire import (
     ModerationRequest,
     ModerationResponse,
     blocked_reason,
+    fault,
     moderation,
     no_fetch,
     shown,
@@ -40,7 +43,7 @@ from guardreasoner_vl.service.wire import (
 from guardreasoner_vl.types import Exchange, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping
 
     import httpx
     from starlette.types import Receive, Scope, Send
@@ -118,7 +121,7 @@ def _add_faults(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse(fault("invalid_request", told_of(error.errors())), 422)
+        return JSONResponse(fault("invalid_request", first_problem(error.errors(), "the body")), 422)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
@@ -128,13 +131,6 @@ def _add_faults(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse(fault("internal", f"the service failed ({type(error).__name__})"), 500)
-
-
-def told_of(errors: Sequence[Any]) -> str:
-    """Where a body breaks its form, and how; never what stood there."""
-    first = errors[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    return f"{where or 'the body'}: {first['msg']}"
 
 
 def _add_health(app: FastAPI) -> None:
@@ -218,24 +214,29 @@ async def _growing(asking: Asker) -> AsyncIterator[bytes]:
     asking.desk.check(body.guard)
     asked = await body.exchange(asking.fetch)
 
-    async def with_answer(answer: str) -> Exchange:
+    answer = ""
+
+    async def with_answer() -> Exchange:
         return replace(asked, response=answer)
 
-    async def judge(answer: str) -> Verdict:
-        return await asking.verdict_within(with_answer(answer), body.guard, body.mode)
+    async def judge() -> Verdict:
+        return await asking.verdict_within(with_answer(), body.guard, body.mode)
 
     async def events() -> AsyncIterator[bytes]:
-        held = HeldBack(judge, asking.config.upstream.window)
+        nonlocal answer
+        held: HeldBack[str] = HeldBack(judge, asking.config.upstream.window)
         with suppress(ClientDisconnect):
             async for line in lines:
-                if piece := await held.add(_read(_Delta, line).delta):
-                    yield event("release", {"text": piece})
+                delta = _read(_Delta, line).delta
+                answer += delta
+                if pieces := await held.add(delta, len(delta)):
+                    yield event("release", {"text": "".join(pieces)})
                 if held.is_blocked:
                     break
-        if piece := await held.finish():
-            yield event("release", {"text": piece})
-        if held.verdict:
-            yield verdict_event(shown(held.verdict, body.include_reasoning))
+        if text := "".join(await held.finish()):
+            yield event("release", {"text": text})
+        verdict = held.verdict or await judge()
+        yield verdict_event(shown(verdict, body.include_reasoning))
 
     return events()
 
@@ -251,7 +252,7 @@ def _read(kind: type[Body], raw: bytes) -> Body:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
-        raise HTTPException(422, told_of(error.errors(include_input=False, include_url=False))) from None
+        raise HTTPException(422, first_problem(error.errors(), "the body")) from None
 
 
 async def _lines(request: Request) -> AsyncIterator[bytes]:

@@ -23,7 +23,7 @@ from guardreasoner_vl.service.fetch import RemoteImages
 from guardreasoner_vl.types import Frozen, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pydantic_settings import PydanticBaseSettingsSource
 
@@ -191,16 +191,16 @@ def load_config(path: Path | None = None, **given: Any) -> ServiceConfig:
         for guard in made.guards.values():
             _ = guard.policy
     except ValidationError as error:
-        raise InputError(f"{path or 'configuration'}: {_told(error)}") from error
+        raise InputError(f"{path or 'configuration'}: {first_problem(error.errors(), 'the whole')}") from error
     except (OSError, ValueError, TypeError, YAMLError) as error:  # no YAML, no mapping, a variable that is no JSON
         raise InputError(f"{path or 'configuration'}: cannot be read ({type(error).__name__}); check it") from error
     return made
 
 
-def _told(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the whole"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+def first_problem(errors: Sequence[Any], whole: str) -> str:
+    """Where pydantic found `whole` wrong first, and how; never what stood there."""
+    where = ".".join(str(part) for part in errors[0]["loc"] if part != "body") or whole
+    return f"{where}: {errors[0]['msg'].removeprefix('Value error, ')}"
 
 
 def as_plain(config: ServiceConfig) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Answers that are told piece by piece: the guard's own reasoning, and a model's answer that is held back until judged.
+"""Server-sent events of the guard: its reasoning as it comes, or the pieces of an answer that it releases.
 
 reasoning   one piece of the guard's reasoning          restart   what was told is void, the guard begins again
 release     a piece of the model's answer that may go   verdict   the verdict, always the last event
@@ -93,40 +93,3 @@ async def told(
         watch.called_off = True
         for work in (task, waiting):
             work.cancel()
-
-
-@dataclass
-class HeldBack:
-    """A model's answer on its way out: nothing leaves before the answer up to there was judged.
-
-    `judge` is asked about the whole answer so far each time `window` characters have come. `verdict` is the last one.
-    """
-
-    judge: Callable[[str], Awaitable[Verdict]]
-    window: int
-    released: str = ""
-    waiting: str = ""
-    verdict: Verdict | None = None
-
-    @property
-    def is_blocked(self) -> bool:
-        return self.verdict is not None and self.verdict.action == "block"
-
-    async def add(self, text: str) -> str:
-        """What may leave now."""
-        self.waiting += text
-        return await self._judged() if len(self.waiting) >= self.window else ""
-
-    async def finish(self) -> str:
-        """What may still leave at the end; an answer is judged once at least."""
-        return await self._judged() if self.waiting or self.verdict is None else ""
-
-    async def _judged(self) -> str:
-        if self.is_blocked:
-            return ""
-        self.verdict = await self.judge(self.released + self.waiting)
-        if self.is_blocked:
-            return ""
-        piece, self.waiting = self.waiting, ""
-        self.released += piece
-        return piece

@@ -238,3 +238,8 @@ def _with_pictures(messages: Sequence[dict[str, Any]], images: Sequence[str]) ->
         return list(messages)
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in missing]
     return [*messages, {"role": "user", "content": parts}]
+
+
+def fault(code: str, message: str) -> dict[str, Any]:
+    """OpenAI's shape of an error."""
+    return {"error": {"message": message, "type": "guard_error", "param": None, "code": code}}

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Verdict
 
 
+_KERNELS = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""On the CPU torch keeps what it prepared for each shape of a product, a quarter of a megabyte each, 1,024 of them by
+default and in two caches; prompts differ in length, so that they fill up. Measured: docs/service.md."""
+
+
 @dataclass(frozen=True)
 class Opening:
     """What the process opens: a model (`Guard.load`), its engine's options, and the policy."""
@@ -93,6 +98,7 @@ def run(connection: Connection, opening: Opening, most: int) -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # the service ends us, once it has answered all
     configure(opening.log_level)
+    os.environ.update(_KERNELS | os.environ)  # of this process alone; read when torch multiplies first
     try:
         guard = opening.guard()
     except GuardError as error:

@@ -1,0 +1,88 @@
+"""What is held back leaves only after its verdict: any pieces, any window."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.judging import error_verdict
+from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.service.answers import GuardedStream, HeldBack
+from tests.service.verdicts import MODEL, verdict
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.types import Verdict
+
+
+class Answer:
+    """An answer that grows, and its judge, who finds BAD harmful and remembers what it was asked."""
+
+    def __init__(self, window: int) -> None:
+        self.text = ""
+        self.asked: list[str] = []
+        self.held: HeldBack[str] = HeldBack(self._judge, window)
+
+    async def add(self, piece: str) -> str:
+        self.text += piece
+        return "".join(await self.held.add(piece, len(piece)))
+
+    async def finish(self) -> str:
+        return "".join(await self.held.finish())
+
+    async def _judge(self) -> Verdict:
+        self.asked.append(self.text)
+        if "BROKEN" in self.text:
+            return error_verdict(EngineError("out of order; try again"), Policy(), MODEL)
+        return verdict("BAD" in self.text)
+
+
+@given(st.lists(st.text(max_size=12), max_size=12), st.integers(1, 30))
+def test_nothing_leaves_unjudged_and_nothing_harmless_is_lost(pieces: list[str], window: int) -> None:
+    async def run() -> tuple[str, list[str]]:
+        answer = Answer(window)
+        out = ""
+        for piece in pieces:
+            out += await answer.add(piece)
+            assert out == "" or answer.asked[-1].startswith(out)
+        return out + await answer.finish(), answer.asked
+
+    out, asked = asyncio.run(run())
+    assert out == "".join(pieces)
+    assert not out or asked[-1] == out
+
+
+@pytest.mark.parametrize("word", ["BAD", "BROKEN"])
+async def test_after_a_block_nothing_leaves_any_more(word: str) -> None:
+    answer = Answer(10)
+    first = await answer.add("All is well, so far. ")
+    second = await answer.add(f"Now comes something {word} for you.")
+    asked = len(answer.asked)
+    rest = [await answer.add("And then harmless words again."), await answer.finish()]
+    assert (first, second, rest) == ("All is well, so far. ", "", ["", ""])
+    assert answer.held.is_blocked
+    assert len(answer.asked) == asked
+
+
+async def test_after_its_end_a_stream_says_nothing_more() -> None:
+    async def judge(_: object) -> Verdict:
+        return verdict(False)
+
+    stream = GuardedStream(judge, 10)
+    line = b'data: {"choices": [{"index": 0, "delta": {"content": "Hello."}}]}\n'
+    assert await stream.add(line) == b""
+    told = await stream.add(b"data: [DONE]\n")
+    assert told.endswith(b"data: [DONE]\n\n")
+    assert b"Hello." in told
+    assert [await stream.add(line), await stream.finish()] == [b"", b""]
+
+
+async def test_an_empty_stream_has_its_end() -> None:
+    async def judge(_: object) -> Verdict:
+        raise AssertionError("there is nothing to judge")
+
+    assert await GuardedStream(judge, 10).finish() == b"data: [DONE]\n\n"
