@@ -63,7 +63,7 @@ class _Injected:
 
 @dataclass(eq=False)
 class StubServer(LocalServer):
-    """`continues` says what `continue_final_message` does."""
+    """`continues` says what `continue_final_message` does; a streamed answer waits in its middle for `goes_on`."""
 
     brain: Brain = unharmful
     models: tuple[str, ...] = ("stub-vl",)
@@ -82,6 +82,8 @@ class StubServer(LocalServer):
         self._injected: list[_Injected] = []
         self._released = threading.Event()
         self.disconnected = threading.Event()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
 
     def __exit__(self, *_: object) -> None:
         self._released.set()
@@ -223,7 +225,10 @@ class _Handler(Handler):
 
     def _send_answer(self, answer: dict[str, Any], streamed: bool) -> None:
         body, kind = _encoded(answer, streamed)
-        self.send(200, body, {"Content-Type": kind})
+        self.send_head(200, len(body), {"Content-Type": kind})
+        self.wfile.write(body[: len(body) // 2])
+        self.stub.goes_on.wait(10.0)
+        self.wfile.write(body[len(body) // 2 :])
 
     def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         self.send(status, json.dumps(body).encode(), headers)

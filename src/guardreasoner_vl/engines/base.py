@@ -17,7 +17,7 @@ FinishReason = Literal["stop", "length", "error"]
 
 
 class Watch(Protocol):
-    """What a caller hears of an answer while it is generated, and how it is called off."""
+    """What a caller hears, from whatever thread the engine works in, of an answer; and how it is called off."""
 
     def begin(self) -> None:
         """An answer begins; what was told of an earlier one is void."""

@@ -76,9 +76,9 @@ class OwnProcess:
 class OtherServer:
     """A model behind an OpenAI-compatible server, such as vLLM, which batches by itself."""
 
-    def __init__(self, section: GuardSection) -> None:
+    def __init__(self, section: GuardSection, together: int) -> None:
         self.policy = section.policy
-        self._section = section
+        self._section, self._together = section, together
         self._guard: Guard | None = None
 
     @property
@@ -93,7 +93,7 @@ class OtherServer:
         self._guard = await asyncio.to_thread(self._open)
 
     async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
-        return await self._opened.amoderate_each(Asked(exchange, mode, watch))
+        return await self._opened.amoderate_each(Asked(exchange, mode, watch and _OnThisLoop(watch)))
 
     async def close(self) -> None:
         if self._guard:
@@ -107,12 +107,29 @@ class OtherServer:
 
     def _open(self) -> Guard:
         section = self._section
-        options: dict[str, Any] = {"base_url": section.base_url}
+        options: dict[str, Any] = {"base_url": section.base_url, "max_concurrency": self._together}
         if section.api_key:
             options["api_key"] = section.api_key.get_secret_value()
         return Guard.load(section.model, "openai", policy=self.policy, **options)
 
 
+class _OnThisLoop:
+    """A watch that the engine's own thread may tell; made on the loop that the watch belongs to."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._loop = watch, asyncio.get_running_loop()
+
+    def begin(self) -> None:
+        self._loop.call_soon_threadsafe(self._watch.begin)
+
+    def tell(self, text: str) -> None:
+        self._loop.call_soon_threadsafe(self._watch.tell, text)
+
+    @property
+    def called_off(self) -> bool:
+        return self._watch.called_off
+
+
 def backend_of(section: GuardSection, together: int, restarted: Callable[[], None]) -> Backend:
     """The guard that a section asks for, not started yet."""
-    return OtherServer(section) if section.is_remote else OwnProcess(section, together, restarted)
+    return OtherServer(section, together) if section.is_remote else OwnProcess(section, together, restarted)
