@@ -110,7 +110,7 @@ def test_the_stages_are_commands(out: Path, tmp_path: Path) -> None:
 
 def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
     planned = invoke("run", PATH, "--out", tmp_path / "none", "--plan", "--stages", "grpo")
-    assert "40 rollout batches, 80 updates" in planned.stdout
+    assert "80 rollout batches, 160 updates" in planned.stdout
     assert not (tmp_path / "none").exists()
     unknown = invoke("run", PATH, "--out", tmp_path / "none", "--stages", "grpo,bake", code=2)
     assert "unknown stage 'bake': use curate, synthesize" in unknown.stderr
