@@ -149,7 +149,9 @@ def test_gains_are_counted_seed_by_seed() -> None:
         "\u2013",
         "100.0 \u00b1 0.0",
         "61.0 \u00b1 12.7",
+        "-1.0 \u00b1 12.7",
     ]
+    assert full[-1] == "\u2013"
     assert full[2] == "15.0 \u00b1 63.5"  # 10 and 20: 12.706 * 7.071 / sqrt(2)
 
 

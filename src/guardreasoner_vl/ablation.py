@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from guardreasoner_vl.pipeline import Stage
     from guardreasoner_vl.recipe import Recipe
 
-START = "R-SFT"
-"""Where RL starts: gains are over it, seed by seed."""
+START, WHOLE = "R-SFT", "full"
+"""Where RL starts and the whole method: F1 is compared with the one, tokens with the other, seed by seed."""
 
 Ends = Literal["sft", "grpo"]
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def variants(recipe: Recipe) -> dict[str, Variant]:
-    """The paper's, and the other form of the reward."""
+    """The paper's, and the other form of the reward. In the `bounded` form Eco's cut-off needs a token cost to act."""
     form = "paper" if recipe.grpo.reward.form != "paper" else "bounded"
     rl: tuple[Stage, ...] = ("grpo",)
     return {
@@ -69,7 +69,7 @@ def variants(recipe: Recipe) -> dict[str, Variant]:
             for name in ("text", "image", "text-image")
         },
         START: Variant({}, (), "sft"),
-        "full": Variant({}, ()),
+        WHOLE: Variant({}, ()),
         "without augmentation": Variant({"augment": {"share": 0.0}}, ("augment", "grpo")),
         "without dynamic clipping": Variant({"grpo": {"clip": {"schedule": "constant"}}}, rl),
         "without length reward": Variant({"grpo": {"reward": {"form": "plain"}}}, rl),
@@ -164,7 +164,7 @@ def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Pat
     figure, axes = new_axes(6.5, 0.6 + 0.32 * len(found))
     names = list(found)[::-1]
     means = [interval([100 * (one.f1 or 0.0) for one in found[name]]) for name in names]
-    colours = [OWN if name in ("full", "Eco") else OTHER for name in names]
+    colours = [OWN if name in (WHOLE, "Eco") else OTHER for name in names]
     axes.barh(names, [mean for mean, _ in means], xerr=[half or 0.0 for _, half in means], color=colours)
     axes.set(xlim=(min(mean for mean, _ in means) - 10, 100), xlabel="F1, requests and responses together")
     (out / "ablation.svg").write_text(svg_of(figure), "utf-8")
@@ -172,14 +172,17 @@ def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Pat
 
 
 def table(found: Mapping[str, Sequence[Outcome]]) -> Table:
-    """A line for each variant: means over seeds, and gains over `START` of the same seed."""
-    rows = [["", "F1", f"F1 above {START}", "requests", "responses", "coverage", "output tokens"]]
+    """A line for each variant: means over seeds; F1 above `START` and tokens below `WHOLE`, of the same seed."""
+    rates = ["requests", "responses", "coverage"]
+    rows = [["", "F1", f"F1 above {START}", *rates, "output tokens", f"fewer than {WHOLE}"]]
     for name, own in found.items():
         first, *cells = [_cell([getattr(one, field) for one in own], 100) for field in _RATES]
-        start = found.get(START, ())
+        start, whole = found.get(START, ()), found.get(WHOLE, ())
         gains = [(one.f1 or 0.0) - (before.f1 or 0.0) for one, before in zip(own, start, strict=False)]
+        saved = [before.tokens - one.tokens for one, before in zip(own, whole, strict=False)]
         gain = NONE if name == START else _cell(gains, 100)
-        rows.append([name, first, gain, *cells, _cell([one.tokens for one in own], 1)])
+        saving = NONE if name == WHOLE else _cell(saved, 1)
+        rows.append([name, first, gain, *cells, _cell([one.tokens for one in own], 1), saving])
     return rows
 
 
