@@ -249,7 +249,7 @@ def _encoded(answer: dict[str, Any], streamed: bool) -> tuple[bytes, str]:
             chunks.append({"index": 0, "delta": delta, "logprobs": told and {"content": [told]}, "finish_reason": None})
         chunks[-1]["finish_reason"] = choice["finish_reason"]
     events = [{"choices": [chunk]} for chunk in chunks] + [{"choices": [], "usage": answer["usage"]}]
-    lines = [f"data: {json.dumps(one)}\n\n" for one in events]
+    lines = [f"data: {json.dumps(one, ensure_ascii=False)}\n\n" for one in events]
     return "".join([": keep-alive\n\n", *lines, "data: [DONE]\n\n"]).encode(), "text/event-stream; charset=utf-8"
 
 

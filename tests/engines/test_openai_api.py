@@ -300,6 +300,12 @@ def test_a_server_that_answers_whole_is_heard_whole(server: StubServer, engine: 
     assert result.finish_reason == "stop" or result.usage.completion_tokens == 24
 
 
+def test_unicode_s_own_line_ends_stay_inside_of_their_piece(server: StubServer, engine: OpenAIEngine) -> None:
+    server.brain = lambda messages, begun: "one\u2028two\x85three\x0bfour"
+    (result,) = engine.generate([replace(asked(), watch=Pieces())])
+    assert result.text == "one\u2028two\x85three\x0bfour"
+
+
 def test_an_answer_called_off_midway_is_hung_up(server: StubServer, engine: OpenAIEngine) -> None:
     (result,) = engine.generate([replace(asked(), watch=Pieces(most=3))])
     assert (result.finish_reason, result.error_code) == ("error", "called_off")

@@ -221,10 +221,13 @@ async def _data(response: httpx.Response) -> AsyncIterator[bytes]:
     if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
         yield await response.aread()
         return
-    async for line in response.aiter_lines():
-        field, _, value = line.partition(":")
-        if field == "data" and value.strip() != "[DONE]":
-            yield value.encode()
+    rest = b""
+    async for body in response.aiter_bytes():
+        *lines, rest = (rest + body).split(b"\n")  # nowhere else: JSON may hold Unicode's line ends as they are
+        for line in lines:
+            field, _, value = line.partition(b":")
+            if field == b"data" and value.strip() != b"[DONE]":
+                yield value
 
 
 @cache
