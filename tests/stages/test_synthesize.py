@@ -30,7 +30,7 @@ from tests.pictures import picture
 from tests.teachers.teacher_server import STEPS, Reply, TeacherServer, answer, truthful, user_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 Said = str | BaseException
@@ -445,6 +445,15 @@ def test_a_killed_job_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
     assert sorted(map(named, server.payloads)) == sorted({f"r{number}" for number in range(60)} - stored)
 
 
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """A shell starts what runs in its background deaf to Ctrl+C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 def test_ctrl_c_leaves_everything_answered_on_the_disk(tmp_path: Path) -> None:
     folder = many(tmp_path, 50)
     teacher = Scripted(pause=0.001)
