@@ -116,6 +116,13 @@ def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
     assert "unknown stage 'bake': use curate, synthesize" in unknown.stderr
 
 
+def test_a_model_that_is_nowhere_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    where = ("--data", tmp_path / "rl", "--out", tmp_path / "run")
+    refused = invoke("grpo", PATH, "--model", "./nowhere", *where, code=2)
+    assert "./nowhere: no such folder; give" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_ablation_takes_over_what_a_variant_does_not_change(out: Path) -> None:
     runs = out.parent.parent
     lines: list[str] = []

@@ -67,7 +67,7 @@ def augment(
 
 def grpo(
     recipe: RecipeArgument,
-    model: Annotated[Path, typer.Option(metavar="DIR", help="The model to start from (`sft`).")],
+    model: Annotated[str, typer.Option(help="Where to start: a folder (of `sft`), 'embedded' or a hub id.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="The RL set (`augment`), or any other corpus.")],
     out: OutOption,
     validation: Annotated[
@@ -80,18 +80,19 @@ def grpo(
 ) -> None:
     """Train a guard by online RL, and print the finished model's folder."""
     from guardreasoner_vl.corpus.store import read_split
+    from guardreasoner_vl.engines.folders import resolve_folder
     from guardreasoner_vl.recipe import load_recipe
     from guardreasoner_vl.stages import grpo as stage
 
-    made = load_recipe(recipe)
+    made, start = load_recipe(recipe), resolve_folder(model)
     rows = list(read_split(validation, "validation")) if validation else []
     if verify_parity:
         from guardreasoner_vl.stages.stock_grpo import verify
 
-        typer.echo(verify(made, model, data).told(), err=True)
+        typer.echo(verify(made, start, data).told(), err=True)
     with resumable(), progress_bar() as progress:
         finished = stage.run(
-            made, model, data, out, rows, (lambda now: progress(now.step, now.total)) if progress else None
+            made, start, data, out, rows, (lambda now: progress(now.step, now.total)) if progress else None
         )
     typer.echo(str(finished))
 
