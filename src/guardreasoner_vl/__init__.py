@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "guardreasoner_vl.errors": (
+        "CalledOffError",
         "DataError",
-        "CalledOffError",
-        "CalledOffError",
         "EngineError",
         "GuardError",
         "ImageError",

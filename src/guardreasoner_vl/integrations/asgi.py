@@ -17,7 +17,7 @@ from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, Gu
 from guardreasoner_vl.service.wire import fault
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 
     from guardreasoner_vl.types import Verdict
 
@@ -112,7 +112,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 class _Answer:
     """The application's `send`: lets out what was judged."""
 
-    def __init__(self, judge: Callable[[dict[str, Any]], Awaitable[Verdict]], window: int, send: Send) -> None:
+    def __init__(
+        self, judge: Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]], window: int, send: Send
+    ) -> None:
         self._judge, self._send = judge, send
         self._stream = GuardedStream(judge, window)
         self._start: Message = {}

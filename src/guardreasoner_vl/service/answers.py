@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from guardreasoner_vl.service.wire import blocked_reason, fault
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from guardreasoner_vl.types import Verdict
 
@@ -25,6 +25,7 @@ UNREADABLE = ("guard_error", "the answer is in no form that can be judged")
 _JUDGED = ("role", "content", "reasoning_content", "refusal", "tool_calls", "function_call")
 """The fields of a message or of a delta that are judged."""
 _BESIDE_CHOICES = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage")
+_END = b"data: [DONE]\n\n"
 _AS_THEY_ARE = ("refusal", "tool_calls", "function_call", "audio")
 
 
@@ -90,7 +91,7 @@ class HeldBack(Generic[T]):
     said last; after a block nothing leaves any more.
     """
 
-    judge: Callable[[], Awaitable[Verdict]]
+    judge: Callable[[], Coroutine[Any, Any, Verdict]]
     window: int
     verdict: Verdict | None = None
     _held: list[T] = field(default_factory=list)
@@ -122,7 +123,7 @@ class HeldAnswers(HeldBack[T]):
     call cannot be judged.
     """
 
-    def __init__(self, judge: Callable[[dict[str, Any]], Awaitable[Verdict]], window: int) -> None:
+    def __init__(self, judge: Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]], window: int) -> None:
         super().__init__(self._worst, window)
         self.answers: dict[int, _Answer] = {}
         self._judge_one = judge
@@ -136,7 +137,7 @@ class HeldAnswers(HeldBack[T]):
         return await self.add(chunk, came, whole=any(answer.calls for answer in self.answers.values()))
 
     async def _worst(self) -> Verdict:
-        verdicts = await asyncio.gather(*(self._judge_one(answer.judged) for answer in self.answers.values()))
+        verdicts = await all_of(self._judge_one(answer.judged) for answer in self.answers.values())
         return next((one for one in verdicts if one.action == "block"), verdicts[0])
 
 
@@ -147,7 +148,7 @@ class GuardedStream:
     nothing more will leave.
     """
 
-    def __init__(self, judge: Callable[[dict[str, Any]], Awaitable[Verdict]], window: int) -> None:
+    def __init__(self, judge: Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]], window: int) -> None:
         self._held: HeldAnswers[dict[str, Any]] = HeldAnswers(judge, window)
         self._rest = b""
         self._last: dict[str, Any] = {}
@@ -162,6 +163,11 @@ class GuardedStream:
         """What may still leave, and the stream's end."""
         return await self._told([self._rest, b"data: [DONE]"])
 
+    def broken(self, code: str, message: str) -> bytes:
+        """The stream's end in an error."""
+        self.over = True
+        return _data(fault(code, message)) + _END
+
     async def _told(self, lines: Iterable[bytes]) -> bytes:
         if self.over:
             return b""
@@ -171,9 +177,8 @@ class GuardedStream:
                 if not self.over:
                     told += await self._of_line(line)
         except MALFORMED:
-            told.append(fault(*UNREADABLE))
-            self.over = True
-        return b"".join(map(_data, told)) + (b"data: [DONE]\n\n" if self.over else b"")
+            return b"".join(map(_data, told)) + self.broken(*UNREADABLE)
+        return b"".join(map(_data, told)) + (_END if self.over else b"")
 
     async def _of_line(self, line: bytes) -> list[dict[str, Any]]:
         name, _, value = line.partition(b":")
@@ -191,7 +196,9 @@ class GuardedStream:
         return told
 
 
-async def released(completion: dict[str, Any], judge: Callable[[dict[str, Any]], Awaitable[Verdict]]) -> dict[str, Any]:
+async def released(
+    completion: dict[str, Any], judge: Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]]
+) -> dict[str, Any]:
     """A whole completion, each choice judged, a refusal in the place of one that is blocked. Raises of `MALFORMED`."""
 
     async def one(choice: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +210,17 @@ async def released(completion: dict[str, Any], judge: Callable[[dict[str, Any]],
         refusal = {"role": "assistant", "content": None, "refusal": blocked_reason(verdict)}
         return {"index": choice.get("index", 0), "message": refusal, "finish_reason": FILTERED}
 
-    return {**_known(completion), "choices": await asyncio.gather(*map(one, completion["choices"]))}
+    return {**_known(completion), "choices": await all_of(map(one, completion["choices"]))}
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results in order; the first fault ends the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _judged_chunk(chunk: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.service.access import NDJSON, Access
-from guardreasoner_vl.service.answers import HeldBack
-from guardreasoner_vl.service.asking import Asker, Asking, all_of
+from guardreasoner_vl.service.answers import HeldBack, all_of
+from guardreasoner_vl.service.asking import Asker, Asking
 from guardreasoner_vl.service.audit import AuditLog
 from guardreasoner_vl.service.backend import backend_of
 from guardreasoner_vl.service.config import first_problem

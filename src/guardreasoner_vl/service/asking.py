@@ -13,7 +13,7 @@ from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.service.desk import Desk, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterable
+    from collections.abc import Awaitable, Coroutine
 
     from guardreasoner_vl.engines.base import Watch
     from guardreasoner_vl.service.config import ServiceConfig
@@ -67,16 +67,6 @@ def asker(request: Request) -> Asker:
 
 
 Asking = Annotated[Asker, Depends(asker)]
-
-
-async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order; the first fault ends the others."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

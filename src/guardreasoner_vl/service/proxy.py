@@ -118,8 +118,7 @@ class _Upstream:
                     break
             yield await stream.finish()
         except httpx.HTTPError as error:
-            message = f"the answer broke off ({type(error).__name__}); ask again"
-            yield f"data: {json.dumps(fault(UpstreamError.code, message))}\n\ndata: [DONE]\n\n".encode()
+            yield stream.broken(UpstreamError.code, f"the answer broke off ({type(error).__name__}); ask again")
         finally:
             await answer.aclose()
 
