@@ -46,6 +46,18 @@ def image_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+EXCHANGES: list[tuple[Any, str, bool]] = [
+    ("Hello.", "Gladly.", False),
+    ("BAD", "Gladly.", True),
+    ("BROKEN", "Gladly.", True),
+    ("Hello.", "BAD", True),
+    ("Hello.", "BROKEN", True),
+    ([image_part(GREEN)], "Gladly.", False),
+    ([image_part(RED)], "Gladly.", True),
+]
+"""What every library has to let through and to block: content, the model's answer, whether it is blocked."""
+
+
 class Backend(ScriptedBackend):
     """Finds red pictures harmful, too."""
 

@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guardreasoner_vl.integrations.asgi import GuardMiddleware
-from guardreasoner_vl.integrations.client import unjudged
-from guardreasoner_vl.types import Judgement, Label
 from tests.integrations.examples import example
 from tests.integrations.service import GREEN, KEY, RED, Running, chunk, completion, image_part, sse
 from tests.service.running import running as running_app
+from tests.service.verdicts import verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -308,10 +307,7 @@ class Instant:
     """A guard without a service: BAD blocks."""
 
     async def ajudge(self, messages: Any) -> Verdict:
-        harmful = "BAD" in json.dumps(messages)
-        label = Judgement(label=Label.HARMFUL if harmful else Label.UNHARMFUL)
-        update = {"request": label, "response": label, "flagged": harmful, "error": None}
-        return unjudged("", "").model_copy(update={**update, "action": "block" if harmful else "allow"})
+        return verdict("BAD" in json.dumps(messages))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

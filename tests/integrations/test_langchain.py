@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integrations.examples import example
-from tests.integrations.service import GREEN, KEY, RED, Running, image_part
+from tests.integrations.service import EXCHANGES, KEY, RED, Running
 
 pytest.importorskip("langchain", minversion="1.0", reason="langchain 1.x is not installed")
 
@@ -56,13 +56,7 @@ def calling(what: str) -> AIMessage:
 @pytest.mark.parametrize(
     ("content", "answer", "blocked"),
     [
-        ("Hello.", "Gladly.", False),
-        ("BAD", "Gladly.", True),
-        ("BROKEN", "Gladly.", True),
-        ("Hello.", "BAD", True),
-        ("Hello.", "BROKEN", True),
-        ([image_part(GREEN)], "Gladly.", False),
-        ([image_part(RED)], "Gladly.", True),
+        *EXCHANGES,
         ([{"type": "image", "base64": RED.partition(",")[2], "mime_type": "image/png"}], "Gladly.", True),
         ([{"type": "audio", "base64": "AA==", "mime_type": "audio/wav"}], "Gladly.", True),
         ([{"type": "image"}], "Gladly.", True),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.integrations.examples import FOLDER, example
-from tests.integrations.service import CLOSED, GREEN, KEY, RED, Running, image_part
+from tests.integrations.service import CLOSED, EXCHANGES, KEY, RED, Running, image_part
 
 pytest.importorskip("litellm", reason="litellm is not installed")
 
@@ -55,13 +55,7 @@ def refused(reason: str) -> Any:
 @pytest.mark.parametrize(
     ("content", "answer", "blocked"),
     [
-        ("Hello.", "Gladly.", False),
-        ("BAD", "Gladly.", True),
-        ("BROKEN", "Gladly.", True),
-        ("Hello.", "BAD", True),
-        ("Hello.", "BROKEN", True),
-        ([image_part(GREEN)], "Gladly.", False),
-        ([image_part(RED)], "Gladly.", True),
+        *EXCHANGES,
         ([{"type": "input_audio", "input_audio": {}}], "Gladly.", True),
     ],
 )

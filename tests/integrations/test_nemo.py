@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guardreasoner_vl.integrations.client import unjudged
 from tests.integrations.examples import example
-from tests.integrations.service import CLOSED, GREEN, KEY, RED, Running, image_part
+from tests.integrations.service import CLOSED, EXCHANGES, GREEN, KEY, RED, Running, image_part
 
 pytest.importorskip("nemoguardrails", reason="nemoguardrails is not installed")
 
@@ -53,13 +53,7 @@ def said(content: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("content", "answer", "blocked"),
     [
-        ("Hello.", "Gladly.", False),
-        ("BAD", "Gladly.", True),
-        ("BROKEN", "Gladly.", True),
-        ("Hello.", "BAD", True),
-        ("Hello.", "BROKEN", True),
-        ([image_part(GREEN)], "Gladly.", False),
-        ([image_part(RED)], "Gladly.", True),
+        *EXCHANGES,
         ([{"type": "text", "text": "What is it?"}, image_part(GREEN), image_part(RED)], "Gladly.", True),
         ([{"type": "input_audio", "input_audio": {"data": "AA=="}}], "Gladly.", True),
     ],

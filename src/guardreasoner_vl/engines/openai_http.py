@@ -221,13 +221,21 @@ async def _data(response: httpx.Response) -> AsyncIterator[bytes]:
     if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
         yield await response.aread()
         return
+    async for line in lines_of(response.aiter_bytes()):
+        field, _, value = line.partition(b":")
+        if field == b"data" and value.strip() != b"[DONE]":
+            yield value
+
+
+async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Lines of what comes cut anywhere. A newline alone ends one: JSON may hold Unicode's line ends as they are."""
     rest = b""
-    async for body in response.aiter_bytes():
-        *lines, rest = (rest + body).split(b"\n")  # nowhere else: JSON may hold Unicode's line ends as they are
-        for line in lines:
-            field, _, value = line.partition(b":")
-            if field == b"data" and value.strip() != b"[DONE]":
-                yield value
+    async for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line
+    if rest:
+        yield rest
 
 
 @cache

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from guardreasoner_vl import __version__
+from guardreasoner_vl.engines.openai_http import lines_of
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.service.access import NDJSON, Access
 from guardreasoner_vl.service.answers import HeldBack, all_of
@@ -257,14 +258,9 @@ def _read(kind: type[Body], raw: bytes) -> Body:
 
 async def _lines(request: Request) -> AsyncIterator[bytes]:
     """The body's lines as they arrive; blank ones say nothing."""
-    rest = b""
-    async for chunk in request.stream():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            if line.strip():
-                yield line
-    if rest.strip():
-        yield rest
+    async for line in lines_of(request.stream()):
+        if line.strip():
+            yield line
 
 
 def _add_shapes(app: FastAPI) -> None:
