@@ -2,6 +2,7 @@
 # No `from __future__ import annotations`: typer reads the annotations. Whatever else a command needs is
 # imported inside it, so that --help stays instant.
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,8 @@ def serve(
     given: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     if guard:
         given["guards"] = {DEFAULT: guard}
-    settings = load_config(config, **given)
+    read = partial(load_config, config, **given)
+    settings = read()
     if print_config:
         import yaml
 
@@ -47,7 +49,7 @@ def serve(
         from guardreasoner_vl.service.server import serve as run
     except ImportError as error:
         raise MissingExtraError(error.name or "uvicorn", "serve") from error
-    run(settings)
+    run(settings, reload=read)
 
 
 COMMANDS = (serve,)

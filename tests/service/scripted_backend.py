@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.guard import Asked
 from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.service.desk import PROBE
 from guardreasoner_vl.service.process import EngineGoneError
 from guardreasoner_vl.types import ModelInfo
 from tests.scripted_guard import scripted_guard
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class ScriptedBackend:
-    """`pause` is in seconds for each exchange; `judged` holds what was judged, `called_off` what was given up."""
+    """`pause` is in seconds for each exchange; `judged` holds what was judged, readiness's own probe left out,
+    and `called_off` what was given up."""
 
     def __init__(self, pause: float = 0.0, reasoning: str = "Looked at it.", name: str = "scripted") -> None:
         self.policy = Policy()
@@ -33,7 +35,8 @@ class ScriptedBackend:
         pass
 
     async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
-        self.judged.append(exchange)
+        if exchange is not PROBE:
+            self.judged.append(exchange)
         try:
             await self._reason(watch)
         except asyncio.CancelledError:

@@ -108,7 +108,7 @@ async def test_nothing_to_judge_is_an_error_that_blocks(body: dict[str, Any]) ->
     ("content", "status"),
     [
         (b"{", 422),
-        (b"[" * 100_000, 400),
+        (b"[" * 100_000, 422),
         (b'{"prompt": 1}', 422),
         (b'{"prompt": "x", "mode": "quick"}', 422),
         (b'{"prompt": "x", "guard": "other"}', 404),
@@ -309,7 +309,17 @@ async def test_many_inputs_at_once() -> None:
         busy = await http.post("/v1/moderations", json={"input": [f"Roll {number}?" for number in range(9)]})
         many = await http.post("/v1/moderations", json={"input": ["x"] * 129})
     assert (fits.status_code, busy.status_code, many.status_code) == (200, 429, 422)
+    await asyncio.sleep(0.02)
     assert len(backend.called_off) == 8  # nobody waits for them any more
+
+
+async def http_ready(http: httpx.AsyncClient) -> bool:
+    """Whether the service is ready within a second."""
+    for _ in range(100):
+        if (await http.get("/readyz")).status_code == 200:
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 async def test_busy_and_starting_say_when_to_try_again() -> None:
@@ -323,7 +333,7 @@ async def test_busy_and_starting_say_when_to_try_again() -> None:
         ]
         ready = await http.get("/readyz")
         backend.is_up = True
-        assert (await http.get("/readyz")).status_code == 200
+        assert await http_ready(http)
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "7")}
     assert ready.status_code == 503
 
@@ -355,5 +365,5 @@ async def test_openapi_has_examples() -> None:
     async with client(app_of()) as http:
         found = (await http.get("/openapi.json")).json()
     assert {"/v1/guard", "/v1/guard/stream", "/v1/moderations", "/readyz"} <= found["paths"].keys()
-    assert found["components"]["schemas"]["GuardRequest"]["examples"]
-    assert found["components"]["schemas"]["ModerationRequest"]["examples"]
+    for path in ("/v1/guard", "/v1/guard/stream", "/v1/moderations"):
+        assert found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["examples"]

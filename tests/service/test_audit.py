@@ -29,6 +29,7 @@ from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.images import load_pictures
 from guardreasoner_vl.service import audit
 from guardreasoner_vl.service.audit import AuditLog, AuditSettings
+from guardreasoner_vl.service.callers import Origin
 from guardreasoner_vl.types import Exchange, Judgement, Label, ModelInfo, Turn, Usage, Verdict, VerdictError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def put(log: AuditLog, number: object = 0, verdict: Verdict = JUDGED, exchange: Exchange | None = ASKED) -> None:
-    log.record(verdict, digest="d" * 64, request_id=f"r{number}", stage="request", exchange=exchange)
+    log.record(verdict, digest="d" * 64, origin=Origin(f"r{number}"), stage="request", exchange=exchange)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -88,11 +89,13 @@ def numbers(path: Path) -> list[int]:
 
 def test_a_line_names_all_but_the_content(path: Path) -> None:
     log = AuditLog(AuditSettings(path=path))
-    log.record(JUDGED, digest="abc", request_id="r1", stage="response", exchange=ASKED, cached=True)
+    log.record(JUDGED, digest="abc", origin=Origin("r1"), stage="response", exchange=ASKED, cached=True)
     (row,) = rows(path)
     assert datetime.fromisoformat(row.pop("time")).utcoffset() == timedelta(0)
     assert row == {
         "request_id": "r1",
+        "traceparent": None,
+        "caller": "anonymous",
         "digest": "abc",
         "stage": "response",
         "cached": True,
@@ -160,7 +163,7 @@ def test_nothing_in_the_content_ends_a_line(
     path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
     hostile = f"{text}\r\n\x0b\x0c\x1c\x85\u2028\u2029\x00{{}}"
     log = AuditLog(AuditSettings(path=path, content=True))
-    log.record(JUDGED, digest="d", request_id=request_id, stage="request", exchange=Exchange(hostile))
+    log.record(JUDGED, digest="d", origin=Origin(request_id), stage="request", exchange=Exchange(hostile))
     log.close()
     (line,) = path.read_text("utf-8").splitlines()
     assert json.loads(line)["prompt"] == hostile
@@ -187,12 +190,13 @@ def test_impossible_settings_are_refused(impossible: dict[str, Any]) -> None:
 CHILD = """
 import sys
 from pathlib import Path
+from guardreasoner_vl.service.callers import Origin
 from guardreasoner_vl.service.audit import AuditLog, AuditSettings
 from guardreasoner_vl.types import Verdict
 path, verdict, number = Path(sys.argv[1]), Verdict.model_validate_json(sys.argv[2]), int(sys.argv[3])
 log = AuditLog(AuditSettings(path=path, max_bytes=4000, keep=100_000))
 while True:
-    log.record(verdict, digest="d", request_id=f"r{number}", stage="request", exchange=None)
+    log.record(verdict, digest="d", origin=Origin(f"r{number}"), stage="request", exchange=None)
     print(number, flush=True)
     number += 1
 """

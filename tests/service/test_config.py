@@ -100,7 +100,7 @@ def test_keys_from_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("GUARDREASONER_KEYS", f"{KEY}, {KEY}2")
     monkeypatch.setenv("GUARDREASONER_ALLOWED_HOSTS", "a.example,b.example")
     made = load_config()
-    assert [key.get_secret_value() for key in made.keys] == [KEY, f"{KEY}2"]
+    assert [key.key.get_secret_value() for key in made.keys] == [KEY, f"{KEY}2"]
     assert made.allowed_hosts == ("a.example", "b.example")
     assert KEY not in str(as_plain(made))
     assert KEY not in repr(made)

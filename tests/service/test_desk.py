@@ -12,17 +12,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.service.audit import AuditLog, AuditSettings
+from guardreasoner_vl.service.callers import Origin, QueueFullError, RefusedError
 from guardreasoner_vl.service.config import ServiceConfig
-from guardreasoner_vl.service.desk import Desk, QueueFullError, RefusedError, UnknownGuardError, digest_of
+from guardreasoner_vl.service.desk import Desk, UnknownGuardError
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.streaming import QueueWatch
+from guardreasoner_vl.service.verdict_cache import digest_of
 from guardreasoner_vl.types import Exchange, Turn
 from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ID = "0" * 32
+ID = Origin("0" * 32)
 
 
 def desk(backend: ScriptedBackend, audit: AuditLog | None = None, **settings: Any) -> Desk:
@@ -67,7 +69,7 @@ async def test_an_engine_that_is_down_refuses() -> None:
     with pytest.raises(RefusedError) as caught:
         await made.judge(Exchange("Hello."), ID)
     assert caught.value.status == 503
-    assert not await made.is_ready()
+    assert made.state() == "not ready"
 
 
 async def test_a_late_verdict_is_an_error_and_the_work_ends() -> None:
@@ -178,10 +180,10 @@ async def test_failing_open_is_a_choice_for_one_stage_counted_and_critical(caplo
 
 async def test_what_is_no_exchange_fails_open_only_where_both_stages_do() -> None:
     fault = ImageError("no picture: send one")
-    assert desk(ScriptedBackend()).unjudged(fault, ID).action == "block"
-    assert desk(ScriptedBackend(), request={"on_error": "allow"}).unjudged(fault, ID).action == "block"
+    assert (await desk(ScriptedBackend()).unjudged(fault, ID)).action == "block"
+    assert (await desk(ScriptedBackend(), request={"on_error": "allow"}).unjudged(fault, ID)).action == "block"
     both = {"on_error": "allow"}
-    assert desk(ScriptedBackend(), request=both, response=both).unjudged(fault, ID).action == "allow"
+    assert (await desk(ScriptedBackend(), request=both, response=both).unjudged(fault, ID)).action == "allow"
 
 
 async def test_an_unknown_guard() -> None:
@@ -189,22 +191,12 @@ async def test_an_unknown_guard() -> None:
         await desk(ScriptedBackend()).judge(Exchange("Hello."), ID, guard="other")
 
 
-async def test_readiness_asks_once_and_then_remembers() -> None:
-    backend = ScriptedBackend()
-    made = desk(backend)
-    assert [await made.is_ready() for _ in range(3)] == [True] * 3
-    assert len(backend.judged) == 1
-    broken = ScriptedBackend()
-    broken.gone = True
-    assert not await desk(broken).is_ready()
-
-
 async def test_every_verdict_is_written_down(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     made = desk(ScriptedBackend(), AuditLog(AuditSettings(path=path)))
     for text in ("Hello.", "BAD", "BROKEN"):
         await made.judge(Exchange(text), ID)
-    made.unjudged(ImageError("no picture: send one"), ID)
+    await made.unjudged(ImageError("no picture: send one"), ID)
     await made.close()
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [row["action"] for row in rows] == ["allow", "block", "block", "block"]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GUARDS = ("default", "fast")
 ALLOWED = {
+    "caller": {"anonymous", "other"},
     "guard": {*GUARDS, "other"},
     "stage": {*STAGES, "other"},
     "outcome": {*OUTCOMES, "other"},

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.base import Section
@@ -21,9 +20,7 @@ from guardreasoner_vl.recipe.training import (
     SftSection,
     SynthesizeSection,
 )
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from guardreasoner_vl.recipe.unknown import first_problem
 
 
 class Recipe(Section):
@@ -94,44 +91,4 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_first_problem(error.errors())}") from error
-
-
-def _first_problem(problems: list[ErrorDetails]) -> str:
-    """An unknown key before others: it may be the missing one, misspelt."""
-    problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"{place or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}"
-    close = _nearest([str(part) for part in problem["loc"]])
-    hint = f"; did you mean {close!r}?" if close else "; remove it"
-    return f"unknown key {place!r}{hint}"
-
-
-def _nearest(place: list[str]) -> str | None:
-    """The known key closest to the unknown one: misplaced, misspelt, or both; with its full name if elsewhere."""
-    known = _known_keys(Recipe)
-    own = ".".join(part for part in place[:-1] if not part.isdigit())
-    keys = {name: name for name, section in known if section == own}
-    elsewhere = {name: f"{section}.{name}" if section else name for name, section in known if section != own}
-    for names, likeness in ((elsewhere, 1.0), (keys, 0.6), (elsewhere, 0.6)):
-        close = difflib.get_close_matches(place[-1], names, n=1, cutoff=likeness)
-        if close:
-            return names[close[0]]
-    return None
-
-
-def _known_keys(section: type[BaseModel], place: str = "") -> list[tuple[str, str]]:
-    """Every key and the dotted name of the section that it stands in, outer ones last."""
-    keys: list[tuple[str, str]] = []
-    for name, field in section.model_fields.items():
-        inner = f"{place}.{name}" if place else name
-        for kind in _parts(field.annotation):
-            if issubclass(kind, Section):
-                keys += _known_keys(kind, inner)
-    return keys + [(name, place) for name in section.model_fields]
-
-
-def _parts(annotation: Any) -> list[type]:
-    inner = getattr(annotation, "__args__", ())
-    return [annotation] if isinstance(annotation, type) and not inner else [p for a in inner for p in _parts(a)]
+        raise RecipeError(f"{where}: {first_problem(error.errors(), Recipe, 'recipe')}") from error

@@ -1,25 +1,28 @@
 """Who may ask, and how much: checked before a route sees the request (`serving.md`, section 4).
 
-    request id -> Host -> Origin -> key -> size -> time to arrive
+    request id -> Host -> Origin -> key, which names the caller -> size -> time to arrive
 
-Only health and the page's own files need no key. Without keys the service listens on this machine alone, and a web page
-that the user has open must not reach it: its Origin is not ours, and a name that was rebound to us is no allowed Host.
+Health probes come by address and need nothing; the page's own files need no key. Without keys the service listens on
+this machine alone, and a web page that the user has open must not reach it: its Origin is not ours, and a name that was
+rebound to us is no allowed Host.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import ipaddress
 import json
 import logging
+import re
 import time
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 
+from guardreasoner_vl.service.callers import ANONYMOUS, Callers, Origin
 from guardreasoner_vl.service.metrics import METHODS
 from guardreasoner_vl.service.wire import fault
 
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 HEALTH = ("/healthz", "/readyz")
 PAGE = ("/", "/page.css", "/page.js")
-REQUEST_ID = "x-request-id"
+REQUEST_ID = b"x-request-id"
+TRACE = b"traceparent"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 NDJSON = "application/x-ndjson"
 
 
@@ -47,32 +53,31 @@ class RefusedRequestError(HTTPException):
 class Access:
     """The outermost layer of the service: refuses, numbers, counts and logs requests; content is never looked at."""
 
-    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics) -> None:
-        self._app, self._config, self._metrics = app, config, metrics
-        self._keys = [key.get_secret_value().encode() for key in config.keys]
+    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, callers: Callers) -> None:
+        self._app, self._config, self._metrics, self._callers = app, config, metrics, callers
         self._hosts = {host.lower() for host in (*config.allowed_hosts, *_own_names(config.host))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        headers = _Headers(scope)
+        origin = _origin(headers)
         started, status, answered = time.perf_counter(), 500, False
 
         async def numbered(message: Message) -> None:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
-                message = {**message, "headers": [*message["headers"], *_headers(request_id)]}
+                message = {**message, "headers": [*message["headers"], *_headers(origin)]}
             await send(message)
 
-        headers = _Headers(scope)
         try:
-            self._check(scope["path"], headers)
+            origin = replace(origin, caller=self._checked(scope["path"], headers))
+            scope.setdefault("state", {})["origin"] = origin
             await self._app(scope, self._bounded(headers, receive), numbered)
         except RefusedRequestError as error:
-            self._metrics.refused(error.code)
+            self._metrics.refused(error.code, origin.caller)
             if answered:
                 raise
             await _answer(error, numbered)
@@ -83,7 +88,9 @@ class Access:
             _log.info(
                 "request",
                 extra={
-                    "request_id": request_id,
+                    "request_id": origin.request_id,
+                    "traceparent": origin.traceparent,
+                    "caller": origin.caller,
                     "route": route,
                     "method": scope["method"] if scope["method"] in METHODS else "OTHER",
                     "status": status,
@@ -91,17 +98,19 @@ class Access:
                 },
             )
 
-    def _check(self, path: str, headers: _Headers) -> None:
-        self._check_host(headers)
-        self._check_origin(headers)
-        if path not in (*HEALTH, *PAGE):
-            self._check_key(headers)
+    def _checked(self, path: str, headers: _Headers) -> str:
+        """The caller. Raises `RefusedRequestError`."""
         if headers.length > self._config.limits.body_bytes:
             raise self._too_large()
+        if path in HEALTH:
+            return ANONYMOUS
+        self._check_host(headers)
+        self._check_origin(headers)
+        return ANONYMOUS if path in PAGE else self._caller(headers)
 
     def _check_host(self, headers: _Headers) -> None:
         """Only where no key protects the service: there a rebound name would be enough to use it."""
-        if self._keys and not self._config.allowed_hosts:
+        if self._callers.needs_key and not self._config.allowed_hosts:
             return
         if _host_name(headers.get(b"host")) not in self._hosts:
             raise RefusedRequestError(421, "bad_host", "this Host is not served: add it to allowed_hosts")
@@ -114,14 +123,14 @@ class Access:
         if not own:
             raise RefusedRequestError(403, "bad_origin", "web pages of other origins may not ask: see allowed_origins")
 
-    def _check_key(self, headers: _Headers) -> None:
-        if not self._keys:
-            return
+    def _caller(self, headers: _Headers) -> str:
+        if not self._callers.needs_key:
+            return ANONYMOUS
         scheme, _, given = headers.raw(b"authorization").partition(b" ")
-        given = given.strip() if scheme.lower() == b"bearer" else b""
-        # All are compared, so that the time tells nothing; bytes, because text may not be ASCII.
-        if sum(hmac.compare_digest(given, key) for key in self._keys) == 0:
+        caller = self._callers.named(given.strip() if scheme.lower() == b"bearer" else b"")
+        if caller is None:
             raise RefusedRequestError(401, "unauthorised", "give a key: Authorization: Bearer KEY")
+        return caller
 
     def _bounded(self, headers: _Headers, receive: Receive) -> Receive:
         """`receive` that counts bytes and seconds, whatever the headers say."""
@@ -176,9 +185,20 @@ class _Headers:
         return int(value) if value.isdigit() else 0
 
 
-def _headers(request_id: str) -> list[tuple[bytes, bytes]]:
+def _origin(headers: _Headers) -> Origin:
+    """The caller's own ids where they have a form that is safe to repeat, else one of ours."""
+    request_id, trace = headers.raw(REQUEST_ID), headers.raw(TRACE)
+    return Origin(
+        request_id.decode("ascii") if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
+        traceparent=trace.decode("ascii") if _TRACE.fullmatch(trace) else None,
+    )
+
+
+def _headers(origin: Origin) -> list[tuple[bytes, bytes]]:
+    traced = [(TRACE, origin.traceparent.encode())] if origin.traceparent else []
     return [
-        (REQUEST_ID.encode(), request_id.encode()),
+        (REQUEST_ID, origin.request_id.encode()),
+        *traced,
         (b"x-content-type-options", b"nosniff"),
         (b"cache-control", b"no-store"),
     ]

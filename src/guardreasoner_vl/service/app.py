@@ -6,12 +6,11 @@ import logging
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -20,11 +19,12 @@ from guardreasoner_vl.engines.openai_http import lines_of
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.service.access import NDJSON, Access
 from guardreasoner_vl.service.answers import HeldBack, all_of
-from guardreasoner_vl.service.asking import Asker, Asking
+from guardreasoner_vl.service.asking import Asker, Asking, body_of, described
 from guardreasoner_vl.service.audit import AuditLog
 from guardreasoner_vl.service.backend import backend_of
-from guardreasoner_vl.service.config import first_problem
-from guardreasoner_vl.service.desk import Desk, RefusedError, UnknownGuardError
+from guardreasoner_vl.service.bodies import Body, InvalidBodyError, read_body
+from guardreasoner_vl.service.callers import Callers, RefusedError
+from guardreasoner_vl.service.desk import Desk, UnknownGuardError
 from guardreasoner_vl.service.fetch import ImageFetcher
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.proxy import add_proxy
@@ -58,6 +58,7 @@ _FILES = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
+_STATUS = {UnknownGuardError: 404, InvalidBodyError: 422, InputError: 400}
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
@@ -76,7 +77,10 @@ def create_app(
         name: backend_of(section, config.limits.together, metrics.engine_restarted)
         for name, section in config.guards.items()
     }
-    desk = Desk(guards, config, metrics, AuditLog(config.audit, metrics.audit_failed) if config.audit.path else None)
+    callers = Callers(config)
+    metrics.callers = callers.names
+    audit = AuditLog(config.audit, metrics.audit_failed) if config.audit.path else None
+    desk = Desk(guards, config, metrics, audit, callers)
     fetcher = ImageFetcher(config.images) if config.images.hosts else None
 
     @asynccontextmanager
@@ -84,6 +88,7 @@ def create_app(
         try:
             for backend in guards.values():
                 await backend.start()
+            desk.begin()
             yield
         except GuardError as error:
             _log.critical("the service cannot start (%s)", str(error))
@@ -97,13 +102,14 @@ def create_app(
 
     app = FastAPI(title="GuardReasoner-VL", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.desk, app.state.config, app.state.metrics, app.state.failure = desk, config, metrics, None
+    app.state.callers, app.state.leaving = callers, False
     app.state.fetch = fetcher.fetch if fetcher else no_fetch
     _add_faults(app)
     _add_health(app)
     _add_guard(app)
     _add_shapes(app)
     app.state.proxy = add_proxy(app, upstream) if config.upstream.base_url else None
-    app.add_middleware(Access, config=config, metrics=metrics)
+    app.add_middleware(Access, config=config, metrics=metrics, callers=callers)
     return app
 
 
@@ -117,12 +123,8 @@ def _add_faults(app: FastAPI) -> None:
 
     @app.exception_handler(GuardError)
     async def failed(_: Request, error: GuardError) -> JSONResponse:
-        status = 404 if isinstance(error, UnknownGuardError) else 400 if isinstance(error, InputError) else 500
+        status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
         return JSONResponse(fault(error.code, str(error)), status)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse(fault("invalid_request", first_problem(error.errors(), "the body")), 422)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
@@ -138,16 +140,18 @@ def _add_health(app: FastAPI) -> None:
     desk: Desk = app.state.desk
     metrics: Metrics = app.state.metrics
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
         """The service is there."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["health"])
     async def readyz() -> JSONResponse:
-        """Every guard judges: a real exchange did, or does now."""
-        ready = await desk.is_ready()
-        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+        """Every guard judges, the queue has places, and the service is not about to end; answered at once."""
+        state = "leaving" if app.state.leaving else desk.state()
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
     @app.get("/metrics", tags=["health"])
     async def metrics_page() -> Response:
@@ -174,13 +178,18 @@ def _add_file(app: FastAPI, path: str, name: str, kind: str) -> None:
 
 
 def _add_guard(app: FastAPI) -> None:
-    @app.post("/v1/guard", tags=["guard"])
-    async def guard(body: GuardRequest, asking: Asking) -> Verdict:
+    @app.post("/v1/guard", tags=["guard"], openapi_extra=described(GuardRequest))
+    async def guard(body: Annotated[GuardRequest, Depends(body_of(GuardRequest))], asking: Asking) -> Verdict:
         """Judge one exchange: the full verdict. What cannot be judged is an error verdict, whose action says block."""
         verdict = await asking.verdict(body.exchange(asking.fetch), body.guard, body.mode)
         return shown(verdict, body.include_reasoning)
 
-    @app.post("/v1/guard/stream", tags=["guard"], response_class=StreamingResponse)
+    @app.post(
+        "/v1/guard/stream",
+        tags=["guard"],
+        response_class=StreamingResponse,
+        openapi_extra=described(GuardRequest),
+    )
     async def stream(asking: Asking) -> StreamingResponse:
         """Judge one exchange and tell the reasoning as it comes; or, as NDJSON, release an answer while it grows.
 
@@ -200,7 +209,7 @@ class _BothWays(StreamingResponse):
 
 
 async def _reasoning(asking: Asker) -> AsyncIterator[bytes]:
-    body = _read(GuardRequest, await asking.request.body())
+    body = read_body(GuardRequest, await asking.request.body())
     asking.desk.check(body.guard)
     watch = QueueWatch()
     judging = asking.verdict_within(body.exchange(asking.fetch), body.guard, body.mode, watch)
@@ -209,7 +218,7 @@ async def _reasoning(asking: Asker) -> AsyncIterator[bytes]:
 
 async def _growing(asking: Asker) -> AsyncIterator[bytes]:
     lines = _lines(asking.request)
-    body = _read(GuardRequest, await anext(lines, b""))
+    body = read_body(GuardRequest, await anext(lines, b""))
     if body.response is not None or body.messages is not None:
         raise InputError('an answer that grows: give prompt and images first, then lines {"delta": ...}')
     asking.desk.check(body.guard)
@@ -228,7 +237,7 @@ async def _growing(asking: Asker) -> AsyncIterator[bytes]:
         held: HeldBack[str] = HeldBack(judge, asking.config.upstream.window)
         with suppress(ClientDisconnect):
             async for line in lines:
-                delta = _read(_Delta, line).delta
+                delta = read_body(_Delta, line).delta
                 answer += delta
                 if pieces := await held.add(delta, len(delta)):
                     yield event("release", {"text": "".join(pieces)})
@@ -242,18 +251,9 @@ async def _growing(asking: Asker) -> AsyncIterator[bytes]:
     return events()
 
 
-class _Delta(BaseModel):
-    delta: str
-
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
-def _read(kind: type[Body], raw: bytes) -> Body:
-    try:
-        return kind.model_validate_json(raw)
-    except ValidationError as error:
-        raise HTTPException(422, first_problem(error.errors(), "the body")) from None
+class _Delta(Body):
+    model_config = ConfigDict(extra="forbid")
+    delta: str = ""
 
 
 async def _lines(request: Request) -> AsyncIterator[bytes]:
@@ -264,12 +264,14 @@ async def _lines(request: Request) -> AsyncIterator[bytes]:
 
 
 def _add_shapes(app: FastAPI) -> None:
-    @app.post("/v1/moderations", tags=["compatible"])
-    async def moderations(body: ModerationRequest, asking: Asking) -> ModerationResponse:
+    @app.post("/v1/moderations", tags=["compatible"], openapi_extra=described(ModerationRequest))
+    async def moderations(
+        body: Annotated[ModerationRequest, Depends(body_of(ModerationRequest))], asking: Asking
+    ) -> ModerationResponse:
         """OpenAI's moderation: strings one by one, parts as one exchange, or messages with the assistant's answer."""
         verdicts = await all_of(asking.verdict(one, body.guard, body.mode) for one in body.exchanges(asking.fetch))
         return ModerationResponse(
-            id=f"modr-{asking.request_id}",
+            id=f"modr-{asking.origin.request_id}",
             model=asking.desk.backend(body.guard)[1].model.name,
             results=[
                 moderation(verdict, messages, body.include_reasoning)
@@ -277,8 +279,10 @@ def _add_shapes(app: FastAPI) -> None:
             ],
         )
 
-    @app.post("/beta/litellm_basic_guardrail_api", tags=["compatible"])
-    async def litellm(body: LiteLLMRequest, asking: Asking) -> LiteLLMResponse:
+    @app.post("/beta/litellm_basic_guardrail_api", tags=["compatible"], openapi_extra=described(LiteLLMRequest))
+    async def litellm(
+        body: Annotated[LiteLLMRequest, Depends(body_of(LiteLLMRequest))], asking: Asking
+    ) -> LiteLLMResponse:
         """LiteLLM's generic guardrail."""
         verdict = await asking.verdict(body.exchange(asking.fetch))
         if verdict.action == "allow":

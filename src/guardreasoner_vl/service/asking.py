@@ -10,17 +10,20 @@ from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.service.desk import Desk, RefusedError
+from guardreasoner_vl.service.bodies import Body, read_body
+from guardreasoner_vl.service.callers import Origin, RefusedError
+from guardreasoner_vl.service.desk import Desk
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from guardreasoner_vl.engines.base import Watch
-    from guardreasoner_vl.service.config import ServiceConfig
+    from guardreasoner_vl.service.config import ServiceConfig, Stage
     from guardreasoner_vl.service.wire import Fetch
     from guardreasoner_vl.types import Exchange, Mode, Verdict
 
 T = TypeVar("T")
+Shape = TypeVar("Shape", bound=Body)
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,25 @@ class Asker:
     desk: Desk
     config: ServiceConfig
     fetch: Fetch
-    request_id: str
+    origin: Origin
 
     async def verdict(
-        self, building: Awaitable[Exchange], guard: str | None = None, mode: Mode | None = None
+        self,
+        building: Awaitable[Exchange],
+        guard: str | None = None,
+        mode: Mode | None = None,
+        side: Stage | None = None,
     ) -> Verdict:
-        """The verdict about what is being built, given up once the client is gone.
+        """The verdict about what is being built, given up once the client is gone; `side` as `Desk.judge` takes it.
 
         Raises `RefusedError` if the service cannot take it now, `UnknownGuardError`.
         """
         try:
             exchange = await building
         except InputError as error:
-            return self.desk.unjudged(error, self.request_id, guard)
-        return await while_connected(self.request, self.desk.judge(exchange, self.request_id, guard=guard, mode=mode))
+            return await self.desk.unjudged(error, self.origin, guard, side)
+        judging = self.desk.judge(exchange, self.origin, guard=guard, mode=mode, side=side)
+        return await while_connected(self.request, judging)
 
     async def verdict_within(
         self,
@@ -52,18 +60,35 @@ class Asker:
         guard: str | None = None,
         mode: Mode | None = None,
         watch: Watch | None = None,
+        side: Stage | None = None,
     ) -> Verdict:
         """The verdict in the middle of an answer, where it is too late to refuse: a refusal is an error verdict."""
         try:
-            return await self.desk.judge(await building, self.request_id, guard=guard, mode=mode, watch=watch)
+            exchange = await building
+            return await self.desk.judge(exchange, self.origin, guard=guard, mode=mode, watch=watch, side=side)
         except (InputError, RefusedError) as error:
-            return self.desk.unjudged(error, self.request_id, guard)
+            return await self.desk.unjudged(error, self.origin, guard, side)
 
 
-def asker(request: Request) -> Asker:
+async def asker(request: Request) -> Asker:
     """For routes that depend on it."""
     state = request.app.state
-    return Asker(request, state.desk, state.config, state.fetch, request.state.request_id)
+    return Asker(request, state.desk, state.config, state.fetch, request.state.origin)
+
+
+def body_of(kind: type[Shape]) -> Callable[[Request], Awaitable[Shape]]:
+    """For routes that depend on a body of that shape."""
+
+    async def read(request: Request) -> Shape:
+        return read_body(kind, await request.body())
+
+    return read
+
+
+def described(kind: type[Body]) -> dict[str, Any]:
+    """What OpenAPI says of a route whose body has that shape."""
+    content = {"application/json": {"schema": kind.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 Asking = Annotated[Asker, Depends(asker)]

@@ -37,6 +37,7 @@ from guardreasoner_vl.types import Frozen
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guardreasoner_vl.service.callers import Origin
     from guardreasoner_vl.types import Exchange, ImageSource, Turn, Verdict
 
 PROMPT_VERSION = hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:12]
@@ -86,7 +87,7 @@ class AuditLog:
         verdict: Verdict,
         *,
         digest: str,
-        request_id: str,
+        origin: Origin,
         stage: Literal["request", "response"],
         exchange: Exchange | None,
         cached: bool = False,
@@ -96,7 +97,9 @@ class AuditLog:
             return
         row = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "request_id": request_id,
+            "request_id": origin.request_id,
+            "traceparent": origin.traceparent,
+            "caller": origin.caller,
             "digest": digest,
             "stage": stage,
             "cached": cached,
@@ -114,7 +117,7 @@ class AuditLog:
         except (OSError, ValueError) as error:
             with self._lock:
                 self.failed += 1
-            fields = {"request_id": request_id, "code": "audit"}
+            fields = {"request_id": origin.request_id, "code": "audit"}
             _log.critical("an audit line is lost (%s): make room or mend the file", _reason(error), extra=fields)
             self._on_failure()
 

@@ -1,59 +1,43 @@
-"""Where every exchange of the service is judged: admitted or refused, found among known verdicts or asked about once,
-within its deadline; then decided by the operator's settings, counted and written down.
+"""Where every exchange of the service is judged: admitted or refused, looked up among known verdicts or asked about
+once, within its deadline; then the operator's settings decide what is done, and it is counted and written down.
 
 Whatever goes wrong with an exchange that was accepted is an `error` verdict, and an error blocks unless the operator
-chose to fail open for that stage.
+chose to fail open.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
-import math
 import time
-from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import EngineError, GuardError
-from guardreasoner_vl.images import Picture
 from guardreasoner_vl.judging import error_verdict
-from guardreasoner_vl.protocol import INSTRUCTION
-from guardreasoner_vl.service.config import DEFAULT
+from guardreasoner_vl.service.callers import Callers, QueueFullError, RefusedError
+from guardreasoner_vl.service.config import DEFAULT, STAGES
+from guardreasoner_vl.service.enforcement import enforced, stages_of
+from guardreasoner_vl.service.readiness import Readiness
+from guardreasoner_vl.service.verdict_cache import VerdictCache, cache_key, digest_of
 from guardreasoner_vl.types import Exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from guardreasoner_vl.engines.base import Watch
     from guardreasoner_vl.service.audit import AuditLog
     from guardreasoner_vl.service.backend import Backend
+    from guardreasoner_vl.service.callers import Origin
     from guardreasoner_vl.service.config import ServiceConfig, Stage
     from guardreasoner_vl.service.metrics import Metrics
-    from guardreasoner_vl.types import ImageSource, Mode, Verdict
+    from guardreasoner_vl.types import Mode, Verdict
 
 _log = logging.getLogger(__name__)
 PROBE = Exchange("Hello.")
-"""What readiness asks about."""
-
-
-class RefusedError(GuardError):
-    """The service cannot take the exchange now; nothing was judged."""
-
-    status = 503
-
-    def __init__(self, message: str, reason: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.code, self.retry_after = reason, retry_after
-
-
-class QueueFullError(RefusedError):
-    """Too many exchanges wait."""
-
-    status = 429
+"""What an idle guard is asked to see whether it judges."""
 
 
 class UnknownGuardError(GuardError):
@@ -80,13 +64,22 @@ class Desk:
     """All guards of one service. Its methods belong to one event loop."""
 
     def __init__(
-        self, backends: Mapping[str, Backend], config: ServiceConfig, metrics: Metrics, audit: AuditLog | None
+        self,
+        backends: Mapping[str, Backend],
+        config: ServiceConfig,
+        metrics: Metrics,
+        audit: AuditLog | None,
+        callers: Callers | None = None,
     ) -> None:
         self._backends, self._config, self._metrics, self._audit = backends, config, metrics, audit
+        self._callers = callers or Callers(config)
         self._accepted = dict.fromkeys(backends, 0)
         self._shared: dict[str, _Shared] = {}
-        self._known = _Known(config.cache.entries, config.cache.seconds)
-        self._judged = dict.fromkeys(backends, -math.inf)
+        self._known = VerdictCache(config.cache.entries, config.cache.seconds)
+        self._readiness = {
+            name: Readiness(partial(self._asked, name, PROBE, None, None), config.limits.ready_seconds)
+            for name in backends
+        }
 
     @property
     def guards(self) -> list[str]:
@@ -101,62 +94,90 @@ class Desk:
         return chosen, self._backends[chosen]
 
     def check(self, guard: str | None) -> None:
-        """Raises what `judge` would raise before it judges."""
+        """Raises what `judge` would raise before it judges, but for what the caller's own limits refuse."""
         self._admit(*self.backend(guard))
 
     async def judge(
         self,
         exchange: Exchange,
-        request_id: str,
+        origin: Origin,
         *,
         guard: str | None = None,
         mode: Mode | None = None,
         watch: Watch | None = None,
+        side: Stage | None = None,
     ) -> Verdict:
-        """The verdict and the action to take. Raises `RefusedError` if the exchange is not accepted."""
+        """The verdict and the action to take. Raises `RefusedError` if the exchange is not accepted.
+
+        `side` says that the request, or the answer, is at stake here whatever else the exchange holds: it is what an
+        error counts for. Left out, an error counts for all that the exchange holds.
+        """
         name, backend = self.backend(guard)
-        self._admit(name, backend)
-        self._accepted[name] += 1
-        self._count()
-        started = time.perf_counter()
-        digest = digest_of(exchange)
-        try:
-            raw, cached = await self._found(name, backend, exchange, mode, watch, digest)
-        finally:
-            self._accepted[name] -= 1
-            self._count()
-        stage: Stage = "response" if exchange.has_response else "request"
-        verdict = self._decided(raw, name, stage)
-        self._counted(raw, verdict, name, stage, time.perf_counter() - started, cached)
-        if self._audit:
-            self._audit.record(
-                verdict, digest=digest, request_id=request_id, stage=stage, exchange=exchange, cached=cached
-            )
+        with self._place(name, backend, origin):
+            started = time.perf_counter()
+            digest = digest_of(exchange)
+            raw, cached = await self._looked_up(name, backend, exchange, mode, watch, digest)
+        stages = (side,) if side else stages_of(exchange)
+        verdict = self._decided(raw, name, stages)
+        self._counted(raw, verdict, name, stages, origin, time.perf_counter() - started, cached)
+        await self._written(verdict, digest, origin, stages, exchange, cached)
         return verdict
 
-    def unjudged(self, error: GuardError, request_id: str, guard: str | None = None) -> Verdict:
+    async def unjudged(
+        self, error: GuardError, origin: Origin, guard: str | None = None, side: Stage | None = None
+    ) -> Verdict:
         """The verdict about what is no exchange at all; it fails open only if that is so for both stages."""
         name, backend = self.backend(guard)
+        stages = (side,) if side else STAGES
         raw = error_verdict(error, backend.policy, backend.model)
-        stage: Stage = "request" if self._config.request.on_error == "block" else "response"
-        verdict = self._decided(raw, name, stage)
-        self._counted(raw, verdict, name, stage, 0.0, cached=False)
-        if self._audit:
-            self._audit.record(verdict, digest="", request_id=request_id, stage=stage, exchange=None)
+        verdict = self._decided(raw, name, stages)
+        self._counted(raw, verdict, name, stages, origin, 0.0, cached=False)
+        await self._written(verdict, "", origin, stages, None, cached=False)
         return verdict
 
-    async def is_ready(self) -> bool:
-        """Whether every guard judges: each one did some seconds ago, or is asked now."""
-        found = all(await asyncio.gather(*map(self._probe, self._backends)))
-        self._metrics.engine_up(found)
-        return found
+    def begin(self) -> None:
+        """See in the background whether the guards judge."""
+        for readiness in self._readiness.values():
+            readiness.prove()
+
+    def state(self) -> str:
+        """`ready`, or what keeps the service from judging: `not ready`, `queue full`. Never waits."""
+        judges = [
+            readiness.is_ready(up=self._backends[name].is_up, idle=not self._accepted[name])
+            for name, readiness in self._readiness.items()
+        ]
+        self._metrics.engine_up(all(judges))
+        if not all(judges):
+            return "not ready"
+        full = any(accepted >= self._config.limits.queue for accepted in self._accepted.values())
+        return "queue full" if full else "ready"
 
     async def close(self) -> None:
         """Free all engines."""
+        for readiness in self._readiness.values():
+            await readiness.close()
         for backend in self._backends.values():
             await backend.close()
         if self._audit:
             self._audit.close()
+
+    @contextmanager
+    def _place(self, name: str, backend: Backend, origin: Origin) -> Iterator[None]:
+        """One of the places of the queue and of the caller, given back however the judgement ends."""
+        self._admit(name, backend)
+        try:
+            self._callers.admit(origin.caller, self._config.limits.retry_after)
+        except RefusedError as error:
+            self._metrics.refused(error.code, origin.caller)
+            raise
+        self._accepted[name] += 1
+        self._count()
+        try:
+            yield
+        finally:
+            self._accepted[name] -= 1
+            self._callers.release(origin.caller)
+            self._count()
 
     def _admit(self, name: str, backend: Backend) -> None:
         wait = self._config.limits.retry_after
@@ -167,14 +188,50 @@ class Desk:
             self._metrics.refused("queue_full")
             raise QueueFullError("too many exchanges wait; try again", "queue_full", wait)
 
-    def _counted(self, raw: Verdict, verdict: Verdict, guard: str, stage: Stage, seconds: float, cached: bool) -> None:
+    def _counted(
+        self,
+        raw: Verdict,
+        verdict: Verdict,
+        guard: str,
+        stages: Collection[Stage],
+        origin: Origin,
+        seconds: float,
+        cached: bool,
+    ) -> None:
         outcome = "error" if raw.error else raw.action if raw.action == verdict.action else "would_block"
-        self._metrics.verdict(guard, stage, outcome, seconds, 0 if cached else raw.usage.completion_tokens)
+        tokens = 0 if cached else raw.usage.completion_tokens
+        self._metrics.verdict(guard, _latest(stages), outcome, seconds, tokens, origin.caller)
+
+    async def _written(
+        self,
+        verdict: Verdict,
+        digest: str,
+        origin: Origin,
+        stages: Collection[Stage],
+        exchange: Exchange | None,
+        cached: bool,
+    ) -> None:
+        """The audit line, in a thread where it waits for the disk."""
+        if self._audit is None:
+            return
+        record = partial(
+            self._audit.record,
+            verdict,
+            digest=digest,
+            origin=origin,
+            stage=_latest(stages),
+            exchange=exchange,
+            cached=cached,
+        )
+        if self._config.audit.sync:
+            await asyncio.shield(asyncio.to_thread(record))
+        else:
+            record()
 
     def _count(self) -> None:
         self._metrics.in_flight(sum(self._accepted.values()))
 
-    async def _found(
+    async def _looked_up(
         self,
         name: str,
         backend: Backend,
@@ -186,7 +243,7 @@ class Desk:
         """The guard's own verdict, and whether it was known."""
         if watch is not None:  # who watches wants to hear it happen
             return await self._asked(name, exchange, mode, watch), False
-        key = _key(name, backend, mode, digest)
+        key = cache_key(name, backend, mode, digest)
         if known := self._known.get(key):
             self._metrics.cache_hit()
             return known, True
@@ -230,73 +287,24 @@ class Desk:
             _log.exception("a judgement failed")
             fault = EngineError(f"the service failed ({type(error).__name__}); its log has the place")
         else:
-            if verdict.error is None:
-                self._judged[name] = time.monotonic()
+            self._readiness[name].heard(verdict)
             return verdict
-        return error_verdict(fault, backend.policy, backend.model)
-
-    def _decided(self, verdict: Verdict, guard: str, stage: Stage) -> Verdict:
-        settings = self._config.stage(stage)
-        if settings.use == "monitor":
-            return verdict.model_copy(update={"action": "allow"})
-        if verdict.error is None or settings.on_error == "block":
-            return verdict
-        self._metrics.let_through(guard, stage)
-        _log.critical(
-            "an exchange was let through unjudged", extra={"guard": guard, "code": verdict.error.code, "outcome": stage}
-        )
-        return verdict.model_copy(update={"action": "allow"})
-
-    async def _probe(self, name: str) -> bool:
-        backend = self._backends[name]
-        if not backend.is_up:
-            return False
-        if time.monotonic() - self._judged[name] >= self._config.limits.ready_seconds:
-            await self._asked(name, PROBE, None, None)
-        return time.monotonic() - self._judged[name] < self._config.limits.ready_seconds
-
-
-class _Known:
-    """The latest verdicts, the oldest forgotten first."""
-
-    def __init__(self, most: int, seconds: float) -> None:
-        self._most, self._seconds = most, seconds
-        self._verdicts: OrderedDict[str, tuple[float, Verdict]] = OrderedDict()
-
-    def get(self, key: str) -> Verdict | None:
-        since, verdict = self._verdicts.get(key, (0.0, None))
-        if verdict is None or time.monotonic() - since > self._seconds:
-            return None
-        self._verdicts.move_to_end(key)
+        verdict = error_verdict(fault, backend.policy, backend.model)
+        self._readiness[name].heard(verdict)
         return verdict
 
-    def keep(self, key: str, verdict: Verdict) -> None:
-        if self._most:
-            self._verdicts[key] = (time.monotonic(), verdict)
-            if len(self._verdicts) > self._most:
-                self._verdicts.popitem(last=False)
+    def _decided(self, raw: Verdict, guard: str, stages: Collection[Stage]) -> Verdict:
+        verdict = enforced(raw, stages, self._config)
+        if verdict.error is not None and verdict.action == "allow":
+            stage = _latest(stages)
+            self._metrics.let_through(guard, stage)
+            _log.critical(
+                "an exchange was let through unjudged",
+                extra={"guard": guard, "code": verdict.error.code, "outcome": stage},
+            )
+        return verdict
 
 
-def digest_of(exchange: Exchange) -> str:
-    """SHA-256 of all that is judged, pictures as they were given."""
-    found = hashlib.sha256()
-    for turn in (*exchange.history, exchange):
-        pictures = [_picture_digest(image) for image in turn.images]
-        found.update(json.dumps([turn.prompt, pictures, turn.response]).encode() + b"\n")
-    return found.hexdigest()
-
-
-def _picture_digest(image: ImageSource) -> str:
-    if isinstance(image, Picture):
-        image = image.png
-    if isinstance(image, str):
-        image = image.encode()
-    if not isinstance(image, bytes):
-        raise TypeError(f"the service takes pictures as bytes or data: URLs, not {type(image).__name__}")
-    return hashlib.sha256(image).hexdigest()
-
-
-def _key(guard: str, backend: Backend, mode: Mode | None, digest: str) -> str:
-    """All that a verdict depends on: the guard's policy does not change while it lives."""
-    parts = [guard, backend.model.name, backend.model.revision, INSTRUCTION, mode or backend.policy.mode, digest]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def _latest(stages: Collection[Stage]) -> Stage:
+    """What a judgement stands before: an answer is released, or a model is asked."""
+    return "response" if "response" in stages else "request"

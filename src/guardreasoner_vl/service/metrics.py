@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from guardreasoner_vl.service.callers import ANONYMOUS
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -32,6 +34,8 @@ OUTCOMES = ("allow", "block", "error", "would_block")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REASONS = (
     "queue_full",
+    "caller_busy",
+    "rate_limited",
     "engine_down",
     "too_large",
     "too_slow",
@@ -49,11 +53,12 @@ _REQUEST_SECONDS = (0.001, 0.005, *_VERDICT_SECONDS)
 class Metrics:
     """The service's own registry; no method raises for what a caller sent.
 
-    `guards` are the names in the configuration, `routes` the templates of the paths.
+    `guards` are the names in the configuration, `routes` the templates of the paths; `callers` may be set anew.
     """
 
     def __init__(self, guards: Collection[str] = ("default",), routes: Collection[str] = ROUTES) -> None:
         self._guards, self._routes = frozenset(guards), frozenset(routes)
+        self.callers: Collection[str] = (ANONYMOUS,)
         registry = self._registry = CollectorRegistry()
 
         def counter(name: str, told: str, labels: Sequence[str] = ()) -> Counter:
@@ -69,8 +74,12 @@ class Metrics:
         self._verdicts = counter("verdicts_total", "Verdicts given.", (*stage, "outcome"))
         self._verdict_seconds = histogram("verdict_seconds", "Seconds from taken to judged.", stage, _VERDICT_SECONDS)
         self._tokens = counter("completion_tokens_total", "Tokens that the guards wrote.", stage)
-        self._let_through = counter("let_through_total", "Let through without a verdict, by on_error: allow.", stage)
+        self._let_through = counter("let_through_total", "Let through without a verdict, as the operator chose.", stage)
         self._refused = counter("refused_total", "Requests that were not judged.", ("reason",))
+        self._callers_verdicts = counter("caller_verdicts_total", "Verdicts given to a caller.", ("caller", "outcome"))
+        self._callers_refused = counter(
+            "caller_refused_total", "Requests of a caller, not judged.", ("caller", "reason")
+        )
         self._requests = counter("http_requests_total", "Requests answered.", ("route", "method", "status"))
         self._request_seconds = histogram(
             "http_request_seconds", "Seconds to answer a request.", ("route",), _REQUEST_SECONDS
@@ -89,9 +98,18 @@ class Metrics:
             for place in STAGES:
                 self._let_through.labels(guard, place)
 
-    def verdict(self, guard: str, stage: str, outcome: str, seconds: float, completion_tokens: int) -> None:
+    def verdict(
+        self,
+        guard: str,
+        stage: str,
+        outcome: str,
+        seconds: float,
+        completion_tokens: int,
+        caller: str = ANONYMOUS,
+    ) -> None:
         """One verdict; `outcome` is `would_block` where a stage only monitors."""
         where = self._where(guard, stage)
+        self._callers_verdicts.labels(_known(caller, self.callers), _known(outcome, OUTCOMES)).inc()
         self._verdicts.labels(*where, _known(outcome, OUTCOMES)).inc()
         self._verdict_seconds.labels(*where).observe(_amount(seconds))
         self._tokens.labels(*where).inc(_amount(completion_tokens))
@@ -107,9 +125,10 @@ class Metrics:
         """An exchange passed without a verdict, as the operator chose."""
         self._let_through.labels(*self._where(guard, stage)).inc()
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, caller: str = ANONYMOUS) -> None:
         """A request was turned away before it was judged."""
         self._refused.labels(_known(reason, REASONS)).inc()
+        self._callers_refused.labels(_known(caller, self.callers), _known(reason, REASONS)).inc()
 
     def in_flight(self, count: int) -> None:
         """How many exchanges are accepted and not answered now."""

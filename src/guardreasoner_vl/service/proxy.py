@@ -56,7 +56,7 @@ def add_proxy(app: FastAPI, transport: httpx.AsyncBaseTransport | None = None) -
         """A guarded chat completion, streamed or not."""
         body = await _body(asking.request)
         body["messages"] = await inlined(body["messages"], asking.fetch)
-        verdict = await asking.verdict(_built(body["messages"]))
+        verdict = await asking.verdict(_built(body["messages"]), side="request")
         if verdict.action == "block":
             return JSONResponse(fault(FILTERED if verdict.flagged else "guard_error", blocked_reason(verdict)), 400)
         upstream = _Upstream(client, asking, body)
@@ -124,7 +124,7 @@ class _Upstream:
 
     async def _judged(self, answer: dict[str, Any]) -> Verdict:
         """The verdict on the conversation with that answer; on the request alone, again, if the answer is empty."""
-        return await self.asking.verdict_within(_built([*self.body["messages"], answer]))
+        return await self.asking.verdict_within(_built([*self.body["messages"], answer]), side="response")
 
 
 async def _built(messages: list[dict[str, Any]]) -> Exchange:

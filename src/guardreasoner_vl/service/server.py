@@ -1,45 +1,137 @@
 """Running the service: uvicorn, JSON logs, and an end that loses nothing that was accepted.
 
-On SIGTERM the listener closes, requests under way are answered, then the engines end.
+    SIGTERM -> not ready, still serving, for `limits.leave_seconds` -> the listener closes -> what was accepted is
+    answered -> the engines end
+
+SIGINT, or a second SIGTERM, closes the listener at once. SIGHUP reads the keys anew.
 """
 
 from __future__ import annotations
 
+import logging
+import signal
+import socket
+import sys
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.logs import configure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from fastapi import FastAPI
+
     from guardreasoner_vl.service.config import ServiceConfig
 
+_log = logging.getLogger(__name__)
 
-def serve(config: ServiceConfig) -> None:
-    """Serve until told to stop. Raises `GuardError` if the service cannot start."""
+
+def serve(config: ServiceConfig, reload: Callable[[], ServiceConfig] | None = None) -> None:
+    """Serve until told to stop. Raises `GuardError` if the service cannot start.
+
+    `reload` reads the configuration anew; without it SIGHUP changes nothing.
+    """
     configure(config.log_level)
-    app = create_app(config)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=config.host,
-            port=config.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=config.limits.drain_seconds,
-            timeout_keep_alive=30,
-            lifespan="on",
-            ws="none",
-        )
-    )
-    with suppress(SystemExit):  # uvicorn ends the process where a start fails
-        server.run()
+    with _bound(config.host, config.port) as listening:
+        app = create_app(config)
+        server = _Server(app, config, _address(listening))
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda *_: _reload(app, reload))
+        with suppress(SystemExit):  # uvicorn ends the process where a start fails
+            server.run(sockets=[listening])
     if app.state.failure:
         raise app.state.failure
-    if not server.started:
-        raise EngineError(f"cannot listen on {config.host}, port {config.port}: choose another")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which first tells who asks that the service leaves."""
+
+    def __init__(self, app: FastAPI, config: ServiceConfig, address: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=config.limits.drain_seconds,
+                timeout_keep_alive=30,
+                lifespan="on",
+                ws="none",
+            )
+        )
+        self._app, self._settings, self._address = app, config, address
+        self._closes_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            _tell(self._address, self._settings)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM and self._closes_at is None:
+            self._app.state.leaving = True
+            self._closes_at = time.monotonic() + self._settings.limits.leave_seconds
+            self._captured_signals.append(sig)
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._closes_at is not None and time.monotonic() >= self._closes_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address, before a model is loaded. Raises `EngineError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            if sys.platform != "win32":  # there it would take the address from who has it
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise EngineError(f"cannot listen on {host}, port {port} ({reason}): choose another") from error
+    return listening
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _tell(address: str, config: ServiceConfig) -> None:
+    """One line that says where who serves what; for people where a terminal listens, else a line of the log."""
+    guards = ", ".join(f"{name}: {guard.model} ({guard.mode})" for name, guard in config.guards.items())
+    line = f"serving on {address}; guards: {guards}"
+    if sys.stderr.isatty():
+        sys.stderr.write(line + "\n")
+    else:
+        _log.info("%s", line)
+
+
+def _reload(app: FastAPI, reload: Callable[[], ServiceConfig] | None) -> None:
+    """Take the keys of the configuration as it is now; whatever is wrong with it leaves the old ones."""
+    if reload is None:
+        _log.error("SIGHUP changes nothing: this service was started without a configuration that can be read anew")
+        return
+    try:
+        config: Any = reload()
+    except InputError as error:
+        _log.critical("the configuration cannot be read anew, the old keys stay (%s)", str(error))
+        return
+    app.state.callers.reload(config)
+    app.state.metrics.callers = app.state.callers.names
+    _log.info("the keys were read anew; other settings want a restart")

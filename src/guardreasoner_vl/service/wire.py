@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guardreasoner_vl.errors import ImageError, InputError
+from guardreasoner_vl.service.bodies import Body
 from guardreasoner_vl.types import Exchange, Mode, Verdict
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _STOCK_MODELS = ("omni-moderation", "text-moderation")
 """What clients of OpenAI's moderation send unasked; the default guard answers for it."""
 
 
-class GuardRequest(BaseModel):
+class GuardRequest(Body):
     """One exchange: prompt, pictures and response, or whole messages."""
 
     model_config = ConfigDict(
@@ -57,7 +58,7 @@ class GuardRequest(BaseModel):
         return Exchange(self.prompt, tuple([await picture(url, fetch) for url in self.images]), self.response)
 
 
-class ModerationRequest(BaseModel):
+class ModerationRequest(Body):
     """OpenAI's moderation request; `messages` is ours, for its shape has no assistant."""
 
     model_config = ConfigDict(
@@ -119,7 +120,7 @@ class ModerationResponse(BaseModel):
     results: list[Moderation]
 
 
-class LiteLLMRequest(BaseModel):
+class LiteLLMRequest(Body):
     """What LiteLLM's generic guardrail sends; unknown fields are left alone, for it adds some with each version."""
 
     input_type: Literal["request", "response"]

@@ -1,0 +1,69 @@
+"""What an unknown key of a settings file was probably meant to be."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic_core import ErrorDetails
+
+
+def first_problem(problems: Sequence[ErrorDetails], root: type[BaseModel], whole: str) -> str:
+    """Where pydantic found settings of the kind `root` wrong, and how; never what stood there.
+
+    An unknown key comes before other problems: it may be the missing one, misspelt. `whole` names the settings.
+    """
+    problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{place or whole}: {problem['msg'].removeprefix('Value error, ')}"
+    close = nearest_key(root, problem["loc"])
+    hint = f"; did you mean {close!r}?" if close else "; remove it"
+    return f"unknown key {place!r}{hint}"
+
+
+def nearest_key(root: type[BaseModel], place: Sequence[str | int]) -> str | None:
+    """The known key closest to the unknown one: misplaced, misspelt, or both; with its full name if elsewhere."""
+    known = known_keys(root)
+    unknown, section = str(place[-1]), _section_of(root, place[:-1])
+    siblings = {name: name for name, parent in known if parent == section}
+    elsewhere = {name: f"{parent}.{name}" if parent else name for name, parent in known if parent != section}
+    for names, likeness in ((elsewhere, 1.0), (siblings, 0.6), (elsewhere, 0.6)):
+        close = difflib.get_close_matches(unknown, names, n=1, cutoff=likeness)
+        if close:
+            return names[close[0]]
+    return None
+
+
+def known_keys(root: type[BaseModel], place: str = "") -> list[tuple[str, str]]:
+    """Every key and the dotted name of the section that it stands in, outer ones last."""
+    keys: list[tuple[str, str]] = []
+    for name, field in root.model_fields.items():
+        for section in _sections(field.annotation):
+            keys += known_keys(section, f"{place}.{name}" if place else name)
+    return keys + [(name, place) for name in root.model_fields]
+
+
+def _section_of(root: type[BaseModel], place: Sequence[str | int]) -> str:
+    """The dotted name of a section; indices of lists and names of mappings are left out of it."""
+    names: list[str] = []
+    sections = [root]
+    for part in place:
+        name = str(part)
+        field = next((section.model_fields[name] for section in sections if name in section.model_fields), None)
+        if field is not None:
+            names.append(name)
+            sections = _sections(field.annotation)
+    return ".".join(names)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    inner = getattr(annotation, "__args__", ())
+    if isinstance(annotation, type) and not inner:
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [section for part in inner for section in _sections(part)]

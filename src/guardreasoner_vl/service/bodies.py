@@ -1,0 +1,71 @@
+"""The one reader of JSON bodies: strict JSON into a checked shape, or one line that says where it is wrong.
+
+The content type is not looked at, a byte order mark is left out, and null stands for an absent field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.recipe.unknown import first_problem
+
+_LONGEST = 200
+"""Characters of a message: the name of a field is the caller's."""
+
+
+class InvalidBodyError(InputError):
+    """A body that is out of form: status 422."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message[:_LONGEST])
+
+
+class Body(BaseModel):
+    """A JSON object; a field that is null counts as left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: field for name, field in value.items() if field is not None}
+        return value
+
+
+Shape = TypeVar("Shape", bound=Body)
+
+
+def read_json(raw: bytes) -> Any:
+    """The JSON of a body. Raises `InvalidBodyError`, also for numbers that JSON does not have: NaN, Infinity, 1e999."""
+    try:
+        return json.loads(raw.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise InvalidBodyError("the body is not JSON: send one JSON object in UTF-8, its numbers finite") from None
+
+
+def read_body(kind: type[Shape], raw: bytes) -> Shape:
+    """A body of that shape. Raises `InvalidBodyError`."""
+    content = read_json(raw)
+    if not isinstance(content, dict):
+        raise InvalidBodyError("the body is not a JSON object: send {...}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise InvalidBodyError(first_problem(error.errors(), kind, "the body")) from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value

@@ -1,0 +1,35 @@
+"""What the operator's settings make of a verdict: the request and the response are enforced each for itself.
+
+An exchange is blocked if its request is harmful and requests are enforced, or its response is harmful and responses
+are. What could not be judged is blocked if any part of it that is there is enforced and has `on_error: block`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.service.config import STAGES
+from guardreasoner_vl.types import Label
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from guardreasoner_vl.service.config import ServiceConfig, Stage
+    from guardreasoner_vl.types import Exchange, Verdict
+
+
+def stages_of(exchange: Exchange) -> tuple[Stage, ...]:
+    """What of an exchange there is to judge."""
+    present = {"request": exchange.has_prompt, "response": exchange.has_response}
+    return tuple(stage for stage in STAGES if present[stage])
+
+
+def enforced(verdict: Verdict, stages: Collection[Stage], config: ServiceConfig) -> Verdict:
+    """The verdict with the operator's action; `stages` is what an error counts for."""
+    if verdict.error is None:
+        judged = {"request": verdict.request.label, "response": verdict.response.label}
+        blocks = any(judged[stage] is Label.HARMFUL and config.stage(stage).use == "enforce" for stage in STAGES)
+    else:
+        sections = [config.stage(stage) for stage in stages]
+        blocks = any(section.use == "enforce" and section.on_error == "block" for section in sections)
+    return verdict.model_copy(update={"action": "block" if blocks else "allow"})

@@ -1,0 +1,66 @@
+"""Known verdicts, and what they are known by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.images import Picture
+from guardreasoner_vl.protocol import INSTRUCTION
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.service.backend import Backend
+    from guardreasoner_vl.types import Exchange, ImageSource, Mode, Verdict
+
+
+class VerdictCache:
+    """The latest verdicts, the oldest forgotten first."""
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most, self._seconds = most, seconds
+        self._verdicts: OrderedDict[str, tuple[float, Verdict]] = OrderedDict()
+
+    def get(self, key: str) -> Verdict | None:
+        since, verdict = self._verdicts.get(key, (0.0, None))
+        if verdict is None or time.monotonic() - since > self._seconds:
+            return None
+        self._verdicts.move_to_end(key)
+        return verdict
+
+    def keep(self, key: str, verdict: Verdict) -> None:
+        if self._most:
+            self._verdicts[key] = (time.monotonic(), verdict)
+            if len(self._verdicts) > self._most:
+                self._verdicts.popitem(last=False)
+
+
+def digest_of(exchange: Exchange) -> str:
+    """SHA-256 of all that is judged, pictures as they were given."""
+    digest = hashlib.sha256()
+    for turn in (*exchange.history, exchange):
+        parts = [_text_digest(turn.prompt), _text_digest(turn.response), *map(_picture_digest, turn.images)]
+        digest.update(json.dumps(parts).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _text_digest(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _picture_digest(image: ImageSource) -> str:
+    if isinstance(image, Picture):
+        image = image.png
+    if isinstance(image, str):
+        image = image.encode("utf-8", "surrogatepass")
+    if not isinstance(image, bytes):
+        raise TypeError(f"the service takes pictures as bytes or data: URLs, not {type(image).__name__}")
+    return hashlib.sha256(image).hexdigest()
+
+
+def cache_key(guard: str, backend: Backend, mode: Mode | None, digest: str) -> str:
+    """All that a verdict depends on: the guard's policy does not change while it lives."""
+    parts = [guard, backend.model.name, backend.model.revision, INSTRUCTION, mode or backend.policy.mode, digest]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
