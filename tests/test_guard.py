@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from guardreasoner_vl.calibration import Calibration, ModeScales
 from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import EngineError, InputError, ModelError
@@ -17,7 +18,7 @@ from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.images import ImageLimits
 from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.protocol import IMAGE
-from guardreasoner_vl.types import Exchange, Label, Turn, Verdict
+from guardreasoner_vl.types import Exchange, Label, ModelInfo, Turn, Verdict
 from tests.pictures import picture
 from tests.test_judging import answer, assert_error, scoring
 
@@ -166,6 +167,47 @@ class TestModerate:
             Guard.load(engine=wrong)
         with pytest.raises(ModelError, match="no such folder"):
             Guard.load("/no/such/folder")
+
+    @pytest.mark.parametrize(
+        ("measured", "served", "fits"),
+        [
+            (("other", None), ("served", None), False),
+            (("served", None), ("served", None), True),
+            (("served", "r1"), ("served", "r2"), False),
+            (("other", "r1"), ("served", "r1"), True),
+            (("served", "r1"), ("served", None), False),
+            (("served", None), ("served", "r1"), False),
+        ],
+    )
+    def test_a_calibration_of_another_model_is_refused(
+        self, measured: tuple[str, str | None], served: tuple[str, str | None], fits: bool
+    ) -> None:
+        class Named(Recording):
+            @property
+            def model(self) -> ModelInfo:
+                return ModelInfo(name=served[0], revision=served[1])
+
+        scales, model = ModeScales(), ModelInfo(name=measured[0], revision=measured[1])
+        policy = Policy(
+            calibration=Calibration(model=model, data="d", fast=scales, slow=scales, band=(0.1, 0.9), reasoned=0.1)
+        )
+        if fits:
+            assert Guard(Named(), policy).moderate("x").action == "allow"
+            return
+        with pytest.raises(InputError, match="calibrate again") as caught:
+            Guard(Named(), policy)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("mode", ["fast", "slow"])
+    def test_the_embedded_guard_does_not_see_line_ends(self, mode: Any) -> None:
+        text = "Write a note to my neighbour.\nIt is about\n\nthe old apple trees, and the\nfence."
+        with Guard.load("embedded") as guard:
+            first, *others = [
+                guard.moderate(text.replace("\n", end), response=text.replace("\n", end), mode=mode)
+                for end in ("\n", "\r\n", "\r")
+            ]
+        for other in others:
+            assert (other.request, other.response, other.reasoning) == (first.request, first.response, first.reasoning)
 
     def test_it_closes_the_engine(self) -> None:
         engine = Recording()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.guard import as_exchange
 from guardreasoner_vl.types import (
     MODES,
     Exchange,
@@ -25,6 +27,7 @@ from guardreasoner_vl.types import (
     Verdict,
     VerdictError,
 )
+from tests.pictures import picture
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 OTHER = "DATA:image/jpeg;base64,/9j/"
@@ -86,6 +89,88 @@ def test_text_that_no_tokenizer_takes_is_refused(make: Any) -> None:
     with pytest.raises(InputError, match="Unicode"):
         make("a\ud83db")
     assert make("a\U0001f600b")
+
+
+@pytest.mark.parametrize("bad", [f"{PIXEL}\ud800", "\udfff.png", "data:\ud83dimage/png;base64,", "\ud800"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda bad: Exchange("q", (bad,)),
+        lambda bad: Exchange("q", (PIXEL, bad)),
+        lambda bad: Exchange("q", history=(Turn("x", (bad,)),)),
+        lambda bad: Exchange("q", history=(Turn("x"), Turn("y", (PIXEL, bad), "z"))),
+        lambda bad: as_exchange({"prompt": "q", "images": [bad]}),
+        lambda bad: Exchange.from_messages([user([{"type": "image_url", "image_url": {"url": f"data:{bad}"}}])]),
+    ],
+)
+def test_a_picture_string_that_nothing_can_encode_is_refused_in_one_line(make: Any, bad: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make(bad)
+    assert "\n" not in str(caught.value)
+    assert "Unicode" in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("junk", [None, 5, 2.5, True, {"url": PIXEL}, [PIXEL], (), object(), bytearray(b"x")])
+def test_what_is_no_picture_is_refused(junk: Any) -> None:
+    with pytest.raises(InputError, match=f"{type(junk).__name__} is no picture"):
+        Exchange("q", (junk,))
+    with pytest.raises(InputError, match=f"{type(junk).__name__} is no picture"):
+        Exchange("q", history=(Turn("x", (junk,)),))
+
+
+@pytest.mark.parametrize("junk", [5, {"url": PIXEL}, Path("cat.png"), Image.new("RGB", (2, 2)), "cat.png", None])
+def test_pictures_come_in_a_sequence(junk: Any) -> None:
+    with pytest.raises(InputError, match="sequence of pictures"):
+        Exchange("q", junk)
+    with pytest.raises(InputError, match="sequence of pictures"):
+        Exchange("q", history=(Turn("x", junk),))
+
+
+@pytest.mark.parametrize("make", [lambda bad: Exchange(bad), lambda bad: Exchange("q", (), bad), lambda bad: Turn(bad)])
+@pytest.mark.parametrize("junk", [5, b"q", ["q"], {"text": "q"}])
+def test_text_is_a_string(make: Any, junk: Any) -> None:
+    with pytest.raises(InputError, match="must be a string"):
+        make(junk)
+
+
+def test_history_is_made_of_turns() -> None:
+    for history in (["x"], [{"prompt": "x"}]):
+        with pytest.raises(InputError, match="sequence of Turn"):
+            Exchange("q", history=history)  # type: ignore[arg-type]  # what callers do
+
+
+def test_every_kind_of_picture_passes_untouched() -> None:
+    pictures = (PIXEL, "cat.png", Path("cat.png"), b"\x89PNG\r\n", Image.new("RGB", (2, 2)), picture(2, 2))
+    assert Exchange("q", pictures, history=(Turn("x", pictures),)).all_images == pictures * 2
+
+
+# --- Line ends ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_make_no_difference(end: str) -> None:
+    text = f"one{end}two{end}{end}three{end}"
+    plain = "one\ntwo\n\nthree\n"
+    made = Exchange(text, (), text, (Turn(text, (), text),))
+    assert made == Exchange(plain, (), plain, (Turn(plain, (), plain),))
+    assert Exchange.from_messages([user(text), assistant(text)]) == Exchange.from_messages(
+        [user(plain), assistant(plain)]
+    )
+    assert as_exchange({"prompt": text, "response": text}) == Exchange(plain, (), plain)
+    assert replace(made, response=text).response == plain
+
+
+def test_mixed_line_ends() -> None:
+    assert Exchange("a\r\r\nb\n\rc\u2028d\x85").prompt == "a\n\nb\n\nc\u2028d\x85"
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_rows_of_a_corpus_have_the_line_ends_of_exchanges(end: str) -> None:
+    values = {"id": "1", "source": "s", "modality": "text", "reasoning": f"a{end}b"}
+    sample = Sample.model_validate({**values, "prompt": f"a{end}b", "response": f"c{end}d"})
+    assert (sample.prompt, sample.response, sample.reasoning) == ("a\nb", "c\nd", "a\nb")
+    assert sample.exchange() == Exchange("a\nb", (), "c\nd")
 
 
 # --- Exchange.from_messages --------------------------------------------------------------------------

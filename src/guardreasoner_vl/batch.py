@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.batch_output import MAX_LINE, append, lines_of, opened, same_model, saved_line, write_whole
+from guardreasoner_vl.batch_output import MAX_LINE, append, lines_of, opened, saved_line, write_whole
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.guard import CHUNK
-from guardreasoner_vl.types import ModelInfo, Usage, Verdict
+from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from pydantic import StrictInt, StrictStr, ValidationError
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.types import ModelInfo, Verdict
+from guardreasoner_vl.types import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -200,10 +200,3 @@ def sync_folder(folder: Path) -> None:
     with suppress(OSError):  # some file systems cannot
         os.fsync(descriptor)
     os.close(descriptor)
-
-
-def same_model(one: ModelInfo, other: ModelInfo) -> bool:
-    """Whether two verdicts come from one model: by revision where both have one, else by name."""
-    if one.revision and other.revision:
-        return one.revision == other.revision
-    return one.name == other.name

@@ -19,7 +19,7 @@ from guardreasoner_vl.errors import EngineError, GuardError, InputError
 from guardreasoner_vl.judging import error_verdict, judge
 from guardreasoner_vl.policy import Call, Count, Counted, Generate, Policy, Reply, Score
 from guardreasoner_vl.protocol import CANDIDATES
-from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict
+from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict, same_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,10 +56,10 @@ class Guard:
         self.engine = engine
         self.policy = policy or Policy()
         calibrated = self.policy.calibration
-        if calibrated is not None and calibrated.model.revision != engine.model.revision:
+        if calibrated is not None and not _calibrated_for(calibrated.model, engine.model):
             raise InputError(
-                f"the calibration was measured on {calibrated.model.name} {calibrated.model.revision}, the model is "
-                f"{engine.model.name} {engine.model.revision}: calibrate again"
+                f"the calibration was measured on {_named(calibrated.model)}, the model is {_named(engine.model)}: "
+                "calibrate again"
             )
 
     @classmethod
@@ -274,6 +274,15 @@ class Guard:
         except Exception as error:
             _log.debug("tokens cannot be counted", exc_info=error)
             return Counted(None, None)
+
+
+def _calibrated_for(measured: ModelInfo, model: ModelInfo) -> bool:
+    """A revision on one side alone proves nothing, so it is another model."""
+    return bool(measured.revision) == bool(model.revision) and same_model(measured, model)
+
+
+def _named(model: ModelInfo) -> str:
+    return f"{model.name} ({model.revision or 'no revision'})"
 
 
 def _unanswered(error: Exception, slots: tuple[str, ...] | None) -> Reply:

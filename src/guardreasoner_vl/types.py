@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.errors import ImageError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from PIL.Image import Image
 
@@ -39,17 +40,34 @@ class Label(StrEnum):
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+def unix_lines(text: str) -> str:
+    """`text` with `\\r\\n` and `\\r` as `\\n`: how a file or a form ends its lines may not change a verdict."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+UnixLines: TypeAlias = Annotated[str, AfterValidator(unix_lines)]
+
+
 def _present(text: str | None) -> bool:
     return bool(text and text.strip())
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One user turn and the answer to it. Whitespace alone counts as absent."""
+    """One user turn and the answer to it. Whitespace alone counts as absent; line ends become `\\n`.
+
+    Raises `InputError` for what is no text or no picture, and for strings with lone surrogates, which neither a
+    tokenizer nor a file name nor a `data:` URL can hold.
+    """
 
     prompt: str | None = None
     images: tuple[ImageSource, ...] = ()
     response: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "response"):
+            object.__setattr__(self, name, _checked_text(getattr(self, name), name))
+        object.__setattr__(self, "images", _checked_images(self.images))
 
     @property
     def has_prompt(self) -> bool:
@@ -60,25 +78,48 @@ class Turn:
         return _present(self.response)
 
 
+def _checked_text(text: object, name: str) -> str | None:
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise InputError(f"{name} must be a string or null, not {type(text).__name__}")
+    if _is_broken(text):
+        raise InputError("the text is not valid Unicode (a lone surrogate): decode it again")
+    return unix_lines(text)
+
+
+def _checked_images(images: object) -> tuple[Any, ...]:
+    if isinstance(images, (str, bytes, Mapping)) or not isinstance(images, Iterable):
+        raise InputError("images must be a sequence of pictures: put the one picture into a tuple")
+    pictures = tuple(images)
+    for picture in pictures:
+        if isinstance(picture, str) and _is_broken(picture):
+            raise ImageError("a picture's string is not valid Unicode (a lone surrogate): encode the picture again")
+        # PIL's images and `Picture` are told by their size, so that neither library nor module is imported here.
+        if not (isinstance(picture, (str, bytes, Path)) or hasattr(picture, "width")):
+            kind = type(picture).__name__
+            raise ImageError(f"{kind} is no picture: pass a path, bytes, a data: URL or a PIL image")
+    return pictures
+
+
+def _is_broken(text: str) -> bool:
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
 @dataclass(frozen=True)
 class Exchange(Turn):
     """What a user sent to a model and what the model answered; `history` is context and is not judged.
 
-    Raises `InputError` when there is neither a prompt, nor an image, nor a response, and for text that
-    no tokenizer can take (lone surrogates).
+    Raises `InputError` when there is neither a prompt, nor an image, nor a response, and what `Turn` raises.
     """
 
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, (str, bytes)):
-            raise InputError("images must be a sequence of pictures: put the one picture into a tuple")
-        for name in ("images", "history"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for turn in (*self.history, self):
-            for text in (turn.prompt or "", turn.response or ""):
-                if not text.isascii() and _SURROGATE.search(text):
-                    raise InputError("the text is not valid Unicode (a lone surrogate): decode it again")
+        super().__post_init__()
+        object.__setattr__(self, "history", tuple(self.history))
+        if not all(isinstance(turn, Turn) for turn in self.history):
+            raise InputError("history must be a sequence of Turn: prompt, images and response of each earlier turn")
         if not (self.has_prompt or self.has_response):
             raise InputError("the exchange is empty: give a prompt, an image or a response")
 
@@ -216,6 +257,13 @@ class ModelInfo(Frozen):
     revision: str | None = None
 
 
+def same_model(one: ModelInfo, other: ModelInfo) -> bool:
+    """Whether two verdicts come from one model: by revision where both have one, else by name."""
+    if one.revision and other.revision:
+        return one.revision == other.revision
+    return one.name == other.name
+
+
 class Usage(Frozen):
     """Tokens and wall-clock seconds that one verdict took (a batch's seconds are shared out equally)."""
 
@@ -258,18 +306,21 @@ Target = Literal["request", "response"]
 
 
 class Sample(Frozen):
-    """One labelled row of a corpus. A null label means *not labelled*; `images` are readable file paths."""
+    """One labelled row of a corpus. A null label means *not labelled*; `images` are readable file paths.
+
+    Line ends are `\\n`, as in the exchange that is judged.
+    """
 
     id: str
     source: str
     split: str = "train"
     modality: Modality
-    prompt: str = ""
+    prompt: UnixLines = ""
     images: tuple[str, ...] = ()
-    response: str | None = None
+    response: UnixLines | None = None
     request_label: GoldLabel | None = None
     response_label: GoldLabel | None = None
-    reasoning: str | None = None
+    reasoning: UnixLines | None = None
     meta: dict[str, Any] = {}
 
     def exchange(self) -> Exchange:

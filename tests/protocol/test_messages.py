@@ -64,8 +64,8 @@ GOLDEN = [
         id="history with images in their own turns",
     ),
     pytest.param(
-        Exchange("  keep\tmy  spaces \n", response="\n1. a\r\n2. b\n"),
-        "Human user:\n  keep\tmy  spaces \n\n\nAI assistant:\n\n1. a\r\n2. b\n\n",
+        Exchange("  keep\tmy  spaces \n", response="\n1. a\n2. b\n"),
+        "Human user:\n  keep\tmy  spaces \n\n\nAI assistant:\n\n1. a\n2. b\n\n",
         id="spaces stay",
     ),
     pytest.param(
@@ -132,6 +132,14 @@ def test_released_input_is_parsed_and_rendered_again(before: str, text: str, exc
     parsed = parse_released_input(before + text)
     assert parsed == exchange
     assert build_messages(parsed)[1].text == text.removesuffix("\n")
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_a_released_input_with_other_line_ends_is_the_same(end: str) -> None:
+    text = "Human user:\nHow do I\nbake bread?\n\nAI assistant:\nWith flour.\nAnd salt.\n\n"
+    exchange = parse_released_input(text.replace("\n", end))
+    assert exchange == parse_released_input(text)
+    assert build_messages(exchange)[1].text == text.removesuffix("\n")
 
 
 def test_released_pictures_come_from_beside_the_text() -> None:

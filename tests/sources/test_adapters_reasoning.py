@@ -13,7 +13,7 @@ from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, 
 from guardreasoner_vl.sources.adapters import Place, read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.set_aside import SetAside
-from guardreasoner_vl.types import Exchange, Sample
+from guardreasoner_vl.types import Exchange, Sample, unix_lines
 from tests.evaluation.test_benchmarks import labels, picture, put
 
 
@@ -235,5 +235,6 @@ def test_what_we_write_is_read_back(prompt: str, response: str | None, request: 
         record = row(user, "".join(span.text for span in spans))
         sample = adapter_named(name).to_sample(record, Place("x", 0, Path(), Path()))
         assert isinstance(sample, Sample)
-        assert (sample.prompt, sample.response, sample.reasoning) == (prompt, response, why)
+        texts = [text if text is None else unix_lines(text) for text in (prompt, response, why)]
+        assert [sample.prompt, sample.response, sample.reasoning] == texts
         assert labels([sample]) == [(request, answered if response else None)]

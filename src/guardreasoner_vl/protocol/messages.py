@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol.neutralise import neutralise
-from guardreasoner_vl.types import Exchange
+from guardreasoner_vl.types import Exchange, unix_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ def parse_released_input(text: str, images: Sequence[ImageSource] = ()) -> Excha
     beside the text, and `images` hands them in. A field that holds the word `None` is absent. Raises
     `InputError` when the text has not the released layout or the exchange is empty.
     """
-    _, asked, rest = text.partition("Human user:\n")
+    _, asked, rest = unix_lines(text).partition("Human user:\n")
     prompt, answered, response = rest.partition("\n\nAI assistant:\n")
     if not (asked and answered):
         raise InputError("not a released input: expected 'Human user:' and 'AI assistant:' fields")
