@@ -1,0 +1,49 @@
+"""A guard of the service that judges each side for itself: BAD makes its own side harmful, BROKEN cannot be judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.types import Exchange, Mode
+
+
+class SidedBackend:
+    """Needs no model, but decodes pictures; `judged` counts the exchanges that had a chance of a verdict."""
+
+    def __init__(self) -> None:
+        self.policy, self.model, self.is_up = Policy(), ModelInfo(name="sided"), True
+        self.judged = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+        take_in(exchange, self.policy.images)
+        self.judged += 1
+        texts = (exchange.prompt or "", exchange.response or "")
+        if any("BROKEN" in text for text in texts):
+            raise EngineError("the engine is out of order; try again")
+        present = (exchange.has_prompt, exchange.has_response)
+        labels = [
+            Label.NOT_APPLICABLE if not there else Label.HARMFUL if "BAD" in text else Label.UNHARMFUL
+            for text, there in zip(texts, present, strict=True)
+        ]
+        flagged = Label.HARMFUL in labels
+        return Verdict(
+            request=Judgement(label=labels[0]),
+            response=Judgement(label=labels[1]),
+            flagged=flagged,
+            action="block" if flagged else "allow",
+            mode="slow",
+            model=self.model,
+        )
+
+    async def close(self) -> None:
+        pass

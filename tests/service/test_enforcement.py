@@ -1,0 +1,174 @@
+"""Request and response are enforced each for itself, whatever way an exchange comes in."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from guardreasoner_vl.service.app import create_app
+from guardreasoner_vl.service.config import ServiceConfig
+from tests.service.enforcement_table import ENFORCE, MONITOR, TABLE, USES, exchange_of, messages_of, settings_of
+from tests.service.sided_backend import SidedBackend
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Ask = Callable[[httpx.AsyncClient, str, bool], Awaitable[str]]
+
+MODEL = "http://model.test/v1"
+
+
+class Model:
+    """The model behind the proxy; says `answer`, and counts how often it was asked."""
+
+    def __init__(self, answer: str = "Fine.") -> None:
+        self.answer, self.asked = answer, 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        message = {"role": "assistant", "content": self.answer}
+        if not json.loads(request.content).get("stream"):
+            return httpx.Response(200, json={"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+        chunks = [{"index": 0, "delta": message}, {"index": 0, "delta": {}, "finish_reason": "stop"}]
+        lines = [f"data: {json.dumps({'choices': [chunk]})}\n\n" for chunk in chunks]
+        kind = {"content-type": "text/event-stream"}
+        return httpx.Response(200, text="".join([*lines, "data: [DONE]\n\n"]), headers=kind)
+
+
+@asynccontextmanager
+async def client(model: Model, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    config = ServiceConfig(upstream={"base_url": MODEL, "window": 10}, **settings)
+    app = create_app(config, {"default": SidedBackend()}, httpx.MockTransport(model))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as made,
+    ):
+        yield made
+
+
+async def by_fields(http: httpx.AsyncClient, wrong: str, prefill: bool) -> str:
+    return str((await http.post("/v1/guard", json=exchange_of(wrong, prefill))).json()["action"])
+
+
+async def by_messages(http: httpx.AsyncClient, wrong: str, prefill: bool) -> str:
+    return str((await http.post("/v1/guard", json={"messages": messages_of(wrong, prefill)})).json()["action"])
+
+
+async def by_watched(http: httpx.AsyncClient, wrong: str, prefill: bool) -> str:
+    return last_action(await http.post("/v1/guard/stream", json=exchange_of(wrong, prefill)))
+
+
+async def by_growing(http: httpx.AsyncClient, wrong: str, prefill: bool) -> str:
+    said = exchange_of(wrong, prefill)
+    rows = [{"prompt": said["prompt"]}, *([{"delta": said["response"]}] if prefill else [])]
+    body = b"\n".join(json.dumps(row).encode() for row in rows)
+    return last_action(
+        await http.post("/v1/guard/stream", content=body, headers={"content-type": "application/x-ndjson"})
+    )
+
+
+async def by_moderation(http: httpx.AsyncClient, wrong: str, prefill: bool) -> str:
+    body = {"messages": messages_of(wrong, prefill)} if prefill else {"input": exchange_of(wrong, False)["prompt"]}
+    result = (await http.post("/v1/moderations", json=body)).json()["results"][0]
+    return "block" if result["flagged"] else "allow"
+
+
+async def by_moderation_of_messages(http: httpx.AsyncClient, wrong: str, prefill: bool) -> str:
+    result = (await http.post("/v1/moderations", json={"messages": messages_of(wrong, prefill)})).json()["results"][0]
+    return "block" if result["flagged"] else "allow"
+
+
+async def by_litellm(http: httpx.AsyncClient, wrong: str, prefill: bool) -> str:
+    body = {"input_type": "request", "structured_messages": messages_of(wrong, prefill)}
+    action = (await http.post("/beta/litellm_basic_guardrail_api", json=body)).json()["action"]
+    return {"NONE": "allow", "BLOCKED": "block"}[action]
+
+
+def last_action(answer: httpx.Response) -> str:
+    last = answer.text.strip().split("\n\n")[-1]
+    assert last.startswith("event: verdict")
+    return str(json.loads(last.split("data: ")[1])["action"])
+
+
+WAYS: list[Ask] = [
+    by_fields,
+    by_messages,
+    by_watched,
+    by_growing,
+    by_moderation,
+    by_moderation_of_messages,
+    by_litellm,
+]
+
+
+@pytest.mark.parametrize("ask", WAYS)
+@pytest.mark.parametrize(("request_use", "response_use"), USES)
+async def test_each_side_is_enforced_for_itself(ask: Ask, request_use: str, response_use: str) -> None:
+    rows = [row[2:] for row in TABLE if row[:2] == (request_use, response_use)]
+    async with client(Model(), **settings_of(request_use, response_use)) as http:
+        actions = [(prefill, wrong, await ask(http, wrong, prefill)) for prefill, wrong, _ in rows]
+    assert actions == rows
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("request_use", "response_use"), USES)
+async def test_the_proxy_asks_the_model_only_about_what_passed(
+    stream: bool, request_use: str, response_use: str
+) -> None:
+    """Before the model is asked, an error counts for the request alone, whatever prefill came with it."""
+    asked = {
+        ("request", False): request_use == MONITOR,
+        ("request", True): request_use == MONITOR,
+        ("response", True): response_use == MONITOR,
+        ("error", False): request_use == MONITOR,
+        ("error", True): request_use == MONITOR,
+    }
+    for (wrong, prefill), passes in asked.items():
+        model = Model()
+        async with client(model, **settings_of(request_use, response_use)) as http:
+            answer = await http.post(
+                "/v1/chat/completions",
+                json={"model": "m", "messages": messages_of(wrong, prefill), "stream": stream},
+            )
+        assert (model.asked, answer.status_code) == ((1, 200) if passes else (0, 400)), (wrong, prefill)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("request_use", "response_use"), USES)
+@pytest.mark.parametrize("answer", ["A BAD answer.", "A BROKEN answer."])
+async def test_the_proxy_releases_an_answer_by_the_response_alone(
+    stream: bool, request_use: str, response_use: str, answer: str
+) -> None:
+    async with client(Model(answer), **settings_of(request_use, response_use)) as http:
+        told = await http.post(
+            "/v1/chat/completions",
+            json={"model": "m", "messages": [{"role": "user", "content": "Hello."}], "stream": stream},
+        )
+    assert told.status_code == 200
+    assert (answer in told.text) == (response_use == MONITOR)
+    assert ("content_filter" in told.text) == (response_use == ENFORCE)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_to_a_harmful_request_that_is_monitored_is_released(stream: bool) -> None:
+    async with client(Model(), **settings_of(MONITOR, ENFORCE)) as http:
+        told = await http.post(
+            "/v1/chat/completions", json={"model": "m", "messages": messages_of("request", False), "stream": stream}
+        )
+    assert (told.status_code, "Fine." in told.text) == (200, True)
+
+
+@pytest.mark.parametrize("ask", WAYS)
+async def test_an_error_takes_the_stricter_choice_of_the_sides_that_are_there(ask: Ask) -> None:
+    for request_choice, response_choice in itertools.product(("block", "allow"), repeat=2):
+        settings = {"request": {"on_error": request_choice}, "response": {"on_error": response_choice}}
+        async with client(Model(), **settings) as http:
+            alone, answered = [await ask(http, "error", prefill) for prefill in (False, True)]
+        assert alone == request_choice
+        assert answered == ("allow" if (request_choice, response_choice) == ("allow", "allow") else "block")
