@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from guardreasoner_vl.images import load_images
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
+from guardreasoner_vl.service.config import KeySection, ServiceConfig, UpstreamSection
 from tests.service.running import running
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -117,7 +117,7 @@ def running_service(**settings: Any) -> Iterator[Running]:
     """Needs `KEY`; its proxy asks `Running.model`."""
     backend, model = Backend(), Model()
     upstream = UpstreamSection(base_url="http://model.test/v1", window=40)
-    config = ServiceConfig(keys=(SecretStr(KEY),), upstream=upstream, log_level="CRITICAL", **settings)
+    config = ServiceConfig(keys=(KeySection(name="tests", key=SecretStr(KEY)),), upstream=upstream, log_level="CRITICAL", **settings)
     app = create_app(config, {"default": backend}, httpx.MockTransport(model))
     with running(app) as url:
         yield Running(url, backend, model)

@@ -176,9 +176,9 @@ async def sent(sequence: list[tuple[str, str, bytes]]) -> None:
                     assert backend.judged > before
         shown = (await http.get("/metrics")).text
         assert re.search(r"^guardreasoner_in_flight 0\.0$", shown, re.MULTILINE)
-        assert (await http.get("/readyz")).status_code == 200
         valid = await http.post("/v1/guard", json={"prompt": "Hello."})
         assert (valid.status_code, valid.json()["action"]) == (200, "allow")
+        assert (await http.get("/readyz")).status_code == 200
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -104,3 +104,72 @@ def test_keys_from_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) -
     assert made.allowed_hosts == ("a.example", "b.example")
     assert KEY not in str(as_plain(made))
     assert KEY not in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("GUARDREASONER_LIMIT__QUEUE", "GUARDREASONER_LIMITS__QUEUE"),
+        ("GUARDREASONER_LIMITS_QUEUE", "GUARDREASONER_LIMITS__QUEUE"),
+        ("guardreasoner_prot", "GUARDREASONER_PORT"),
+        ("GUARDREASONER_UPSTREAMS__BASE_URL", "GUARDREASONER_UPSTREAM__BASE_URL"),
+    ],
+)
+def test_a_variable_that_names_no_setting(variable: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "5")
+    with pytest.raises(InputError, match=f"{variable}: no such setting; did you mean {meant}") as caught:
+        load_config()
+    assert "\n" not in str(caught.value)
+
+
+def test_variables_of_clients_and_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARDREASONER_KEY", "a-key-of-a-client-of-ours")
+    monkeypatch.setenv("GUARDRAIL_LIMIT__QUEUE", "5")
+    assert load_config().keys == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("limits: {qeue: 5}", "unknown key 'limits.qeue'; did you mean 'queue'?"),
+        ("limit: {queue: 5}", "unknown key 'limit'; did you mean 'limits'?"),
+        ("guards: {default: {modell: x}}", "unknown key 'guards.default.modell'; did you mean 'model'?"),
+        ("queue: 5", "unknown key 'queue'; did you mean 'limits.queue'?"),
+        ("keys: [{name: a, key: a-key-of-some-length, per_minut: 5}]", "did you mean 'per_minute'?"),
+    ],
+)
+def test_an_unknown_key_is_told_what_was_meant(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert told in str(caught.value)
+
+
+def test_a_misspelt_nested_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARDREASONER_LIMITS__QEUE", "5")
+    with pytest.raises(InputError, match="did you mean 'queue'"):
+        load_config()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([{"name": "a", "key": KEY}, {"name": "b", "key": KEY}], "two of them are the same"),
+        ([{"name": "a", "key": KEY, "under_way": 1}, {"name": "a", "key": f"{KEY}2"}], "a stands with two limits"),
+        ([{"name": "a b", "key": KEY}], r"keys\.0\.name"),
+        ([{"name": "a"}], r"keys\.0\.key"),
+        ([{"name": "a", "key": KEY, "per_minute": 0}], r"keys\.0\.per_minute"),
+    ],
+)
+def test_keys_that_cannot_be(given: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        load_config(keys=given)
+    assert KEY not in str(caught.value)
+
+
+def test_named_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARDREASONER_KEYS", f'[{{"name": "shop", "key": "{KEY}", "per_minute": 60}}]')
+    (made,) = load_config().keys
+    assert (made.name, made.per_minute, made.under_way) == ("shop", 60, None)
+    assert KEY not in repr(made)

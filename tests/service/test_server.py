@@ -59,10 +59,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def service(folder: Path, *options: str) -> Iterator[Service]:
+def service(folder: Path, *options: str, **variables: str) -> Iterator[Service]:
     port = free_port()
     command = [*COMMAND, "--port", str(port), *options]
-    environment = {**os.environ, "GUARDREASONER_UPSTREAM__WINDOW": "20"}
+    environment = {**os.environ, "GUARDREASONER_UPSTREAM__WINDOW": "20", **variables}
     log = folder / "log.jsonl"
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
@@ -165,15 +165,65 @@ def test_the_log_is_json_without_content(running: Service) -> None:
 
 
 def test_sigterm_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
-    with service(tmp_path) as made, concurrent.futures.ThreadPoolExecutor(16) as pool:
+    leaving = {"GUARDREASONER_LIMITS__LEAVE_SECONDS": "2"}
+    with service(tmp_path, **leaving) as made, concurrent.futures.ThreadPoolExecutor(16) as pool:
         waiting = [pool.submit(made.judge, f"Tell me about loaf {number}. " * 20) for number in range(16)]
         while "guardreasoner_in_flight 16.0" not in httpx.get(f"{made.url}/metrics").text:
             time.sleep(0.01)
         made.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        probe = httpx.get(f"{made.url}/readyz")
+        assert (probe.status_code, probe.json()["status"]) == (503, "leaving")
+        assert made.judge("Hello.").status_code == 200  # a new connection of who has not heard of it yet
         answers = [future.result() for future in waiting]
         assert [answer.status_code for answer in answers] == [200] * 16
         assert all(answer.json()["error"] is None for answer in answers)
         assert made.process.wait(30) == -signal.SIGTERM  # uvicorn ends as the signal would have
+
+
+def test_a_second_signal_ends_the_wait(tmp_path: Path) -> None:
+    with service(tmp_path, GUARDREASONER_LIMITS__LEAVE_SECONDS="600") as made:
+        for _ in range(2):
+            made.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        assert made.process.wait(30) == -signal.SIGTERM
+
+
+def test_sighup_reads_the_keys_anew_and_never_kills(tmp_path: Path) -> None:
+    old, new = "the-old-key-of-the-shop", "the-new-key-of-the-shop"
+    settings = tmp_path / "service.yaml"
+    settings.write_text(f"keys: [{{name: shop, key: {old}}}]\n")
+
+    def statuses(made: Service) -> list[int]:
+        answers = [httpx.get(f"{made.url}/v1/models", headers={"Authorization": f"Bearer {key}"}) for key in (old, new)]
+        return [answer.status_code for answer in answers]
+
+    def become(made: Service, expected: list[int]) -> None:
+        until_time = time.monotonic() + 10
+        while statuses(made) != expected and time.monotonic() < until_time:
+            time.sleep(0.05)
+        assert statuses(made) == expected
+
+    with service(tmp_path, "--config", str(settings)) as made:
+        assert statuses(made) == [200, 401]
+        settings.write_text(f"keys: [{{name: shop, key: {new}}}]\n")
+        made.process.send_signal(signal.SIGHUP)
+        become(made, [401, 200])
+        settings.write_text("keys: [{name: shop}]\n")
+        made.process.send_signal(signal.SIGHUP)
+        while "the old keys stay" not in made.log.read_text("utf-8"):
+            assert made.process.poll() is None
+            time.sleep(0.05)
+        assert statuses(made) == [401, 200]
+        log = made.log.read_text("utf-8")
+        assert old not in log
+        assert new not in log
+
+
+def test_the_start_is_told_in_one_plain_line(running: Service) -> None:
+    messages = [json.loads(line)["message"] for line in running.log.read_text("utf-8").splitlines()]
+    assert f"serving on {running.url}; guards: default: embedded (slow)" in messages
+    assert not any("<str>" in message for message in messages)
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -194,9 +244,9 @@ def test_what_cannot_start_says_so_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        busy = command("--port", str(taken.getsockname()[1]))
-    assert busy.returncode == 2
-    assert "choose another" in busy.stderr.splitlines()[-1]
+        busy = command("--port", str(taken.getsockname()[1]), "--model", str(tmp_path / "nowhere"))
+    assert (busy.returncode, busy.stderr.count("\n")) == (2, 1)
+    assert "choose another" in busy.stderr  # and not a word of the model, which is looked for later
     missing = command("--model", str(tmp_path), "--port", str(free_port()))
     assert missing.returncode == 2
     assert missing.stderr.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,147 @@
+"""A probe is answered at once and rightly, whatever the guard is at."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.errors import EngineError, InputError
+from guardreasoner_vl.judging import error_verdict
+from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.service.callers import Origin
+from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.desk import Desk
+from guardreasoner_vl.service.metrics import Metrics
+from guardreasoner_vl.service.readiness import Readiness
+from guardreasoner_vl.types import Exchange
+from tests.service.scripted_backend import ScriptedBackend
+from tests.service.verdicts import MODEL, verdict
+
+if TYPE_CHECKING:
+    import pytest
+
+    from guardreasoner_vl.types import Verdict
+
+GOOD = verdict(harmful=False)
+FAULT = error_verdict(EngineError("the engine is out of order; try again"), Policy(), MODEL)
+REFUSED = error_verdict(InputError("nothing to judge: send a prompt"), Policy(), MODEL)
+
+
+class Guard:
+    """What readiness asks: gives `answer` after `pause` seconds, and counts how often it was asked."""
+
+    def __init__(self, answer: Verdict = GOOD, pause: float = 0.0) -> None:
+        self.answer, self.pause, self.asked = answer, pause, 0
+
+    async def __call__(self) -> Verdict:
+        self.asked += 1
+        await asyncio.sleep(self.pause)
+        return self.answer
+
+
+async def settled() -> None:
+    await asyncio.sleep(0.02)
+
+
+async def test_a_guard_is_ready_from_its_first_verdict_on() -> None:
+    guard = Guard()
+    readiness = Readiness(guard, fresh=60)
+    assert not readiness.is_ready(up=True, idle=True)
+    await settled()
+    assert [readiness.is_ready(up=True, idle=True) for _ in range(3)] == [True] * 3
+    assert guard.asked == 1
+
+
+async def test_a_guard_that_fails_at_our_own_exchange_is_not_ready_until_it_judges() -> None:
+    guard = Guard(REFUSED)
+    readiness = Readiness(guard, fresh=60)
+    readiness.prove()
+    await settled()
+    assert not readiness.is_ready(up=True, idle=False)
+    readiness.heard(GOOD)
+    assert readiness.is_ready(up=True, idle=False)
+
+
+async def test_a_busy_guard_is_never_asked_and_is_ready_while_verdicts_come() -> None:
+    guard = Guard()
+    readiness = Readiness(guard, fresh=0.0)
+    readiness.heard(GOOD)
+    await settled()
+    assert readiness.is_ready(up=True, idle=False)
+    readiness.heard(FAULT)
+    await settled()
+    assert not readiness.is_ready(up=True, idle=False)
+    readiness.heard(GOOD)
+    assert readiness.is_ready(up=True, idle=False)
+    readiness.heard(REFUSED)  # the exchange's own fault
+    await settled()
+    assert readiness.is_ready(up=True, idle=False)
+    assert guard.asked == 0
+
+
+async def test_a_fault_of_an_idle_guard_is_looked_into_before_it_counts() -> None:
+    guard = Guard()
+    readiness = Readiness(guard, fresh=0.05)
+    readiness.heard(GOOD)
+    readiness.heard(FAULT)
+    assert readiness.is_ready(up=True, idle=True)
+    await settled()
+    assert (guard.asked, readiness.is_ready(up=True, idle=True)) == (1, True)
+    guard.answer = FAULT
+    readiness.heard(FAULT)
+    assert readiness.is_ready(up=True, idle=True)
+    await settled()
+    assert (guard.asked, readiness.is_ready(up=True, idle=True)) == (2, False)
+    await readiness.close()
+
+
+async def test_a_guard_that_hangs_is_asked_once_and_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guardreasoner_vl.service.readiness.PROBE_SECONDS", 0.05)
+    guard = Guard(pause=30)
+    readiness = Readiness(guard, fresh=0.0)
+    readiness.heard(GOOD)
+    await asyncio.sleep(0.001)
+    assert all(readiness.is_ready(up=True, idle=True) for _ in range(5))
+    await asyncio.sleep(0.1)
+    assert not readiness.is_ready(up=True, idle=False)
+    assert guard.asked == 1
+
+
+async def test_an_engine_that_was_down_has_to_judge_anew() -> None:
+    readiness = Readiness(Guard(), fresh=60)
+    readiness.heard(GOOD)
+    assert not readiness.is_ready(up=False, idle=True)
+    assert not readiness.is_ready(up=True, idle=True)
+    await settled()
+    assert readiness.is_ready(up=True, idle=True)
+
+
+# --- in the service -----------------------------------------------------------------------------------
+
+
+def desk(backend: ScriptedBackend, **limits: float) -> Desk:
+    return Desk({"default": backend}, ServiceConfig(limits=limits), Metrics(), None)
+
+
+async def test_a_probe_never_waits_behind_exchanges() -> None:
+    """Verdicts take longer than they stay fresh, and the probe would be the last of the queue."""
+    made = desk(ScriptedBackend(pause=0.2), ready_seconds=0.01)
+    await made.judge(Exchange("Hello."), Origin("0"))
+    under_way = [asyncio.create_task(made.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(20)]
+    await asyncio.sleep(0.05)
+    started = time.perf_counter()
+    assert made.state() == "ready"
+    assert time.perf_counter() - started < 0.05
+    await asyncio.gather(*under_way)
+    await made.close()
+
+
+async def test_a_full_queue_is_not_ready() -> None:
+    made = desk(ScriptedBackend(pause=0.1), queue=2)
+    await made.judge(Exchange("Hello."), Origin("0"))
+    under_way = [asyncio.create_task(made.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(2)]
+    await asyncio.sleep(0.01)
+    assert made.state() == "queue full"
+    await asyncio.gather(*under_way)
+    assert made.state() == "ready"
