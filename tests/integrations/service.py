@@ -117,7 +117,9 @@ def running_service(**settings: Any) -> Iterator[Running]:
     """Needs `KEY`; its proxy asks `Running.model`."""
     backend, model = Backend(), Model()
     upstream = UpstreamSection(base_url="http://model.test/v1", window=40)
-    config = ServiceConfig(keys=(KeySection(name="tests", key=SecretStr(KEY)),), upstream=upstream, log_level="CRITICAL", **settings)
+    config = ServiceConfig(
+        keys=(KeySection(name="tests", key=SecretStr(KEY)),), upstream=upstream, log_level="CRITICAL", **settings
+    )
     app = create_app(config, {"default": backend}, httpx.MockTransport(model))
     with running(app) as url:
         yield Running(url, backend, model)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.service.sided_backend import SidedBackend
 
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.config import Limits, ServiceConfig, UpstreamSection
 
 JSON, LINES = "application/json", "application/x-ndjson"
 KINDS = [
@@ -159,7 +159,7 @@ def verdicts_in(path: str, answer: httpx.Response) -> list[dict[str, Any]]:
 
 async def sent(sequence: list[tuple[str, str, bytes]]) -> None:
     backend = SidedBackend()
-    config = ServiceConfig(limits={"queue": 3}, upstream={"base_url": "http://model.test/v1"}, cache={"entries": 0})
+    config = ServiceConfig(limits=Limits(queue=3), upstream=UpstreamSection(base_url="http://model.test/v1"))
     app = create_app(config, {"default": backend}, httpx.MockTransport(answer_of_the_model))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
@@ -206,7 +206,7 @@ SURROGATES = [
 @pytest.mark.parametrize("path", ["/v1/guard", "/v1/guard/stream"])
 @pytest.mark.parametrize("body", SURROGATES)
 async def test_a_broken_picture_string_takes_no_place_of_the_queue(path: str, body: dict[str, Any]) -> None:
-    app = create_app(ServiceConfig(limits={"queue": 3}), {"default": SidedBackend()})
+    app = create_app(ServiceConfig(limits=Limits(queue=3)), {"default": SidedBackend()})
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

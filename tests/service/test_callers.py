@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.callers import Callers, QueueFullError, RefusedError
 from guardreasoner_vl.service.config import ServiceConfig
 from tests.service.scripted_backend import ScriptedBackend
@@ -155,7 +156,7 @@ async def test_probes_come_by_address_and_need_nothing(path: str) -> None:
     assert other.status_code == 421  # keys and a list of hosts: both hold
 
 
-async def test_the_model_behind_the_proxy_is_told_nothing_of_the_key(tmp_path: Path) -> None:
+async def test_the_model_behind_the_proxy_is_told_nothing_of_the_key() -> None:
     asked: list[httpx.Request] = []
 
     def model(request: httpx.Request) -> httpx.Response:
@@ -163,12 +164,8 @@ async def test_the_model_behind_the_proxy_is_told_nothing_of_the_key(tmp_path: P
         message = {"role": "assistant", "content": "Fine."}
         return httpx.Response(200, json={"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
 
-    from guardreasoner_vl.service.app import create_app
-
     upstream: Any = {"base_url": "http://model.test/v1"}
-    app = create_app(
-        ServiceConfig(keys=keys(), upstream=upstream), {"default": ScriptedBackend()}, httpx.MockTransport(model)
-    )
+    app = create_app(config(keys=keys(), upstream=upstream), {"default": ScriptedBackend()}, httpx.MockTransport(model))
     async with client(app) as http:
         body = {"model": "m", "messages": [{"role": "user", "content": "Hello."}]}
         answer = await http.post("/v1/chat/completions", json=body, headers=bearer("shop"))

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
 from tests.service.enforcement_table import ENFORCE, MONITOR, TABLE, USES, exchange_of, messages_of, settings_of
 from tests.service.sided_backend import SidedBackend
 
@@ -42,7 +42,7 @@ class Model:
 
 @asynccontextmanager
 async def client(model: Model, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    config = ServiceConfig(upstream={"base_url": MODEL, "window": 10}, **settings)
+    config = ServiceConfig(upstream=UpstreamSection(base_url=MODEL, window=10), **settings)
     app = create_app(config, {"default": SidedBackend()}, httpx.MockTransport(model))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (

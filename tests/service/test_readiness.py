@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.judging import error_verdict
 from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.service.callers import Origin
-from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.config import Limits, ServiceConfig
 from guardreasoner_vl.service.desk import Desk
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.readiness import Readiness
@@ -120,8 +120,8 @@ async def test_an_engine_that_was_down_has_to_judge_anew() -> None:
 # --- in the service -----------------------------------------------------------------------------------
 
 
-def desk(backend: ScriptedBackend, **limits: float) -> Desk:
-    return Desk({"default": backend}, ServiceConfig(limits=limits), Metrics(), None)
+def desk(backend: ScriptedBackend, **limits: Any) -> Desk:
+    return Desk({"default": backend}, ServiceConfig(limits=Limits(**limits)), Metrics(), None)
 
 
 async def test_a_probe_never_waits_behind_exchanges() -> None:
