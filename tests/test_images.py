@@ -22,6 +22,7 @@ from guardreasoner_vl.images import (
     ImageLimits,
     Picture,
     PixelBudget,
+    file_ending,
     load_images,
     load_pictures,
     merge,
@@ -384,3 +385,15 @@ def test_merging_keeps_aspect_ratios_and_the_limit(
         assert line.count(colour) >= 1
         assert abs(line.count(colour) - length) <= 1
     assert merged.width * merged.height <= most + 2 * across
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("PNG", ".png"), ("JPEG", ".jpeg"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp")]
+)
+def test_a_file_gets_the_ending_of_its_bytes(name: str, ending: str) -> None:
+    assert file_ending(encode(dot("RGB", RED), name)) == ending
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"%PDF-1.7"])
+def test_what_is_no_picture_gets_no_ending(data: bytes) -> None:
+    assert file_ending(data) == ""

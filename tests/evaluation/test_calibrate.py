@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardreasoner_vl.calibration import Calibration, ModeScales, Scale, read_calibration
+from guardreasoner_vl.calibration import Calibration, ModeScales, Scale, check_preset, read_calibration
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.find import from_file
@@ -106,6 +106,19 @@ def test_a_fit_covers_what_was_labelled() -> None:
     assert found.reasoned == pytest.approx(0.3, abs=0.01)
     with pytest.raises(DataError, match="fewer than 20 scored rows"):
         fit(labelled(10), labelled(10), MODEL, "toy")
+
+
+def test_presets_aim_at_their_rates() -> None:
+    """Of all unharmful rows one in ten, one in twenty and one in a hundred may be blocked, and hardly fewer are."""
+    rows = labelled(1000)
+    scale = fit(rows, rows, MODEL, "toy").fast.request
+    unharmful = [
+        row.request.score for row in rows if row.request_truth == "unharmful" and row.request.score is not None
+    ]
+    scores = scaled(unharmful, scale.temperature)
+    for preset, aim in {"strict": 0.10, "balanced": 0.05, "permissive": 0.01}.items():
+        blocked = sum(score >= scale.thresholds[check_preset(preset)] for score in scores)
+        assert blocked == int(aim * len(scores))
 
 
 CALIBRATION = Calibration(

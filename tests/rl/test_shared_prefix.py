@@ -14,6 +14,7 @@ from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.rl import shared_prefix
 from guardreasoner_vl.rl.shared_prefix import (
     Branch,
+    Layout,
     Tree,
     arguments,
     completion,
@@ -166,6 +167,26 @@ def test_logits_piece_by_piece(model: Any, inputs: QwenInputs, monkeypatch: pyte
     assert rows == [6, 6, 6, 2]
     torch.testing.assert_close(pieces, whole)
     assert difference(gradients(model, pieces), expected) < 1e-6
+
+
+@pytest.mark.parametrize("lengths", [(4, 4), (1, 6)])
+def test_all_of_a_row_moves_to_another_device(inputs: QwenInputs, lengths: tuple[int, ...]) -> None:
+    encoded, _ = prompt(inputs, "text", 8)
+    packed = pack([tree(encoded, completions(lengths)), tree(encoded, completions((3,)))])
+    elsewhere = torch.device("meta")
+    moved, layout = packed.to(elsewhere), Layout.of(packed).to(elsewhere)
+    assert moved.spans == packed.spans
+    for name in ("ids", "positions", "predicts", "targets"):
+        before, after = getattr(packed, name), getattr(moved, name)
+        assert (after.device, after.shape, after.dtype) == (elsewhere, before.shape, before.dtype)
+    for before, after in zip(Layout.of(packed).groups, layout.groups, strict=True):
+        assert (after.start, after.prefix) == (before.start, before.prefix)
+        assert after.gather.device == after.mask.device == elsewhere
+        assert (after.gather.shape, after.mask.shape) == (before.gather.shape, before.mask.shape)
+        assert (after.real is None) == (before.real is None)
+        if before.real is not None and after.real is not None:
+            assert (after.real.device, after.real.shape) == (elsewhere, before.real.shape)
+    assert (layout.groups[0].real is None) == (len(set(lengths)) == 1)
 
 
 def test_the_policy_is_the_one_that_samples(model: Any, inputs: QwenInputs) -> None:

@@ -90,6 +90,15 @@ def wide_gif() -> bytes:
     return bytes(data)
 
 
+def filled_gif() -> bytes:
+    """A frame as large as its screen, 13,000 x 12,500 pixels, to be wiped afterwards: Pillow fills it on opening."""
+    data = bytearray(animation("GIF", 2, "P", disposal=2))
+    size = struct.pack("<HH", 13_000, 12_500)
+    at = data.index(b",\0\0\0\0\x08\0\x08\0")
+    data[6:10] = data[at + 5 : at + 9] = size
+    return bytes(data)
+
+
 def many_scans() -> bytes:
     data = encode(noise(), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
@@ -116,6 +125,7 @@ HOSTILE: dict[str, tuple[ImageSource, str]] = {
     "header alone": (b"\x89PNG\r\n\x1a\n", "save it again"),
     "PNG without a palette": (raw_png(1, 1, b"\x08\3\0\0\0", zlib.compress(b"\0\0")), "no palette"),
     "wide GIF screen": (wide_gif(), "65535 x 65535 pixels is too large.*shrink"),
+    "GIF with a full screen": (filled_gif(), "13000 x 12500 pixels is too large.*shrink"),
     "GIF that grows": (growing_gif(), "outside its screen"),
     "many frames in GIF": (animation("GIF", 50, "P"), "more than 16 frames"),
     "many frames in WebP": (animation("WEBP", 17, lossless=True), "more than 16 frames"),
@@ -327,6 +337,7 @@ print(peak() - before)
         pytest.param(lambda: bomb_chunk(b"iTXt", b"x\0\1\0\0\0"), id="iTXt"),
         pytest.param(growing_gif, id="growing GIF"),
         pytest.param(wide_gif, id="wide GIF"),
+        pytest.param(filled_gif, id="filled GIF"),
         pytest.param(lambda: encode(Image.new("RGB", (16_000, 4000)), "WEBP", lossless=True, method=0), id="WebP"),
     ],
 )
