@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 
 from guardreasoner_vl.service.callers import ANONYMOUS, Callers, Origin
 from guardreasoner_vl.service.metrics import METHODS
+from guardreasoner_vl.service.turnstile import Turnstile
 from guardreasoner_vl.service.wire import fault
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Access:
 
     def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, callers: Callers) -> None:
         self._app, self._config, self._metrics, self._callers = app, config, metrics, callers
+        self._turnstile = Turnstile()
         self._hosts = {host.lower() for host in (*config.allowed_hosts, *_own_names(config.host))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +77,8 @@ class Access:
         try:
             origin = replace(origin, caller=self._checked(scope["path"], headers))
             scope.setdefault("state", {})["origin"] = origin
+            if scope["path"] not in HEALTH:
+                await self._turnstile.enter()
             await self._app(scope, self._bounded(headers, receive), numbered)
         except RefusedRequestError as error:
             self._metrics.refused(error.code, origin.caller)

@@ -21,6 +21,7 @@ from guardreasoner_vl.service.callers import Callers, QueueFullError, RefusedErr
 from guardreasoner_vl.service.config import DEFAULT, STAGES
 from guardreasoner_vl.service.enforcement import enforced, stages_of
 from guardreasoner_vl.service.readiness import Readiness
+from guardreasoner_vl.service.turnstile import Turnstile
 from guardreasoner_vl.service.verdict_cache import VerdictCache, cache_key, digest_of
 from guardreasoner_vl.types import Exchange
 
@@ -75,6 +76,7 @@ class Desk:
         self._callers = callers or Callers(config)
         self._accepted = dict.fromkeys(backends, 0)
         self._shared: dict[str, _Shared] = {}
+        self._turnstile = Turnstile()
         self._known = VerdictCache(config.cache.entries, config.cache.seconds)
         self._readiness = {
             name: Readiness(partial(self._asked, name, PROBE, None, None), config.limits.ready_seconds)
@@ -117,6 +119,7 @@ class Desk:
             started = time.perf_counter()
             digest = digest_of(exchange)
             raw, cached = await self._looked_up(name, backend, exchange, mode, watch, digest)
+            await self._turnstile.enter()  # a batch of the engine comes back at once
         stages = (side,) if side else stages_of(exchange)
         verdict = self._decided(raw, name, stages)
         self._counted(raw, verdict, name, stages, origin, time.perf_counter() - started, cached)

@@ -8,6 +8,7 @@ SIGINT, or a second SIGTERM, closes the listener at once. SIGHUP reads the keys 
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -20,6 +21,7 @@ import uvicorn
 
 from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.service.app import create_app
+from guardreasoner_vl.service.http import bounded
 from guardreasoner_vl.service.logs import configure
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from guardreasoner_vl.service.config import ServiceConfig
 
 _log = logging.getLogger(__name__)
+_ACCEPTED_AT_ONCE = 16
+"""Connections accepted in one iteration of the event loop: asyncio takes as many as it was given for the backlog."""
+_WAITING_CONNECTIONS = 2_048
+"""Connections that the kernel keeps until then."""
 
 
 def serve(config: ServiceConfig, reload: Callable[[], ServiceConfig] | None = None) -> None:
@@ -65,6 +71,8 @@ class _Server(uvicorn.Server):
                 timeout_keep_alive=30,
                 lifespan="on",
                 ws="none",
+                http=bounded(config.limits.body_seconds),
+                backlog=_ACCEPTED_AT_ONCE,
             )
         )
         self._app, self._settings, self._address = app, config, address
@@ -72,6 +80,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(_WAITING_CONNECTIONS)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: to look through it again and again takes 50 ms each time
         if self.started:
             _tell(self._address, self._settings)
 

@@ -1,0 +1,63 @@
+"""uvicorn's HTTP/1.1, with a bound on a request's head: its bytes, and the seconds until it is whole.
+
+The bodies have theirs in `service.access`, which sees a request once its head has come.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+HEAD_BYTES = 65_536
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """Hangs up on whoever sends an endless head, or none; `head_seconds` is set by `bounded`."""
+
+    head_seconds = 30.0
+    _timer: asyncio.TimerHandle | None = None
+    _in_head = True
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._timer is None:  # the next request of a connection that was kept
+                self._expect_head()
+        super().data_received(data)
+        if self._in_head and self._head_bytes > HEAD_BYTES:
+            self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        self._forget()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._timer = self.loop.call_later(self.head_seconds, self.transport.abort)
+
+    def _forget(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+def bounded(head_seconds: float) -> type[BoundedHttp]:
+    """The protocol with that many seconds for a request's head."""
+    return type("BoundedHttp", (BoundedHttp,), {"head_seconds": head_seconds})
