@@ -63,7 +63,11 @@ class _Injected:
 
 @dataclass(eq=False)
 class StubServer(LocalServer):
-    """`continues` says what `continue_final_message` does; a streamed answer waits in its middle for `goes_on`."""
+    """`continues` says what `continue_final_message` does; a streamed answer waits in its middle for `goes_on`.
+
+    `penalty` is the repetition penalty of the model's `generation_config.json`, `sampling` whether a request's own
+    settings beyond OpenAI's are honoured; a penalty of more than 1 moves words and labels.
+    """
 
     brain: Brain = unharmful
     models: tuple[str, ...] = ("stub-vl",)
@@ -73,6 +77,8 @@ class StubServer(LocalServer):
     logprobs: bool = True
     streams: bool = True
     continues: Literal["honoured", "refused", "ignored"] = "honoured"
+    sampling: Literal["honoured", "refused", "ignored"] = "honoured"
+    penalty: float = 1.0
     delay: float = 0.0
     retry_after: str = "1"
     payloads: list[dict[str, Any]] = field(default_factory=list)
@@ -259,7 +265,7 @@ def complete(stub: StubServer, payload: dict[str, Any]) -> dict[str, Any]:
         raise _RefusalError(404, f"The model `{payload['model']}` does not exist.", "NotFoundError")
     messages, begun, prompt_tokens = _prompt(stub, payload)
     _check_length(stub, payload, prompt_tokens)
-    tokens = tokenise(stub.brain(messages, begun))
+    tokens = tokenise(_penalised(stub, payload, stub.brain(messages, begun)))
     stopped = len(tokens) < payload["max_tokens"]
     tokens = [*tokens, END_OF_TURN] if stopped else tokens[: payload["max_tokens"]]
     content = "".join(token for token in tokens if token != END_OF_TURN)
@@ -302,6 +308,14 @@ def _prompt(stub: StubServer, payload: dict[str, Any]) -> tuple[list[dict[str, A
     if not continues or stub.continues == "ignored":
         return messages, "", tokens + 3
     return messages[:-1], messages[-1]["content"], tokens
+
+
+def _penalised(stub: StubServer, payload: dict[str, Any], text: str) -> str:
+    if stub.sampling == "refused" and (refused := sorted({"top_k", "repetition_penalty"} & set(payload))):
+        raise _RefusalError(400, f"Unknown parameter: '{refused[0]}'.", "invalid_request_error")
+    honoured = stub.sampling == "honoured"
+    penalty = payload.get("repetition_penalty", stub.penalty) if honoured else stub.penalty
+    return text.replace("unharmful", "harmful").replace("The user", "A person") if penalty > 1.0 else text
 
 
 def _check_length(stub: StubServer, payload: dict[str, Any], prompt_tokens: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
+import json
 import math
 import threading
 import time
@@ -14,7 +16,9 @@ import pytest
 
 from guardreasoner_vl.engines import openai_http
 from guardreasoner_vl.engines.base import Capabilities
+from guardreasoner_vl.engines.label_scores import read_labels
 from guardreasoner_vl.engines.openai_api import OpenAIEngine
+from guardreasoner_vl.engines.openai_wire import NEUTRAL, read_completion
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.images import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message
@@ -85,6 +89,44 @@ def test_generation_settings_go_out(server: StubServer, engine: OpenAIEngine) ->
     assert greedy["temperature"] == 0.0
     assert not {"seed", "logprobs", "mm_processor_kwargs", "continue_final_message", "stop"} & set(greedy)
     assert all(isinstance(message["content"], str) for message in greedy["messages"])
+
+
+def test_sampling_that_changes_nothing_goes_out_too(server: StubServer, engine: OpenAIEngine) -> None:
+    scored = engine.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
+    engine.generate([asked()])
+    assert not scored[0].error
+    for payload in server.payloads:
+        assert payload.items() >= {"temperature": 0.0, "top_p": 1.0, **NEUTRAL}.items()
+    assert NEUTRAL == {
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
+
+
+def test_greedy_means_greedy_whatever_the_model_s_own_settings_say() -> None:
+    with StubServer(penalty=1.05) as server:
+        engine = OpenAIEngine.connect(base_url=server.url)
+        (result,) = engine.generate([replace(asked(), max_new_tokens=100)])
+        engine.close()
+    assert "Request: unharmful" in result.text
+
+
+@pytest.mark.parametrize("sampling", ["refused", "ignored", "honoured"])
+def test_a_server_that_may_sample_otherwise_is_told_of(sampling: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with StubServer(sampling=sampling) as server:
+        engine = OpenAIEngine.connect(base_url=server.url)
+        server.forget()
+        (result,) = engine.generate([asked()])
+        engine.close()
+    assert result.error is None
+    refused = {"top_k", "repetition_penalty"} if sampling == "refused" else set()
+    assert set(NEUTRAL) & set(server.payloads[0]) == set(NEUTRAL) - refused
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (sampling != "honoured")
+    assert all("--generation-config vllm" in line for line in lines)
 
 
 def test_the_answer_is_begun_with_the_forced_prefix(server: StubServer, engine: OpenAIEngine) -> None:
@@ -173,7 +215,6 @@ FAULTS: list[tuple[Fault, str, str]] = [
     ("empty", "engine", "malformed (not JSON)"),
     ("not_json", "engine", "malformed (not JSON)"),
     ("no_choices", "engine", "malformed (choices)"),
-    ("nan", "engine", "malformed (choices.0.logprobs.content.0.top_logprobs.0.logprob)"),
     ("drop", "engine", "cannot reach http://127.0.0.1:"),
     ("no_finish", "engine", "finish reason None"),
     ("filtered", "engine", "finish reason 'content_filter'"),
@@ -278,6 +319,52 @@ def test_reasoning_that_the_server_cuts_out_is_said(monkeypatch: pytest.MonkeyPa
     assert "without --reasoning-parser" in (result.error or "")
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_label_stands_without_its_score(server: StubServer, engine: OpenAIEngine, watched: bool) -> None:
+    server.inject("nan")
+    request = replace(asked(), label_fields=("Request:",), candidates=CANDIDATES, max_new_tokens=100)
+    (result,) = engine.generate([replace(request, watch=Pieces() if watched else None)])
+    assert (result.error, "Request: unharmful" in result.text) == (None, True)
+    assert [math.exp(share) for share in result.label_logprobs["Request:"]] == pytest.approx([0.1, 0.75])
+
+
+LABEL: list[dict[str, Any]] = [
+    {"token": "<result>\nRequest:", "logprob": -0.1, "top_logprobs": []},
+    {"token": " unharmful", "logprob": -0.1, "top_logprobs": [{"token": " unharmful", "logprob": -0.1}]},
+    {"token": "\n</result>", "logprob": -0.1, "top_logprobs": []},
+]
+ODD_LOGPROBS: list[tuple[Any, bool]] = [
+    (LABEL, True),
+    (None, False),
+    ([], False),
+    ({"token": 1}, False),
+    ([LABEL[0], {**LABEL[1], "top_logprobs": None}, LABEL[2]], False),
+    ([LABEL[0], {**LABEL[1], "logprob": None}, LABEL[2]], True),
+    *(
+        ([LABEL[0], {**LABEL[1], "top_logprobs": [*LABEL[1]["top_logprobs"], {"token": " harmful", "logprob": odd}]},
+          LABEL[2]], scored)
+        for odd, scored in [
+            (-math.inf, True), (math.nan, False), (None, False), (math.inf, False), (1e300, False), (10**400, False),
+            ("-1", False), (True, False),
+        ]
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "scored"), ODD_LOGPROBS)
+@pytest.mark.parametrize("body", [{}, {"usage": None}, {"usage": {"prompt_tokens": None}}, {"usage": [1]}])
+def test_scores_are_optional_and_never_no_number(content: Any, scored: bool, body: dict[str, Any]) -> None:
+    text = "".join(token["token"] for token in LABEL)
+    choice = {"message": {"content": text}, "finish_reason": "stop", "logprobs": {"content": content}}
+    completion = read_completion(json.dumps({"choices": [choice], **body}).encode())
+    assert completion.text == text
+    labels = read_labels("", text, completion.tokens(), ("Request:",), CANDIDATES)
+    assert bool(labels) == scored
+    for shares in labels.values():
+        assert all(share <= 0.0 for share in shares)
+    assert completion.used(0.0).completion_tokens == 0
+
+
 # Who watches: the answer comes in pieces
 
 
@@ -341,6 +428,30 @@ def test_closing_ends_what_is_under_way(server: StubServer, engine: OpenAIEngine
     assert {result.error for result in results} == {"the engine was closed before the answer came"}
     with pytest.raises(EngineError, match="the engine is closed"):
         engine.generate([asked()])
+
+
+@pytest.mark.parametrize("fault", ["broken_off", "not_json", "drop", "no_choices"])
+def test_a_stream_that_ended_in_an_error_leaves_nothing_pending(
+    server: StubServer, fault: Fault, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[dict[str, Any]] = []
+    new_loop = asyncio.new_event_loop
+
+    def watched_loop() -> asyncio.AbstractEventLoop:
+        loop = new_loop()
+        loop.set_exception_handler(lambda _, context: lost.append(context))
+        return loop
+
+    monkeypatch.setattr(asyncio, "new_event_loop", watched_loop)
+    for most in (None, 3):
+        engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, retries=0)
+        if most is None:
+            server.inject(fault, SECRET)
+        engine.generate([replace(asked(SECRET if most is None else "hello"), watch=Pieces(most))] * 4)
+        engine.close()
+        gc.collect()
+    assert lost == []
+    assert "Task was destroyed" not in caplog.text
 
 
 def test_closing_an_engine_that_never_ran() -> None:

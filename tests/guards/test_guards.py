@@ -255,6 +255,38 @@ def test_plain_completions_carry_text_and_scores(served: Any) -> None:
     assert verdict.error is None
 
 
+@pytest.mark.parametrize("odd", [math.nan, None, math.inf, 1e300, "x"])
+def test_a_score_is_never_no_number(served: Any, odd: Any) -> None:
+    def brain(path: str, payload: dict[str, Any]) -> Reply:
+        if path == "/v1/chat/completions":
+            return 200, chat("unsafe\nS1", {"unsafe": odd, "safe": -0.5})
+        tops = [{" no": odd, " yes": -0.5}]
+        text = "Harmful request: no\nResponse refusal: n/a\nHarmful response: n/a"
+        return 200, {"choices": [{"text": text, "logprobs": {"top_logprobs": tops}}]}
+
+    for name, label in (("llama-guard-3-8b", "harmful"), ("wildguard", "unharmful")):
+        with OtherGuard(name, served(brain), "guard") as guard:
+            (verdict,) = guard.moderate_batch([Exchange("Hi")])
+        assert (verdict.error, verdict.request.label, verdict.request.score) == (None, label, None)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_greedy_is_said_in_full_where_the_server_takes_it(served: Any, refuses: bool) -> None:
+    asked_for: list[dict[str, Any]] = []
+
+    def brain(path: str, payload: dict[str, Any]) -> Reply:
+        asked_for.append(payload)
+        return (400, {}) if refuses and "top_k" in payload else (200, chat("safe"))
+
+    with OtherGuard("llama-guard-3-8b", served(brain), "guard", max_concurrency=1) as guard:
+        verdicts = [*guard.moderate_batch([Exchange("Hi")]), *guard.moderate_batch([Exchange("Ho")])]
+    assert [verdict.error for verdict in verdicts] == [None, None]
+    neutral = {"top_k": -1, "repetition_penalty": 1.0, "presence_penalty": 0.0, "min_p": 0.0}
+    assert asked_for[0].items() >= {**neutral, "temperature": 0.0, "top_p": 1.0}.items()
+    assert len(asked_for) == (3 if refuses else 2)
+    assert ("top_k" in asked_for[-1]) is not refuses
+
+
 def test_an_unknown_guard_is_refused() -> None:
     with pytest.raises(InputError, match="unknown guard 'odd': use llama-guard-3-8b"):
         OtherGuard("odd", "http://localhost/v1", "x")

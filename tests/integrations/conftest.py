@@ -27,7 +27,7 @@ def service(running: Running) -> Running:
     """The service, with nothing judged yet and a model that answers gladly."""
     running.backend.judged.clear()
     running.model.asked.clear()
-    running.model.answer = "Gladly."
+    running.model.answer, running.model.events = "Gladly.", []
     return running
 
 

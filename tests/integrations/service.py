@@ -73,16 +73,20 @@ def _is_red(image: Any) -> bool:
 
 @dataclass
 class Model:
-    """The model behind the service's proxy: answers with `answer`, in pieces of ten characters where streamed."""
+    """The model behind the service's proxy: answers with `answer`, in pieces of ten characters where streamed.
+
+    `events` are sent in place of a streamed answer.
+    """
 
     answer: str = "Gladly."
+    events: list[str] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content)
         self.asked.append(body)
         if body.get("stream"):
-            return httpx.Response(200, text="".join(sse(self.answer)))
+            return httpx.Response(200, text="".join(self.events or sse(self.answer)))
         return httpx.Response(200, json=completion(self.answer))
 
 

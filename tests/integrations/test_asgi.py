@@ -15,6 +15,7 @@ from guardreasoner_vl.integrations.asgi import GuardMiddleware
 from tests.integrations.examples import example
 from tests.integrations.service import GREEN, KEY, RED, Running, chunk, completion, image_part, sse
 from tests.service.running import running as running_app
+from tests.service.test_passing import ODD_BODIES, REFUSED
 from tests.service.verdicts import verdict
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ async def asked(app: Any, guard: Any, messages: Any = HELLO, **body: Any) -> htt
 
 def chunks(answer: httpx.Response) -> list[dict[str, Any]]:
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
+    told = [json.loads(line) for line in lines if line != "[DONE]"]
+    assert ("[DONE]" in lines) == (not any("error" in one for one in told))
+    return told
 
 
 def text_of(answer: httpx.Response) -> str:
@@ -133,6 +135,36 @@ async def test_what_is_no_chat_is_refused(guard: GuardClient, body: bytes) -> No
     async with client(app, guard) as http:
         assert (await http.post(PATH, content=body)).json()["error"]["code"] == "invalid_request"
     assert app.asked == []
+
+
+@pytest.mark.parametrize(("field", "body"), REFUSED)
+async def test_what_is_not_judged_does_not_go_on(guard: GuardClient, field: str, body: dict[str, Any]) -> None:
+    app = App(json.dumps(completion("Gladly.")))
+    answer = await asked(app, guard, **{"messages": HELLO, **body})
+    assert (answer.status_code, answer.json()["error"]["code"], app.asked) == (422, "invalid_request", [])
+    assert answer.json()["error"]["message"].startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize("body", ODD_BODIES)
+async def test_what_is_no_json_is_refused(guard: GuardClient, body: bytes) -> None:
+    app = App(json.dumps(completion("Gladly.")))
+    async with client(app, guard) as http:
+        answer = await http.post(PATH, content=body)
+    assert (answer.status_code, answer.json()["error"]["code"], app.asked) == (422, "invalid_request", [])
+
+
+async def test_more_fields_pass_where_the_application_says_so(guard: GuardClient) -> None:
+    app = App(json.dumps(completion("Gladly.")))
+    async with client(app, guard, pass_fields=["documents"]) as http:
+        for field, status in (("documents", 200), ("prompt", 422)):
+            assert (await http.post(PATH, json={"messages": HELLO, field: "x"})).status_code == status
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_reasoning_of_earlier_answers_is_judged(guard: GuardClient, field: str) -> None:
+    app = App(json.dumps(completion("Gladly.")))
+    answer = await asked(app, guard, [*HELLO, {"role": "assistant", "content": "Fine.", field: "BAD"}])
+    assert (answer.json()["error"]["code"], app.asked) == ("content_filter", [])
 
 
 async def test_a_long_body_is_refused(guard: GuardClient) -> None:
@@ -270,7 +302,8 @@ async def test_no_piece_of_a_tool_call_leaves_before_the_end(guard: GuardClient)
     app = streaming(chunk({"content": FINE}), *map(chunk, pieces), chunk({}, "tool_calls"))
     answer = await asked(app, guard)
     assert len(chunks(answer)) == 6
-    answer = await asked(streaming(chunk({"content": FINE}), *map(chunk, pieces), chunk({"content": "BAD"})), guard)
+    bad = streaming(chunk({"content": FINE}), *map(chunk, pieces), chunk({"content": "BAD"}, "tool_calls"))
+    answer = await asked(bad, guard)
     assert [one["choices"][0]["finish_reason"] for one in chunks(answer)] == [None, "content_filter"]
 
 
@@ -299,8 +332,15 @@ async def test_nothing_but_judged_fields_leaves(guard: GuardClient) -> None:
     odd = chunk({"content": "Fine.", "thoughts": "BAD"})
     odd["choices"][0] |= {"logprobs": {"content": [{"token": "BAD"}]}, "text": "BAD"}
     odd |= {"thoughts": "BAD", "usage": {"total_tokens": 3}}
-    answer = await asked(streaming(": BAD\n\n", "event: BAD\nid: BAD\n\n", odd), guard)
-    assert chunks(answer) == [{**chunk({"content": "Fine."}), "usage": {"total_tokens": 3}}]
+    odd["choices"][0]["delta"] |= {"role": "BAD", "tool_calls": [{**CALL, "thoughts": "BAD", "id": "BAD thoughts"}]}
+    answer = await asked(streaming(": BAD\n\n", "event: BAD\nid: BAD\n\n", odd, chunk({}, "stop")), Instant())
+    assert chunks(answer)[-1]["choices"][0]["finish_reason"] == "content_filter"  # the call's own arguments
+    odd["choices"][0]["delta"]["tool_calls"][0]["function"] = {"name": "bake", "arguments": "{}", "thoughts": "BAD"}
+    first, last = chunks(await asked(streaming(odd, chunk({}, "stop")), guard))
+    call = {"index": 0, "type": "function", "function": {"name": "bake", "arguments": "{}"}}
+    delta = {"role": "assistant", "content": "Fine.", "tool_calls": [call]}
+    assert first == {**chunk(delta), "usage": {"total_tokens": 3}}
+    assert last == chunk({}, "stop")
 
 
 class Instant:
@@ -319,7 +359,7 @@ async def test_however_it_is_cut_nothing_bad_leaves(text: str, cuts: list[int], 
         length = cuts[len(pieces) % len(cuts)]
         pieces.append(chunk({"content": text[at : at + length]}))
         at += length
-    async with client(streaming(*pieces), Instant(), window=window) as http:  # type: ignore[arg-type]
+    async with client(streaming(*pieces, "data: [DONE]\n\n"), Instant(), window=window) as http:  # type: ignore[arg-type]
         told = text_of(await http.post(PATH, json={"messages": HELLO}))
     assert text.startswith(told)
     assert "BAD" not in told

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integrations.examples import example
-from tests.integrations.service import CLOSED, GREEN, KEY, RED, Running, image_part
+from tests.integrations.service import CLOSED, GREEN, KEY, RED, Running, image_part, sse
 
 pytest.importorskip("openai", reason="openai is not installed")
 
@@ -83,6 +83,24 @@ def test_a_streamed_answer_is_held_back(client: Any, service: Running, answer: s
     assert answer.startswith(text)
     assert (text == answer) == ("BAD" not in answer)
     assert "BAD" not in text
+
+
+ENDS: list[tuple[list[str], str]] = [
+    (sse("Gladly.")[:-2], "the model's answer ended before it was whole: ask again"),
+    (
+        [*sse("Gladly.")[:-2], 'data: {"error": {"message": "EngineCore died"}}\n\n', "data: [DONE]\n\n"],
+        "EngineCore died",
+    ),
+]
+
+
+@pytest.mark.parametrize(("events", "message"), ENDS)
+def test_a_broken_stream_raises(client: Any, service: Running, events: list[str], message: str) -> None:
+    service.model.events = events
+    stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello."}], stream=True)
+    with pytest.raises(openai.APIError, match=message) as raised:
+        list(stream)
+    assert raised.value.code == "upstream"
 
 
 def test_without_service_or_key_there_is_no_answer(service: Running) -> None:

@@ -73,16 +73,18 @@ async def test_after_its_end_a_stream_says_nothing_more() -> None:
         return verdict(False)
 
     stream = GuardedStream(judge, 10)
-    line = b'data: {"choices": [{"index": 0, "delta": {"content": "Hello."}}]}\n'
+    line = b'data: {"choices": [{"index": 0, "delta": {"content": "Hello."}}]}\n\n'
     assert await stream.add(line) == b""
-    told = await stream.add(b"data: [DONE]\n")
+    told = await stream.add(b"data: [DONE]\n\n")
     assert told.endswith(b"data: [DONE]\n\n")
     assert b"Hello." in told
     assert [await stream.add(line), await stream.finish()] == [b"", b""]
 
 
-async def test_an_empty_stream_has_its_end() -> None:
+async def test_a_stream_of_nothing_is_broken() -> None:
     async def judge(_: object) -> Verdict:
         raise AssertionError("there is nothing to judge")
 
-    assert await GuardedStream(judge, 10).finish() == b"data: [DONE]\n\n"
+    told = await GuardedStream(judge, 10).finish()
+    assert b'"code": "upstream"' in told
+    assert b"[DONE]" not in told

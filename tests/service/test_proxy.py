@@ -66,8 +66,9 @@ async def asked(http: httpx.AsyncClient, messages: Any = HELLO, **values: Any) -
 
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
     lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
+    told = [json.loads(line) for line in lines if line != "[DONE]"]
+    assert ("[DONE]" in lines) == (not any("error" in event for event in told))
+    return told
 
 
 def content(answer: httpx.Response) -> str:

@@ -12,20 +12,24 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from guardreasoner_vl.engines.base import EngineResult, FinishReason, ScoreResult
+from guardreasoner_vl.engines.chat_events import UpstreamError, chunks_of, is_event_stream
 from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, unscored
 from guardreasoner_vl.engines.label_scores import compare, likeliest, read_labels
 from guardreasoner_vl.engines.openai_http import HttpClient, LoopThread
-from guardreasoner_vl.engines.openai_probe import choose_model, probe_capabilities
+from guardreasoner_vl.engines.openai_probe import choose_model, probe_server
 from guardreasoner_vl.engines.openai_wire import (
+    BROKEN_OFF,
     ONE_TOKEN,
     STREAMED,
     GrowingCompletion,
     chat_payload,
+    malformed,
     read_completion,
     sampling,
     with_logprobs,
@@ -34,7 +38,9 @@ from guardreasoner_vl.errors import CalledOffError, EngineError, GuardError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    import httpx
 
     from guardreasoner_vl.engines.base import Capabilities, EngineRequest, Watch
     from guardreasoner_vl.engines.openai_wire import Completion
@@ -76,6 +82,7 @@ class OpenAIEngine:
         self._loop = LoopThread()
         self._model: str | None = None
         self._capabilities: Capabilities | None = None
+        self._neutral: Mapping[str, float] = {}
 
     @classmethod
     def connect(
@@ -153,7 +160,7 @@ class OpenAIEngine:
 
     async def _probe(self) -> None:
         served = await choose_model(self._http, self._wanted)
-        self._capabilities = await probe_capabilities(self._http, served)
+        self._capabilities, self._neutral = await probe_server(self._http, served)
         self._model = served.id
 
     async def _generate(self, request: EngineRequest) -> EngineResult:
@@ -189,7 +196,8 @@ class OpenAIEngine:
     ) -> Completion:
         def payload() -> dict[str, Any]:
             streamed = STREAMED if watch else {}
-            return {"model": self.model.name, **chat_payload(request, prefix), **how, **streamed, **self._extra_body}
+            sent = {"model": self.model.name, **chat_payload(request, prefix), **self._neutral}
+            return {**sent, **how, **streamed, **self._extra_body}
 
         if watch:
             completion = await self._http.post_streamed("chat/completions", payload, partial(_watched, watch))
@@ -200,16 +208,35 @@ class OpenAIEngine:
         return completion
 
 
-async def _watched(watch: Watch, pieces: AsyncIterator[bytes]) -> Completion:
+async def _watched(watch: Watch, response: httpx.Response) -> Completion:
     """The answer, told as it comes; hangs up if it is called off."""
     watch.begin()
+    if not is_event_stream(response.headers.get("Content-Type", "")):
+        completion = read_completion(await response.aread())
+        _tell(watch, completion.text)
+        return completion
     answer = GrowingCompletion()
-    async for piece in pieces:
-        if text := answer.add(piece):
-            watch.tell(text)
-        if watch.called_off:
-            raise CalledOffError
+    try:
+        async with aclosing(chunks_of(_bytes_of(response))) as chunks:
+            async for chunk in chunks:
+                _tell(watch, answer.add(chunk))
+    except UpstreamError:
+        raise EngineError(BROKEN_OFF) from None
+    except (ValueError, RecursionError):
+        raise malformed("not JSON") from None
     return answer.completion
+
+
+async def _bytes_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    async for body in response.aiter_bytes():
+        yield body
+
+
+def _tell(watch: Watch, text: str) -> None:
+    if text:
+        watch.tell(text)
+    if watch.called_off:
+        raise CalledOffError
 
 
 def _result(request: EngineRequest, completion: Completion, seconds: float) -> EngineResult:

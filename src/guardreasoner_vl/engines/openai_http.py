@@ -22,7 +22,7 @@ from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
     from concurrent.futures import Future
 
     Payload: TypeAlias = Callable[[], Mapping[str, Any]]
@@ -83,8 +83,8 @@ class LoopThread:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
-        asyncio.run_coroutine_threadsafe(last(), loop).result()
+        for step in (_cancel_others, last, loop.shutdown_asyncgens, _cancel_others):
+            asyncio.run_coroutine_threadsafe(step(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -131,14 +131,13 @@ class HttpClient:
         """
         return await self._within_deadline("POST", path, payload, _whole)
 
-    async def post_streamed(
-        self, path: str, payload: Payload, read: Callable[[AsyncIterator[bytes]], Awaitable[T]]
-    ) -> T:
-        """What `read` makes of the answer's server-sent data, or of a body that is none, as one piece.
+    async def post_streamed(self, path: str, payload: Payload, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
+        """What `read` makes of the answer as it comes, whatever its content type.
 
-        `read` is called anew where the answer broke off and is asked for again. Raises what `post` and `read` raise.
+        `read` is called anew where the connection broke and the answer is asked for again. Raises what `post` and
+        `read` raise.
         """
-        return await self._within_deadline("POST", path, payload, lambda response: read(_data(response)))
+        return await self._within_deadline("POST", path, payload, read)
 
     def stop(self) -> None:
         """From now on a cancelled request ends in a fault, as its caller did not ask for that."""
@@ -215,27 +214,6 @@ class HttpClient:
 
 async def _whole(response: httpx.Response) -> bytes:
     return await response.aread()
-
-
-async def _data(response: httpx.Response) -> AsyncIterator[bytes]:
-    if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-        yield await response.aread()
-        return
-    async for line in lines_of(response.aiter_bytes()):
-        field, _, value = line.partition(b":")
-        if field == b"data" and value.strip() != b"[DONE]":
-            yield value
-
-
-async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Lines of what comes cut anywhere. A newline alone ends one: JSON may hold Unicode's line ends as they are."""
-    rest = b""
-    async for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line
-    if rest:
-        yield rest
 
 
 @cache

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest
 from guardreasoner_vl.engines.openai_http import HttpError
 from guardreasoner_vl.engines.openai_wire import (
+    NEUTRAL,
     ONE_TOKEN,
     ServedModel,
     ServedModels,
@@ -24,11 +26,17 @@ from guardreasoner_vl.images import Picture
 from guardreasoner_vl.protocol import IMAGE, Message
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from guardreasoner_vl.engines.openai_http import HttpClient
     from guardreasoner_vl.engines.openai_wire import Completion
 
+_log = logging.getLogger(__name__)
 _REFUSED = frozenset({400, 422, 501})
 _PREFIX = "A"
+_SOME_TOKENS = 16
+_PENALTY = 2.0
+_REMEDY = "if it is vLLM, start it with --generation-config vllm, so that no generation_config.json moves the labels"
 _SIDE = 56  # the smallest picture that Qwen2-VL's budget allows
 
 
@@ -47,24 +55,62 @@ async def choose_model(http: HttpClient, wanted: str | None) -> ServedModel:
     raise ModelError(f"{http.server} does not serve {wanted or 'any model'}: choose one of those it serves ({names})")
 
 
-async def probe_capabilities(http: HttpClient, model: ServedModel) -> Capabilities:
-    """Ask for one token in three ways. Raises `EngineError` if the server fails for another reason than a refusal."""
+class Probed(NamedTuple):
+    """What a server can do, and the part of `NEUTRAL` that it takes."""
+
+    capabilities: Capabilities
+    neutral: dict[str, float]
+
+
+async def probe_server(http: HttpClient, model: ServedModel) -> Probed:
+    """Ask for a few tokens in some ways. Raises `EngineError` if the server fails for another reason than a refusal.
+
+    Logs a warning where the server's own sampling may move the labels.
+    """
     plain = EngineRequest((Message("user", "Hi"),))
     pictured = EngineRequest((Message("user", f"{IMAGE}\nHi"),), (_black_square(),))
-    scored, seen, continued = await asyncio.gather(
-        _try(http, model, chat_payload(plain, "") | with_logprobs()),
-        _try(http, model, chat_payload(pictured, ""), _REFUSED | {500}),  # llama.cpp's answer to pictures
-        _try(http, model, chat_payload(plain, _PREFIX)),
+    neutral = await _taken(http, model, chat_payload(plain, ""))
+    scored, seen, continued, penalised = await asyncio.gather(
+        _try(http, model, chat_payload(plain, "") | neutral | with_logprobs()),
+        _try(http, model, chat_payload(pictured, "") | neutral, _REFUSED | {500}),  # llama.cpp's answer to pictures
+        _try(http, model, chat_payload(plain, _PREFIX) | neutral),
+        _honours_penalty(http, model, neutral),
     )
     if not (scored or seen or continued):
         raise EngineError(f"{http.server} refuses every chat request: check that {model.id!r} is a chat model")
-    return Capabilities(
+    if not penalised:
+        _log.warning("%s does not apply the repetition_penalty of a request: %s", http.server, _REMEDY)
+    capabilities = Capabilities(
         images=seen is not None,
         scores=scored is not None and any(token.top for token in scored.tokens()),
         forced_prefix=continued is not None and not _new_turn(scored, continued),
         prefix_cache=any(answer is not None and answer.reports_cached_tokens for answer in (scored, continued)),
         max_context=model.max_model_len,
     )
+    return Probed(capabilities, neutral)
+
+
+async def _taken(http: HttpClient, model: ServedModel, payload: dict[str, Any]) -> dict[str, float]:
+    """The part of `NEUTRAL` that the server takes: all, or what it does not refuse alone."""
+    if await _try(http, model, payload | NEUTRAL):
+        return dict(NEUTRAL)
+    answers = await asyncio.gather(*(_try(http, model, payload | {name: NEUTRAL[name]}) for name in NEUTRAL))
+    return {name: value for (name, value), answer in zip(NEUTRAL.items(), answers, strict=True) if answer}
+
+
+async def _honours_penalty(http: HttpClient, model: ServedModel, neutral: Mapping[str, float]) -> bool:
+    """Whether a penalty that no answer survives changes one, as far as that can be seen in some tokens."""
+    if "repetition_penalty" not in neutral:
+        return False
+    repeat = chat_payload(EngineRequest((Message("user", "Repeat: tea tea tea tea tea tea tea tea"),)), "")
+    answers = await asyncio.gather(
+        *(
+            _try(http, model, {**repeat, **neutral, "max_tokens": _SOME_TOKENS, "repetition_penalty": penalty})
+            for penalty in (1.0, _PENALTY)
+        )
+    )
+    first, second = (answer and answer.text for answer in answers)
+    return first != second
 
 
 async def _try(
@@ -94,4 +140,5 @@ def _new_turn(plain: Completion | None, continued: Completion) -> bool:
     """
     if plain is None or not (plain.usage and continued.usage):
         return False
-    return continued.usage.prompt_tokens > plain.usage.prompt_tokens + len(_PREFIX)
+    before, after = plain.usage.prompt_tokens, continued.usage.prompt_tokens
+    return before is not None and after is not None and after > before + len(_PREFIX)

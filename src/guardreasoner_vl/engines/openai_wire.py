@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import base64
+import json
+import math
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError, WrapValidator
 
+from guardreasoner_vl.engines.chat_events import REASONING, told_error
 from guardreasoner_vl.engines.label_scores import Token
+from guardreasoner_vl.engines.mending import mended
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.protocol import IMAGE
 from guardreasoner_vl.types import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from pydantic import ValidatorFunctionWrapHandler
 
     from guardreasoner_vl.engines.base import EngineRequest
     from guardreasoner_vl.images import Picture
@@ -22,12 +28,50 @@ TOP_LOGPROBS = 20
 """The most that OpenAI's API and vLLM's default allow."""
 
 STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
-ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
+ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "top_p": 1.0}
+_ROUNDING = 1e-3  # a log-probability is 0 at most, but for rounding
+
+
+NEUTRAL: dict[str, float] = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+"""Sampling that changes nothing, sent since a server may have other defaults: vLLM takes them from the model's
+`generation_config.json`. The last three are vLLM's, and some servers refuse them."""
+
+GREEDY: dict[str, float] = {"temperature": 0.0, "top_p": 1.0, **NEUTRAL}
+BROKEN_OFF = "the server broke the answer off: see the server's log"
+
+
+def log_probability(value: Any) -> float | None:
+    """The number, -Infinity included; None for what is no log-probability."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return min(float(value), 0.0) if value <= _ROUNDING else None
+    except OverflowError:
+        return None
+
+
+def _or_none(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
+_Text = Annotated[str, BeforeValidator(lambda value: mended(value) if isinstance(value, str) else value)]
+_NULL_IS_EMPTY = BeforeValidator(lambda value: [] if value is None else value)
+_OPTIONAL = WrapValidator(_or_none)
+"""The answer stands without it."""
 
 
 class _Logprob(BaseModel):
-    token: str
-    logprob: FiniteFloat
+    token: _Text
+    logprob: Annotated[float | None, BeforeValidator(log_probability)] = None
     bytes: list[Annotated[int, Field(ge=0, le=255)]] | None = None
 
     @property
@@ -36,7 +80,14 @@ class _Logprob(BaseModel):
 
 
 class _TokenLogprob(_Logprob):
-    top_logprobs: list[_Logprob] = []
+    top_logprobs: Annotated[list[_Logprob], _NULL_IS_EMPTY] = []
+
+    @property
+    def likeliest(self) -> tuple[tuple[str, float], ...]:
+        """Texts and log-probabilities; none where one of them is no number, for it may be the likeliest."""
+        likely = [(top.text, top.logprob) for top in self.top_logprobs]
+        known = [(text, logprob) for text, logprob in likely if logprob is not None]
+        return tuple((text, logprob) for text, logprob in known if logprob > -math.inf) if known == likely else ()
 
 
 class _Logprobs(BaseModel):
@@ -44,15 +95,15 @@ class _Logprobs(BaseModel):
 
 
 class _AnswerMessage(BaseModel):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
+    content: _Text | None = None
+    reasoning: _Text | None = None
+    reasoning_content: _Text | None = None
 
 
 class _Choice(BaseModel):
     message: _AnswerMessage
     finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: Annotated[_Logprobs | None, _OPTIONAL] = None
 
 
 class _PromptDetails(BaseModel):
@@ -60,16 +111,16 @@ class _PromptDetails(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: NonNegativeInt = 0
+    prompt_tokens: NonNegativeInt | None = None
     completion_tokens: NonNegativeInt | None = None
-    prompt_tokens_details: _PromptDetails | None = None
+    prompt_tokens_details: Annotated[_PromptDetails | None, _OPTIONAL] = None
 
 
 class Completion(BaseModel):
-    """One answer of `/chat/completions`; only what is read here."""
+    """One answer of `/chat/completions`; only what is read here. Scores and usage are optional, null is empty."""
 
-    choices: list[_Choice]
-    usage: _Usage | None = None
+    choices: Annotated[list[_Choice], _NULL_IS_EMPTY]
+    usage: Annotated[_Usage | None, _OPTIONAL] = None
 
     @property
     def text(self) -> str:
@@ -83,7 +134,7 @@ class Completion(BaseModel):
     def reasoning_split_off(self) -> bool:
         """Whether the server cut the reasoning out of the text (vLLM's `--reasoning-parser`)."""
         message = self.choices[0].message
-        return bool(message.reasoning or message.reasoning_content)
+        return any(getattr(message, name) for name in REASONING)
 
     @property
     def reports_cached_tokens(self) -> bool:
@@ -93,13 +144,13 @@ class Completion(BaseModel):
         """The generated tokens and their likeliest alternatives; empty without log-probabilities."""
         logprobs = self.choices[0].logprobs
         content = (logprobs.content if logprobs else None) or []
-        return [Token(token.text, tuple((top.text, top.logprob) for top in token.top_logprobs)) for token in content]
+        return [Token(token.text, token.likeliest) for token in content]
 
     def used(self, seconds: float) -> Usage:
         usage = self.usage or _Usage()
         details = usage.prompt_tokens_details or _PromptDetails()
         return Usage(
-            prompt_tokens=usage.prompt_tokens,
+            prompt_tokens=usage.prompt_tokens or 0,
             cached_tokens=details.cached_tokens or 0,
             completion_tokens=usage.completion_tokens or 0,
             seconds=seconds,
@@ -107,17 +158,14 @@ class Completion(BaseModel):
 
 
 class _Delta(BaseModel):
-    """Of an answer that was asked for in pieces and comes whole, all."""
-
-    delta: _AnswerMessage = Field(_AnswerMessage(), validation_alias=AliasChoices("delta", "message"))
+    delta: Annotated[_AnswerMessage, BeforeValidator(lambda value: value or {})] = _AnswerMessage()
     finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: Annotated[_Logprobs | None, _OPTIONAL] = None
 
 
 class _Piece(BaseModel):
-    choices: list[_Delta] = []
-    usage: _Usage | None = None
-    error: Any = None
+    choices: Annotated[list[_Delta], _NULL_IS_EMPTY] = []
+    usage: Annotated[_Usage | None, _OPTIONAL] = None
 
 
 class GrowingCompletion:
@@ -129,11 +177,9 @@ class GrowingCompletion:
         self._tokens: list[_TokenLogprob] = []
         self._usage: _Usage | None = None
 
-    def add(self, body: bytes) -> str:
-        """The text that this piece adds. Raises `EngineError` for one that cannot be read or tells of a fault."""
-        piece = read(_Piece, body)
-        if piece.error is not None:
-            raise EngineError("the server broke the answer off: see the server's log")
+    def add(self, chunk: Mapping[str, Any]) -> str:
+        """The text that this piece adds. Raises `EngineError` for one that cannot be read."""
+        piece = _checked(_Piece, chunk)
         self._usage = piece.usage or self._usage
         text = ""
         for choice in piece.choices[:1]:
@@ -172,10 +218,25 @@ Body = TypeVar("Body", bound=BaseModel)
 def read(kind: type[Body], body: bytes) -> Body:
     """Parse an answer; raises `EngineError`, which names the place of the fault and never quotes the answer."""
     try:
-        return kind.model_validate_json(body)
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise malformed("not JSON") from None
+    if isinstance(content, dict) and told_error(content) is not None:
+        raise EngineError(BROKEN_OFF)
+    return _checked(kind, content)
+
+
+def _checked(kind: type[Body], content: Any) -> Body:
+    try:
+        return kind.model_validate(content)
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"]) or "not JSON"
-    raise EngineError(f"the server's answer is malformed ({place}): check that base_url is an OpenAI-compatible API")
+    raise malformed(place)
+
+
+def malformed(place: str) -> EngineError:
+    """The error of an answer that has another shape at that place."""
+    return EngineError(f"the server's answer is malformed ({place}): check that base_url is an OpenAI-compatible API")
 
 
 def read_completion(body: bytes) -> Completion:
@@ -203,7 +264,7 @@ def chat_payload(request: EngineRequest, prefix: str) -> dict[str, Any]:
 
 
 def sampling(request: EngineRequest) -> dict[str, Any]:
-    """How to generate; the seed only where one is given."""
+    """How to generate, beside what is neutral; the seed only where one is given."""
     chosen: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from guardreasoner_vl.engines.openai_wire import read_completion
+from guardreasoner_vl.engines.openai_wire import GREEDY, log_probability, read_completion
 from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.images import Picture
 from guardreasoner_vl.types import Judgement, Label, Target
@@ -79,7 +79,7 @@ def read_answer(path: Path, body: bytes) -> Answer:
     """Parse a server's answer; raises `EngineError`."""
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise EngineError("the server's answer is not JSON: check that base_url is an OpenAI-compatible API")
@@ -98,13 +98,20 @@ def _plain(content: Mapping[str, Any]) -> Answer:
         choice = content["choices"][0]
         text = choice["text"]
         logprobs = (choice.get("logprobs") or {}).get("top_logprobs") or []
-        tokens = [{str(word): float(value) for word, value in (one or {}).items()} for one in logprobs]
+        tokens = [_known(one or {}) for one in logprobs]
         used = int((content.get("usage") or {}).get("completion_tokens") or 0)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise EngineError("the server's answer is malformed: check that it serves /completions") from error
     if not isinstance(text, str):
         raise EngineError("the server's answer is malformed (text): check that it serves /completions")
     return Answer(text, tokens, used, content)
+
+
+def _known(likeliest: Mapping[str, Any]) -> dict[str, float]:
+    """Words and log-probabilities; none where one of them is no number, for it may be the likeliest."""
+    values = {str(word): log_probability(value) for word, value in likeliest.items()}
+    known = {word: value for word, value in values.items() if value is not None}
+    return {word: value for word, value in known.items() if value > -math.inf} if len(known) == len(values) else {}
 
 
 def judged(harmful: bool, score: float | None = None) -> Judgement:
@@ -141,9 +148,9 @@ def one_picture(exchange: Exchange, name: str) -> Picture:
 
 def greedy(most: int) -> dict[str, Any]:
     """Greedy decoding of at most that many tokens, with log-probabilities in a chat."""
-    return {"temperature": 0.0, "max_tokens": most, "logprobs": True, "top_logprobs": TOP}
+    return {**GREEDY, "max_tokens": most, "logprobs": True, "top_logprobs": TOP}
 
 
 def greedy_plain(most: int) -> dict[str, Any]:
     """The same for `/completions`."""
-    return {"temperature": 0.0, "max_tokens": most, "logprobs": TOP}
+    return {**GREEDY, "max_tokens": most, "logprobs": TOP}

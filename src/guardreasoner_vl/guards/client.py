@@ -6,7 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.openai_http import HttpClient
+from guardreasoner_vl.engines.openai_http import HttpClient, HttpError
+from guardreasoner_vl.engines.openai_wire import NEUTRAL
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.guards.base import Adapter, read_answer
 from guardreasoner_vl.guards.chat_guards import LlamaGuard, LlavaGuard, Qwen3Guard
@@ -35,6 +36,8 @@ ADAPTERS: dict[str, Adapter] = {
 }
 """By name; any other chat model is judged zero-shot by `--engine openai`, with this project's instruction."""
 
+_REFUSED = (400, 422)
+
 LOCAL = "shieldgemma-2"
 """The guard that is run here (`guards.shieldgemma`), since its prompts are made by its own processor."""
 
@@ -60,6 +63,7 @@ class OtherGuard(GuardOverHttp["Exchange"]):
             raise InputError(f"unknown guard {guard!r:.40}: use {', '.join([*ADAPTERS, LOCAL])}")
         self._guard, self._adapter = guard, ADAPTERS[guard]
         self._model = model
+        self._takes_neutral = True
         key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
         super().__init__(HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
 
@@ -83,8 +87,7 @@ class OtherGuard(GuardOverHttp["Exchange"]):
         tokens = 0
         try:
             for ask in self._adapter.asks(take_in(item)[0]):
-                body = await self._http.post(ask.path, self._payload(ask))
-                answer = read_answer(ask.path, body)
+                answer = read_answer(ask.path, await self._asked(ask))
                 tokens += answer.completion_tokens
                 for target, judgement in self._adapter.read(ask, answer).items():
                     found[target] = worse(found.get(target), judgement)
@@ -92,8 +95,21 @@ class OtherGuard(GuardOverHttp["Exchange"]):
             return failure(error, self.mode, self.model, _used(tokens, started))
         return verdict_of(found, self.mode, self.model, _used(tokens, started))
 
-    def _payload(self, ask: Ask) -> Any:
-        return lambda: {"model": self._model, **ask.payload()}
+    async def _asked(self, ask: Ask) -> bytes:
+        """The answer's body; asked again without neutral sampling where the server refuses that."""
+        if self._takes_neutral:
+            try:
+                return await self._http.post(ask.path, lambda: {"model": self._model, **ask.payload()})
+            except HttpError as error:
+                if error.status not in _REFUSED or ask.path == "moderations":
+                    raise
+        body = await self._http.post(ask.path, lambda: {"model": self._model, **_without_neutral(ask.payload())})
+        self._takes_neutral = False
+        return body
+
+
+def _without_neutral(payload: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in payload.items() if name not in NEUTRAL}
 
 
 def _used(tokens: int, started: float) -> Usage:

@@ -2,7 +2,8 @@
 
     request -> judged -> the application -> its answer, judged -> client
 
-The application gets the very JSON that was judged, written anew, and only judged fields of an answer leave. A streamed
+The application gets the JSON that was judged, written anew, and only judged fields of an answer leave. It answers in
+the form that it chooses, an event stream or JSON, whatever was asked for; its own errors pass as they are. A streamed
 answer is held back window by window. A blocked client sees what OpenAI's clients know (`service.answers`), and status
 400 with code `content_filter` for a request.
 """
@@ -12,8 +13,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from guardreasoner_vl.engines.chat_events import UpstreamError
 from guardreasoner_vl.integrations.client import GuardClient, blocked_reason
-from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, released
+from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged
+from guardreasoner_vl.service.bodies import InvalidBodyError
+from guardreasoner_vl.service.passing import read_chat
+from guardreasoner_vl.service.whole_answers import released
 from guardreasoner_vl.service.wire import fault
 
 if TYPE_CHECKING:
@@ -34,7 +39,9 @@ _ENCODED = (b"content-length", b"content-encoding", b"transfer-encoding", b"acce
 class GuardMiddleware:
     """Guards each path that ends in one of `paths`; other requests, and websockets, are none of its business.
 
-    `window` is in characters of a streamed answer, `max_bytes` what a request may have.
+    `window` is in characters of a streamed answer, `max_bytes` what a request may have. `pass_fields` lists fields of a
+    request that pass unjudged beside the known ones (`service.passing`): `NAME`, `messages.NAME`,
+    `messages.content.NAME`; other fields are refused.
     """
 
     def __init__(
@@ -44,8 +51,10 @@ class GuardMiddleware:
         paths: Sequence[str] = ("/chat/completions",),
         window: int = 400,
         max_bytes: int = 32_000_000,
+        pass_fields: Sequence[str] = (),
     ) -> None:
         self._app, self._guard, self._window, self._max_bytes = app, guard, window, max_bytes
+        self._pass_fields = tuple(pass_fields)
         self._paths = tuple(path.lower() for path in paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,11 +66,11 @@ class GuardMiddleware:
             await _refuse(send, 413, "too_large", f"the request has more than {self._max_bytes:,} bytes")
             return
         try:
-            asked = json.loads(body)
-            messages = list(asked["messages"])
-        except MALFORMED:
-            await _refuse(send, 400, "invalid_request", "the body is no JSON with a list of messages")
+            asked = read_chat(body, self._pass_fields)
+        except InvalidBodyError as error:
+            await _refuse(send, 422, error.code, str(error))
             return
+        messages = [as_judged(message) for message in asked["messages"]]
         verdict = await self._guard.ajudge(messages=messages)
         if verdict.action == "block":
             await _refuse(send, 400, FILTERED if verdict.flagged else "guard_error", blocked_reason(verdict))
@@ -143,7 +152,10 @@ class _Answer:
         try:
             if self._kind != "json":
                 raise ValueError("no JSON")
-            told = await released(json.loads(self._rest), self._judge)
+            told = await released(self._rest, self._judge)
+        except UpstreamError as error:
+            await _refuse(self._send, 502, error.code, str(error))
+            return
         except MALFORMED:
             await _refuse(self._send, 502, *UNREADABLE)
             return

@@ -10,22 +10,35 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from guardreasoner_vl.engines.chat_events import (
+    CALL_TEXTS,
+    CALLED,
+    FAILED,
+    REASONING,
+    TEXTS,
+    ChatEvents,
+    ToldError,
+    UpstreamError,
+)
+from guardreasoner_vl.engines.mending import plain
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.service.passing import leaving, leaving_choice
 from guardreasoner_vl.service.wire import blocked_reason, fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 
     from guardreasoner_vl.types import Verdict
+
+    Judge = Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]]
 
 T = TypeVar("T")
 FILTERED = "content_filter"
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading an answer that has no known form raises."""
 UNREADABLE = ("guard_error", "the answer is in no form that can be judged")
-_JUDGED = ("role", "content", "reasoning_content", "refusal", "tool_calls", "function_call")
-"""The fields of a message or of a delta that are judged."""
 _BESIDE_CHOICES = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage")
-_END = b"data: [DONE]\n\n"
+END = b"data: [DONE]\n\n"
 _AS_THEY_ARE = ("refusal", "tool_calls", "function_call", "audio")
 
 
@@ -33,9 +46,15 @@ def answer_of(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message as it is judged: reasoning that is shown counts as text, generated pictures are seen."""
     content = message.get("content")
     parts = list(content) if isinstance(content, list) else _text_parts(content)
-    parts = [*_text_parts(message.get("reasoning_content")), *parts, *(message.get("images") or ())]
+    reasoning = [part for name in REASONING for part in _text_parts(message.get(name))]
+    parts = [*reasoning, *parts, *(message.get("images") or ())]
     kept = {name: message[name] for name in _AS_THEY_ARE if message.get(name) is not None}
     return {"role": "assistant", "content": parts or None, **kept}
+
+
+def as_judged(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of a request as it is judged: an earlier answer's reasoning counts as its text."""
+    return answer_of(message) if any(message.get(name) for name in REASONING) else message
 
 
 def _text_parts(text: Any) -> list[dict[str, Any]]:
@@ -43,25 +62,22 @@ def _text_parts(text: Any) -> list[dict[str, Any]]:
 
 
 @dataclass
-class _Answer:
+class GrowingAnswer:
     """One of `n` answers as far as it has come."""
 
     message: dict[str, Any] = field(default_factory=dict)
-    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    calls: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
 
     def add(self, delta: Mapping[str, Any]) -> int:
-        """How many characters came. Raises `ValueError` for what is no delta."""
-        came = 0
-        for name in ("content", "reasoning_content", "refusal"):
-            came += self._extend(self.message, name, delta.get(name))
-        pieces = [(piece.get("index") or 0, piece) for piece in delta.get("tool_calls") or ()]
+        """How many characters came. Raises of `MALFORMED` for what is no delta."""
+        came = sum(_extend(self.message, name, delta.get(name)) for name in TEXTS)
+        for piece in delta.get("tool_calls") or ():
+            for kind in CALLED:
+                if piece.get(kind):
+                    came += self._called(piece, kind)
         if legacy := delta.get("function_call"):
-            pieces.append((-1, {"function": legacy}))
-        for index, piece in pieces:
-            call = self.calls.setdefault(index, {"type": "function", "function": {"name": "", "arguments": ""}})
-            told = piece.get("function") or piece.get("custom") or {}
-            for name, source in (("name", "name"), ("arguments", "arguments"), ("arguments", "input")):
-                came += self._extend(call["function"], name, told.get(source))
+            called = self.message.setdefault("function_call", {})
+            came += sum(_extend(called, name, legacy.get(name)) for name in CALL_TEXTS)
         for name in ("images", "audio"):
             if delta.get(name):
                 self.message[name] = [*self.message.get(name, ()), *delta[name]] if name == "images" else delta[name]
@@ -69,18 +85,33 @@ class _Answer:
         return came
 
     @property
-    def judged(self) -> dict[str, Any]:
-        calls = [call for _, call in sorted(self.calls.items())]
-        return answer_of({**self.message, **({"tool_calls": calls} if calls else {})})
+    def has_calls(self) -> bool:
+        return bool(self.calls) or "function_call" in self.message
 
-    @staticmethod
-    def _extend(where: dict[str, Any], name: str, text: Any) -> int:
-        if text is None:
-            return 0
-        if not isinstance(text, str):
-            raise ValueError(f"a delta's {name} is no string")
-        where[name] = where.get(name, "") + text
-        return len(text)
+    @property
+    def whole(self) -> dict[str, Any]:
+        """The message."""
+        calls = [call for _, call in sorted(self.calls.items())]
+        return {**self.message, **({"tool_calls": calls} if calls else {})}
+
+    @property
+    def judged(self) -> dict[str, Any]:
+        return answer_of(plain(self.whole))
+
+    def _called(self, piece: Mapping[str, Any], kind: str) -> int:
+        call = self.calls.setdefault((piece.get("index") or 0, kind), {"type": kind, kind: {}})
+        if piece.get("id"):
+            call["id"] = piece["id"]
+        return sum(_extend(call[kind], name, piece[kind].get(name)) for name in CALL_TEXTS)
+
+
+def _extend(where: dict[str, Any], name: str, text: Any) -> int:
+    if text is None:
+        return 0
+    if not isinstance(text, str):
+        raise ValueError(f"a delta's {name} is no string")
+    where[name] = where.get(name, "") + text
+    return len(text)
 
 
 @dataclass
@@ -123,18 +154,18 @@ class HeldAnswers(HeldBack[T]):
     call cannot be judged.
     """
 
-    def __init__(self, judge: Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]], window: int) -> None:
+    def __init__(self, judge: Judge, window: int) -> None:
         super().__init__(self._worst, window)
-        self.answers: dict[int, _Answer] = {}
+        self.answers: dict[int, GrowingAnswer] = {}
         self._judge_one = judge
 
     async def add_chunk(self, chunk: T, choices: Iterable[Mapping[str, Any]]) -> list[T]:
         """What may leave now that `chunk`, with its choices, has come. Raises `ValueError` for what is no choice."""
         came = 0
         for choice in choices:
-            answer = self.answers.setdefault(choice.get("index") or 0, _Answer())
+            answer = self.answers.setdefault(choice.get("index") or 0, GrowingAnswer())
             came += answer.add(choice.get("delta") or {})
-        return await self.add(chunk, came, whole=any(answer.calls for answer in self.answers.values()))
+        return await self.add(chunk, came, whole=any(answer.has_calls for answer in self.answers.values()))
 
     async def _worst(self) -> Verdict:
         verdicts = await all_of(self._judge_one(answer.judged) for answer in self.answers.values())
@@ -144,73 +175,74 @@ class HeldAnswers(HeldBack[T]):
 class GuardedStream:
     """Server-sent chat chunks, read as bytes and written anew: only judged fields, and only after their verdict.
 
-    A block ends it in `finish_reason: content_filter` and a refusal; what cannot be read in an error. `over` says that
-    nothing more will leave.
+    A block ends it in `finish_reason: content_filter` and a refusal; what cannot be read, an error that the model's
+    server tells or an end before the answer is whole in an error without `[DONE]`, and what was held back then does not
+    leave. `over` says that nothing more will leave.
     """
 
-    def __init__(self, judge: Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]], window: int) -> None:
+    def __init__(self, judge: Judge, window: int) -> None:
+        self._judge = judge
         self._held: HeldAnswers[dict[str, Any]] = HeldAnswers(judge, window)
-        self._rest = b""
+        self._events = ChatEvents()
         self._last: dict[str, Any] = {}
         self.over = False
 
     async def add(self, body: bytes) -> bytes:
         """What may leave now."""
-        *lines, self._rest = (self._rest + body).split(b"\n")
-        return await self._told(lines)
+        return await self._out(self._events.feed(body), ended=False)
 
     async def finish(self) -> bytes:
-        """What may still leave, and the stream's end."""
-        return await self._told([self._rest, b"data: [DONE]"])
+        """What may still leave now that no more bytes come, and the stream's end."""
+        return await self._out(self._events.finish(), ended=True)
 
-    def broken(self, code: str, message: str) -> bytes:
-        """The stream's end in an error."""
+    async def lost(self, message: str) -> bytes:
+        """The stream's end where the connection was lost: an error, unless the answer is whole already."""
+        return await self.finish() if self._events.is_whole else self._broken(UpstreamError.code, message)
+
+    def _broken(self, code: str, message: str) -> bytes:
         self.over = True
-        return _data(fault(code, message)) + _END
+        return data_event(fault(code, message))
 
-    async def _told(self, lines: Iterable[bytes]) -> bytes:
+    async def _out(self, chunks: Iterator[dict[str, Any]], *, ended: bool) -> bytes:
         if self.over:
             return b""
-        told: list[dict[str, Any]] = []
+        out: list[dict[str, Any]] = []
         try:
-            for line in lines:
-                if not self.over:
-                    told += await self._of_line(line)
+            for chunk in chunks:
+                self._last = leaving_chunk(chunk)
+                out += await self._held.add_chunk(self._last, self._last["choices"])
+                out += self._refusal()
+                if self.over:
+                    break
+            if not self.over and (ended or self._events.done):
+                out += await self._held.finish()
+                out += self._refusal()
+                self.over = True
+            end = END if self.over else b""
+        except ToldError as error:
+            end = self._broken(error.code, await quotable(str(error), self._judge))
+        except EngineError as error:
+            end = self._broken(UpstreamError.code, str(error))
         except MALFORMED:
-            return b"".join(map(_data, told)) + self.broken(*UNREADABLE)
-        return b"".join(map(_data, told)) + (_END if self.over else b"")
+            end = self._broken(*UNREADABLE)
+        return b"".join(map(data_event, out)) + end
 
-    async def _of_line(self, line: bytes) -> list[dict[str, Any]]:
-        name, _, value = line.partition(b":")
-        if name != b"data":
+    def _refusal(self) -> list[dict[str, Any]]:
+        """The last chunk of a stream that was blocked."""
+        verdict = self._held.verdict
+        if verdict is None or not self._held.is_blocked:
             return []
-        if value.strip() == b"[DONE]":
-            self.over = True
-            told = await self._held.finish()
-        else:
-            self._last = _judged_chunk(json.loads(value))
-            told = await self._held.add_chunk(self._last, self._last["choices"])
-        if self._held.verdict and self._held.is_blocked:
-            self.over = True
-            told.append(_refused(self._last, sorted(self._held.answers), self._held.verdict))
-        return told
+        self.over = True
+        delta = {"refusal": blocked_reason(verdict)}
+        answers = sorted(self._held.answers)
+        choices = [{"index": index, "delta": delta, "finish_reason": FILTERED} for index in answers]
+        return [{**self._last, "usage": None, "choices": choices}]
 
 
-async def released(
-    completion: dict[str, Any], judge: Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]]
-) -> dict[str, Any]:
-    """A whole completion, each choice judged, a refusal in the place of one that is blocked. Raises of `MALFORMED`."""
-
-    async def one(choice: dict[str, Any]) -> dict[str, Any]:
-        message = {name: value for name, value in choice["message"].items() if name in _JUDGED}
-        verdict = await judge(answer_of(message))
-        if verdict.action == "allow":
-            kept = {name: value for name, value in choice.items() if name in ("index", "finish_reason", "logprobs")}
-            return {**kept, "message": message}
-        refusal = {"role": "assistant", "content": None, "refusal": blocked_reason(verdict)}
-        return {"index": choice.get("index", 0), "message": refusal, "finish_reason": FILTERED}
-
-    return {**_known(completion), "choices": await all_of(map(one, completion["choices"]))}
+async def quotable(message: str, judge: Judge) -> str:
+    """The message of an error that came in place of an answer; a general one where it may not be shown."""
+    verdict = await judge(answer_of({"content": message}))
+    return message if verdict.action == "allow" else FAILED
 
 
 async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -223,28 +255,20 @@ async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
 
 
-def _judged_chunk(chunk: dict[str, Any]) -> dict[str, Any]:
-    """Only what is judged; token log-probabilities would tell the text by another way."""
+def leaving_chunk(chunk: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what is judged; token log-probabilities would tell the text by another way. Raises of `MALFORMED`."""
     choices = [
-        {
-            "index": choice.get("index", 0),
-            "delta": {name: value for name, value in (choice.get("delta") or {}).items() if name in _JUDGED},
-            "finish_reason": choice.get("finish_reason"),
-        }
-        for choice in chunk.get("choices") or ()
+        {**leaving_choice(choice), "delta": leaving(choice.get("delta") or {})} for choice in chunk.get("choices") or ()
     ]
-    return {**_known(chunk), "choices": choices}
+    left: dict[str, Any] = plain({**beside_choices(chunk), "choices": choices})
+    return left
 
 
-def _known(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: told[name] for name in _BESIDE_CHOICES if name in told}
+def beside_choices(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What leaves of a chunk or a completion as it is."""
+    return {name: answer[name] for name in _BESIDE_CHOICES if name in answer}
 
 
-def _refused(chunk: dict[str, Any], indices: Iterable[int], verdict: Verdict) -> dict[str, Any]:
-    delta = {"refusal": blocked_reason(verdict)}
-    choices = [{"index": index, "delta": delta, "finish_reason": FILTERED} for index in indices]
-    return {**chunk, "usage": None, "choices": choices}
-
-
-def _data(event: Mapping[str, Any]) -> bytes:
-    return f"data: {json.dumps(event)}\n\n".encode()
+def data_event(content: Mapping[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"data: {json.dumps(content)}\n\n".encode()

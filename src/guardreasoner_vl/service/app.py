@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import ConfigDict
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from guardreasoner_vl import __version__
-from guardreasoner_vl.engines.openai_http import lines_of
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.service.access import NDJSON, Access
-from guardreasoner_vl.service.answers import HeldBack, all_of
+from guardreasoner_vl.service.answers import all_of
 from guardreasoner_vl.service.asking import Asker, Asking, body_of, described
 from guardreasoner_vl.service.audit import AuditLog
 from guardreasoner_vl.service.backend import backend_of
-from guardreasoner_vl.service.bodies import Body, InvalidBodyError, read_body
+from guardreasoner_vl.service.bodies import InvalidBodyError, read_body
 from guardreasoner_vl.service.callers import Callers, RefusedError
 from guardreasoner_vl.service.desk import Desk, UnknownGuardError
 from guardreasoner_vl.service.fetch import ImageFetcher
+from guardreasoner_vl.service.growing import growing
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.proxy import add_proxy
-from guardreasoner_vl.service.streaming import QueueWatch, event, told, verdict_event
+from guardreasoner_vl.service.streaming import QueueWatch, told, verdict_event
 from guardreasoner_vl.service.wire import (
     GuardRequest,
     LiteLLMRequest,
@@ -41,7 +38,7 @@ from guardreasoner_vl.service.wire import (
     no_fetch,
     shown,
 )
-from guardreasoner_vl.types import Exchange, Verdict
+from guardreasoner_vl.types import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -197,7 +194,7 @@ def _add_guard(app: FastAPI) -> None:
         the first line, then lines `{"delta": "..."}`; events `release`, `verdict`.
         """
         if asking.request.headers.get("content-type", "").startswith(NDJSON):
-            return _BothWays(await _growing(asking), media_type="text/event-stream")
+            return _BothWays(await growing(asking), media_type="text/event-stream")
         return StreamingResponse(await _reasoning(asking), media_type="text/event-stream")
 
 
@@ -214,53 +211,6 @@ async def _reasoning(asking: Asker) -> AsyncIterator[bytes]:
     watch = QueueWatch()
     judging = asking.verdict_within(body.exchange(asking.fetch), body.guard, body.mode, watch)
     return told(watch, judging, lambda verdict: verdict_event(shown(verdict, body.include_reasoning)))
-
-
-async def _growing(asking: Asker) -> AsyncIterator[bytes]:
-    lines = _lines(asking.request)
-    body = read_body(GuardRequest, await anext(lines, b""))
-    if body.response is not None or body.messages is not None:
-        raise InputError('an answer that grows: give prompt and images first, then lines {"delta": ...}')
-    asking.desk.check(body.guard)
-    asked = await body.exchange(asking.fetch)
-
-    answer = ""
-
-    async def with_answer() -> Exchange:
-        return replace(asked, response=answer)
-
-    async def judge() -> Verdict:
-        return await asking.verdict_within(with_answer(), body.guard, body.mode)
-
-    async def events() -> AsyncIterator[bytes]:
-        nonlocal answer
-        held: HeldBack[str] = HeldBack(judge, asking.config.upstream.window)
-        with suppress(ClientDisconnect):
-            async for line in lines:
-                delta = read_body(_Delta, line).delta
-                answer += delta
-                if pieces := await held.add(delta, len(delta)):
-                    yield event("release", {"text": "".join(pieces)})
-                if held.is_blocked:
-                    break
-        if text := "".join(await held.finish()):
-            yield event("release", {"text": text})
-        verdict = held.verdict or await judge()
-        yield verdict_event(shown(verdict, body.include_reasoning))
-
-    return events()
-
-
-class _Delta(Body):
-    model_config = ConfigDict(extra="forbid")
-    delta: str = ""
-
-
-async def _lines(request: Request) -> AsyncIterator[bytes]:
-    """The body's lines as they arrive; blank ones say nothing."""
-    async for line in lines_of(request.stream()):
-        if line.strip():
-            yield line
 
 
 def _add_shapes(app: FastAPI) -> None:

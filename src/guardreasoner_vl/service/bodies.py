@@ -51,7 +51,11 @@ def read_json(raw: bytes) -> Any:
 
 def read_body(kind: type[Shape], raw: bytes) -> Shape:
     """A body of that shape. Raises `InvalidBodyError`."""
-    content = read_json(raw)
+    return checked(kind, read_json(raw))
+
+
+def checked(kind: type[Shape], content: Any) -> Shape:
+    """The JSON in that shape. Raises `InvalidBodyError`."""
     if not isinstance(content, dict):
         raise InvalidBodyError("the body is not a JSON object: send {...}")
     try:

@@ -142,12 +142,16 @@ class CacheSection(Frozen):
 
 
 class UpstreamSection(Frozen):
-    """The model behind `/v1/chat/completions`; a streamed answer is judged each `window` characters."""
+    """The model behind `/v1/chat/completions`; a streamed answer is judged each `window` characters.
+
+    `pass_fields` lists fields of a request that pass unjudged: `NAME`, `messages.NAME`, `messages.content.NAME`.
+    """
 
     base_url: str | None = None
     api_key: SecretStr | None = None
     seconds: float = Field(default=600.0, gt=0)
     window: int = Field(default=400, ge=1)
+    pass_fields: tuple[str, ...] = ()
 
 
 class ServiceConfig(BaseSettings):

@@ -2,8 +2,9 @@
 
     request -> judged -> upstream -> its answer, judged -> client
 
-The request goes on only after its verdict, the answer is released only after its own, tool calls included; a streamed
-answer window by window (`service.answers`). A blocked request ends in status 400 and code `content_filter`. Where the
+The request goes on only after its verdict and only in known fields (`service.passing`), the answer is released only
+after its own, tool calls included; a streamed answer window by window (`service.answers`). It leaves in the form that
+was asked for, whatever the upstream sends. A blocked request ends in status 400 and code `content_filter`. Where the
 operator monitors, everything passes, and the verdicts are in the metrics and the audit log.
 """
 
@@ -14,13 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException
 
-from guardreasoner_vl.errors import GuardError
-from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, released
+from guardreasoner_vl.engines.chat_events import UpstreamError, is_event_stream, is_json, told_error
+from guardreasoner_vl.engines.events import MOST_BYTES, TooLongError
+from guardreasoner_vl.engines.mending import plain
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged
 from guardreasoner_vl.service.asking import Asker, Asking, while_connected
+from guardreasoner_vl.service.passing import read_chat
+from guardreasoner_vl.service.whole_answers import as_stream, released, released_events
 from guardreasoner_vl.service.wire import blocked_reason, fault, inlined
 from guardreasoner_vl.types import Exchange, Verdict
 
@@ -30,12 +34,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from guardreasoner_vl.service.config import ServiceConfig
-
-
-class UpstreamError(GuardError):
-    """The model behind the guard cannot be reached, or its answer cannot be read."""
-
-    code = "upstream"
 
 
 def add_proxy(app: FastAPI, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
@@ -54,27 +52,15 @@ def add_proxy(app: FastAPI, transport: httpx.AsyncBaseTransport | None = None) -
     @app.post("/v1/chat/completions", tags=["proxy"])
     async def chat(asking: Asking) -> Response:
         """A guarded chat completion, streamed or not."""
-        body = await _body(asking.request)
+        body = read_chat(await asking.request.body(), config.upstream.pass_fields)
         body["messages"] = await inlined(body["messages"], asking.fetch)
         verdict = await asking.verdict(_built(body["messages"]), side="request")
         if verdict.action == "block":
             return JSONResponse(fault(FILTERED if verdict.flagged else "guard_error", blocked_reason(verdict)), 400)
         upstream = _Upstream(client, asking, body)
-        if body.get("stream"):
-            return await upstream.streamed()
-        return await while_connected(asking.request, upstream.whole())
+        return await while_connected(asking.request, upstream.answer())
 
     return client
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise HTTPException(422, "the body is not JSON") from None
-    if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
-        raise HTTPException(422, "messages: give a list of chat messages")
-    return body
 
 
 @dataclass(frozen=True)
@@ -83,32 +69,38 @@ class _Upstream:
     asking: Asker
     body: dict[str, Any]
 
-    async def whole(self) -> Response:
-        """The answer, each choice judged."""
-        try:
-            answer = await self.client.post("chat/completions", json=self.body)
-            if answer.status_code != 200:
-                return _passed_on(answer)
-            return JSONResponse(await released(answer.json(), self._judged))
-        except httpx.HTTPError as error:
-            return _failed(error)
-        except MALFORMED:
-            return JSONResponse(fault(*UNREADABLE), 502)
-
-    async def streamed(self) -> Response:
-        """The answer as it grows; nothing leaves before it was judged."""
+    async def answer(self) -> Response:
+        """The answer as it was asked for, whole or streamed, in whatever form it comes."""
         request = self.client.build_request("POST", "chat/completions", json=self.body)
         try:
             answer = await self.client.send(request, stream=True)
-            if answer.status_code != 200:
-                await answer.aread()
-                await answer.aclose()
-                return _passed_on(answer)
         except httpx.HTTPError as error:
             return _failed(error)
-        return StreamingResponse(self._events(answer), media_type="text/event-stream")
+        kind = answer.headers.get("Content-Type", "")
+        if answer.is_success and self.body.get("stream") and not is_json(kind):
+            return StreamingResponse(self._events(answer), media_type="text/event-stream")
+        try:
+            content = await _whole(answer)
+            if not answer.is_success:
+                return _passed_on(answer, content)
+            return await self._complete(content, is_event_stream(kind))
+        except httpx.HTTPError as error:
+            return _failed(error)
+        except EngineError as error:
+            return JSONResponse(fault(UpstreamError.code, str(error)), 502)
+        except MALFORMED:
+            return JSONResponse(fault(*UNREADABLE), 502)
+        finally:
+            await answer.aclose()
+
+    async def _complete(self, content: bytes, is_stream: bool) -> Response:
+        completion = await (released_events if is_stream else released)(content, self._judged)
+        if self.body.get("stream"):
+            return Response(as_stream(completion), media_type="text/event-stream")
+        return JSONResponse(completion)
 
     async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        """The answer as it grows; nothing leaves before it was judged."""
         stream = GuardedStream(self._judged, self.asking.config.upstream.window)
         try:
             async for body in answer.aiter_bytes():
@@ -116,9 +108,10 @@ class _Upstream:
                     yield out
                 if stream.over:
                     break
-            yield await stream.finish()
+            if out := await stream.finish():
+                yield out
         except httpx.HTTPError as error:
-            yield stream.broken(UpstreamError.code, f"the answer broke off ({type(error).__name__}); ask again")
+            yield await stream.lost(f"the answer broke off ({type(error).__name__}); ask again")
         finally:
             await answer.aclose()
 
@@ -128,12 +121,33 @@ class _Upstream:
 
 
 async def _built(messages: list[dict[str, Any]]) -> Exchange:
-    return Exchange.from_messages(messages)
+    return Exchange.from_messages([as_judged(message) for message in messages])
 
 
-def _passed_on(answer: httpx.Response) -> Response:
-    """The upstream's own refusal, which holds no answer."""
-    return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+async def _whole(answer: httpx.Response) -> bytes:
+    """The body. Raises `TooLongError`."""
+    body = bytearray()
+    async for piece in answer.aiter_bytes():
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise TooLongError("the model's answer", MOST_BYTES)
+    return bytes(body)
+
+
+def _passed_on(answer: httpx.Response, content: bytes) -> Response:
+    """The upstream's own error, without what else its body may hold: some quote the model's answer there."""
+    try:
+        body = json.loads(content)
+        message, error = told_error(body), body["error"]
+    except MALFORMED:
+        message, error = None, None
+    told = fault(UpstreamError.code, message or f"the model's server answered HTTP {answer.status_code}: ask again")
+    for name in ("type", "param", "code") if isinstance(error, dict) else ():
+        if isinstance(error.get(name), (str, int)):
+            told["error"][name] = plain(error[name])
+    status = answer.status_code if answer.status_code >= 400 else 502
+    wait = answer.headers.get("Retry-After")
+    return JSONResponse(told, status, {"Retry-After": wait} if wait else None)
 
 
 def _failed(error: Exception) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,17 @@ def move(partial: Path, folder: Path) -> None:
 
 
 def copy_texts(source: Path, folder: Path) -> None:
-    """Tokenizer, processor and template files that `folder` lacks."""
+    """Tokenizer, processor and template files that `folder` lacks; how it generates becomes neutral."""
     for path in source.iterdir():
         kept = path.suffix in (".json", ".txt", ".jinja") and not path.name.endswith(".index.json")
         if kept and not (folder / path.name).exists():
             shutil.copy2(path, folder / path.name)
+    _make_generation_neutral(folder / "generation_config.json")
+
+
+def _make_generation_neutral(path: Path) -> None:
+    """Greedy and without penalties, for servers take their defaults from here: Qwen's own penalty moves labels."""
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = {name: value for name, value in generation.items() if name.endswith("_token_id")}
+    neutral = {**kept, "do_sample": False, "repetition_penalty": 1.0}
+    path.write_text(json.dumps(neutral, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,92 @@
+"""Answers that come at once, and answers that come in another form than was asked for: judged, then released."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.engines.chat_events import ChatEvents, ToldError, UpstreamError, told_error
+from guardreasoner_vl.engines.mending import plain
+from guardreasoner_vl.service.answers import (
+    END,
+    FILTERED,
+    GrowingAnswer,
+    all_of,
+    answer_of,
+    beside_choices,
+    data_event,
+    leaving_chunk,
+    quotable,
+)
+from guardreasoner_vl.service.passing import leaving, leaving_choice
+from guardreasoner_vl.service.wire import blocked_reason
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.service.answers import Judge
+
+
+async def released(body: bytes, judge: Judge) -> dict[str, Any]:
+    """A whole completion, each choice judged, a refusal in the place of one that is blocked.
+
+    Raises `UpstreamError` where the server tells of an error or there is no answer, and of `MALFORMED` for an answer of
+    no known form.
+    """
+    return await _released(plain(json.loads(body)), judge)
+
+
+async def released_events(body: bytes, judge: Judge) -> dict[str, Any]:
+    """`released` for a whole answer that comes as server-sent events. Raises `EngineError` if an event is too long."""
+    events = ChatEvents()
+    answers: dict[int, GrowingAnswer] = {}
+    ends: dict[int, str | None] = {}
+    beside: dict[str, Any] = {}
+    try:
+        chunks = [leaving_chunk(chunk) for chunk in chain(events.feed(body), events.finish())]
+    except ToldError as error:
+        raise UpstreamError(await quotable(str(error), judge)) from None
+    for chunk in chunks:
+        beside |= beside_choices(chunk)
+        for choice in chunk["choices"]:
+            index = choice["index"]
+            answers.setdefault(index, GrowingAnswer()).add(choice["delta"])
+            ends[index] = choice["finish_reason"] or ends.get(index)
+    choices = []
+    for index, answer in sorted(answers.items()):
+        message = {"role": "assistant", "content": None, **answer.whole}
+        choices.append({"index": index, "message": message, "finish_reason": ends[index]})
+    return await _released({**beside, "object": "chat.completion", "choices": choices}, judge)
+
+
+def as_stream(completion: dict[str, Any]) -> bytes:
+    """A released completion as a stream of one piece."""
+    choices = []
+    for choice in completion["choices"]:
+        delta = choice["message"]
+        if calls := delta.get("tool_calls"):
+            delta = {**delta, "tool_calls": [{"index": place, **call} for place, call in enumerate(calls)]}
+        choices.append({"index": choice["index"], "delta": delta, "finish_reason": choice["finish_reason"]})
+    return data_event({**completion, "object": "chat.completion.chunk", "choices": choices}) + END
+
+
+async def _released(completion: Any, judge: Judge) -> dict[str, Any]:
+    if not isinstance(completion, dict):
+        raise ValueError("a completion is no JSON object")
+    if (message := told_error(completion)) is not None:
+        raise UpstreamError(await quotable(message, judge))
+    choices = completion.get("choices")
+    if choices is None or choices == []:
+        raise UpstreamError("the model's answer holds no choice: ask again")
+    if any(choice.get("message") is None and not choice.get("text") for choice in choices):
+        raise UpstreamError("the model's answer holds a choice without a message: ask again")
+
+    async def one(choice: dict[str, Any]) -> dict[str, Any]:
+        message, ending = leaving(choice["message"]), leaving_choice(choice)
+        verdict = await judge(answer_of(message))
+        if verdict.action == "allow":
+            kept = {"logprobs": choice["logprobs"]} if "logprobs" in choice else {}
+            return {**ending, **kept, "message": message}
+        refusal = {"role": "assistant", "content": None, "refusal": blocked_reason(verdict)}
+        return {**ending, "message": refusal, "finish_reason": FILTERED}
+
+    return {**beside_choices(completion), "choices": await all_of(map(one, choices))}
