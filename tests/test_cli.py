@@ -196,6 +196,12 @@ def test_the_options_reach_the_policy_and_the_loader(loaded: list[dict[str, Any]
     assert loaded == [{"model": "owner/name", "engine": "transformers", "policy": policy}]
 
 
+def test_the_most_windows_reach_the_policy(loaded: list[dict[str, Any]]) -> None:
+    invoke("moderate", "--prompt", "p", "--long-input", "windows", "--max-windows", "9")
+    assert loaded[0]["policy"] == Policy(long_input="windows", max_windows=9)
+    assert_one_error_line(invoke("moderate", "--prompt", "p", "--max-windows", "9"), "needs --long-input windows")
+
+
 def test_a_base_url_means_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     from guardreasoner_vl.engines.openai_api import OpenAIEngine
 
@@ -221,7 +227,7 @@ def test_a_base_url_means_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "stdin", "asked"),
     [
         (["--prompt", "-"], b"from stdin\n", "Human user:\nfrom stdin\n\n"),
-        (["--prompt", "-"], b"two\r\n\r\n", "Human user:\ntwo\r\n\n\n"),
+        (["--prompt", "-"], b"two\r\n\r\n", "Human user:\ntwo\n\n\n"),
         (["--prompt", "q", "--response", "-"], "straße".encode(), "AI assistant:\nstraße\n"),
         (["--messages", "-"], b'\xef\xbb\xbf[{"role": "user", "content": "chat"}]', "Human user:\nchat\n"),
         (

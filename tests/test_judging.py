@@ -78,6 +78,25 @@ class TestSlow:
         assert verdict.reasoning == "It is about bread."
         assert (verdict.mode, verdict.error, verdict.model.name) == ("slow", None, "scripted")
 
+    def test_a_quote_that_the_input_does_not_hold_is_taken_out_and_counted(self) -> None:
+        reasoning = 'The user writes "\u2026 bake bread \u2026" and "mild words". The answer says "flour, fake".'
+        verdict = judged(ANSWERED, ScriptedEngine([answer("unharmful", "unharmful", reasoning)]))
+        expected = 'The user writes "\u2026 bake bread \u2026" and [\u2026]. The answer says [\u2026].'
+        assert (verdict.reasoning, verdict.unsupported_quotes) == (expected, 2)
+
+    def test_a_quote_may_come_from_the_history(self) -> None:
+        exchange = Exchange("And now?", history=(Turn("Of ladders.", response="Of kites."),))
+        verdict = judged(exchange, ScriptedEngine([answer(reasoning='Earlier "of ladders" and "of kites".')]))
+        assert (verdict.reasoning, verdict.unsupported_quotes) == ('Earlier "of ladders" and "of kites".', 0)
+
+    def test_a_quote_beside_a_picture_stays(self) -> None:
+        for exchange in (
+            Exchange("What?", (picture(56, 56),)),
+            Exchange("x", history=(Turn("y", (picture(56, 56),)),)),
+        ):
+            verdict = judged(exchange, ScriptedEngine([answer(reasoning='It reads "mild words".')]))
+            assert (verdict.reasoning, verdict.unsupported_quotes) == ('It reads "mild words".', 0)
+
     def test_scores_are_read_off_the_labels(self) -> None:
         verdict = judged(ANSWERED, ScriptedEngine([answer("harmful", "unharmful")]))
         assert verdict.request.score == pytest.approx(0.9)
@@ -398,7 +417,8 @@ class TestWindows:
         engine = CountingEngine(finds_phrase, limit=2048)
         verdict = judged(Exchange(text), engine, long_input="windows")
         assert verdict.request.label == "harmful"
-        assert len(engine.requests) > 3
+        assert PHRASE in engine.requests[-1].messages[1].text
+        assert all(PHRASE not in request.messages[1].text for request in engine.requests[:-1])
 
     @given(length=st.integers(1, 400), size=st.integers(10, 90), overlap=st.sampled_from([0.0, 0.2, 0.5, 0.9]))
     def test_pieces_hold_every_stretch_as_long_as_the_overlap(self, length: int, size: int, overlap: float) -> None:
@@ -425,7 +445,7 @@ class TestWindows:
     def test_long_prompt_and_long_response(self) -> None:
         engine = CountingEngine(finds_phrase, limit=2048)
         exchange = Exchange(PHRASE + BENIGN * 60, response=BENIGN * 60 + PHRASE)
-        verdict = judged(exchange, engine, long_input="windows")
+        verdict = judged(exchange, engine, long_input="windows", max_windows=200)
         assert (verdict.request.label, verdict.response.label) == ("harmful", "harmful")
 
     def test_pictures_and_history_stand_in_every_window(self) -> None:
@@ -480,12 +500,86 @@ class TestWindows:
             assert "history" in verdict.error.message
         assert engine.requests == []
 
-    def test_the_number_of_windows_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(windows, "MAX_WINDOWS", 20)
+    @pytest.mark.parametrize(
+        ("exchange", "most"),
+        [
+            (Exchange(BENIGN * 200), 5),
+            (Exchange("How?", response=BENIGN * 200), 5),
+            (Exchange(BENIGN * 20, response=BENIGN * 200), 20),
+            (Exchange(BENIGN * 100_000), 128),
+        ],
+    )
+    def test_the_number_of_windows_is_bounded(self, exchange: Exchange, most: int) -> None:
         engine = CountingEngine(finds_phrase, limit=2048)
-        exchange = Exchange(BENIGN * 200, response=BENIGN * 200)
-        assert_error(judged(exchange, engine, long_input="windows"), "input_too_long")
+        verdict = judged(exchange, engine, long_input="windows", max_windows=most)
+        assert_error(verdict, "input_too_long")
+        assert verdict.error is not None
+        assert "max_windows" in verdict.error.message
+        assert "limits.windows" in verdict.error.message
+        assert f"more than {most} windows" in verdict.error.message
         assert engine.requests == []
+
+    def test_as_many_windows_as_allowed_are_judged(self) -> None:
+        engine = CountingEngine(finds_phrase, limit=2048)
+        assert judged(Exchange(BENIGN * 100), engine, long_input="windows").action == "allow"
+        needed = len(engine.requests)
+        for most, flagged in ((needed, False), (needed - 1, None)):
+            assert judged(Exchange(BENIGN * 100), engine, long_input="windows", max_windows=most).flagged is flagged
+
+    @pytest.mark.parametrize(
+        ("text", "limit"), [("x " * 3_000_000, 1024), (BENIGN * 100_000, 100_000), ("x" * 5_900_000 + BENIGN, 1024)]
+    )
+    def test_six_megabytes_are_counted_in_pieces_and_never_many_times(self, text: str, limit: int) -> None:
+        class Weighing(CountingEngine):
+            counted = largest = 0
+
+            def count_tokens(self, request: EngineRequest) -> int:
+                tokens = super().count_tokens(request)
+                self.counted, self.largest = self.counted + tokens, max(self.largest, tokens)
+                return tokens
+
+        engine = Weighing(finds_phrase, limit=limit)
+        verdict = judged(Exchange(text), engine, long_input="windows")
+        assert engine.largest < 20 * limit
+        assert engine.counted < 5 * len(text)
+        assert (verdict.error is None) == (limit == 100_000)
+
+    def test_a_denser_stretch_makes_all_windows_smaller(self) -> None:
+        class Dense(CountingEngine):
+            def count_tokens(self, request: EngineRequest) -> int:
+                return super().count_tokens(request) + 4 * request.messages[1].text.count("#")
+
+        for text in ("#" * 1000 + BENIGN * 60, BENIGN * 60 + "#" * 1000, BENIGN * 30 + "#" * 1000 + BENIGN * 30):
+            engine = Dense(finds_phrase, limit=2048)
+            assert judged(Exchange(text + PHRASE), engine, long_input="windows").flagged is True
+            assert all(engine.count_tokens(request) <= 1536 for request in engine.requests)
+
+    def test_a_long_text_that_fits_is_one_window(self) -> None:
+        engine = CountingEngine(finds_phrase, limit=200_000)
+        assert judged(Exchange(BENIGN * 2000), engine, long_input="windows").action == "allow"
+        assert len(engine.requests) == 1
+
+    def test_the_first_harmful_window_ends_it(self) -> None:
+        engine = CountingEngine(finds_phrase, limit=2048)
+        assert judged(Exchange(PHRASE + BENIGN * 100), engine, long_input="windows").action == "block"
+        assert len(engine.requests) == 1
+        exchange = Exchange("How?", response=BENIGN + PHRASE + BENIGN * 100)
+        assert judged(exchange, engine, long_input="windows").response.label == "harmful"
+        assert len(engine.requests) == 2
+
+    def test_one_harmful_side_leaves_every_piece_of_the_other_to_be_judged(self) -> None:
+        """For each side may be enforced alone."""
+        asked, answered = BENIGN * 20 + PHRASE, PHRASE + BENIGN * 20
+        for exchange in (Exchange(asked, response=answered), Exchange(answered, response=asked)):
+            engine = CountingEngine(finds_phrase, limit=2048)
+            verdict = judged(exchange, engine, long_input="windows")
+            assert (verdict.request.label, verdict.response.label) == ("harmful", "harmful")
+        engine = CountingEngine(finds_phrase, limit=2048)
+        assert judged(Exchange(BENIGN * 20, response=BENIGN * 20), engine, long_input="windows").action == "allow"
+        pairs = len(engine.requests)
+        engine.requests.clear()
+        judged(Exchange(BENIGN * 20, response=answered), engine, long_input="windows")
+        assert len(engine.requests) ** 2 == pairs
 
     def test_two_very_long_sides_are_refused_quickly(self) -> None:
         engine = CountingEngine(finds_phrase, limit=1024)

@@ -443,6 +443,7 @@ def test_verdict_as_json() -> None:
         "flagged": True,
         "action": "block",
         "reasoning": None,
+        "unsupported_quotes": 0,
         "mode": "fast",
         "error": None,
         "model": {"name": "embedded", "revision": "abc"},
@@ -468,7 +469,7 @@ def test_a_failure_is_said() -> None:
 def test_verdict_schema() -> None:
     schema = Verdict.model_json_schema()
     fields = {"request", "response", "flagged", "action", "reasoning", "mode", "error", "model", "usage"}
-    assert set(schema["properties"]) == fields
+    assert set(schema["properties"]) == fields | {"unsupported_quotes"}
     assert {
         name: set(schema["$defs"][name]["properties"]) for name in ("Judgement", "VerdictError", "ModelInfo", "Usage")
     } == {

@@ -28,6 +28,7 @@ from guardreasoner_vl.cli_options import (
     ThresholdOption,
     TokensOption,
     UrlOption,
+    WindowsOption,
     be_quiet,
     open_guard,
     policy_of,
@@ -106,6 +107,7 @@ def moderate(
     preset: PresetOption = "balanced",
     on_error: OnErrorOption = "block",
     long_input: LongInputOption = "refuse",
+    max_windows: WindowsOption = None,
     max_new_tokens: TokensOption = 1024,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON line.")] = False,
     show_reasoning: ReasoningOption = False,
@@ -123,7 +125,7 @@ def moderate(
             return Exchange.from_messages(_read_messages(messages))
         return Exchange(_text(prompt), tuple(image or ()), _text(response))
 
-    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset)
+    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset, max_windows)
     verdict = _judged(build, policy, model, lambda: open_guard(policy, model, engine, base_url))
     _show(verdict, as_json, show_reasoning)
     raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
@@ -144,6 +146,7 @@ def batch(
     preset: PresetOption = "balanced",
     on_error: OnErrorOption = "block",
     long_input: LongInputOption = "refuse",
+    max_windows: WindowsOption = None,
     max_new_tokens: TokensOption = 1024,
     chunk: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Rows that are judged and saved together.")
@@ -160,7 +163,7 @@ def batch(
     OUT.rejected.jsonl. Exit code 0: every line has a verdict, 2: some have an error or none. A service's key is
     read from GUARDREASONER_KEY.
     """
-    if url and (model or base_url or threshold is not None or calibration or engine != "auto"):
+    if url and (model or base_url or threshold is not None or calibration or engine != "auto" or max_windows):
         raise InputError("--url asks a service, which has its own model and thresholds: leave the other options out")
     be_quiet()
     from guardreasoner_vl.batch import check_paths, rejected_path, run_batch
@@ -168,7 +171,7 @@ def batch(
     from guardreasoner_vl.guard import CHUNK
 
     check_paths(source, target)  # before the model takes its seconds
-    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset)
+    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset, max_windows)
 
     def opened() -> "Guard | ServedGuard":
         if url:

@@ -18,6 +18,7 @@ from guardreasoner_vl.cli_options import (
     ThresholdOption,
     TokensOption,
     UrlOption,
+    WindowsOption,
     be_quiet,
     command_line,
     open_guard,
@@ -72,6 +73,7 @@ def evaluate(
     calibration: CalibrationOption = None,
     preset: PresetOption = "balanced",
     long_input: LongInputOption = "refuse",
+    max_windows: WindowsOption = None,
     max_new_tokens: TokensOption = 1024,
     content: Annotated[
         bool, typer.Option("--content", help="Store texts and reasoning with the predictions; they may be harmful.")
@@ -94,7 +96,7 @@ def evaluate(
 
     for warning in (told for one in loaded if (told := one.size_differs)):
         note(warning)
-    policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset)
+    policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset, max_windows)
 
     def opened() -> "Guard | OtherGuard | ShieldGemma2":
         return _other_guard(other, base_url, model) if other else open_guard(policy, model, engine, base_url)
@@ -192,6 +194,7 @@ def robustness(
     base_url: UrlOption = None,
     mode: ModeOption = "slow",
     long_input: LongInputOption = "refuse",
+    max_windows: WindowsOption = None,
     max_new_tokens: TokensOption = 1024,
 ) -> None:
     """Judge benchmarks again under changes that keep the labels, and tell how many verdicts flip."""
@@ -202,7 +205,7 @@ def robustness(
     from guardreasoner_vl.stages import robustness as stage
 
     loaded = find(benchmark, data, out / UNPACKED)
-    policy = policy_of(mode, None, "block", long_input, max_new_tokens)
+    policy = policy_of(mode, None, "block", long_input, max_new_tokens, max_windows=max_windows)
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
         found = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
         settings = f"{guard.model.name} {guard.model.revision or ''}".strip()

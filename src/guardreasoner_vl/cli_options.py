@@ -67,6 +67,10 @@ LongInputOption = Annotated[
     Literal["refuse", "windows"],
     typer.Option("--long-input", help="Refuse what does not fit the model, or judge it in overlapping windows."),
 ]
+WindowsOption = Annotated[
+    int | None,
+    typer.Option("--max-windows", min=1, metavar="N", help="Most windows of one exchange, with --long-input windows."),
+]
 TokensOption = Annotated[
     int,
     typer.Option("--max-new-tokens", min=1, metavar="N", help="Room for reasoning and verdict; one retry has more."),
@@ -84,16 +88,20 @@ def policy_of(
     max_new_tokens: int,
     calibration: Path | None = None,
     preset: Preset = "balanced",
+    max_windows: int | None = None,
 ) -> "Policy":
     """What the options decide, one threshold for the request and the response."""
     from guardreasoner_vl.calibration import read_calibration
-    from guardreasoner_vl.policy import Policy
+    from guardreasoner_vl.policy import MAX_WINDOWS, Policy
 
+    if max_windows is not None and long_input != "windows":
+        raise InputError("--max-windows needs --long-input windows")
     return Policy(
         mode=mode,
         thresholds=(threshold, threshold),
         on_error=on_error,
         long_input=long_input,
+        max_windows=max_windows or MAX_WINDOWS,
         max_new_tokens=max_new_tokens,
         calibration=read_calibration(calibration) if calibration else None,
         preset=preset,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,19 +12,19 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from guardreasoner_vl.calibration import Calibration, read_calibration
-from guardreasoner_vl.engines.checks import failed, unscored
 from guardreasoner_vl.engines.folders import EMBEDDED, check_folder, resolve_folder
-from guardreasoner_vl.errors import EngineError, GuardError, InputError
+from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.judging import error_verdict, judge
-from guardreasoner_vl.policy import Call, Count, Counted, Generate, Policy, Reply, Score
+from guardreasoner_vl.policy import Call, Count, Policy, Reply, Score
 from guardreasoner_vl.protocol import CANDIDATES
+from guardreasoner_vl.rounds import WINDOWS_TOGETHER, Rounds, advance, call_off, counted, fault, unanswered, watched
 from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict, same_model
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from guardreasoner_vl.engines.base import Engine, EngineRequest, Watch
+    from guardreasoner_vl.engines.base import Engine, Watch
     from guardreasoner_vl.policy import Judging
 
 Item: TypeAlias = Exchange | Mapping[str, Any]
@@ -34,7 +33,6 @@ Item: TypeAlias = Exchange | Mapping[str, Any]
 EngineName = Literal["auto", "transformers", "openai"]
 ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openai")
 CHUNK = 128
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -157,8 +155,25 @@ class Guard:
 
         An answer that was called off is an `error` verdict.
         """
-        judgings = [self._judging(partial(as_exchange, one.item), self._policy(one.mode)) for one in asked]
-        self._lockstep(judgings, [one.watch for one in asked], done)
+        rounds = Rounds(self.engine)
+        for place, one in enumerate(asked):
+            self._join(rounds, one, partial(done, place))
+        while rounds:
+            rounds.step()
+
+    def moderate_from(
+        self, more: Callable[[int], Iterable[tuple[Asked, Callable[[Verdict], None]]]], most: int | None = None
+    ) -> None:
+        """Judge what `more` hands in, each with whom to tell its verdict, until it hands in nothing and all are judged.
+
+        `more` is called between two rounds with the number of exchanges under way; while there are none it may wait.
+        `most` calls are put to the engine at once. `rounds` says who is served when.
+        """
+        rounds = Rounds(self.engine, most, WINDOWS_TOGETHER)
+        while (joining := list(more(len(rounds)))) or rounds:
+            for asked, done in joining:
+                self._join(rounds, asked, done)
+            rounds.step()
 
     async def amoderate_each(self, asked: Asked) -> Verdict:
         """One as `moderate_each` takes it, without blocking the event loop; cancelling it cancels the request."""
@@ -182,22 +197,35 @@ class Guard:
         return replace(self.policy, mode=mode)
 
     def _one(self, build: Callable[[], Exchange], mode: Mode | None) -> Verdict:
-        policy = self._policy(mode)
-        return self._lockstep([self._judging(build, policy)])[0]
+        return self._together([self._judging(build, self._policy(mode))])[0]
 
     async def _aone(self, build: Callable[[], Exchange], mode: Mode | None, watch: Watch | None = None) -> Verdict:
         judging = self._judging(build, self._policy(mode))
-        reply: Reply | None = None
-        while True:
-            try:
-                call = await asyncio.to_thread(_advance, judging, reply)
-            except _Finished as finished:
-                return finished.verdict
-            reply = await self._areply(_watched(call, watch))
+        outcome = await asyncio.to_thread(advance, judging, None)
+        while not isinstance(outcome, Verdict):
+            if watch and watch.called_off:
+                outcome = call_off(judging)
+                continue
+            reply = await self._areply(watched(outcome, watch))
+            outcome = await asyncio.to_thread(advance, judging, reply)
+        return outcome
 
     def _batches(self, items: Iterator[Item], policy: Policy, chunk: int) -> Iterator[Verdict]:
         while batch := list(islice(items, chunk)):
-            yield from self._lockstep([self._judging(partial(as_exchange, item), policy) for item in batch])
+            yield from self._together([self._judging(partial(as_exchange, item), policy) for item in batch])
+
+    def _join(self, rounds: Rounds, asked: Asked, done: Callable[[Verdict], None]) -> None:
+        rounds.add(self._judging(partial(as_exchange, asked.item), self._policy(asked.mode)), asked.watch, done)
+
+    def _together(self, judgings: Sequence[Judging]) -> list[Verdict]:
+        """All verdicts, in order."""
+        verdicts: dict[int, Verdict] = {}
+        rounds = Rounds(self.engine)
+        for place, judging in enumerate(judgings):
+            rounds.add(judging, None, partial(verdicts.__setitem__, place))
+        while rounds:
+            rounds.step()
+        return [verdicts[place] for place in range(len(judgings))]
 
     def _judging(self, build: Callable[[], Exchange], policy: Policy) -> Judging:
         """One item's judging; nothing that goes wrong with it reaches the others."""
@@ -206,74 +234,17 @@ class Guard:
         except GuardError as error:
             return error_verdict(error, policy, self.model)
         except Exception as error:
-            return error_verdict(_fault("the guard", error), policy, self.model)
-
-    def _lockstep(
-        self,
-        judgings: Sequence[Judging],
-        watches: Sequence[Watch | None] | None = None,
-        done: Callable[[int, Verdict], None] | None = None,
-    ) -> list[Verdict]:
-        """Advance all judgings together, so that each round's calls reach the engine as batches."""
-        verdicts: dict[int, Verdict] = {}
-        replies: dict[int, Reply | None] = dict.fromkeys(range(len(judgings)))
-        while replies:
-            calls: dict[int, Call] = {}
-            for place, reply in replies.items():
-                try:
-                    calls[place] = _watched(_advance(judgings[place], reply), watches[place] if watches else None)
-                except _Finished as finished:
-                    verdicts[place] = finished.verdict
-                    if done:
-                        done(place, finished.verdict)
-            replies = self._replies(calls)
-        return [verdicts[place] for place in range(len(judgings))]
-
-    def _replies(self, calls: Mapping[int, Call]) -> dict[int, Reply | None]:
-        replies: dict[int, Reply | None] = {}
-        groups: dict[tuple[str, ...] | None, list[int]] = {}
-        for place, call in calls.items():
-            if isinstance(call, Count):
-                replies[place] = self._counted(call)
-            else:
-                groups.setdefault(call.slots if isinstance(call, Score) else None, []).append(place)
-        for slots, places in groups.items():
-            requests = [calls[place].request for place in places]
-            replies.update(zip(places, self._answers(requests, slots), strict=True))
-        return replies
-
-    def _answers(self, requests: Sequence[EngineRequest], slots: tuple[str, ...] | None) -> Sequence[Reply]:
-        """The engine's results. It should not raise; if it does, each request is tried alone."""
-        try:
-            results: Sequence[Reply] = (
-                self.engine.generate(requests) if slots is None else self.engine.score(requests, slots, CANDIDATES)
-            )
-            if len(results) != len(requests):
-                raise EngineError(f"the engine gave {len(results)} results for {len(requests)} requests")
-        except Exception as error:
-            if len(requests) == 1:
-                return [_unanswered(error, slots)]
-        else:
-            return results
-        return [reply for request in requests for reply in self._answers([request], slots)]
+            return error_verdict(fault("the guard", error), policy, self.model)
 
     async def _areply(self, call: Call) -> Reply:
         if isinstance(call, Count):
-            return await asyncio.to_thread(self._counted, call)
+            return await asyncio.to_thread(counted, self.engine, call)
         try:
             if isinstance(call, Score):
                 return await self.engine.ascore(call.request, call.slots, CANDIDATES)
             return await self.engine.agenerate(call.request)
         except Exception as error:
-            return _unanswered(error, call.slots if isinstance(call, Score) else None)
-
-    def _counted(self, call: Count) -> Counted:
-        """What does not count is left to the engine, which refuses it with the reason."""
-        try:
-            return Counted(self.engine.count_tokens(call.request), self.engine.capabilities.max_context)
-        except Exception as error:
-            _log.debug("tokens cannot be counted", exc_info=error)
-            return Counted(None, None)
+            return unanswered(error, call.slots if isinstance(call, Score) else None)
 
 
 def _calibrated_for(measured: ModelInfo, model: ModelInfo) -> bool:
@@ -283,18 +254,6 @@ def _calibrated_for(measured: ModelInfo, model: ModelInfo) -> bool:
 
 def _named(model: ModelInfo) -> str:
     return f"{model.name} ({model.revision or 'no revision'})"
-
-
-def _unanswered(error: Exception, slots: tuple[str, ...] | None) -> Reply:
-    known = error if isinstance(error, GuardError) else _fault("the engine", error)
-    return failed(known) if slots is None else unscored(known)
-
-
-def _fault(what: str, error: Exception) -> EngineError:
-    """What an unforeseen error looks like from outside; its text stays in, for it may quote the input."""
-    _log.warning("%s failed: %s", what, type(error).__name__)
-    _log.debug("%s failed", what, exc_info=error)
-    return EngineError(f"{what} failed ({type(error).__name__}); try again, the debug log has the details")
 
 
 @contextmanager
@@ -307,25 +266,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-class _Finished(Exception):  # noqa: N818
-    """Carries the verdict out; `StopIteration` may not cross a future."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__()
-        self.verdict = verdict
-
-
-def _watched(call: Call, watch: Watch | None) -> Call:
-    return replace(call, request=replace(call.request, watch=watch)) if watch and isinstance(call, Generate) else call
-
-
-def _advance(judging: Judging, reply: Reply | None) -> Call:
-    try:
-        return next(judging) if reply is None else judging.send(reply)
-    except StopIteration as stop:
-        raise _Finished(stop.value) from None
 
 
 def as_exchange(item: Item) -> Exchange:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.intake import take_in
-from guardreasoner_vl.policy import Call, Judging, Policy, Reply, counted, generated, question, scored
-from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, Reason, parse_verdict
+from guardreasoner_vl.policy import Call, Count, Judging, Policy, Reply, counted, generated, question, scored
+from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, QuoteFilter, Reason, parse_verdict
 from guardreasoner_vl.types import Exchange, Judgement, Label, ModelInfo, Usage, Verdict, VerdictError
 from guardreasoner_vl.windows import windows, worst_of
 
@@ -120,7 +121,10 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
         harm_probability(logprobs, scale.temperature) if logprobs and label is not Label.NOT_APPLICABLE else None
         for logprobs, label, scale in zip(found, labels, policy.scales("slow"), strict=True)
     ]
-    return _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
+    verdict = _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
+    quotes = QuoteFilter(request.messages, bool(request.pictures))
+    shown = quotes.whole(verdict.reasoning or "") or None
+    return verdict.model_copy(update={"reasoning": shown, "unsupported_quotes": quotes.dropped})
 
 
 def _can_grow(request: EngineRequest, policy: Policy) -> Generator[Call, Reply, bool]:
@@ -179,13 +183,38 @@ def _verdict(
 
 
 def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
-    """Judge overlapping pieces of a too long exchange; the worst verdict wins."""
+    """Judge overlapping pieces of a too long exchange; the worst verdict wins.
+
+    It ends as soon as one side is harmful and each piece of the other one was judged, or is harmful too: no window that
+    is left can make another side harmful. Scores are then those of the windows that were judged.
+    """
     try:
-        pieces = yield from windows(exchange, policy)
+        prompts, responses = yield from windows(exchange, policy)
     except InputError as error:
         return error_verdict(error, policy, model)
+    if len(prompts) * len(responses) == 1:
+        return (yield from _judge_one(exchange, policy, model))
     verdicts: list[Verdict] = []
-    for piece in pieces:
-        verdict = yield from _judge_one(piece, policy, model)
+    harmful, judged = set[str](), set[tuple[str, int]]()
+    for (asked, prompt), (answered, response) in product(enumerate(prompts), enumerate(responses)):
+        places = (("request", asked), ("response", answered))
+        if harmful and all(side in harmful or (side, number) in judged for side, number in places):
+            continue
+        verdict = yield from _as_window(_judge_one(replace(exchange, prompt=prompt, response=response), policy, model))
         verdicts.append(verdict)
+        if verdict.error is None:
+            judged.update(places)
+            harmful.update(side for side, _ in places if getattr(verdict, side).label is Label.HARMFUL)
     return worst_of(verdicts)
+
+
+def _as_window(judging: Judging) -> Judging:
+    """The same, its calls marked as a window's."""
+    reply: Reply | None = None
+    while True:
+        try:
+            call = next(judging) if reply is None else judging.send(reply)
+        except StopIteration as stop:
+            verdict: Verdict = stop.value
+            return verdict
+        reply = yield call if isinstance(call, Count) else replace(call, is_window=True)

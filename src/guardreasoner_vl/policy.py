@@ -17,6 +17,10 @@ Action = Literal["allow", "block"]
 DOUBT = (0.1, 0.9)
 """Scores that `hybrid` mode reasons about if nothing else was measured."""
 
+MAX_WINDOWS = 128
+"""Windows of one exchange if nothing else is set. With the embedded guard they hold 200,000 characters of English and
+take 40 s in slow mode on 2 cores; a service's 120 s suffice while a round of all under way takes below 0.9 s."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -25,7 +29,7 @@ class Policy:
     `thresholds`: from which score on the request and the response are harmful; None leaves it to the calibration's
     `preset`, and without one to the label. `calibration` also scales the scores and gives `hybrid` its band.
     `band`: in `hybrid` mode, scores inside it are reasoned about. `long_input`: refuse what does not fit, or
-    judge overlapping windows and let the worst verdict win.
+    judge overlapping windows, at most `max_windows` of them, and let the worst verdict win.
     """
 
     mode: Mode = "slow"
@@ -38,6 +42,7 @@ class Policy:
     retry_new_tokens: int = 4096
     long_input: Literal["refuse", "windows"] = "refuse"
     window_overlap: float = 0.2
+    max_windows: int = MAX_WINDOWS
     images: ImageLimits = field(default_factory=ImageLimits)
     pixels: PixelBudget | None = None
 
@@ -58,6 +63,8 @@ class Policy:
             raise InputError("the band is two probabilities, the lower one first")
         if not 0 <= self.window_overlap < 1:
             raise InputError("window_overlap is a share of a window: give a number from 0 to below 1")
+        if self.max_windows < 1:
+            raise InputError("max_windows is a number of windows: give at least 1")
         check_preset(self.preset)
 
     def as_json(self) -> dict[str, Any]:
@@ -87,17 +94,19 @@ class Policy:
 
 @dataclass(frozen=True)
 class Generate:
-    """Please generate an answer."""
+    """Please generate an answer. `is_window` marks one of many calls about one exchange, which can wait for others."""
 
     request: EngineRequest
+    is_window: bool = False
 
 
 @dataclass(frozen=True)
 class Score:
-    """Please compare the label words in these slots."""
+    """Please compare the label words in these slots; `is_window` as in `Generate`."""
 
     request: EngineRequest
     slots: tuple[str, ...]
+    is_window: bool = False
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,8 @@ class Verdict(Frozen):
     """The guard's answer about one exchange.
 
     `flagged` is true if the request or the response is harmful and null on error; `action` is what the
-    caller should do, which on error follows the `on_error` policy.
+    caller should do, which on error follows the `on_error` policy. `unsupported_quotes` counts what `reasoning` quoted
+    and the input does not hold: `[\u2026]` stands there instead.
     """
 
     request: Judgement
@@ -293,6 +294,7 @@ class Verdict(Frozen):
     flagged: bool | None
     action: Literal["allow", "block"]
     reasoning: str | None = None
+    unsupported_quotes: int = Field(default=0, ge=0)
     mode: Mode
     error: VerdictError | None = None
     model: ModelInfo

@@ -52,6 +52,12 @@ def test_tokens_are_rows_times_the_longest() -> None:
     assert places(list(batches(jobs_of([prompt(50), prompt(4)]), 32, 20))) == [[0], [1]]
 
 
+def test_a_prompt_many_times_as_long_as_the_next_one_is_a_batch_of_its_own() -> None:
+    one, two, three, four = prompt(400), prompt(101), prompt(99), prompt(30)
+    assert places(list(batches(jobs_of([four, three, two, one]), 32, 10_000))) == [[3, 2], [1, 0]]
+    assert places(list(batches(jobs_of([one, four, one, four]), 32, 10_000))) == [[0, 2], [1, 3]]
+
+
 def test_other_settings_never_share_a_batch() -> None:
     one = prompt(5)
     small = PixelBudget(28 * 28, 56 * 56)

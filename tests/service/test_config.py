@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.service.backend import backend_of
 from guardreasoner_vl.service.config import as_plain, is_loopback, load_config
 
 if TYPE_CHECKING:
@@ -47,6 +48,16 @@ def test_several_guards(tmp_path: Path) -> None:
     made = load_config(path)
     assert made.guards["big"].is_remote
     assert made.guards["big"].policy.thresholds == (0.7, None)
+
+
+def test_the_most_windows_reach_every_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARDREASONER_LIMITS__WINDOWS", "9")
+    made = load_config(guards={"default": {}, "big": {"base_url": "http://localhost:1/v1"}})
+    for section in made.guards.values():
+        backend = backend_of(section, made.limits.together, lambda: None, made.limits.windows)
+        assert (backend.policy.long_input, backend.policy.max_windows) == ("windows", 9)
+    with pytest.raises(InputError, match=r"limits\.windows"):
+        load_config(limits={"windows": 0})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "guard.example", ""])

@@ -50,6 +50,15 @@ async def test_a_verdict() -> None:
     assert outcomes == [1, 1, 1]
 
 
+async def test_quotes_that_the_input_does_not_hold_are_counted_once() -> None:
+    made = desk(ScriptedBackend(reasoning='It says "hello", "mild words" and "kites".'), cache={"entries": 9})
+    assert counted(made, "guardreasoner_unsupported_quotes_total", guard="default") == 0
+    for _ in range(2):
+        verdict = await made.judge(Exchange("Hello."), ID)
+        assert (verdict.reasoning, verdict.unsupported_quotes) == ('It says "hello", [\u2026] and [\u2026].', 2)
+    assert counted(made, "guardreasoner_unsupported_quotes_total", guard="default") == 2
+
+
 async def test_a_full_queue_refuses_and_a_place_becomes_free() -> None:
     made = desk(ScriptedBackend(pause=0.05), limits={"queue": 2, "retry_after": 7})
     running = [asyncio.create_task(made.judge(Exchange(f"Loaf {number}?"), ID)) for number in range(2)]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 KEY = "a-key-of-some-length"
 PNG = picture(56, 56).png
-EVIL = "<img src=x onerror=\"alert('reasoning')\"><script>alert('reasoning')</script>"
+EVIL = "<img src=x onerror=alert(/reasoning/)><script>alert(/reasoning/)</script>"
 SOURCES = {
     name: (files("guardreasoner_vl.service") / "page" / name).read_text()
     for name in ("page.html", "page.css", "page.js")

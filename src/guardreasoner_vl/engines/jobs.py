@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import EngineRequest
     from guardreasoner_vl.engines.qwen import Encoded
 
+_UNLIKE = 4
+"""A prompt that is padded to more than this many times its length costs more than a batch of its own (measured: one
+window of 500 tokens beside 16 prompts of 30 to 150 takes 2.2 s in one batch and 0.8 s in two)."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -38,8 +42,8 @@ def same_prompts(jobs: Sequence[Job]) -> list[list[Job]]:
 def batches(jobs: Sequence[Job], max_rows: int, max_tokens: int) -> Iterator[list[Job]]:
     """Batches of at most `max_rows` rows, and `max_tokens` for rows times longest prompt.
 
-    Prompts of like length come together, longest first, so that a batch pads little. Equal prompts stay in one
-    batch if they fit in one.
+    Prompts of like length come together, longest first, and none with one more than `_UNLIKE` times as long, so that a
+    batch pads little. Equal prompts stay in one batch if they fit in one.
     """
     groups: dict[Hashable, dict[int, list[Job]]] = {}
     for job in jobs:
@@ -51,7 +55,8 @@ def batches(jobs: Sequence[Job], max_rows: int, max_tokens: int) -> Iterator[lis
         for run in sorted(runs.values(), key=lambda run: -len(run[0].prompt.ids)):
             most = max(1, min(max_rows, max_tokens // len(run[0].prompt.ids)))
             for piece in (run[at : at + most] for at in range(0, len(run), most)):
-                if batch and len(batch) + len(piece) > limit:
+                unlike = batch and _UNLIKE * len(run[0].prompt.ids) < len(batch[0].prompt.ids)
+                if batch and (unlike or len(batch) + len(piece) > limit):
                     yield batch
                     batch = []
                 if not batch:

@@ -21,6 +21,7 @@ from guardreasoner_vl.protocol.modes import (
     training_target,
 )
 from guardreasoner_vl.protocol.neutralise import neutralise
+from guardreasoner_vl.protocol.quotes import QuoteFilter
 
 __all__ = [
     "CANDIDATES",
@@ -33,6 +34,7 @@ __all__ = [
     "RESPONSE_FIELD",
     "Message",
     "ParsedAnswer",
+    "QuoteFilter",
     "Reason",
     "Span",
     "TargetLabel",

@@ -71,7 +71,7 @@ def create_app(
     """
     metrics = Metrics(backends or config.guards)
     guards = backends or {
-        name: backend_of(section, config.limits.together, metrics.engine_restarted)
+        name: backend_of(section, config.limits.together, metrics.engine_restarted, config.limits.windows)
         for name, section in config.guards.items()
     }
     callers = Callers(config)

@@ -179,7 +179,7 @@ def _picture(source: ImageSource) -> str | None:
         return source.digest
     if isinstance(source, str) and source[:5].lower() == "data:":
         head, _, payload = source.partition(",")
-        source = source.encode("utf-8", "surrogatepass")
+        source = source.encode()
         if head.rstrip().lower().endswith(";base64"):
             with suppress(ValueError):
                 source = base64.b64decode(payload, validate=True)

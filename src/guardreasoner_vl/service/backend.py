@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from guardreasoner_vl.guard import Asked, Guard
+from guardreasoner_vl.policy import MAX_WINDOWS
 from guardreasoner_vl.service.process import EngineProcess
 from guardreasoner_vl.service.worker import Opening
 
@@ -43,8 +45,10 @@ class Backend(Protocol):
 class OwnProcess:
     """A model on this machine."""
 
-    def __init__(self, section: GuardSection, together: int, restarted: Callable[[], None]) -> None:
-        self.policy = section.policy
+    def __init__(
+        self, section: GuardSection, together: int, restarted: Callable[[], None], windows: int = MAX_WINDOWS
+    ) -> None:
+        self.policy = replace(section.policy, max_windows=windows)
         opening = Opening(section.model, section.revision, self.policy, {"engine": "transformers"})
         self._process = EngineProcess(opening, together, restarted)
         self._model: ModelInfo | None = None
@@ -76,8 +80,8 @@ class OwnProcess:
 class OtherServer:
     """A model behind an OpenAI-compatible server, such as vLLM, which batches by itself."""
 
-    def __init__(self, section: GuardSection, together: int) -> None:
-        self.policy = section.policy
+    def __init__(self, section: GuardSection, together: int, windows: int = MAX_WINDOWS) -> None:
+        self.policy = replace(section.policy, max_windows=windows)
         self._section, self._together = section, together
         self._guard: Guard | None = None
 
@@ -130,6 +134,10 @@ class _OnThisLoop:
         return self._watch.called_off
 
 
-def backend_of(section: GuardSection, together: int, restarted: Callable[[], None]) -> Backend:
-    """The guard that a section asks for, not started yet."""
-    return OtherServer(section, together) if section.is_remote else OwnProcess(section, together, restarted)
+def backend_of(
+    section: GuardSection, together: int, restarted: Callable[[], None], windows: int = MAX_WINDOWS
+) -> Backend:
+    """The guard that a section asks for, not started yet; `together` and `windows` as in `config.Limits`."""
+    if section.is_remote:
+        return OtherServer(section, together, windows)
+    return OwnProcess(section, together, restarted, windows)

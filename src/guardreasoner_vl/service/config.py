@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from guardreasoner_vl.calibration import Preset, read_calibration
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.policy import MAX_WINDOWS, Policy
 from guardreasoner_vl.recipe.unknown import first_problem, known_keys
 from guardreasoner_vl.service.audit import AuditSettings
 from guardreasoner_vl.service.fetch import RemoteImages
@@ -118,6 +118,7 @@ class StageSection(Frozen):
 class Limits(Frozen):
     """`queue`: exchanges accepted and not answered, for each guard; `together`: those that a model is given at once.
 
+    `windows` is how many windows a too long exchange is judged in at most; one that needs more is an error.
     `seconds` is how long one verdict may take, `body_seconds` how long a request may take to arrive. After SIGTERM the
     service says for `leave_seconds` that it is not ready, still taking requests; then it answers what it has accepted,
     for `drain_seconds` at most. Readiness asks an idle guard again if its last verdict is older than `ready_seconds`.
@@ -127,6 +128,7 @@ class Limits(Frozen):
     body_seconds: float = Field(default=30.0, gt=0)
     queue: int = Field(default=256, ge=1)
     together: int = Field(default=128, ge=1)
+    windows: int = Field(default=MAX_WINDOWS, ge=1)
     seconds: float = Field(default=120.0, gt=0)
     retry_after: int = Field(default=2, ge=1)
     leave_seconds: float = Field(default=5.0, ge=0)

@@ -204,6 +204,8 @@ class Desk:
         outcome = "error" if raw.error else raw.action if raw.action == verdict.action else "would_block"
         tokens = 0 if cached else raw.usage.completion_tokens
         self._metrics.verdict(guard, _latest(stages), outcome, seconds, tokens, origin.caller)
+        if not cached:
+            self._metrics.unsupported_quotes(guard, raw.unsupported_quotes)
 
     async def _written(
         self,

@@ -74,6 +74,9 @@ class Metrics:
         self._verdicts = counter("verdicts_total", "Verdicts given.", (*stage, "outcome"))
         self._verdict_seconds = histogram("verdict_seconds", "Seconds from taken to judged.", stage, _VERDICT_SECONDS)
         self._tokens = counter("completion_tokens_total", "Tokens that the guards wrote.", stage)
+        self._quotes = counter(
+            "unsupported_quotes_total", "Quotes in reasoning that the input does not hold; taken out.", ("guard",)
+        )
         self._let_through = counter("let_through_total", "Let through without a verdict, as the operator chose.", stage)
         self._refused = counter("refused_total", "Requests that were not judged.", ("reason",))
         self._callers_verdicts = counter("caller_verdicts_total", "Verdicts given to a caller.", ("caller", "outcome"))
@@ -95,6 +98,7 @@ class Metrics:
         for reason in REASONS:  # a series that begins at 1 shows no increase to an alarm
             self._refused.labels(reason)
         for guard in self._guards:
+            self._quotes.labels(guard)
             for place in STAGES:
                 self._let_through.labels(guard, place)
 
@@ -120,6 +124,10 @@ class Metrics:
         kind = f"{status // 100}xx" if 100 <= status < 600 else OTHER
         self._requests.labels(known, _known(method, METHODS, "OTHER"), kind).inc()
         self._request_seconds.labels(known).observe(_amount(seconds))
+
+    def unsupported_quotes(self, guard: str, count: int) -> None:
+        """Quotes that were taken out of a verdict's reasoning."""
+        self._quotes.labels(_known(guard, self._guards)).inc(_amount(count))
 
     def let_through(self, guard: str, stage: str) -> None:
         """An exchange passed without a verdict, as the operator chose."""

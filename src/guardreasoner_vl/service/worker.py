@@ -1,7 +1,8 @@
 """The engine's own process: exchanges come in through a pipe, verdicts and pieces of reasoning go out.
 
-All that waits is judged together (`Guard.moderate_each`), so that concurrent requests share the model's batches. A
-crash, or a kill, takes nothing with it but the exchanges at hand (`service.process`).
+All that waits is judged together (`Guard.moderate_from`), so that concurrent requests share the model's batches, and
+what arrives joins between two of them. A crash, or a kill, takes nothing with it but the exchanges at hand
+(`service.process`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import threading
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import GuardError
@@ -19,6 +21,7 @@ from guardreasoner_vl.guard import Asked, Guard
 from guardreasoner_vl.service.logs import configure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
     from guardreasoner_vl.policy import Policy
@@ -94,7 +97,7 @@ class Done:
 
 
 def run(connection: Connection, opening: Opening, most: int) -> None:
-    """Serve jobs until the pipe is closed, at most `most` together."""
+    """Serve jobs until the pipe is closed; at most `most` calls are put to the model together."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)  # the service ends us, once it has answered all
     configure(opening.log_level)
@@ -107,16 +110,19 @@ def run(connection: Connection, opening: Opening, most: int) -> None:
     gc.freeze()
     connection.send(Ready(guard.model, guard.settings))
     inbox = _Inbox(connection)
-    while True:
-        jobs = inbox.take(most)
-        watches = [_PipeWatch(job, connection, inbox) for job in jobs]
-        asked = [Asked(job.exchange, job.mode, watch) for job, watch in zip(jobs, watches, strict=True)]
 
-        def done(place: int, verdict: Verdict, jobs: list[Job] = jobs) -> None:
-            inbox.forget(jobs[place].number)
-            connection.send(Done(jobs[place].number, verdict))
+    def more(under_way: int) -> list[tuple[Asked, Callable[[Verdict], None]]]:
+        jobs = inbox.take(wait=not under_way)
+        return [
+            (Asked(job.exchange, job.mode, _PipeWatch(job, connection, inbox)), partial(done, job.number))
+            for job in jobs
+        ]
 
-        guard.moderate_each(asked, done)
+    def done(number: int, verdict: Verdict) -> None:
+        inbox.forget(number)
+        connection.send(Done(number, verdict))
+
+    guard.moderate_from(more, most)
 
 
 class _Inbox:
@@ -125,23 +131,29 @@ class _Inbox:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._waiting: deque[Job] = deque()
+        self._under_way: set[int] = set()
         self._called_off: set[int] = set()
         self._arrived = threading.Condition()
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
-    def take(self, most: int) -> list[Job]:
-        """All that waits, one job at least."""
+    def take(self, wait: bool) -> list[Job]:
+        """All that waits, one job at least if there is nothing else to do."""
         with self._arrived:
-            while not self._waiting:
+            while wait and not self._waiting:
                 self._arrived.wait()
-            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+            jobs = list(self._waiting)
+            self._waiting.clear()
+            self._under_way.update(job.number for job in jobs)
+            return jobs
 
     def is_called_off(self, number: int) -> bool:
         return number in self._called_off
 
     def forget(self, number: int) -> None:
         """The job is over."""
-        self._called_off.discard(number)
+        with self._arrived:
+            self._under_way.discard(number)
+            self._called_off.discard(number)
 
     def _read(self) -> None:
         while True:
@@ -156,12 +168,10 @@ class _Inbox:
     def _take_in(self, message: Job | CallOff) -> None:
         if isinstance(message, Job):
             self._waiting.append(message)
-            return
-        waiting = next((job for job in self._waiting if job.number == message.number), None)
-        if waiting is None:
+        elif message.number in self._under_way:
             self._called_off.add(message.number)
         else:
-            self._waiting.remove(waiting)
+            self._waiting = deque(job for job in self._waiting if job.number != message.number)
 
 
 class _PipeWatch:

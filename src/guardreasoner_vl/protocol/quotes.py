@@ -1,0 +1,178 @@
+"""Quotes in a guard's reasoning, held against what it was asked: words that stand nowhere there are not shown.
+
+A quote stands between two quotation marks in one paragraph; one that is never closed reaches to the end of its line.
+White space, case, typographic forms, invisible characters and what `neutralise` changes make no difference. A picture
+may hold any words, so nothing is checked where there is one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.protocol.messages import Message
+
+DROPPED = "[\u2026]"
+"""Stands where an unsupported quote stood."""
+
+_DOUBLE = {
+    '"': '"',
+    "\u201c": "\u201d",
+    "\u201d": "\u201d",
+    "\u201e": "\u201c\u201d",
+    "\u00ab": "\u00bb",
+    "\u300c": "\u300d",
+    "\u300e": "\u300f",
+    "\uff02": "\uff02",
+}
+_SINGLE = {"'": "'", "\u2018": "\u2019", "\u201a": "\u2018\u2019", "`": "`"}
+"""Opening marks and what closes them. A single one may be an apostrophe: it encloses words of one line or is none."""
+
+_LONGEST_SINGLE = 300
+"""Characters between single marks at most, so that a lone apostrophe holds little back."""
+
+_CLOSING = {mark: re.compile(f"[{closing}]") for mark, closing in (_DOUBLE | _SINGLE).items()}
+_MARK = re.compile(f"[{''.join(_CLOSING)}]")
+_NOT_AFTER_A_LETTER = {*_SINGLE, '"', "\uff02", "\u201d"}
+"""What stands after a letter or a digit closes, is an apostrophe, or means inches."""
+
+_TAG = r"</?(?:think|result)>"
+_LINE_END = re.compile(rf"\n|{_TAG}")
+_PARAGRAPH_END = re.compile(rf"\n[ \t\r]*(?:\n|#)|{_TAG}")
+_EDGES = " .,;:!?()[]{}*_#\"'-<>\u300c\u300d\u300e\u300f"
+_SAME = str.maketrans(
+    {"|": " "}
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"')
+    | dict.fromkeys("\u2018\u2019\u201a\u201b\u00b4`", "'")
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+    | {"\u2039": "<", "\u203a": ">"}
+)
+_INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+
+
+class QuoteFilter:
+    """Passes reasoning on as it comes and holds each quote back until it is closed and found in the `messages`.
+
+    `pictures` tells whether pictures were shown beside them; `dropped` counts the quotes that were taken out.
+    """
+
+    def __init__(self, messages: Sequence[Message], pictures: bool = False) -> None:
+        self.dropped = 0
+        self._messages, self._unchecked = messages, pictures
+        self._read: str | None = None
+        self._held, self._before = "", ""
+
+    def whole(self, text: str) -> str:
+        """All of the reasoning at once."""
+        return self.add(text) + self.finish()
+
+    def add(self, text: str) -> str:
+        """What of the text so far may be shown now."""
+        if self._unchecked:
+            return text
+        self._held += text
+        return self._passed(last=False)
+
+    def finish(self) -> str:
+        """What was held back; the text has ended."""
+        return self._passed(last=True)
+
+    def _passed(self, last: bool) -> str:
+        shown: list[str] = []
+        at = 0
+        while (mark := self._opening(at, last)) is not None:
+            end, is_quote = self._end(mark, last)
+            if end is None:
+                break
+            shown.append(self._held[at:mark])
+            shown.append(self._checked(self._held[mark:end]) if is_quote else self._held[mark:end])
+            at = end
+        stop = len(self._held) if mark is None else mark
+        shown.append(self._held[at:stop])
+        self._before = self._held[stop - 1 : stop] or self._before
+        self._held = self._held[stop:]
+        return "".join(shown)
+
+    def _opening(self, start: int, last: bool) -> int | None:
+        """Where the next quote may begin: not inside a word, and a single mark not before a space."""
+        for found in _MARK.finditer(self._held, start):
+            at = found.start()
+            before = self._held[at - 1] if at else self._before
+            if found[0] in _NOT_AFTER_A_LETTER and _is_letter(before):
+                continue
+            after = self._held[at + 1 : at + 2]
+            if found[0] in _SINGLE and (after.isspace() or (last and not after)):
+                continue
+            return at
+        return None
+
+    def _end(self, mark: int, last: bool) -> tuple[int | None, bool]:
+        """Where the quote that opens at `mark` ends, None if that is not known yet; and whether it is one at all."""
+        closing = _CLOSING[self._held[mark]]
+        if self._held[mark] in _SINGLE:
+            return self._single_end(mark, closing, last)
+        closed = closing.search(self._held, mark + 1)
+        stop = _PARAGRAPH_END.search(self._held, mark + 1, closed.start() if closed else len(self._held))
+        if closed and not stop:
+            return closed.end(), True
+        if not stop and not last:
+            return None, False
+        line = _LINE_END.search(self._held, mark + 1)
+        return line.start() if line else len(self._held), True
+
+    def _single_end(self, mark: int, closing: re.Pattern[str], last: bool) -> tuple[int | None, bool]:
+        farthest = mark + _LONGEST_SINGLE
+        stop = _LINE_END.search(self._held, mark + 1, farthest)
+        for closed in closing.finditer(self._held, mark + 1, stop.start() if stop else farthest):
+            after = self._held[closed.end() : closed.end() + 1]
+            if not _is_letter(after):
+                return (closed.end(), True) if after or last else (None, False)
+        if stop or last or len(self._held) >= farthest:
+            return mark + 1, False
+        return None, False
+
+    def _checked(self, quote: str) -> str:
+        if self._read is None:
+            self._read = _folded("\n".join(message.text for message in self._messages))
+        if _stands_in(quote, self._read):
+            return quote
+        self.dropped += 1
+        return DROPPED
+
+
+def _stands_in(quote: str, read: str) -> bool:
+    """Whether the quote's words, those between two ellipses in a row, stand in `read` in this order."""
+    at = 0
+    for part in _folded(quote).split("..."):
+        words = part.strip(_EDGES)
+        at = _after(words, read, at) if words else at
+        if at < 0:
+            return False
+    return True
+
+
+def _after(words: str, read: str, start: int) -> int:
+    """The end of the first place where they stand as whole words; -1 if there is none."""
+    at = read.find(words, start)
+    while at >= 0:
+        end = at + len(words)
+        inside = [_is_letter(read[at - 1 : at]) and _is_letter(words[0])]
+        inside += [_is_letter(words[-1]) and _is_letter(read[end : end + 1])]
+        if not any(inside):
+            return end
+        at = read.find(words, at + 1)
+    return -1
+
+
+def _is_letter(character: str) -> bool:
+    """A digit or a letter with case: scripts without case, such as Chinese, also have no spaces between words."""
+    return character.islower() or character.isupper() or character.isdigit()
+
+
+def _folded(text: str) -> str:
+    plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    return " ".join(plain.translate(_SAME).split())
