@@ -187,34 +187,6 @@ async def test_moderations_in_openais_shape() -> None:
     assert other.status_code == 404
 
 
-async def test_litellms_generic_guardrail() -> None:
-    path = "/beta/litellm_basic_guardrail_api"
-    user = {"role": "user", "content": "Hello."}
-    bodies: list[dict[str, Any]] = [
-        {"input_type": "request", "texts": ["Hello."]},
-        {"input_type": "request", "texts": ["Hello.", "BAD"]},
-        {"input_type": "request", "texts": ["BAD"], "structured_messages": [user]},
-        {"input_type": "request", "texts": [], "images": [URL]},
-        {"input_type": "request", "texts": [], "images": ["https://example.org/a.png"], "structured_messages": [user]},
-        {"input_type": "response", "texts": ["BAD"], "structured_messages": [user]},
-        {"input_type": "response", "texts": ["Fine."], "structured_messages": [user], "request_data": {"x": 1}},
-        {"input_type": "request"},
-    ]
-    async with client(app_of()) as http:
-        found = [(await http.post(path, json=body)).json() for body in bodies]
-    assert [one["action"] for one in found] == [
-        "NONE",
-        "BLOCKED",
-        "NONE",
-        "NONE",
-        "BLOCKED",
-        "BLOCKED",
-        "NONE",
-        "BLOCKED",
-    ]
-    assert "response" in found[5]["blocked_reason"]
-
-
 # --- access -------------------------------------------------------------------------------------------
 
 

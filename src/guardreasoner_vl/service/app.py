@@ -23,13 +23,12 @@ from guardreasoner_vl.service.callers import Callers, RefusedError
 from guardreasoner_vl.service.desk import Desk, UnknownGuardError
 from guardreasoner_vl.service.fetch import ImageFetcher
 from guardreasoner_vl.service.growing import growing
+from guardreasoner_vl.service.litellm_wire import LiteLLMRequest, LiteLLMResponse
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.proxy import add_proxy
 from guardreasoner_vl.service.streaming import QueueWatch, told, verdict_event
 from guardreasoner_vl.service.wire import (
     GuardRequest,
-    LiteLLMRequest,
-    LiteLLMResponse,
     ModerationRequest,
     ModerationResponse,
     blocked_reason,
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from guardreasoner_vl.service.backend import Backend
-    from guardreasoner_vl.service.config import ServiceConfig
+    from guardreasoner_vl.service.config import ServiceConfig, Stage
 
 _log = logging.getLogger(__name__)
 _FILES = {
@@ -233,8 +232,9 @@ def _add_shapes(app: FastAPI) -> None:
     async def litellm(
         body: Annotated[LiteLLMRequest, Depends(body_of(LiteLLMRequest))], asking: Asking
     ) -> LiteLLMResponse:
-        """LiteLLM's generic guardrail."""
-        verdict = await asking.verdict(body.exchange(asking.fetch))
+        """LiteLLM's generic guardrail; a body without anything to judge is BLOCKED."""
+        side: Stage | None = "response" if body.input_type == "response" else None
+        verdict = await asking.verdict(body.exchange(asking.fetch), side=side)
         if verdict.action == "allow":
             return LiteLLMResponse(action="NONE")
         return LiteLLMResponse(action="BLOCKED", blocked_reason=blocked_reason(verdict))

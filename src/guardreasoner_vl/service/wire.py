@@ -7,7 +7,7 @@ name that could be a file's is never opened: whoever sends a request may not rea
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -120,36 +120,6 @@ class ModerationResponse(BaseModel):
     results: list[Moderation]
 
 
-class LiteLLMRequest(Body):
-    """What LiteLLM's generic guardrail sends; unknown fields are left alone, for it adds some with each version."""
-
-    input_type: Literal["request", "response"]
-    texts: list[str] | None = None
-    images: list[str] | None = None
-    structured_messages: Messages | None = None
-
-    async def exchange(self, fetch: Fetch) -> Exchange:
-        """`structured_messages` say who said what, `texts` do not. Raises `InputError`."""
-        texts, images = "\n\n".join(self.texts or ()) or None, self.images or []
-        if self.input_type == "request":
-            if self.structured_messages:
-                return await exchange_of(_with_pictures(self.structured_messages, images), fetch)
-            return Exchange(texts, tuple([await picture(url, fetch) for url in images]))
-        asked = self.structured_messages or []
-        if not texts and not images:
-            return await exchange_of(asked, fetch)
-        content: list[dict[str, Any]] = [{"type": "text", "text": texts}] if texts else []
-        content += [{"type": "image_url", "image_url": {"url": url}} for url in images]
-        return await exchange_of([*asked, {"role": "assistant", "content": content}], fetch)
-
-
-class LiteLLMResponse(BaseModel):
-    """LiteLLM takes a missing action for NONE, so there is always one."""
-
-    action: Literal["BLOCKED", "NONE"]
-    blocked_reason: str | None = None
-
-
 async def exchange_of(messages: Sequence[dict[str, Any]], fetch: Fetch) -> Exchange:
     """The exchange of a conversation whose listed addresses were fetched. Raises `InputError`."""
     return Exchange.from_messages(await inlined(messages, fetch))
@@ -167,14 +137,15 @@ async def inlined(messages: Sequence[dict[str, Any]], fetch: Fetch) -> list[dict
 
 
 async def _inlined_part(part: Any, fetch: Fetch) -> Any:
-    url = _url_of(part) if isinstance(part, dict) else None
+    url = url_of(part) if isinstance(part, dict) else None
     if not isinstance(url, str) or url[:5].lower() == "data:":
         return part
     value, data = part["image_url"], data_url(await fetch(url))
     return {**part, "image_url": {**value, "url": data} if isinstance(value, dict) else data}
 
 
-def _url_of(part: Mapping[str, Any]) -> Any:
+def url_of(part: Mapping[str, Any]) -> Any:
+    """The address of a part that is a picture, whatever stands there; None for another part."""
     value = part.get("image_url")
     return value.get("url") if isinstance(value, dict) else value
 
@@ -229,16 +200,6 @@ def blocked_reason(verdict: Verdict) -> str:
         return f"the guard could not judge ({verdict.error.code})"
     sides: dict[str, Judgement] = {"request": verdict.request, "response": verdict.response}
     return "the guard finds harmful: " + ", ".join(name for name, one in sides.items() if one.label == "harmful")
-
-
-def _with_pictures(messages: Sequence[dict[str, Any]], images: Sequence[str]) -> list[dict[str, Any]]:
-    """LiteLLM lists a conversation's pictures a second time; only those that the messages lack are added."""
-    shown = {_url_of(part) for message in messages for part in message.get("content") or () if isinstance(part, dict)}
-    missing = [url for url in images if url not in shown]
-    if not missing:
-        return list(messages)
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in missing]
-    return [*messages, {"role": "user", "content": parts}]
 
 
 def fault(code: str, message: str) -> dict[str, Any]:
