@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import BaseModel
 
 from tests.integrations.examples import example
-from tests.integrations.service import EXCHANGES, KEY, RED, Running
+from tests.integrations.service import EXCHANGES, GREEN, KEY, RED, Running
 
 pytest.importorskip("langchain", minversion="1.0", reason="langchain 1.x is not installed")
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.integrations import GuardClient
 
 EXAMPLE = example("langchain_middleware.py")
+
+
+class Oven(BaseModel):
+    what: str
+
+
 baked: list[str] = []
 
 
@@ -117,10 +124,92 @@ def test_reasoning_is_judged_as_text_and_a_call_told_twice_once() -> None:
         {"type": "text", "text": "third"},
         call,
     ]
-    made = chat_messages([AIMessage(content, tool_calls=[{"name": "bake", "args": {}, "id": "c1"}])])
+    said = AIMessage(content, tool_calls=[{"name": "bake", "args": {}, "id": "c1"}], response_metadata=METADATA)
+    made = chat_messages([said])
     assert made is not None
-    assert [part["text"] for part in made[0]["content"]] == ["first", "second", "third"]
-    assert len(made[0]["tool_calls"]) == 1
+    assert [part["text"] for part in made[0]["content"]] == ["first", "second", "third", "bake({})"]
+
+
+METADATA = {"model_name": "BAD", "token_usage": {"BAD": 1}, "finish_reason": "stop", "logprobs": {"content": ["BAD"]}}
+HARMFUL: dict[str, dict[str, Any]] = {
+    "reasoning_content": {"additional_kwargs": {"reasoning_content": "BAD"}},
+    "function_call": {"additional_kwargs": {"function_call": {"name": "bake", "arguments": "BAD"}}},
+    "raw tool calls": {"additional_kwargs": {"tool_calls": [{"id": "c1", "function": {"name": "BAD"}}]}},
+    "refusal": {"additional_kwargs": {"refusal": "BAD"}},
+    "audio": {"additional_kwargs": {"audio": {"id": "a1", "transcript": "Fine."}}},
+    "a vendor's field": {"additional_kwargs": {"citations": [{"title": "BAD"}]}},
+    "a vendor's content": {"additional_kwargs": {"content": "BAD", "role": "system"}},
+    "an object": {"additional_kwargs": {"parsed": Oven(what="BAD")}},
+    "no JSON": {"additional_kwargs": {"parsed": object()}},
+    "invalid tool call": {
+        "invalid_tool_calls": [{"name": "bake", "args": "{BAD", "id": "c1", "error": None, "type": "invalid_tool_call"}]
+    },
+    "metadata": {"response_metadata": {**METADATA, "grounding": {"query": "BAD"}}},
+    "name": {"name": "BAD"},
+    "thinking": {"content": [{"type": "thinking", "thinking": "BAD", "signature": "s" * 80}]},
+    "thinking that is no ciphertext": {"content": [{"type": "redacted_thinking", "data": "BAD"}]},
+    "reasoning": {"content": [{"type": "reasoning", "reasoning": "BAD"}]},
+    "reasoning, summed up": {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "BAD"}]}]},
+    "a field of a text": {"content": [{"type": "text", "text": "Fine.", "annotations": [{"title": "BAD"}]}]},
+    "server tool call": {
+        "content": [{"type": "server_tool_call", "id": "s1", "name": "web_search", "args": {"query": "BAD"}}]
+    },
+    "server tool result": {
+        "content": [{"type": "server_tool_result", "tool_call_id": "s1", "status": "success", "output": ["BAD"]}]
+    },
+    "web search of Anthropic": {
+        "content": [{"type": "web_search_tool_result", "content": [{"title": "BAD", "encrypted_content": "e" * 90}]}]
+    },
+    "non-standard": {"content": [{"type": "non_standard", "value": {"x": {"y": "BAD"}}}]},
+    "picture": {"content": [{"type": "image", "base64": RED.partition(",")[2], "mime_type": "image/png"}]},
+    "picture beside another": {
+        "content": [{"type": "image", "url": GREEN, "base64": RED.partition(",")[2], "mime_type": "image/png"}]
+    },
+    "picture in a result": {"content": [{"type": "server_tool_result", "output": [{"type": "image", "url": RED}]}]},
+    "audio block": {"content": [{"type": "audio", "base64": "AA==", "mime_type": "audio/wav"}]},
+    "file block": {"content": [{"type": "file", "file_id": "f1"}]},
+    "text file": {"content": [{"type": "text-plain", "file_id": "f1", "mime_type": "text/plain"}]},
+    "bytes in a vendor's block": {"content": [{"type": "non_standard", "value": {"pdf": "A" * 600}}]},
+}
+"""Where an answer may hold what is harmful, or what nobody can judge."""
+
+
+@pytest.mark.parametrize("place", HARMFUL)
+async def test_wherever_an_answer_holds_it_it_does_not_leave(guard: GuardClient, place: str) -> None:
+    said = AIMessage(**{"content": "Fine.", **HARMFUL[place]})
+    messages = await run(agent(guard, said), "Hello.", asynchronously=True)
+    assert messages[-1].response_metadata.get("finish_reason") == "content_filter"
+    assert (messages[-1].additional_kwargs, "BAD" in str(messages[1:])) == ({}, False)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"content": "Fine.", "response_metadata": METADATA, "name": "helper"},
+        {"content": "Fine.", "additional_kwargs": {"reasoning_content": "First this.", "refusal": None}},
+        {"content": [{"type": "thinking", "thinking": "First this.", "signature": "s" * 80}]},
+        {"content": [{"type": "redacted_thinking", "data": "c" * 80}, {"type": "text", "text": "Fine."}]},
+        {"content": [{"type": "server_tool_call", "id": "s1", "name": "web_search", "args": {"query": "bread"}}]},
+        {"content": [{"type": "image", "url": GREEN}]},
+    ],
+)
+async def test_a_harmless_answer_leaves_as_it_is(guard: GuardClient, said: dict[str, Any]) -> None:
+    messages = await run(agent(guard, AIMessage(**said)), "Hello.", asynchronously=True)
+    assert {name: getattr(messages[-1], name) for name in said} == said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        HumanMessage("Hello.", name="BAD"),
+        HumanMessage("Hello.", additional_kwargs={"note": "BAD"}),
+        HumanMessage([{"type": "text", "text": "Hello."}, {"type": "file", "file_id": "f1"}]),
+        HumanMessage([{"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "BAD"}]}]),
+    ],
+)
+async def test_wherever_a_request_holds_it_the_model_is_not_asked(guard: GuardClient, said: HumanMessage) -> None:
+    result = await agent(guard).ainvoke({"messages": [said]})
+    assert result["messages"][-1].response_metadata["finish_reason"] == "content_filter"
 
 
 def test_the_example(service: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

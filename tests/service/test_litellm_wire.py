@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -161,9 +162,34 @@ async def test_other_shapes_are_refused(body: dict[str, Any]) -> None:
     assert answer.status_code == 422
 
 
-@pytest.mark.parametrize("content", [7, True, {"a": 1}, ["text"], [None], [[]]])
-async def test_content_of_no_known_form_is_blocked(content: Any) -> None:
-    messages = [HELLO, {"role": "user", "content": content}]
-    for input_type in ("request", "response"):
-        body = {"input_type": input_type, "texts": ["Fine."], "images": [URL], "structured_messages": messages}
-        assert await action(body) == "BLOCKED"
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({"a": "BAD"}, ["BAD"], [["BAD"]], [{"type": "thinking", "thinking": "BAD"}], [{"type": "new", "x": ["BAD"]}]),
+        *([{"type": "input_audio", "input_audio": {}}], [{"type": "file", "file": {"file_id": "f1"}}]),
+        *([{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}],),
+        json.loads("[" * 70 + '"Fine."' + "]" * 70),
+    ],
+)
+@pytest.mark.parametrize("input_type", ["request", "response"])
+async def test_content_of_any_form_is_judged_or_blocked(content: Any, input_type: str) -> None:
+    said = {"role": "user" if input_type == "request" else "assistant", "content": content}
+    body = {"texts": ["Fine."], "images": [URL], "structured_messages": [HELLO, said]}
+    assert await action({"input_type": input_type, **body}) == "BLOCKED"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"reasoning_content": "BAD"}, {"reasoning": "BAD"}, {"refusal": "BAD"}, {"function_call": {"name": "BAD"}}),
+        *(
+            {"thinking_blocks": [{"type": "thinking", "thinking": "BAD", "signature": "s" * 80}]},
+            {"audio": {"id": "a"}},
+        ),
+        *({"provider_specific_fields": {"citations": [{"title": "BAD"}]}}, {"tool_calls": "BAD"}, {"name": "BAD"}),
+    ],
+)
+async def test_every_field_of_an_assistants_message_is_judged_or_blocked(field: dict[str, Any]) -> None:
+    body = {"structured_messages": [HELLO, {**FINE, **field}]}
+    assert await action({"input_type": "request", **body}) == "BLOCKED"
+    assert await action({"input_type": "response", **body}) == "BLOCKED"

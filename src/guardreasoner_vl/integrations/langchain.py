@@ -10,9 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from langchain.agents.middleware import AgentMiddleware, hook_config
-from langchain_core.messages import AIMessage, AnyMessage, convert_to_openai_messages
+from langchain_core.messages import AIMessage, AnyMessage
+from pydantic import TypeAdapter
 
+from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.integrations.client import GuardClient, blocked_reason, unjudged
+from guardreasoner_vl.service.parts import messages_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +26,17 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Verdict
 
 _UNREADABLE = unjudged("unreadable", "a message is in no form that can be judged: use text and pictures")
+_ROLES = {"human": "user", "ai": "assistant"}
+_VENDORS = ("reasoning_content", "reasoning", "function_call", "refusal", "images", "audio")
+_UNSAID = ("type", "id", "tool_call_id", "usage_metadata", "example", "artifact", "status", "chunk_position")
+"""What goes to no model and comes from none; `artifact` is what a tool keeps for the application."""
+_METADATA = (
+    *("token_usage", "usage", "model", "model_name", "model_provider", "system_fingerprint", "finish_reason"),
+    *("stop_reason", "stop_sequence", "id", "logprobs", "service_tier", "created", "created_at", "object", "status"),
+    *("guard", "safety_ratings", "prompt_feedback", "done", "done_reason", "total_duration", "load_duration"),
+    *("prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration", "ResponseMetadata", "metrics"),
+)
+"""What vendors say about an answer, and the guard's own verdict. Anything else may be of the answer itself."""
 
 
 class GuardReasonerMiddleware(AgentMiddleware):
@@ -67,25 +81,22 @@ def _decided(verdict: Verdict, replaced: str | None) -> dict[str, Any] | None:
 
 
 def chat_messages(messages: Sequence[AnyMessage]) -> list[dict[str, Any]] | None:
-    """In OpenAI's shape; None for what LangChain cannot bring into it."""
+    """The messages as the guard judges them, all that they hold; None for what cannot be judged."""
     try:
-        made: list[dict[str, Any]] = convert_to_openai_messages(messages)
-        for message in made:
-            if isinstance(message["content"], list):
-                message["content"] = [_judged_part(part) for part in message["content"] if not _is_told_twice(part)]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return messages_of([_message(message) for message in messages if message.type != "remove"])
+    except (InputError, ValueError, TypeError):
         return None
-    return made
 
 
-def _is_told_twice(part: dict[str, Any]) -> bool:
-    """The Responses API puts a call among the content too; it stands in `tool_calls` already."""
-    return part.get("type") == "function_call"
-
-
-def _judged_part(part: dict[str, Any]) -> dict[str, Any]:
-    """Reasoning that is shown counts as text; what is unknown stays, for the service to refuse."""
-    if part.get("type") not in ("thinking", "reasoning"):
-        return part
-    summary = "\n".join(one["text"] for one in part.get("summary") or ())
-    return {"type": "text", "text": part.get("thinking") or part.get("reasoning") or summary}
+def _message(message: AnyMessage) -> dict[str, Any]:
+    """In OpenAI's shape, with all that LangChain has beside it."""
+    held = TypeAdapter(Any).dump_python(dict(message), mode="json")
+    vendors, metadata = held.pop("additional_kwargs"), held.pop("response_metadata")
+    return {
+        **{name: value for name, value in held.items() if name not in _UNSAID},
+        "role": _ROLES.get(held["type"], held.get("role") or held["type"]),
+        **{name: vendors.pop(name) for name in _VENDORS if name in vendors},
+        "tool_calls": [*(held.get("tool_calls") or ()), *(vendors.pop("tool_calls", None) or ())],
+        "additional_kwargs": vendors,
+        "response_metadata": {name: value for name, value in metadata.items() if name not in _METADATA},
+    }

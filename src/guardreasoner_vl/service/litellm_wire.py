@@ -13,16 +13,17 @@ from pydantic import BaseModel, model_validator
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.service.bodies import Body
+from guardreasoner_vl.service.parts import called_parts, messages_of, parts_of, texts_of
 from guardreasoner_vl.service.wire import Messages, exchange_of, url_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from guardreasoner_vl.service.parts import Part
     from guardreasoner_vl.service.wire import Fetch
     from guardreasoner_vl.types import Exchange
 
 InputType = Literal["request", "response"]
-_OPERATORS = ("system", "developer")
 
 
 class LiteLLMRequest(Body):
@@ -36,8 +37,8 @@ class LiteLLMRequest(Body):
 
     @model_validator(mode="after")
     def _pictures_have_addresses(self) -> Self:
-        for part in _parts(self.structured_messages or ()):
-            if "image_url" in part and not isinstance(url_of(part), str):
+        for part in _pictures(self.structured_messages or ()):
+            if not isinstance(url_of(part), str):
                 raise ValueError("structured_messages: the url of a picture is not a string")
         return self
 
@@ -65,72 +66,41 @@ def united(
 
     Raises `InputError` for a response without an answer: the verdict would be about its request alone.
     """
-    messages = list(messages or ())
-    last = _last_user(messages)
+    operators = [text for message in messages or () for text in _operators_texts(message)]
+    said = messages_of(messages or ())
+    last = max((place for place, message in enumerate(said) if message["role"] == "user"), default=-1)
     # An answer may repeat what its question says, and then it is still to be judged as an answer.
-    holding = messages if input_type == "request" else messages[last + 1 :]
-    strings = list(_strings(holding))
-    urls = {url_of(part) for part in _parts(holding) if isinstance(url_of(part), str)}
-    lacking: list[dict[str, Any]] = [
-        {"type": "text", "text": text} for text in texts or () if not any(text in held for held in strings)
-    ]
-    lacking += [{"type": "image_url", "image_url": {"url": url}} for url in images or () if url not in urls]
-    held_calls = [_named(call) for message in holding for call in _calls_of(message)]
-    calls = [_function(call) for call in tool_calls or () if _named(call) not in held_calls]
+    holding = said if input_type == "request" else said[last + 1 :]
+    held = [part for message in holding for part in message["content"]]
+    known = [*texts_of(held), *(operators if input_type == "request" else ())]
+
+    def lacking(parts: Iterable[Part]) -> list[Part]:
+        return [part for part in parts if part not in held and not _is_text_in(part, known)]
+
+    shown = lacking(parts_of([*(texts or ()), *({"type": "image", "url": url} for url in images or ())]))
+    calls = lacking(part for call in tool_calls or () for part in called_parts(call))
     if input_type == "response":
-        if lacking or calls:
-            return [*messages, {"role": "assistant", "content": lacking, "tool_calls": calls}]
-        if not (strings or urls or held_calls):
+        if not (held or shown or calls):
             raise InputError("there is no answer to judge: send texts, images, tool_calls or an assistant's message")
-        return messages
-    if lacking:
+        return [*said, {"role": "assistant", "content": [*shown, *calls]}]
+    if shown:
         # Not at the end: after an assistant's words it would begin a new turn, and theirs were not judged any more.
-        messages.insert(last + 1, {"role": "user", "content": lacking})
-    return [*messages, {"role": "assistant", "tool_calls": calls}] if calls else messages
+        said.insert(last + 1, {"role": "user", "content": shown})
+    return [*said, {"role": "assistant", "content": calls}] if calls else said
 
 
-def _last_user(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Where the last message of the user stands; -1 if there is none."""
-    return max((place for place, message in enumerate(messages) if message.get("role") == "user"), default=-1)
+def _is_text_in(part: Part, known: Sequence[str]) -> bool:
+    return part["type"] == "text" and any(part["text"] in text for text in known)
 
 
-def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _operators_texts(message: Mapping[str, Any]) -> list[str]:
+    """Texts of a system message, which LiteLLM lists among `texts` too."""
+    return texts_of(parts_of(message.get("content"))) if message.get("role") in ("system", "developer") else []
+
+
+def _pictures(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for message in messages:
         content = message.get("content")
         for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict):
+            if isinstance(part, dict) and "image_url" in part:
                 yield part
-
-
-def _strings(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The texts of all messages, the operator's too: those are in `texts` as well, and are not to be judged."""
-    for message in messages:
-        if isinstance(message.get("content"), str):
-            yield message["content"]
-    for part in _parts(messages):
-        for name in ("text", "refusal"):
-            if isinstance(part.get(name), str):
-                yield part[name]
-
-
-def _calls_of(message: Mapping[str, Any]) -> list[Any]:
-    calls = message.get("tool_calls")
-    return calls if isinstance(calls, list) and message.get("role") not in _OPERATORS else []
-
-
-def _named(call: Any) -> Any:
-    """What a call says, to compare it with another."""
-    function = call.get("function") or call.get("custom") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
-        return call
-    return function.get("name"), function.get("arguments") or function.get("input")
-
-
-def _function(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The call with what a piece of a stream lacks left out: null stands for a name that came before."""
-    kinds = {kind: call[kind] for kind in ("function", "custom") if isinstance(call.get(kind), dict)}
-    if not kinds:
-        return dict(call)
-    return {
-        kind: {name: value for name, value in called.items() if value is not None} for kind, called in kinds.items()
-    }

@@ -1,0 +1,302 @@
+"""Messages of any vendor's shape as chat messages that a guard can judge: texts and pictures, nothing else.
+
+OpenAI's chat messages and Responses items, Anthropic's blocks and LangChain's are read alike. What has no form of its
+own here (reasoning, citations, calls and results of built-in tools, a vendor's own fields) is judged as JSON. Left out
+are ids, caching marks, token log-probabilities, and ciphertext that only its vendor can read. What neither text nor
+picture can show (audio, video, files, references) raises `UnseenError`: it is refused, never passed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Part = dict[str, Any]
+_TEXTS = {
+    **dict.fromkeys(("text", "input_text", "output_text", "summary_text", "reasoning_text", "text-plain"), "text"),
+    "refusal": "refusal",
+    "thinking": "thinking",
+    "reasoning": "reasoning",
+}
+"""By the type of a block: where its text stands."""
+
+_PICTURES = ("image", "image_url", "input_image", "output_image", "computer_screenshot")
+_CALLS = ("tool_use", "function_call", "custom_tool_call", "tool_call", "invalid_tool_call", "tool_call_chunk")
+_CONTAINERS = ("message", "reasoning", "tool_result", "document", "search_result")
+_UNSEEN = (
+    *("audio", "input_audio", "output_audio", "video", "video_url", "input_video", "file", "input_file", "media"),
+    *("container_upload", "item_reference"),
+)
+_OPAQUE = ("signature", "thought_signature", "thoughtSignature", "encrypted_content", "encrypted_index")
+_UNSAID = ("cache_control", "logprobs", "top_logprobs", "obfuscation")
+_IDS = ("id", "call_id", "tool_use_id", "tool_call_id", "item_id", "index", "status")
+_NOTHING: tuple[Any, ...] = (None, "", {}, [])
+_ID = re.compile(r"[\w.:|/+=-]{1,256}", re.ASCII)
+_CIPHERTEXT = re.compile(r"[A-Za-z0-9+/_=.-]{64,}")
+_MEDIA = re.compile(r"data:(?!image/).*|[A-Za-z0-9+/_\r\n-]{512,}={0,2}\s*", re.DOTALL)
+"""Bytes written as text; words have spaces between them."""
+_DEEPEST = 64
+
+
+class UnseenError(InputError):
+    """Content that a guard of texts and pictures cannot see."""
+
+    code = "unreadable"
+
+
+def parts_of(value: Any, known: Iterable[str] = ()) -> list[Part]:
+    """What a text, a block or a list of them shows, as `text` and `image_url` parts.
+
+    Strings that are held in `known` are judged already and left out where they are not a block's own text. Raises
+    `UnseenError`.
+    """
+    _check_depth(value)
+    return _parts(value, tuple(known))
+
+
+def _parts(value: Any, known: tuple[str, ...] = ()) -> list[Part]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [_text(value)] if value else []
+    if isinstance(value, (list, tuple)):
+        return [part for block in value for part in _parts(block, known)]
+    if not isinstance(value, dict):
+        return _as_json(value, known)
+    return _block(value, known)
+
+
+def _block(value: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
+    kind = value.get("type")
+    _check_seen(value)
+    if kind in _PICTURES:
+        return _pictures(value)
+    if kind in _CALLS:
+        return called_parts(value)
+    if kind == "image_generation_call" and isinstance(value.get("result"), str):
+        return [*_pictures({"data": value["result"]}), *_beside(value, ("result",), known)]
+    if kind == "redacted_thinking":
+        return _as_json(_open({"encrypted_content": value.get("data")}), known)
+    field = _TEXTS.get(kind) if isinstance(kind, str) else None
+    if field is not None and isinstance(value.get(field), str):
+        return [*_parts(value[field]), *_beside(value, (field,), (*known, value[field]))]
+    if isinstance(kind, str) and (kind in _CONTAINERS or kind.endswith("_call_output")):
+        return _container(value, known)
+    if kind == "text-plain":
+        raise UnseenError("a text file cannot be judged: send its text")
+    return _as_json(value, known)
+
+
+def messages_of(given: Any) -> list[dict[str, Any]]:
+    """Chat messages out of a text, messages or items; those of tools come as such. Raises `UnseenError`.
+
+    A message may hold results of tools beside a user's words, as Anthropic's do. They follow the words, so that both
+    belong to the turn that is judged.
+    """
+    _check_depth(given)
+    if isinstance(given, str):
+        return [_message("user", _parts(given))]
+    if not isinstance(given, (list, tuple)):
+        raise UnseenError("what was said is no list of messages: send messages")
+    return [made for item in given for made in _of_item(item)]
+
+
+def answer_parts(message: Mapping[str, Any]) -> list[Part]:
+    """All that an assistant's message shows: reasoning, content, calls and whatever else it holds."""
+    _check_depth(message)
+    if message.get("audio") is not None:
+        raise UnseenError("audio cannot be judged: use text and pictures")
+    parts = [part for name in (*_REASONING, "content", "refusal") for part in _parts(message.get(name))]
+    parts += [part for image in _listed(message, "images") for part in _pictures(image)]
+    calls = [*_listed(message, "tool_calls"), *_listed(message, "invalid_tool_calls")]
+    legacy = message.get("function_call")
+    for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
+        # Some vendors tell a call among the content too.
+        parts += [part for part in called_parts(call) if part not in parts]
+    return parts + _beside(message, _OF_A_MESSAGE, texts_of(parts))
+
+
+def texts_of(parts: Iterable[Part]) -> list[str]:
+    """The texts among the parts."""
+    return [part["text"] for part in parts if part["type"] == "text"]
+
+
+def called_parts(call: Any) -> list[Part]:
+    """The call of a tool, or a piece of one, as `name(arguments)`, and what stands beside it. Raises `UnseenError`."""
+    held = call if isinstance(call, dict) else {}
+    kinds = [held[kind] for kind in _CALLED if held.get(kind) is not None]
+    parts = []
+    for inner in kinds or [held]:
+        if not isinstance(inner, dict) or not inner.keys() & {"name", *_ARGUMENTS}:
+            raise UnseenError("a call of a tool names no function: send name and arguments")
+        said = [inner[field] for field in _ARGUMENTS if inner.get(field) is not None]
+        name, *arguments = [word if isinstance(word, str) else _json(word) for word in (inner.get("name") or "", *said)]
+        parts.append(_text(f"{name}({' '.join(arguments)})"))
+        parts += _beside(inner, ("name", *_ARGUMENTS))
+    return parts + (_beside(held, _CALLED) if kinds else [])
+
+
+_REASONING = ("reasoning_content", "reasoning")
+_CALLED = ("function", "custom")
+_ARGUMENTS = ("arguments", "input", "args")
+_OF_A_MESSAGE = (
+    *("role", "content", "refusal", "images", "tool_calls", "invalid_tool_calls", "function_call", "audio"),
+    *_REASONING,
+)
+
+
+def _of_item(item: Any) -> list[dict[str, Any]]:
+    if isinstance(item, str):
+        return [_message("user", _parts(item))]
+    if not isinstance(item, dict):
+        raise UnseenError("a message is no object: send role and content")
+    role, kind = item.get("role"), item.get("type")
+    if role in ("system", "developer"):
+        return []
+    if role == "assistant":
+        return [_message("assistant", answer_parts(item))]
+    if role in ("tool", "function"):
+        return [_message("tool", [*_parts(item.get("content")), *_beside(item, ("role", "content"))])]
+    if role == "user":
+        return _of_user(item)
+    if role is not None:
+        raise UnseenError("a message has an unknown role: use user, assistant or tool")
+    said_by_tool = isinstance(kind, str) and kind.endswith(("_output", "_result"))
+    return [_message("tool" if said_by_tool else "assistant", _parts(item))]
+
+
+def _of_user(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content = item.get("content")
+    blocks = content if isinstance(content, list) else [content]
+    results = [block for block in blocks if isinstance(block, dict) and block.get("type") == "tool_result"]
+    words = [block for block in blocks if not (isinstance(block, dict) and block.get("type") == "tool_result")]
+    parts = [*_parts(words), *_beside(item, ("role", "content"))]
+    made = [_message("user", parts)] if parts or not results else []
+    return made + [_message("tool", _parts(result)) for result in results]
+
+
+def _message(role: str, parts: list[Part]) -> dict[str, Any]:
+    return {"role": role, "content": parts}
+
+
+def _container(block: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
+    """A block that holds others."""
+    parts = [part for name in ("summary", "content", "output") for part in _parts(block.get(name), known)]
+    left_out = ["role", "summary", "content", "output", "is_error"]
+    source = block.get("source")
+    if isinstance(source, dict):
+        if source.get("type") not in ("text", "content"):
+            raise UnseenError("a document cannot be judged: send its text")
+        parts += _parts(source.get("data") or source.get("content"), known)
+        left_out.append("source")
+    return parts + _beside(block, left_out, (*known, *texts_of(parts)))
+
+
+def _check_seen(value: Mapping[str, Any]) -> None:
+    kind = value.get("type")
+    if kind in _UNSEEN:
+        raise UnseenError(f"{kind} cannot be judged: use text and pictures")
+
+
+def _pictures(block: Any) -> list[Part]:
+    """The picture of a block of any vendor, and what stands beside it. Raises `UnseenError` for an id of a file."""
+    held = block if isinstance(block, dict) else {}
+    places = [held, *(held[name] for name in ("source", "image_url") if isinstance(held.get(name), dict))]
+    addresses = [place.get(name) for place in places for name in ("image_url", "url")]
+    encoded = [place[name] for place in places for name in ("base64", "data") if isinstance(place.get(name), str)]
+    urls = [url for url in addresses if isinstance(url, str) and url]
+    urls += [text if text[:5].lower() == "data:" else f"data:;base64,{text}" for text in encoded if text]
+    if not urls:
+        raise UnseenError("a picture cannot be judged without its bytes: send a data: URL")
+    beside = [part for place in places for part in _beside(place, _OF_A_PICTURE)]
+    return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *beside]
+
+
+_OF_A_PICTURE = (
+    *("image_url", "url", "source", "base64", "data", "detail", "format"),
+    *("mime_type", "mimeType", "media_type", "source_type"),
+)
+
+
+def _beside(held: Mapping[str, Any], left_out: Iterable[str], known: Iterable[str] = ()) -> list[Part]:
+    """What else a block or message of a known form holds."""
+    rest = {name: value for name, value in held.items() if name != "type" and name not in left_out}
+    return _as_json(rest, known)
+
+
+def _as_json(value: Any, known: Iterable[str]) -> list[Part]:
+    pictures: list[Part] = []
+    rest = _rest(value, tuple(known), pictures)
+    return [*([] if rest in _NOTHING else [_text(rest if isinstance(rest, str) else _json(rest))]), *pictures]
+
+
+def _rest(value: Any, known: Sequence[str], pictures: list[Part]) -> Any:
+    """The value without what is judged elsewhere, and without its pictures, which are added to the list."""
+    if isinstance(value, str):
+        if value[:11].lower() == "data:image/":
+            pictures += _pictures({"url": value})
+            return None
+        if _MEDIA.fullmatch(value):
+            raise UnseenError("encoded bytes cannot be judged: use text and pictures")
+        return value if value and not any(value in text for text in known) else None
+    if isinstance(value, dict):
+        _check_seen(value)
+        if value.get("type") in _PICTURES:
+            pictures += _pictures(value)
+            return None
+        inner = {name: _rest(part, known, pictures) for name, part in _open(value).items()}
+        kept = {name: part for name, part in inner.items() if part not in _NOTHING}
+        return None if kept.keys() <= {"type"} and _is_id(kept.get("type")) else kept
+    if isinstance(value, (list, tuple)):
+        return [part for part in (_rest(each, known, pictures) for each in value) if part not in _NOTHING]
+    return value
+
+
+def _open(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those that nobody but the vendor reads, and without ids."""
+    return {
+        name: part
+        for name, part in value.items()
+        if name not in _UNSAID
+        and not (name in _OPAQUE and isinstance(part, str) and _CIPHERTEXT.fullmatch(part))
+        and not (name in _IDS and _is_id(part))
+    }
+
+
+def _is_id(value: Any) -> bool:
+    return value is None or isinstance(value, int) or (isinstance(value, str) and _ID.fullmatch(value) is not None)
+
+
+def _listed(message: Mapping[str, Any], name: str) -> list[Any]:
+    value = message.get(name)
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise UnseenError(f"{name} must be a list")
+    return list(value or ())
+
+
+def _check_depth(value: Any) -> None:
+    """Iteratively, so that nothing below has to fear Python's stack."""
+    waiting = [(value, 1)]
+    while waiting:
+        part, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise UnseenError(f"what was said is nested more than {_DEEPEST} deep: send it flatter")
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
+        waiting += [(each, depth + 1) for each in inner]
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnseenError(f"a value of type {type(value).__name__} is not JSON and cannot be judged") from error
+
+
+def _text(text: str) -> Part:
+    return {"type": "text", "text": text}
