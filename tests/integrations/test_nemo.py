@@ -16,6 +16,9 @@ from tests.integrations.service import CLOSED, EXCHANGES, GREEN, KEY, RED, Runni
 
 pytest.importorskip("nemoguardrails", reason="nemoguardrails is not installed")
 
+from nemoguardrails import RailsConfig
+from nemoguardrails.types import LLMResponse, ToolCall, ToolCallFunction
+
 from guardreasoner_vl.integrations.nemo import GuardModel, parse_verdict
 
 if TYPE_CHECKING:
@@ -95,6 +98,65 @@ async def test_a_streamed_answer_is_held_back(rails: Any, module: dict[str, Any]
     assert '"guardrails_violation"' in told[-1]
     assert bool(told[:-1]) == (prompt == "Hello.")
     assert "BAD" not in "".join(told)
+
+
+@pytest.mark.parametrize(("thought", "blocked"), [("First this.", False), ("BAD", True), ("BROKEN", True)])
+@pytest.mark.parametrize("options", [None, {"log": {}}])
+async def test_the_reasoning_that_nemo_tells_is_judged(
+    rails: Any, module: dict[str, Any], monkeypatch: pytest.MonkeyPatch, thought: str, blocked: bool, options: Any
+) -> None:
+    async def generate(self: Any, *_: Any, **__: Any) -> LLMResponse:
+        return LLMResponse("Gladly.", reasoning=thought)
+
+    monkeypatch.setattr(module["Stub"], "generate_async", generate)
+    told = str(await rails.generate_async(messages=said("Hello."), options=options))
+    assert (thought in told, REFUSAL in told) == (not blocked, blocked)
+
+
+def with_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `tools.co` says that config.yml names its flows."""
+    read = RailsConfig.from_path
+
+    def of_path(path: str) -> RailsConfig:
+        config = read(path)
+        config.passthrough = True
+        config.rails.tool_output.flows = ["guardreasoner check tool calls"]
+        config.rails.tool_input.flows = ["guardreasoner check tool result"]
+        return config
+
+    monkeypatch.setattr(RailsConfig, "from_path", of_path)
+
+
+@pytest.mark.parametrize(("name", "blocked"), [("look", False), ("BAD", True), ("BROKEN", True)])
+async def test_calls_of_tools_that_pass_through_are_judged(
+    module: dict[str, Any], service: Running, monkeypatch: pytest.MonkeyPatch, name: str, blocked: bool
+) -> None:
+    async def generate(self: Any, *_: Any, **__: Any) -> LLMResponse:
+        function = ToolCallFunction(name=name, arguments={"what": "it"})
+        return LLMResponse("", tool_calls=[ToolCall(id="c1", function=function)])
+
+    monkeypatch.setattr(module["Stub"], "generate_async", generate)
+    with_tools(monkeypatch)
+    async for rails in with_rails(module, service.url):
+        told = await rails.generate_async(messages=said("Hello."))
+        assert (told["content"] == REFUSAL, bool(told.get("tool_calls"))) == (blocked, not blocked)
+
+
+@pytest.mark.parametrize(("result", "blocked"), [("Fine.", False), ("BAD", True), ("BROKEN", True)])
+async def test_results_of_tools_that_pass_through_are_judged(
+    module: dict[str, Any], service: Running, monkeypatch: pytest.MonkeyPatch, result: str, blocked: bool
+) -> None:
+    with_tools(monkeypatch)
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages = [
+        *said("Hello."),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "name": "look", "content": result},
+    ]
+    async for rails in with_rails(module, service.url):
+        told = await rails.generate_async(messages=messages)
+        assert (told["content"] == REFUSAL) == blocked
+    assert any(result in (exchange.response or "") for exchange in service.backend.judged)
 
 
 @given(st.text())
