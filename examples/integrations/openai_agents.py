@@ -17,13 +17,14 @@ from agents import (
     ModelResponse,
     OutputGuardrailTripwireTriggered,
     Runner,
+    Session,
     Usage,
     set_tracing_disabled,
 )
 from openai.types.responses import ResponseOutputMessage, ResponseOutputText
 
 from guardreasoner_vl.integrations import GuardClient
-from guardreasoner_vl.integrations.agents import guard_input, guard_output
+from guardreasoner_vl.integrations.agents import GuardHooks, guard_input, guard_output
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -50,14 +51,18 @@ class Parrot(Model):
 def guarded(model: Model, guard: GuardClient, **options: Any) -> Agent[Any]:
     """An agent that starts, and whose final output is handed over, only after a verdict."""
     guards: dict[str, Any] = {"input_guardrails": [guard_input(guard)], "output_guardrails": [guard_output(guard)]}
-    return Agent(name="helper", model=model, **guards, **options)
+    return Agent(name="helper", model=model, hooks=GuardHooks(guard), **guards, **options)
 
 
-async def answer(agent: Agent[Any], given: Any) -> str:
+async def answer(agent: Agent[Any], given: Any, session: Session | None = None) -> str:
     """The agent's final output, or why there is none."""
+    before = len(await session.get_items()) if session else 0
     try:
-        return str((await Runner.run(agent, given)).final_output)
+        return str((await Runner.run(agent, given, session=session)).final_output)
     except (InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered) as tripped:
+        if session:  # the SDK keeps what was refused, and each later turn would be refused for it
+            for _ in range(len(await session.get_items()) - before):
+                await session.pop_item()
         return f"(refused) {type(tripped).__name__}"
 
 

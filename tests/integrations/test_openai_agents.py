@@ -14,7 +14,8 @@ from tests.integrations.service import GREEN, KEY, RED, Running
 pytest.importorskip("agents", reason="openai-agents is not installed")
 
 import agents
-from openai.types.responses import Response, ResponseCompletedEvent, ResponseFunctionToolCall
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseFunctionToolCall, ResponseReasoningItem
+from openai.types.responses.response_reasoning_item import Summary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -111,6 +112,110 @@ async def test_the_agent_starts_and_ends_only_after_a_verdict(
     assert model.asked == asked
 
 
+BETWEEN: list[dict[str, Any]] = [
+    {"type": "reasoning", "id": "r1", "summary": [{"type": "summary_text", "text": "BAD"}]},
+    {"type": "reasoning", "id": "r1", "summary": [], "content": [{"type": "reasoning_text", "text": "BAD"}]},
+    {**CALL, "arguments": '{"what": "BAD"}'},
+    {"type": "custom_tool_call", "call_id": "c1", "name": "look", "input": "BAD"},
+    {"type": "web_search_call", "id": "w1", "status": "completed", "action": {"type": "search", "query": "BAD"}},
+    {"type": "file_search_call", "id": "f1", "status": "completed", "queries": ["Fine."], "results": [{"text": "BAD"}]},
+    {"type": "code_interpreter_call", "id": "i1", "code": "1", "outputs": [{"type": "logs", "logs": "BAD"}]},
+    {"type": "code_interpreter_call", "id": "i1", "code": "1", "outputs": [{"type": "image", "url": RED}]},
+    {"type": "image_generation_call", "id": "g1", "status": "completed", "result": RED.partition(",")[2]},
+    {"type": "mcp_call", "id": "m1", "server_label": "s", "name": "look", "arguments": "{}", "output": "BAD"},
+    {"type": "computer_call_output", "call_id": "c1", "output": {"type": "computer_screenshot", "image_url": RED}},
+    {"type": "computer_call_output", "call_id": "c1", "output": {"type": "computer_screenshot", "file_id": "f1"}},
+    {**RESULT, "output": [{"type": "input_file", "file_id": "f1"}]},
+    {"type": "something_new", "inside": {"deep": ["BAD"]}},
+]
+"""Items beside messages, each with something harmful or unseen."""
+
+
+@pytest.mark.parametrize("item", BETWEEN)
+async def test_every_item_of_the_input_is_judged_or_blocked(guard: GuardClient, item: dict[str, Any]) -> None:
+    model = Script("Gladly.")
+    given = [{"role": "user", "content": "Hello."}, item]
+    assert (await EXAMPLE["answer"](EXAMPLE["guarded"](model, guard), given)).startswith("(refused)")
+    assert model.asked == 0
+
+
+async def test_harmless_items_pass(guard: GuardClient) -> None:
+    secret = {"type": "reasoning", "id": "r1", "summary": [], "encrypted_content": "c" * 90}
+    search = {"type": "web_search_call", "id": "w1", "status": "completed", "action": {"type": "search", "query": "x"}}
+    given = [{"role": "user", "content": "Hello."}, secret, search, CALL, {**RESULT, "output": "Fine."}]
+    assert await EXAMPLE["answer"](EXAMPLE["guarded"](Script("Gladly."), guard), given) == "Gladly."
+
+
+def response(*output: Any) -> agents.ModelResponse:
+    return agents.ModelResponse(output=list(output), usage=agents.Usage(), response_id=None)
+
+
+def called(arguments: str = "{}") -> ResponseFunctionToolCall:
+    return ResponseFunctionToolCall(name="look", arguments=arguments, call_id="c1", type="function_call")
+
+
+def looking(result: str, looked: list[str]) -> Any:
+    @agents.function_tool
+    def look(what: str = "") -> str:
+        looked.append(what)
+        return result
+
+    return look
+
+
+@pytest.mark.parametrize("way", [EXAMPLE["answer"], streamed])
+@pytest.mark.parametrize(
+    ("arguments", "result", "calls", "blocked"),
+    [
+        ('{"what": "it"}', "Fine.", 1, False),
+        ('{"what": "BAD"}', "Fine.", 0, True),
+        ('{"what": "BROKEN"}', "Fine.", 0, True),
+        ('{"what": "it"}', "BAD", 1, True),
+    ],
+)
+async def test_what_tools_are_given_and_give_back_is_judged(
+    guard: GuardClient, arguments: str, result: str, calls: int, blocked: bool, way: Any
+) -> None:
+    looked: list[str] = []
+    model = Script(response(called(arguments)), "Gladly.")
+    told = await way(EXAMPLE["guarded"](model, guard, tools=[looking(result, looked)]), "Look.")
+    assert (told.startswith("(refused)"), len(looked)) == (blocked, calls)
+    assert model.asked == (1 if blocked else 2)
+
+
+@pytest.mark.parametrize("way", [EXAMPLE["answer"], streamed])
+async def test_reasoning_does_not_leave_unjudged(guard: GuardClient, way: Any) -> None:
+    said = EXAMPLE["said"]("Gladly.").output
+    for thought, blocked in (("BAD", True), ("First this.", False)):
+        summary = Summary(text=thought, type="summary_text")
+        model = Script(response(ResponseReasoningItem(id="r1", summary=[summary], type="reasoning"), *said))
+        told = await way(EXAMPLE["guarded"](model, guard), "Hello.")
+        assert told.startswith("(refused)") == blocked
+
+
+async def test_a_refused_input_stays_in_the_session_until_it_is_taken_out(guard: GuardClient) -> None:
+    agent = EXAMPLE["guarded"](Script("Gladly.", "Gladly."), guard)
+    session = agents.SQLiteSession("one")
+    for given in ("BAD", "Hello."):  # the SDK keeps both: the second is refused for what the first said
+        with pytest.raises(agents.InputGuardrailTripwireTriggered):
+            await agents.Runner.run(agent, given, session=session)
+    for _ in range(2):
+        await session.pop_item()
+    assert (await agents.Runner.run(agent, "Hello.", session=session)).final_output == "Gladly."
+
+
+async def test_the_example_takes_a_refused_input_out_of_the_session(guard: GuardClient) -> None:
+    agent = EXAMPLE["guarded"](Script("Gladly.", "BAD", "Gladly."), guard)
+    session = agents.SQLiteSession("one")
+    assert (await EXAMPLE["answer"](agent, "BAD", session)).startswith("(refused)")
+    assert await session.get_items() == []
+    assert await EXAMPLE["answer"](agent, "Hello.", session) == "Gladly."
+    kept = await session.get_items()
+    assert (await EXAMPLE["answer"](agent, "Tell me.", session)).startswith("(refused)")
+    assert await session.get_items() == kept
+    assert await EXAMPLE["answer"](agent, "Hello.", session) == "Gladly."
+
+
 async def test_without_a_service_everything_is_blocked(down: GuardClient) -> None:
     model = Script("Gladly.")
     assert (await EXAMPLE["answer"](EXAMPLE["guarded"](model, down), "Hello.")).startswith("(refused)")
@@ -122,7 +227,7 @@ async def test_the_answer_is_judged_in_its_conversation(service: Running, guard:
     await EXAMPLE["answer"](
         EXAMPLE["guarded"](Script("Gladly."), guard), [*earlier, {"role": "user", "content": "Go."}]
     )
-    asked, answered = service.backend.judged
+    asked, *_, answered = service.backend.judged
     assert (asked.prompt, asked.response, asked.history[0].response) == ("Go.", None, "Yes?")
     assert (answered.prompt, answered.response) == ("Go.", "Gladly.")
 

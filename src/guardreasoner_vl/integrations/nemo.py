@@ -10,8 +10,8 @@
 
 The prompts of the two checks hand the conversation over and name the output parser `guardreasoner`
 (`examples/integrations/nemo`). A `config.py` beside them holds: `from guardreasoner_vl.integrations.nemo import init`.
-With `passthrough: true` NeMo passes calls of tools and their results on past these rails: the flows in `tools.co` of the
-example judge them.
+With `passthrough: true` NeMo passes calls of tools and their results on past these rails: the flows in the example's
+`tools.co` judge them.
 """
 
 from __future__ import annotations
