@@ -119,6 +119,11 @@ RELEASED = [
         id="response without a prompt",
     ),
     pytest.param(
+        "Human user:\nHi\n\nAI assistant:\nIt says: Human user:\nand stops.\n\n",
+        Exchange("Hi", response="It says: Human user:\nand stops."),
+        id="a response that names a field",
+    ),
+    pytest.param(
         "Human user:\nHi\n\nAI assistant:\nNone of that.\n\n",
         Exchange("Hi", response="None of that."),
         id="a response that begins with None",

@@ -141,6 +141,40 @@ def test_what_is_a_marker_and_what_is_not(text: str, safe: str) -> None:
     assert neutralise(text) == safe
 
 
+# Unicode's default-ignorable code points and the blank Braille pattern; the first and the last of each range.
+IGNORED = [0xAD, 0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x200B, 0x200F, 0x202A, 0x202E, 0x2060]
+IGNORED += [
+    0x2064,
+    0x2065,
+    0x2066,
+    0x206F,
+    0x2800,
+    0x3164,
+    *range(0xFE00, 0xFE10),
+    0xFEFF,
+    0xFFA0,
+    *range(0xFFF0, 0xFFFC),
+]
+IGNORED += [0x1BCA0, 0x1BCA3, 0x1D173, 0x1D17A, 0xE0000, 0xE0001, 0xE0002, 0xE007F, 0xE0100, 0xE01EF, 0xE0FFE, 0xE0FFF]
+SHOWN = [0x34E, 0x350, 0x115E, 0x1161, 0x17B3, 0x17B6, 0x180A, 0x1810, 0x27FF, 0x2801, 0x3165, 0xFFEF, 0xFFFC, 0xFFFD]
+SHOWN += [0xE1000, 0xDFFFF, 0xE000, 0x378, 0x301, 0x61]
+"""Their neighbours, and private, unassigned and combining ones: with them inside a word is another word."""
+
+
+@pytest.mark.parametrize("code", IGNORED, ids=hex)
+def test_what_nobody_sees_hides_nothing(code: int) -> None:
+    unseen = chr(code)
+    assert neutralise(f"<th{unseen}ink>") == f"‹th{unseen}ink>"
+    assert neutralise(f"<|im_{unseen}end|{unseen}>") == f"‹|im_{unseen}end|{unseen}>"
+    assert neutralise(f"x\n{unseen}Human{unseen} user:") == f"x\n| {unseen}Human{unseen} user:"
+
+
+@pytest.mark.parametrize("code", SHOWN, ids=hex)
+def test_a_word_with_another_character_in_it_is_no_marker(code: int) -> None:
+    text = f"<th{chr(code)}ink>\nHuman{chr(code)} user:"
+    assert neutralise(text) == text
+
+
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("before", ["", *(f"x{b}" for b in BREAKS)])
 @pytest.mark.parametrize("inside", ["", " ", "\t ", "\xa0", "\u200b", "".join(INVISIBLE), "\x1f"])

@@ -18,11 +18,14 @@ from guardreasoner_vl.service.desk import Desk, UnknownGuardError
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.streaming import QueueWatch
 from guardreasoner_vl.service.verdict_cache import digest_of
-from guardreasoner_vl.types import Exchange, Turn
+from guardreasoner_vl.types import Exchange, Turn, Usage
 from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.types import Mode, Verdict
 
 ID = Origin("0" * 32)
 
@@ -211,6 +214,59 @@ async def test_every_verdict_is_written_down(tmp_path: Path) -> None:
     assert [row["action"] for row in rows] == ["allow", "block", "block", "block"]
     assert rows[0]["digest"] == digest_of(Exchange("Hello."))
     assert "BAD" not in path.read_text("utf-8")
+
+
+async def test_the_audit_line_tells_which_verdicts_were_known(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    made = desk(ScriptedBackend(), AuditLog(AuditSettings(path=path)), cache={"entries": 8})
+    for text in ("Hello.", "Hello.", "BROKEN", "BROKEN", "BAD"):
+        await made.judge(Exchange(text), ID)
+    await made.judge(Exchange("Hello."), ID, watch=QueueWatch())
+    await made.unjudged(ImageError("no picture: send one"), ID)
+    await made.close()
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [row["cached"] for row in rows] == [False, True, False, False, False, False, False]
+
+
+class Writing(ScriptedBackend):
+    """Writes 7 tokens about every exchange."""
+
+    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+        verdict = await super().judge(exchange, mode, watch)
+        return verdict.model_copy(update={"usage": Usage(completion_tokens=7)})
+
+
+async def test_a_known_verdict_costs_no_tokens() -> None:
+    made = desk(Writing(), cache={"entries": 8})
+    for text in ("one", "one", "two", "one"):
+        await made.judge(Exchange(text), ID)
+    assert counted(made, "guardreasoner_completion_tokens_total") == 14
+
+
+def several(**backends: ScriptedBackend) -> Desk:
+    metrics = Metrics(tuple(backends))
+    made = Desk(backends, ServiceConfig(), metrics, None)
+    made.metrics = metrics  # type: ignore[attr-defined]
+    return made
+
+
+async def test_what_is_under_way_is_the_sum_of_all_guards() -> None:
+    made = several(default=ScriptedBackend(pause=0.05), fast=ScriptedBackend(pause=0.05))
+    under_way = [
+        asyncio.create_task(made.judge(Exchange(text), ID, guard=guard))
+        for text, guard in (("one", None), ("two", "fast"), ("three", "fast"))
+    ]
+    await asyncio.sleep(0.01)
+    assert counted(made, "guardreasoner_in_flight") == 3
+    await asyncio.gather(*under_way)
+    assert counted(made, "guardreasoner_in_flight") == 0
+
+
+def test_guards_stand_in_order_of_name_after_the_default_one() -> None:
+    made = several(zeal=ScriptedBackend(), default=ScriptedBackend(), early=ScriptedBackend(), a=ScriptedBackend())
+    assert made.guards == ["default", "a", "early", "zeal"]
+    with pytest.raises(UnknownGuardError, match="use one of default, a, early, zeal"):
+        made.backend("other")
 
 
 def test_a_digest_tells_exchanges_apart() -> None:

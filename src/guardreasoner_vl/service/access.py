@@ -79,9 +79,8 @@ class Access:
             scope.setdefault("state", {})["origin"] = origin
             if scope["path"] not in HEALTH:
                 await self._turnstile.enter()
-            await self._app(scope, self._bounded(headers, receive), numbered)
+            await self._app(scope, self._bounded(headers, receive, origin.caller), numbered)
         except RefusedRequestError as error:
-            self._metrics.refused(error.code, origin.caller)
             if answered:
                 raise
             await _answer(error, numbered)
@@ -117,7 +116,7 @@ class Access:
         if self._callers.needs_key and not self._config.allowed_hosts:
             return
         if _host_name(headers.get(b"host")) not in self._hosts:
-            raise RefusedRequestError(421, "bad_host", "this Host is not served: add it to allowed_hosts")
+            raise self._refused(421, "bad_host", "this Host is not served: add it to allowed_hosts")
 
     def _check_origin(self, headers: _Headers) -> None:
         origin = headers.get(b"origin")
@@ -125,7 +124,7 @@ class Access:
             return
         own = urlsplit(origin).netloc.lower() == headers.get(b"host").lower()
         if not own:
-            raise RefusedRequestError(403, "bad_origin", "web pages of other origins may not ask: see allowed_origins")
+            raise self._refused(403, "bad_origin", "web pages of other origins may not ask: see allowed_origins")
 
     def _caller(self, headers: _Headers) -> str:
         if not self._callers.needs_key:
@@ -133,10 +132,10 @@ class Access:
         scheme, _, given = headers.raw(b"authorization").partition(b" ")
         caller = self._callers.named(given.strip() if scheme.lower() == b"bearer" else b"")
         if caller is None:
-            raise RefusedRequestError(401, "unauthorised", "give a key: Authorization: Bearer KEY")
+            raise self._refused(401, "unauthorised", "give a key: Authorization: Bearer KEY")
         return caller
 
-    def _bounded(self, headers: _Headers, receive: Receive) -> Receive:
+    def _bounded(self, headers: _Headers, receive: Receive, caller: str) -> Receive:
         """`receive` that counts bytes and seconds, whatever the headers say."""
         limits = self._config.limits
         until = time.monotonic() + limits.body_seconds
@@ -153,20 +152,24 @@ class Access:
                 async with asyncio.timeout(left):
                     message = await receive()
             except TimeoutError:
-                raise RefusedRequestError(
-                    408, "too_slow", "the request took too long to arrive: send it again"
-                ) from None
+                told = "the request took too long to arrive: send it again"
+                raise self._refused(408, "too_slow", told, caller) from None
             taken += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if taken > limits.body_bytes:
-                raise self._too_large()
+                raise self._too_large(caller)
             return message
 
         return bounded
 
-    def _too_large(self) -> RefusedRequestError:
+    def _too_large(self, caller: str = ANONYMOUS) -> RefusedRequestError:
         most = self._config.limits.body_bytes
-        return RefusedRequestError(413, "too_large", f"the request has more than {most:,} bytes: send less at once")
+        return self._refused(413, "too_large", f"the request has more than {most:,} bytes: send less at once", caller)
+
+    def _refused(self, status: int, code: str, message: str, caller: str = ANONYMOUS) -> RefusedRequestError:
+        """Count it here: FastAPI answers a refusal that comes while it reads the body, and no layer above sees it."""
+        self._metrics.refused(code, caller)
+        return RefusedRequestError(status, code, message)
 
 
 class _Headers:

@@ -1,0 +1,129 @@
+"""Who is turned away: with which code, counted under which reason, and up to which byte."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.service.scripted_backend import ScriptedBackend
+from tests.service.test_app import KEY, app_of, client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import httpx
+
+LIMIT = 1_000
+BEARER = {"Authorization": f"Bearer {KEY}"}
+HOSTS: dict[str, Any] = {"keys": (KEY,), "allowed_hosts": ("guard.example",)}
+
+
+def body(size: int) -> bytes:
+    """A harmless exchange of exactly that many bytes."""
+    frame = b'{"prompt": "%s"}'
+    return frame % (b"x" * (size - len(frame % b"")))
+
+
+async def counts(http: httpx.AsyncClient) -> dict[str, float]:
+    """What was refused, by reason; reasons that stand at 0 left out."""
+    families = text_string_to_metric_families((await http.get("/metrics", headers=BEARER)).text)
+    samples = [one for family in families for one in family.samples if one.name == "guardreasoner_refused_total"]
+    return {one.labels["reason"]: one.value for one in samples if one.value}
+
+
+@pytest.mark.parametrize("host", ["guard.example", "GUARD.example:8800", "localhost", "127.0.0.1", "[::1]:8800"])
+async def test_named_hosts_are_served_with_a_key(host: str) -> None:
+    async with client(app_of(**HOSTS), KEY) as http:
+        answer = await http.post("/v1/guard", json={"prompt": "Hello."}, headers={"host": host})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "guard.example.evil", "evil.example:8800", ""])
+@pytest.mark.parametrize("path", ["/v1/guard", "/v1/moderations"])
+async def test_where_hosts_are_named_a_key_opens_no_other(host: str, path: str) -> None:
+    backend = ScriptedBackend()
+    async with client(app_of(backend, **HOSTS), KEY) as http:
+        answer = await http.post(path, json={"prompt": "Hello.", "input": "Hello."}, headers={"host": host})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (421, "bad_host")
+    assert not backend.judged
+
+
+async def test_where_no_host_is_named_the_key_alone_decides() -> None:
+    async with client(app_of(keys=(KEY,)), KEY) as http:
+        answer = await http.post("/v1/guard", json={"prompt": "Hello."}, headers={"host": "any.example"})
+    assert answer.status_code == 200
+
+
+async def untold(content: bytes) -> AsyncIterator[bytes]:
+    """In pieces, so that no header tells the length."""
+    for start in range(0, len(content), 300):
+        yield content[start : start + 300]
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("size", "status"), [(LIMIT - 1, 200), (LIMIT, 200), (LIMIT + 1, 413)])
+async def test_the_limit_is_the_last_byte_that_is_let_in(size: int, status: int, told: bool) -> None:
+    backend = ScriptedBackend()
+    assert len(body(size)) == size
+    content = body(size) if told else untold(body(size))
+    async with client(app_of(backend, limits={"body_bytes": LIMIT})) as http:
+        answer = await http.post("/v1/guard", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == status
+        assert await counts(http) == ({} if status == 200 else {"too_large": 1})
+    assert len(backend.judged) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "code"),
+    [
+        ({}, body(20), 401, "unauthorised"),
+        ({"Authorization": "Bearer another-key-of-some-length"}, body(20), 401, "unauthorised"),
+        ({**BEARER, "host": "evil.example"}, body(20), 421, "bad_host"),
+        ({**BEARER, "origin": "https://evil.example"}, body(20), 403, "bad_origin"),
+        (BEARER, body(LIMIT + 1), 413, "too_large"),
+    ],
+)
+async def test_a_refusal_has_its_code_and_is_counted_once(
+    headers: dict[str, str], content: bytes, status: int, code: str
+) -> None:
+    backend = ScriptedBackend()
+    async with client(app_of(backend, **HOSTS, limits={"body_bytes": LIMIT})) as http:
+        answer = await http.post("/v1/guard", content=content, headers={"content-type": "application/json", **headers})
+        assert answer.status_code == status
+        assert answer.json()["error"]["code"] == code
+        assert answer.json()["error"]["message"]
+        assert await counts(http) == {code: 1}
+    assert not backend.judged
+
+
+@pytest.mark.parametrize("path", ["/v1/guard", "/v1/moderations", "/v1/guard/stream"])
+async def test_a_body_that_grows_too_large_is_counted_once_for_its_caller(path: str) -> None:
+    async with client(app_of(keys=(KEY,), limits={"body_bytes": LIMIT}), KEY) as http:
+        kind = "application/x-ndjson" if path.endswith("stream") else "application/json"
+        lines = b"\n".join([b'{"prompt": "Hello."}', *[b'{"delta": "some words"}'] * 100])
+        await http.post(path, content=untold(lines), headers={"content-type": kind})
+        assert await counts(http) == {"too_large": 1}
+        text = (await http.get("/metrics")).text
+    assert 'guardreasoner_caller_refused_total{caller="key-1",reason="too_large"} 1.0' in text
+
+
+async def test_a_body_that_comes_too_slowly_is_counted() -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(0.2)
+        yield b"}"
+
+    async with client(app_of(limits={"body_seconds": 0.1})) as http:
+        answer = await http.post("/v1/guard", content=slow(), headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "too_slow")
+        assert await counts(http) == {"too_slow": 1}
+
+
+async def test_what_is_served_counts_as_no_refusal() -> None:
+    async with client(app_of(**HOSTS), KEY) as http:
+        await http.post("/v1/guard", json={"prompt": "BAD"})
+        await http.get("/healthz")
+        assert await counts(http) == {}
