@@ -84,7 +84,7 @@ def scoring(rows: int, work: Path) -> None:
     predictions(stored, rows)
     print(f"{rows:,} stored answers:")
     for rule in ("strict", "guardreasoner"):
-        seconds = timed(lambda rule=rule: score_table(read_stored(answers)[0], rule))  # type: ignore[misc]
+        seconds = timed(lambda rule=rule: score_table(read_stored(answers).rows, rule))  # type: ignore[misc]
         print(f"  score --rule {rule:<14} {seconds:6.2f} s")
     settings = Settings("toy", None, "slow")
     print(f"  figures of predictions       {timed(lambda: summarise(list(read_predictions(stored)), settings)):6.2f} s")

@@ -58,7 +58,7 @@ def test_from_a_recipe_to_an_export(tmp_path: Path) -> None:
 def test_the_exit_code_says_that_rows_were_set_aside(tmp_path: Path) -> None:
     made = curated(tmp_path, [*toy_rows(3), {"id": "none", "prompt": "no label"}])
     assert made.exit_code == SET_ASIDE
-    assert made.stderr == "note: set aside: 1 rows (no label)\n"
+    assert made.stderr == "note: set aside: 1 rows (no label): none\n"
     assert "3 of 4 rows" in made.stdout
     assert "| no label | 1 |" in (tmp_path / "corpus" / "card.md").read_text()
 

@@ -117,9 +117,32 @@ def test_score_counts_by_the_rule_asked_for(tmp_path: Path) -> None:
     row = {"prompt": "Human user:\nx\n\nAI assistant:\nNone", "label": "Request: unharmful", "predict": "?"}
     path.write_text(json.dumps(row) + "\n" + json.dumps({"label": "Request: harmful"}) + "\n")
     strict, release = (invoke("score", path, "--rule", rule) for rule in ("strict", "guardreasoner"))
-    assert "| request | 1 | 1 |" in strict.stdout
-    assert "| request | 1 | 2 |" in release.stdout
-    assert "set aside: 1 rows (no 'predict')" in strict.stderr
+    assert "| request | 2 | 2 |" in strict.stdout
+    assert "| request | 2 | 2 |" in release.stdout  # the script leaves a broken answer to a harmful row out
+    told = "not answered, counted as wrong: 1 rows (no text in 'predict'): generated_predictions.jsonl, line 2"
+    assert told in strict.stderr
+
+
+def test_score_is_told_what_a_bare_label_judges(tmp_path: Path) -> None:
+    path = tmp_path / "generated_predictions.jsonl"
+    answer = "<think>\nx\n</think>\n<result>\nAnswers:\nRequest: {}\nResponse: {}\n</result>"
+    asked = "Human user:\nx\n\nAI assistant:\ny\n"
+    rows = [
+        {"prompt": asked, "label": "harmful", "predict": answer.format("unharmful", "harmful")},
+        {"prompt": asked, "label": " Unharmful\n", "predict": answer.format("unharmful", "unharmful")},
+        {"prompt": asked, "label": "refusal", "predict": answer.format("unharmful", "harmful")},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    response, request, neither = (
+        invoke("score", path, *told) for told in (["--target", "response"], ["--target", "request"], [])
+    )
+    assert "| response | 2 | 2 | 100.0 |" in response.stdout
+    assert "| request | 2 | 2 | 0.0 |" in request.stdout
+    assert "another task" in response.stderr
+    assert neither.exit_code == ERROR
+    assert "--target request or --target response" in neither.stderr
+    gold = write(tmp_path / "toy.jsonl", ROWS)
+    assert "--gold" in invoke("score", path, "--gold", gold, "--target", "request").stderr
 
 
 def test_another_guard_needs_its_server(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from guardreasoner_vl.batch_output import MAX_LINE, append, lines_of, opened, saved_line, write_whole
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.guard import CHUNK
+from guardreasoner_vl.images import file_name_fault
+from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
 
 if TYPE_CHECKING:
@@ -208,6 +210,8 @@ def _row(number: int, line: bytes, folder: Path) -> Row:
         meant = difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=_MISSPELT)
         if meant:
             raise InputError(f"field {name!a:.40}: did you mean {meant[0]!r}? Rename or remove it")
+    if medium := unread_medium(content, _FIELDS):
+        raise InputError(f"field {medium!a:.40}: no such medium is judged; give pictures in 'images', or remove it")
     item = {name: content[name] for name in _JUDGED if content.get(name) not in (None, "", [])}
     if isinstance(item.get("images"), list):
         item["images"] = [_located(image, folder) for image in item["images"]]
@@ -236,7 +240,8 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _located(image: Any, folder: Path) -> Any:
-    return folder / image if isinstance(image, str) and not _NOT_A_PATH.match(image) else image
+    is_path = isinstance(image, str) and not _NOT_A_PATH.match(image) and file_name_fault(image) is None
+    return folder / image if is_path else image
 
 
 def _rows(source: Path) -> Iterator[Row | Rejected]:

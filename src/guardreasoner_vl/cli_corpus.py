@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guardreasoner_vl.cli_errors import OneLineErrors, note
+from guardreasoner_vl.cli_errors import OneLineErrors, note, say_set_aside
 from guardreasoner_vl.cli_options import command_line, progress_bar, resumable
 from guardreasoner_vl.errors import InputError
 
 if TYPE_CHECKING:
     from guardreasoner_vl.corpus.standing import Standing
-    from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.stages.synthesize import Synthesis
 
 SET_ASIDE = 1
@@ -38,7 +37,7 @@ def curate(
 
     with progress_bar() as progress:
         made = stage.run(load_recipe(recipe), data, out, embed=embed, progress=progress)
-    _tell(made.set_aside)
+    say_set_aside(made.set_aside)
     typer.echo(f"{made.info.rows:,} of {made.read:,} rows")
     stats(out)
     raise typer.Exit(SET_ASIDE if made.set_aside.total else 0)
@@ -83,12 +82,12 @@ def synthesize(
         raise InputError("--batch-out and --batch-in are OpenAI's Batch API: give --teacher openai")
     if batch_out:
         written = batch.write_requests(folder, batch_out, Chat(model), attempts=attempts, votes=votes)
-        _tell(written.skipped)
+        say_set_aside(written.skipped)
         typer.echo(f"{written.requests:,} requests in {', '.join(map(str, written.files))}")
         return
     if batch_in:
         returned = batch.read_results(folder, batch_in, model, attempts=attempts, votes=votes, price=known)
-        _tell(returned.ignored)
+        say_set_aside(returned.ignored)
         _finish(returned.standing, f"{returned.answers:,} answers")
     opened = open_teacher(teacher, model, base_url, requests_per_minute, tokens_per_minute)
     budget = Budget(max_cost, max_tokens)
@@ -154,14 +153,9 @@ def check(folder: FolderArgument) -> None:
 COMMANDS = (curate, synthesize)
 
 
-def _tell(set_aside: "SetAside") -> None:
-    for reason, count in sorted(set_aside.reasons.items(), key=lambda one: -one[1]):
-        note(f"set aside: {count:,} rows ({reason})")
-
-
 def _finish(found: "Standing | Synthesis", spent: str) -> None:
     """Say where the corpus stands, and end with the exit code that says whether that is the end."""
-    _tell(found.set_aside)
+    say_set_aside(found.set_aside)
     for reason, count in found.faults.reasons.items():
         note(f"no answer: {count:,} rows ({reason}); run the same command to ask again")
     typer.echo(f"{found.kept:,} of {found.rows:,} rows have reasoning, {found.left:,} are left; {spent}")

@@ -15,7 +15,10 @@ from guardreasoner_vl.errors import GuardError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from guardreasoner_vl.sources.set_aside import SetAside
+
 OK, BLOCK, ERROR = 0, 1, 2
+_SHOWN = 3
 
 
 class OneLineErrors(TyperGroup):
@@ -57,6 +60,15 @@ def note(message: str) -> None:
     from guardreasoner_vl.cli_render import one_line
 
     typer.secho(f"note: {one_line(message)}", err=True)
+
+
+def say_set_aside(set_aside: SetAside, what: str = "set aside") -> None:
+    """A note for each reason, the most frequent first, with the places of the first few rows."""
+    for reason, count in sorted(set_aside.reasons.items(), key=lambda pair: -pair[1]):
+        names = [name for name, why in set_aside.rows if why == reason]
+        shown = f": {'; '.join(names[:_SHOWN])}" if names else ""
+        more = "; ..." if len(names) > _SHOWN else ""
+        note(f"{what}: {count:,} rows ({reason}){shown}{more}")
 
 
 def _usage_fault(error: Any) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from guardreasoner_vl.cli_errors import note
+from guardreasoner_vl.cli_errors import note, say_set_aside
 from guardreasoner_vl.cli_options import (
     CalibrationOption,
     EngineOption,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.guards.client import OtherGuard
     from guardreasoner_vl.guards.shieldgemma import ShieldGemma2
-    from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.types import Sample
 
 
@@ -94,8 +93,10 @@ def evaluate(
     be_quiet()  # only now: the baseline needs scikit-learn, which nothing after it does
     from guardreasoner_vl.stages import evaluate as stage
 
-    for warning in (told for one in loaded if (told := one.size_differs)):
-        note(warning)
+    for one in loaded:
+        say_set_aside(one.set_aside)
+        if one.size_differs:
+            note(one.size_differs)
     policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset, max_windows)
 
     def opened() -> "Guard | OtherGuard | ShieldGemma2":
@@ -121,15 +122,22 @@ def score(
     gold: Annotated[
         Path | None, typer.Option(metavar="SAMPLES.jsonl", help="The labelled samples that the ids belong to.")
     ] = None,
+    target: Annotated[
+        Literal["request", "response"] | None,
+        typer.Option("--target", help="What a label judges that is the bare word harmful or unharmful."),
+    ] = None,
 ) -> None:
-    """Score answers that another program stored."""
+    """Score answers that another program stored; a row without an answer counts as wrong."""
     from guardreasoner_vl.evaluation.report import markdown_table
     from guardreasoner_vl.evaluation.scoring import score_table
     from guardreasoner_vl.evaluation.stored import read_stored
 
-    rows, set_aside = read_stored(predictions, gold)
-    _say_set_aside(set_aside)
-    typer.echo(markdown_table(score_table(rows, rule)))
+    if gold and target:
+        raise InputError("--target is for labels beside the answers: the rows of --gold say what theirs judge")
+    stored = read_stored(predictions, gold, target)
+    say_set_aside(stored.set_aside)
+    say_set_aside(stored.unanswered, "not answered, counted as wrong")
+    typer.echo(markdown_table(score_table(stored.rows, rule)))
 
 
 def compare(
@@ -165,7 +173,7 @@ def calibrate(
     from guardreasoner_vl.stages import calibrate as stage
 
     loaded = from_file(data)
-    _say_set_aside(loaded.set_aside)
+    say_set_aside(loaded.set_aside)
     policy = policy_of("fast", None, "block", "refuse", max_new_tokens)
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
         found = stage.run(guard, [loaded], out, reasoned=reasoned, progress=progress)
@@ -205,6 +213,8 @@ def robustness(
     from guardreasoner_vl.stages import robustness as stage
 
     loaded = find(benchmark, data, out / UNPACKED)
+    for one in loaded:
+        say_set_aside(one.set_aside)
     policy = policy_of(mode, None, "block", long_input, max_new_tokens, max_windows=max_windows)
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
         found = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
@@ -218,11 +228,6 @@ def robustness(
 
 
 COMMANDS = (evaluate, score, compare, calibrate, robustness)
-
-
-def _say_set_aside(set_aside: "SetAside") -> None:
-    for reason, count in set_aside.reasons.items():
-        note(f"set aside: {count:,} rows ({reason})")
 
 
 def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGuard | ShieldGemma2":

@@ -15,6 +15,7 @@ from guardreasoner_vl.calibration import Calibration, read_calibration
 from guardreasoner_vl.engines.folders import EMBEDDED, check_folder, resolve_folder
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.judging import error_verdict, judge
+from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.policy import Call, Count, Policy, Reply, Score
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.rounds import WINDOWS_TOGETHER, Rounds, advance, call_off, counted, fault, unanswered, watched
@@ -274,6 +275,8 @@ def as_exchange(item: Item) -> Exchange:
         return item
     if not isinstance(item, Mapping):
         raise InputError("an item is an Exchange or a mapping with prompt, images, response, or messages")
+    if medium := unread_medium(item, ("images",)):
+        raise InputError(f"{medium!a:.40}: no such medium is judged; give pictures in images, a list")
     own = {name: item[name] for name in ("prompt", "images", "response") if item.get(name) is not None}
     if item.get("messages") is not None:
         if own:

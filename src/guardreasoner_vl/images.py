@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import math
 import re
@@ -48,6 +49,16 @@ LAYOUTS: tuple[Layout, ...] = ("side_by_side", "stacked")
 FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
 MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
 MERGED_PIXELS = 4_000_000  # twice what training shows a model; as PNG always within the limit on bytes
+_REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_ELSEWHERE = re.compile(rf"\s*data:|{_REMOTE.pattern}", re.IGNORECASE)
+_LONGEST_PART, _LONGEST_PATH = 255, 4096  # of a file name's bytes, on every usual file system
+_LONG_PART = re.compile(rf"[^/]{{{_LONGEST_PART + 1}}}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+_ENCODED_PART = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9+_-]{40,}={0,2}")
+_ENCODED_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # PNG, JPEG, GIF, WebP
+_SHORTEST_ENCODED = 12
+_INLINE = "not a path: write data:image/...;base64,<data> for a picture that is not a file"
+_NO_PATH = "not a path: give the path of a picture"
 _RESAVE = "save it again as PNG or JPEG"
 _FAULTS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 _MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole picture
@@ -139,6 +150,23 @@ def file_ending(data: bytes) -> str:
     """The usual ending of a picture file with these bytes, such as `.png`; empty for what is none of ours."""
     found = (name for name, (signature, _) in _READERS.items() if data.startswith(signature))
     return next((f".{name.lower()}" for name in found), "")
+
+
+def file_name_fault(name: str) -> str | None:
+    """Why a string can be no picture's file name, without the string: it may be a whole picture, or what was judged."""
+    if _looks_encoded(name):
+        return _INLINE
+    if _ELSEWHERE.match(name):
+        return "an address, not a path: save the picture as a file"
+    return _NO_PATH if "\0" in name or len(name) > _LONGEST_PATH or _LONG_PART.search(name) else None
+
+
+def _looks_encoded(text: str) -> bool:
+    """Whether it is base64 without the head of a `data:` URL: it begins as pictures do, is padded, or is long."""
+    bare = "".join(text.split())
+    if len(bare) < _SHORTEST_ENCODED or not _BASE64.fullmatch(bare):
+        return False
+    return bare.startswith(_ENCODED_STARTS) or bare.endswith("=") or len(bare) > _LONGEST_PART
 
 
 def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Picture, ...]:
@@ -234,7 +262,7 @@ def _encoded(source: object, limits: ImageLimits) -> bytes:
         data = source
     elif isinstance(source, str) and source[:5].lower() == "data:":
         data = _from_data_url(source, limits)
-    elif isinstance(source, str) and re.match(r"\s*[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
+    elif isinstance(source, str) and _REMOTE.match(source):
         raise ImageError("remote pictures are not fetched here: pass the bytes or a data: URL")
     elif isinstance(source, (str, Path)):
         data = _from_file(Path(source), limits)
@@ -252,15 +280,24 @@ def _check_bytes(size: int, limits: ImageLimits) -> None:
 
 
 def _from_file(path: Path, limits: ImageLimits) -> bytes:
-    name = ascii(path.name)[:80]
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageError(f"{name} is not a regular file: give the path of a picture")
+            raise ImageError(f"{ascii(path.name)[:80]} is not a regular file: give the path of a picture")
         with path.open("rb") as stream:
             return stream.read(limits.max_bytes + 1)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a valid path"
-        raise ImageError(f"{name} cannot be read ({reason}): check the path and its permissions") from error
+        raise ImageError(_why_unread(path, error)) from error
+
+
+def _why_unread(path: Path, error: OSError | ValueError) -> str:
+    """Names the file, unless what was given for a path may be a picture itself or another text."""
+    if fault := file_name_fault(str(path)):
+        return fault
+    if any(map(_ENCODED_PART.fullmatch, path.parts)):
+        return _INLINE
+    if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+        return _NO_PATH
+    return f"{ascii(path.name)[:80]} cannot be read ({error.strerror}): check the path and its permissions"
 
 
 def _from_data_url(url: str, limits: ImageLimits) -> bytes:

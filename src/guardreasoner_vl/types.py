@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from guardreasoner_vl.errors import ImageError, InputError
+from guardreasoner_vl.media import unread_medium
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,6 +175,8 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
     """Text and pictures of one message; anything that could not be judged is refused, never skipped."""
     texts: list[str] = []
     images: list[str] = []
+    if medium := unread_medium(message):
+        raise InputError(f"message {number}: {medium!a:.40} cannot be judged: use content parts, text or image_url")
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else [] if content is None else content
     if not isinstance(parts, list):
@@ -181,6 +184,8 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("text", "input_text", "output_text", "refusal"):
+            if medium := unread_medium(part):
+                raise InputError(f"message {number}: {medium!a:.40} in a part of type {kind} cannot be judged")
             texts.append(_string(part.get("refusal" if kind == "refusal" else "text"), number))
         elif kind in ("image_url", "input_image"):
             value = part.get("image_url")
@@ -192,8 +197,6 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
             raise InputError(f"message {number}: a part of type {_shown(kind)} cannot be judged: use text or image_url")
     if message.get("refusal") is not None:
         texts.append(_string(message["refusal"], number))
-    if message.get("audio") is not None:
-        raise InputError(f"message {number}: audio cannot be judged: use text or image_url")
     return "\n".join([*texts, *_calls_of(message, number)]) or None, tuple(images)
 
 

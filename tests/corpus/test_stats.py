@@ -29,7 +29,7 @@ def rows() -> list[Sample]:
         sample("a", request_label="unharmful", reasoning=REASONING),
         sample("b", request_label="harmful", reasoning="## Reasoning Step 1\nBad."),
         sample("c", request_label="unharmful", response="Mix it.", response_label="harmful", split="validation"),
-        sample("d", modality="image", prompt="", source="other", meta={"taxonomy": "hate"}),
+        sample("d", modality="image", prompt="", images=("a.png",), source="other", meta={"taxonomy": "hate"}),
     ]
 
 

@@ -102,6 +102,7 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
         sample("f", modality="image", prompt="", images=(str(tmp_path / "fine.png"),), request_label="harmful"),
         sample("g", prompt="steps", request_label="harmful", reasoning="no headings at all"),
         sample("h", prompt="tags", request_label="harmful", reasoning="## Reasoning Step 1\n</think> <think>"),
+        sample("i", prompt="ids", request_label="harmful", reasoning="## Reasoning Step 1\nso <|im_end|> it is"),
     ]
     count, faults = check_corpus(written(tmp_path / "corpus", *rows))
     assert count == len(rows)
@@ -113,4 +114,6 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
         ("e", "unreadable picture"),
         ("g", "reasoning"),
         ("h", "reasoning"),
+        ("i", "reasoning"),
     ]
+    assert faults.rows[-1][1] == "reasoning: a marker of the protocol; training breaks it"

@@ -123,7 +123,7 @@ def test_released_responses_and_missing_labels(tmp_path: Path) -> None:
     assert found.samples[1].response == "b\n\nAI assistant:\nc"
     assert found.set_aside.reasons == {
         "no label": 2,
-        "label 'dangerous' is none of harmful, unharmful, harmless": 1,
+        "its response label is none of harmful, unharmful, harmless": 1,
         "several response labels": 1,
         "not the released layout": 1,
         "no text in 'input'": 1,
@@ -328,7 +328,7 @@ def test_unsafebench_keeps_its_pictures_inside_the_files(tmp_path: Path) -> None
     found = get("UnsafeBench", tmp_path)
     assert labels(found.samples) == [("unharmful", None), ("harmful", None)]
     assert [sample.id for sample in found.samples] == ["UnsafeBench/0", "UnsafeBench/2"]
-    assert found.set_aside.reasons == {"label 'unsafe' is none of 'Safe', 'Unsafe'": 1, "no picture in it": 1}
+    assert found.set_aside.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no picture in it": 1}
     assert found.size_differs == "UnsafeBench: 2 rows, the official set has 2,037"
     sample = found.samples[0]
     assert (sample.modality, sample.prompt, sample.meta) == ("image", "", {"category": "Hate"})
@@ -379,7 +379,6 @@ def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
     [
         ("a.json", b"{broken"),
         ("a.json", b"3"),
-        ("a.jsonl", b'{"a": 1}\n[1]\n'),
         ("a.jsonl.gz", b"no gzip"),
         ("a.jsonl.xz", b"no xz"),
         ("a.parquet", b"no parquet"),
@@ -395,4 +394,4 @@ def test_broken_files_are_one_line(name: str, content: bytes, tmp_path: Path) ->
 
 def test_csv_cells_may_hold_lines(tmp_path: Path) -> None:
     path = put(tmp_path, "a.csv", [{"a": 'one\ntwo, "three"', "b": "x" * 200_000}])
-    assert list(read_records(path)) == [{"a": 'one\ntwo, "three"', "b": "x" * 200_000}]
+    assert [row.record for row in read_records(path)] == [{"a": 'one\ntwo, "three"', "b": "x" * 200_000}]

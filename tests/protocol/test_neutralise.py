@@ -46,7 +46,7 @@ CONTROL = {
     "<|repo_name|>": 151663,
     "<|file_sep|>": 151664,
 }
-TAGS = ["<image>", "<think>", "</think>", "<result>", "</result>"]
+TAGS = ["<image>", "<video>", "<audio>", "<think>", "</think>", "<result>", "</result>"]
 MARKERS = [*CONTROL, *TAGS]
 FIELDS = ["Human user:", "AI assistant:"]
 BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]

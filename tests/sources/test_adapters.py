@@ -88,10 +88,10 @@ def test_wildguard_has_one_row_with_both_labels(tmp_path: Path) -> None:
     assert set_aside.reasons == {
         "no label": 1,
         "no text in 'response'": 2,
-        "label 'Harmful' is none of 'harmful', 'unharmful'": 1,
+        "'prompt_harm_label' is none of 'harmful', 'unharmful'": 1,
         "no text in 'prompt'": 1,
     }
-    assert set_aside.rows[0] == ("wildguardtrain/4", "no label")
+    assert set_aside.rows[0] == ("wildguard_train.parquet, row 5", "no label")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 40, -1, -60])
@@ -152,8 +152,7 @@ def test_beavertails_labels_the_response_only(tmp_path: Path) -> None:
     assert labels(samples) == [(None, "harmful"), (None, "unharmful"), (None, "unharmful")]
     assert [one.meta for one in samples] == [{"category": "theft"}, {}, {}]
     assert set_aside.reasons == {
-        "label None is none of True, False": 1,
-        "label 'false' is none of True, False": 1,
+        "'is_safe' is none of True, False": 2,
         "no text in 'response'": 1,
     }
     assert len(read("beavertails-30k", tmp_path)[0]) == 1
@@ -185,11 +184,11 @@ def test_toxic_chat_keeps_all_rows_and_who_annotated_them(tmp_path: Path) -> Non
         ("a", None, "harmful"), ("b", None, "unharmful"), ("one\ntwo", None, "unharmful"),
     ]  # fmt: skip
     assert [one.meta["human_annotation"] for one in samples] == ["True", "False", "True"]
-    assert set_aside.reasons == {"label 'yes' is none of '1', 1, '0', 0": 1, "no text in 'user_input'": 1}
+    assert set_aside.reasons == {"'toxicity' is none of '1', 1, '0', 0": 1, "no text in 'user_input'": 1}
 
 
 def test_text_that_no_tokenizer_takes_is_set_aside(tmp_path: Path) -> None:
     put(tmp_path, "round0/30k/train.jsonl.gz", [beaver("\ud800", True), beaver("b", True)])
     samples, set_aside = read("beavertails", tmp_path)
     assert [one.response for one in samples] == ["b"]
-    assert set_aside.rows == [("beavertails/0", "the text is not valid Unicode (a lone surrogate): decode it again")]
+    assert set_aside.rows == [("train.jsonl.gz, line 1", "response: not UTF-8")]

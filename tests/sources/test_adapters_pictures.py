@@ -36,7 +36,7 @@ def test_unsafebench_has_pictures_alone(tmp_path: Path) -> None:
     assert all(one.modality == "image" and not one.prompt and one.meta == {"category": "Hate"} for one in samples)
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert samples[0].images == samples[1].images == (str(unpacked),)
-    assert set_aside.reasons == {"label 'unsafe' is none of 'Safe', 'Unsafe'": 1, "no picture in it": 1}
+    assert set_aside.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no picture in it": 1}
 
 
 def guarded(name: str, safe: object, *instructions: dict[str, Any], **more: str) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def test_vlguard_images_are_labelled_by_themselves(tmp_path: Path) -> None:
     assert [(one.modality, one.prompt, one.request_label, one.meta.get("subset")) for one in samples] == [
         ("image", "", "unharmful", "memes"), ("image", "", "harmful", "bad_ads"),
     ]  # fmt: skip
-    assert set_aside.reasons == {"label 'no' is none of True, False": 1}
+    assert set_aside.reasons == {"'safe' is none of True, False": 1}
 
 
 def test_hod_is_every_picture_below_a_class(tmp_path: Path) -> None:

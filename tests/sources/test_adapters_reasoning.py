@@ -83,7 +83,7 @@ def test_guardreasonertrain(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [(one.prompt, one.response) for one in samples[1:3]] == [("bake", "bread"), ("brew", None)]
     assert set_aside.reasons == {
-        "label 'bad' is none of harmful, unharmful, harmless": 1,
+        "its response label is none of harmful, unharmful, harmless": 1,
         "several request labels": 1,
         "no label": 1,
         "no answers in its output": 1,
@@ -136,7 +136,7 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     (spoken("bake"), written("harmful"), {"images": ["a.png"]}, "another number of pictures than of <image> marks"),
     (spoken("<image>"), written("harmful"), {"images": ["b.png"]}, "its picture is missing"),
     (spoken("<image>"), written("harmful"), {"images": ["../in/a.png"]}, "a picture outside the data set's folder"),
-    (spoken("<image>"), written("harmful"), {"images": "a.png"}, "its images are no list of paths"),
+    (spoken("<image>"), written("harmful"), {"images": 3}, "its images are no list of paths"),
     (spoken("<image>"), written("harmful"), {"images": [{"path": "a.png"}]}, "its images are no list of paths"),
     (spoken("bake"), written("harmful"), {"sample": "x"}, "its 'sample' is not made of a sample's fields"),
     (spoken("bake"), written("harmful"), {"sample": {"prompt": 3}}, "its 'sample' is not made of a sample's fields"),
@@ -159,7 +159,7 @@ def test_broken_conversations_are_named(
     samples, set_aside = read(name, folder)
     assert not samples
     ((place, found),) = set_aside.rows
-    assert place == f"{name}/0"
+    assert place == f"{file}, {'line' if file.endswith('.jsonl') else 'record'} 1"
     assert found.startswith(reason)
 
 
@@ -170,7 +170,11 @@ def test_there_is_one_message_of_each(tmp_path: Path) -> None:
     put(tmp_path, "rows.json", [{"conversations": said} for said in odd])
     samples, set_aside = read("sharegpt", tmp_path)
     assert not samples
-    assert set_aside.reasons == {"no user and assistant message, one of each": 7, "no text in 'value'": 1}
+    assert set_aside.reasons == {
+        "'conversations': a message of no known role": 1,
+        "no user and assistant message, one of each": 6,
+        "no text in 'value'": 1,
+    }
 
 
 def test_other_names_of_the_roles_and_files_beside(tmp_path: Path) -> None:

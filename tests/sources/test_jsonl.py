@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_the_real_layout_is_read(tmp_path: Path) -> None:
     assert sample.prompt == ""
     assert sample.images == (str(tmp_path / "images/1.jpg"), str(tmp_path / "2.png"))
     assert sample.meta == {"weak": True}
-    (tmp_path / "train.jsonl").write_text(json.dumps({**row, "images": None}))
+    (tmp_path / "train.jsonl").write_text(json.dumps({**row, "modality": "text", "prompt": "hi", "images": None}))
     assert next(iter(read_samples(tmp_path / "train.jsonl"))).images == ()
 
 
@@ -66,34 +67,35 @@ def test_about_a_twentieth_is_held_out() -> None:
     assert 400 < sum(is_held_out(str(number)) for number in range(10_000)) < 600
 
 
+NO_LIST = "images: not a list of paths"
 BROKEN = [
-    "not json",
-    "[1, 2]",
-    "3",
-    "null",
-    '"text"',
-    json.dumps({**ROW, "request_label": "safe"}),
-    json.dumps({**ROW, "unknown": 1}),
-    json.dumps({**ROW, "id": 5}),
-    json.dumps({**ROW, "images": "one.png"}),
-    json.dumps({**ROW, "images": 5}),
-    json.dumps({**ROW, "images": [None]}),
-    json.dumps({**ROW, "images": {"a": 1}}),
-    json.dumps({**ROW, "prompt": ["hi"]}),
-    json.dumps({key: value for key, value in ROW.items() if key != "id"}),
-    "[" * 100_000,
+    ("not json", "not JSON"),
+    ("[1, 2]", "not an object"),
+    ("3", "not an object"),
+    ("null", "not an object"),
+    ('"text"', "not an object"),
+    (json.dumps({**ROW, "request_label": "safe"}), "request_label: input should be 'harmful' or 'unharmful'"),
+    (json.dumps({**ROW, "unknown": 1}), "unknown: no field of a sample"),
+    (json.dumps({**ROW, "id": 5}), "id: input should be a valid string"),
+    (json.dumps({**ROW, "images": "one.png"}), NO_LIST),
+    (json.dumps({**ROW, "images": 5}), NO_LIST),
+    (json.dumps({**ROW, "images": [None]}), NO_LIST),
+    (json.dumps({**ROW, "images": {"a": 1}}), NO_LIST),
+    (json.dumps({**ROW, "prompt": ["hi"]}), "prompt: input should be a valid string"),
+    (json.dumps({key: value for key, value in ROW.items() if key != "id"}), "id: field required"),
+    ("[" * 100_000, "not JSON"),
 ]
 
 
-@pytest.mark.parametrize("line", BROKEN, ids=range(len(BROKEN)))
-def test_a_broken_row_is_named_or_counted(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(("line", "reason"), BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_row_is_named_or_counted(tmp_path: Path, line: str, reason: str) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(f"{json.dumps(ROW)}\n\n{line}\n{json.dumps({**ROW, 'id': 'b'})}\n")
-    with pytest.raises(DataError, match=r"train\.jsonl, line 3: not a sample; fix or remove it"):
+    with pytest.raises(DataError, match=rf"train\.jsonl, line 3: {re.escape(reason)}; fix or remove it"):
         list(read_samples(path))
     set_aside = SetAside()
     assert [row.id for row in read_samples(path, set_aside)] == ["a", "b"]
-    assert set_aside.reasons == {"not a sample": 1}
+    assert set_aside.rows == [("train.jsonl, line 3", reason)]
     assert set_aside.total == 1
 
 

@@ -51,7 +51,7 @@ def test_held_out_rows_are_never_trained_on(root: Path) -> None:
     assert [row.id for row in mixture.train] == TRAIN
     assert [row.id for row in mixture.held_out] == [name for name in ALL if is_held_out(name)]
     assert mixture.held_out
-    assert mixture.set_aside.reasons == {"not a sample": 1}
+    assert mixture.set_aside.reasons == {"not JSON": 1}
 
 
 def test_rows_go_under_their_folders_name(root: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_hubs_library_decodes_the_pictures(tmp_path: Path) -> None:
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(DataError, match="not rows of samples"):
+    with pytest.raises(DataError, match="cannot be read to its end"):
         list(read_rows(tmp_path / "rows.parquet"))
-    with pytest.raises(DataError, match="not rows of samples"):
+    with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\); check the path"):
         list(read_rows(tmp_path / "missing.parquet"))

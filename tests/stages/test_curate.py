@@ -85,7 +85,7 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
     kept, set_aside = curated(tmp_path / "data", tmp_path / "out", recipe(duplicates={}))
     assert [row.id for row in kept] == [row["id"] for row in good]
     assert set_aside == {
-        "train.jsonl, line 13": "not a sample",
+        "train.jsonl, line 13": "not JSON",
         "none": "no label",
         good[0]["id"]: "its id stands there already",
         "twice": "exact duplicate",

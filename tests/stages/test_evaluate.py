@@ -140,7 +140,7 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
         "its id stands there already": 1,
         "no label": 1,
         "nothing to judge": 1,
-        "not a sample": 1,
+        "request_label: input should be 'harmful' or 'unharmful'": 1,
     }
     results = evaluate.run(scripted_guard(), [loaded], tmp_path / "out")
     assert results.set_aside == {"toy": loaded.set_aside.reasons}

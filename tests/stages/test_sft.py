@@ -283,7 +283,8 @@ def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callabl
         "longer than 300 tokens": 1,
         "no label is known": 1,
         "invalid_image": 1,
-        "not a sample": 2,
+        "not JSON": 1,
+        "id: field required": 1,
     }
     assert report["by_source"] == {"toy": 12, "drawn": 3}
     assert report["rows"] == 15

@@ -11,7 +11,7 @@ from PIL import Image
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.errors import DataError, ImageError
 from guardreasoner_vl.intake import take_in
-from guardreasoner_vl.protocol import FAST_PREFIX, TargetLabel, build_messages, training_target
+from guardreasoner_vl.protocol import FAST_PREFIX, TargetLabel, build_messages, parse_verdict, training_target
 from guardreasoner_vl.recipe import NewModel
 from guardreasoner_vl.stages.sft_data import IGNORED, TokenRow, TokenRows, target_labels, token_row, tokenise
 from guardreasoner_vl.stages.small_model import write_new_model
@@ -197,11 +197,32 @@ def test_a_row_without_any_known_label_is_set_aside(inputs: QwenInputs) -> None:
     assert result.set_aside.reasons == {"no label is known": 1}
 
 
-@pytest.mark.parametrize("tag", ["<think>", "</think>", "<result>", "</result>"])
-def test_reasoning_that_would_break_the_grammar_is_set_aside(inputs: QwenInputs, tag: str) -> None:
-    result = rules([sample(prompt="x", request_label="harmful", reasoning=f"so {tag} it is")], inputs)
-    assert not result.rows
-    assert result.set_aside.reasons == {"the reasoning holds a tag of the protocol": 1}
+MARKERS = ["<think>", "</think>", "<result>", "</result>", "<|im_end|>", "<|image_pad|>", "<video>", "<\u200b|IM_END|>"]
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+@pytest.mark.parametrize("shown", [0, 1])
+def test_reasoning_never_becomes_a_control_token(
+    inputs: QwenInputs, pictures: list[str], marker: str, shown: int
+) -> None:
+    """A row's own reasoning is neutralised as its texts are, with pictures and without."""
+    row = sample(
+        prompt="x",
+        request_label="harmful",
+        reasoning=f"so {marker} it is",
+        images=pictures[:shown],
+        modality="text-image" if shown else "text",
+    )
+    plain = row.model_copy(update={"reasoning": "so it is"})
+    marked, unmarked = (rules([one], inputs).rows[0] for one in (row, plain))
+    control = set(inputs.token_id.values())
+    counts = [[one.input_ids.count(token) for token in control] for one in (marked, unmarked)]
+    assert counts[0] == counts[1]
+    answer = text(marked, inputs).partition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>")
+    parsed = parse_verdict(answer, has_prompt=True, has_response=False, finish_reason="stop")
+    assert parsed.reason is None
+    assert parsed.reasoning is not None
+    assert "\u2039" in parsed.reasoning
 
 
 def test_a_rows_own_reasoning_comes_before_the_teachers(inputs: QwenInputs) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.corpus.store import read_corpus, read_info
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.images import load_images
-from guardreasoner_vl.protocol import TargetLabel, training_target
+from guardreasoner_vl.protocol import TargetLabel, neutralise, training_target
 from guardreasoner_vl.sources.labels import content
 from guardreasoner_vl.sources.set_aside import SetAside
 from guardreasoner_vl.teachers.gates import Rejected, gate
@@ -26,13 +26,16 @@ def check_corpus(folder: Path, progress: Callable[[int, int], None] | None = Non
     seen: set[str] = set()
     labels: dict[object, tuple[GoldLabel | None, GoldLabel | None]] = {}
     rows = 0
-    for sample in read_corpus(folder):
+    unread = SetAside()
+    for sample in read_corpus(folder, unread):
         rows += 1
         for fault in _faults(sample, seen, labels):
             faults.add(fault, sample.id)
         seen.add(sample.id)
         if progress:
             progress(rows, total)
+    rows += unread.total
+    faults.merge(unread)
     if rows != total:
         faults.add(f"{rows:,} rows, the description says {total:,}", folder.name)
     return rows, faults
@@ -58,6 +61,8 @@ def _faults(
             load_images(Path(image))
         except ImageError:
             found.append("unreadable picture")
+    if sample.reasoning and neutralise(sample.reasoning) != sample.reasoning:
+        found.append("reasoning: a marker of the protocol; training breaks it")
     if sample.reasoning and (reason := _rejected(sample)):
         found.append(f"reasoning: {reason}")
     return found
@@ -69,6 +74,6 @@ def _rejected(sample: Sample) -> str | None:
         TargetLabel(sample.request_label or "unharmful") if sample.exchange().has_prompt else TargetLabel("None"),
         TargetLabel(sample.response_label or "unharmful") if sample.exchange().has_response else TargetLabel("None"),
     )
-    text = "".join(span.text for span in training_target(sample.reasoning, *words))
+    text = "".join(span.text for span in training_target(neutralise(sample.reasoning or ""), *words))
     judged = gate(text, sample, "stop")
     return judged.reason if isinstance(judged, Rejected) else None

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, training_target
+from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, neutralise, training_target
 from guardreasoner_vl.run_dir import write_json
-from guardreasoner_vl.sources.adapters import NotASampleError, Place
+from guardreasoner_vl.sources.adapters import Place
 from guardreasoner_vl.sources.catalogue import adapter_named
+from guardreasoner_vl.sources.records import NotASampleError
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _answer(sample: Sample) -> str:
     exchange = sample.exchange()
     given = ((sample.request_label, exchange.has_prompt), (sample.response_label, exchange.has_response))
     words = [_word(label) if present else TargetLabel("None") for label, present in given]
-    spans = training_target(sample.reasoning or "", *words)
+    spans = training_target(neutralise(sample.reasoning or ""), *words)
     text = "".join(span.text for span in spans)
     for name, (label, present) in zip(("Request", "Response"), given, strict=True):
         if present and label is None:

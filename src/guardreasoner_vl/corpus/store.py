@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.types import Sample
 
 ROWS, INFO, SET_ASIDE = "rows.parquet", "corpus.json", "set_aside.jsonl"
@@ -77,11 +78,14 @@ def write_corpus(folder: Path, info: CorpusInfo, samples: Iterable[Sample], *, e
     return written
 
 
-def read_corpus(folder: Path) -> Iterator[Sample]:
-    """Stream the rows, with the reasoning and labels that a teacher wrote since. Raises `DataError`."""
+def read_corpus(folder: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
+    """Stream the rows, with the reasoning and labels that a teacher wrote since.
+
+    Raises `DataError`, also for a broken row unless `set_aside` is given, which then names it.
+    """
     read_info(folder)
     later = kept(folder / REASONING)
-    for sample in read_rows(folder / ROWS):
+    for sample in read_rows(folder / ROWS, set_aside):
         attempt = later.get(sample.id)
         yield attempt.applied(sample) if attempt else sample
 

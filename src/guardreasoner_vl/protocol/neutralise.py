@@ -13,7 +13,7 @@ _LINE_BREAKS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
 _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
-_NAMES = ("image", "think", "/think", "result", "/result", "tool_call", "/tool_call")
+_NAMES = ("image", "video", "audio", "think", "/think", "result", "/result", "tool_call", "/tool_call")
 _FIELDS = ("human user:", "ai assistant:")
 
 

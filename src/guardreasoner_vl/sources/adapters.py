@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pydantic import ValidationError
 
 from guardreasoner_vl.errors import DataError, GuardError
-from guardreasoner_vl.sources.records import Record, read_records
+from guardreasoner_vl.media import unread_medium
+from guardreasoner_vl.sources.checked import checked, field_fault, marks_fault
+from guardreasoner_vl.sources.records import NotASampleError, Record, Row, read_records
 from guardreasoner_vl.types import GoldLabel, Modality, Sample
 
 if TYPE_CHECKING:
@@ -17,10 +21,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.sources.set_aside import SetAside
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-
-
-class NotASampleError(DataError):
-    """A record that cannot be used; its text is the short reason that is counted."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Adapter:
     origin: str
     hub: str | None = None
     gated: bool = False
-    read: Callable[[Path], Iterable[Record]] = read_records
+    read: Callable[[Path], Iterable[Row]] = read_records
 
     @property
     def access(self) -> str:
@@ -78,18 +78,30 @@ def read_source(adapter: Adapter, folder: Path, unpacked: Path, set_aside: SetAs
     """
     number = 0
     for path in files_of(adapter, folder):
-        for record in adapter.read(path):
+        for row in adapter.read(path):
             place = Place(adapter.name, number, path.parent, unpacked, folder)
             number += 1
             try:
-                made = adapter.to_sample(record, place)
-                samples = [made] if isinstance(made, Sample) else made or ()
-                for sample in samples:
-                    sample.exchange()
+                samples = samples_of(row, place, adapter.to_sample)
             except GuardError as error:
-                set_aside.add(str(error), place.id)
+                set_aside.add(str(error), row.place)
                 continue
             yield from samples
+
+
+def samples_of(row: Row, place: Place, to_sample: ToSample) -> Sequence[Sample]:
+    """The samples of one row, checked. Raises `GuardError` with the reason why it cannot be used."""
+    record = row.record
+    try:
+        made = to_sample(record, place)
+    except ValidationError as error:
+        raise NotASampleError(field_fault(error)) from error
+    samples = [made] if isinstance(made, Sample) else made or ()
+    for sample in samples:
+        checked(sample).exchange()
+    if samples and not any(sample.images for sample in samples) and (key := unread_medium(record)):
+        raise NotASampleError(f"{key!a:.40}: a medium that this layout does not read")
+    return samples
 
 
 def files_of(adapter: Adapter, folder: Path) -> list[Path]:
@@ -114,7 +126,9 @@ def sample_of(
     split: str = "train",
     **meta: object,
 ) -> Sample:
-    """A sample with the labels of request and response; of `meta` stays what is known."""
+    """A sample with the labels of request and response; of `meta` stays what is known. Raises `NotASampleError`."""
+    if fault := marks_fault(prompt, len(images)):
+        raise NotASampleError(fault)
     return Sample(
         id=own_id or place.id,
         source=place.name,
@@ -151,11 +165,12 @@ def text_or_none(record: Record, name: str) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def label_of(value: object, words: dict[object, GoldLabel]) -> GoldLabel:
-    """The label that a published value means; an unknown word is never taken for unharmful."""
-    label = words.get(value) if isinstance(value, (str, int, bool)) else None
+def label_of(record: Mapping[str, Any], name: str, words: Mapping[object, GoldLabel]) -> GoldLabel:
+    """The label that a published field means; an unknown word is never taken for unharmful."""
+    value = record.get(name)
+    label = words.get(value) if isinstance(value, (str, int, float)) else None
     if label is None:
-        raise NotASampleError(f"label {value!r:.30} is none of {', '.join(map(repr, words))}")
+        raise NotASampleError(f"{name!r} is none of {', '.join(map(repr, words))}")
     return label
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import Adapter, NotASampleError, Place, sample_of, text_of, text_or_none
+from guardreasoner_vl.sources.adapters import Adapter, Place, sample_of, text_of, text_or_none
+from guardreasoner_vl.sources.records import NotASampleError
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record

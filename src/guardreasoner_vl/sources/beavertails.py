@@ -23,7 +23,7 @@ def to_sample(record: Record, place: Place) -> Sample:
         place,
         text_of(record, "prompt"),
         text_of(record, "response"),
-        answered=label_of(record.get("is_safe"), _SAFE),
+        answered=label_of(record, "is_safe", _SAFE),
         category=marked[0] if marked else None,
     )
 

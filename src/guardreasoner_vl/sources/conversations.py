@@ -14,20 +14,32 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.media import marks, unread_medium
 from guardreasoner_vl.protocol import IMAGE, parse_released_input, parse_verdict
-from guardreasoner_vl.sources.adapters import NotASampleError, Place, modality_of, picture_of, text_of
-from guardreasoner_vl.sources.records import Record, read_records
+from guardreasoner_vl.sources.adapters import Place, modality_of, picture_of, text_of
+from guardreasoner_vl.sources.checked import field_fault
+from guardreasoner_vl.sources.records import NotASampleError, Record, Row, read_records
 from guardreasoner_vl.types import GoldLabel, Label, Sample, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+}
 _TEXTS = ("prompt", "response")
 _LABELS = ("request_label", "response_label")
 _ODD_FIELDS = "its 'sample' is not made of a sample's fields"
 _DATASET_INFO = "dataset_info.json"
+_PICTURES = ("images", "image", "image_path", "image_paths")
+"""Keys that pictures' paths stand under, in a list or alone."""
+
 _LEADING_MARKS = re.compile(rf"Human user:\n((?:{IMAGE}\n)*)")
 _RESULT = "<result>"
 _NO_LABELS = f"{_RESULT}\nRequest: none\nResponse: none\n</result>"
@@ -48,23 +60,30 @@ class Conversation:
     images: tuple[str, ...]
 
 
-def read_rows(path: Path) -> Iterator[Record]:
-    """The file's records; LLaMA-Factory's list of data sets, which lies beside them, has none."""
+def read_rows(path: Path) -> Iterator[Row]:
+    """The file's rows; LLaMA-Factory's list of data sets, which lies beside them, has none."""
     return iter(()) if path.name == _DATASET_INFO else read_records(path)
 
 
 def conversation_of(record: Record, place: Place, messages: str, role: str, text: str) -> Conversation:
-    """One message of the user and one of the assistant under the given keys; the instruction is left out."""
+    """One message of the user and one of the assistant under the given keys; the instruction is left out.
+
+    Raises `NotASampleError` for another conversation, and for media that are not read.
+    """
     listed = record.get(messages)
-    found: dict[str, list[Record]] = {"user": [], "assistant": []}
+    spoken: dict[str, list[Record]] = {"user": [], "assistant": []}
     for message in listed if isinstance(listed, list) else ():
         name = _ROLES.get(str(message.get(role))) if isinstance(message, dict) else None
-        if name:
-            found[name].append(message)
-    if any(len(those) != 1 for those in found.values()):
+        if name is None:
+            raise NotASampleError(f"{messages!r}: a message of no known role")
+        if medium := unread_medium(message, (text,)):
+            raise NotASampleError(f"{medium!a:.40} of a message: a medium that this layout does not read")
+        if name in spoken:
+            spoken[name].append(message)
+    if any(len(those) != 1 for those in spoken.values()):
         raise NotASampleError("no user and assistant message, one of each")
-    asked, answered = (text_of(those[0], text) for those in found.values())
-    return Conversation(asked, answered, _images(record, place))
+    asked, answered = (text_of(those[0], text) for those in spoken.values())
+    return Conversation(asked, answered, images_of(record, place))
 
 
 def sample_from(spoken: Conversation, record: Record, place: Place) -> Sample:
@@ -77,7 +96,7 @@ def sample_from(spoken: Conversation, record: Record, place: Place) -> Sample:
     try:
         return Sample.model_validate(fields)
     except ValidationError as error:
-        raise NotASampleError(_ODD_FIELDS) from error
+        raise NotASampleError(f"{_ODD_FIELDS} ({field_fault(error)})") from error
 
 
 def gold_label(text: str, target: Target, *, bare: bool = False) -> GoldLabel | None:
@@ -89,19 +108,38 @@ def gold_label(text: str, target: Target, *, bare: bool = False) -> GoldLabel | 
     if word in _ABSENT:
         return None
     if word not in _GOLD:
-        raise NotASampleError(f"label {word!r:.30} is none of {', '.join(_GOLD)}")
+        raise NotASampleError(f"its {target} label is none of {', '.join(_GOLD)}")
     return _GOLD[word]
 
 
-def _images(record: Record, place: Place) -> tuple[str, ...]:
-    """The paths of pictures below the file's folder; the authors' may start with the trainer's folder `data`."""
-    names = record.get("images")
-    names = [] if names is None else names
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+def images_of(record: Record, place: Place) -> tuple[str, ...]:
+    """The paths of pictures below the file's folder; the authors' may start with the trainer's folder `data`.
+
+    Raises `NotASampleError` for what is no path, and for other media.
+    """
+    if medium := unread_medium(record, _PICTURES):
+        raise NotASampleError(f"{medium!a:.40}: a medium that this layout does not read")
+    listed = [record[key] for key in _PICTURES if record.get(key) not in (None, "", [])]
+    several = [names if isinstance(names, list) else [names] for names in listed]
+    names = several[0] if several else []
+    if any(other != names for other in several):
+        raise NotASampleError(f"several keys hold pictures; use {_PICTURES[0]!r} alone")
+    if not all(isinstance(name, str) and name for name in names):
         raise NotASampleError("its images are no list of paths")
     if any(".." in PurePath(name).parts for name in names):
         raise NotASampleError("a picture outside the data set's folder")
     return tuple(picture_of(place, name, name.removeprefix("./").removeprefix("data/")) for name in names)
+
+
+def check_marks(spoken: Conversation) -> None:
+    """Raises `NotASampleError` unless every picture has its mark before the prompt, and no other medium has one."""
+    counts = marks(spoken.asked)
+    for medium in ("video", "audio"):
+        if counts[medium]:
+            raise NotASampleError(f"a <{medium}> mark: only texts and pictures are read")
+    leading = _LEADING_MARKS.search(spoken.asked)
+    if {counts["image"], leading[1].count(IMAGE) if leading else 0} != {len(spoken.images)}:
+        raise NotASampleError(f"another number of pictures than of {IMAGE} marks before the prompt")
 
 
 def _given(record: Record) -> dict[str, Any]:
@@ -116,9 +154,7 @@ def _given(record: Record) -> dict[str, Any]:
 
 def _exchange(spoken: Conversation, given: Mapping[str, Any]) -> dict[str, Any]:
     """Prompt and response."""
-    marks = _LEADING_MARKS.search(spoken.asked)
-    if (marks[1].count(IMAGE) if marks else 0) != len(spoken.images):
-        raise NotASampleError(f"another number of pictures than of {IMAGE} marks")
+    check_marks(spoken)
     if given.keys() >= {*_TEXTS}:
         return {}
     try:

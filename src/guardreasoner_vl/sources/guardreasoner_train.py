@@ -7,28 +7,29 @@ Records are `{instruction, input, output}`: `input` is the whole user message, `
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol import parse_released_input
-from guardreasoner_vl.sources.adapters import Adapter, NotASampleError, Place, sample_of, text_of
-from guardreasoner_vl.sources.conversations import gold_label
-from guardreasoner_vl.sources.records import read_records
+from guardreasoner_vl.sources.adapters import Adapter, Place, sample_of, text_of
+from guardreasoner_vl.sources.conversations import Conversation, check_marks, gold_label, images_of
+from guardreasoner_vl.sources.records import NotASampleError, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.sources.records import Record
+    from guardreasoner_vl.sources.records import Record, Row
     from guardreasoner_vl.types import Sample
 
 _FILE = "_file"
 _ANSWERS = re.compile(r"^[ \t]*Answers:[ \t]*$", re.MULTILINE)
 
 
-def read_named(path: Path) -> Iterator[Record]:
-    """The file's records, each with the file's name, which tells the set that it comes from."""
-    return ({**record, _FILE: path.stem} for record in read_records(path))
+def read_named(path: Path) -> Iterator[Row]:
+    """The file's rows, each with the file's name, which tells the set that it comes from."""
+    return (replace(row, content={**row.content, _FILE: path.stem}) for row in read_records(path))
 
 
 def to_sample(record: Record, place: Place) -> Sample:
@@ -37,8 +38,10 @@ def to_sample(record: Record, place: Place) -> Sample:
     blocks = list(_ANSWERS.finditer(output))
     if not blocks:
         raise NotASampleError("no answers in its output")
+    spoken = Conversation(text_of(record, "input"), "", images_of(record, place))
+    check_marks(spoken)
     try:
-        exchange = parse_released_input(text_of(record, "input"))
+        exchange = parse_released_input(spoken.asked)
     except InputError as error:
         raise NotASampleError("not the released layout") from error
     answers = output[blocks[-1].end() :]
@@ -53,6 +56,7 @@ def to_sample(record: Record, place: Place) -> Sample:
         place,
         exchange.prompt or "",
         exchange.response,
+        images=spoken.images,
         request=request,
         answered=answered,
         reasoning=output[: blocks[-1].start()].strip() or None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import PICTURE_ENDINGS, Adapter, NotASampleError, Place, sample_of, text_of
+from guardreasoner_vl.sources.adapters import PICTURE_ENDINGS, Adapter, Place, sample_of, text_of
+from guardreasoner_vl.sources.records import NotASampleError, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,10 +19,10 @@ _ABOVE_CLASSES = ("dataset", "class")
 _PICTURE = "*.[jJpPwW]*[gGpP]"
 
 
-def read_picture(path: Path) -> Iterator[Record]:
+def read_picture(path: Path) -> Iterator[Row]:
     """The picture's path; nothing for other files and for the hidden ones that unpacking may leave."""
     if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith("."):
-        yield {"path": str(path)}
+        yield Row(path.name, {"path": str(path)})
 
 
 def to_sample(record: Record, place: Place) -> Sample:

@@ -6,22 +6,26 @@ Layout: `train.jsonl[.gz]` and `validation.jsonl[.gz]`, pictures beside them. A 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.types import Sample
+from guardreasoner_vl.images import file_name_fault
+from guardreasoner_vl.media import unread_medium
+from guardreasoner_vl.sources.checked import made_from, marks_fault
+from guardreasoner_vl.sources.parquet import read_rows
+from guardreasoner_vl.sources.records import NotASampleError, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from guardreasoner_vl.sources.records import Record
     from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.types import Sample
 
 HELD_OUT_MODULUS = 20
+_ENDINGS = (".json", ".json.gz", ".json.xz")
 
 
 def is_held_out(sample_id: str) -> bool:
@@ -39,34 +43,38 @@ def find_split(folder: Path, split: str) -> Path:
 
 
 def read_samples(path: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
-    """Stream the rows of one file. A broken row raises `DataError`, or is counted where `set_aside` is given.
+    """Stream the rows of one file: JSON lines, a JSON list, or Parquet, as its name says; JSON lines in doubt.
 
-    A file that cannot be read to its end (a cut-off download) raises `DataError` either way.
+    A broken row raises `DataError`, or is set aside by name and reason where `set_aside` is given. A file that cannot
+    be read to its end (a cut-off download) raises `DataError` either way.
     """
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
+    if path.suffix == ".parquet":
+        yield from read_rows(path, set_aside)
+        return
+    for row in read_records(path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl"):
         try:
-            yield _sample(json.loads(line), path.parent)
-        except (ValueError, RecursionError) as error:
+            yield _sample(row.record, path.parent)
+        except NotASampleError as error:
             if set_aside is None:
-                raise DataError(f"{path}, line {number}: not a sample; fix or remove it") from error
-            set_aside.add("not a sample", f"{path.name}, line {number}")
+                raise DataError(f"{path.parent / row.place}: {error}; fix or remove it") from error
+            set_aside.add(str(error), row.place)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        try:
-            yield from lines
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: cannot be read to its end ({error}); download it again") from error
-
-
-def _sample(row: Any, folder: Path) -> Sample:
-    """Raises `ValueError` for anything but a sample."""
-    images = row.get("images") or [] if isinstance(row, dict) else None
-    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
-        raise ValueError("a sample is a mapping, its images a list of paths")
-    return Sample.model_validate(
-        {**row, "images": [str(folder / name) for name in images], "prompt": row.get("prompt") or ""}
+def _sample(record: Record, folder: Path) -> Sample:
+    """Raises `NotASampleError`."""
+    names = record.get("images")
+    names = [] if names is None else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise NotASampleError("images: not a list of paths")
+    if medium := unread_medium(record, ("images",)):
+        raise NotASampleError(f"{medium!a:.40}: no field of a sample; pictures stand in images, a list of paths")
+    for name in names:
+        if fault := file_name_fault(name):
+            raise NotASampleError(f"images: {fault}")
+    prompt = record.get("prompt")
+    sample = made_from(
+        {**record, "images": [str(folder / name) for name in names], "prompt": "" if prompt is None else prompt}
     )
+    if fault := marks_fault(sample.prompt, len(names)):
+        raise NotASampleError(f"prompt: {fault}")
+    return sample

@@ -126,7 +126,7 @@ def _read(source: SourceSection, root: Path, work: Path, set_aside: SetAside) ->
     folder = locate(source.folder, root)
     parquet = sorted(folder.glob("train*.parquet"))
     if parquet:
-        return (row for path in parquet for row in read_rows(path))
+        return (row for path in parquet for row in read_rows(path, set_aside))
     return read_samples(find_split(folder, "train"), set_aside)
 
 

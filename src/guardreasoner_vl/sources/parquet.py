@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
-from guardreasoner_vl.sources.records import unpack_picture
-from guardreasoner_vl.types import Sample
+from guardreasoner_vl.images import file_name_fault
+from guardreasoner_vl.media import unread_medium
+from guardreasoner_vl.sources.checked import made_from
+from guardreasoner_vl.sources.records import NotASampleError, read_records, unpack_picture, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from guardreasoner_vl.sources.records import Record
+    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.types import Sample
 
 SCHEMA = 1
 """Version of the columns."""
@@ -25,6 +31,7 @@ PICTURES = "pictures"
 """Below a file's folder: pictures that stood inside its rows."""
 
 _TEXTS = ("id", "source", "split", "modality", "prompt", "response", "request_label", "response_label", "reasoning")
+_NEEDED = ("id", "source", "modality")
 _BATCH = 256
 
 
@@ -50,14 +57,31 @@ def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) ->
     return count
 
 
-def read_rows(path: Path) -> Iterator[Sample]:
-    """Stream the samples of a Parquet file; pictures inside it are written to `pictures` beside it."""
+def read_rows(path: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
+    """Stream the samples of a Parquet file; pictures inside it are written to `pictures` beside it.
+
+    A broken row raises `DataError`, or is set aside by name and reason where `set_aside` is given. A file that cannot
+    be read to its end, or lacks a column that samples need, raises `DataError` either way.
+    """
+    _check_columns(path)
+    for row in read_records(path, ".parquet"):
+        try:
+            yield _sample(row.record, path.parent)
+        except NotASampleError as error:
+            if set_aside is None:
+                raise DataError(f"{path.parent / row.place}: {error}; fix or remove it") from error
+            set_aside.add(str(error), row.place)
+
+
+def _check_columns(path: Path) -> None:
     pyarrow, parquet = _arrow()
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=_BATCH):
-            yield from (_sample(row, path.parent) for row in batch.to_pylist())
-    except (OSError, pyarrow.ArrowException, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: not rows of samples ({type(error).__name__}); write the file again") from error
+        with path.open("rb") as stream:
+            columns = parquet.ParquetFile(stream).schema_arrow.names
+    except (OSError, pyarrow.ArrowException) as error:
+        raise unreadable(path, error) from error
+    if missing := [name for name in _NEEDED if name not in columns]:
+        raise DataError(f"{path}: no column {missing[0]!r}; rows of samples have {', '.join(_NEEDED)}")
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -98,9 +122,37 @@ def _picture(path: Path, folder: Path, embed: bool) -> dict[str, Any]:
     return {"bytes": None, "path": str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)}
 
 
-def _sample(row: dict[str, Any], folder: Path) -> Sample:
-    images = [
-        unpack_picture(picture, folder / PICTURES) if picture["bytes"] else str(folder / picture["path"])
-        for picture in row["images"] or ()
-    ]
-    return Sample.model_validate({**row, "images": images, "meta": json.loads(row["meta"] or "{}")})
+def _sample(row: Record, folder: Path) -> Sample:
+    """Absent columns and null have the field's default. Raises `NotASampleError`."""
+    if medium := unread_medium(row, ("images",)):
+        raise NotASampleError(f"{medium!a:.40}: no field of a sample; pictures stand in images")
+    given = {name: value for name, value in row.items() if value is not None or name in _NEEDED}
+    return made_from({**given, "images": _images(row, folder), "meta": _meta(row)})
+
+
+def _images(row: Record, folder: Path) -> list[str]:
+    pictures = row.get("images")
+    if not isinstance(pictures, list | None):
+        raise NotASampleError("images: not a list of pictures")
+    return [_located(picture, folder) for picture in pictures or ()]
+
+
+def _located(picture: object, folder: Path) -> str:
+    """A picture inside the row is unpacked; a path alone may stand for one."""
+    name = picture.get("path") if isinstance(picture, dict) else picture
+    if isinstance(picture, dict) and picture.get("bytes"):
+        return unpack_picture(picture, folder / PICTURES)
+    if not isinstance(name, str) or not name:
+        raise NotASampleError("images: neither a picture's bytes nor its path")
+    if fault := file_name_fault(name):
+        raise NotASampleError(f"images: {fault}")
+    return str(folder / name)
+
+
+def _meta(row: Record) -> Any:
+    """A mapping, as text or as it is."""
+    meta = row.get("meta")
+    try:
+        return json.loads(meta or "{}") if isinstance(meta, str | None) else meta
+    except (ValueError, RecursionError) as error:
+        raise NotASampleError("meta: not JSON") from error

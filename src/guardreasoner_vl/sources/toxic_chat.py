@@ -19,7 +19,7 @@ def to_sample(record: Record, place: Place) -> Sample:
     return sample_of(
         place,
         text_of(record, "user_input"),
-        request=label_of(record.get("toxicity"), _TOXICITY),
+        request=label_of(record, "toxicity", _TOXICITY),
         human_annotation=None if by_people is None else str(by_people),
     )
 

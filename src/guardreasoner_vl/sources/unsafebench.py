@@ -16,7 +16,7 @@ _WORDS: dict[object, GoldLabel] = {"Safe": "unharmful", "Unsafe": "harmful"}
 
 def to_sample(record: Record, place: Place) -> Sample:
     """The picture stands in the record; the set's `text`, from which it was found or drawn, is not part of it."""
-    label = label_of(record.get("safety_label"), _WORDS)
+    label = label_of(record, "safety_label", _WORDS)
     picture = unpack_picture(record.get("image"), place.unpacked)
     return sample_of(place, images=(picture,), request=label, category=record.get("category"))
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.adapters import (
     Adapter,
-    NotASampleError,
     Place,
     label_of,
     picture_of,
@@ -20,6 +19,7 @@ from guardreasoner_vl.sources.adapters import (
     text_of,
     text_or_none,
 )
+from guardreasoner_vl.sources.records import NotASampleError
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -66,7 +66,7 @@ def to_picture(record: Record, place: Place) -> Sample:
     return sample_of(
         place,
         images=(_picture(record, place, "train"),),
-        request=label_of(record.get("safe"), _SAFE),
+        request=label_of(record, "safe", _SAFE),
         category=record.get("harmful_category"),
         subcategory=record.get("harmful_subcategory"),
         subset=_subset(record),

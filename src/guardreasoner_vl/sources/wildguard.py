@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.adapters import (
     Adapter,
-    NotASampleError,
     Place,
     label_of,
     sample_of,
     text_of,
     text_or_none,
 )
+from guardreasoner_vl.sources.records import NotASampleError
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -24,7 +24,7 @@ _WORDS: dict[object, GoldLabel] = {"harmful": "harmful", "unharmful": "unharmful
 def to_sample(record: Record, place: Place) -> Sample:
     """A null label means that people did not agree, or that nobody was asked; a row without any is none."""
     request, answered = (
-        None if record.get(name) is None else label_of(record[name], _WORDS)
+        None if record.get(name) is None else label_of(record, name, _WORDS)
         for name in ("prompt_harm_label", "response_harm_label")
     )
     if request is None and answered is None:

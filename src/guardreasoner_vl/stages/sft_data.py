@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +11,7 @@ from guardreasoner_vl.engines.qwen import END_OF_TURN, chat_text
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.baseline import HashedWords
 from guardreasoner_vl.intake import take_in
-from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, training_target
+from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, neutralise, training_target
 from guardreasoner_vl.sources.set_aside import SetAside
 from guardreasoner_vl.teachers.rules import explain
 from guardreasoner_vl.types import Target
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel, Sample
 
 IGNORED = -100
-_TAG = re.compile(r"</?(?:think|result)>")
 Known = dict[Target, TargetLabel]
 
 
@@ -70,9 +68,9 @@ def _labels(samples: Sequence[Sample], target: Target, present: Callable[[Sample
 
 
 def reasoning_of(sample: Sample, labels: Known, teacher: Literal["rules"] | None) -> Sequence[Span] | str | None:
-    """The row's own reasoning, or the offline teacher's."""
+    """The row's own reasoning, neutralised like all of its texts, or the offline teacher's."""
     if sample.reasoning and sample.reasoning.strip():
-        return sample.reasoning
+        return neutralise(sample.reasoning)
     return explain(sample, labels["request"], labels["response"]) if teacher == "rules" else None
 
 
@@ -101,8 +99,6 @@ def tokenise(
             result.set_aside.add(f"longer than {max_length} tokens")
         elif not any(label.known and label.word != "None" for label in known.values()):
             result.set_aside.add("no label is known")
-        elif isinstance(reasoning, str) and _TAG.search(reasoning):
-            result.set_aside.add("the reasoning holds a tag of the protocol")
         else:
             result.rows.append(row)
     return result

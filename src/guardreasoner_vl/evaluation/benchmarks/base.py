@@ -7,16 +7,16 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.errors import DataError, GuardError
-from guardreasoner_vl.sources.adapters import Place
+from guardreasoner_vl.sources.adapters import Place, samples_of
 from guardreasoner_vl.sources.records import read_records
 from guardreasoner_vl.sources.set_aside import SetAside
-from guardreasoner_vl.types import Modality, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from guardreasoner_vl.sources.adapters import ToSample
+    from guardreasoner_vl.types import Modality, Sample
 
 Judged = Literal["prompt", "response", "both"]
 
@@ -83,20 +83,17 @@ def _loaded(benchmark: Benchmark, layout: Layout, files: Sequence[Path], unpacke
     path = files[0]
     loaded = Loaded(benchmark, [], path)
     seen: set[str] = set()
-    for number, record in enumerate(chain.from_iterable(map(read_records, files))):
+    for number, row in enumerate(chain.from_iterable(map(read_records, files))):
         try:
-            made = layout.to_sample(record, Place(benchmark.name, number, path.parent, unpacked))
-            samples = [made] if isinstance(made, Sample) else made or []
-            for sample in samples:
-                sample.exchange()
+            samples = samples_of(row, Place(benchmark.name, number, path.parent, unpacked), layout.to_sample)
         except GuardError as error:
-            loaded.set_aside.add(str(error))
+            loaded.set_aside.add(str(error), row.place)
             continue
         for sample in samples:
             if sample.id in seen:
-                loaded.set_aside.add("its id stands there already")
+                loaded.set_aside.add("its id stands there already", row.place)
             elif sample.request_label is None and sample.response_label is None:
-                loaded.set_aside.add("no label")
+                loaded.set_aside.add("no label", row.place)
             else:
                 seen.add(sample.id)
                 loaded.samples.append(sample)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 HUB = "hub:"
+_ENDINGS = (".json", ".parquet")
 SPLITS = ("train", "validation", "test")
 RELEASED = "yueliu1999/GuardReasoner-VLTest"
 
@@ -49,7 +50,7 @@ def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[Loaded]
 def from_file(path: Path) -> Loaded:
     """A file of `Sample`s as one benchmark of its own, named after it, and a split's also after its folder."""
     set_aside = SetAside()
-    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    name = path.name.removesuffix(".gz").removesuffix(path.suffix if path.suffix in _ENDINGS else ".jsonl")
     if name in SPLITS:
         name = f"{path.resolve().parent.name} {name}"
     return from_samples(name, read_samples(path, set_aside), path, set_aside)
@@ -68,11 +69,11 @@ def from_samples(name: str, samples: Iterable[Sample], path: Path, set_aside: Se
     rows: dict[str, Sample] = {}
     for sample in samples:
         if sample.request_label is None and sample.response_label is None:
-            set_aside.add("no label")
+            set_aside.add("no label", sample.id)
         elif sample.id in rows:
-            set_aside.add("its id stands there already")
+            set_aside.add("its id stands there already", sample.id)
         elif not (sample.prompt.strip() or sample.images or (sample.response or "").strip()):
-            set_aside.add("nothing to judge")
+            set_aside.add("nothing to judge", sample.id)
         else:
             rows[sample.id] = sample
     if not rows:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.evaluation.benchmarks.upstream import for_test
 from guardreasoner_vl.sources import unsafebench as unsafebench_source
 from guardreasoner_vl.sources import vlguard as vlguard_source
-from guardreasoner_vl.sources.adapters import NotASampleError, Place, label_of, picture_of, sample_of, text_of
+from guardreasoner_vl.sources.adapters import Place, label_of, picture_of, sample_of, text_of
+from guardreasoner_vl.sources.records import NotASampleError
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -22,7 +23,7 @@ def xstest(record: Record, place: Place) -> Sample:
     """`xstest_prompts.csv`: contrast pairs; older files have no label, the type tells it."""
     kind = text_of(record, "type")
     expected: GoldLabel = "harmful" if kind.startswith("contrast_") else "unharmful"
-    label = label_of(record["label"], _XSTEST) if record.get("label") else expected
+    label = label_of(record, "label", _XSTEST) if record.get("label") else expected
     if label != expected:
         raise NotASampleError("label and type disagree")
     return _sample(place, text_of(record, "prompt"), (), label, kind)
@@ -44,9 +45,10 @@ def harmbench_multimodal(record: Record, place: Place) -> Sample:
 
 def mm_safetybench(scenario: str, variant: str, question: str, record: Record, place: Place) -> Sample:
     """One scenario file of `processed_questions`, in one variant of its pictures."""
-    picture = picture_of(place, f"../imgs/{scenario}/{variant}/{record['_key']}.jpg")
+    key = text_of(record, "_key")
+    picture = picture_of(place, f"../imgs/{scenario}/{variant}/{key}.jpg")
     sample = _sample(place, text_of(record, question), (picture,), "harmful", scenario)
-    return sample.model_copy(update={"id": f"{place.name}/{scenario}/{variant}/{record['_key']}"})
+    return sample.model_copy(update={"id": f"{place.name}/{scenario}/{variant}/{key}"})
 
 
 def figstep(record: Record, place: Place) -> Sample:

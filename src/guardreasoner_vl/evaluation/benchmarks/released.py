@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.benchmarks.base import Layout
 from guardreasoner_vl.protocol.messages import parse_released_input
-from guardreasoner_vl.sources.adapters import NotASampleError, Place, text_of
-from guardreasoner_vl.sources.conversations import Conversation, conversation_of, gold_label
+from guardreasoner_vl.sources.adapters import Place, text_of
+from guardreasoner_vl.sources.conversations import (
+    Conversation,
+    check_marks,
+    conversation_of,
+    gold_label,
+    images_of,
+)
+from guardreasoner_vl.sources.records import NotASampleError
 from guardreasoner_vl.types import GoldLabel, Sample
 
 if TYPE_CHECKING:
     from guardreasoner_vl.evaluation.benchmarks.base import Judged
     from guardreasoner_vl.sources.adapters import ToSample
     from guardreasoner_vl.sources.records import Record
-    from guardreasoner_vl.types import Modality
+    from guardreasoner_vl.types import Modality, Target
 
 
 def released(file: str, judged: Judged, modality: Modality) -> Layout:
@@ -27,14 +34,18 @@ def released(file: str, judged: Judged, modality: Modality) -> Layout:
     return Layout(f"test/{file}.json", _to_sample(judged, modality))
 
 
-def gold_labels(text: str) -> tuple[GoldLabel | None, GoldLabel | None]:
-    """Request and response labels of the authors' form `Request: ...`; raises `NotASampleError`."""
-    return gold_label(text, "request"), gold_label(text, "response")
+def gold_labels(text: str, *, bare: Target | None = None) -> tuple[GoldLabel | None, GoldLabel | None]:
+    """Request and response labels of the authors' form `Request: ...`; a word alone is about `bare`.
+
+    Raises `NotASampleError`.
+    """
+    return gold_label(text, "request", bare=bare == "request"), gold_label(text, "response", bare=bare == "response")
 
 
 def _to_sample(judged: Judged, modality: Modality) -> ToSample:
     def to_sample(record: Record, place: Place) -> Sample:
         spoken = _spoken(record, place)
+        check_marks(spoken)
         try:
             exchange = parse_released_input(spoken.asked, spoken.images)
         except InputError as error:
@@ -60,4 +71,5 @@ def _spoken(record: Record, place: Place) -> Conversation:
     if record.get("messages") is not None:
         return conversation_of(record, place, "messages", "role", "content")
     output = record.get("output")
-    return Conversation(text_of(record, "input"), output if isinstance(output, str) else "", ())
+    answer = output if isinstance(output, str) else ""
+    return Conversation(text_of(record, "input"), answer, images_of(record, place))

@@ -13,7 +13,8 @@ from guardreasoner_vl.sources import aegis as aegis_source
 from guardreasoner_vl.sources import beavertails as beavertails_source
 from guardreasoner_vl.sources import toxic_chat as toxic_chat_source
 from guardreasoner_vl.sources import wildguard as wildguard_source
-from guardreasoner_vl.sources.adapters import NotASampleError, Place, label_of, sample_of, text_of
+from guardreasoner_vl.sources.adapters import Place, label_of, sample_of, text_of
+from guardreasoner_vl.sources.records import NotASampleError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,15 +57,15 @@ def harmbench_prompt(record: Record, place: Place) -> Sample | None:
 
 def harmbench_response(record: Record, place: Place) -> Sample:
     """HarmBench's classifier validation set: harmful where at least two of three people say so."""
-    votes = [label_of(record.get(f"human_{number}"), _ZERO_ONE) for number in range(3)]
+    votes = [label_of(record, f"human_{number}", _ZERO_ONE) for number in range(3)]
     label: GoldLabel = "harmful" if votes.count("harmful") >= _TWO_OF_THREE else "unharmful"
     return _sample(place, text_of(record, "test_case"), text_of(record, "generation"), answered=label)
 
 
 def openai_moderation(record: Record, place: Place) -> Sample:
     """Harmful where any category's flag is 1; a missing flag is unknown and counts as 0, as in the literature."""
-    flags = {name: record[name] for name in _FLAGS if record.get(name) is not None}
-    raised = [name for name, value in flags.items() if label_of(int(value), _ZERO_ONE) == "harmful"]
+    known = [name for name in _FLAGS if record.get(name) is not None]
+    raised = [name for name in known if label_of(record, name, _ZERO_ONE) == "harmful"]
     return _sample(
         place,
         text_of(record, "prompt"),
@@ -140,5 +141,5 @@ def beavertails(record: Record, place: Place) -> Sample:
 
 def xstest_response(record: Record, place: Place) -> Sample:
     """Card `allenai/xstest-response`, split response_harmfulness."""
-    label = label_of(record.get("label"), _WORDS)
+    label = label_of(record, "label", _WORDS)
     return _sample(place, text_of(record, "prompt"), text_of(record, "response"), answered=label)

@@ -1,0 +1,49 @@
+"""Pictures, videos and sounds that a row or a message names, by a key or by a mark in a text: none is lost unseen."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+_MEDIA = "image|img|picture|pic|photo|video|audio|sound|attachment"
+_KEY = re.compile(
+    rf"(?:input|user|raw)?(?:{_MEDIA})s?(?:path|file|url|uri|name|filename|byte|data|base64|b64|list|input)*s?",
+    re.IGNORECASE,
+)
+_MARK = re.compile(r"<\s*(image|video|audio)\s*>", re.IGNORECASE)
+_LEADING_MARKS = re.compile(rf"\A\s*(?:{_MARK.pattern}\s*)+", re.IGNORECASE)
+
+
+def unread_medium(content: Mapping[str, object], read: Collection[str] = ()) -> str | None:
+    """The first key of `content` that names a medium, holds something, and is not among those that are `read`."""
+    return next(
+        (key for key, value in content.items() if key not in read and _names_medium(key) and _there(value)), None
+    )
+
+
+def marks(text: str) -> Counter[str]:
+    """How often each medium's mark stands in a text: `<image>`, `<video>`, `<audio>`, in any case."""
+    return Counter(match[1].lower() for match in _MARK.finditer(text))
+
+
+def leading_marks(text: str) -> Counter[str]:
+    """The marks that a text begins with."""
+    begun = _LEADING_MARKS.match(text)
+    return marks(begun[0]) if begun else Counter()
+
+
+def _names_medium(key: object) -> bool:
+    return isinstance(key, str) and _KEY.fullmatch(re.sub(r"[\W_]+", "", key)) is not None
+
+
+def _there(value: object) -> bool:
+    """False for null, false, zero, NaN, and for what is empty or holds such values alone."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_there, value))
+    if isinstance(value, dict):
+        return any(map(_there, value.values()))
+    return bool(value) and value == value
