@@ -18,7 +18,7 @@ from guardreasoner_vl.engines import openai_http
 from guardreasoner_vl.engines.base import Capabilities
 from guardreasoner_vl.engines.label_scores import read_labels
 from guardreasoner_vl.engines.openai_api import OpenAIEngine
-from guardreasoner_vl.engines.openai_wire import NEUTRAL, read_completion
+from guardreasoner_vl.engines.openai_wire import read_completion
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.images import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KEY = "sk-canary-key"
+NEUTRAL = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What a request says beside temperature and top_p to change nothing."""
 SECRET = "canary-content"
 
 
@@ -97,13 +99,6 @@ def test_sampling_that_changes_nothing_goes_out_too(server: StubServer, engine: 
     assert not scored[0].error
     for payload in server.payloads:
         assert payload.items() >= {"temperature": 0.0, "top_p": 1.0, **NEUTRAL}.items()
-    assert NEUTRAL == {
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "top_k": -1,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-    }
 
 
 def test_greedy_means_greedy_whatever_the_model_s_own_settings_say() -> None:

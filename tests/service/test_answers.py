@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -88,3 +89,45 @@ async def test_a_stream_of_nothing_is_broken() -> None:
     told = await GuardedStream(judge, 10).finish()
     assert b'"code": "upstream"' in told
     assert b"[DONE]" not in told
+
+
+def _event(**choice: object) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
+
+
+FRAGMENTS = [
+    *(_event(delta={"content": text}) for text in ("Fine. ", "Some words ", "BAD", "\ud83d", "\ude00")),
+    _event(delta={"content": None}, finish_reason="stop"),
+    _event(delta={"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}),
+    _event(delta={"reasoning": "Hm."}, index=1),
+    b'data: {"error": {"message": "down"}}\n\n',
+    b"data: [DONE]\n\n",
+    b"data: nonsense\n\n",
+    b"data: [DONE]",
+    b": comment\r\n\r",
+    b"data\n\n",
+    b"event: error\n",
+    b"\xff\n",
+]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=10), st.lists(st.integers(1, 40), min_size=1), st.integers(1, 30))
+def test_a_stream_ends_in_one_way_however_its_bytes_are_cut(body: list[bytes], sizes: list[int], window: int) -> None:
+    async def judge(answer: dict[str, Any]) -> Verdict:
+        return verdict("BAD" in json.dumps(answer))
+
+    async def run(pieces: list[bytes]) -> bytes:
+        stream = GuardedStream(judge, window)
+        out = b"".join([await stream.add(piece) for piece in pieces]) + await stream.finish()
+        assert stream.over
+        assert await stream.finish() == b""
+        return out
+
+    sent, pieces, at = b"".join(body), [], 0
+    while at < len(sent):
+        pieces.append(sent[at : at + sizes[len(pieces) % len(sizes)]])
+        at += len(pieces[-1])
+    out = asyncio.run(run(pieces))
+    assert out == asyncio.run(run([sent]))
+    assert b"BAD" not in out
+    assert out.endswith(b"data: [DONE]\n\n") != (b'"error": ' in out)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
 from tests.service.scripted_backend import ScriptedBackend
 from tests.service.test_proxy import CALL, HELLO, Model, asked, client
 
@@ -128,6 +128,12 @@ async def test_an_operator_may_pass_more_fields_on() -> None:
         bad = await asked(http, messages, thoughts="x")
     assert (good.status_code, bad.status_code) == (200, 422)
     assert json.loads(model.asked[0].content)["messages"] == messages
+
+
+@pytest.mark.parametrize("name", ["", "message.name", "messages.0.name", "messages.", "a.b"])
+def test_a_name_that_no_field_has_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="write NAME"):
+        UpstreamSection(pass_fields=(name,))
 
 
 ODD_BODIES = [

@@ -17,7 +17,7 @@ from guardreasoner_vl.engines.chat_events import UpstreamError
 from guardreasoner_vl.integrations.client import GuardClient, blocked_reason
 from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged
 from guardreasoner_vl.service.bodies import InvalidBodyError
-from guardreasoner_vl.service.passing import read_chat
+from guardreasoner_vl.service.passing import check_extra, read_chat
 from guardreasoner_vl.service.whole_answers import released
 from guardreasoner_vl.service.wire import fault
 
@@ -41,7 +41,7 @@ class GuardMiddleware:
 
     `window` is in characters of a streamed answer, `max_bytes` what a request may have. `pass_fields` lists fields of a
     request that pass unjudged beside the known ones (`service.passing`): `NAME`, `messages.NAME`,
-    `messages.content.NAME`; other fields are refused.
+    `messages.content.NAME`; other fields are refused. Raises `ValueError` for a name of another form.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class GuardMiddleware:
         pass_fields: Sequence[str] = (),
     ) -> None:
         self._app, self._guard, self._window, self._max_bytes = app, guard, window, max_bytes
+        check_extra(pass_fields)
         self._pass_fields = tuple(pass_fields)
         self._paths = tuple(path.lower() for path in paths)
 

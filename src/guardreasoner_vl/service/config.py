@@ -24,6 +24,7 @@ from guardreasoner_vl.policy import MAX_WINDOWS, Policy
 from guardreasoner_vl.recipe.unknown import first_problem, known_keys
 from guardreasoner_vl.service.audit import AuditSettings
 from guardreasoner_vl.service.fetch import RemoteImages
+from guardreasoner_vl.service.passing import check_extra
 from guardreasoner_vl.types import Frozen, Mode
 
 if TYPE_CHECKING:
@@ -154,6 +155,12 @@ class UpstreamSection(Frozen):
     seconds: float = Field(default=600.0, gt=0)
     window: int = Field(default=400, ge=1)
     pass_fields: tuple[str, ...] = ()
+
+    @field_validator("pass_fields")
+    @classmethod
+    def _named_rightly(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_extra(names)
+        return names
 
 
 class ServiceConfig(BaseSettings):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ID = re.compile(r"[A-Za-z0-9_.:|/+=-]{1,256}")
+_EXTRA = re.compile(r"(messages\.(content\.)?)?[^.]+")
 _DEEPEST = 64
 _LONGEST_NAME = 60
 _MOST_CHOICES = 1000
@@ -91,6 +92,13 @@ _PARTS: Mapping[str, Allowed] = {
 _CALL: Allowed = {"id": _id, "type": _name, "index": _number, **dict.fromkeys(CALLED, _anything)}
 _FUNCTION: Allowed = {"name": _anything, "arguments": _anything}
 _CALLED: Mapping[str, Allowed] = {"function": _FUNCTION, "custom": {"name": _anything, "input": _anything}}
+
+
+def check_extra(names: Collection[str]) -> None:
+    """Raises `ValueError` for a name that no field can have."""
+    for name in names:
+        if not _EXTRA.fullmatch(name):
+            raise ValueError(f"{_shown(name)}: write NAME, messages.NAME or messages.content.NAME")
 
 
 def read_chat(raw: bytes, extra: Collection[str] = ()) -> dict[str, Any]:
