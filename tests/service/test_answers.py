@@ -123,7 +123,8 @@ def test_a_stream_ends_in_one_way_however_its_bytes_are_cut(body: list[bytes], s
         assert await stream.finish() == b""
         return out
 
-    sent, pieces, at = b"".join(body), [], 0
+    sent, at = b"".join(body), 0
+    pieces: list[bytes] = []
     while at < len(sent):
         pieces.append(sent[at : at + sizes[len(pieces) % len(sizes)]])
         at += len(pieces[-1])
