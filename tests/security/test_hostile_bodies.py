@@ -186,6 +186,8 @@ async def sent(sequence: list[tuple[str, str, bytes]]) -> None:
 @example([("/v1/guard", JSON, b'{"prompt": "x", "images": ["data:image/png;base64,\\ud800"]}')] * 4)
 @example([("/beta/litellm_basic_guardrail_api", JSON, b'{"input_type": "request", "images": [{"url": ["a"]}]}')])
 @example([("/v1/guard", "", b'{"prompt": "x", "images": null}')])
+@example([("/v1/chat/completions", JSON, b'{"messages": [{"role": "user", "content": "Hello."}], "temperature": NaN}')])
+@example([("/v1/chat/completions", JSON, b'{"messages": [{"role": "user", "content": "Hello."}], "user": "\\ud800"}')])
 def test_hostile_bodies_break_nothing(sequence: list[tuple[str, str, bytes]]) -> None:
     asyncio.run(sent(sequence))
 

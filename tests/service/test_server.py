@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.service.server import bound_sockets
 from guardreasoner_vl.types import Verdict
 
 if TYPE_CHECKING:
@@ -226,6 +228,26 @@ def test_sighup_reads_the_keys_anew_and_never_kills(tmp_path: Path) -> None:
         log = made.log.read_text("utf-8")
         assert old not in log
         assert new not in log
+
+
+def test_a_name_is_served_at_all_its_addresses() -> None:
+    families = {family for family, *_ in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+    sockets = bound_sockets("localhost", 0)
+    try:
+        assert {listening.family for listening in sockets} <= families
+        assert socket.AF_INET in {listening.family for listening in sockets}
+        port = sockets[0].getsockname()[1]
+        assert {listening.getsockname()[1] for listening in sockets} == {port}
+        for listening in sockets:
+            listening.listen()
+        with pytest.raises(EngineError, match="choose another") as caught:
+            bound_sockets("localhost", port)
+        assert "\n" not in str(caught.value)
+    finally:
+        for listening in sockets:
+            listening.close()
+    with pytest.raises(EngineError, match="choose another"):
+        bound_sockets("no such name", 0)
 
 
 def test_the_start_is_told_in_one_plain_line(running: Service) -> None:

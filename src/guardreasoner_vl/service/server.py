@@ -8,13 +8,14 @@ SIGINT, or a second SIGTERM, closes the listener at once. SIGHUP reads the keys 
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -45,13 +46,18 @@ def serve(config: ServiceConfig, reload: Callable[[], ServiceConfig] | None = No
     `reload` reads the configuration anew; without it SIGHUP changes nothing.
     """
     configure(config.log_level)
-    with _bound(config.host, config.port) as listening:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(listening) for listening in bound_sockets(config.host, config.port)]
         app = create_app(config)
-        server = _Server(app, config, _address(listening))
+        server = _Server(app, config, " and ".join(map(_address, sockets)))
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, lambda *_: _reload(app, reload))
-        with suppress(SystemExit):  # uvicorn ends the process where a start fails
-            server.run(sockets=[listening])
+        try:
+            server.run(sockets=sockets)
+        except SystemExit:  # uvicorn ends the process where a start fails
+            pass
+        except OSError as error:  # another service took the address while the model was loaded
+            raise _not_to_be_had(config.host, config.port, error) from error
     if app.state.failure:
         raise app.state.failure
 
@@ -101,21 +107,47 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address, before a model is loaded. Raises `EngineError`."""
+def bound_sockets(host: str, port: int) -> list[socket.socket]:
+    """Sockets that have the host's addresses, before a model is loaded. Raises `EngineError`."""
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        try:
-            if sys.platform != "win32":  # there it would take the address from who has it
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-        except OSError:
-            listening.close()
-            raise
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            try:
+                sockets.append(_listening(family, kind, protocol, (address[0], port, *address[2:])))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error  # a name may have an address of a family that this machine does without
+                continue
+            port = sockets[0].getsockname()[1]
+        if missing and not sockets:
+            raise missing
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no such address"
-        raise EngineError(f"cannot listen on {host}, port {port} ({reason}): choose another") from error
+        for listening in sockets:
+            listening.close()
+        raise _not_to_be_had(host, port, error) from error
+    return sockets
+
+
+def _not_to_be_had(host: str, port: int, error: OSError | UnicodeError) -> EngineError:
+    reason = getattr(error, "strerror", None) or "no such address"
+    return EngineError(f"cannot listen on {host}, port {port} ({reason}): choose another")
+
+
+def _listening(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    listening = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":  # there it would take the address from who has it
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
     return listening
 
 
