@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.allowed_skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = ["pytest_addoption", "pytest_sessionfinish", "pytest_terminal_summary", "tiny_model"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
