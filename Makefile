@@ -2,15 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LITELLM := .venv-litellm
+# More options of pytest.
+ARGS ?=
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test check lint format bench mutants clean
+.PHONY: help demo test test-litellm check lint format bench mutants clean
 
 help:
 	@echo "make demo   moderate text, pictures and both with the embedded guard"
 	@echo "make test   run the tests"
+	@echo "make test-litellm  run those that need LiteLLM, in an environment of its own"
 	@echo "make check  formatting, lint, types, import contract"
 	@echo "make bench  speed and memory beside plain transformers"
 	@echo "make mutants  small faults that no test sees"
@@ -34,7 +38,17 @@ demo: $(VENV)/core
 
 # Two workers with one thread each: with more threads than cores, small operations wait for each other.
 test: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# LiteLLM cannot live beside the other pins (constraints-litellm.txt). The variable keeps it off the internet.
+$(LITELLM)/ready: constraints-litellm.txt
+	$(PYTHON) -m venv $(LITELLM)
+	$(LITELLM)/bin/pip install -q --no-deps -r constraints-litellm.txt
+	touch $@
+
+test-litellm: $(LITELLM)/ready
+	LITELLM_LOCAL_MODEL_COST_MAP=true PYTHONPATH=src \
+	  $(LITELLM)/bin/python -m pytest --allowed-skips /dev/null $(ARGS) tests/integrations/test_litellm*.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
@@ -56,4 +70,4 @@ mutants: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
 
 clean:
-	rm -rf $(VENV) mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LITELLM) mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
