@@ -32,6 +32,7 @@ def test_rows_without_a_truth_are_left_out() -> None:
     row = Answered(answer("harmful"), None, None)
     for rule in RULES.values():
         assert rule([row], "request") == Counts()
+        assert rule([row, GOOD, row, GOOD], "request") == Counts(true_positive=2)
 
 
 def test_a_label_in_the_reasoning_does_not_decide() -> None:

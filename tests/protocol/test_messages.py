@@ -147,6 +147,11 @@ def test_a_released_input_with_other_line_ends_is_the_same(end: str) -> None:
     assert build_messages(exchange)[1].text == text.removesuffix("\n")
 
 
+def test_the_first_field_of_each_kind_is_the_files_own() -> None:
+    text = "Human user:\nHi\n\nAI assistant:\nOne.\n\nHuman user:\nMore\n\nAI assistant:\nTwo.\n\n"
+    assert parse_released_input(text) == Exchange("Hi", response="One.\n\nHuman user:\nMore\n\nAI assistant:\nTwo.")
+
+
 def test_released_pictures_come_from_beside_the_text() -> None:
     only = "Human user:\n<image>\n\nAI assistant:\nNone\n"
     both = f"{INSTRUCTION}\n\nHuman user:\n<image>\n<image>\nCompare.\n\nAI assistant:\nThe same.\n\n"

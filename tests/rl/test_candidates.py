@@ -17,6 +17,7 @@ from guardreasoner_vl.rl.candidates import (
     PassRates,
     candidate_requests,
     candidate_seed,
+    is_kept,
     judged,
     read_candidates,
 )
@@ -88,6 +89,19 @@ def test_what_answers_are_worth() -> None:
         tokens=(11, 12, 13, 14, 15),
         reasons=(None, None, None, "truncated", "missing_think"),
     )
+
+
+@pytest.mark.parametrize(
+    ("right", "all_wrong", "mixed"),
+    [
+        ((False, False), True, False),
+        ((True, False), False, True),
+        ((False, True), False, True),
+        ((True, True), False, False),
+    ],
+)
+def test_which_rows_are_kept(right: tuple[bool, ...], all_wrong: bool, mixed: bool) -> None:
+    assert (is_kept(right, "all_wrong"), is_kept(right, "mixed")) == (all_wrong, mixed)
 
 
 def test_rows_are_counted_by_source_and_right_answers() -> None:
