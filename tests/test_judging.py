@@ -257,6 +257,18 @@ class TestFast:
         for mode in ("fast", "hybrid"):
             assert_error(judged(ANSWERED, Odd([]), mode=mode), "no_score")
 
+    def test_an_engines_own_fault_is_told_with_its_model_and_usage(self) -> None:
+        class Failing(ScriptedEngine):
+            def score(self, requests: Sequence[EngineRequest], *_: Any) -> list[ScoreResult]:
+                return [ScoreResult((), (), used(20), "out of order; try again", "engine_gone") for _ in requests]
+
+        for mode in ("fast", "hybrid"):
+            verdict = judged(ANSWERED, Failing([]), mode=mode, on_error="allow")
+            assert_error(verdict, "engine_gone", "allow")
+            assert verdict.error is not None
+            assert verdict.error.message == "out of order; try again"
+            assert (verdict.model.name, verdict.usage, verdict.mode) == ("scripted", used(20), mode)
+
     def test_an_engine_without_scores_is_an_error(self) -> None:
         engine = ScriptedEngine([answer()], capabilities=replace(ALL_CAPABILITIES, scores=False))
         assert_error(judged(ASKED, engine, mode="fast"), "engine")

@@ -11,6 +11,7 @@ import pytest
 from guardreasoner_vl.guard import Asked, Guard
 from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.types import Exchange, Verdict
+from tests.pictures import picture
 from tests.test_judging import BENIGN, PHRASE, CountingEngine, answer, finds_phrase
 
 if TYPE_CHECKING:
@@ -200,6 +201,12 @@ class TestStreamedQuotes:
         Guard(engine).moderate_each([Asked(Exchange(BENIGN), None, watch)], verdicts.__setitem__)
         assert watch.told == answer(reasoning=self.SHOWN)
         assert (verdicts[0].reasoning, verdicts[0].unsupported_quotes) == (self.SHOWN, 1)
+
+    def test_beside_a_picture_every_quote_is_told(self) -> None:
+        watch = Watching()
+        engine = Noting(lambda _: answer(reasoning=self.REASONING))
+        Guard(engine).moderate_each([Asked(Exchange(BENIGN, (picture(56, 56),)), None, watch)], lambda *_: None)
+        assert watch.told == answer(reasoning=self.REASONING)
 
     def test_letter_by_letter_and_anew(self) -> None:
         class Spelling(Noting):

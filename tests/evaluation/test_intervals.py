@@ -8,7 +8,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from guardreasoner_vl.evaluation.intervals import f1_interval, false_positive_rate_interval, mcnemar
+from guardreasoner_vl.evaluation.intervals import Interval, f1_interval, false_positive_rate_interval, mcnemar
 from guardreasoner_vl.evaluation.metrics import Counts
 
 
@@ -29,9 +29,17 @@ def test_an_interval_is_the_bootstraps_over_rows() -> None:
 
 
 def test_the_same_rows_give_the_same_interval() -> None:
-    counts = Counts(true_positive=5, false_positive=2, true_negative=8, false_negative=1)
-    assert f1_interval(counts) == f1_interval(counts)
-    assert f1_interval(counts) != f1_interval(counts, seed=1)
+    counts = Counts(true_positive=531, false_positive=217, true_negative=845, false_negative=139)
+    for interval in (f1_interval, false_positive_rate_interval):
+        assert len({interval(counts) for _ in range(4)}) == 1
+        assert interval(counts) == interval(counts, seed=0)
+        assert len({interval(counts, seed=seed) for seed in range(4)}) == 4
+
+
+def test_few_rows_may_hold_one_that_counts() -> None:
+    """Of two rows, one of them unharmful, some resamples have one unharmful row, and it was called harmful."""
+    counts = Counts(true_positive=1, false_positive=1)
+    assert false_positive_rate_interval(counts) == Interval(1.0, 1.0)
 
 
 def test_what_is_undefined_has_no_interval() -> None:

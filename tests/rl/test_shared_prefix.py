@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.rl import shared_prefix
@@ -187,6 +189,25 @@ def test_all_of_a_row_moves_to_another_device(inputs: QwenInputs, lengths: tuple
         if before.real is not None and after.real is not None:
             assert (after.real.device, after.real.shape) == (elsewhere, before.real.shape)
     assert (layout.groups[0].real is None) == (len(set(lengths)) == 1)
+
+
+def test_a_rows_layout_is_made_where_the_row_is(inputs: QwenInputs) -> None:
+    encoded, _ = prompt(inputs, "text", 8)
+    packed = pack([tree(encoded, completions((1, 6)))])
+    with torch.device("meta"):  # as where the default device is another one
+        layout = Layout.of(packed)
+    (group,) = layout.groups
+    assert group.real is not None
+    assert {group.gather.device.type, group.mask.device.type, group.real.device.type} == {"cpu"}
+
+
+def test_ordinary_attention_takes_what_it_is_given() -> None:
+    query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    attention = ALL_ATTENTION_FUNCTIONS[shared_prefix.NAME]
+    for causal in (False, True):
+        found, _ = attention(torch.nn.Module(), query, key, value, None, scaling=0.3, is_causal=causal)
+        expected = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=0.3)
+        torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 def test_the_policy_is_the_one_that_samples(model: Any, inputs: QwenInputs) -> None:

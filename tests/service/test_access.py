@@ -95,6 +95,9 @@ async def test_a_refusal_has_its_code_and_is_counted_once(
         assert answer.status_code == status
         assert answer.json()["error"]["code"] == code
         assert answer.json()["error"]["message"]
+        assert answer.headers["connection"] == "close"  # the rest of the body is not read
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
         assert await counts(http) == {code: 1}
     assert not backend.judged
 

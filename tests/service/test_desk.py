@@ -80,7 +80,7 @@ async def test_an_engine_that_is_down_refuses() -> None:
     made = desk(backend)
     with pytest.raises(RefusedError) as caught:
         await made.judge(Exchange("Hello."), ID)
-    assert caught.value.status == 503
+    assert (caught.value.status, str(caught.value)) == (503, "the engine is being started; try again")
     assert made.state() == "not ready"
 
 
@@ -198,6 +198,15 @@ async def test_what_is_no_exchange_fails_open_only_where_both_stages_do() -> Non
     assert (await desk(ScriptedBackend(), request=both, response=both).unjudged(fault, ID)).action == "allow"
 
 
+async def test_what_is_no_exchange_counts_for_the_side_that_was_named() -> None:
+    fault = ImageError("no picture: send one")
+    lenient = desk(ScriptedBackend(), request={"on_error": "allow"})
+    assert (await lenient.unjudged(fault, ID, side="request")).action == "allow"
+    assert (await lenient.unjudged(fault, ID, side="response")).action == "block"
+    assert counted(lenient, "guardreasoner_let_through_total", stage="request") == 1
+    assert counted(lenient, "guardreasoner_let_through_total", stage="response") == 0
+
+
 async def test_an_unknown_guard() -> None:
     with pytest.raises(UnknownGuardError, match="use one of default"):
         await desk(ScriptedBackend()).judge(Exchange("Hello."), ID, guard="other")
@@ -212,7 +221,7 @@ async def test_every_verdict_is_written_down(tmp_path: Path) -> None:
     await made.close()
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [row["action"] for row in rows] == ["allow", "block", "block", "block"]
-    assert rows[0]["digest"] == digest_of(Exchange("Hello."))
+    assert [row["digest"] for row in rows] == [*(digest_of(Exchange(t)) for t in ("Hello.", "BAD", "BROKEN")), ""]
     assert "BAD" not in path.read_text("utf-8")
 
 
