@@ -21,6 +21,7 @@ from guardreasoner_vl.batch import Rejected, Row, check_paths, read_rows, reject
 from guardreasoner_vl.batch_output import opened, saved_line, verdict_json
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.storage import jsonl_log
 from guardreasoner_vl.types import Verdict
 from tests.scripted_guard import scripted_guard
 
@@ -112,7 +113,7 @@ def test_a_second_row_with_the_same_id_is_rejected_and_an_integer_is_not_its_str
 
 def test_a_line_that_is_too_long_is_rejected_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("guardreasoner_vl.batch.MAX_LINE", 60)
-    monkeypatch.setattr(batch_output, "MAX_LINE", 60)
+    monkeypatch.setattr(jsonl_log, "MAX_LINE", 60)
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"id": 1, "prompt": "p"}' + b" " * 200 + b'{"id": 2}\n{"id": 3, "prompt": "p"}\n')
     summary = run_batch(scripted_guard(), source, tmp_path / "out.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 from guardreasoner_vl import Guard, cli, pipeline
 from guardreasoner_vl.ablation import Outcome, ablate, interval, table
 from guardreasoner_vl.corpus.store import read_corpus
-from guardreasoner_vl.errors import DataError, InputError, RecipeError
+from guardreasoner_vl.engines.checks import failed
+from guardreasoner_vl.errors import DataError, EngineError, InputError, RecipeError
 from guardreasoner_vl.pipeline import STAGES, Run
 from tests.smoke import PATH, short_recipe
 
@@ -74,6 +76,64 @@ def test_another_recipe_is_refused_by_the_names_of_its_keys(out: Path) -> None:
     changed = short_recipe(grpo={"learning_rate": 1e-3, "clip": {"schedule": "constant"}})
     with pytest.raises(RecipeError, match=r"changed: grpo\.clip\.schedule, grpo\.learning_rate"):
         pipeline.run(Run(changed, out, out, lambda _: None))
+
+
+def test_keys_that_change_no_result_may_change(out: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(out, tmp_path / "run")
+    shutil.rmtree(folder / "evaluate")  # its settings name the model's folder
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    changed = short_recipe(
+        synthesize={"concurrency": 3, "max_cost": 9.0},
+        grpo={"pass_tokens": 4096, "save_every": 2},
+        evaluate={"limit": 13},
+    )
+    pipeline.run(Run(changed, folder, folder, lambda _: None))
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert len((folder / "evaluate" / "sft" / "predictions.jsonl").read_text().splitlines()) == 13
+
+
+def test_what_no_stage_has_read_yet_may_change(out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    pipeline.run(Run(short_recipe(), out, folder, lambda _: None), ["curate", "synthesize"])
+    changed = short_recipe(grpo={"learning_rate": 1e-3, "evaluate_rows": 3}, mine={"limit": 7}, augment={"share": 0.5})
+    pipeline.run(Run(changed, out, folder, lambda _: None), ["curate", "synthesize"])
+    with pytest.raises(RecipeError, match=r"changed: synthesize\.attempts"):
+        pipeline.run(Run(short_recipe(synthesize={"attempts": 9}), out, folder, lambda _: None), ["curate"])
+
+
+def test_rows_that_the_engine_failed_are_no_finished_mining(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(out, tmp_path / "run")
+    shutil.rmtree(folder / "mine")
+    opened, asked = pipeline._engine, []
+
+    def ill(model: Path, failing: int) -> Any:
+        engine = opened(model)
+        generate = engine.generate
+
+        def generated(requests: Any) -> Any:
+            asked.append(len(requests))
+            return [failed(EngineError("out of order"))] * failing + generate(requests[failing:])
+
+        monkeypatch.setattr(engine, "generate", generated)
+        return engine
+
+    job = Run(short_recipe(), folder, folder, lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_engine", lambda model: ill(model, 8))
+        with pytest.raises(DataError, match="2 rows got no answer from the engine: run again to go on"):
+            pipeline.run(job, ["mine"])
+    asked.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_engine", lambda model: ill(model, 0))
+        pipeline.run(job, ["mine"])
+    assert asked == [8]
+    assert {row.id for row in read_corpus(folder / "mine")} == {row.id for row in read_corpus(out / "mine")}
+    monkeypatch.setattr(pipeline, "_engine", lambda _: pytest.fail("asked again"))
+    pipeline.run(job, ["mine"])
+    with pytest.raises(DataError, match=r"another mine\.keep; give a new --out"):
+        pipeline.run(Run(short_recipe(mine={"keep": "all_wrong"}), folder, folder, lambda _: None), ["mine"])
 
 
 @pytest.mark.parametrize(

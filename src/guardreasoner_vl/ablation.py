@@ -20,7 +20,7 @@ from guardreasoner_vl.evaluation.report import NONE, markdown_table
 from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
 from guardreasoner_vl.pipeline import STAGES, Run, evaluated, run
 from guardreasoner_vl.recipe import merged, parse_recipe
-from guardreasoner_vl.run_dir import write_json
+from guardreasoner_vl.storage.atomic import write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +159,7 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Path:
     path = out / "ablation.md"
-    path.write_text(f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(table(found))}\n", "utf-8")
+    write_text(path, f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(table(found))}\n")
     write_json(out / "ablation.json", {name: [vars(one) for one in own] for name, own in found.items()})
     figure, axes = new_axes(6.5, 0.6 + 0.32 * len(found))
     names = list(found)[::-1]
@@ -167,7 +167,7 @@ def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Pat
     colours = [OWN if name in (WHOLE, "Eco") else OTHER for name in names]
     axes.barh(names, [mean for mean, _ in means], xerr=[half or 0.0 for _, half in means], color=colours)
     axes.set(xlim=(min(mean for mean, _ in means) - 10, 100), xlabel="F1, requests and responses together")
-    (out / "ablation.svg").write_text(svg_of(figure), "utf-8")
+    write_text(out / "ablation.svg", svg_of(figure))
     return path
 
 

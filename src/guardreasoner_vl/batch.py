@@ -21,11 +21,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.batch_output import MAX_LINE, append, lines_of, opened, saved_line, write_whole
+from guardreasoner_vl.batch_output import opened, saved_line
+from guardreasoner_vl.engines.faults import FaultStreak
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.guard import CHUNK
 from guardreasoner_vl.images import file_name_fault
 from guardreasoner_vl.media import unread_medium
+from guardreasoner_vl.storage.atomic import write_whole
+from guardreasoner_vl.storage.jsonl_log import MAX_LINE, lines_of
+from guardreasoner_vl.storage.lock import sweep
 from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
 
 if TYPE_CHECKING:
@@ -126,26 +130,30 @@ def run_batch(
     """Judge the rows of `source` that `target` holds no verdict of, and append theirs, `chunk` at a time.
 
     `progress` is told the rows done and the rows in all. Raises `DataError`, before anything is written, if
-    `source` cannot be read, or if `target` is in use or no batch output of the same model and mode.
+    `source` cannot be read, or if `target` is in use or no batch output of the same model and mode, and `EngineError`
+    if the engine is gone.
     """
     started = time.perf_counter()
     source, target = check_paths(source, target)
     plan = _planned(source)
     tally, usage, judged = Tally(), Usage(), 0
+    streak = FaultStreak("mend the engine; the same command goes on")
 
     def keep(saved: SavedRow) -> None:
         _check_same(target, saved, guard)
         tally.add(saved)
 
-    with opened(target, plan.ids, keep) as (out, earlier):
+    with opened(target, plan.ids, keep) as (log, earlier):
         left = plan.ids - earlier
         rows = (row for row in _rows(source) if isinstance(row, Row) and row.id in left)
         while batch := list(islice(rows, chunk)):
             verdicts = list(guard.moderate_batch([row.item for row in batch], chunk=chunk))
-            append(out, [saved_line(row.id, v, show_reasoning) for row, v in zip(batch, verdicts, strict=True)])
+            log.append(saved_line(row.id, v, show_reasoning) for row, v in zip(batch, verdicts, strict=True))
             for verdict in verdicts:
                 tally.add(verdict)
                 usage += verdict.usage
+                streak.add(verdict.error)
+            streak.check()
             judged += len(batch)
             if progress:
                 progress(len(earlier) + judged, len(plan.ids))
@@ -297,6 +305,7 @@ def _is_rejected_list(path: Path) -> bool:
 
 
 def _write_rejected(path: Path, rejected: list[Rejected]) -> None:
+    sweep(path.parent, f"{path.name}.*")
     if rejected:
         write_whole(path, [json.dumps({"line": one.line, "reason": one.reason}).encode() + b"\n" for one in rejected])
     else:

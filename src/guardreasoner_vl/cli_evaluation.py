@@ -109,6 +109,8 @@ def evaluate(
     if lacking := write_report(results, list(read_predictions(out / PREDICTIONS)), out, command_line()):
         note(lacking)
     typer.echo(str(out / "report.md"))
+    if results.unanswered:
+        note(results.warnings[-1])
 
 
 def score(
@@ -146,10 +148,12 @@ def compare(
 ) -> None:
     """Put evaluations beside each other: a leaderboard, and McNemar's test against the first one."""
     from guardreasoner_vl.evaluation.compare import markdown, read_evaluation
+    from guardreasoner_vl.storage.atomic import writing
 
     text = markdown([read_evaluation(folder) for folder in folders])
     if out:
-        out.write_text(text, "utf-8")
+        with writing(out):
+            out.write_text(text, "utf-8")
     else:
         typer.echo(text, nl=False)
 
@@ -211,6 +215,7 @@ def robustness(
     from guardreasoner_vl.evaluation.perturbations import NAMES
     from guardreasoner_vl.evaluation.report import markdown_table
     from guardreasoner_vl.stages import robustness as stage
+    from guardreasoner_vl.storage.atomic import write_text
 
     loaded = find(benchmark, data, out / UNPACKED)
     for one in loaded:
@@ -223,7 +228,7 @@ def robustness(
     for target, by in found.items():
         if len(lines := stage.table(by)) > 1:
             parts += [f"## {target.capitalize()}s", markdown_table(lines)]
-    (out / "robustness.md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    write_text(out / "robustness.md", "\n\n".join(parts) + "\n")
     typer.echo(str(out / "robustness.md"))
 
 

@@ -5,7 +5,7 @@
 Stages know nothing of each other: each reads what an earlier one left in the folder, goes on where it stopped, and does
 nothing where it is done.
 
-OUT/recipe.json        the resolved recipe; another one is refused
+OUT/recipe.json        the resolved recipe; another one is refused where a stage has read it (`run_dir`)
 OUT/corpus/            rows and their reasoning
 OUT/sft/model/         the cold start
 OUT/mine/              hard rows, and how every row fared
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from guardreasoner_vl.corpus.store import is_corpus, read_split
 from guardreasoner_vl.errors import DataError, RecipeError
-from guardreasoner_vl.run_dir import open_run_dir
+from guardreasoner_vl.run_dir import begin, open_run_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -85,22 +85,26 @@ class Run:
 
 
 def run(job: Run, stages: Collection[str] = STAGES) -> None:
-    """Do `stages` in the method's order. Raises `RecipeError` if the folder holds another recipe."""
+    """Do `stages` in the method's order.
+
+    Raises `RecipeError` if a stage that has begun read another recipe, and `DataError` if another process works there.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (alone := [name for name in stages if name not in TRAINING]):
         raise RecipeError(
             f"{', '.join(alone)} want one process: launch only --stages {' or '.join(TRAINING)} on several"
         )
-    open_run_dir(job.out, job.recipe)
-    for stage in STAGES:
-        if stage in stages:
-            job.tell(stage)
-            _WORK[stage](job)
+    with open_run_dir(job.out, job.recipe, "run"):
+        for stage in STAGES:
+            if stage in stages:
+                job.tell(stage)
+                _WORK[stage](job)
 
 
 def _curate(job: Run) -> None:
     from guardreasoner_vl.stages import curate
 
     if not is_corpus(job.corpus):
+        begin(job.out, job.recipe, "curate")
         made = curate.run(job.recipe, job.data, job.corpus, progress=job.progress)
         job.tell(f"  {made.info.rows:,} of {made.read:,} rows")
 
@@ -109,9 +113,10 @@ def _synthesize(job: Run) -> None:
     from guardreasoner_vl.stages import synthesize
     from guardreasoner_vl.teachers.opening import open_teacher
 
-    section, progress = job.recipe.synthesize, job.progress
+    section, progress, corpus = job.recipe.synthesize, job.progress, _needed(job.corpus, "curate")
+    begin(job.out, job.recipe, "synthesize")
     found = synthesize.run(
-        _needed(job.corpus, "curate"),
+        corpus,
         open_teacher(section.teacher, section.model, section.base_url),
         attempts=section.attempts,
         votes=section.votes,
@@ -136,17 +141,22 @@ def _sft(job: Run) -> None:
 def _mine(job: Run) -> None:
     from guardreasoner_vl.stages import mine
 
-    if is_corpus(job.hard):
+    if mine.is_finished(job.hard, job.recipe):
         return
-    engine = _engine(_needed(job.cold_start, "sft"))
-    found = mine.run(job.recipe, _needed(job.corpus, "curate"), engine, job.hard, progress=job.progress)
+    model, corpus = _needed(job.cold_start, "sft"), _needed(job.corpus, "curate")
+    begin(job.out, job.recipe, "mine")
+    found = mine.run(job.recipe, corpus, _engine(model), job.hard, progress=job.progress)
+    if found.unanswered:
+        raise DataError(f"{found.unanswered:,} rows got no answer from the engine: run again to go on")
     job.tell(f"  {found.kept:,} of {found.judged:,} rows are hard ({job.recipe.mine.keep})")
 
 
 def _augment(job: Run) -> None:
     from guardreasoner_vl.stages import augment
 
-    made = augment.run(job.recipe, _needed(job.hard, "mine"), job.rl_set, progress=job.progress)
+    hard = _needed(job.hard, "mine")
+    begin(job.out, job.recipe, "augment")
+    made = augment.run(job.recipe, hard, job.rl_set, progress=job.progress)
     job.tell(f"  {made.hard:,} hard rows and {made.augmented:,} joined ones")
 
 
@@ -191,6 +201,8 @@ def evaluated(job: Run, name: str, model: Path) -> Path:
     policy = Policy(mode=section.mode, max_new_tokens=section.max_new_tokens, retry_new_tokens=section.max_new_tokens)
     with Guard(_engine(model), policy) as guard:
         results = evaluate.run(guard, benchmarks(job), folder, progress=job.progress)
+    if results.unanswered:
+        job.tell(f"  {name}: {results.warnings[-1]}")
     rows = list(read_predictions(folder / PREDICTIONS))
     write_report(results, rows, folder, f"guardreasoner-vl run, stage evaluate, of {name}")
     return folder

@@ -1,36 +1,90 @@
-"""One run's folder: the resolved recipe, what each stage wrote, and refusal to mix two recipes."""
+"""One run's folder: its recipe, what each stage has read of it, and refusal to mix two recipes or two processes.
+
+OUT/recipe.json   the resolved recipe, as it was last
+OUT/stages.json   for each stage that has begun, the keys that decide its result
+OUT/.lock         while a process works in the folder
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import RecipeError
+from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.storage.lock import locked_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from guardreasoner_vl.recipe import Recipe
 
+RECIPE, STAGES = "recipe.json", "stages.json"
+ALL = "run"
 
-def open_run_dir(path: str | Path, recipe: Recipe) -> Path:
-    """Create the folder, or reopen it; raises `RecipeError` naming the keys if it holds another recipe."""
+_READ: dict[str, tuple[str, ...]] = {
+    "curate": ("name", "seed", "data"),
+    "synthesize": ("synthesize",),
+    "sft": ("seed", "model", "data", "sft"),
+    "mine": ("seed", "mine"),
+    "augment": ("seed", "augment"),
+    "grpo": ("seed", "grpo"),
+}
+"""What decides a stage's result. `evaluate` compares its own settings and rows (`stages.evaluate`)."""
+
+_FREE = {
+    "synthesize": ("base_url", "concurrency", "max_cost"),
+    "sft": ("save_steps", "gradient_checkpointing"),
+    "mine": ("keep",),  # `stages.mine` compares it once a corpus was made by it
+    "grpo": ("pass_tokens", "save_every", "gradient_checkpointing"),
+}
+"""Keys of a section that change how a stage gets to its result, and not the result."""
+
+
+@contextmanager
+def open_run_dir(path: str | Path, recipe: Recipe, command: str) -> Iterator[Path]:
+    """The folder, created or reopened, for `command` alone until the end; of several ranks the main one locks it.
+
+    `command` is a stage, which begins by this recipe, or `run`, for which every stage that has begun is compared.
+    Raises `RecipeError` naming the keys if a compared stage has read other values, and `DataError` if another process
+    has the folder.
+    """
     folder = Path(path)
-    stored = folder / "recipe.json"
+    with locked_folder(folder, command) if _is_main() else nullcontext(folder):
+        begun = _begun(folder)
+        _compare(folder, begun, recipe, begun if command == ALL else (command,))
+        if _is_main():  # the record first: a recipe without one is of a folder in which every stage has read it
+            write_json(folder / STAGES, begun)
+            write_json(folder / RECIPE, recipe.model_dump(mode="json"))
+        if command != ALL:
+            begin(folder, recipe, command)
+        yield folder
+
+
+def begin(folder: Path, recipe: Recipe, stage: str) -> None:
+    """Note what the stage reads of the recipe, in an open folder. Raises `RecipeError` if it has read other values."""
+    begun = _begun(folder)
+    _compare(folder, begun, recipe, (stage,))
+    if _is_main() and stage in _READ:
+        write_json(folder / STAGES, begun | {stage: _read_by(stage, recipe.model_dump(mode="json"))})
+
+
+def _compare(folder: Path, begun: dict[str, dict[str, Any]], recipe: Recipe, stages: Iterable[str]) -> None:
     resolved = recipe.model_dump(mode="json")
-    if stored.is_file():
-        try:
-            changed = changed_keys(json.loads(stored.read_text("utf-8")), resolved)
-        except ValueError as error:
-            raise RecipeError(f"{stored} is not JSON; give a new --out") from error
-        if changed:
-            raise RecipeError(
-                f"{folder} holds a run with another recipe (changed: {', '.join(changed)}); "
-                "give a new --out or restore the recipe"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(stored, resolved)
-    return folder
+    read = [(begun[stage], _read_by(stage, resolved)) for stage in stages if stage in begun]
+    if changed := sorted({key for old, new in read for key in changed_keys(old, new)}):
+        raise RecipeError(
+            f"{folder} holds a run with another recipe (changed: {', '.join(changed)}); "
+            "give a new --out or restore the recipe"
+        )
+
+
+def _is_main() -> bool:
+    """Whether this is the process of a launch that writes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def changed_keys(old: Any, new: Any, place: str = "") -> list[str]:
@@ -44,8 +98,33 @@ def changed_keys(old: Any, new: Any, place: str = "") -> list[str]:
     return [] if old == new else [place]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write whole or not at all, so that a kill leaves the old file."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    partial.replace(path)
+def _read_by(stage: str, resolved: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved recipe that decides the stage's result."""
+    free = _FREE.get(stage, ())
+    return {
+        name: {key: value for key, value in resolved[name].items() if key not in free}
+        if name == stage
+        else resolved[name]
+        for name in _READ.get(stage, ())
+    }
+
+
+def _begun(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each stage that has begun has read; of a folder without that record, all read its recipe."""
+    stages = _json(folder / STAGES)
+    if stages is not None:
+        return stages
+    recipe = _json(folder / RECIPE)
+    return {} if recipe is None else {stage: _read_by(stage, recipe) for stage in _READ}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"{path} is not JSON; give a new --out") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} is not a JSON object; give a new --out")
+    return content

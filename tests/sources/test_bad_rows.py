@@ -14,7 +14,6 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from guardreasoner_vl.batch_output import MAX_LINE
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.base import load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import named
@@ -24,6 +23,7 @@ from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.sources.parquet import read_rows
 from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.storage.jsonl_log import MAX_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from huggingface_hub import constants
 
-from guardreasoner_vl.errors import DataError, InputError
+from guardreasoner_vl.engines.scripted import ScriptedEngine
+from guardreasoner_vl.errors import DataError, EngineError, InputError, InputTooLongError
 from guardreasoner_vl.evaluation.baseline import hashed_words
 from guardreasoner_vl.evaluation.benchmarks.find import by_source, find, from_file
+from guardreasoner_vl.evaluation.compare import read_evaluation
 from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, read_predictions
+from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.sources.jsonl import read_samples
-from guardreasoner_vl.stages import evaluate
+from guardreasoner_vl.stages import calibrate, evaluate, robustness
 from tests.scripted_guard import scripted_guard
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.engines.scripted import ScriptedEngine
-    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.engines.base import EngineRequest
+    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "prompt": "BAD idea", "request_label": "harmful", "meta": {"category": "fraud"}},
@@ -82,7 +86,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert asked(guard) == 4
     assert [row.id for row in read_predictions(out / PREDICTIONS)] == ["a", "b", "c", "d"]
     again = evaluate.run(guard, loaded, out)
-    assert asked(guard) == 4
+    assert asked(guard) == 5  # the row that the engine failed
     for target, groups in whole.groups.items():
         assert {name: group.figures.counts for name, group in groups.items()} == {
             name: group.figures.counts for name, group in again.groups[target].items()
@@ -205,3 +209,174 @@ def test_hashed_words_stand_beside_where_there_are_training_rows(tmp_path: Path)
     results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", baselines={"hashed words": shallow})
     counts = results.groups["request"]["toy"].baselines["hashed words"]
     assert (counts.true_positive, counts.total, counts.errors) == (1, 4, 0)
+
+
+# --- what stops an evaluation ---------------------------------------------------------------------------
+
+
+def many(tmp_path: Path, count: int = 120) -> list[Loaded]:
+    """Rows of which every third is harmful and found so."""
+    rows = [
+        {
+            "id": str(n),
+            "prompt": f"{'BAD' if n % 3 else 'good'} {n}",
+            "request_label": "harmful" if n % 3 else "unharmful",
+        }
+        for n in range(count)
+    ]
+    return [from_file(write(tmp_path / "many.jsonl", rows))]
+
+
+class Failing(ScriptedEngine):
+    """Answers like the scripted guard, and fails the questions whose numbers are in `failing`."""
+
+    def __init__(self, failing: Sequence[int] = ()) -> None:
+        self.count = 0
+
+        def said(request: EngineRequest) -> str:
+            self.count += 1
+            if self.count - 1 in failing:
+                raise EngineError("out of order; try again")
+            label = "harmful" if "BAD" in request.messages[-1].text else "unharmful"
+            return f"<think>\nLooked.\n</think>\n<result>\nAnswers:\nRequest: {label}\nResponse: None\n</result>"
+
+        super().__init__(said)
+
+
+def lasting(out: Path) -> list[dict[str, Any]]:
+    """The predictions without what a clock says."""
+    rows = [json.loads(line) for line in (out / PREDICTIONS).read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_rows_that_the_engine_failed_are_asked_again_and_many_stop_the_run(tmp_path: Path) -> None:
+    loaded, out = many(tmp_path), tmp_path / "out"
+    whole = evaluate.run(Guard(Failing()), loaded, tmp_path / "whole")
+    with pytest.raises(EngineError, match=r"96 rows one after another got no answer \(out of order; try again\); mend"):
+        evaluate.run(Guard(Failing(range(24, 1000))), loaded, out)
+    assert not (out / RESULTS).exists()
+    healed = Failing()
+    results = evaluate.run(Guard(healed), loaded, out)
+    assert healed.count == 96
+    assert lasting(out) == lasting(tmp_path / "whole")
+    counts = [found.groups["request"]["all"].figures.counts for found in (whole, results)]
+    assert counts[0] == counts[1]
+    assert counts[0].f1 == 1
+
+
+def test_a_few_failures_are_told_and_asked_again_in_their_places(tmp_path: Path) -> None:
+    loaded, out = many(tmp_path), tmp_path / "out"
+    evaluate.run(Guard(Failing()), loaded, tmp_path / "whole")
+    results = evaluate.run(Guard(Failing([3, 7, 50])), loaded, out, chunk=8)
+    assert results.unanswered == 3
+    assert results.warnings == ["3 rows have no judgement: the engine failed; the same command asks about them again"]
+    healed = Failing()
+    assert evaluate.run(Guard(healed), loaded, out).warnings == []
+    assert healed.count == 3
+    assert lasting(out) == lasting(tmp_path / "whole")
+
+
+def test_what_is_the_rows_own_fault_is_asked_once(tmp_path: Path) -> None:
+    def said(request: EngineRequest) -> str:
+        if "long" in request.messages[-1].text:
+            raise InputTooLongError("too long; shorten it")
+        return "I would rather not say."
+
+    rows = [
+        {"id": str(n), "prompt": f"a {'long' if n % 2 else 'short'} cake", "request_label": "harmful"}
+        for n in range(80)
+    ]
+    loaded, engine = [from_file(write(tmp_path / "toy.jsonl", rows))], ScriptedEngine(said)
+    results = evaluate.run(Guard(engine), loaded, tmp_path / "out")
+    assert results.unanswered == 0
+    asked_first = len(engine.requests)
+    evaluate.run(Guard(engine), loaded, tmp_path / "out")
+    assert len(engine.requests) == asked_first
+
+
+def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    loaded, out = many(tmp_path, 4), tmp_path / "out"
+    evaluate.run(scripted_guard(), loaded, out)
+    path = out / PREDICTIONS
+    path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[1])
+    told = "line 5: the row of line 2 again; remove one of the two lines"
+    with pytest.raises(DataError, match=told):
+        evaluate.run(scripted_guard(), loaded, out)
+    with pytest.raises(DataError, match=told):
+        read_evaluation(out)
+
+
+def test_a_row_whose_text_or_label_has_changed_is_refused(tmp_path: Path) -> None:
+    loaded, out = many(tmp_path, 4), tmp_path / "out"
+    evaluate.run(scripted_guard(), loaded, out)
+    before = (out / PREDICTIONS).read_bytes()
+    for change in ({"prompt": "another cake"}, {"request_label": "harmful"}):
+        samples = [loaded[0].samples[0].model_copy(update=change), *loaded[0].samples[1:]]
+        with pytest.raises(DataError, match="predictions of 1 rows that have changed since; give the same benchmarks"):
+            evaluate.run(scripted_guard(), [replace(loaded[0], samples=samples)], out)
+    assert (out / PREDICTIONS).read_bytes() == before
+
+
+def test_a_torn_line_and_a_full_disk_leave_every_whole_line(tmp_path: Path) -> None:
+    """The file is never rewritten in its place, where a write that fails would take lines with it."""
+    resource = pytest.importorskip("resource")
+    loaded, out = many(tmp_path), tmp_path / "out"
+    evaluate.run(scripted_guard(), loaded, out)
+    path = out / PREDICTIONS
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(whole[:-1]) + whole[-1][:30])
+    inode, before = path.stat().st_ino, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sum(map(len, whole[:30])), before[1]))
+    try:
+        with pytest.raises(
+            DataError, match=r"predictions\.jsonl cannot be written \(File too large\): make room; the same"
+        ):
+            evaluate.run(scripted_guard(), loaded, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"".join(whole[:-1])
+    assert path.stat().st_ino == inode
+    evaluate.run(scripted_guard(), loaded, out)
+    assert [row.id for row in read_predictions(path)] == [str(number) for number in range(120)]
+
+
+def test_another_process_in_the_folder_is_told(tmp_path: Path) -> None:
+    loaded, out = many(tmp_path, 4), tmp_path / "out"
+    told: list[str] = []
+
+    def second(done: int, total: int) -> None:
+        thread = Thread(target=lambda: told.append(line_of(lambda: evaluate.run(scripted_guard(), loaded, out))))
+        thread.start()
+        thread.join()
+
+    evaluate.run(scripted_guard(), loaded, out, chunk=2, progress=second)
+    assert len(told) == 2
+    assert all("another `evaluate`" in one and "wait for it or give another --out" in one for one in told)
+    assert len(list(read_predictions(out / PREDICTIONS))) == 4
+
+
+def line_of(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "robustness"])
+def test_figures_of_rows_that_the_engine_failed_are_not_made(stage: str, tmp_path: Path) -> None:
+    loaded, out = many(tmp_path, 12), tmp_path / "out.json"
+
+    def run(failing: Sequence[int]) -> object:
+        guard = Guard(Failing(failing))
+        if stage == "calibrate":
+            return calibrate.run(guard, loaded, out)
+        return robustness.run(guard, loaded, out, names=["upper case"])
+
+    with pytest.raises(EngineError, match="1 judgements are missing: the engine failed; the same command asks"):
+        run([5])
+    assert not (out / "robustness.json").is_file()
+    assert not out.is_file()
+    if stage == "robustness":
+        run([])
+        assert (out / "robustness.json").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from PIL import Image
 
 from guardreasoner_vl.corpus.store import CorpusInfo, read_corpus, write_corpus
+from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError, EngineError, RecipeError
 from guardreasoner_vl.rl import clipping, loss, shared_prefix
 from guardreasoner_vl.rl.concatenation import SOURCE as JOINED
-from guardreasoner_vl.stages import grpo, grpo_log, grpo_rollouts, grpo_state, grpo_update
+from guardreasoner_vl.stages import grpo, grpo_log, grpo_rollouts, grpo_state, grpo_update, grpo_validation
 from guardreasoner_vl.stages.grpo import DivergedError, Step, StoppedError, run
+from guardreasoner_vl.stages.grpo_ranks import Ranks
+from guardreasoner_vl.storage.jsonl_log import JsonlLog
+from guardreasoner_vl.types import Sample
 from tests.stages import toy_grpo
 from tests.stages.toy_grpo import (
     STEPS,
@@ -34,11 +40,10 @@ from tests.stages.toy_grpo import (
     shipped,
     weights,
 )
+from tests.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from guardreasoner_vl.types import Sample
 
 ROOT = Path(__file__).parents[2]
 PRECISIONS = ("fp32", "bf16-weights")
@@ -261,10 +266,13 @@ def test_no_room_for_the_log_or_the_model(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for place, name, told in ((grpo_log, "sync", "log.jsonl could not"), (grpo, "write_model", "grpo could not")):
+    for place, name, told in (
+        (JsonlLog, "_put", "log.jsonl cannot"),
+        (grpo, "write_model", "grpo could not"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)
-            with pytest.raises(DataError, match=f"{told} be written"):
+            with pytest.raises(DataError, match=f"{told} be written .*: make room"):
                 again()
         assert not (tmp_path / "grpo" / "model").exists()
     again()
@@ -317,8 +325,54 @@ def test_a_broken_checkpoint_is_named(again: Callable[..., Path], tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         again(raising(KeyboardInterrupt(), 2))
     (tmp_path / "grpo" / "checkpoint-2" / "optimizer.pt").write_bytes(b"half")
-    with pytest.raises(DataError, match="checkpoint-2 cannot be read: remove it"):
+    with pytest.raises(
+        DataError, match=r"checkpoint-2 cannot be read: remove its optimizer\.pt and nothing else; .* from the start"
+    ):
         again()
+
+
+def test_following_the_message_never_loses_the_best_weights(
+    again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, 0.1, 0.9, *[0.2] * 9)
+    with pytest.raises(KeyboardInterrupt):
+        again(raising(KeyboardInterrupt(), 3), save_every=1, evaluate_every=1)
+    best = weights(tmp_path, 1)
+    told = []
+    for name in ("checkpoint-3", "checkpoint-2"):
+        path = tmp_path / "grpo" / name / "optimizer.pt"
+        path.write_bytes(b"half")
+        with pytest.raises(DataError, match=f"{name} cannot be read: remove its optimizer") as caught:
+            again(save_every=1, evaluate_every=1)
+        told.append(str(caught.value).rpartition(" ")[2])
+        path.unlink()
+    assert told == ["checkpoint-2", "start"]
+    assert_equal(weights(tmp_path, 1), best)
+    planned(monkeypatch, 0.9, *[0.2] * 3)  # the start's stands in the log
+    again(save_every=1, evaluate_every=1)
+    assert_equal(shipped(tmp_path), halves(best))
+
+
+def test_a_best_checkpoint_that_is_broken_is_named(
+    again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, 0.1, 0.9, *[0.2] * 3)
+
+    def progress(now: Step) -> None:
+        if now.step == 4:
+            (tmp_path / "grpo" / "checkpoint-1" / "weights.safetensors").write_bytes(b"half")
+
+    with pytest.raises(DataError, match="checkpoint-1, the best one, cannot be read: restore it"):
+        again(progress, save_every=1, evaluate_every=1)
+
+
+def test_an_engine_that_fails_in_validation_is_no_worse_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(request: Any) -> str:
+        raise EngineError("out of order; try again")
+
+    samples = [Sample(id="a", source="toy", modality="text", prompt="cake", request_label="harmful")]
+    with pytest.raises(EngineError, match=r"validation failed \(out of order; try again\): the same command goes on"):
+        grpo_validation.validate(samples, ScriptedEngine(said), 16, Ranks())
 
 
 # --- what is shipped ----------------------------------------------------------------------------------
@@ -516,7 +570,10 @@ def test_rows_beyond_the_checkpoint_and_torn_ones_are_cut_off(tmp_path: Path) ->
         opened.append({"step": 3, "reward": 1.0})
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3, "reward": 1.0}\n'
     path.write_text('{"step": 0}\nno row\n')
-    with pytest.raises(DataError, match=r"log\.jsonl has a line that is no row"):
+    with pytest.raises(DataError, match=r"log\.jsonl, line 2: not a row of the log"):
+        grpo_log.read_log(tmp_path, 2)
+    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 1}\n')
+    with pytest.raises(DataError, match="line 3: the row of line 2 again"):
         grpo_log.read_log(tmp_path, 2)
 
 
@@ -564,6 +621,51 @@ def test_another_recipe_or_other_rows_are_refused(
         run(recipe(), tiny_model, tmp_path / "corpus", tmp_path, rows)
 
 
+def test_other_texts_pictures_or_weights_under_the_same_names_are_refused(
+    tiny_model: Path, data: Path, rows: list[Sample], again: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        again(raising(KeyboardInterrupt(), 2))
+    before = {path: path.read_bytes() for path in (tmp_path / "grpo").rglob("*") if path.is_file()}
+    folder = tmp_path / "corpus"
+    for changed in ({"prompt": "another cake"}, {"request_label": "harmful"}):
+        assert rows[0].model_copy(update=changed) != rows[0]
+        write_corpus(folder, CorpusInfo(name="toy"), [rows[0].model_copy(update=changed), *rows[1:]])
+        with pytest.raises(DataError, match="holds a run on other rows: restore them, or give a new --out"):
+            run(recipe(), tiny_model, folder, tmp_path, rows)
+    shown = next(row for row in rows if row.images)
+    picture = tmp_path / "pictures" / Path(shown.images[0]).name
+    picture.parent.mkdir()
+    with Image.open(shown.images[0]) as old:
+        Image.new("RGB", old.size, (1, 2, 3)).save(picture)
+    repainted = [row.model_copy(update={"images": (str(picture),)}) if row.id == shown.id else row for row in rows]
+    write_corpus(folder, CorpusInfo(name="toy"), repainted)
+    with pytest.raises(DataError, match="holds a run on other rows"):
+        run(recipe(), tiny_model, folder, tmp_path, rows)
+    other = write_tiny_model(tmp_path / "other", seed=5)
+    with pytest.raises(DataError, match="holds a run from another model: give that one, or a new --out"):
+        run(recipe(), other, data, tmp_path, rows)
+    retold = shutil.copytree(tiny_model, tmp_path / "retold")
+    content = json.loads((retold / "tokenizer_config.json").read_text())
+    (retold / "tokenizer_config.json").write_text(json.dumps({**content, "model_max_length": 77}))
+    with pytest.raises(DataError, match="from another model"):
+        run(recipe(), retold, data, tmp_path, rows)
+    assert {path: path.read_bytes() for path in before} == before
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    run(recipe(), moved, data, tmp_path, rows)
+
+
+def test_what_changes_no_result_may_change(
+    uninterrupted: dict[str, Path], again: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        again(raising(KeyboardInterrupt(), 2))
+    with pytest.raises(KeyboardInterrupt):
+        again(raising(KeyboardInterrupt(), 3), save_every=1, pass_tokens=64)
+    again(save_every=3, gradient_checkpointing=True)
+    torch.testing.assert_close(weights(tmp_path), weights(uninterrupted["fp32"]), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("limit", [40_000, 1_200_000])
 def test_a_disk_that_takes_only_so_much(limit: int, tiny_model: Path, tmp_path: Path) -> None:
     """What safetensors and torch themselves raise when a file cannot grow."""
@@ -576,7 +678,7 @@ def test_a_disk_that_takes_only_so_much(limit: int, tiny_model: Path, tmp_path: 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(DataError, match="make room"):
-            grpo_state.save_checkpoint(tmp_path, network, optimizer.state_dict(), grpo_state.State(1, "x"))
+            grpo_state.save_checkpoint(tmp_path, network, optimizer.state_dict(), grpo_state.State(1, "x", "y", "z"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []

@@ -16,13 +16,14 @@ from guardreasoner_vl.corpus.attempts import REASONING, Attempt
 from guardreasoner_vl.corpus.standing import REPEATED
 from guardreasoner_vl.corpus.store import INFO, ROWS, SET_ASIDE, CorpusInfo, SourceInfo, read_corpus, read_info
 from guardreasoner_vl.corpus.store import write_corpus as put_corpus
+from guardreasoner_vl.engines import faults
 from guardreasoner_vl.engines.base import EngineResult
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, EngineError, InputError, InputTooLongError
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import Recipe, parse_recipe
 from guardreasoner_vl.rl.candidates import candidate_seed, is_kept, read_candidates
-from guardreasoner_vl.stages import mine
+from guardreasoner_vl.stages import mine, mine_report
 from guardreasoner_vl.types import ModelInfo, Sample, Usage
 from tests.pictures import picture
 
@@ -110,7 +111,7 @@ def ids(folder: Path) -> list[str]:
 
 
 def report_in(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / mine.REPORT).read_text())
+    found: dict[str, Any] = json.loads((out / mine_report.REPORT).read_text())
     return found
 
 
@@ -321,8 +322,8 @@ def test_a_limit_draws_the_same_rows_again(tmp_path: Path) -> None:
 FILES = (
     mine.CANDIDATES,
     mine.SETTINGS,
-    mine.REPORT,
-    mine.FIGURE,
+    mine_report.REPORT,
+    mine_report.FIGURE,
     ROWS,
     INFO,
     SET_ASIDE,
@@ -479,7 +480,7 @@ def test_rows_that_failed_in_between_make_the_same_corpus(tmp_path: Path) -> Non
 
 
 def test_an_engine_that_is_gone_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mine, "FAULTS_IN_A_ROW", 3)
+    monkeypatch.setattr(faults, "FAULTS_IN_A_ROW", 3)
     rows = [row("a"), row("b", "E"), row("c", "E"), row("d"), *(row(f"e{number}", "E") for number in range(9))]
     folder, out, engine = corpus(tmp_path / "toy", *rows), tmp_path / "out", Planned()
     with pytest.raises(EngineError, match=r"3 rows one after another got no answer \(out of order; try again\)"):
@@ -511,7 +512,7 @@ def test_nothing_kept_says_what_to_change(tmp_path: Path) -> None:
         mine.run(recipe(), folder, Planned(), out)
     assert [line["id"] for line in lines(out)] == ["a", "b"]
     assert report_in(out)["right"] == [0, 0, 0, 1, 1]
-    assert (out / mine.FIGURE).is_file()
+    assert (out / mine_report.FIGURE).is_file()
     assert not (out / ROWS).exists()
     engine = Planned()
     assert mine.run(recipe(keep="mixed"), folder, engine, out).kept == 1
@@ -557,12 +558,12 @@ def test_no_content_stands_beside_the_corpus(tmp_path: Path) -> None:
 def test_the_figure_shows_every_source(tmp_path: Path) -> None:
     rows = [row("a", source="fine $bread$"), row("b", "RRRW", source="plain"), row("c", "RRRR", source="plain")]
     report = mine.run(recipe(), corpus(tmp_path / "toy", *rows), Planned(), tmp_path / "out")
-    drawn = (tmp_path / "out" / mine.FIGURE).read_text()
+    drawn = (tmp_path / "out" / mine_report.FIGURE).read_text()
     assert drawn.startswith("<svg")
-    assert drawn == mine.pass_rates(report)
+    assert drawn == mine_report.pass_rates(report)
     for text in ("all (3)", "fine $bread$ (1)", "plain (2)", "right answers of 4"):
         assert f"<!-- {text} -->" in drawn
-    assert drawn != mine.pass_rates(replace(report, right=(0, 1, 0, 1, 1)))
+    assert drawn != mine_report.pass_rates(replace(report, right=(0, 1, 0, 1, 1)))
 
 
 def test_a_model_is_mined_with(tmp_path: Path, tiny_model: Path) -> None:

@@ -364,3 +364,24 @@ def test_deepspeed_that_is_not_there_is_told_first(data: Path, tmp_path: Path) -
     with pytest.raises(RecipeError, match="pip install deepspeed"):
         sft.run(toy.recipe(deepspeed={"zero_optimization": {"stage": 3}}), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_other_rows_or_weights_under_the_same_names_are_refused(
+    data: Path, stopped_at: Callable[..., None], tmp_path: Path
+) -> None:
+    recipe, out = toy.recipe(), tmp_path / "out"
+    stopped_at(3, recipe, data, out)
+    changed = shutil.copytree(data, tmp_path / "changed")
+    path = changed / "toy" / "train.jsonl"
+    path.write_text(path.read_text().replace("cake", "loaf", 1))
+    with pytest.raises(DataError, match="holds a run on other rows: restore them, or give a new --out"):
+        run(recipe, changed, out)
+    weights = out / "base" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(DataError, match="holds a run on other weights"):
+        run(recipe, data, out)
+    weights.write_bytes(before)
+    run(toy.recipe(save_steps=3, gradient_checkpointing=True), data, out)
+    with pytest.raises(RecipeError, match=r"changed: sft\.learning_rate"):
+        run(toy.recipe(learning_rate=1e-5), data, out)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_rows
 from guardreasoner_vl.teachers.base import Tokens
 from guardreasoner_vl.types import Frozen, GoldLabel, Target
 
@@ -24,8 +24,6 @@ Asked: TypeAlias = Literal["reasoning", "label"]
 REASONING = "reasoning.jsonl"
 FAULT = "teacher: "
 """How the reason of an attempt begins that got no answer."""
-
-_BLOCK = 1 << 16
 
 
 class Attempt(Frozen):
@@ -72,16 +70,7 @@ class Attempt(Frozen):
 
 def read_attempts(path: Path) -> Iterator[Attempt]:
     """All attempts, in the order in which they were made; a line torn by a kill is left out. Raises `DataError`."""
-    if not path.is_file():
-        return
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield Attempt.model_validate_json(line)
-            except ValidationError as error:
-                raise DataError(f"{path}, line {number}: not an attempt; remove the line") from error
+    return read_rows(path, _FORMAT, torn=True) if path.is_file() else iter(())
 
 
 def kept(path: Path) -> dict[str, Attempt]:
@@ -170,66 +159,40 @@ class AttemptLog:
     """The file that one process at a time appends attempts to; use it as a context manager.
 
     A line torn by a kill is cut off first. A line is handed to the system at once, so that it survives the
-    process, and is on the disk after `sync` and at the end. Raises `DataError` if another process has the file.
+    process, and is on the disk after `sync` and at the end. Raises `DataError` if another process has the file, or the
+    disk does not take a line.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._log = JsonlLog(path, _FORMAT, "`synthesize`", "try again later")
 
     def __enter__(self) -> Self:
-        self._stream = self.path.open("a+b")
-        try:
-            _lock(self._stream, self.path)
-            _mend(self._stream)
-        except BaseException:
-            self._stream.close()
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(self._log)
+            self._log.mend()
+            self._stack = stack.pop_all()
         self._dirty = False
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.sync()
-        self._stream.close()
+        with self._stack:
+            self.sync()
 
     def add(self, attempt: Attempt) -> None:
         """Append one line."""
-        self._stream.write(attempt.model_dump_json(exclude_defaults=True).encode() + b"\n")
-        self._stream.flush()
+        self._log.append([attempt.model_dump_json(exclude_defaults=True).encode() + b"\n"], sync=False)
         self._dirty = True
 
     def sync(self) -> None:
         """Put on the disk what is not there yet."""
         if self._dirty:
-            self._dirty = False
-            os.fsync(self._stream.fileno())
+            self._dirty = False  # before, so that a line which comes meanwhile is not taken for synced
+            try:
+                self._log.sync()
+            except DataError:
+                self._dirty = True
+                raise
 
 
-def _lock(stream: BinaryIO, path: Path) -> None:
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(f"{path}: another `synthesize` is writing it; wait for that one") from None
-
-
-def _mend(stream: BinaryIO) -> None:
-    """End the last line if it is whole, else cut it off."""
-    end = stream.seek(0, os.SEEK_END)
-    tail = b""
-    while end and b"\n" not in tail:
-        start = max(0, end - _BLOCK)
-        stream.seek(start)
-        tail = stream.read(end - start) + tail
-        end = start
-    last = tail.rpartition(b"\n")[2]
-    if not last:
-        return
-    try:
-        Attempt.model_validate_json(last)
-    except ValidationError:
-        stream.truncate(stream.seek(0, os.SEEK_END) - len(last))
-    else:
-        stream.write(b"\n")
+_FORMAT = Format(Attempt.model_validate_json, "an attempt")

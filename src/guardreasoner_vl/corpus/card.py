@@ -10,6 +10,7 @@ from guardreasoner_vl.corpus.store import SET_ASIDE, read_info
 from guardreasoner_vl.errors import MissingExtraError
 from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
 from guardreasoner_vl.evaluation.report import NONE, html_page, markdown_page
+from guardreasoner_vl.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -40,16 +41,16 @@ def write_card(folder: Path, stats: Stats, command: str) -> Path:
     except MissingExtraError:
         figures = {}
     for name, svg in figures.items():
-        (folder / f"{name}.svg").write_text(svg, "utf-8")
+        write_text(folder / f"{name}.svg", svg)
     shown = list(tables(stats, info, _set_aside(folder)))
     notes = (
         f"Seed {info.seed}, {info.rows:,} rows. A row is harmful if its request or its response is. The first table is "
         "about rows to train on."
     )
-    (folder / "stats.json").write_text(json.dumps(stats.as_json(), indent=1) + "\n", "utf-8")
-    (folder / "card.html").write_text(html_page(title, command, notes, shown, figures), "utf-8")
+    write_text(folder / "stats.json", json.dumps(stats.as_json(), indent=1) + "\n")
+    write_text(folder / "card.html", html_page(title, command, notes, shown, figures))
     card = folder / "card.md"
-    card.write_text(markdown_page(title, command, notes, shown, [f"{name}.svg" for name in figures]), "utf-8")
+    write_text(card, markdown_page(title, command, notes, shown, [f"{name}.svg" for name in figures]))
     return card
 
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, neutralise, training_target
-from guardreasoner_vl.run_dir import write_json
 from guardreasoner_vl.sources.adapters import Place
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.records import NotASampleError
+from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:

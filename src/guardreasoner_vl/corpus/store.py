@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError
 
 from guardreasoner_vl.corpus.attempts import REASONING, kept
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.run_dir import write_json
 from guardreasoner_vl.sources.mixture import REPEAT, Mixture
 from guardreasoner_vl.sources.parquet import SCHEMA, read_rows, write_rows
+from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.types import Frozen
 
 if TYPE_CHECKING:

@@ -68,6 +68,14 @@ def model_info(model: str, folder: Path, revision: str | None = None) -> ModelIn
     return ModelInfo(name=model, revision=revision or _digest(folder))
 
 
+def folder_digest(folder: Path) -> str:
+    """What tells a model from another one, its tokenizer and processor included."""
+    digest = hashlib.sha256(_digest(folder).encode())
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".jinja")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):

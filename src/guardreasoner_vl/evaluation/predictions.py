@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.sources.content import content_digest
+from guardreasoner_vl.storage.jsonl_log import Format, read_rows
 from guardreasoner_vl.types import Frozen, GoldLabel, Judgement, Modality, Mode
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Prediction(Frozen):
     response: Judgement
     error: str | None = None
     mode: Mode
+    digest: str | None = None
+    """Of the content that was judged, so that a row that has changed since is not taken for it."""
     completion_tokens: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
     content: dict[str, Any] | None = None
@@ -56,10 +59,16 @@ class Prediction(Frozen):
             response=verdict.response,
             error=verdict.error.code if verdict.error else None,
             mode=verdict.mode,
+            digest=digest_of(sample),
             completion_tokens=verdict.usage.completion_tokens,
             seconds=verdict.usage.seconds,
             content=_content(sample, verdict) if with_content else None,
         )
+
+
+def digest_of(sample: Sample) -> str:
+    """What a prediction notes of the content that was judged."""
+    return content_digest((sample,))[:16]
 
 
 def _content(sample: Sample, verdict: Verdict) -> dict[str, Any]:
@@ -72,15 +81,14 @@ def _content(sample: Sample, verdict: Verdict) -> dict[str, Any]:
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
-    """The rows of one file; raises `DataError` with the line that is none."""
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield Prediction.model_validate_json(line)
-                except ValidationError as error:
-                    raise DataError(
-                        f"{path}, line {number}: not a prediction; give a file that evaluate wrote"
-                    ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a predictions.jsonl") from error
+    """The rows of one file; raises `DataError` with the line that is none, or that is about the same row as another."""
+    return read_rows(path, FORMAT)
+
+
+FORMAT = Format(
+    Prediction.model_validate_json,
+    "a prediction",
+    "give a predictions.jsonl that evaluate wrote",
+    key=lambda row: (row.benchmark, row.id),
+)
+"""A line of a file of predictions."""

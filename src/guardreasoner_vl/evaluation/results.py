@@ -86,6 +86,8 @@ class Results:
     apart: tuple[str, ...] = ()
     set_aside: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    unanswered: int = 0
+    """Rows that the engine failed: they count as errors until the same command has asked again."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, for `results.json`, with the rates that the counts give."""

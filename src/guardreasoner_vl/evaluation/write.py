@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import MissingExtraError
 from guardreasoner_vl.evaluation.report import markdown, page
+from guardreasoner_vl.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,7 @@ def write_report(results: Results, rows: Sequence[Prediction], out: Path, comman
     names = []
     for name, svg in figures.items():
         names.append(f"{name}.svg")
-        (out / names[-1]).write_text(svg, "utf-8")
-    (out / "report.md").write_text(markdown(results, command, names), "utf-8")
-    (out / "report.html").write_text(page(results, command, figures), "utf-8")
+        write_text(out / names[-1], svg)
+    write_text(out / "report.md", markdown(results, command, names))
+    write_text(out / "report.html", page(results, command, figures))
     return lacking

@@ -11,11 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.rl.asking import asked, parsed, seed_of
 from guardreasoner_vl.rl.reward import accuracy, format_reward
+from guardreasoner_vl.storage.jsonl_log import Format, read_rows
 from guardreasoner_vl.types import Frozen, Modality
 
 if TYPE_CHECKING:
@@ -43,13 +41,12 @@ class Candidates(Frozen):
 
 
 def read_candidates(path: Path) -> Iterator[Candidates]:
-    """Stream the judged rows of one file; raises `DataError` with the line that is none."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield Candidates.model_validate_json(line)
-            except ValidationError as error:
-                raise DataError(f"{path}, line {number}: not a row's candidates; remove the line") from error
+    """Stream the judged rows of one file; raises `DataError` with the line that is none or repeats a row."""
+    return read_rows(path, FORMAT)
+
+
+FORMAT = Format(Candidates.model_validate_json, "a row's candidates", key=lambda row: row.id)
+"""A line of a file of candidates."""
 
 
 def candidate_requests(sample: Sample, section: MineSection, seed: int) -> list[EngineRequest]:

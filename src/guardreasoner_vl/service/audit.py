@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import stat
-import sys
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,10 +27,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from guardreasoner_vl import __version__
-from guardreasoner_vl.batch_output import sync_folder
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images import Picture
 from guardreasoner_vl.protocol import INSTRUCTION
+from guardreasoner_vl.storage.atomic import sync_folder
+from guardreasoner_vl.storage.jsonl_log import is_torn
+from guardreasoner_vl.storage.lock import stands_at, try_lock
 from guardreasoner_vl.types import Frozen
 
 if TYPE_CHECKING:
@@ -138,11 +139,11 @@ class AuditLog:
 
     def _standing(self, path: Path) -> int:
         """The file that is at `path` now: it may have been moved or deleted by others since the last line."""
-        if self._file is not None and not _stands_at(path, self._file):
+        if self._file is not None and not stands_at(path, self._file):
             self._drop()
         if self._file is None:
             self._file = _opened(path, self._settings.sync)
-        if _is_torn(self._file):
+        if is_torn(self._file):
             os.write(self._file, _NEWLINE)
         return self._file
 
@@ -191,10 +192,8 @@ def _opened(path: Path, sync: bool) -> int:
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(file):
+            raise BlockingIOError
         if not os.access(path.parent, os.W_OK):
             raise OSError(errno.EACCES, "its folder cannot be written, so it could not rotate")
         if sync:
@@ -203,20 +202,6 @@ def _opened(path: Path, sync: bool) -> int:
         os.close(file)
         raise
     return file
-
-
-def _is_torn(file: int) -> bool:
-    if not os.fstat(file).st_size:
-        return False
-    os.lseek(file, -1, os.SEEK_END)
-    return os.read(file, 1) != _NEWLINE
-
-
-def _stands_at(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _shift(path: Path, keep: int) -> None:

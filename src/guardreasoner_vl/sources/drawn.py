@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from guardreasoner_vl.sources import phrases
+from guardreasoner_vl.storage.atomic import write_whole, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -75,12 +76,12 @@ def write_rows(folder: Path, made: Iterable[tuple[Image.Image | None, dict[str, 
     for number, (picture, row) in enumerate(made):
         name = f"images/{number:06d}.png"
         if picture is not None:
-            picture.save(folder / name, compress_level=1)
+            with writing(folder / name):
+                picture.save(folder / name, compress_level=1)
         rows.append({**row, "images": [name] if picture is not None else []})
     path = folder / "train.jsonl"
-    partial = folder / "train.jsonl.partial"
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    partial.replace(path)  # last and at once, so that a folder with rows is complete
+    # Last and at once, so that a folder with rows is complete.
+    write_whole(path, (json.dumps(row).encode("utf-8") + b"\n" for row in rows))
     return path
 
 

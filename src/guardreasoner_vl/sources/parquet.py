@@ -16,6 +16,7 @@ from guardreasoner_vl.images import file_name_fault
 from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.sources.checked import made_from
 from guardreasoner_vl.sources.records import NotASampleError, read_records, unpack_picture, unreadable
+from guardreasoner_vl.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,17 +44,15 @@ def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) ->
     """
     pyarrow, parquet = _arrow()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     schema, stream, count = _schema(pyarrow), iter(samples), 0
-    try:
+    with replacing(path) as partial:
         with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
             while batch := list(islice(stream, _BATCH)):
                 rows = [_row(sample, path.parent, embed) for sample in batch]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
                 count += len(batch)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
     return count
 
 

@@ -16,9 +16,10 @@ import zlib
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from guardreasoner_vl.batch_output import MAX_LINE, lines_of
 from guardreasoner_vl.errors import DataError, MissingExtraError
 from guardreasoner_vl.images import file_ending
+from guardreasoner_vl.storage.atomic import write_whole
+from guardreasoner_vl.storage.jsonl_log import MAX_LINE, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def unpack_picture(value: object, folder: Path) -> str:
     path = folder / f"{hashlib.sha256(data).hexdigest()[:24]}{file_ending(data)}"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        write_whole(path, (data,))
     return str(path)
 
 

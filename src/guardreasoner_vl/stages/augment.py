@@ -31,10 +31,11 @@ from guardreasoner_vl.corpus.store import (
 from guardreasoner_vl.errors import DataError, ImageError
 from guardreasoner_vl.images import load_images, merge
 from guardreasoner_vl.rl.concatenation import SOURCE, Pair, class_of, drawn_pairs, joined, pairs_for
-from guardreasoner_vl.run_dir import write_json
 from guardreasoner_vl.sources.parquet import PICTURES
 from guardreasoner_vl.sources.set_aside import SetAside
 from guardreasoner_vl.stages.contact_sheet import kind_of, write_sheet
+from guardreasoner_vl.storage.atomic import write_json, writing
+from guardreasoner_vl.storage.lock import locked_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,8 +81,15 @@ def run(
     """Write the RL set of the corpus `hard` to `out`, unless it stands there already.
 
     It is made anew if the hard rows, the seed or the recipe's section have changed. Raises `DataError` if there are
-    too few rows, or if `out` holds a corpus that this stage did not make.
+    too few rows, if `out` holds a corpus that this stage did not make, or if another process works there.
     """
+    with locked_folder(out, "augment"):
+        return _augmentation(recipe, hard, out, progress)
+
+
+def _augmentation(
+    recipe: Recipe, hard: Path, out: Path, progress: Callable[[int, int | None], None] | None
+) -> AugmentReport:
     read_info(hard)
     _check_folders(hard, out)
     made_from = {
@@ -183,7 +191,8 @@ def _made(pairs: Iterator[Pair], folder: Path, unreadable: set[str], set_aside: 
             except ImageError:
                 set_aside.add(THIN)
                 continue
-            merged.save(picture, compress_level=1)
+            with writing(picture):
+                merged.save(picture, compress_level=1)
         yield sample
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.engines.faults import is_engines
+from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.evaluation.calibrate import fit
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.run_dir import write_json
-from guardreasoner_vl.stages.evaluate import judge
+from guardreasoner_vl.stages.evaluate import ENGINE_FAILED, judge
+from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.storage.lock import locked_folder, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,16 +33,20 @@ def run(
 ) -> Calibration:
     """Write `out`; the predictions stay beside it in `OUT.rows`, so that a stopped run goes on.
 
-    Raises `DataError` if the rows are too few, `InputError` if `reasoned` is no share.
+    Raises `DataError` if the rows are too few or another process works there, `InputError` if `reasoned` is no share,
+    and `EngineError` if the engine failed some of them.
     """
     if not 0 <= reasoned <= 1:
         raise InputError("the share to reason about is a number from 0 to 1")
     predictions: dict[Mode, list[Prediction]] = {}
-    for mode in ("fast", "slow"):
-        folder = out.with_name(f"{out.name}.rows") / mode
-        plain = Guard(guard.engine, replace(guard.policy, mode=mode, calibration=None, thresholds=(None, None)))
-        predictions[mode] = judge(plain, benchmarks, folder, progress=progress)
-    names = ", ".join(one.benchmark.name for one in benchmarks)
-    calibration = fit(predictions["fast"], predictions["slow"], guard.model, names, reasoned)
-    write_json(out, calibration.model_dump(mode="json"))
+    with locked_folder(out.with_name(f"{out.name}.rows"), "calibrate") as folder:
+        sweep(out.parent, f"{out.name}.*")
+        for mode in ("fast", "slow"):
+            plain = Guard(guard.engine, replace(guard.policy, mode=mode, calibration=None, thresholds=(None, None)))
+            predictions[mode] = judge(plain, benchmarks, folder / mode, progress=progress)
+        if failed := sum(is_engines(row.error) for rows in predictions.values() for row in rows):
+            raise EngineError(f"{failed:,} judgements are missing: {ENGINE_FAILED}")
+        names = ", ".join(one.benchmark.name for one in benchmarks)
+        calibration = fit(predictions["fast"], predictions["slow"], guard.model, names, reasoned)
+        write_json(out, calibration.model_dump(mode="json"))
     return calibration

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from guardreasoner_vl.evaluation.report import html_page
 from guardreasoner_vl.images import load_images
+from guardreasoner_vl.storage.atomic import write_text, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ def write_sheet(folder: Path, made: Sequence[Sample], note: str) -> None:
     rows = _chosen(made)
     buffer = BytesIO()
     _drawn(rows).save(buffer, "PNG")
-    (folder / f"{NAME}.png").write_bytes(buffer.getvalue())
+    write_whole(folder / f"{NAME}.png", (buffer.getvalue(),))
     notes = (
         f"{note}\nLabels are those of request and response, - where none is known."
         "\nThe rows may hold harmful content: keep this page in the run's folder."
@@ -43,7 +44,7 @@ def write_sheet(folder: Path, made: Sequence[Sample], note: str) -> None:
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     image = f'<img alt="The rows of the table below, in its order" src="{source}">'
     page = html_page("Joined rows", "guardreasoner-vl augment", notes, [("Rows", table)], {"Pictures": image})
-    (folder / f"{NAME}.html").write_text(page, "utf-8")
+    write_text(folder / f"{NAME}.html", page)
 
 
 def kind_of(row: Sample) -> str:

@@ -11,18 +11,18 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.batch_output import write_whole
 from guardreasoner_vl.corpus.store import SET_ASIDE, CorpusInfo, SourceInfo, write_corpus
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.find import find
 from guardreasoner_vl.recipe import SAMPLES, DuplicatesSection
-from guardreasoner_vl.run_dir import open_run_dir, write_json
+from guardreasoner_vl.run_dir import open_run_dir
 from guardreasoner_vl.sources.balance import balanced
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.duplicates import without_duplicates
 from guardreasoner_vl.sources.locate import revision_of
 from guardreasoner_vl.sources.mixture import build_mixture
 from guardreasoner_vl.sources.parquet import PICTURES
+from guardreasoner_vl.storage.atomic import write_json, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
@@ -55,9 +55,15 @@ def run(
 ) -> Curated:
     """Write the corpus to `out`; `embed` puts the pictures into its rows.
 
-    Raises `RecipeError` if `out` holds another recipe, `DataError` if nothing is left.
+    Raises `RecipeError` if `out` holds another recipe, `DataError` if nothing is left or another process works there.
     """
-    open_run_dir(out, recipe)
+    with open_run_dir(out, recipe, "curate"):
+        return _curated(recipe, data, out, embed, progress)
+
+
+def _curated(
+    recipe: Recipe, data: Path, out: Path, embed: bool, progress: Callable[[int, int | None], None] | None
+) -> Curated:
     mixture = build_mixture(recipe.data, data, out, recipe.seed, repeated=False)
     set_aside = mixture.set_aside
     splits = {"train": mixture.train, "validation": mixture.held_out, "test": mixture.test}
@@ -84,14 +90,15 @@ def run(
     info = CorpusInfo(
         name=recipe.name, seed=recipe.seed, sources=tuple(_described(source) for source in recipe.data.sources)
     )
-    curated = Curated(write_corpus(out, info, rows, embed=embed), read, before - len(rows), set_aside)
+    unbalanced = before - len(rows)
     write_whole(
         out / SET_ASIDE,
         (json.dumps({"id": name, "reason": reason}).encode() + b"\n" for name, reason in set_aside.rows),
     )
-    report |= {"read": read, "kept": len(rows), "left out by the balance": curated.unbalanced}
+    report |= {"read": read, "kept": len(rows), "left out by the balance": unbalanced}
     write_json(out / REPORT, {**report, "set aside": set_aside.reasons})
-    return curated
+    # The description is written last, so that a folder with one is finished.
+    return Curated(write_corpus(out, info, rows, embed=embed), read, unbalanced, set_aside)
 
 
 def _usable(rows: Iterable[Sample], unlabelled: Container[str], set_aside: SetAside) -> Iterator[Sample]:

@@ -11,32 +11,34 @@ of each update's prompts (`stages.grpo_ranks`); all of them read and write the s
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from guardreasoner_vl.corpus.store import read_split
+from guardreasoner_vl.engines.folders import folder_digest
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError, GuardError
 from guardreasoner_vl.rl.clipping import bound
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
-from guardreasoner_vl.run_dir import open_run_dir, write_json
-from guardreasoner_vl.stages.grpo_log import Log, batch_figures, draw_training
+from guardreasoner_vl.run_dir import open_run_dir
+from guardreasoner_vl.sources.content import content_digest
+from guardreasoner_vl.stages.grpo_log import Log, batch_figures, draw_training, read_log
 from guardreasoner_vl.stages.grpo_optimizer import new_optimizer, whole_state
 from guardreasoner_vl.stages.grpo_ranks import Ranks, told_to_stop
 from guardreasoner_vl.stages.grpo_rollouts import fitting, roll_out
-from guardreasoner_vl.stages.grpo_state import load_checkpoint, load_weights, save_checkpoint, written
+from guardreasoner_vl.stages.grpo_state import State, check_begun, load_best, load_checkpoint, save_checkpoint
 from guardreasoner_vl.stages.grpo_update import Passes, accumulate, autocast, old_log_probabilities
 from guardreasoner_vl.stages.grpo_validation import validate
-from guardreasoner_vl.stages.model_folder import load_for_training, write_model
+from guardreasoner_vl.stages.model_folder import load_for_training, write_model, written
+from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -85,26 +87,28 @@ def run(
 
     Goes on from the last checkpoint in `out`. The best checkpoint by F1 on `validation` is the finished one, which may
     be the start; without validation rows it is the last one. Raises `RecipeError` if `out` holds another recipe or the
-    processes cannot share a batch, `DataError` if there are fewer rows than a rollout batch takes or the disk is full,
+    processes cannot share a batch, `DataError` if there are fewer rows than a rollout batch takes, the disk is full,
+    another process works in `out`, or it was begun with another model or other rows,
     `DivergedError` if a number is none any more, `StoppedError` on SIGTERM.
     """
     ranks = Ranks.of_launch()
     ranks.check(recipe.grpo)
     folder = out / "grpo"
     finished = folder / "model"
-    with ranks.together():
-        if ranks.main:
-            open_run_dir(out, recipe)
-            folder.mkdir(exist_ok=True)
-    if (finished / "model.safetensors").is_file():
-        _log.info("%s is finished already", finished)
-        return finished
-    training = _Training(recipe, model, data, folder, validation, ranks)
-    with told_to_stop() as told, training.log:
-        training.work(told, progress if ranks.main else None)
-    with ranks.together():
-        if ranks.main:
-            training.finish(model, finished)
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.main:
+                stack.enter_context(open_run_dir(out, recipe, "grpo"))
+                folder.mkdir(exist_ok=True)
+        if (finished / "model.safetensors").is_file():
+            _log.info("%s is finished already", finished)
+            return finished
+        training = _Training(recipe, model, data, folder, validation, ranks)
+        with told_to_stop() as told, training.log:
+            training.work(told, progress if ranks.main else None)
+        with ranks.together():
+            if ranks.main:
+                training.finish(model, finished)
     return finished
 
 
@@ -124,7 +128,10 @@ class _Training:
         self._optimizer = new_optimizer(self._model, self._section, ranks)
         self._passes = Passes(self._inputs, self._section, ranks.device)
         with ranks.together():
-            self._state = load_checkpoint(folder, self._model, self._optimizer, _digest(self._rows))
+            digests = content_digest(self._rows), folder_digest(model), content_digest(self._validation)
+            self._state = load_checkpoint(folder, self._model, self._optimizer, State(0, *digests))
+            for row in read_log(folder, 0):
+                check_begun(folder, row.get("begun_with", self._state.begun_with), self._state)
             self.log = Log(folder, self._state.step, main=ranks.main)
         self._saved = self._state.step
 
@@ -134,7 +141,7 @@ class _Training:
         `told` ends the rollouts at hand; an update is finished, so that it is not lost.
         """
         if self._validation and self._state.step == 0 and not self.log.rows:
-            self._logged({"step": 0, "validation": self._validated()})
+            self._logged({"step": 0, "validation": self._validated(), "begun_with": self._state.begun_with})
         while self._state.step < self._total:
             step = self._state.step + 1
             with self._diverging(step), self._ranks.together():
@@ -161,7 +168,7 @@ class _Training:
         if step == 0:
             model = load_for_training(base, self._section.precision)
         elif step < self._total:
-            load_weights(self._folder / f"checkpoint-{step}", model)
+            load_best(self._folder, step, model)
         report = {
             "steps": self._total,
             "rows": len(self._rows),
@@ -295,7 +302,3 @@ def _network(folder: Path, section: GrpoSection, device: torch.device) -> Any:
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def _digest(rows: Sequence[Sample]) -> str:
-    return hashlib.sha256("\n".join(row.id for row in rows).encode()).hexdigest()[:16]

@@ -6,13 +6,14 @@ Row 0 holds the start's validation. The best step follows from the rows, so a re
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.batch_output import sync
-from guardreasoner_vl.errors import DataError, MissingExtraError
+from guardreasoner_vl.errors import MissingExtraError
 from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
-from guardreasoner_vl.stages.grpo_state import written
+from guardreasoner_vl.stages.model_folder import written
+from guardreasoner_vl.storage.atomic import write_text
+from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,22 +33,25 @@ class Log:
     """The rows up to `step`, and more to come; a rank that is not `main` keeps them to itself."""
 
     def __init__(self, folder: Path, step: int, *, main: bool = True) -> None:
-        self.rows = read_log(folder, step)
-        self._folder, self._board = folder, None
-        if main:
+        self._folder, self._board, self._file = folder, None, ExitStack()
+        if not main:
+            self.rows = read_log(folder, step)
+            return
+        with ExitStack() as stack:
+            self._log = stack.enter_context(JsonlLog(folder / LOG, _FORMAT, "`grpo`"))
+            self.rows = [row for _, row in self._log.rows() if row["step"] <= step]
+            self._log.cut(len(self.rows))
             with written(folder / LOG):
-                _write(folder, self.rows)
                 self._board = _board(folder / "tensorboard", self.rows[-1]["step"] + 1 if self.rows else 0)
+            self._file = stack.pop_all()
 
     def append(self, row: Row) -> None:
         """One more row, on the disk before the next rollouts. Raises `DataError`."""
         self.rows.append(row)
         if self._board is None:
             return
+        self._log.append([json.dumps(row).encode() + b"\n"])
         with written(self._folder / LOG):
-            with (self._folder / LOG).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-                sync(stream)
             for name, value in _numbers(row):
                 self._board.add_scalar(name, value, row["step"])
             self._board.flush()
@@ -64,6 +68,7 @@ class Log:
         if self._board is not None:
             with suppress(OSError):  # every row was flushed; what went wrong since was told
                 self._board.close()
+        self._file.close()
 
 
 def batch_figures(groups: Sequence[Group], updates: Sequence[UpdateFigures], ranks: Ranks) -> dict[str, float]:
@@ -96,13 +101,18 @@ def batch_figures(groups: Sequence[Group], updates: Sequence[UpdateFigures], ran
 def read_log(folder: Path, step: int) -> list[Row]:
     """The rows up to `step`; later ones are done again, and what a kill cut off has no line end."""
     path = folder / LOG
-    if not path.is_file():
-        return []
-    lines = path.read_text("utf-8").split("\n")[:-1]
-    try:
-        return [row for row in map(json.loads, lines) if row["step"] <= step]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} has a line that is no row: remove the line") from error
+    rows = read_rows(path, _FORMAT, torn=True) if path.is_file() else ()
+    return [row for row in rows if row["step"] <= step]
+
+
+def _row(line: bytes) -> Row:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("no step")
+    return row
+
+
+_FORMAT = Format(_row, "a row of the log", key=lambda row: row["step"])
 
 
 def draw_training(folder: Path, rows: Sequence[Row]) -> Path:
@@ -125,14 +135,8 @@ def draw_training(folder: Path, rows: Sequence[Row]) -> Path:
     axes[1][1].plot(*zip(*judged, strict=True), marker="o", color=OWN) if judged else None
     axes[1][1].set_title("validation F1", fontsize=9)
     path = folder / "training.svg"
-    path.write_text(svg_of(figure), "utf-8")
+    write_text(path, svg_of(figure))
     return path
-
-
-def _write(folder: Path, rows: Sequence[Row]) -> None:
-    partial = (folder / LOG).with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    partial.replace(folder / LOG)
 
 
 def _board(folder: Path, from_step: int) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.run_dir import write_json
 from guardreasoner_vl.stages.grpo_optimizer import restore
-from guardreasoner_vl.stages.model_folder import emptied, move
+from guardreasoner_vl.stages.model_folder import emptied, move, written
+from guardreasoner_vl.storage.atomic import PARTIAL, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.pt", "state.json"
@@ -31,22 +30,17 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class State:
-    """Rollout batches done, and a digest of the rows that they were drawn from."""
+    """Rollout batches done, and digests of what they were done with: the rows, the start, the rows of validation."""
 
     step: int
     rows: str
+    model: str
+    validation: str
 
-
-@contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Turn what comes of a full disk into a `DataError`."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(
-            f"{path} could not be written ({reason}): make room; the same command goes on from the last checkpoint"
-        ) from error
+    @property
+    def begun_with(self) -> dict[str, str]:
+        """The digests, by name."""
+        return {"model": self.model, "rows": self.rows, "validation": self.validation}
 
 
 def save_checkpoint(
@@ -74,24 +68,46 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, rows: str) -> State:
-    """The state to go on from; a fresh one if there is no checkpoint. Raises `DataError`.
+def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, start: State) -> State:
+    """The state to go on from; `start` if there is no checkpoint. Raises `DataError`.
 
-    `rows` is the digest of the rows at hand, which must be the same.
+    The rows and the model that were begun with must be those of `start`.
     """
-    found = _checkpoints(folder)
+    found = [path for _, path in _checkpoints(folder) if (path / _OPTIMIZER).is_file()]
     if not found:
-        return State(0, rows)
-    _, newest = found[-1]
+        return start
+    newest = found[-1]
     try:
         state = State(**json.loads((newest / _STATE).read_text("utf-8")))
-        load_weights(newest, model)
-        restore(optimizer, torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True))
+        if state.begun_with == start.begun_with:
+            load_weights(newest, model)
+            restore(optimizer, torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{newest} cannot be read: remove it; the same command goes on from an earlier one") from error
-    if state.rows != rows:
-        raise DataError(f"{folder} holds a run on other rows: restore them, or give a new --out")
+        earlier = f"from {found[-2].name}" if len(found) > 1 else "from the start"
+        raise DataError(
+            f"{newest} cannot be read: remove its {_OPTIMIZER} and nothing else; the same command goes on {earlier}"
+        ) from error
+    check_begun(folder, state.begun_with, start)
     return state
+
+
+def check_begun(folder: Path, begun: Mapping[str, str], start: State) -> None:
+    """Raises `DataError` if a run was begun with something else than this one."""
+    changed = [name for name, digest in start.begun_with.items() if begun.get(name) != digest]
+    if "model" in changed:
+        raise DataError(f"{folder} holds a run from another model: give that one, or a new --out")
+    if changed:
+        what = "rows" if "rows" in changed else "validation rows"
+        raise DataError(f"{folder} holds a run on other {what}: restore them, or give a new --out")
+
+
+def load_best(folder: Path, step: int, model: Any) -> None:
+    """Put the weights of the best step into the model. Raises `DataError`."""
+    best = folder / f"checkpoint-{step}"
+    try:
+        load_weights(best, model)
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{best}, the best one, cannot be read: restore it, or give a new --out") from error
 
 
 def load_weights(checkpoint: Path, model: Any) -> None:
@@ -108,5 +124,5 @@ def _weights(model: Any) -> dict[str, torch.Tensor]:
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Whole checkpoints by step, the oldest first; one gets its name when all is written."""
-    found = [path for path in folder.glob("checkpoint-*") if path.suffix != ".partial"]
+    found = [path for path in folder.glob("checkpoint-*") if path.suffix != PARTIAL]
     return sorted((int(path.name.split("-")[1]), path) for path in found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.engines.faults import is_engines
+from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.policy import Policy
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
 def validate(samples: Sequence[Sample], engine: Engine, limit: int, ranks: Ranks) -> dict[str, float | None]:
     """F1 over all known labels (0 if nothing is found), coverage, and mean tokens; every rank judges its part.
 
-    `limit` bounds an answer, in tokens.
+    `limit` bounds an answer, in tokens. Raises `EngineError` if the engine failed a row.
     """
     guard = Guard(engine, Policy(max_new_tokens=limit, retry_new_tokens=limit))
     part = ranks.part(samples)
     verdicts = list(guard.moderate_batch([sample.exchange() for sample in part]))
+    with ranks.together():  # it is no worse model whose engine failed
+        if fault := next((one.error for one in verdicts if one.error and is_engines(one.error.code)), None):
+            raise EngineError(f"validation failed ({fault.message}): the same command goes on from the last checkpoint")
     own = count(
         (gold, judged.label)
         for sample, verdict in zip(part, verdicts, strict=True)

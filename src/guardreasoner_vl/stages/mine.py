@@ -12,25 +12,29 @@ A run that stopped goes on where it was. A row whose answers did not all come ha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.batch_output import sync, write_whole
 from guardreasoner_vl.corpus.standing import REPEATED, TRAIN
-from guardreasoner_vl.corpus.store import SET_ASIDE, CorpusInfo, is_corpus, read_corpus, read_info, write_corpus
-from guardreasoner_vl.errors import DataError, EngineError, ImageError, InputError, InputTooLongError
-from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
-from guardreasoner_vl.rl.candidates import PassRates, candidate_requests, is_kept, judged, read_candidates
-from guardreasoner_vl.run_dir import changed_keys, write_json
+from guardreasoner_vl.corpus.store import CorpusInfo, is_corpus, read_corpus, read_info, write_corpus
+from guardreasoner_vl.engines.faults import FaultStreak, is_engines
+from guardreasoner_vl.errors import DataError, EngineError, InputError
+from guardreasoner_vl.rl.candidates import FORMAT, PassRates, candidate_requests, is_kept, judged, read_candidates
+from guardreasoner_vl.run_dir import changed_keys
+from guardreasoner_vl.sources.content import content_digest
 from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.stages.mine_report import REPORT, MiningReport, unanswered, why_nothing, write_report
+from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.storage.jsonl_log import JsonlLog
+from guardreasoner_vl.storage.lock import locked_folder
+from guardreasoner_vl.types import VerdictError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
     from guardreasoner_vl.recipe import MineSection, Recipe
@@ -38,38 +42,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 CANDIDATES, SETTINGS = "candidates.jsonl", "mining_settings.json"
-REPORT, FIGURE = "mining.json", "pass_rates.svg"
 CHUNK = 64
-
-FAULTS_IN_A_ROW = 64
-"""This many rows without an answer, and none with one between them: the engine is gone, the run stops."""
-
-_OWN_FAULTS = {InputError.code, ImageError.code, InputTooLongError.code}  # the row's, not the engine's
-_MOST_BARS = 40
-
-
-@dataclass(frozen=True)
-class MiningReport:
-    """What became of a corpus: of its `rows` (split train) `drawn` were to be asked about, `judged` + `failed`.
-
-    `right[n]` counts the judged rows with n right candidates, `sources` the same for each source. `coverage` is the
-    share of candidates inside the grammar, `tokens_mean` their mean completion tokens; None if no row was judged.
-    """
-
-    rows: int
-    drawn: int
-    judged: int
-    kept: int
-    failed: SetAside
-    set_aside: SetAside
-    coverage: float | None
-    tokens_mean: float | None
-    right: tuple[int, ...]
-    sources: dict[str, tuple[int, ...]]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data; which rows failed or were set aside is left out."""
-        return {**asdict(self), "failed": self.failed.reasons, "set_aside": self.set_aside.reasons}
 
 
 def run(
@@ -84,10 +57,32 @@ def run(
     """Ask about every drawn row that `out` holds no candidates of, `chunk` rows at once, and write the kept ones.
 
     While nothing is kept, `mine.keep` may change in the same `out`. Raises `DataError` if `corpus` has no row to ask
-    about, `out` belongs to something else, or no row is kept, and `EngineError` if the engine is gone.
+    about, `out` belongs to something else or another process, or no row is kept, and `EngineError` if the engine is
+    gone.
     """
     if chunk < 1:
         raise InputError("chunk is a number of rows: give at least 1")
+    with locked_folder(out, "mine"):
+        return _mined(recipe, corpus, engine, out, chunk, progress)
+
+
+def is_finished(out: Path, recipe: Recipe) -> bool:
+    """Whether every row was asked about and the kept ones are written. Raises `DataError` for another recipe's."""
+    if not is_corpus(out):
+        return False
+    settings = _stored(out / SETTINGS)
+    _refuse_changed(out, settings, {**settings, "mine": recipe.mine.model_dump(mode="json"), "seed": recipe.seed})
+    return not unanswered(_stored(out / REPORT).get("failed", {}))
+
+
+def _mined(
+    recipe: Recipe,
+    corpus: Path,
+    engine: Engine,
+    out: Path,
+    chunk: int,
+    progress: Callable[[int, int], None] | None,
+) -> MiningReport:
     info, section, log = read_info(corpus), recipe.mine, out / CANDIDATES
     survey = _survey(corpus, section.limit, recipe.seed)
     if not survey.drawn:
@@ -99,28 +94,36 @@ def run(
         "corpus": {"name": info.name, "digest": survey.digest},
     }
     _check_same(out, settings)
-    todo = survey.drawn - _finished(log, survey.drawn)
-    asking = _Asking(engine, section, recipe.seed)
-    done, rows = len(survey.drawn) - len(todo), _rows_of(corpus, todo)
-    with log.open("ab") as stream:
-        while batch := list(islice(rows, chunk)):
-            found = asking.judged(batch)
-            stream.writelines(one.model_dump_json().encode() + b"\n" for one in found)
-            sync(stream)
-            asking.check()
-            done += len(batch)
-            if progress:
-                progress(done, len(survey.drawn))
-    report, kept = _summary(log, section, survey, asking.failed)
-    _write_report(out, report)
+    failed, last_fault = _ask(_Asking(engine, section, recipe.seed), corpus, log, survey, chunk, progress)
+    report, kept = _summary(log, section, survey, failed)
+    write_report(out, report)
     if kept:
         mined = CorpusInfo(name=recipe.name, seed=recipe.seed, sources=info.sources)
         write_corpus(out, mined, _rows_of(corpus, kept))
-    if report.judged:
-        (out / FIGURE).write_text(pass_rates(report), "utf-8")
-    if not kept:
-        raise DataError(f"{out}: {_why_nothing(report, section, asking.last_fault)}")
+    else:
+        raise DataError(f"{out}: {why_nothing(report, section, last_fault)}")
     return report
+
+
+def _ask(
+    asking: _Asking,
+    corpus: Path,
+    path: Path,
+    survey: _Survey,
+    chunk: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[SetAside, str]:
+    """Ask about every row that the log lacks; the rows that failed, and what was said of the last one."""
+    with JsonlLog(path, FORMAT, "mine") as log:
+        todo = survey.drawn - _finished(log, survey.drawn)
+        done, rows = len(survey.drawn) - len(todo), _rows_of(corpus, todo)
+        while batch := list(islice(rows, chunk)):
+            log.append(one.model_dump_json().encode() + b"\n" for one in asking.judged(batch))
+            asking.streak.check()
+            done += len(batch)
+            if progress:
+                progress(done, len(survey.drawn))
+    return asking.failed, asking.last_fault
 
 
 @dataclass
@@ -134,15 +137,13 @@ class _Survey:
 
 
 def _survey(corpus: Path, limit: int | None, seed: int) -> _Survey:
-    digest, set_aside, seen, usable = hashlib.sha256(), SetAside(), set[str](), list[str]()
+    set_aside, seen, usable = SetAside(), set[str](), list[str]()
     rows = 0
+    digest = content_digest(sample for sample in read_corpus(corpus) if sample.split == TRAIN)
     for sample in read_corpus(corpus):
         if sample.split != TRAIN:
             continue
         rows += 1
-        labels = [sample.request_label, sample.response_label]
-        names = [Path(image).name for image in sample.images]  # their folder may move
-        digest.update(json.dumps([sample.id, sample.prompt, sample.response, *labels, names]).encode() + b"\n")
         if reason := REPEATED if sample.id in seen else _unusable(sample):
             set_aside.add(reason, sample.id)
         else:
@@ -150,7 +151,7 @@ def _survey(corpus: Path, limit: int | None, seed: int) -> _Survey:
         seen.add(sample.id)
     if limit is not None and limit < len(usable):
         usable = random.Random(f"{seed}-mine").sample(usable, limit)
-    return _Survey(set(usable), rows, set_aside, digest.hexdigest())
+    return _Survey(set(usable), rows, set_aside, digest)
 
 
 def _unusable(sample: Sample) -> str | None:
@@ -164,28 +165,34 @@ def _unusable(sample: Sample) -> str | None:
 
 
 def _check_same(out: Path, settings: dict[str, Any]) -> None:
-    """The candidates do not depend on the rule, so that it may change until a corpus was made by it."""
     path = out / SETTINGS
     if path.is_file():
-        changed = changed_keys(json.loads(path.read_text("utf-8")), settings)
-        changed = [key for key in changed if key != "mine.keep" or is_corpus(out)]
-        if changed:
-            raise DataError(f"{out} holds a mining with another {', '.join(changed)}; give a new --out")
+        _refuse_changed(out, _stored(path), settings)
     elif is_corpus(out):
         raise DataError(f"{out} holds a corpus that is no mining's; give a new --out")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
 
 
-def _finished(log: Path, drawn: set[str]) -> set[str]:
-    """The rows judged already; a line torn by a kill is cut off."""
-    if not log.is_file():
-        return set()
-    with log.open("r+b") as stream:
-        stream.truncate(sum(len(line) for line in stream if line.endswith(b"\n")))
-    found = {one.id for one in read_candidates(log)}
+def _refuse_changed(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """The candidates do not depend on the rule, so that it may change until a corpus was made by it."""
+    changed = [key for key in changed_keys(old, new) if key != "mine.keep" or is_corpus(out)]
+    if changed:
+        raise DataError(f"{out} holds a mining with another {', '.join(changed)}; give a new --out")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read; restore it, or give a new --out") from error
+    return content
+
+
+def _finished(log: JsonlLog[Candidates], drawn: set[str]) -> set[str]:
+    """The rows judged already."""
+    found = {one.id for _, one in log.rows()}
     if strange := len(found - drawn):
-        raise DataError(f"{log} holds candidates of {strange:,} rows that are not asked for; give a new --out")
+        raise DataError(f"{log.path} holds candidates of {strange:,} rows that are not asked for; give a new --out")
     return found
 
 
@@ -206,8 +213,8 @@ class _Asking:
     section: MineSection
     seed: int
     failed: SetAside = field(default_factory=SetAside)
-    last_fault: str = ""
-    in_a_row: int = 0
+    own_fault: str = ""
+    streak: FaultStreak = field(default_factory=lambda: FaultStreak("mend the engine; the same command goes on"))
 
     def judged(self, samples: Sequence[Sample]) -> list[Candidates]:
         """The rows whose answers all came; the candidates of a row stand side by side in one call."""
@@ -220,13 +227,10 @@ class _Asking:
         answers = [(sample, list(islice(left, len(requests)))) for sample, requests in asked]
         return [judged(sample, own) for sample, own in answers if self._came(sample, own)]
 
-    def check(self) -> None:
-        """Raises `EngineError` if no other row can be expected to fare better."""
-        if self.in_a_row >= FAULTS_IN_A_ROW:
-            raise EngineError(
-                f"{self.in_a_row} rows one after another got no answer ({self.last_fault}); "
-                "mend the engine and mine again, what was judged stays"
-            )
+    @property
+    def last_fault(self) -> str:
+        """Why a row got no answer: what the engine said last, or else the first row's own fault."""
+        return self.streak.last or self.own_fault
 
     def _requests(self, sample: Sample) -> list[EngineRequest]:
         """What is asked about a row; nothing if its pictures cannot be read."""
@@ -239,17 +243,16 @@ class _Asking:
     def _came(self, sample: Sample, answers: Sequence[EngineResult]) -> bool:
         fault = next((answer for answer in answers if answer.finish_reason == "error"), None)
         if fault is None:
-            self.in_a_row = 0
+            self.streak.add(None)
             return True
         self._fail(sample, fault.error_code, fault.error or "")
         return False
 
     def _fail(self, sample: Sample, code: str, message: str) -> None:
         self.failed.add(code, sample.id)
-        if code in _OWN_FAULTS:
-            self.last_fault = self.last_fault or message
-        else:
-            self.in_a_row, self.last_fault = self.in_a_row + 1, message
+        self.streak.add(VerdictError(code=code, message=message))
+        if not is_engines(code):
+            self.own_fault = self.own_fault or message
 
 
 def _summary(log: Path, section: MineSection, survey: _Survey, failed: SetAside) -> tuple[MiningReport, set[str]]:
@@ -273,43 +276,3 @@ def _summary(log: Path, section: MineSection, survey: _Survey, failed: SetAside)
         sources={name: rates.of(name, count) for name in sorted(rates.sources)},
     )
     return report, kept
-
-
-def _write_report(out: Path, report: MiningReport) -> None:
-    write_json(out / REPORT, report.as_json())
-    aside = (*report.set_aside.rows, *report.failed.rows)
-    write_whole(out / SET_ASIDE, (json.dumps({"id": row, "reason": why}).encode() + b"\n" for row, why in aside))
-
-
-def _why_nothing(report: MiningReport, section: MineSection, last_fault: str) -> str:
-    if not report.judged:
-        return f"none of {report.drawn:,} rows could be judged ({last_fault}); mend that and mine again"
-    if section.keep == "all_wrong":
-        return (
-            f"none of {report.judged:,} rows has wrong answers alone; take keep: mixed, or, in a new --out, a higher "
-            "mine.temperature or more rows"
-        )
-    return (
-        f"none of {report.judged:,} rows has right and wrong answers; take keep: all_wrong, or, in a new --out, a "
-        "higher mine.temperature, more candidates or more rows"
-    )
-
-
-def pass_rates(report: MiningReport) -> str:
-    """The shares of rows with 0 to k right candidates, by source, as an SVG. Raises `MissingExtraError`."""
-    largest = sorted(report.sources.items(), key=lambda item: -sum(item[1]))[:_MOST_BARS]
-    bars = [("all", report.right), *largest]
-    figure, axes = new_axes(height=1.5 + 0.34 * len(bars))
-    from matplotlib.colors import LinearSegmentedColormap
-
-    colours = LinearSegmentedColormap.from_list("", (THIRD, OTHER, OWN), N=len(report.right))
-    places = range(len(bars))[::-1]
-    left = [0.0] * len(bars)
-    for number in range(len(report.right)):
-        values = [100 * counts[number] / sum(counts) for _, counts in bars]
-        axes.barh(places, values, left=left, label=str(number), color=colours(number))
-        left = [start + value for start, value in zip(left, values, strict=True)]
-    axes.set_yticks(places, [f"{name} ({sum(counts):,})" for name, counts in bars], parse_math=False)
-    axes.set(xlim=(0, 100), xlabel="rows, percent", title=f"right answers of {len(report.right) - 1}")
-    figure.legend(loc="outside lower center", ncols=min(len(report.right), 9), frameon=False, fontsize=8)
-    return svg_of(figure)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.storage.atomic import PARTIAL
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from guardreasoner_vl.recipe import Precision
@@ -38,7 +43,7 @@ def write_model(model: Any, weights: Mapping[str, torch.Tensor], base: Path, fol
 
 def emptied(folder: Path) -> Path:
     """A new folder beside `folder` to write in, so that a kill leaves no half of it."""
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f"{folder.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
@@ -65,3 +70,23 @@ def _make_generation_neutral(path: Path) -> None:
     kept = {name: value for name, value in generation.items() if name.endswith("_token_id")}
     neutral = {**kept, "do_sample": False, "repetition_penalty": 1.0}
     path.write_text(json.dumps(neutral, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def written(path: Path, goes_on: str = "from the last checkpoint") -> Iterator[None]:
+    """Turn what comes of a full disk into a `DataError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _of_the_disk(error):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(
+            f"{path} could not be written ({reason}): make room; the same command goes on {goes_on}"
+        ) from error
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """torch and safetensors have errors of their own for it; a device that ran out of memory is none of them."""
+    writers = ("PytorchStreamWriter", "inline_container")
+    return not isinstance(error, RuntimeError) or any(name in str(error) for name in writers)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.errors import DataError, GuardError
+from guardreasoner_vl.engines.faults import is_engines
+from guardreasoner_vl.errors import DataError, EngineError, GuardError
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.evaluation.perturbations import NAMES, perturbed
 from guardreasoner_vl.evaluation.report import Table, percent
 from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
-from guardreasoner_vl.run_dir import write_json
-from guardreasoner_vl.stages.evaluate import judge
+from guardreasoner_vl.stages.evaluate import ENGINE_FAILED, judge
+from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.types import Label
 
 if TYPE_CHECKING:
@@ -57,18 +59,25 @@ def run(
 ) -> dict[Target, dict[str, Flips]]:
     """Judge the rows as they are and changed, each in a folder of its own below `out`, resumable like `evaluate`.
 
-    Raises `DataError` for a change that is not known.
+    Raises `DataError` for a change that is not known, or if another process works in `out`, and `EngineError` if the
+    engine is gone.
     """
     if unknown := set(names) - set(NAMES):
         raise DataError(f"no change named {', '.join(sorted(unknown))}; use {', '.join(NAMES)}")
-    before = _predictions(guard, benchmarks, out / ORIGINAL, progress)
     found: dict[Target, dict[str, Flips]] = {target: {} for target in TARGETS}
-    for name in names:
-        changed = [part for one in benchmarks if (part := _changed(one, name, out)).samples]
-        after = _predictions(guard, changed, out / name.replace(" ", "-"), progress) if changed else {}
-        for target in TARGETS:
-            found[target][name] = flips(before, after, target)
-    write_json(out / "robustness.json", {target: {n: asdict(f) for n, f in by.items()} for target, by in found.items()})
+    with locked_folder(out, "robustness"):
+        before = _predictions(guard, benchmarks, out / ORIGINAL, progress)
+        judged = list(before.values())
+        for name in names:
+            changed = [part for one in benchmarks if (part := _changed(one, name, out)).samples]
+            after = _predictions(guard, changed, out / name.replace(" ", "-"), progress) if changed else {}
+            judged += after.values()
+            for target in TARGETS:
+                found[target][name] = flips(before, after, target)
+        if failed := sum(is_engines(row.error) for row in judged):
+            raise EngineError(f"{failed:,} judgements are missing: {ENGINE_FAILED}")
+        content = {target: {name: asdict(one) for name, one in by.items()} for target, by in found.items()}
+        write_json(out / "robustness.json", content)
     return found
 
 

@@ -8,19 +8,24 @@ and the response S.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError, RecipeError
-from guardreasoner_vl.run_dir import open_run_dir, write_json
+from guardreasoner_vl.run_dir import changed_keys, open_run_dir
+from guardreasoner_vl.storage.atomic import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from trl import SFTConfig
 
     from guardreasoner_vl.recipe import ReadingSection, Recipe
     from guardreasoner_vl.sources.mixture import Mixture
@@ -37,6 +42,7 @@ _CHECKPOINT_PARTS = (
     ("rng_state*.pth",),
 )
 _TOKENIZER_TEXTS = 40_000
+BEGUN_WITH = "begun_with.json"
 
 
 @dataclass(frozen=True)
@@ -54,45 +60,79 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
     """Train and return the folder of the finished model (`out/sft/model`).
 
     Continues from the last checkpoint found in `out`. Raises `RecipeError` if `out` holds another recipe or DeepSpeed
-    is asked for and not there, `DataError` if nothing can be trained on. `data` holds the recipe's sources, or is a
-    corpus (`curate`).
+    is asked for and not there, `DataError` if nothing can be trained on, the disk is full, another process works in
+    `out`, or it was begun with another model or other rows. `data` holds the recipe's sources, or is a corpus
+    (`curate`).
     """
     try:
-        from guardreasoner_vl.stages.sft_trainer import build_trainer, sft_config
+        from guardreasoner_vl.stages.sft_trainer import sft_config
     except ImportError as error:
         raise MissingExtraError("trl", "train") from error
-    from guardreasoner_vl.engines.qwen import QwenInputs
-    from guardreasoner_vl.stages.model_folder import load_for_training
-
     if recipe.sft.deepspeed and find_spec("deepspeed") is None:
         raise RecipeError("sft.deepspeed needs `pip install deepspeed`; or set it to null if the model fits one GPU")
     folder = out / "sft"
     finished = folder / "model"
     config = sft_config(recipe.sft, folder, recipe.seed, use_cpu=not _accelerator())
-    with config.main_process_first(local=False):  # the others find recipe, pictures and base model written
-        open_run_dir(out, recipe)
-        if (finished / "model.safetensors").is_file():
-            _log.info("%s is finished already", finished)
-            return finished
-        folder.mkdir(exist_ok=True)
-        mixture = _mixture(recipe, data, out)
-        if not mixture.train:
-            raise _nothing(data, mixture.set_aside)
-        base = _base_model(recipe, mixture.train, out / "base")
+    with ExitStack() as stack:
+        with config.main_process_first(local=False):  # the others find recipe, pictures and base model written
+            stack.enter_context(open_run_dir(out, recipe, "sft"))
+            if (finished / "model.safetensors").is_file():
+                _log.info("%s is finished already", finished)
+                return finished
+            folder.mkdir(exist_ok=True)
+            mixture = _mixture(recipe, data, out)
+            if not mixture.train:
+                raise _nothing(data, mixture.set_aside)
+            base = _base_model(recipe, mixture.train, out / "base")
+        _trained(recipe, data, mixture, base, folder, config)
+    return finished
+
+
+def _trained(recipe: Recipe, data: Path, mixture: Mixture, base: Path, folder: Path, config: SFTConfig) -> None:
+    """Train on the mixture, from the last checkpoint if there is one, and write the finished model."""
+    from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.stages.model_folder import load_for_training, written
+    from guardreasoner_vl.stages.sft_trainer import build_trainer
+
     inputs = QwenInputs.from_folder(base)
     rows = _token_rows(recipe, mixture.train, inputs)
     rows.set_aside.merge(mixture.set_aside)
     if not rows.rows:
         raise _nothing(data, rows.set_aside)
+    checkpoint = last_checkpoint(folder)
+    if config.process_index == 0 or checkpoint:
+        _check_same(folder, _begun_with(mixture.train, rows, base), checkpoint)
     write_json(folder / "data.json", asdict(_report(rows)))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     model = load_for_training(base, recipe.sft.precision)
     model.model.visual.requires_grad_(not recipe.sft.freeze_vision)
     trainer = build_trainer(model, rows.rows, inputs, config, base, recipe.sft.label_weight)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    _save(trainer, base, finished)
+    with written(folder):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        _save(trainer, base, folder / "model")
     trainer.accelerator.wait_for_everyone()
-    return finished
+
+
+def _begun_with(samples: Sequence[Sample], rows: TokenRows, base: Path) -> dict[str, str]:
+    """What training must go on with: digests of the rows, as they are and as they are trained on, and of the model."""
+    from guardreasoner_vl.engines.folders import folder_digest
+    from guardreasoner_vl.sources.content import content_digest
+
+    tokens = hashlib.sha256(content_digest(samples).encode())
+    for row in rows.rows:
+        tokens.update(json.dumps([list(row.input_ids), list(row.labels)]).encode())
+    return {"weights": folder_digest(base), "rows": tokens.hexdigest()}
+
+
+def _check_same(folder: Path, begun: dict[str, str], checkpoint: str | None) -> None:
+    """Raises `DataError` if the checkpoint is one of another model or of other rows."""
+    path = folder / BEGUN_WITH
+    if checkpoint and path.is_file():
+        changed = changed_keys(json.loads(path.read_text("utf-8")), begun)
+        if changed:
+            raise DataError(f"{folder} holds a run on other {' and '.join(changed)}: restore them, or give a new --out")
+    else:
+        write_json(path, begun)
 
 
 def _mixture(recipe: Recipe, data: Path, out: Path) -> Mixture:

@@ -18,6 +18,7 @@ from guardreasoner_vl.corpus.attempts import REASONING, AttemptLog, Ledger
 from guardreasoner_vl.corpus.standing import pending, standing
 from guardreasoner_vl.corpus.store import ROWS, read_info
 from guardreasoner_vl.errors import GuardError, InputError
+from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.teachers.base import Tokens
 from guardreasoner_vl.teachers.budget import Purse, price_for
 
@@ -93,7 +94,7 @@ def run(
     if concurrency < 1:
         raise InputError("concurrency must be 1 or more")
     read_info(corpus_dir)
-    with AttemptLog(corpus_dir / REASONING) as log:
+    with locked_folder(corpus_dir, "synthesize"), AttemptLog(corpus_dir / REASONING) as log:
         job = _Job(corpus_dir / ROWS, teacher, terms, concurrency, budget, log, progress)
         asyncio.run(job.work())
         return job.result()

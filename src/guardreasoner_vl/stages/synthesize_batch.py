@@ -19,6 +19,7 @@ from guardreasoner_vl.corpus.standing import Standing, pending, standing
 from guardreasoner_vl.corpus.store import ROWS, read_info
 from guardreasoner_vl.errors import DataError, GuardError, InputError
 from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.teachers.base import Answered
 from guardreasoner_vl.teachers.batch_api import RequestFiles, Result, read_result, request_line
 from guardreasoner_vl.teachers.budget import price_for
@@ -87,6 +88,7 @@ def read_results(
     terms = Terms(model, attempts, votes, ordinary.batched() if ordinary else None)
     read_info(corpus_dir)
     with ExitStack() as stack:
+        stack.enter_context(locked_folder(corpus_dir, "synthesize"))
         log = stack.enter_context(AttemptLog(corpus_dir / REASONING))
         reading = _Reading(terms, log, Ledger.read(log.path))
         for path in results:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,10 +16,12 @@ from pydantic import BaseModel, ValidationError
 
 from guardreasoner_vl.engines.openai_http import HttpError
 from guardreasoner_vl.errors import GuardError
+from guardreasoner_vl.storage.atomic import replacing
 from guardreasoner_vl.teachers.openai import read_answer
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
     from guardreasoner_vl.teachers.base import Answered
 
@@ -90,6 +93,7 @@ class RequestFiles:
 
     def __init__(self, target: Path) -> None:
         self._target = target
+        self._files = ExitStack()
         self.paths: list[Path] = []
         self.requests = 0
 
@@ -97,18 +101,14 @@ class RequestFiles:
         self._begin()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stream.close()
-        for path in self.paths:
-            if kind is None:
-                _partial(path).replace(path)
-            else:
-                _partial(path).unlink()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
 
     def add(self, line: bytes) -> None:
         """Append one request."""
         if self._lines == MOST_REQUESTS or (self._lines and self._bytes + len(line) > MOST_BYTES):
-            self._stream.close()
             self._begin()
         self._stream.write(line)
         self._lines += 1
@@ -119,9 +119,6 @@ class RequestFiles:
         number = len(self.paths) + 1
         name = self._target.name if number == 1 else f"{self._target.stem}-{number}{self._target.suffix}"
         self.paths.append(self._target.with_name(name))
-        self._stream = _partial(self.paths[-1]).open("wb")
+        partial = self._files.enter_context(replacing(self.paths[-1]))
+        self._stream = self._files.enter_context(partial.open("wb"))
         self._lines = self._bytes = 0
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")

@@ -1,0 +1,33 @@
+"""Whether rows are the same as before: a digest of all that is judged, and of what it is held against."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from guardreasoner_vl.types import Sample
+
+UNREADABLE = "unreadable"
+
+
+def content_digest(samples: Iterable[Sample]) -> str:
+    """SHA-256 of ids, texts, labels and the pictures' bytes, in the rows' order; where the pictures lie is left out."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        labels = (sample.request_label, sample.response_label)
+        pictures = [_picture(Path(image)) for image in sample.images]
+        digest.update(json.dumps([sample.id, sample.prompt, sample.response, *labels, pictures]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _picture(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return UNREADABLE
