@@ -78,6 +78,7 @@ def test_what_passes_is_kept_as_it_is() -> None:
         (answer("It is " + "very " * 20 + "good."), "stop", "loop"),
         (answer("The cake is fine. " * 4), "stop", "loop"),
         (answer("so " + "ha" * 150), "stop", "loop"),
+        (answer("The user writes \ufffd."), "stop", "a broken character"),
         ("<think>\n## Reasoning Step 1\n" + "The user wants bread. " * 400, "length", "loop"),
         (answer(" ".join(f"word{number}" for number in range(800))), "stop", "too long"),
         (" ".join(f"word{number}" for number in range(800)), "length", "too long"),
@@ -189,7 +190,7 @@ WHOLE = st.builds(
 )
 ANSWERS = st.one_of(st.text(), st.lists(PIECE).map("".join), WHOLE)
 REASON = re.compile(
-    r"unparsable: [a-z_]+|contradicts the truth|no steps|more than 10 steps|refusal|loop|empty|too long"
+    r"unparsable: [a-z_]+|contradicts the truth|no steps|more than 10 steps|refusal|loop|empty|too long|a broken character"
 )
 
 

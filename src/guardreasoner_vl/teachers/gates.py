@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from operator import eq
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.engines.mending import REPLACEMENT
 from guardreasoner_vl.protocol import neutralise, parse_verdict
 from guardreasoner_vl.teachers.base import TARGETS, known, present
 from guardreasoner_vl.teachers.rules import is_refusal
@@ -29,7 +30,7 @@ a few letters are, from `STUTTER` times on.
 The longest quote of the rules teacher, eight words or a hundred characters, may be one word or letter over and over.
 """
 
-EMPTY, TOO_LONG, REFUSAL, LOOP = "empty", "too long", "refusal", "loop"
+EMPTY, TOO_LONG, REFUSAL, LOOP, BROKEN = "empty", "too long", "refusal", "loop", "a broken character"
 NO_STEPS, TOO_MANY_STEPS, CONTRADICTION = "no steps", f"more than {MOST_STEPS} steps", "contradicts the truth"
 UNPARSABLE = "unparsable: "
 
@@ -76,6 +77,8 @@ def gate(text: str, sample: Sample, finish_reason: str) -> Passed | Rejected:
         return Rejected(LOOP)
     if len(text) > MOST_CHARACTERS:
         return Rejected(TOO_LONG)
+    if REPLACEMENT in text and REPLACEMENT not in f"{sample.prompt}{sample.response}":
+        return Rejected(BROKEN)
     there = present(sample)
     parsed = parse_verdict(text, there["request"], there["response"], finish_reason)
     if parsed.reason:
