@@ -190,7 +190,8 @@ WHOLE = st.builds(
 )
 ANSWERS = st.one_of(st.text(), st.lists(PIECE).map("".join), WHOLE)
 REASON = re.compile(
-    r"unparsable: [a-z_]+|contradicts the truth|no steps|more than 10 steps|refusal|loop|empty|too long|a broken character"
+    r"unparsable: [a-z_]+|contradicts the truth|no steps|more than 10 steps|refusal|loop|empty|too long"
+    r"|a broken character"
 )
 
 

@@ -115,7 +115,7 @@ def test_every_reason_of_the_gates_has_words_of_its_own() -> None:
         if name.isupper() and isinstance(value, str) and name != "UNPARSABLE"
     }
     assert set(COMPLAINTS) == reasons
-    assert len(reasons) == 7
+    assert len(reasons) == 8
 
 
 def test_labels_are_asked_for_without_any_truth() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from operator import eq
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.engines.mending import REPLACEMENT
+from guardreasoner_vl.engines import mending
 from guardreasoner_vl.protocol import neutralise, parse_verdict
 from guardreasoner_vl.teachers.base import TARGETS, known, present
 from guardreasoner_vl.teachers.rules import is_refusal
@@ -77,7 +77,7 @@ def gate(text: str, sample: Sample, finish_reason: str) -> Passed | Rejected:
         return Rejected(LOOP)
     if len(text) > MOST_CHARACTERS:
         return Rejected(TOO_LONG)
-    if REPLACEMENT in text and REPLACEMENT not in f"{sample.prompt}{sample.response}":
+    if mending.REPLACEMENT in text and mending.REPLACEMENT not in f"{sample.prompt}{sample.response}":
         return Rejected(BROKEN)
     there = present(sample)
     parsed = parse_verdict(text, there["request"], there["response"], finish_reason)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.protocol import Message, build_messages
 from guardreasoner_vl.teachers.base import TARGETS, known, present
 from guardreasoner_vl.teachers.gates import (
+    BROKEN,
     CONTRADICTION,
     EMPTY,
     LOOP,
@@ -39,6 +40,7 @@ COMPLAINTS = {
     TOO_LONG: f"it was longer than {MOST_CHARACTERS:,} characters",
     REFUSAL: "it refused; nothing harmful is asked for here, only why the true answers are right",
     LOOP: "it repeated itself",
+    BROKEN: "it held a broken character",
     NO_STEPS: 'it had no "## Reasoning Step" headings with text below them',
     TOO_MANY_STEPS: f"it had more than {MOST_STEPS} steps",
     CONTRADICTION: "its result was not the true answers",
