@@ -31,7 +31,7 @@ def test_the_papers_models_are_counted_without_their_weights(name: str, billions
 
 
 def test_the_papers_batches(tmp_path: Path) -> None:
-    text = plan_of(recipe("3b"), Path("recipes/3b.yaml"), tmp_path / "out", STAGES, 4)
+    text = plan_of(recipe("3b"), Path("recipes/3b.yaml"), Path(), tmp_path / "out", STAGES, 4)
     assert "6 rows x 8 accumulated x 4 devices = 192 rows a step" in text
     assert "512 prompts x 16 = 8,192 completions a rollout batch; 256 x 16 = 4,096 an update, 2 updates" in text
     assert "at most 25,165,824 tokens generated" in text
@@ -46,23 +46,31 @@ def test_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     made = parse_recipe(
         {"name": "r", "model": {"path": "nowhere"}, "grpo": {"rollout_batch": 16, "update_batch": 4, "epochs": 2}}
     )
-    text = plan_of(made, Path("r.yaml"), tmp_path, ["grpo"])
+    text = plan_of(made, Path("r.yaml"), Path(), tmp_path, ["grpo"])
     assert "12 rollout batches, 48 updates; B_1 = 0.1833, B_6 = 0.0223, B_12 = 0.0000" in text
     assert "its size is not known" in text
 
 
 def test_commands_for_several_gpus() -> None:
-    assert commands(Path("r.yaml"), Path("o"), STAGES, 1) == ["guardreasoner-vl run r.yaml --out o"]
-    launched = "accelerate launch --num_processes 8 --no_python guardreasoner-vl run r.yaml --out o --stages"
-    assert commands(Path("r.yaml"), Path("o"), STAGES, 8) == [
-        "guardreasoner-vl run r.yaml --out o --stages curate,synthesize",
+    paths = Path("r.yaml"), Path("my data"), Path("o")
+    run = "guardreasoner-vl run r.yaml --data 'my data' --out o"
+    assert commands(*paths, STAGES, 1) == [run]
+    launched = f"accelerate launch --num_processes 8 --no_python {run} --stages"
+    assert commands(*paths, STAGES, 8) == [
+        f"{run} --stages curate,synthesize",
         f"{launched} sft",
-        "guardreasoner-vl run r.yaml --out o --stages mine,augment",
+        f"{run} --stages mine,augment",
         f"{launched} grpo",
-        "guardreasoner-vl run r.yaml --out o --stages evaluate",
+        f"{run} --stages evaluate",
     ]
+
+
+def test_commands_name_the_stages_asked_for_in_the_methods_order() -> None:
+    paths = Path("r.yaml"), Path(), Path("o")
+    assert commands(*paths, ["grpo", "sft"], 1) == ["guardreasoner-vl run r.yaml --out o --stages sft,grpo"]
+    assert len(commands(*paths, ["grpo", "sft"], 2)) == 2
 
 
 def test_a_recipe_that_trains_nothing(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no model to train"):
-        plan_of(recipe("vltrain"), Path("r.yaml"), tmp_path, STAGES)
+        plan_of(recipe("vltrain"), Path("r.yaml"), Path(), tmp_path, STAGES)

@@ -9,7 +9,7 @@ OUT/ablation.svg       F1 of each variant
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardreasoner_vl.errors import InputError
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.evaluation.report import Table
     from guardreasoner_vl.pipeline import Stage
-    from guardreasoner_vl.recipe import Recipe
+    from guardreasoner_vl.recipe import Recipe, RewardSection
+    from guardreasoner_vl.recipe.training import RewardForm
 
 START, WHOLE = "R-SFT", "full"
 """Where RL starts and the whole method: F1 is compared with the one, tokens with the other, seed by seed."""
@@ -40,7 +41,10 @@ _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the recipe, which stages are done anew, and which stage makes the model."""
+    """What differs from the recipe, which stages are done anew, and which stage makes the model.
+
+    Without stages the variant is the recipe itself.
+    """
 
     changes: Mapping[str, Any]
     stages: tuple[Stage, ...]
@@ -59,23 +63,60 @@ class Outcome:
 
 
 def variants(recipe: Recipe) -> dict[str, Variant]:
-    """The paper's, and the other form of the reward. In the `bounded` form Eco's cut-off needs a token cost to act."""
-    form = "paper" if recipe.grpo.reward.form != "paper" else "bounded"
+    """The paper's, and the other form of the reward.
+
+    Modalities alone are variants where the recipe has several, Eco where its reward looks at lengths.
+    """
+    form: RewardForm = "paper" if recipe.grpo.reward.form != "paper" else "bounded"
     rl: tuple[Stage, ...] = ("grpo",)
-    return {
+    alone = recipe.data.modalities if len(recipe.data.modalities) > 1 else ()
+    made = {
         "SFT": Variant({"sft": {"without_reasoning": 1.0}, "evaluate": {"mode": "fast"}}, ("sft",), "sft"),
-        **{
-            f"R-SFT ({name})": Variant({"data": {"modalities": [name]}}, ("sft",), "sft")
-            for name in ("text", "image", "text-image")
-        },
+        **{f"R-SFT ({name})": Variant({"data": {"modalities": [name]}}, ("sft",), "sft") for name in alone},
         START: Variant({}, (), "sft"),
         WHOLE: Variant({}, ()),
         "without augmentation": Variant({"augment": {"share": 0.0}}, ("augment", "grpo")),
         "without dynamic clipping": Variant({"grpo": {"clip": {"schedule": "constant"}}}, rl),
-        "without length reward": Variant({"grpo": {"reward": {"form": "plain"}}}, rl),
-        "Eco": Variant({"grpo": {"reward": {"beta": 1 / 6, "token_cost": 0.3}}}, rl),
-        f"{form} reward": Variant({"grpo": {"reward": {"form": form}}}, rl),
+        "without length reward": Variant({"grpo": {"reward": _reward("plain")}}, rl),
+        **_eco(recipe.grpo.reward, rl),
+        f"{form} reward": Variant({"grpo": {"reward": _reward(form)}}, rl),
     }
+    return {
+        name: variant if _differs(recipe, variant) else replace(variant, stages=()) for name, variant in made.items()
+    }
+
+
+def _reward(form: RewardForm) -> dict[str, Any]:
+    """Another form of the reward; a token cost belongs to `bounded` alone, and there it is no part of the method."""
+    return {"form": form, "token_cost": 0.0}
+
+
+def _eco(reward: RewardSection, stages: tuple[Stage, ...]) -> dict[str, Variant]:
+    """The paper's cut-off at a sixth. In the `bounded` form it touches wrong answers only, so a token cost saves."""
+    changes = {"paper": {}, "bounded": {"token_cost": 0.3}}.get(reward.form)
+    return {} if changes is None else {"Eco": Variant({"grpo": {"reward": {"beta": 1 / 6, **changes}}}, stages)}
+
+
+def built(recipe: Recipe, only: Sequence[str] = ()) -> dict[str, tuple[Variant, Recipe]]:
+    """Every variant (or those in `only`) with its recipe, nothing trained yet.
+
+    Raises `InputError` for a variant that there is none of, `RecipeError` for one that the recipe has no room for, and
+    for a recipe without a model.
+    """
+    _ = recipe.base
+    known = variants(recipe)
+    if unknown := [name for name in only if name not in known]:
+        raise InputError(f"no variant {unknown[0]!r}: use {', '.join(known)}")
+    made: dict[str, tuple[Variant, Recipe]] = {}
+    for name, variant in known.items():
+        if not only or name in only:
+            made[name] = variant, _changed(recipe, variant.changes, f"variant {name!r} of {recipe.name}")
+    return made
+
+
+def _differs(recipe: Recipe, variant: Variant) -> bool:
+    plain = recipe.model_dump(mode="json")
+    return merged(plain, dict(variant.changes)) != plain
 
 
 def ablate(
@@ -89,39 +130,27 @@ def ablate(
 ) -> Path:
     """Train and evaluate every variant (or those in `only`) with each seed; `out/ablation.md`.
 
-    What is finished in `out` is not done again. Raises `InputError` for a variant that there is none of.
+    What is finished in `out` is not done again. Raises what `built` does, before anything is trained.
     """
-    known = variants(recipe)
-    if unknown := [name for name in only if name not in known]:
-        raise InputError(f"no variant {unknown[0]!r}: use {', '.join(known)}")
+    made = built(recipe, only)
     found: dict[str, list[Outcome]] = {}
     for seed in range(recipe.seed, recipe.seed + seeds):
-        for name, variant in known.items():
-            if only and name not in only:
-                continue
+        for name, (variant, changed) in made.items():
             tell(f"seed {seed}: {name}")
-            found.setdefault(name, []).append(_outcome(recipe, variant, name, seed, data, out, tell, progress))
+            seeded = {key: one.model_copy(update={"seed": seed}) for key, one in (("base", recipe), ("own", changed))}
+            folder = out / f"seed-{seed}"
+            base = Run(seeded["base"], data, folder / "base", tell, progress)
+            taken = {stage: base.out for stage in STAGES if stage not in variant.stages}
+            own = Run(seeded["own"], data, folder / name.replace(" ", "-"), tell, progress, taken)
+            found.setdefault(name, []).append(_outcome(variant, base, own))
     return _write(out, found, seeds)
 
 
-def _outcome(
-    recipe: Recipe,
-    variant: Variant,
-    name: str,
-    seed: int,
-    data: Path,
-    out: Path,
-    tell: Callable[[str], None],
-    progress: Callable[[int, int | None], None] | None,
-) -> Outcome:
-    own = _changed(recipe, {"seed": seed})
-    base = Run(own, data, out / f"seed-{seed}" / "base", tell, progress)
+def _outcome(variant: Variant, base: Run, own: Run) -> Outcome:
+    """Do what of the whole method the variant takes over, and then its own stages."""
     run(base, STAGES[: STAGES.index("sft") + 1] if variant.ends == "sft" else STAGES[:-1])
-    job = base
+    job = own if variant.stages else base
     if variant.stages:
-        folder = out / f"seed-{seed}" / name.replace(" ", "-")
-        taken = {stage: base.out for stage in STAGES if stage not in variant.stages}
-        job = Run(_changed(own, variant.changes), data, folder, tell, progress, taken)
         run(job, variant.stages)
     model = job.cold_start if variant.ends == "sft" else job.guard
     return outcome(evaluated(job, variant.ends, model))
@@ -153,8 +182,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, _T_95[min(len(values) - 2, len(_T_95) - 1)] * deviation / math.sqrt(len(values))
 
 
-def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    return parse_recipe(merged(recipe.model_dump(mode="json"), dict(changes)))
+def _changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+    return parse_recipe(merged(recipe.model_dump(mode="json"), dict(changes)), where)
 
 
 def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Path:

@@ -17,6 +17,7 @@ import typer
 from guardreasoner_vl import __version__, cli_corpus, cli_evaluation, cli_serve, cli_training
 from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK, OneLineErrors, say
 from guardreasoner_vl.cli_options import (
+    POLICY_OPTIONS,
     CalibrationOption,
     EngineOption,
     LongInputOption,
@@ -30,9 +31,11 @@ from guardreasoner_vl.cli_options import (
     UrlOption,
     WindowsOption,
     be_quiet,
+    check_policy_options,
     open_guard,
     policy_of,
     progress_bar,
+    refuse_options,
     resumable,
     show,
 )
@@ -90,6 +93,7 @@ def root(
 
 @app.command()
 def moderate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the user wrote; - reads stdin.")] = None,
     response: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the model answered; - reads stdin.")
@@ -117,6 +121,7 @@ def moderate(
         raise InputError("only one option can be '-': standard input is read once")
     if messages is not None and (prompt is not None or response is not None or image):
         raise InputError("give --messages, or --prompt, --response and --image, not both")
+    check_policy_options(context)
     be_quiet()
     from guardreasoner_vl.types import Exchange
 
@@ -133,6 +138,7 @@ def moderate(
 
 @app.command()
 def batch(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(metavar="IN.jsonl", help="Rows {id, prompt, images, response}, or {id, messages}.")
     ],
@@ -163,8 +169,12 @@ def batch(
     OUT.rejected.jsonl. Exit code 0: every line has a verdict, 2: some have an error or none. A service's key is
     read from GUARDREASONER_KEY.
     """
-    if url and (model or base_url or threshold is not None or calibration or engine != "auto" or max_windows):
-        raise InputError("--url asks a service, which has its own model and thresholds: leave the other options out")
+    if url:
+        own = ("model", "engine", "base_url", *(name for name in POLICY_OPTIONS if name != "mode"))
+        refuse_options(context, own, "is the service's own setting, and --url asks a service: leave it out")
+    else:
+        refuse_options(context, ("concurrency",), "says how many rows --url is asked about at once: give --url too")
+        check_policy_options(context)
     be_quiet()
     from guardreasoner_vl.batch import check_paths, rejected_path, run_batch
     from guardreasoner_vl.cli_render import summary_text

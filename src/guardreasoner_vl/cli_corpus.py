@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guardreasoner_vl.cli_errors import OneLineErrors, note, say_set_aside
-from guardreasoner_vl.cli_options import command_line, progress_bar, resumable
-from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.cli_options import command_line, progress_bar, refuse_options, resumable
 
 if TYPE_CHECKING:
     from guardreasoner_vl.corpus.standing import Standing
     from guardreasoner_vl.stages.synthesize import Synthesis
+
+_LIVE = ("base_url", "concurrency", "requests_per_minute", "tokens_per_minute", "max_cost", "max_tokens")
+_ENDPOINT = ("model", *(name for name in _LIVE if name != "concurrency"), "price", "batch_out", "batch_in")
+"""Parameters of `synthesize` that mean something only while an endpoint is asked, or only with one."""
 
 SET_ASIDE = 1
 """Exit code of a job that is done, but not with every row."""
@@ -44,6 +47,7 @@ def curate(
 
 
 def synthesize(
+    context: typer.Context,
     folder: FolderArgument,
     teacher: Annotated[
         Literal["rules", "openai"], typer.Option("--teacher", help="Offline rules, or an OpenAI-compatible endpoint.")
@@ -78,8 +82,13 @@ def synthesize(
     from guardreasoner_vl.teachers.opening import open_teacher
 
     known = Price(*price) if price else None
-    if (batch_out or batch_in) and teacher != "openai":
-        raise InputError("--batch-out and --batch-in are OpenAI's Batch API: give --teacher openai")
+    if teacher == "rules":
+        refuse_options(context, _ENDPOINT, "is an endpoint's, and the rules ask none: give --teacher openai")
+    elif batch_out:
+        unused = (*_LIVE, "price", "batch_in")
+        refuse_options(context, unused, "does nothing where requests are only written: leave it and --batch-out apart")
+    elif batch_in:
+        refuse_options(context, _LIVE, "does nothing where results are only taken in: leave it out")
     if batch_out:
         written = batch.write_requests(folder, batch_out, Chat(model), attempts=attempts, votes=votes)
         say_set_aside(written.skipped)

@@ -9,6 +9,7 @@ import typer
 
 from guardreasoner_vl.cli_errors import note, say_set_aside
 from guardreasoner_vl.cli_options import (
+    POLICY_OPTIONS,
     CalibrationOption,
     EngineOption,
     LongInputOption,
@@ -20,10 +21,12 @@ from guardreasoner_vl.cli_options import (
     UrlOption,
     WindowsOption,
     be_quiet,
+    check_policy_options,
     command_line,
     open_guard,
     policy_of,
     progress_bar,
+    refuse_options,
     resumable,
 )
 from guardreasoner_vl.errors import DataError, InputError
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The evaluation's folder; one that stopped goes on there.")],
     benchmark: Annotated[
         list[str] | None,
@@ -82,6 +86,12 @@ def evaluate(
 
     Without --benchmark and --recipe: the 14 of the paper, which --data holds.
     """
+    if other:
+        own = ("engine", *POLICY_OPTIONS)
+        refuse_options(context, own, "is not for --guard, which judges in its own way: leave it out")
+    else:
+        check_policy_options(context)
+    _check_data(context, benchmark, recipe)
     from guardreasoner_vl.evaluation.benchmarks.find import find
     from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
     from guardreasoner_vl.evaluation.write import write_report
@@ -191,6 +201,7 @@ def calibrate(
 
 
 def robustness(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The report's folder; a run that stopped goes on there.")],
     benchmark: Annotated[
         list[str],
@@ -210,6 +221,8 @@ def robustness(
     max_new_tokens: TokensOption = 1024,
 ) -> None:
     """Judge benchmarks again under changes that keep the labels, and tell how many verdicts flip."""
+    check_policy_options(context)
+    _check_data(context, benchmark)
     be_quiet()
     from guardreasoner_vl.evaluation.benchmarks.find import find
     from guardreasoner_vl.evaluation.perturbations import NAMES
@@ -233,6 +246,12 @@ def robustness(
 
 
 COMMANDS = (evaluate, score, compare, calibrate, robustness)
+
+
+def _check_data(context: typer.Context, benchmarks: list[str] | None, recipe: Path | None = None) -> None:
+    """Raise `InputError` where nothing is looked for in `--data`."""
+    if benchmarks and not recipe and all(Path(name).is_file() for name in benchmarks):
+        refuse_options(context, ("data",), "is where known benchmarks lie, and only files are named: leave it out")
 
 
 def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGuard | ShieldGemma2":

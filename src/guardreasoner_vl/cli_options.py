@@ -5,7 +5,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -78,6 +78,38 @@ TokensOption = Annotated[
 ReasoningOption = Annotated[
     bool, typer.Option("--show-reasoning", help="Give the reasoning too; it may restate what was judged.")
 ]
+
+
+POLICY_OPTIONS = (
+    "mode",
+    "threshold",
+    "calibration",
+    "preset",
+    "on_error",
+    "long_input",
+    "max_windows",
+    "max_new_tokens",
+)
+"""Parameters that make a policy, as commands name them."""
+
+
+def refuse_options(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Raise `InputError` if the command line has one of these parameters' options, which would be ignored."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name) if parameter.name in names else None
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{parameter.opts[0]} {why}")
+
+
+def check_policy_options(context: typer.Context) -> None:
+    """Raise `InputError` for options of a policy that the other ones leave without effect."""
+    given = context.params
+    if given.get("calibration") is None:
+        refuse_options(context, ("preset",), "chooses among a calibration's thresholds: give --calibration too")
+    elif given.get("threshold") is not None:
+        refuse_options(context, ("preset",), "and --threshold both set the threshold: give one of them")
+    if given.get("mode") == "fast" and given.get("long_input") != "windows":
+        refuse_options(context, ("max_new_tokens",), "is room for reasoning, and --mode fast does none: leave it out")
 
 
 def policy_of(

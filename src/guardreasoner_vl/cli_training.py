@@ -11,8 +11,16 @@ from typing import Annotated
 
 import typer
 
-from guardreasoner_vl.cli_options import EngineOption, ModelOption, UrlOption, progress_bar, resumable, show
-from guardreasoner_vl.errors import RecipeError
+from guardreasoner_vl.cli_options import (
+    EngineOption,
+    ModelOption,
+    UrlOption,
+    progress_bar,
+    refuse_options,
+    resumable,
+    show,
+)
+from guardreasoner_vl.errors import InputError, RecipeError
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe, such as recipes/smoke.yaml.")]
 OutOption = Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; a run that stopped goes on there.")]
@@ -84,7 +92,12 @@ def grpo(
     from guardreasoner_vl.recipe import load_recipe
     from guardreasoner_vl.stages import grpo as stage
 
-    made, start = load_recipe(recipe), resolve_folder(model)
+    made = load_recipe(recipe)
+    if validation and made.grpo.evaluate_every is None:
+        raise InputError(
+            "--validation needs grpo.evaluate_every in the recipe, which says how often its rows are judged"
+        )
+    start = resolve_folder(model)
     rows = list(read_split(validation, "validation")) if validation else []
     if verify_parity:
         from guardreasoner_vl.stages.stock_grpo import verify
@@ -98,6 +111,7 @@ def grpo(
 
 
 def run(
+    context: typer.Context,
     recipe: RecipeArgument,
     out: OutOption,
     data: Annotated[Path, typer.Option(metavar="DIR", help="The folder that holds the recipe's sources.")] = Path(),
@@ -111,14 +125,16 @@ def run(
     from guardreasoner_vl import pipeline
     from guardreasoner_vl.recipe import load_recipe
 
+    if not plan:
+        refuse_options(context, ("gpus",), "is for --plan, which prints the commands that train on so many GPUs")
     made = load_recipe(recipe)
-    chosen = tuple(name.strip() for name in stages.split(",")) if stages else pipeline.STAGES
+    chosen = pipeline.STAGES if stages is None else tuple(name.strip() for name in stages.split(","))
     if unknown := [name for name in chosen if name not in pipeline.STAGES]:
         raise RecipeError(f"unknown stage {unknown[0]!r}: use {', '.join(pipeline.STAGES)}")
     if plan:
         from guardreasoner_vl.plan import plan_of
 
-        typer.echo(plan_of(made, recipe, out, chosen, gpus))
+        typer.echo(plan_of(made, recipe, data, out, chosen, gpus))
         return
     with resumable(), progress_bar() as progress:
         pipeline.run(pipeline.Run(made, data, out, lambda line: typer.echo(line, err=True), progress), chosen)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.corpus.store import is_corpus, read_info
 from guardreasoner_vl.errors import GuardError
-from guardreasoner_vl.pipeline import TRAINING
+from guardreasoner_vl.pipeline import STAGES, TRAINING
 from guardreasoner_vl.rl.clipping import bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from guardreasoner_vl.recipe import Recipe
 
@@ -55,12 +55,15 @@ class Size:
     layers: int
 
 
-def plan_of(recipe: Recipe, path: Path, out: Path, stages: Sequence[str], gpus: int = 0) -> str:
-    """The plan, for people. Raises `RecipeError` if the recipe trains nothing."""
+def plan_of(recipe: Recipe, path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int = 0) -> str:
+    """The plan, for people: what is done in `out` with the sources in `data`, and the commands that do it.
+
+    Raises `RecipeError` if the recipe trains nothing.
+    """
     plan = _Plan(recipe, out, max(1, gpus), model_size(recipe))
     lines = [f"recipe {recipe.name}, seed {recipe.seed}, run folder {out}", plan.model()]
     lines += [f"{stage}: {line}" for stage in stages for line in getattr(plan, stage)()]
-    return "\n".join([*lines, "", *commands(path, out, stages, gpus)])
+    return "\n".join([*lines, "", *commands(path, data, out, stages, gpus)])
 
 
 def model_size(recipe: Recipe) -> Size | None:
@@ -77,18 +80,27 @@ def model_size(recipe: Recipe) -> Size | None:
     return Size(sum(one.numel() for one in network.parameters()), text.hidden_size, text.num_hidden_layers)
 
 
-def commands(path: Path, out: Path, stages: Sequence[str], gpus: int) -> list[str]:
-    """The shell's lines: those for one process, and `accelerate launch` for training on several GPUs."""
+def commands(path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int) -> list[str]:
+    """The shell's lines, to be run as they are: one process, and `accelerate launch` to train on several GPUs."""
     lines = []
     runs: list[list[str]] = []
-    for stage in stages:
+    for stage in (name for name in STAGES if name in stages):
         together = runs and stage not in TRAINING and runs[-1][-1] not in TRAINING
         (runs[-1].append(stage) if together else runs.append([stage]))
-    for run in runs if gpus > 1 else [list(stages)]:
-        launch = f"accelerate launch --num_processes {gpus} --no_python " if gpus > 1 and run[0] in TRAINING else ""
-        chosen = f" --stages {','.join(run)}" if gpus > 1 else ""
-        lines.append(f"{launch}guardreasoner-vl run {shlex.quote(str(path))} --out {shlex.quote(str(out))}{chosen}")
+    for run in runs if gpus > 1 else [[stage for part in runs for stage in part]]:
+        words = ["guardreasoner-vl", "run", _argument(path)]
+        words += [] if data == Path() else ["--data", _argument(data)]
+        words += ["--out", _argument(out)]
+        words += [] if run == list(STAGES) else ["--stages", ",".join(run)]
+        if gpus > 1 and run[0] in TRAINING:
+            words = ["accelerate", "launch", "--num_processes", str(gpus), "--no_python", *words]
+        lines.append(shlex.join(words))
     return lines
+
+
+def _argument(path: Path) -> str:
+    """A path that no command takes for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _config(recipe: Recipe) -> dict[str, Any] | None:

@@ -117,8 +117,7 @@ def _usable(rows: Iterable[Sample], unlabelled: Container[str], set_aside: SetAs
 
 
 def _evaluation_rows(section: DuplicatesSection, data: Path, out: Path) -> list[Sample]:
-    names = [str(data / name) if (data / name).is_file() else name for name in section.against]
-    loaded = find(names, str(data), out / PICTURES) if names else []
+    loaded = find(section.against, str(data), out / PICTURES) if section.against else []
     return [sample for one in loaded for sample in one.samples]
 
 

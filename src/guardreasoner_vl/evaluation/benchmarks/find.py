@@ -24,7 +24,7 @@ RELEASED = "yueliu1999/GuardReasoner-VLTest"
 
 
 def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[Loaded]:
-    """The benchmarks named, or the paper's. A name is that of the catalogue, or a JSONL file of samples.
+    """The benchmarks named, or the paper's. A name is that of the catalogue, or a file of samples, also below `data`.
 
     `data` is the folder that holds the known ones, each as released or as published, or `hub:OWNER/NAME@REVISION`.
     Pictures that stand inside a set's records are written to `unpacked`. Raises `DataError`, `InputError`.
@@ -32,8 +32,8 @@ def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[Loaded]
     found: list[Loaded] = []
     folder: Path | None = None
     for name in names or PAPER:
-        if Path(name).is_file():
-            found.append(from_file(Path(name)))
+        if (file := _file(name, data)) is not None:
+            found.append(from_file(file))
             continue
         benchmark = named(name)
         folder = folder or _folder(data)
@@ -45,6 +45,11 @@ def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[Loaded]
     if twice:
         raise InputError(f"{', '.join(sorted(twice))}: named twice; rename one file")
     return found
+
+
+def _file(name: str, data: str | None) -> Path | None:
+    places = [Path(name)] if data is None or data.startswith(HUB) else [Path(name), Path(data) / name]
+    return next((path for path in places if path.is_file()), None)
 
 
 def from_file(path: Path) -> Loaded:
