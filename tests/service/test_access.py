@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,6 +124,20 @@ async def test_a_body_that_comes_too_slowly_is_counted() -> None:
         answer = await http.post("/v1/guard", content=slow(), headers={"content-type": "application/json"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (408, "too_slow")
         assert await counts(http) == {"too_slow": 1}
+
+
+@pytest.mark.parametrize("given", ["a", "x" * 128, "job-7/step_2:retry=1+1@host.example"])
+async def test_a_request_id_that_is_safe_to_repeat_is_kept(given: str) -> None:
+    async with client(app_of()) as http:
+        answer = await http.get("/healthz", headers={"X-Request-Id": given})
+    assert answer.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "two words", "<b>", '"', "a\\n", "a;b", "caf\u00e9", "a\tb"])
+async def test_any_other_request_id_is_replaced(given: str) -> None:
+    async with client(app_of()) as http:
+        answer = await http.get("/healthz", headers={b"X-Request-Id": given.encode()})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
 
 
 async def test_what_is_served_counts_as_no_refusal() -> None:
