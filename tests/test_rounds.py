@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from guardreasoner_vl.guard import Asked, Guard
 from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.rounds import fault
 from guardreasoner_vl.types import Exchange, Verdict
 from tests.pictures import picture
 from tests.test_judging import BENIGN, PHRASE, CountingEngine, answer, finds_phrase
@@ -188,6 +190,17 @@ class TestCalledOff:
             await task
         await asyncio.sleep(0.1)
         assert len(engine.requests) <= 1
+
+
+def test_the_text_of_an_unforeseen_error_stands_in_the_debug_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        made = fault("the engine", ValueError("mild words"))
+    assert str(made) == "the engine failed (ValueError); try again, the debug log has the details"
+    told, detail = caplog.records
+    assert (told.levelname, told.getMessage(), told.exc_info) == ("WARNING", "the engine failed: ValueError", None)
+    assert (detail.levelname, detail.getMessage()) == ("DEBUG", "the engine failed")
+    assert detail.exc_info is not None
+    assert str(detail.exc_info[1]) == "mild words"
 
 
 class TestStreamedQuotes:

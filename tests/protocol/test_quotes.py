@@ -72,6 +72,30 @@ def test_what_the_input_does_not_hold_is_taken_out(text: str, expected: str, dro
     assert shown(text) == (expected, dropped)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "text", "dropped"),
+    [
+        ("A 50%off sale of b", 'It says "50%" and "b".', 0),
+        ("5 loaves", 'It says "5".', 0),
+        ("a carx, a car, a house, a car", 'It says "car \u2026 house".', 0),
+        ("carts and cars", 'It says "car".', 1),
+        ("xcar car", 'It says "car".', 0),
+    ],
+)
+def test_whole_words_are_looked_for_from_the_first_place_on(prompt: str, text: str, dropped: int) -> None:
+    assert shown(text, Exchange(prompt))[1] == dropped
+
+
+def test_long_lines_between_single_marks_are_no_quote() -> None:
+    longest, longer = "x" * 298, "x" * 299
+    assert shown(f"'{longest}'\n") == ("[\u2026]\n", 1)
+    assert shown(f"'{longer}'\n") == (f"'{longer}'\n", 0)
+
+
+def test_a_quote_right_after_an_apostrophe_is_checked() -> None:
+    assert shown('\'"mild words" she said') == ("'[\u2026] she said", 1)
+
+
 def test_with_a_picture_nothing_can_be_checked() -> None:
     quotes = QuoteFilter(build_messages(ASKED), pictures=True)
     assert (quotes.whole('The picture shows "fake".'), quotes.dropped) == ('The picture shows "fake".', 0)
