@@ -412,6 +412,29 @@ class TestWindows:
         clean = judged(Exchange(long), engine, long_input="windows")
         assert (clean.flagged, clean.action, clean.request.label) == (False, "allow", "unharmful")
 
+    def test_a_text_that_might_have_fitted_is_cut_as_well(self) -> None:
+        """Too long to be counted at once, too short to be known as too long: 25,000 characters of 4,096 tokens."""
+        text = BENIGN * (25_000 // len(BENIGN))
+        engine = CountingEngine(finds_phrase, limit=4096)
+        assert judged(Exchange(text + PHRASE), engine, long_input="windows").flagged is True
+        assert judged(Exchange(text), engine, long_input="windows").flagged is False
+        assert judged(Exchange(text), CountingEngine(finds_phrase, limit=40_000), long_input="windows").error is None
+
+    @pytest.mark.parametrize(
+        ("text", "overlap", "pieces"),
+        [
+            ("0123456789", 0.5, ["0123", "2345", "4567", "6789"]),
+            ("0123456789a", 0.5, ["0123", "2345", "4567", "6789", "89a"]),
+            ("012345", 0.9, ["0123", "1234", "2345"]),
+            ("01234567", 0.0, ["0123", "4567"]),
+            ("0123", 0.5, ["0123"]),
+            ("01234", 0.5, ["0123", "234"]),
+            ("012      789", 0.0, ["012 ", " 789"]),
+        ],
+    )
+    def test_pieces_by_hand(self, text: str, overlap: float, pieces: list[str]) -> None:
+        assert windows._pieces(text, 4, overlap) == pieces
+
     def test_without_windows_it_is_refused_with_its_length(self) -> None:
         verdict = judged(Exchange("x" * 10_000), CountingEngine(finds_phrase, limit=4096))
         assert_error(verdict, "input_too_long")

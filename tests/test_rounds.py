@@ -192,6 +192,17 @@ class TestCalledOff:
         assert len(engine.requests) <= 1
 
 
+def test_an_engine_that_loses_an_answer_is_told_so() -> None:
+    class Losing(Noting):
+        def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+            return super().generate(requests)[1:]
+
+    (verdict,) = Guard(Losing()).moderate_batch([Exchange("One.")])
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action) == ("engine", "block")
+    assert verdict.error.message == "the engine gave 0 results for 1 requests"
+
+
 def test_the_text_of_an_unforeseen_error_stands_in_the_debug_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         made = fault("the engine", ValueError("mild words"))

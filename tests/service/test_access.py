@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from guardreasoner_vl.service.access import Access, RefusedRequestError
+from guardreasoner_vl.service.callers import Callers
+from guardreasoner_vl.service.config import Limits, ServiceConfig
+from guardreasoner_vl.service.metrics import Metrics
 from tests.service.scripted_backend import ScriptedBackend
 from tests.service.test_app import KEY, app_of, client
 
@@ -78,24 +83,24 @@ async def test_the_limit_is_the_last_byte_that_is_let_in(size: int, status: int,
 
 
 @pytest.mark.parametrize(
-    ("headers", "content", "status", "code"),
+    ("headers", "content", "status", "code", "remedy"),
     [
-        ({}, body(20), 401, "unauthorised"),
-        ({"Authorization": "Bearer another-key-of-some-length"}, body(20), 401, "unauthorised"),
-        ({**BEARER, "host": "evil.example"}, body(20), 421, "bad_host"),
-        ({**BEARER, "origin": "https://evil.example"}, body(20), 403, "bad_origin"),
-        (BEARER, body(LIMIT + 1), 413, "too_large"),
+        ({}, body(20), 401, "unauthorised", "Authorization: Bearer KEY"),
+        ({"Authorization": "Bearer another-key-of-some-length"}, body(20), 401, "unauthorised", "give a key"),
+        ({**BEARER, "host": "evil.example"}, body(20), 421, "bad_host", "add it to allowed_hosts"),
+        ({**BEARER, "origin": "https://evil.example"}, body(20), 403, "bad_origin", "see allowed_origins"),
+        (BEARER, body(LIMIT + 1), 413, "too_large", "more than 1,000 bytes: send less"),
     ],
 )
 async def test_a_refusal_has_its_code_and_is_counted_once(
-    headers: dict[str, str], content: bytes, status: int, code: str
+    headers: dict[str, str], content: bytes, status: int, code: str, remedy: str
 ) -> None:
     backend = ScriptedBackend()
     async with client(app_of(backend, **HOSTS, limits={"body_bytes": LIMIT})) as http:
         answer = await http.post("/v1/guard", content=content, headers={"content-type": "application/json", **headers})
         assert answer.status_code == status
         assert answer.json()["error"]["code"] == code
-        assert answer.json()["error"]["message"]
+        assert remedy in answer.json()["error"]["message"]
         assert answer.headers["connection"] == "close"  # the rest of the body is not read
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
@@ -138,6 +143,62 @@ async def test_any_other_request_id_is_replaced(given: str) -> None:
     async with client(app_of()) as http:
         answer = await http.get("/healthz", headers={b"X-Request-Id": given.encode()})
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+
+
+def layer(app: Any) -> Access:
+    config = ServiceConfig(limits=Limits(body_bytes=LIMIT))
+    return Access(app, config, Metrics(), Callers(config))
+
+
+async def test_what_is_no_request_passes_untouched() -> None:
+    seen: list[Any] = []
+
+    async def app(*given: Any) -> None:
+        seen.extend(given)
+
+    async def receive() -> Any: ...
+
+    async def send(_: Any) -> None: ...
+
+    scope = {"type": "lifespan"}
+    await layer(app)(scope, receive, send)
+    assert seen == [scope, receive, send]
+
+
+async def test_an_answer_that_has_begun_is_not_answered_again() -> None:
+    sent: list[str] = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await receive()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * (LIMIT + 1), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/guard", "headers": [(b"host", b"localhost")]}
+    with pytest.raises(RefusedRequestError) as caught:
+        await layer(app)(scope, receive, send)
+    assert caught.value.code == "too_large"
+    assert sent == ["http.response.start"]
+
+
+async def test_every_request_leaves_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    trace = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
+    with caplog.at_level(logging.INFO):
+        async with client(app_of(keys=(KEY,))) as http:
+            headers = {"X-Request-Id": "r1", "traceparent": trace}
+            await http.post("/v1/guard", json={"prompt": "Hello."}, headers={**headers, **BEARER})
+            await http.request("BREW", "/nothing", headers=headers)
+    lines = [record for record in caplog.records if record.getMessage() == "request"]
+    names = ("request_id", "traceparent", "caller", "route", "method", "status")
+    assert [tuple(getattr(line, name) for name in names) for line in lines] == [
+        ("r1", trace, "key-1", "/v1/guard", "POST", 200),
+        ("r1", trace, "anonymous", "other", "OTHER", 401),
+    ]
+    assert all(0 <= getattr(line, "seconds") < 60 for line in lines)  # noqa: B009
 
 
 async def test_what_is_served_counts_as_no_refusal() -> None:

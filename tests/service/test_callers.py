@@ -56,6 +56,27 @@ class TestCallers:
             callers.admit("chat", 2)
         callers.release("shop")
         callers.admit("shop", 2)
+        with pytest.raises(QueueFullError, match="3 exchanges of this key are under way"):
+            callers.admit("shop", 2)
+
+    def test_a_place_that_nobody_holds_is_not_given_back(self) -> None:
+        callers = Callers(config(keys=keys(shop={"under_way": 1})))
+        for _ in range(3):
+            callers.release("shop")
+        callers.admit("shop", 2)
+        with pytest.raises(QueueFullError):
+            callers.admit("shop", 2)
+
+    @pytest.mark.parametrize(("later", "wait"), [(0.0, 11), (4.5, 6), (9.5, 1)])
+    def test_who_is_too_fast_is_told_when_the_next_may_come(self, later: float, wait: int) -> None:
+        now = [0.0]
+        callers = Callers(config(keys=keys(shop={"per_minute": 6})), clock=lambda: now[0])
+        for _ in range(6):
+            callers.admit("shop", 2)
+        now[0] = later  # one every ten seconds
+        with pytest.raises(QueueFullError, match=f"6 exchanges judged a minute; try again in {wait} s") as caught:
+            callers.admit("shop", 2)
+        assert caught.value.retry_after == wait
 
     def test_an_only_caller_has_all_of_the_queue(self) -> None:
         callers = Callers(config(limits={"queue": 3}))
@@ -88,8 +109,9 @@ class TestCallers:
         assert callers.named(b"a-new-key-of-the-shop") == "shop"
         with pytest.raises(QueueFullError):
             callers.admit("shop", 2)
-        with pytest.raises(RefusedError):
-            callers.admit("chat", 2)
+        with pytest.raises(RefusedError, match="the key is no longer valid: ask for a new one") as caught:
+            callers.admit("chat", 7)
+        assert (caught.value.code, caught.value.status, caught.value.retry_after) == ("unauthorised", 503, 7)
         callers.release("chat")
         callers.release("shop")
         callers.admit("shop", 2)

@@ -68,7 +68,8 @@ async def test_a_full_queue_refuses_and_a_place_becomes_free() -> None:
     await asyncio.sleep(0.01)
     with pytest.raises(QueueFullError) as caught:
         await made.judge(Exchange("One more?"), ID)
-    assert (caught.value.status, caught.value.retry_after) == (429, 7)
+    assert (caught.value.status, caught.value.code, caught.value.retry_after) == (429, "queue_full", 7)
+    assert str(caught.value) == "too many exchanges wait; try again"
     assert [one.action for one in await asyncio.gather(*running)] == ["allow", "allow"]
     assert (await made.judge(Exchange("One more?"), ID)).action == "allow"
     assert counted(made, "guardreasoner_refused_total", reason="queue_full") == 1
@@ -80,7 +81,10 @@ async def test_an_engine_that_is_down_refuses() -> None:
     made = desk(backend)
     with pytest.raises(RefusedError) as caught:
         await made.judge(Exchange("Hello."), ID)
-    assert (caught.value.status, str(caught.value)) == (503, "the engine is being started; try again")
+    assert (caught.value.status, str(caught.value)) == (
+        503,
+        "the engine is being started; try again",
+    )
     assert made.state() == "not ready"
 
 
