@@ -48,7 +48,7 @@ $(LITELLM)/ready: constraints-litellm.txt
 
 test-litellm: $(LITELLM)/ready
 	LITELLM_LOCAL_MODEL_COST_MAP=true PYTHONPATH=src \
-	  $(LITELLM)/bin/python -m pytest --allowed-skips /dev/null $(ARGS) tests/integrations/test_litellm*.py
+	  $(LITELLM)/bin/python -m pytest --allowed-skips=/dev/null $(ARGS) tests/integrations/test_litellm*.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
