@@ -150,6 +150,15 @@ def test_scores_are_scaled_and_the_preset_decides() -> None:
     assert guard().moderate("hi").request.score == pytest.approx(0.8)
 
 
+def test_each_mode_has_thresholds_of_its_own() -> None:
+    policy = Policy(calibration=CALIBRATION)
+    assert (policy.cutoffs("fast"), policy.cutoffs("slow")) == ((0.7, None), (0.9, None))
+    strict = Policy(calibration=CALIBRATION, preset="strict", thresholds=(None, 0.3))
+    assert (strict.cutoffs("fast"), strict.cutoffs("slow")) == ((0.6, 0.3), (None, 0.3))
+    assert [scale.temperature for mode in ("fast", "slow") for scale in policy.scales(mode)] == [2.0, 1.0, 4.0, 1.0]
+    assert Policy(thresholds=(0.2, None)).cutoffs("fast") == (0.2, None)
+
+
 def test_hybrid_reasons_inside_the_calibrations_band() -> None:
     assert guard(mode="hybrid", calibration=CALIBRATION).moderate("hi").reasoning == "x"
     assert guard(mode="hybrid", calibration=CALIBRATION, band=(0.1, 0.2)).moderate("hi").reasoning is None

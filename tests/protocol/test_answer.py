@@ -126,6 +126,7 @@ OUTSIDE = [
     (Reason.DUPLICATE_LABEL, THINK + "<result>\nRequest: unharmful\nResponse: none\nResponse: none\n</result>"),
     (Reason.UNKNOWN_LABEL, THINK + "<result>\nRequest: safe\nResponse: unharmful\n</result>"),
     (Reason.UNKNOWN_LABEL, THINK + "<result>\nRequest: unharmful.\nResponse: unharmful\n</result>"),
+    (Reason.UNKNOWN_LABEL, THINK + "<result>\nRequest: XunharmfulX\nResponse: unharmful\n</result>"),
     (Reason.UNKNOWN_LABEL, THINK + "<result>\nRequest: not harmful\nResponse: unharmful\n</result>"),
     (Reason.UNKNOWN_LABEL, THINK + "<result>\nRequest: unharmful Response: unharmful\n</result>"),
     (Reason.UNKNOWN_LABEL, THINK + "<result>\nRequest: unharmful\rResponse: unharmful\n</result>"),

@@ -63,6 +63,14 @@ async def test_where_no_host_is_named_the_key_alone_decides() -> None:
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("listening", ["0.0.0.0", "::"])
+async def test_all_addresses_at_once_are_no_name(listening: str) -> None:
+    async with client(app_of(**HOSTS, host=listening), KEY) as http:
+        for host, status in (("0.0.0.0", 421), ("[::]", 421), ("localhost", 200), ("guard.example", 200)):
+            answer = await http.post("/v1/guard", json={"prompt": "Hello."}, headers={"host": host})
+            assert answer.status_code == status, host
+
+
 async def untold(content: bytes) -> AsyncIterator[bytes]:
     """In pieces, so that no header tells the length."""
     for start in range(0, len(content), 300):
@@ -87,7 +95,13 @@ async def test_the_limit_is_the_last_byte_that_is_let_in(size: int, status: int,
     [
         ({}, body(20), 401, "unauthorised", "Authorization: Bearer KEY"),
         ({"Authorization": "Bearer another-key-of-some-length"}, body(20), 401, "unauthorised", "give a key"),
-        ({**BEARER, "host": "evil.example"}, body(20), 421, "bad_host", "add it to allowed_hosts"),
+        (
+            {**BEARER, "host": "evil.example"},
+            body(20),
+            421,
+            "bad_host",
+            "this Host is not served: add it to allowed_hosts",
+        ),
         ({**BEARER, "origin": "https://evil.example"}, body(20), 403, "bad_origin", "see allowed_origins"),
         (BEARER, body(LIMIT + 1), 413, "too_large", "more than 1,000 bytes: send less"),
     ],

@@ -62,6 +62,26 @@ async def test_quotes_that_the_input_does_not_hold_are_counted_once() -> None:
     assert counted(made, "guardreasoner_unsupported_quotes_total", guard="default") == 2
 
 
+async def test_a_verdict_is_given_in_the_mode_that_was_asked_for_and_counted_for_its_guard() -> None:
+    made = desk(ScriptedBackend())
+    assert (await made.judge(Exchange("Hello."), ID)).mode == "slow"
+    assert (await made.judge(Exchange("Hello."), ID, mode="fast")).mode == "fast"
+    assert (await made.judge(Exchange("Hello."), ID, mode="fast", watch=QueueWatch())).mode == "fast"
+    assert counted(made, "guardreasoner_verdicts_total", guard="default", stage="request") == 3
+
+
+async def test_an_unforeseen_error_is_an_error_verdict_that_quotes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(ScriptedBackend):
+        async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+            raise ValueError("mild words")
+
+    verdict = await desk(Odd()).judge(Exchange("mild words"), ID)
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action, verdict.flagged) == ("engine", "block", None)
+    assert verdict.error.message == "the service failed (ValueError); its log has the place"
+    assert [record.getMessage() for record in caplog.records] == ["a judgement failed"]
+
+
 async def test_a_full_queue_refuses_and_a_place_becomes_free() -> None:
     made = desk(ScriptedBackend(pause=0.05), limits={"queue": 2, "retry_after": 7})
     running = [asyncio.create_task(made.judge(Exchange(f"Loaf {number}?"), ID)) for number in range(2)]
@@ -187,7 +207,10 @@ async def test_failing_open_is_a_choice_for_one_stage_counted_and_critical(caplo
     with caplog.at_level(logging.CRITICAL):
         through = await made.judge(Exchange("BROKEN"), ID)
     assert (through.flagged, through.action) == (None, "allow")
-    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("CRITICAL", "an exchange was let through unjudged")
+    told = {name: getattr(record, name) for name in ("guard", "code", "outcome")}
+    assert told == {"guard": "default", "code": through.error and through.error.code, "outcome": "request"}
     assert "BROKEN" not in caplog.text
     assert counted(made, "guardreasoner_let_through_total", stage="request") == 1
     assert (await made.judge(Exchange("Hello.", response="BROKEN"), ID)).action == "block"
