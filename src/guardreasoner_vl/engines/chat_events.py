@@ -1,6 +1,6 @@
-"""Streamed chat completions, read off server-sent events: for the engine, the proxy and the middleware alike.
+"""Streamed chat completions, parsed from server-sent events for the engine, the proxy and the middleware.
 
-An answer is whole once `[DONE]` came, or a finish reason for every choice that was seen.
+An answer is whole once `[DONE]` has come, or a finish reason for every choice that was seen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEXTS = ("content", *REASONING, "refusal")
 CALLED = ("function", "custom")
 CALL_TEXTS = ("name", "arguments", "input")
 FAILED = "the model failed: ask again"
-"""What is told where a server does not say what went wrong, or may not be quoted."""
+"""The message of an error for which the server gives no reason, or whose reason may not be shown."""
 
 _LONGEST = 300  # characters of an error's message
 
@@ -36,8 +36,8 @@ class UpstreamError(EngineError):
     code = "upstream"
 
 
-class ToldError(UpstreamError):
-    """An error that the server tells; the text is the server's own."""
+class ReportedError(UpstreamError):
+    """An error that the server reports; the message is the server's."""
 
 
 class CutOffError(UpstreamError):
@@ -58,8 +58,8 @@ def is_json(content_type: str) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
 
 
-def told_error(body: Mapping[str, Any]) -> str | None:
-    """The message of an error in OpenAI's shape, in one line and bounded; None if `body` tells of no error."""
+def reported_error(body: Mapping[str, Any]) -> str | None:
+    """The message of an error in OpenAI's shape, in one line of at most 300 characters; None if `body` holds none."""
     error = body.get("error")
     if not error:
         return None
@@ -69,10 +69,10 @@ def told_error(body: Mapping[str, Any]) -> str | None:
 
 
 class ChatEvents:
-    """Chunks as JSON objects, the halves of a character joined across deltas; the same however the bytes are cut.
+    """Gives chunks as JSON objects, surrogate pairs joined across deltas; the same however the bytes are cut.
 
-    Both methods raise `ToldError` for an error that the server tells, `TooLongError`, and `ValueError` or
-    `RecursionError` for an event that is no JSON object.
+    Both methods raise `ReportedError` for an error that the server reports, `TooLongError`, and `ValueError` or
+    `RecursionError` for an event that is not a JSON object.
     """
 
     def __init__(self) -> None:
@@ -93,12 +93,12 @@ class ChatEvents:
             yield from self._read(event)
 
     def finish(self) -> Iterator[dict[str, Any]]:
-        """The chunk of an event that the end left open. Raises `CutOffError` if the answer is not whole then."""
+        """The chunk of an event that the stream's end left open. Raises `CutOffError` if the answer is not whole."""
         for event in self._decoder.finish():
             try:
                 yield from self._read(event)
             except (ValueError, RecursionError):
-                break  # the end cut it
+                break  # the end of the stream cut it
         if not self.is_whole:
             raise CutOffError
 
@@ -110,12 +110,12 @@ class ChatEvents:
             self.done = True
             return
         if event.name == "error":
-            raise ToldError(_message_of(data))
+            raise ReportedError(_message_of(data))
         chunk = json.loads(data)
         if not isinstance(chunk, dict):
             raise ValueError("a chunk is no JSON object")
-        if (message := told_error(chunk)) is not None:
-            raise ToldError(message)
+        if (message := reported_error(chunk)) is not None:
+            raise ReportedError(message)
         for choice in _objects(chunk.get("choices")):
             self._mend(choice)
         yield chunk
@@ -135,7 +135,7 @@ class ChatEvents:
 
 
 async def chunks_of(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[dict[str, Any], None]:
-    """What `ChatEvents` makes of all the bytes, to the end of an answer that is whole. Raises what it raises."""
+    """The chunks of all `pieces`, to the end of a whole answer. Raises what `ChatEvents` raises."""
     events = ChatEvents()
     async with aclosing(pieces):
         async for body in pieces:
@@ -156,7 +156,7 @@ def _message_of(data: str) -> str:
         content = None
     if not isinstance(content, dict):
         content = {}
-    return told_error(content) or told_error({"error": {"message": content.get("message")}}) or FAILED
+    return reported_error(content) or reported_error({"error": {"message": content.get("message")}}) or FAILED
 
 
 def _objects(values: Any) -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ def _texts(delta: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, tuple[A
 
 
 def _replace(delta: dict[str, Any], place: tuple[Any, ...]) -> None:
-    """Write U+FFFD for a half whose other never came, at the end of the text at that place."""
+    """Append U+FFFD to the text at `place`, in the stead of a surrogate whose other half never came."""
     match place:
         case (name,):
             delta[name] = (delta.get(name) or "") + REPLACEMENT

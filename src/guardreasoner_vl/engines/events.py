@@ -1,7 +1,7 @@
-"""Server-sent events out of bytes that come cut anywhere (the HTML standard's event streams).
+"""Server-sent events, decoded from bytes that are cut anywhere (the HTML standard's event streams).
 
-Written here since httpx-sse and the openai client keep their decoders private, unbounded and without the byte order
-mark's rule, and sseclient-py pulls from a blocking stream: none of them can be fed.
+No library fits: httpx-sse and the openai client keep their decoders private and unbounded and ignore the rule about a
+byte order mark, and sseclient-py reads from a blocking stream.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 MOST_BYTES = 32_000_000
-"""Bytes that one event, or a whole answer, may have: what is held in memory at once."""
+"""Bytes that one event, or a whole answer, may have, since it is held in memory."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class TooLongError(EngineError):
-    """What a server sends has more bytes than are held in memory."""
+    """An event or an answer has more bytes than may be held in memory."""
 
     def __init__(self, what: str, most: int) -> None:
         super().__init__(f"{what} has more than {most:,} bytes: ask for less at once")
@@ -40,7 +40,7 @@ class Event:
 class EventDecoder:
     """Gives the same events however the bytes are cut: lines end in CR, LF or CRLF, invalid UTF-8 becomes U+FFFD.
 
-    Events without data are left out, as the standard says. Raises `TooLongError` for one of more than `most` bytes.
+    Events without data are skipped, as the standard says. Raises `TooLongError` for an event of more than `most` bytes.
     """
 
     def __init__(self, most: int = MOST_BYTES) -> None:
@@ -97,7 +97,7 @@ class EventDecoder:
 
 
 async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Lines of NDJSON that comes cut anywhere, a byte order mark left out.
+    """Lines of NDJSON whose bytes are cut anywhere, without a byte order mark.
 
     A newline alone ends a line: JSON may hold Unicode's line ends as they are, and CR is white space to it.
     """

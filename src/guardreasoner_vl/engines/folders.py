@@ -69,7 +69,7 @@ def model_info(model: str, folder: Path, revision: str | None = None) -> ModelIn
 
 
 def folder_digest(folder: Path) -> str:
-    """What tells a model from another one, its tokenizer and processor included."""
+    """A digest of the model's weights, tokenizer, processor and settings: 16 hexadecimal digits."""
     digest = hashlib.sha256(_digest(folder).encode())
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".jinja")):
         digest.update(path.name.encode() + path.read_bytes())

@@ -1,7 +1,7 @@
-"""What a server's JSON may hold and nobody can pass on: halves of characters, and numbers that JSON does not have.
+"""Repairs of a server's JSON: lone surrogates, and numbers that JSON does not have (NaN, infinities).
 
-JSON writes a character beyond the first 65,536 as two halves (UTF-16 surrogates). A server that cuts a text between
-them sends one half in each piece.
+JSON may escape a character beyond U+FFFF as two halves (UTF-16 surrogates). A server that cuts a text between them
+sends one half in each piece.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def mended(text: str) -> str:
-    """The text with its halves of characters joined, and U+FFFD for each that stands alone."""
+    """The text with surrogate pairs joined, and U+FFFD for each lone surrogate."""
     if text.isascii() or not _HALF.search(text):
         return text
     return _HALF.sub(REPLACEMENT, text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass"))
 
 
 def has_halves(value: Any) -> bool:
-    """Whether a string or a key of the JSON holds a half of a character that stands alone."""
+    """Whether a string or a key of the JSON holds a lone surrogate."""
     waiting = [value]
     while waiting:
         part = waiting.pop()
@@ -40,7 +40,7 @@ def has_halves(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """The JSON as it can be written again: texts mended, null for NaN and infinities. Raises `RecursionError`."""
+    """A copy that can be written as JSON: texts mended, None for NaN and infinities. Raises `RecursionError`."""
     if isinstance(value, str):
         return mended(value)
     if isinstance(value, float):
@@ -51,19 +51,19 @@ def plain(value: Any) -> Any:
 
 
 class Halves:
-    """Texts that come in pieces, each at a place of its own: a half at the end of a piece waits for the next piece."""
+    """Joins surrogates across the pieces of texts, one text for each place: a half at a piece's end waits."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[Any, ...], str] = {}
 
     def join(self, place: tuple[Any, ...], text: str) -> str:
-        """The piece that can be told now."""
+        """The piece of the text at `place`, with the half that waited and without a half at its end."""
         text = self._waiting.pop(place, "") + text
         if "\ud800" <= text[-1:] <= "\udbff":
             self._waiting[place], text = text[-1], text[:-1]
         return mended(text)
 
     def alone(self) -> Iterator[tuple[Any, ...]]:
-        """Places, each once, whose half has not come."""
+        """The places at which a half still waits, each once."""
         while self._waiting:
             yield self._waiting.popitem()[0]

@@ -209,7 +209,7 @@ class OpenAIEngine:
 
 
 async def _watched(watch: Watch, response: httpx.Response) -> Completion:
-    """The answer, told as it comes; hangs up if it is called off."""
+    """The answer, reported to `watch` as it arrives. Raises `CalledOffError` if the watch gives up."""
     watch.begin()
     if not is_event_stream(response.headers.get("Content-Type", "")):
         completion = read_completion(await response.aread())

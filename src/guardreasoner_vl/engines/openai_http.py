@@ -132,7 +132,7 @@ class HttpClient:
         return await self._within_deadline("POST", path, payload, _whole)
 
     async def post_streamed(self, path: str, payload: Payload, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
-        """What `read` makes of the answer as it comes, whatever its content type.
+        """What `read` returns for the response, whose body has not been read yet, whatever its content type.
 
         `read` is called anew where the connection broke and the answer is asked for again. Raises what `post` and
         `read` raise.

@@ -36,7 +36,7 @@ _REFUSED = frozenset({400, 422, 501})
 _PREFIX = "A"
 _SOME_TOKENS = 16
 _PENALTY = 2.0
-_REMEDY = "if it is vLLM, start it with --generation-config vllm, so that no generation_config.json moves the labels"
+_REMEDY = "if it is vLLM, start it with --generation-config vllm, or a generation_config.json may change labels"
 _SIDE = 56  # the smallest picture that Qwen2-VL's budget allows
 
 
@@ -63,9 +63,9 @@ class Probed(NamedTuple):
 
 
 async def probe_server(http: HttpClient, model: ServedModel) -> Probed:
-    """Ask for a few tokens in some ways. Raises `EngineError` if the server fails for another reason than a refusal.
+    """Send some short requests, each to test one ability. Raises `EngineError` if the server fails but does not refuse.
 
-    Logs a warning where the server's own sampling may move the labels.
+    Logs a warning if the server's own sampling defaults may change labels.
     """
     plain = EngineRequest((Message("user", "Hi"),))
     pictured = EngineRequest((Message("user", f"{IMAGE}\nHi"),), (_black_square(),))
@@ -91,7 +91,7 @@ async def probe_server(http: HttpClient, model: ServedModel) -> Probed:
 
 
 async def _taken(http: HttpClient, model: ServedModel, payload: dict[str, Any]) -> dict[str, float]:
-    """The part of `NEUTRAL` that the server takes: all, or what it does not refuse alone."""
+    """The part of `NEUTRAL` that the server takes: all, or each parameter that it takes when sent alone."""
     if await _try(http, model, payload | NEUTRAL):
         return dict(NEUTRAL)
     answers = await asyncio.gather(*(_try(http, model, payload | {name: NEUTRAL[name]}) for name in NEUTRAL))
@@ -99,7 +99,7 @@ async def _taken(http: HttpClient, model: ServedModel, payload: dict[str, Any]) 
 
 
 async def _honours_penalty(http: HttpClient, model: ServedModel, neutral: Mapping[str, float]) -> bool:
-    """Whether a penalty that no answer survives changes one, as far as that can be seen in some tokens."""
+    """Whether the server applies `repetition_penalty`: a high one must change the answer to a prompt for repetition."""
     if "repetition_penalty" not in neutral:
         return False
     repeat = chat_payload(EngineRequest((Message("user", "Repeat: tea tea tea tea tea tea tea tea"),)), "")

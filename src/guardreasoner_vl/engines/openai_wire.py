@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError, WrapValidator
 
-from guardreasoner_vl.engines.chat_events import REASONING, told_error
+from guardreasoner_vl.engines.chat_events import REASONING, reported_error
 from guardreasoner_vl.engines.label_scores import Token
 from guardreasoner_vl.engines.mending import mended
 from guardreasoner_vl.errors import EngineError
@@ -17,7 +17,7 @@ from guardreasoner_vl.protocol import IMAGE
 from guardreasoner_vl.types import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pydantic import ValidatorFunctionWrapHandler
 
@@ -39,21 +39,29 @@ NEUTRAL: dict[str, float] = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,
 }
-"""Sampling that changes nothing, sent since a server may have other defaults: vLLM takes them from the model's
-`generation_config.json`. The last three are vLLM's, and some servers refuse them."""
+"""Sampling parameters without effect. They are sent because a server may have other defaults: vLLM takes them from the
+model's `generation_config.json`. The last three are vLLM's own, and some servers refuse them."""
 
 GREEDY: dict[str, float] = {"temperature": 0.0, "top_p": 1.0, **NEUTRAL}
 BROKEN_OFF = "the server broke the answer off: see the server's log"
 
 
 def log_probability(value: Any) -> float | None:
-    """The number, -Infinity included; None for what is no log-probability."""
+    """The number, -Infinity included; None for a value that is not a log-probability."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     try:
         return min(float(value), 0.0) if value <= _ROUNDING else None
     except OverflowError:
         return None
+
+
+def finite(likeliest: Iterable[tuple[str, Any]]) -> list[tuple[str, float]]:
+    """The texts whose log-probability is finite; none if a value is not a number, since it may be the likeliest."""
+    numbers = [(text, log_probability(value)) for text, value in likeliest]
+    if any(number is None for _, number in numbers):
+        return []
+    return [(text, number) for text, number in numbers if number is not None and number > -math.inf]
 
 
 def _or_none(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -66,7 +74,7 @@ def _or_none(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 _Text = Annotated[str, BeforeValidator(lambda value: mended(value) if isinstance(value, str) else value)]
 _NULL_IS_EMPTY = BeforeValidator(lambda value: [] if value is None else value)
 _OPTIONAL = WrapValidator(_or_none)
-"""The answer stands without it."""
+"""A field without which an answer is valid: whatever is wrong with it, it becomes None."""
 
 
 class _Logprob(BaseModel):
@@ -84,10 +92,8 @@ class _TokenLogprob(_Logprob):
 
     @property
     def likeliest(self) -> tuple[tuple[str, float], ...]:
-        """Texts and log-probabilities; none where one of them is no number, for it may be the likeliest."""
-        likely = [(top.text, top.logprob) for top in self.top_logprobs]
-        known = [(text, logprob) for text, logprob in likely if logprob is not None]
-        return tuple((text, logprob) for text, logprob in known if logprob > -math.inf) if known == likely else ()
+        """Texts and finite log-probabilities, as `finite` gives them."""
+        return tuple(finite((top.text, top.logprob) for top in self.top_logprobs))
 
 
 class _Logprobs(BaseModel):
@@ -117,7 +123,7 @@ class _Usage(BaseModel):
 
 
 class Completion(BaseModel):
-    """One answer of `/chat/completions`; only what is read here. Scores and usage are optional, null is empty."""
+    """One answer of `/chat/completions`, its used fields only. Scores and usage are optional, null is empty."""
 
     choices: Annotated[list[_Choice], _NULL_IS_EMPTY]
     usage: Annotated[_Usage | None, _OPTIONAL] = None
@@ -221,7 +227,7 @@ def read(kind: type[Body], body: bytes) -> Body:
         content = json.loads(body)
     except (ValueError, RecursionError):
         raise malformed("not JSON") from None
-    if isinstance(content, dict) and told_error(content) is not None:
+    if isinstance(content, dict) and reported_error(content) is not None:
         raise EngineError(BROKEN_OFF)
     return _checked(kind, content)
 
@@ -235,7 +241,7 @@ def _checked(kind: type[Body], content: Any) -> Body:
 
 
 def malformed(place: str) -> EngineError:
-    """The error of an answer that has another shape at that place."""
+    """The error to raise for an answer that has another shape at `place`."""
     return EngineError(f"the server's answer is malformed ({place}): check that base_url is an OpenAI-compatible API")
 
 
@@ -264,7 +270,7 @@ def chat_payload(request: EngineRequest, prefix: str) -> dict[str, Any]:
 
 
 def sampling(request: EngineRequest) -> dict[str, Any]:
-    """How to generate, beside what is neutral; the seed only where one is given."""
+    """How to generate, beside `NEUTRAL`; the seed only where the request has one."""
     chosen: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,

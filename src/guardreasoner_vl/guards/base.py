@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from guardreasoner_vl.engines.openai_wire import GREEDY, log_probability, read_completion
+from guardreasoner_vl.engines.openai_wire import GREEDY, finite, read_completion
 from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.images import Picture
 from guardreasoner_vl.types import Judgement, Label, Target
@@ -98,20 +98,13 @@ def _plain(content: Mapping[str, Any]) -> Answer:
         choice = content["choices"][0]
         text = choice["text"]
         logprobs = (choice.get("logprobs") or {}).get("top_logprobs") or []
-        tokens = [_known(one or {}) for one in logprobs]
+        tokens = [dict(finite((str(word), value) for word, value in (top or {}).items())) for top in logprobs]
         used = int((content.get("usage") or {}).get("completion_tokens") or 0)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise EngineError("the server's answer is malformed: check that it serves /completions") from error
     if not isinstance(text, str):
         raise EngineError("the server's answer is malformed (text): check that it serves /completions")
     return Answer(text, tokens, used, content)
-
-
-def _known(likeliest: Mapping[str, Any]) -> dict[str, float]:
-    """Words and log-probabilities; none where one of them is no number, for it may be the likeliest."""
-    values = {str(word): log_probability(value) for word, value in likeliest.items()}
-    known = {word: value for word, value in values.items() if value is not None}
-    return {word: value for word, value in known.items() if value > -math.inf} if len(known) == len(values) else {}
 
 
 def judged(harmful: bool, score: float | None = None) -> Judgement:

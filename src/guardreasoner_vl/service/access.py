@@ -2,9 +2,9 @@
 
     request id -> Host -> Origin -> key, which names the caller -> size -> time to arrive
 
-Health probes come by address and need nothing; the page's own files need no key. Without keys the service listens on
-this machine alone, and a web page that the user has open must not reach it: its Origin is not ours, and a name that was
-rebound to us is no allowed Host.
+Health probes, which ask by address, skip the checks of Host, Origin and key; the page's own files need no key. Without
+keys the service listens on this machine alone, and a web page that the user has open must not reach it: its Origin is
+not the service's, and a name that was rebound to this machine is not an allowed Host.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Access:
         return self._refused(413, "too_large", f"the request has more than {most:,} bytes: send less at once", caller)
 
     def _refused(self, status: int, code: str, message: str, caller: str = ANONYMOUS) -> RefusedRequestError:
-        """Count it here: FastAPI answers a refusal that comes while it reads the body, and no layer above sees it."""
+        """The refusal, counted here: FastAPI answers one raised while it reads the body, and no layer above sees it."""
         self._metrics.refused(code, caller)
         return RefusedRequestError(status, code, message)
 
@@ -193,7 +193,7 @@ class _Headers:
 
 
 def _origin(headers: _Headers) -> Origin:
-    """The caller's own ids where they have a form that is safe to repeat, else one of ours."""
+    """The caller's ids if they have a form that is safe to repeat, else a new request id and no trace."""
     request_id, trace = headers.raw(REQUEST_ID), headers.raw(TRACE)
     return Origin(
         request_id.decode("ascii") if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,

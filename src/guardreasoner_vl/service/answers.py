@@ -17,7 +17,7 @@ from guardreasoner_vl.engines.chat_events import (
     REASONING,
     TEXTS,
     ChatEvents,
-    ToldError,
+    ReportedError,
     UpstreamError,
 )
 from guardreasoner_vl.engines.mending import plain
@@ -69,7 +69,7 @@ class GrowingAnswer:
     calls: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
 
     def add(self, delta: Mapping[str, Any]) -> int:
-        """How many characters came. Raises of `MALFORMED` for what is no delta."""
+        """How many characters came. Raises one of `MALFORMED` for what is not a delta."""
         came = sum(_extend(self.message, name, delta.get(name)) for name in TEXTS)
         for piece in delta.get("tool_calls") or ():
             for kind in CALLED:
@@ -175,9 +175,9 @@ class HeldAnswers(HeldBack[T]):
 class GuardedStream:
     """Server-sent chat chunks, read as bytes and written anew: only judged fields, and only after their verdict.
 
-    A block ends it in `finish_reason: content_filter` and a refusal; what cannot be read, an error that the model's
-    server tells or an end before the answer is whole in an error without `[DONE]`, and what was held back then does not
-    leave. `over` says that nothing more will leave.
+    A blocked answer ends in `finish_reason: content_filter` and a refusal. A chunk that cannot be read, an error that
+    the model's server reports, or an end before the answer is whole ends the stream in an error without `[DONE]`; text
+    held back until then is dropped. `over` says that nothing more will be sent.
     """
 
     def __init__(self, judge: Judge, window: int) -> None:
@@ -188,11 +188,11 @@ class GuardedStream:
         self.over = False
 
     async def add(self, body: bytes) -> bytes:
-        """What may leave now."""
+        """The bytes that may be sent now."""
         return await self._out(self._events.feed(body), ended=False)
 
     async def finish(self) -> bytes:
-        """What may still leave now that no more bytes come, and the stream's end."""
+        """The bytes that may still be sent once no more arrive, and the stream's end."""
         return await self._out(self._events.finish(), ended=True)
 
     async def lost(self, message: str) -> bytes:
@@ -219,7 +219,7 @@ class GuardedStream:
                 out += self._refusal()
                 self.over = True
             end = END if self.over else b""
-        except ToldError as error:
+        except ReportedError as error:
             end = self._broken(error.code, await quotable(str(error), self._judge))
         except EngineError as error:
             end = self._broken(UpstreamError.code, str(error))
@@ -240,7 +240,7 @@ class GuardedStream:
 
 
 async def quotable(message: str, judge: Judge) -> str:
-    """The message of an error that came in place of an answer; a general one where it may not be shown."""
+    """The message of an error that came in place of an answer; `FAILED` if the guard blocks it."""
     verdict = await judge(answer_of({"content": message}))
     return message if verdict.action == "allow" else FAILED
 
@@ -256,16 +256,16 @@ async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def leaving_chunk(chunk: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what is judged; token log-probabilities would tell the text by another way. Raises of `MALFORMED`."""
+    """The judged fields of a chunk, without token log-probabilities, which repeat the text. Raises of `MALFORMED`."""
     choices = [
         {**leaving_choice(choice), "delta": leaving(choice.get("delta") or {})} for choice in chunk.get("choices") or ()
     ]
-    left: dict[str, Any] = plain({**beside_choices(chunk), "choices": choices})
-    return left
+    judged: dict[str, Any] = plain({**beside_choices(chunk), "choices": choices})
+    return judged
 
 
 def beside_choices(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What leaves of a chunk or a completion as it is."""
+    """The fields of a chunk or a completion, beside its choices, that are sent on as they are."""
     return {name: answer[name] for name in _BESIDE_CHOICES if name in answer}
 
 

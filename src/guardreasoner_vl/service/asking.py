@@ -43,7 +43,7 @@ class Asker:
         mode: Mode | None = None,
         side: Stage | None = None,
     ) -> Verdict:
-        """The verdict about what is being built, given up once the client is gone; `side` as `Desk.judge` takes it.
+        """The verdict about the exchange that `building` gives, cancelled once the client is gone; `side` as in `Desk`.
 
         Raises `RefusedError` if the service cannot take it now, `UnknownGuardError`.
         """
@@ -77,7 +77,7 @@ async def asker(request: Request) -> Asker:
 
 
 def body_of(kind: type[Shape]) -> Callable[[Request], Awaitable[Shape]]:
-    """For routes that depend on a body of that shape."""
+    """A dependency of routes that reads a body of that shape."""
 
     async def read(request: Request) -> Shape:
         return read_body(kind, await request.body())
@@ -86,7 +86,7 @@ def body_of(kind: type[Shape]) -> Callable[[Request], Awaitable[Shape]]:
 
 
 def described(kind: type[Body]) -> dict[str, Any]:
-    """What OpenAPI says of a route whose body has that shape."""
+    """The OpenAPI description of a route whose body has that shape."""
     content = {"application/json": {"schema": kind.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -1,6 +1,6 @@
-"""The one reader of JSON bodies: strict JSON into a checked shape, or one line that says where it is wrong.
+"""The one reader of JSON bodies: strict JSON in, a checked shape out, or an error that names the wrong field.
 
-The content type is not looked at, a byte order mark is left out, and null stands for an absent field.
+The content type is ignored, a byte order mark is skipped, and null means that a field is absent.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.recipe.unknown import first_problem
 
 _LONGEST = 200
-"""Characters of a message: the name of a field is the caller's."""
+"""Characters of an error message at most: it may hold a field's name, which the caller chose."""
 
 
 class InvalidBodyError(InputError):
-    """A body that is out of form: status 422."""
+    """A malformed body: status 422."""
 
     code = "invalid_request"
 
@@ -28,7 +28,7 @@ class InvalidBodyError(InputError):
 
 
 class Body(BaseModel):
-    """A JSON object; a field that is null counts as left out."""
+    """A JSON object; a field that is null counts as absent."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,6 @@
-"""Who asks: keys, the names that stand for them, and how much each caller may have under way.
+"""The service's callers: their keys, the keys' names, and how many exchanges each caller may have under way.
 
-A caller is known by the name of its key, in the audit log and in the metrics; the key itself is written nowhere.
+The audit log and the metrics name a caller by its key's name; the key itself is written nowhere.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Origin:
 
 @dataclass
 class _Caller:
-    """One name: what it may do, what it has under way, and how many exchanges of this minute it has left."""
+    """One caller: its limits, the exchanges that it has under way, and those that it may still have judged now."""
 
     most_under_way: int
     per_minute: int | None
@@ -81,7 +81,7 @@ class Callers:
         return bool(self._keys)
 
     def reload(self, config: ServiceConfig) -> None:
-        """Take the keys and their limits from a new configuration; everything else of it is left alone."""
+        """Take the keys and their limits from a new configuration, and nothing else."""
         limits = config.limits
         share = limits.queue if len({key.name for key in config.keys}) < 2 else -(-limits.queue // 2)
         made = {
@@ -97,9 +97,9 @@ class Callers:
         self._callers = made
 
     def named(self, given: bytes) -> str | None:
-        """The caller whose key was given; None for no such key.
+        """The name of the caller with the key `given`, None if there is no such key.
 
-        Every key is compared, so that the time tells nothing; bytes, because the text may not be ASCII.
+        Every key is compared, so that the time reveals nothing; bytes, because the text may not be ASCII.
         """
         names = [name for key, name in self._keys if hmac.compare_digest(given, key)]
         return names[0] if names else None
@@ -107,7 +107,7 @@ class Callers:
     def admit(self, name: str, wait: int) -> None:
         """Count one more exchange of that caller.
 
-        Raises `RefusedError`, whose `retry_after` is `wait` where a better number is not known.
+        Raises `RefusedError`, whose `retry_after` is `wait` seconds unless the minute's limit gives a better number.
         """
         caller = self._callers.get(name)
         if caller is None:  # its key was taken away while the request came in
@@ -125,7 +125,7 @@ class Callers:
             caller.under_way = max(0, caller.under_way - 1)
 
     def _take_turn(self, caller: _Caller) -> None:
-        """A bucket that holds one minute's exchanges and is refilled evenly."""
+        """Take one exchange from a bucket that holds one minute's and is refilled evenly. Raises `QueueFullError`."""
         if caller.per_minute is None:
             return
         now = self.clock()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 PROBE = Exchange("Hello.")
-"""What an idle guard is asked to see whether it judges."""
+"""The exchange that tests whether an idle guard judges."""
 
 
 class UnknownGuardError(GuardError):
@@ -96,7 +96,7 @@ class Desk:
         return chosen, self._backends[chosen]
 
     def check(self, guard: str | None) -> None:
-        """Raises what `judge` would raise before it judges, but for what the caller's own limits refuse."""
+        """Raises what `judge` would raise before it judges, except for refusals by the caller's own limits."""
         self._admit(*self.backend(guard))
 
     async def judge(
@@ -111,8 +111,8 @@ class Desk:
     ) -> Verdict:
         """The verdict and the action to take. Raises `RefusedError` if the exchange is not accepted.
 
-        `side` says that the request, or the answer, is at stake here whatever else the exchange holds: it is what an
-        error counts for. Left out, an error counts for all that the exchange holds.
+        An error counts for the part `side` (the request, or the response) alone; without `side` it counts for every
+        part that the exchange has.
         """
         name, backend = self.backend(guard)
         with self._place(name, backend, origin):
@@ -129,7 +129,7 @@ class Desk:
     async def unjudged(
         self, error: GuardError, origin: Origin, guard: str | None = None, side: Stage | None = None
     ) -> Verdict:
-        """The verdict about what is no exchange at all; it fails open only if that is so for both stages."""
+        """The error verdict about a body that holds no exchange; it fails open if `side` does, or both stages do."""
         name, backend = self.backend(guard)
         stages = (side,) if side else STAGES
         raw = error_verdict(error, backend.policy, backend.model)
@@ -139,7 +139,7 @@ class Desk:
         return verdict
 
     def begin(self) -> None:
-        """See in the background whether the guards judge."""
+        """Test in the background whether the guards judge."""
         for readiness in self._readiness.values():
             readiness.prove()
 
@@ -166,7 +166,7 @@ class Desk:
 
     @contextmanager
     def _place(self, name: str, backend: Backend, origin: Origin) -> Iterator[None]:
-        """One of the places of the queue and of the caller, given back however the judgement ends."""
+        """Hold one place of the queue and of the caller's, and give it back however the judgement ends."""
         self._admit(name, backend)
         try:
             self._callers.admit(origin.caller, self._config.limits.retry_after)
@@ -216,7 +216,7 @@ class Desk:
         exchange: Exchange | None,
         cached: bool,
     ) -> None:
-        """The audit line, in a thread where it waits for the disk."""
+        """Write the audit line, in a thread if it waits for the disk."""
         if self._audit is None:
             return
         record = partial(
@@ -245,7 +245,7 @@ class Desk:
         watch: Watch | None,
         digest: str,
     ) -> tuple[Verdict, bool]:
-        """The guard's own verdict, and whether it was known."""
+        """The guard's own verdict, and whether it came from the cache."""
         if watch is not None:  # who watches wants to hear it happen
             return await self._asked(name, exchange, mode, watch), False
         key = cache_key(name, backend, mode, digest)
@@ -311,5 +311,5 @@ class Desk:
 
 
 def _latest(stages: Collection[Stage]) -> Stage:
-    """What a judgement stands before: an answer is released, or a model is asked."""
+    """The stage to count a judgement under: `response` if there is one, for then the answer is about to be released."""
     return "response" if "response" in stages else "request"

@@ -1,7 +1,7 @@
-"""What the operator's settings make of a verdict: the request and the response are enforced each for itself.
+"""Turns a verdict and the operator's settings into an action; request and response are enforced independently.
 
-An exchange is blocked if its request is harmful and requests are enforced, or its response is harmful and responses
-are. What could not be judged is blocked if any part of it that is there is enforced and has `on_error: block`.
+An exchange is blocked if its request is harmful and requests are enforced, or its response is harmful and responses are
+enforced. An exchange that could not be judged is blocked if a part that it has is enforced with `on_error: block`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def stages_of(exchange: Exchange) -> tuple[Stage, ...]:
-    """What of an exchange there is to judge."""
+    """The parts of an exchange that can be judged."""
     present = {"request": exchange.has_prompt, "response": exchange.has_response}
     return tuple(stage for stage in STAGES if present[stage])
 
 
 def enforced(verdict: Verdict, stages: Collection[Stage], config: ServiceConfig) -> Verdict:
-    """The verdict with the operator's action; `stages` is what an error counts for."""
+    """The verdict with the operator's action; an error counts for `stages`."""
     if verdict.error is None:
         judged = {"request": verdict.request.label, "response": verdict.response.label}
         blocks = any(judged[stage] is Label.HARMFUL and config.stage(stage).use == "enforce" for stage in STAGES)

@@ -1,4 +1,4 @@
-"""An answer that its caller sends while it grows, as NDJSON: released piece by piece after its verdict."""
+"""An answer that the caller sends as NDJSON while it grows; each piece is released after its verdict."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class _Delta(Body):
 async def growing(asking: Asker) -> AsyncIterator[bytes]:
     """Events `release` and, always the last, `verdict`: an error verdict where a line cannot be read.
 
-    Raises `InputError` for a first line that is no request.
+    Raises `InputError` for a first line that is not a request.
     """
     lines = _lines(asking.request)
     body = read_body(GuardRequest, await anext(lines, b""))
     if body.response is not None or body.messages is not None:
         raise InputError('an answer that grows: give prompt and images first, then lines {"delta": ...}')
     asking.desk.check(body.guard)
-    asked = await body.exchange(asking.fetch)
+    exchange = await body.exchange(asking.fetch)
 
     answer = ""
 
     async def with_answer() -> Exchange:
-        return replace(asked, response=answer)
+        return replace(exchange, response=answer)
 
     async def judge() -> Verdict:
         return await asking.verdict_within(with_answer(), body.guard, body.mode)
@@ -75,9 +75,9 @@ async def growing(asking: Asker) -> AsyncIterator[bytes]:
 
 
 async def _deltas(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[str, None]:
-    """The pieces of the answer, to its end or until the caller has gone; a half of a character waits for the other.
+    """The pieces of the answer, until its end or until the caller has gone; surrogate pairs are joined.
 
-    Raises `InvalidBodyError`, and what the rest of the body raises.
+    Raises `InvalidBodyError`, and what reading the rest of the body raises.
     """
     halves = Halves()
     with suppress(ClientDisconnect):
@@ -93,7 +93,7 @@ async def _deltas(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[str, Non
 
 
 async def _lines(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body's lines as they arrive; blank ones say nothing."""
+    """The body's lines as they arrive, without blank ones."""
     async with aclosing(lines_of(request.stream())) as lines:
         async for line in lines:
             if line.strip():

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1, with a bound on a request's head: its bytes, and the seconds until it is whole.
+"""uvicorn's HTTP/1.1, with bounds on a request's head: its bytes, and the seconds until it is whole.
 
-The bodies have theirs in `service.access`, which sees a request once its head has come.
+`service.access` bounds the body; it sees a request once its head is whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEAD_BYTES = 65_536
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Hangs up on whoever sends an endless head, or none; `head_seconds` is set by `bounded`."""
+    """Closes a connection whose request's head is too long or does not arrive in `head_seconds` (set by `bounded`)."""
 
     head_seconds = 30.0
     _timer: asyncio.TimerHandle | None = None

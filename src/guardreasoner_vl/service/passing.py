@@ -1,8 +1,9 @@
-"""What of a chat request goes on to a model, and what of its answer leaves: lists of fields, for proxy and middleware.
+"""Which fields of a chat request go on to a model, and which of its answer go to the client; for proxy and middleware.
 
-A field of a request that is not listed is refused by its name, one of an answer is left out. What the user or the model
-says is judged. `tools`, `response_format` and system messages are the application's own words and not judged; control
-fields hold numbers, single words or text that no model reads. An unknown field that is null or empty is left out.
+A request with a field that is not listed is refused by the field's name; such a field of an answer is dropped. What the
+user or the model says is judged. `tools`, `response_format` and system messages are the application's own words and not
+judged; control fields hold numbers, single words or text that no model reads. Unknown fields that are null or empty are
+dropped.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ _PARTS: Mapping[str, Allowed] = {
     "image_url": _IMAGE_PART,
     "input_image": _IMAGE_PART,
 }
-"""The parts that are judged. Others cannot be, which the guard says."""
+"""The parts that are judged; other parts are passed to the guard, which refuses them."""
 
 _CALL: Allowed = {"id": _id, "type": _name, "index": _number, **dict.fromkeys(CALLED, _anything)}
 _FUNCTION: Allowed = {"name": _anything, "arguments": _anything}
@@ -95,14 +96,14 @@ _CALLED: Mapping[str, Allowed] = {"function": _FUNCTION, "custom": {"name": _any
 
 
 def check_extra(names: Collection[str]) -> None:
-    """Raises `ValueError` for a name that no field can have."""
+    """Raises `ValueError` for a name that is not `NAME`, `messages.NAME` or `messages.content.NAME`."""
     for name in names:
         if not _EXTRA.fullmatch(name):
             raise ValueError(f"{_shown(name)}: write NAME, messages.NAME or messages.content.NAME")
 
 
 def read_chat(raw: bytes, extra: Collection[str] = ()) -> dict[str, Any]:
-    """A chat request as it may go on. Raises `InvalidBodyError`, which names the field and never quotes its value.
+    """The chat request to pass on. Raises `InvalidBodyError`, which names the field and never quotes its value.
 
     `extra` lists more fields that pass unjudged: `NAME` of the body, `messages.NAME` and `messages.content.NAME`.
     """
@@ -119,26 +120,26 @@ def read_chat(raw: bytes, extra: Collection[str] = ()) -> dict[str, Any]:
 
 
 def leaving(message: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an answer's message, or of a delta, is judged and leaves. Raises `ValueError` for an unknown form."""
-    kept = {name: message[name] for name in TEXTS if name in message}
-    if isinstance(kept.get("content"), list):
-        kept["content"] = [_leaving_part(part) for part in kept["content"]]
+    """The fields of an answer's message, or of a delta, that are judged and sent. Raises of `answers.MALFORMED`."""
+    passed = {name: message[name] for name in TEXTS if name in message}
+    if isinstance(passed.get("content"), list):
+        passed["content"] = [_leaving_part(part) for part in passed["content"]]
     if "role" in message:
-        kept = {"role": "assistant", **kept}
+        passed = {"role": "assistant", **passed}
     if message.get("tool_calls"):
-        kept["tool_calls"] = [_leaving_call(call) for call in message["tool_calls"]]
+        passed["tool_calls"] = [_leaving_call(call) for call in message["tool_calls"]]
     if message.get("function_call"):
-        kept["function_call"] = _only(message["function_call"], _FUNCTION)
-    return kept
+        passed["function_call"] = _only(message["function_call"], _FUNCTION)
+    return passed
 
 
 def leaving_choice(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """Index and finish reason of a choice. Raises `ValueError` for what is neither a small number nor a word."""
+    """Index and finish reason of a choice. Raises `ValueError` if they are not a small number and a word."""
     index, reason = choice.get("index") or 0, choice.get("finish_reason")
     if not isinstance(index, int) or not 0 <= index < _MOST_CHOICES:
-        raise ValueError("a choice's index is no small number")
+        raise ValueError("a choice's index is not a small number")
     if reason is not None and not _name(reason):
-        raise ValueError("a finish reason is no word")
+        raise ValueError("a finish reason is not a word")
     return {"index": index, "finish_reason": reason}
 
 
@@ -163,7 +164,7 @@ def _part(part: Any, where: str, role: Any, extra: Collection[str]) -> Any:
     kind = part.get("type") if isinstance(part, dict) else None
     allowed = _PARTS.get(kind) if isinstance(kind, str) else None
     if allowed is None:
-        if role in _OPERATORS:  # of these nothing else is looked at
+        if role in _OPERATORS:  # their messages get no other check
             raise InvalidBodyError(f"{where}content: a part of this type cannot be passed on: use text or image_url")
         return part
     passed = _admitted(part, allowed, f"{where}content.", extra)
@@ -173,7 +174,7 @@ def _part(part: Any, where: str, role: Any, extra: Collection[str]) -> Any:
 
 
 def _call(call: Any, where: str) -> Any:
-    """A call that cannot be read is the guard's to refuse."""
+    """The call to pass on; one that cannot be read is passed to the guard, which refuses it."""
     if not isinstance(call, dict):
         return call
     passed = _admitted(call, _CALL, where)
@@ -185,9 +186,9 @@ def _call(call: Any, where: str) -> Any:
     return passed
 
 
-def _admitted(given: Mapping[str, Any], allowed: Allowed, where: str, extra: Collection[str] = ()) -> dict[str, Any]:
+def _admitted(fields: Mapping[str, Any], allowed: Allowed, where: str, extra: Collection[str] = ()) -> dict[str, Any]:
     passed = {}
-    for name, value in given.items():
+    for name, value in fields.items():
         known = allowed.get(name)
         if name in extra or (known and (value is None or known(value))):
             passed[name] = value
@@ -211,7 +212,7 @@ _EXPECTED: Mapping[Callable[[Any], bool], str] = {
 
 
 def _at(prefix: str, extra: Collection[str]) -> Collection[str]:
-    """The last parts of those names that stand right below `prefix`."""
+    """The last parts of the names directly below `prefix`."""
     return {name.removeprefix(prefix) for name in extra if name.rpartition(".")[0] == prefix.rstrip(".")}
 
 
@@ -231,16 +232,16 @@ def _depth(body: Any) -> int:
 
 def _leaving_part(part: Any) -> Any:
     allowed = _PARTS.get(part["type"])
-    kept = part if allowed is None else _only(part, allowed)
-    if isinstance(kept.get("image_url"), dict):
-        kept["image_url"] = _only(kept["image_url"], _IMAGE_URL)
-    return kept
+    passed = part if allowed is None else _only(part, allowed)
+    if isinstance(passed.get("image_url"), dict):
+        passed["image_url"] = _only(passed["image_url"], _IMAGE_URL)
+    return passed
 
 
 def _leaving_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    kept = _only(call, _CALL)
-    kinds = [kind for kind in CALLED if kept.pop(kind, None)]
-    return {**kept, **{kind: _only(call[kind], _CALLED[kind]) for kind in kinds[:1]}}
+    passed = _only(call, _CALL)
+    kinds = [kind for kind in CALLED if passed.pop(kind, None)]
+    return {**passed, **{kind: _only(call[kind], _CALLED[kind]) for kind in kinds[:1]}}
 
 
 def _only(given: Mapping[str, Any], allowed: Allowed) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
     request -> judged -> upstream -> its answer, judged -> client
 
-The request goes on only after its verdict and only in known fields (`service.passing`), the answer is released only
-after its own, tool calls included; a streamed answer window by window (`service.answers`). It leaves in the form that
-was asked for, whatever the upstream sends. A blocked request ends in status 400 and code `content_filter`. Where the
-operator monitors, everything passes, and the verdicts are in the metrics and the audit log.
+The request goes on only after its verdict and only in known fields (`service.passing`). The answer, tool calls too, is
+sent only after its own verdict, a streamed answer window by window (`service.answers`), and in the form that was asked
+for, whatever the upstream sends. A blocked request ends in status 400 and code `content_filter`. In monitor mode
+everything passes, and the verdicts are in the metrics and the audit log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from guardreasoner_vl.engines.chat_events import UpstreamError, is_event_stream, is_json, told_error
+from guardreasoner_vl.engines.chat_events import UpstreamError, is_event_stream, is_json, reported_error
 from guardreasoner_vl.engines.events import MOST_BYTES, TooLongError
 from guardreasoner_vl.engines.mending import plain
 from guardreasoner_vl.errors import EngineError
@@ -100,7 +100,7 @@ class _Upstream:
         return JSONResponse(completion)
 
     async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """The answer as it grows; nothing leaves before it was judged."""
+        """The answer as it grows; nothing is sent before it was judged."""
         stream = GuardedStream(self._judged, self.asking.config.upstream.window)
         try:
             async for body in answer.aiter_bytes():
@@ -135,19 +135,19 @@ async def _whole(answer: httpx.Response) -> bytes:
 
 
 def _passed_on(answer: httpx.Response, content: bytes) -> Response:
-    """The upstream's own error, without what else its body may hold: some quote the model's answer there."""
+    """The upstream's own error, without the rest of its body, which may quote the model's answer."""
     try:
         body = json.loads(content)
-        message, error = told_error(body), body["error"]
+        message, error = reported_error(body), body["error"]
     except MALFORMED:
         message, error = None, None
-    told = fault(UpstreamError.code, message or f"the model's server answered HTTP {answer.status_code}: ask again")
+    refusal = fault(UpstreamError.code, message or f"the model's server answered HTTP {answer.status_code}: ask again")
     for name in ("type", "param", "code") if isinstance(error, dict) else ():
         if isinstance(error.get(name), (str, int)):
-            told["error"][name] = plain(error[name])
+            refusal["error"][name] = plain(error[name])
     status = answer.status_code if answer.status_code >= 400 else 502
     wait = answer.headers.get("Retry-After")
-    return JSONResponse(told, status, {"Retry-After": wait} if wait else None)
+    return JSONResponse(refusal, status, {"Retry-After": wait} if wait else None)
 
 
 def _failed(error: Exception) -> JSONResponse:

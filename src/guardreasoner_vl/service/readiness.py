@@ -1,8 +1,8 @@
 """Whether a guard judges, answered at once: a probe never waits behind the exchanges that are under way.
 
-A guard is ready once it has judged, and stays so while verdicts come. One that is busy is not ready if its engine only
-fails; one that is idle is asked about an exchange of our own if its last verdict is old or was a fault, and what comes
-of that is the answer to later probes.
+A guard is ready once it has judged, and stays so while verdicts come. A busy guard is not ready if its engine only
+fails. An idle guard whose last verdict is old or was a fault is asked about a test exchange in the background, and the
+result is the answer to later probes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Verdict
 
 PROBE_SECONDS = 30.0
-"""An idle guard that takes longer for one short exchange does not judge."""
+"""A guard that needs longer for one short exchange while it is idle is not ready."""
 
 _FAULTS = frozenset({"engine", "engine_gone", "deadline", "timeout", "auth"})
-"""Codes of errors that are the engine's; an answer out of form, or an input that is refused, says nothing of it."""
+"""Codes of the engine's errors; a malformed answer, or an input that is refused, says nothing about the engine."""
 
 
 class Readiness:
-    """One guard's. `ask` judges an exchange of our own; a verdict speaks for the guard for `fresh` seconds."""
+    """Of one guard. `ask` judges a test exchange; a verdict proves that the guard judges for `fresh` seconds."""
 
     def __init__(self, ask: Callable[[], Awaitable[Verdict]], fresh: float) -> None:
         self._ask, self._fresh = ask, fresh
@@ -34,7 +34,7 @@ class Readiness:
         self._probe: asyncio.Task[None] | None = None
 
     def heard(self, verdict: Verdict) -> None:
-        """Take into account what came of an exchange."""
+        """Note the verdict about an exchange."""
         if verdict.error is None:
             self._judges, self._judged_at, self._faults_since = True, time.monotonic(), None
         elif verdict.error.code in _FAULTS and self._faults_since is None:
@@ -53,12 +53,12 @@ class Readiness:
         return self._judges
 
     def prove(self) -> None:
-        """Ask the guard in the background, unless that is under way already."""
+        """Ask the guard about the test exchange in the background, unless that is under way already."""
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._prove())
 
     async def close(self) -> None:
-        """End what is asked in the background."""
+        """Cancel the test exchange that is under way, if there is one."""
         if self._probe:
             self._probe.cancel()
             await asyncio.gather(self._probe, return_exceptions=True)

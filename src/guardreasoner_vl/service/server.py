@@ -57,13 +57,13 @@ def serve(config: ServiceConfig, reload: Callable[[], ServiceConfig] | None = No
         except SystemExit:  # uvicorn ends the process where a start fails
             pass
         except OSError as error:  # another service took the address while the model was loaded
-            raise _not_to_be_had(config.host, config.port, error) from error
+            raise _cannot_listen(config.host, config.port, error) from error
     if app.state.failure:
         raise app.state.failure
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which first tells who asks that the service leaves."""
+    """uvicorn that makes `/readyz` answer 503 for `leave_seconds` after SIGTERM before it closes the listener."""
 
     def __init__(self, app: FastAPI, config: ServiceConfig, address: str) -> None:
         super().__init__(
@@ -89,7 +89,7 @@ class _Server(uvicorn.Server):
         for listening in sockets or ():
             listening.listen(_WAITING_CONNECTIONS)
         gc.collect()
-        gc.freeze()  # what was loaded stays: to look through it again and again takes 50 ms each time
+        gc.freeze()  # loaded objects stay: each collection would look through them for 50 ms
         if self.started:
             _tell(self._address, self._settings)
 
@@ -108,7 +108,7 @@ class _Server(uvicorn.Server):
 
 
 def bound_sockets(host: str, port: int) -> list[socket.socket]:
-    """Sockets that have the host's addresses, before a model is loaded. Raises `EngineError`."""
+    """Sockets bound to the host's addresses, not listening yet. Raises `EngineError`."""
     sockets: list[socket.socket] = []
     missing: OSError | None = None
     try:
@@ -120,7 +120,7 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
-                missing = error  # a name may have an address of a family that this machine does without
+                missing = error  # a name may have an address of a family that this machine does not support
                 continue
             port = sockets[0].getsockname()[1]
         if missing and not sockets:
@@ -128,11 +128,11 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
     except (OSError, UnicodeError) as error:
         for listening in sockets:
             listening.close()
-        raise _not_to_be_had(host, port, error) from error
+        raise _cannot_listen(host, port, error) from error
     return sockets
 
 
-def _not_to_be_had(host: str, port: int, error: OSError | UnicodeError) -> EngineError:
+def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> EngineError:
     reason = getattr(error, "strerror", None) or "no such address"
     return EngineError(f"cannot listen on {host}, port {port} ({reason}): choose another")
 
@@ -140,7 +140,7 @@ def _not_to_be_had(host: str, port: int, error: OSError | UnicodeError) -> Engin
 def _listening(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
     listening = socket.socket(family, kind, protocol)
     try:
-        if sys.platform != "win32":  # there it would take the address from who has it
+        if sys.platform != "win32":  # Windows would take the address from the process that has it
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -157,7 +157,7 @@ def _address(listening: socket.socket) -> str:
 
 
 def _tell(address: str, config: ServiceConfig) -> None:
-    """One line that says where who serves what; for people where a terminal listens, else a line of the log."""
+    """Write one line with address and guards: plain text on a terminal, else a log record."""
     guards = ", ".join(f"{name}: {guard.model} ({guard.mode})" for name, guard in config.guards.items())
     line = f"serving on {address}; guards: {guards}"
     if sys.stderr.isatty():
@@ -167,7 +167,7 @@ def _tell(address: str, config: ServiceConfig) -> None:
 
 
 def _reload(app: FastAPI, reload: Callable[[], ServiceConfig] | None) -> None:
-    """Take the keys of the configuration as it is now; whatever is wrong with it leaves the old ones."""
+    """Read the keys of the configuration anew; if it cannot be read, the old keys stay."""
     if reload is None:
         _log.error("SIGHUP changes nothing: this service was started without a configuration that can be read anew")
         return

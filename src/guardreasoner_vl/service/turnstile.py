@@ -1,4 +1,4 @@
-"""One piece of work for each iteration of the event loop, where a burst would take many at once."""
+"""Spreads a burst of work over iterations of the event loop, one piece for each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Turnstile:
-    """Lets one task after another through, so that what becomes ready at once does not keep a probe waiting."""
+    """Lets one task through at a time, so that a burst of ready tasks does not keep a probe waiting."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()

@@ -1,4 +1,4 @@
-"""Known verdicts, and what they are known by."""
+"""A cache of verdicts, and the keys of its entries."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class VerdictCache:
-    """The latest verdicts, the oldest forgotten first."""
+    """At most `most` verdicts, none older than `seconds`; the one unused for longest goes first."""
 
     def __init__(self, most: int, seconds: float) -> None:
         self._most, self._seconds = most, seconds
         self._verdicts: OrderedDict[str, tuple[float, Verdict]] = OrderedDict()
 
     def get(self, key: str) -> Verdict | None:
+        """The verdict under that key, or None."""
         since, verdict = self._verdicts.get(key, (0.0, None))
         if verdict is None or time.monotonic() - since > self._seconds:
             return None
@@ -31,6 +32,7 @@ class VerdictCache:
         return verdict
 
     def keep(self, key: str, verdict: Verdict) -> None:
+        """Store a verdict; without effect if the cache has no room for any."""
         if self._most:
             self._verdicts[key] = (time.monotonic(), verdict)
             if len(self._verdicts) > self._most:
@@ -38,7 +40,7 @@ class VerdictCache:
 
 
 def digest_of(exchange: Exchange) -> str:
-    """SHA-256 of all that is judged, pictures as they were given."""
+    """SHA-256 of all turns; pictures count with the bytes or the `data:` URL that the caller sent."""
     digest = hashlib.sha256()
     for turn in (*exchange.history, exchange):
         parts = [_text_digest(turn.prompt), _text_digest(turn.response), *map(_picture_digest, turn.images)]
@@ -61,6 +63,6 @@ def _picture_digest(image: ImageSource) -> str:
 
 
 def cache_key(guard: str, backend: Backend, mode: Mode | None, digest: str) -> str:
-    """All that a verdict depends on: the guard's policy does not change while it lives."""
+    """SHA-256 of all that a verdict depends on; the guard's policy does not change while the service runs."""
     parts = [guard, backend.model.name, backend.model.revision, INSTRUCTION, mode or backend.policy.mode, digest]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

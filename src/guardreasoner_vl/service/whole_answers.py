@@ -1,4 +1,4 @@
-"""Answers that come at once, and answers that come in another form than was asked for: judged, then released."""
+"""Answers that come whole, and answers in another form than was asked for: each is judged, then sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.chat_events import ChatEvents, ToldError, UpstreamError, told_error
+from guardreasoner_vl.engines.chat_events import ChatEvents, ReportedError, UpstreamError, reported_error
 from guardreasoner_vl.engines.mending import plain
 from guardreasoner_vl.service.answers import (
     END,
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 async def released(body: bytes, judge: Judge) -> dict[str, Any]:
     """A whole completion, each choice judged, a refusal in the place of one that is blocked.
 
-    Raises `UpstreamError` where the server tells of an error or there is no answer, and of `MALFORMED` for an answer of
-    no known form.
+    Raises `UpstreamError` if the server reports an error or there is no answer, and one of `MALFORMED` for an answer of
+    unknown form.
     """
     return await _released(plain(json.loads(body)), judge)
 
 
 async def released_events(body: bytes, judge: Judge) -> dict[str, Any]:
-    """`released` for a whole answer that comes as server-sent events. Raises `EngineError` if an event is too long."""
+    """`released` for a whole answer in server-sent events. Raises `EngineError` too, if an event is too long."""
     events = ChatEvents()
     answers: dict[int, GrowingAnswer] = {}
     ends: dict[int, str | None] = {}
     beside: dict[str, Any] = {}
     try:
         chunks = [leaving_chunk(chunk) for chunk in chain(events.feed(body), events.finish())]
-    except ToldError as error:
+    except ReportedError as error:
         raise UpstreamError(await quotable(str(error), judge)) from None
     for chunk in chunks:
         beside |= beside_choices(chunk)
@@ -71,8 +71,8 @@ def as_stream(completion: dict[str, Any]) -> bytes:
 
 async def _released(completion: Any, judge: Judge) -> dict[str, Any]:
     if not isinstance(completion, dict):
-        raise ValueError("a completion is no JSON object")
-    if (message := told_error(completion)) is not None:
+        raise ValueError("a completion is not a JSON object")
+    if (message := reported_error(completion)) is not None:
         raise UpstreamError(await quotable(message, judge))
     choices = completion.get("choices")
     if choices is None or choices == []:
@@ -80,13 +80,13 @@ async def _released(completion: Any, judge: Judge) -> dict[str, Any]:
     if any(choice.get("message") is None and not choice.get("text") for choice in choices):
         raise UpstreamError("the model's answer holds a choice without a message: ask again")
 
-    async def one(choice: dict[str, Any]) -> dict[str, Any]:
+    async def judged(choice: dict[str, Any]) -> dict[str, Any]:
         message, ending = leaving(choice["message"]), leaving_choice(choice)
         verdict = await judge(answer_of(message))
         if verdict.action == "allow":
-            kept = {"logprobs": choice["logprobs"]} if "logprobs" in choice else {}
-            return {**ending, **kept, "message": message}
+            logprobs = {"logprobs": choice["logprobs"]} if "logprobs" in choice else {}
+            return {**ending, **logprobs, "message": message}
         refusal = {"role": "assistant", "content": None, "refusal": blocked_reason(verdict)}
         return {**ending, "message": refusal, "finish_reason": FILTERED}
 
-    return {**beside_choices(completion), "choices": await all_of(map(one, choices))}
+    return {**beside_choices(completion), "choices": await all_of(map(judged, choices))}

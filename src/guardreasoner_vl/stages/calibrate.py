@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.engines.faults import is_engines
+from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.evaluation.calibrate import fit
 from guardreasoner_vl.guard import Guard
@@ -44,9 +44,9 @@ def run(
         for mode in ("fast", "slow"):
             plain = Guard(guard.engine, replace(guard.policy, mode=mode, calibration=None, thresholds=(None, None)))
             predictions[mode] = judge(plain, benchmarks, folder / mode, progress=progress)
-        if failed := sum(is_engines(row.error) for rows in predictions.values() for row in rows):
+        if failed := sum(is_engine_fault(row.error) for rows in predictions.values() for row in rows):
             raise EngineError(f"{failed:,} judgements are missing: {ENGINE_FAILED}")
-        names = ", ".join(one.benchmark.name for one in benchmarks)
+        names = ", ".join(loaded.benchmark.name for loaded in benchmarks)
         calibration = fit(predictions["fast"], predictions["slow"], guard.model, names, reasoned)
         write_json(out, calibration.model_dump(mode="json"))
     return calibration

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from guardreasoner_vl.engines.faults import FaultStreak, is_engines
+from guardreasoner_vl.engines.faults import FaultStreak, is_engine_fault
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.predictions import FORMAT, PREDICTIONS, RESULTS, SETTINGS, Prediction, digest_of
 from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, check_apart, summarise
@@ -70,9 +70,11 @@ def run(
     with locked_folder(out, "evaluate"):
         rows = judge(guard, benchmarks, out, content=content, chunk=chunk, progress=progress)
         results = summarise(rows, _settings(guard), {**CONSTANT, **(baselines or {})}, apart)
-        results.set_aside = {one.benchmark.name: one.set_aside.reasons for one in benchmarks if one.set_aside.total}
-        results.warnings = [told for one in benchmarks if (told := one.size_differs)]
-        results.unanswered = sum(is_engines(row.error) for row in rows)
+        results.set_aside = {
+            loaded.benchmark.name: loaded.set_aside.reasons for loaded in benchmarks if loaded.set_aside.total
+        }
+        results.warnings = [warning for loaded in benchmarks if (warning := loaded.size_differs)]
+        results.unanswered = sum(is_engine_fault(row.error) for row in rows)
         if results.unanswered:
             results.warnings.append(f"{results.unanswered:,} rows have no judgement: {ENGINE_FAILED}")
         write_json(out / RESULTS, results.as_json())
@@ -140,7 +142,7 @@ def _check_same(path: Path, settings: Settings) -> None:
 
 
 def _stored(log: JsonlLog[Prediction], asked: Mapping[_Key, Sample]) -> dict[_Key, Prediction]:
-    """The predictions made already; those that the engine failed are taken out, to be asked for again."""
+    """The predictions in the log, by row; those of rows that the engine failed are removed, to be asked for again."""
     rows: dict[_Key, Prediction] = {}
     failed: set[int] = set()
     strange = changed = 0
@@ -148,7 +150,7 @@ def _stored(log: JsonlLog[Prediction], asked: Mapping[_Key, Sample]) -> dict[_Ke
         key = (row.benchmark, row.id)
         strange += key not in asked
         changed += key in asked and row.digest not in (None, digest_of(asked[key]))
-        if is_engines(row.error):
+        if is_engine_fault(row.error):
             failed.add(number)
         else:
             rows[key] = row

@@ -30,7 +30,7 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class State:
-    """Rollout batches done, and digests of what they were done with: the rows, the start, the rows of validation."""
+    """Rollout batches done, and digests of what they started from: rows, model and validation rows."""
 
     step: int
     rows: str
@@ -69,21 +69,21 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, start: State) -> State:
-    """The state to go on from; `start` if there is no checkpoint. Raises `DataError`.
+    """The state to go on from; `start` if there is no checkpoint.
 
-    The rows and the model that were begun with must be those of `start`.
+    Raises `DataError` if the checkpoint cannot be read or was begun with other rows or another model than `start`.
     """
-    found = [path for _, path in _checkpoints(folder) if (path / _OPTIMIZER).is_file()]
-    if not found:
+    usable = [path for _, path in _checkpoints(folder) if (path / _OPTIMIZER).is_file()]
+    if not usable:
         return start
-    newest = found[-1]
+    newest = usable[-1]
     try:
         state = State(**json.loads((newest / _STATE).read_text("utf-8")))
         if state.begun_with == start.begun_with:
             load_weights(newest, model)
             restore(optimizer, torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        earlier = f"from {found[-2].name}" if len(found) > 1 else "from the start"
+        earlier = f"from {usable[-2].name}" if len(usable) > 1 else "from the start"
         raise DataError(
             f"{newest} cannot be read: remove its {_OPTIMIZER} and nothing else; the same command goes on {earlier}"
         ) from error
@@ -92,7 +92,7 @@ def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, 
 
 
 def check_begun(folder: Path, begun: Mapping[str, str], start: State) -> None:
-    """Raises `DataError` if a run was begun with something else than this one."""
+    """Raises `DataError` if the run in `folder` was begun with another model or other rows than `start`."""
     changed = [name for name, digest in start.begun_with.items() if begun.get(name) != digest]
     if "model" in changed:
         raise DataError(f"{folder} holds a run from another model: give that one, or a new --out")
@@ -124,5 +124,5 @@ def _weights(model: Any) -> dict[str, torch.Tensor]:
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Whole checkpoints by step, the oldest first; one gets its name when all is written."""
-    found = [path for path in folder.glob("checkpoint-*") if path.suffix != PARTIAL]
-    return sorted((int(path.name.split("-")[1]), path) for path in found)
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.suffix != PARTIAL]
+    return sorted((int(path.name.split("-")[1]), path) for path in checkpoints)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.engines.faults import is_engines
+from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.guard import Guard
@@ -27,8 +27,9 @@ def validate(samples: Sequence[Sample], engine: Engine, limit: int, ranks: Ranks
     guard = Guard(engine, Policy(max_new_tokens=limit, retry_new_tokens=limit))
     part = ranks.part(samples)
     verdicts = list(guard.moderate_batch([sample.exchange() for sample in part]))
-    with ranks.together():  # it is no worse model whose engine failed
-        if fault := next((one.error for one in verdicts if one.error and is_engines(one.error.code)), None):
+    with ranks.together():  # a failing engine says nothing about the model
+        errors = (verdict.error for verdict in verdicts if verdict.error)
+        if fault := next((error for error in errors if is_engine_fault(error.code)), None):
             raise EngineError(f"validation failed ({fault.message}): the same command goes on from the last checkpoint")
     own = count(
         (gold, judged.label)

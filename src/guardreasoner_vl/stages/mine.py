@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.corpus.standing import REPEATED, TRAIN
 from guardreasoner_vl.corpus.store import CorpusInfo, is_corpus, read_corpus, read_info, write_corpus
-from guardreasoner_vl.engines.faults import FaultStreak, is_engines
+from guardreasoner_vl.engines.faults import FaultStreak, is_engine_fault
 from guardreasoner_vl.errors import DataError, EngineError, InputError
 from guardreasoner_vl.rl.candidates import FORMAT, PassRates, candidate_requests, is_kept, judged, read_candidates
 from guardreasoner_vl.run_dir import changed_keys
@@ -113,12 +113,12 @@ def _ask(
     chunk: int,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[SetAside, str]:
-    """Ask about every row that the log lacks; the rows that failed, and what was said of the last one."""
+    """Ask about every row that the log lacks; gives the rows that failed and the last error's message."""
     with JsonlLog(path, FORMAT, "mine") as log:
         todo = survey.drawn - _finished(log, survey.drawn)
         done, rows = len(survey.drawn) - len(todo), _rows_of(corpus, todo)
         while batch := list(islice(rows, chunk)):
-            log.append(one.model_dump_json().encode() + b"\n" for one in asking.judged(batch))
+            log.append(row.model_dump_json().encode() + b"\n" for row in asking.judged(batch))
             asking.streak.check()
             done += len(batch)
             if progress:
@@ -190,10 +190,10 @@ def _stored(path: Path) -> dict[str, Any]:
 
 def _finished(log: JsonlLog[Candidates], drawn: set[str]) -> set[str]:
     """The rows judged already."""
-    found = {one.id for _, one in log.rows()}
-    if strange := len(found - drawn):
+    finished = {one.id for _, one in log.rows()}
+    if strange := len(finished - drawn):
         raise DataError(f"{log.path} holds candidates of {strange:,} rows that are not asked for; give a new --out")
-    return found
+    return finished
 
 
 def _rows_of(corpus: Path, ids: set[str]) -> Iterator[Sample]:
@@ -229,7 +229,7 @@ class _Asking:
 
     @property
     def last_fault(self) -> str:
-        """Why a row got no answer: what the engine said last, or else the first row's own fault."""
+        """Why a row got no answer: the engine's last error, or else the fault of the first row that has one."""
         return self.streak.last or self.own_fault
 
     def _requests(self, sample: Sample) -> list[EngineRequest]:
@@ -251,7 +251,7 @@ class _Asking:
     def _fail(self, sample: Sample, code: str, message: str) -> None:
         self.failed.add(code, sample.id)
         self.streak.add(VerdictError(code=code, message=message))
-        if not is_engines(code):
+        if not is_engine_fault(code):
             self.own_fault = self.own_fault or message
 
 

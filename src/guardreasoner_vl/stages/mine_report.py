@@ -1,4 +1,4 @@
-"""What a mining came to: the figures of every judged row, how they are written, and why nothing was kept."""
+"""The report of a mining: the figures of all judged rows, how they are written, and why nothing was kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.corpus.store import SET_ASIDE
-from guardreasoner_vl.engines.faults import is_engines
+from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
 from guardreasoner_vl.storage.atomic import write_json, write_text, write_whole
 
@@ -53,11 +53,11 @@ class MiningReport:
 
 def unanswered(failed: Mapping[str, int]) -> int:
     """How many of the failed rows, counted by code, the engine failed."""
-    return sum(count for code, count in failed.items() if is_engines(code))
+    return sum(count for code, count in failed.items() if is_engine_fault(code))
 
 
 def write_report(out: Path, report: MiningReport) -> None:
-    """Write figures, their picture, and which rows were set aside or failed. Raises `MissingExtraError`."""
+    """Write the figures, their chart, and the rows that were skipped or failed. Raises `MissingExtraError`."""
     write_json(out / REPORT, report.as_json())
     aside = (*report.set_aside.rows, *report.failed.rows)
     if report.judged:

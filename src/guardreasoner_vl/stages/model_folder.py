@@ -56,7 +56,7 @@ def move(partial: Path, folder: Path) -> None:
 
 
 def copy_texts(source: Path, folder: Path) -> None:
-    """Tokenizer, processor and template files that `folder` lacks; how it generates becomes neutral."""
+    """Copy the tokenizer, processor and template files that `folder` lacks; make its generation settings neutral."""
     for path in source.iterdir():
         kept = path.suffix in (".json", ".txt", ".jinja") and not path.name.endswith(".index.json")
         if kept and not (folder / path.name).exists():
@@ -65,20 +65,20 @@ def copy_texts(source: Path, folder: Path) -> None:
 
 
 def _make_generation_neutral(path: Path) -> None:
-    """Greedy and without penalties, for servers take their defaults from here: Qwen's own penalty moves labels."""
+    """Greedy, without penalties: servers take defaults from this file, and Qwen's repetition penalty changes labels."""
     generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = {name: value for name, value in generation.items() if name.endswith("_token_id")}
-    neutral = {**kept, "do_sample": False, "repetition_penalty": 1.0}
+    token_ids = {name: value for name, value in generation.items() if name.endswith("_token_id")}
+    neutral = {**token_ids, "do_sample": False, "repetition_penalty": 1.0}
     path.write_text(json.dumps(neutral, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def written(path: Path, goes_on: str = "from the last checkpoint") -> Iterator[None]:
-    """Turn what comes of a full disk into a `DataError`."""
+    """Turn an error of the disk into a `DataError`; other errors pass. `goes_on` says where the next run resumes."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _of_the_disk(error):
+        if not _is_of_disk(error):
             raise
         reason = " ".join(str(error).split())[:120]
         raise DataError(
@@ -86,7 +86,7 @@ def written(path: Path, goes_on: str = "from the last checkpoint") -> Iterator[N
         ) from error
 
 
-def _of_the_disk(error: Exception) -> bool:
-    """torch and safetensors have errors of their own for it; a device that ran out of memory is none of them."""
+def _is_of_disk(error: Exception) -> bool:
+    """torch raises `RuntimeError` for a full disk, but also for a device that ran out of memory."""
     writers = ("PytorchStreamWriter", "inline_container")
     return not isinstance(error, RuntimeError) or any(name in str(error) for name in writers)

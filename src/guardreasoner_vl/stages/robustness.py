@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.engines.faults import is_engines
+from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.errors import DataError, EngineError, GuardError
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.evaluation.perturbations import NAMES, perturbed
@@ -69,14 +69,14 @@ def run(
         before = _predictions(guard, benchmarks, out / ORIGINAL, progress)
         judged = list(before.values())
         for name in names:
-            changed = [part for one in benchmarks if (part := _changed(one, name, out)).samples]
+            changed = [part for loaded in benchmarks if (part := _changed(loaded, name, out)).samples]
             after = _predictions(guard, changed, out / name.replace(" ", "-"), progress) if changed else {}
             judged += after.values()
             for target in TARGETS:
                 found[target][name] = flips(before, after, target)
-        if failed := sum(is_engines(row.error) for row in judged):
+        if failed := sum(is_engine_fault(row.error) for row in judged):
             raise EngineError(f"{failed:,} judgements are missing: {ENGINE_FAILED}")
-        content = {target: {name: asdict(one) for name, one in by.items()} for target, by in found.items()}
+        content = {target: {name: asdict(result) for name, result in by.items()} for target, by in found.items()}
         write_json(out / "robustness.json", content)
     return found
 

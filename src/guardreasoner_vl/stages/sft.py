@@ -114,7 +114,7 @@ def _trained(recipe: Recipe, data: Path, mixture: Mixture, base: Path, folder: P
 
 
 def _begun_with(samples: Sequence[Sample], rows: TokenRows, base: Path) -> dict[str, str]:
-    """What training must go on with: digests of the rows, as they are and as they are trained on, and of the model."""
+    """What a resumed run must go on with: digests of the model and of the rows, both as read and as tokens."""
     from guardreasoner_vl.engines.folders import folder_digest
     from guardreasoner_vl.sources.content import content_digest
 
@@ -125,7 +125,7 @@ def _begun_with(samples: Sequence[Sample], rows: TokenRows, base: Path) -> dict[
 
 
 def _check_same(folder: Path, begun: dict[str, str], checkpoint: str | None) -> None:
-    """Raises `DataError` if the checkpoint is one of another model or of other rows."""
+    """Raises `DataError` if the checkpoint belongs to another model or to other rows."""
     path = folder / BEGUN_WITH
     if checkpoint and path.is_file():
         changed = changed_keys(json.loads(path.read_text("utf-8")), begun)
