@@ -157,18 +157,19 @@ class Guard:
         An answer that was called off is an `error` verdict.
         """
         rounds = Rounds(self.engine)
-        for place, one in enumerate(asked):
-            self._join(rounds, one, partial(done, place))
+        for place, each in enumerate(asked):
+            self._join(rounds, each, partial(done, place))
         while rounds:
             rounds.step()
 
     def moderate_from(
         self, more: Callable[[int], Iterable[tuple[Asked, Callable[[Verdict], None]]]], most: int | None = None
     ) -> None:
-        """Judge what `more` hands in, each with whom to tell its verdict, until it hands in nothing and all are judged.
+        """Judge the items that `more` returns, each with a callback for its verdict, until it returns none and all are
+        judged.
 
         `more` is called between two rounds with the number of exchanges under way; while there are none it may wait.
-        `most` calls are put to the engine at once. `rounds` says who is served when.
+        At most `most` calls are put to the engine at once, in the order that `rounds` describes.
         """
         rounds = Rounds(self.engine, most, WINDOWS_TOGETHER)
         while (joining := list(more(len(rounds)))) or rounds:
@@ -249,7 +250,7 @@ class Guard:
 
 
 def _calibrated_for(measured: ModelInfo, model: ModelInfo) -> bool:
-    """A revision on one side alone proves nothing, so it is another model."""
+    """Whether the calibration is the model's; if only one of the two has a revision, it is taken to be another's."""
     return bool(measured.revision) == bool(model.revision) and same_model(measured, model)
 
 

@@ -1,4 +1,4 @@
-"""Pictures, videos and sounds that a row or a message names, by a key or by a mark in a text: none is lost unseen."""
+"""Finds the images, videos and sounds that a row or a message names, by a key or by a mark, so that none is dropped."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ _LEADING_MARKS = re.compile(rf"\A\s*(?:{_MARK.pattern}\s*)+", re.IGNORECASE)
 
 
 def unread_medium(content: Mapping[str, object], read: Collection[str] = ()) -> str | None:
-    """The first key of `content` that names a medium, holds something, and is not among those that are `read`."""
+    """The first key of `content` that names a medium, is not empty, and is not among the keys that are `read`."""
     return next(
-        (key for key, value in content.items() if key not in read and _names_medium(key) and _there(value)), None
+        (key for key, value in content.items() if key not in read and _names_medium(key) and _holds_something(value)),
+        None,
     )
 
 
 def marks(text: str) -> Counter[str]:
-    """How often each medium's mark stands in a text: `<image>`, `<video>`, `<audio>`, in any case."""
+    """How often a text holds each medium's mark: `<image>`, `<video>`, `<audio>`, in any case."""
     return Counter(match[1].lower() for match in _MARK.finditer(text))
 
 
 def leading_marks(text: str) -> Counter[str]:
     """The marks that a text begins with."""
-    begun = _LEADING_MARKS.match(text)
-    return marks(begun[0]) if begun else Counter()
+    match = _LEADING_MARKS.match(text)
+    return marks(match[0]) if match else Counter()
 
 
 def _names_medium(key: object) -> bool:
     return isinstance(key, str) and _KEY.fullmatch(re.sub(r"[\W_]+", "", key)) is not None
 
 
-def _there(value: object) -> bool:
-    """False for null, false, zero, NaN, and for what is empty or holds such values alone."""
+def _holds_something(value: object) -> bool:
+    """False for null, false, zero, NaN, and for what is empty or holds only such values."""
     if isinstance(value, (list, tuple)):
-        return any(map(_there, value))
+        return any(map(_holds_something, value))
     if isinstance(value, dict):
-        return any(map(_there, value.values()))
+        return any(map(_holds_something, value.values()))
     return bool(value) and value == value

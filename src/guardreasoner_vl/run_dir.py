@@ -48,7 +48,7 @@ _FREE = {
 def open_run_dir(path: str | Path, recipe: Recipe, command: str) -> Iterator[Path]:
     """The folder, created or reopened, for `command` alone until the end; of several ranks the main one locks it.
 
-    `command` is a stage, which begins by this recipe, or `run`, for which every stage that has begun is compared.
+    `command` is a stage, which then begins with this recipe, or `run`, which compares every stage that has begun.
     Raises `RecipeError` naming the keys if a compared stage has read other values, and `DataError` if another process
     has the folder.
     """
@@ -56,7 +56,7 @@ def open_run_dir(path: str | Path, recipe: Recipe, command: str) -> Iterator[Pat
     with locked_folder(folder, command) if _is_main() else nullcontext(folder):
         begun = _begun(folder)
         _compare(folder, begun, recipe, begun if command == ALL else (command,))
-        if _is_main():  # the record first: a recipe without one is of a folder in which every stage has read it
+        if _is_main():  # stages first: in a folder with a recipe alone, every stage counts as having read it
             write_json(folder / STAGES, begun)
             write_json(folder / RECIPE, recipe.model_dump(mode="json"))
         if command != ALL:
@@ -83,7 +83,7 @@ def _compare(folder: Path, begun: dict[str, dict[str, Any]], recipe: Recipe, sta
 
 
 def _is_main() -> bool:
-    """Whether this is the process of a launch that writes, or the only one."""
+    """Whether this process writes: the only one, or rank 0 of several."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -110,7 +110,7 @@ def _read_by(stage: str, resolved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _begun(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each stage that has begun has read; of a folder without that record, all read its recipe."""
+    """What each stage that has begun has read; without `stages.json`, all of them are taken to have read the recipe."""
     stages = _json(folder / STAGES)
     if stages is not None:
         return stages

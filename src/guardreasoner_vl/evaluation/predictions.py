@@ -39,7 +39,7 @@ class Prediction(Frozen):
     error: str | None = None
     mode: Mode
     digest: str | None = None
-    """Of the content that was judged, so that a row that has changed since is not taken for it."""
+    """Of the content that was judged, so that a row whose content has changed since is noticed."""
     completion_tokens: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
     content: dict[str, Any] | None = None
@@ -67,7 +67,7 @@ class Prediction(Frozen):
 
 
 def digest_of(sample: Sample) -> str:
-    """What a prediction notes of the content that was judged."""
+    """The digest of a row's content that its prediction stores: 16 hexadecimal digits."""
     return content_digest((sample,))[:16]
 
 
@@ -81,7 +81,7 @@ def _content(sample: Sample, verdict: Verdict) -> dict[str, Any]:
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
-    """The rows of one file; raises `DataError` with the line that is none, or that is about the same row as another."""
+    """The rows of one file; raises `DataError` with the line that is not a prediction or repeats a row."""
     return read_rows(path, FORMAT)
 
 
@@ -91,4 +91,4 @@ FORMAT = Format(
     "give a predictions.jsonl that evaluate wrote",
     key=lambda row: (row.benchmark, row.id),
 )
-"""A line of a file of predictions."""
+"""The lines of a file of predictions."""

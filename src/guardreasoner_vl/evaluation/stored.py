@@ -89,11 +89,11 @@ def _labels(record: Record, target: Target | None) -> tuple[GoldLabel | None, Go
 
 
 def _add_by_id(stored: Stored, path: Path, gold: Path) -> None:
-    """Every gold row has one answer, but for as many as there are rows of either file that could not be read."""
+    """Raises `DataError` unless the ids of both files agree, except for rows of either file that cannot be read."""
     unread = SetAside()
     truths = {sample.id: sample for sample in read_samples(gold, unread)}
     seen: set[str] = set()
-    strange, torn = 0, 0
+    unknown, nameless = 0, 0
     for row in read_records(path):
         try:
             record = row.record
@@ -102,7 +102,7 @@ def _add_by_id(stored: Stored, path: Path, gold: Path) -> None:
                 raise NotASampleError("no text in 'id'")
         except NotASampleError as error:
             stored.set_aside.add(str(error), row.place)
-            torn += 1
+            nameless += 1
             continue
         if key in seen:
             stored.set_aside.add("its id stands there already", row.place)
@@ -110,11 +110,11 @@ def _add_by_id(stored: Stored, path: Path, gold: Path) -> None:
             seen.add(key)
             stored.rows.append(_against(truths[key], _answer(stored, record, row.place)))
         else:
-            strange += 1
+            unknown += 1
     missing = [sample for key, sample in truths.items() if key not in seen]
-    if strange > unread.total or len(missing) > torn:
+    if unknown > unread.total or len(missing) > nameless:
         raise DataError(
-            f"{path}: {strange:,} answers to rows that {gold} lacks, {len(missing):,} of its rows without "
+            f"{path}: {unknown:,} answers to rows that {gold} lacks, {len(missing):,} of its rows without "
             "an answer; give the file that was judged"
         )
     stored.set_aside.merge(unread)

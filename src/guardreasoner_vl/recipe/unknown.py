@@ -1,4 +1,4 @@
-"""What an unknown key of a settings file was probably meant to be."""
+"""Error messages for settings that pydantic refuses, with a guess at what an unknown key was meant to be."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def first_problem(problems: Sequence[ErrorDetails], root: type[BaseModel], whole: str) -> str:
-    """Where pydantic found settings of the kind `root` wrong, and how; never what stood there.
+    """The first problem of settings of type `root`: the key and what is wrong, never the value.
 
-    An unknown key comes before other problems: it may be the missing one, misspelt. `whole` names the settings.
+    An unknown key comes before other problems: it may be a missing key, misspelt. `whole` names the settings.
     """
     problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in problem["loc"])
@@ -41,7 +41,7 @@ def nearest_key(root: type[BaseModel], place: Sequence[str | int]) -> str | None
 
 
 def known_keys(root: type[BaseModel], place: str = "") -> list[tuple[str, str]]:
-    """Every key and the dotted name of the section that it stands in, outer ones last."""
+    """Every key with the dotted name of its section, outer sections last."""
     keys: list[tuple[str, str]] = []
     for name, field in root.model_fields.items():
         for section in _sections(field.annotation):
@@ -50,7 +50,7 @@ def known_keys(root: type[BaseModel], place: str = "") -> list[tuple[str, str]]:
 
 
 def _section_of(root: type[BaseModel], place: Sequence[str | int]) -> str:
-    """The dotted name of a section; indices of lists and names of mappings are left out of it."""
+    """The dotted name of a section, without indices of lists and keys of mappings."""
     names: list[str] = []
     sections = [root]
     for part in place:

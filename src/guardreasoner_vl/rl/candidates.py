@@ -46,7 +46,7 @@ def read_candidates(path: Path) -> Iterator[Candidates]:
 
 
 FORMAT = Format(Candidates.model_validate_json, "a row's candidates", key=lambda row: row.id)
-"""A line of a file of candidates."""
+"""The lines of a file of candidates."""
 
 
 def candidate_requests(sample: Sample, section: MineSection, seed: int) -> list[EngineRequest]:

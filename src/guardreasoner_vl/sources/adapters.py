@@ -93,10 +93,10 @@ def samples_of(row: Row, place: Place, to_sample: ToSample) -> Sequence[Sample]:
     """The samples of one row, checked. Raises `GuardError` with the reason why it cannot be used."""
     record = row.record
     try:
-        made = to_sample(record, place)
+        result = to_sample(record, place)
     except ValidationError as error:
         raise NotASampleError(field_fault(error)) from error
-    samples = [made] if isinstance(made, Sample) else made or ()
+    samples = [result] if isinstance(result, Sample) else result or ()
     for sample in samples:
         checked(sample).exchange()
     if samples and not any(sample.images for sample in samples) and (key := unread_medium(record)):

@@ -1,6 +1,6 @@
-"""What every reader asks of a sample, whatever file it comes from, and what is said about a row that is none.
+"""Checks that every reader makes of a sample, whatever the file's format, and the reasons for refusing a row.
 
-Reasons name fields, never what stands in them.
+Reasons name fields and never quote their values.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def field_fault(error: ValidationError) -> str:
 
 
 def checked(sample: Sample) -> Sample:
-    """The sample itself. Raises `NotASampleError` for what no tokenizer, file name or JSON file can hold.
+    """The sample itself. Raises `NotASampleError` for values that no tokenizer, file name or JSON file can hold.
 
-    A sample whose modality has a picture must have one, so that none is lost unseen.
+    A sample whose modality has an image must have one, so that a lost image is noticed.
     """
     for name in _TEXTS:
         if _is_broken(getattr(sample, name)):
@@ -60,12 +60,12 @@ def checked(sample: Sample) -> Sample:
 
 
 def marks_fault(text: str, pictures: int) -> str | None:
-    """Why a text that begins with marks of media cannot stand for itself: one of them is not read, or is missing."""
-    begun = leading_marks(text)
+    """Why a text that begins with marks of media is refused: a video or sound is not read, or an image is missing."""
+    counts = leading_marks(text)
     for medium in ("video", "audio"):
-        if begun[medium]:
+        if counts[medium]:
             return f"a <{medium}> mark: only texts and pictures are read"
-    if begun["image"] > pictures:
+    if counts["image"] > pictures:
         return "more <image> marks than pictures"
     return None
 

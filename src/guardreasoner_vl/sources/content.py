@@ -1,4 +1,4 @@
-"""Whether rows are the same as before: a digest of all that is judged, and of what it is held against."""
+"""A digest of rows, texts, images and labels, to tell whether they are the same as before."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _LABELS = ("request_label", "response_label")
 _ODD_FIELDS = "its 'sample' is not made of a sample's fields"
 _DATASET_INFO = "dataset_info.json"
 _PICTURES = ("images", "image", "image_path", "image_paths")
-"""Keys that pictures' paths stand under, in a list or alone."""
+"""Keys of images' paths, a list or one path."""
 
 _LEADING_MARKS = re.compile(rf"Human user:\n((?:{IMAGE}\n)*)")
 _RESULT = "<result>"
@@ -66,23 +66,23 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def conversation_of(record: Record, place: Place, messages: str, role: str, text: str) -> Conversation:
-    """One message of the user and one of the assistant under the given keys; the instruction is left out.
+    """The one message of the user and the one of the assistant under these keys; the instruction is skipped.
 
-    Raises `NotASampleError` for another conversation, and for media that are not read.
+    Raises `NotASampleError` for a conversation of other messages, and for media that are not read.
     """
     listed = record.get(messages)
-    spoken: dict[str, list[Record]] = {"user": [], "assistant": []}
+    by_role: dict[str, list[Record]] = {"user": [], "assistant": []}
     for message in listed if isinstance(listed, list) else ():
         name = _ROLES.get(str(message.get(role))) if isinstance(message, dict) else None
         if name is None:
             raise NotASampleError(f"{messages!r}: a message of no known role")
         if medium := unread_medium(message, (text,)):
             raise NotASampleError(f"{medium!a:.40} of a message: a medium that this layout does not read")
-        if name in spoken:
-            spoken[name].append(message)
-    if any(len(those) != 1 for those in spoken.values()):
+        if name in by_role:
+            by_role[name].append(message)
+    if any(len(listed) != 1 for listed in by_role.values()):
         raise NotASampleError("no user and assistant message, one of each")
-    asked, answered = (text_of(those[0], text) for those in spoken.values())
+    asked, answered = (text_of(listed[0], text) for listed in by_role.values())
     return Conversation(asked, answered, images_of(record, place))
 
 
@@ -113,9 +113,9 @@ def gold_label(text: str, target: Target, *, bare: bool = False) -> GoldLabel | 
 
 
 def images_of(record: Record, place: Place) -> tuple[str, ...]:
-    """The paths of pictures below the file's folder; the authors' may start with the trainer's folder `data`.
+    """The paths of images below the file's folder; the authors' may start with the trainer's folder `data`.
 
-    Raises `NotASampleError` for what is no path, and for other media.
+    Raises `NotASampleError` for values that are not paths, and for other media.
     """
     if medium := unread_medium(record, _PICTURES):
         raise NotASampleError(f"{medium!a:.40}: a medium that this layout does not read")
@@ -132,7 +132,7 @@ def images_of(record: Record, place: Place) -> tuple[str, ...]:
 
 
 def check_marks(spoken: Conversation) -> None:
-    """Raises `NotASampleError` unless every picture has its mark before the prompt, and no other medium has one."""
+    """Raises `NotASampleError` unless each image has one mark before the prompt, and no other medium has a mark."""
     counts = marks(spoken.asked)
     for medium in ("video", "audio"):
         if counts[medium]:

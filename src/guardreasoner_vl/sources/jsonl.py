@@ -14,7 +14,7 @@ from guardreasoner_vl.images import file_name_fault
 from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.sources.checked import made_from, marks_fault
 from guardreasoner_vl.sources.parquet import read_rows
-from guardreasoner_vl.sources.records import NotASampleError, read_records
+from guardreasoner_vl.sources.records import NotASampleError, read_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,13 +51,7 @@ def read_samples(path: Path, set_aside: SetAside | None = None) -> Iterator[Samp
     if path.suffix == ".parquet":
         yield from read_rows(path, set_aside)
         return
-    for row in read_records(path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl"):
-        try:
-            yield _sample(row.record, path.parent)
-        except NotASampleError as error:
-            if set_aside is None:
-                raise DataError(f"{path.parent / row.place}: {error}; fix or remove it") from error
-            set_aside.add(str(error), row.place)
+    yield from read_with(_sample, path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl", set_aside)
 
 
 def _sample(record: Record, folder: Path) -> Sample:

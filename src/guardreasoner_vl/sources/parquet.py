@@ -15,7 +15,7 @@ from guardreasoner_vl.errors import DataError, MissingExtraError
 from guardreasoner_vl.images import file_name_fault
 from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.sources.checked import made_from
-from guardreasoner_vl.sources.records import NotASampleError, read_records, unpack_picture, unreadable
+from guardreasoner_vl.sources.records import NotASampleError, read_with, unpack_picture, unreadable
 from guardreasoner_vl.storage.atomic import replacing
 
 if TYPE_CHECKING:
@@ -63,13 +63,7 @@ def read_rows(path: Path, set_aside: SetAside | None = None) -> Iterator[Sample]
     be read to its end, or lacks a column that samples need, raises `DataError` either way.
     """
     _check_columns(path)
-    for row in read_records(path, ".parquet"):
-        try:
-            yield _sample(row.record, path.parent)
-        except NotASampleError as error:
-            if set_aside is None:
-                raise DataError(f"{path.parent / row.place}: {error}; fix or remove it") from error
-            set_aside.add(str(error), row.place)
+    yield from read_with(_sample, path, ".parquet", set_aside)
 
 
 def _check_columns(path: Path) -> None:
@@ -125,8 +119,8 @@ def _sample(row: Record, folder: Path) -> Sample:
     """Absent columns and null have the field's default. Raises `NotASampleError`."""
     if medium := unread_medium(row, ("images",)):
         raise NotASampleError(f"{medium!a:.40}: no field of a sample; pictures stand in images")
-    given = {name: value for name, value in row.items() if value is not None or name in _NEEDED}
-    return made_from({**given, "images": _images(row, folder), "meta": _meta(row)})
+    fields = {name: value for name, value in row.items() if value is not None or name in _NEEDED}
+    return made_from({**fields, "images": _images(row, folder), "meta": _meta(row)})
 
 
 def _images(row: Record, folder: Path) -> list[str]:

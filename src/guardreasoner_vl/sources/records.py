@@ -22,8 +22,11 @@ from guardreasoner_vl.storage.atomic import write_whole
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE, lines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.types import Sample
 
 Record = dict[str, Any]
 NOT_JSON = "not JSON"
@@ -61,6 +64,22 @@ class _Fault:
     reason: str
 
 
+def read_with(
+    make: Callable[[Record, Path], Sample], path: Path, ending: str, set_aside: SetAside | None
+) -> Iterator[Sample]:
+    """The samples that `make` reads from the records of a file and its folder.
+
+    A row for which that fails raises `DataError`, or is named in `set_aside`, if it is given, with the reason.
+    """
+    for row in read_records(path, ending):
+        try:
+            yield make(row.record, path.parent)
+        except NotASampleError as error:
+            if set_aside is None:
+                raise DataError(f"{path.parent / row.place}: {error}; fix or remove it") from error
+            set_aside.add(str(error), row.place)
+
+
 def read_records(path: Path, ending: str | None = None) -> Iterator[Row]:
     """The file's rows, by its `ending` or its name's; a JSON object of objects yields them with their key as `_key`.
 
@@ -84,7 +103,7 @@ def read_records(path: Path, ending: str | None = None) -> Iterator[Row]:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """What to raise where a file cannot be opened, or not be read to its end."""
+    """The error to raise if a file cannot be opened, or cannot be read to its end."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions")
     return DataError(f"{path}: cannot be read to its end ({type(error).__name__}); download it again")
@@ -147,7 +166,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _text(path: Path) -> IO[str]:
-    """What is no UTF-8 becomes lone surrogates, so that it spoils its own row only."""
+    """The file as text; bytes that are not UTF-8 become lone surrogates, so that only their row is refused."""
     if path.suffix in _OPEN:
         return _OPEN[path.suffix](  # type: ignore[operator,no-any-return]
             path, "rt", encoding="utf-8-sig", newline="", errors="surrogateescape"
@@ -181,7 +200,7 @@ def _keyed(content: Record) -> Iterator[Any]:
 
 
 def _line_by_line(path: Path, data: bytes, error: Exception) -> Iterator[tuple[str, Any]]:
-    """Raises `DataError` if the lines are no records either, or if a list has no end: then more than a row is lost."""
+    """One record a line. Raises `DataError` if no line is a record, or if a list has no end, so that rows are lost."""
     where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
     refused = DataError(f"{path}{where}: {NOT_JSON}; mend it there, or download the file again")
     stripped = data.strip()

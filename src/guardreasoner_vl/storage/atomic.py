@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the one line that says why a file could not be written."""
+"""Files that are written whole or not at all, and the error for a file that cannot be written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PARTIAL = ".partial"
-"""How the name of a file or folder ends that is not whole yet."""
+"""The ending of a file's or folder's name while it is being written."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -41,9 +41,9 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new empty file to write in, which takes the place of `path` at the end; after an error it is removed.
+    """Give a new empty file beside `path`, which replaces `path` at the end and is removed after an error.
 
-    No two processes get the same one. Raises `DataError` for what the disk does not take.
+    No two processes get the same file. Raises `DataError` if the disk does not take it.
     """
     with writing(path):
         partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
@@ -60,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` of a write into a `DataError` of one line that names `path` and the remedy."""
+    """Turn an `OSError` into a `DataError` that names `path` and the remedy."""
     try:
         yield
     except OSError as error:
@@ -68,7 +68,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: OSError) -> DataError:
-    """What to raise where `path` could not be written."""
+    """The error to raise if `path` cannot be written."""
     remedy = "make room" if error.errno in _FULL else "mend that"
     reason = error.strerror or type(error).__name__
     return DataError(f"{path} cannot be written ({reason}): {remedy}; the same command goes on")
@@ -81,7 +81,7 @@ def sync(stream: BinaryIO) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk know a folder's names, where the file system can."""
+    """Flush a folder's entries to the disk, if the file system can."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)

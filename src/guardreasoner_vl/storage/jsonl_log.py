@@ -1,6 +1,6 @@
-"""One append-only file of JSON lines: locked, mended after a kill, and never rewritten in place.
+"""An append-only file of JSON lines: locked, repaired after a kill, and never rewritten in place.
 
-A line is on the disk when `append` returns. A kill leaves at most one torn line, at the end, which the next process
+Lines are on the disk when `append` returns. A kill leaves at most one torn line, at the end, which the next process
 cuts off; a full disk leaves whole lines only.
 """
 
@@ -28,10 +28,10 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Format(Generic[Row]):
-    """What a line is: `parse` reads one, or raises `ValueError`; `what` names a row, `remedy` says what to do with
-    a line that is none. `key`, where rows must differ in it, tells rows apart.
+    """How a line is read: `parse` gives its row, or raises `ValueError`; `what` names a row in error messages, `remedy`
+    says what to do with another line. No two rows may have the same `key`, if there is one.
 
-    `torn` says whether an unterminated line that cannot be read is the beginning of a row, and may be cut off.
+    `torn` says whether an unterminated line that cannot be read is the beginning of a row and may be cut off.
     """
 
     parse: Callable[[bytes], Row]
@@ -50,9 +50,9 @@ def lines_of(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def read_rows(path: Path, form: Format[Row], *, torn: bool = False) -> Iterator[Row]:
-    """The rows of a file that another process may be writing; `torn` leaves out a last line that is not whole.
+    """The rows of a file that another process may be writing; `torn` skips a last line that is not whole.
 
-    Raises `DataError` with the line that is no row, that repeats one, or if there is no file.
+    Raises `DataError` if a line is not a row (it names the line) or repeats one, or if there is no file.
     """
     try:
         with path.open("rb") as stream:
@@ -78,7 +78,7 @@ def _parsed(path: Path, stream: BinaryIO, form: Format[Row], torn: bool) -> Iter
 
 
 def is_torn(file: int) -> bool:
-    """Whether an open file does not end with a line's end."""
+    """Whether an open file has bytes after its last newline."""
     if not os.fstat(file).st_size:
         return False
     os.lseek(file, -1, os.SEEK_END)
@@ -88,8 +88,9 @@ def is_torn(file: int) -> bool:
 class JsonlLog(Generic[Row]):
     """The file at `path`, for one process at a time; use it as a context manager.
 
-    `who` names the command that has the file, `otherwise` what to do but wait. Raises `DataError` if another process
-    has it. Nothing is changed before `rows` was read to its end without a fault, or `mend` was called.
+    `who` names the command that uses the file, `otherwise` what a second process can do instead of waiting. Raises
+    `DataError` if another process has the file. The file stays as it is until `rows` has been read to its end without a
+    fault, or `mend` is called.
     """
 
     def __init__(self, path: Path, form: Format[Row], who: str, otherwise: str = ANOTHER_OUT) -> None:
@@ -115,16 +116,16 @@ class JsonlLog(Generic[Row]):
         return os.fstat(self._stream.fileno()).st_size
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        """Every row with its line's number, from 1; a torn last line is cut off at the end.
+        """Every row with its line's number, from 1; then cut off a torn last line.
 
-        Raises `DataError` with the line that is no row or repeats one.
+        Raises `DataError` with the line that is not a row or repeats one.
         """
         with self._reader() as stream:
             yield from _parsed(self.path, stream, self._form, torn=True)
         self.mend()
 
     def mend(self) -> None:
-        """End the last line if it is a row, else cut it off in its place. Raises `DataError` if it is no torn row."""
+        """Terminate the last line if it is a row, cut it off if it is torn. Raises `DataError` if it is neither."""
         last = self._last()
         if not last:
             return
@@ -166,21 +167,21 @@ class JsonlLog(Generic[Row]):
             raise unwritable(self.path, error) from error
 
     def cut(self, line: int) -> None:
-        """Leave the first `line` lines, in their place."""
+        """Keep the first `line` lines and cut off the rest."""
         with self._reader() as stream:
-            kept = sum(len(one) for number, one in enumerate(stream, 1) if number <= line)
-        if kept < self.size:
+            size = sum(len(content) for number, content in enumerate(stream, 1) if number <= line)
+        if size < self.size:
             with writing(self.path):
-                os.ftruncate(self._stream.fileno(), kept)
+                os.ftruncate(self._stream.fileno(), size)
                 os.fsync(self._stream.fileno())
 
     def without(self, lines: set[int]) -> None:
-        """Take lines out, by a new file that takes the old one's place whole, and locked already."""
+        """Remove the lines with these numbers, as `replace` does."""
         with self._reader() as stream:
             self.replace(line for number, line in enumerate(lines_of(stream), 1) if number not in lines)
 
     def replace(self, lines: Iterable[bytes]) -> None:
-        """Other lines instead, by a new file that takes the old one's place whole, and locked already."""
+        """Write other lines to a new file, locked from the start, that replaces the old one whole."""
         old, partial = self._stream, self.path.with_name(f"{self.path.name}{PARTIAL}")
         with writing(self.path):
             partial.unlink(missing_ok=True)
@@ -202,9 +203,9 @@ class JsonlLog(Generic[Row]):
             sync_folder(self.path.parent)
 
     def _put(self, content: bytes) -> None:
-        left = memoryview(content)
-        while left:  # a disk that is nearly full takes a part
-            left = left[self._stream.write(left) :]
+        rest = memoryview(content)
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[self._stream.write(rest) :]
 
     def _check(self) -> None:
         if self._fault is not None:
@@ -223,7 +224,7 @@ class JsonlLog(Generic[Row]):
         return stream
 
     def _last(self) -> bytes:
-        """What stands after the last line's end."""
+        """The bytes after the last newline."""
         if not is_torn(self._stream.fileno()):
             return b""
         tail, end = b"", self.size

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK = ".lock"
-"""The file in a folder in use; it goes when the folder is given back."""
+"""The lock file of a folder in use; it is removed when the folder is released."""
 
 ANOTHER_OUT = "give another --out"
-_LEFT = re.compile(rf"\.(\d+)-[0-9a-f]{{8}}{re.escape(PARTIAL)}$")
+_LEFTOVER = re.compile(rf"\.(\d+)-[0-9a-f]{{8}}{re.escape(PARTIAL)}$")
 _held: ContextVar[frozenset[Path]] = ContextVar("held_folders", default=frozenset())
 
 
@@ -37,7 +37,7 @@ def try_lock(file: int) -> bool:
 
 
 def stands_at(path: Path, file: int) -> bool:
-    """Whether the open file is still the one at `path`: it may have been moved, removed or replaced."""
+    """Whether the open file is still the one at `path`, not moved, removed or replaced."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
@@ -45,16 +45,16 @@ def stands_at(path: Path, file: int) -> bool:
 
 
 def in_use(path: Path, who: str, otherwise: str = ANOTHER_OUT) -> DataError:
-    """What to raise if another process has `path`."""
+    """The error to raise if another process has `path`; `who` names its command."""
     return DataError(f"{path}: another {who} is writing it; wait for it or {otherwise}")
 
 
 @contextmanager
 def locked_folder(folder: Path, command: str) -> Iterator[Path]:
-    """The folder, made where it is not there, for this process alone until the end.
+    """Lock the folder, created if it is missing, for this process until the end.
 
-    What is called inside may lock it again. Raises `DataError` that names the other command if another process, or
-    another thread, has it. A folder that was made for nothing is removed.
+    Code inside may lock it again. Raises `DataError` that names the other command if another process, or another
+    thread, has it. A folder that was created and stays empty is removed.
     """
     place = folder.resolve()
     if place in _held.get():
@@ -66,8 +66,8 @@ def locked_folder(folder: Path, command: str) -> Iterator[Path]:
     file = _taken(folder, command)
     held = _held.set(_held.get() | {place})
     try:
-        for place in (folder, *_inside(folder)):
-            sweep(place)
+        for used in (folder, *_inside(folder)):
+            sweep(used)
         yield folder
     finally:
         _held.reset(held)
@@ -80,14 +80,14 @@ def locked_folder(folder: Path, command: str) -> Iterator[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The folders inside in which nobody else works."""
+    """The folders inside that no other process has locked."""
     return [path for path in folder.iterdir() if path.is_dir() and not (path / LOCK).exists()]
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left half written of the files of that name."""
+    """Remove the half-written files that killed processes left of the files of that name."""
     for path in folder.glob(f"{name}{PARTIAL}"):
-        if (left := _LEFT.search(path.name)) and not _runs(int(left[1])):
+        if (leftover := _LEFTOVER.search(path.name)) and not _runs(int(leftover[1])):
             with suppress(OSError):
                 path.unlink()
 
@@ -113,7 +113,7 @@ def _taken(folder: Path, command: str) -> int:
                 locked = try_lock(file)
             if not locked:
                 raise in_use(folder, _holder(file))
-            if stands_at(path, file):  # else its last owner has removed it in between
+            if stands_at(path, file):  # else the last process that had it has removed it in between
                 with suppress(OSError):  # on a full disk the lock holds without a name in it
                     os.ftruncate(file, 0)
                     os.pwrite(file, f"`{command}` (process {os.getpid()})".encode(), 0)
