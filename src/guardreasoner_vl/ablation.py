@@ -63,14 +63,14 @@ class Outcome:
 
 
 def variants(recipe: Recipe) -> dict[str, Variant]:
-    """The paper's, and the other form of the reward.
+    """The paper's variants, and one with the other form of the reward.
 
-    Modalities alone are variants where the recipe has several, Eco where its reward looks at lengths.
+    There is a variant for each single modality if the recipe has several, and Eco if its reward depends on lengths.
     """
     form: RewardForm = "paper" if recipe.grpo.reward.form != "paper" else "bounded"
     rl: tuple[Stage, ...] = ("grpo",)
     alone = recipe.data.modalities if len(recipe.data.modalities) > 1 else ()
-    made = {
+    known = {
         "SFT": Variant({"sft": {"without_reasoning": 1.0}, "evaluate": {"mode": "fast"}}, ("sft",), "sft"),
         **{f"R-SFT ({name})": Variant({"data": {"modalities": [name]}}, ("sft",), "sft") for name in alone},
         START: Variant({}, (), "sft"),
@@ -82,36 +82,36 @@ def variants(recipe: Recipe) -> dict[str, Variant]:
         f"{form} reward": Variant({"grpo": {"reward": _reward(form)}}, rl),
     }
     return {
-        name: variant if _differs(recipe, variant) else replace(variant, stages=()) for name, variant in made.items()
+        name: variant if _differs(recipe, variant) else replace(variant, stages=()) for name, variant in known.items()
     }
 
 
 def _reward(form: RewardForm) -> dict[str, Any]:
-    """Another form of the reward; a token cost belongs to `bounded` alone, and there it is no part of the method."""
+    """Another form of the reward, without the token cost, which only `bounded` has and the method does not need."""
     return {"form": form, "token_cost": 0.0}
 
 
 def _eco(reward: RewardSection, stages: tuple[Stage, ...]) -> dict[str, Variant]:
-    """The paper's cut-off at a sixth. In the `bounded` form it touches wrong answers only, so a token cost saves."""
+    """The paper's cut-off at a sixth; in the `bounded` form it acts on wrong answers only, so a token cost is added."""
     changes = {"paper": {}, "bounded": {"token_cost": 0.3}}.get(reward.form)
     return {} if changes is None else {"Eco": Variant({"grpo": {"reward": {"beta": 1 / 6, **changes}}}, stages)}
 
 
-def built(recipe: Recipe, only: Sequence[str] = ()) -> dict[str, tuple[Variant, Recipe]]:
-    """Every variant (or those in `only`) with its recipe, nothing trained yet.
+def build_variants(recipe: Recipe, only: Sequence[str] = ()) -> dict[str, tuple[Variant, Recipe]]:
+    """Every variant (or those in `only`) with its recipe; trains nothing.
 
-    Raises `InputError` for a variant that there is none of, `RecipeError` for one that the recipe has no room for, and
-    for a recipe without a model.
+    Raises `InputError` for an unknown variant, `RecipeError` for one that the recipe does not allow and for a recipe
+    without a model.
     """
     _ = recipe.base
     known = variants(recipe)
     if unknown := [name for name in only if name not in known]:
         raise InputError(f"no variant {unknown[0]!r}: use {', '.join(known)}")
-    made: dict[str, tuple[Variant, Recipe]] = {}
+    built: dict[str, tuple[Variant, Recipe]] = {}
     for name, variant in known.items():
         if not only or name in only:
-            made[name] = variant, _changed(recipe, variant.changes, f"variant {name!r} of {recipe.name}")
-    return made
+            built[name] = variant, _changed(recipe, variant.changes, f"variant {name!r} of {recipe.name}")
+    return built
 
 
 def _differs(recipe: Recipe, variant: Variant) -> bool:
@@ -130,26 +130,29 @@ def ablate(
 ) -> Path:
     """Train and evaluate every variant (or those in `only`) with each seed; `out/ablation.md`.
 
-    What is finished in `out` is not done again. Raises what `built` does, before anything is trained.
+    Stages that are finished in `out` are skipped. Raises what `build_variants` raises, before anything is trained.
     """
-    made = built(recipe, only)
-    found: dict[str, list[Outcome]] = {}
+    built = build_variants(recipe, only)
+    outcomes: dict[str, list[Outcome]] = {}
     for seed in range(recipe.seed, recipe.seed + seeds):
-        for name, (variant, changed) in made.items():
+        for name, (variant, changed) in built.items():
             tell(f"seed {seed}: {name}")
-            seeded = {key: one.model_copy(update={"seed": seed}) for key, one in (("base", recipe), ("own", changed))}
             folder = out / f"seed-{seed}"
-            base = Run(seeded["base"], data, folder / "base", tell, progress)
+            base = Run(_seeded(recipe, seed), data, folder / "base", tell, progress)
             taken = {stage: base.out for stage in STAGES if stage not in variant.stages}
-            own = Run(seeded["own"], data, folder / name.replace(" ", "-"), tell, progress, taken)
-            found.setdefault(name, []).append(_outcome(variant, base, own))
-    return _write(out, found, seeds)
+            job = Run(_seeded(changed, seed), data, folder / name.replace(" ", "-"), tell, progress, taken)
+            outcomes.setdefault(name, []).append(_outcome(variant, base, job))
+    return _write(out, outcomes, seeds)
 
 
-def _outcome(variant: Variant, base: Run, own: Run) -> Outcome:
-    """Do what of the whole method the variant takes over, and then its own stages."""
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.model_copy(update={"seed": seed})
+
+
+def _outcome(variant: Variant, base: Run, changed: Run) -> Outcome:
+    """Run the stages that the variant takes over from the whole method, then those that it changes; evaluate."""
     run(base, STAGES[: STAGES.index("sft") + 1] if variant.ends == "sft" else STAGES[:-1])
-    job = own if variant.stages else base
+    job = changed if variant.stages else base
     if variant.stages:
         run(job, variant.stages)
     model = job.cold_start if variant.ends == "sft" else job.guard

@@ -170,10 +170,14 @@ def batch(
     read from GUARDREASONER_KEY.
     """
     if url:
-        own = ("model", "engine", "base_url", *(name for name in POLICY_OPTIONS if name != "mode"))
-        refuse_options(context, own, "is the service's own setting, and --url asks a service: leave it out")
+        of_service = ("model", "engine", "base_url", *(name for name in POLICY_OPTIONS if name != "mode"))
+        refuse_options(context, of_service, "has no effect with --url, whose service has its own setting: leave it out")
     else:
-        refuse_options(context, ("concurrency",), "says how many rows --url is asked about at once: give --url too")
+        refuse_options(
+            context,
+            ("concurrency",),
+            "has no effect without --url, which is asked about that many rows at once: give --url too",
+        )
         check_policy_options(context)
     be_quiet()
     from guardreasoner_vl.batch import check_paths, rejected_path, run_batch

@@ -83,12 +83,14 @@ def synthesize(
 
     known = Price(*price) if price else None
     if teacher == "rules":
-        refuse_options(context, _ENDPOINT, "is an endpoint's, and the rules ask none: give --teacher openai")
+        refuse_options(
+            context, _ENDPOINT, "has no effect with --teacher rules, which asks no endpoint: give --teacher openai"
+        )
     elif batch_out:
         unused = (*_LIVE, "price", "batch_in")
-        refuse_options(context, unused, "does nothing where requests are only written: leave it and --batch-out apart")
+        refuse_options(context, unused, "has no effect with --batch-out, which only writes requests: leave it out")
     elif batch_in:
-        refuse_options(context, _LIVE, "does nothing where results are only taken in: leave it out")
+        refuse_options(context, _LIVE, "has no effect with --batch-in, which only reads results: leave it out")
     if batch_out:
         written = batch.write_requests(folder, batch_out, Chat(model), attempts=attempts, votes=votes)
         say_set_aside(written.skipped)

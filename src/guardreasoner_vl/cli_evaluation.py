@@ -43,31 +43,38 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 
+BenchmarkOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME|FILE", help="A known benchmark or a JSONL of samples; may be given often."),
+]
+EvaluationDataOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Where benchmarks and a recipe's sources lie, or hub:OWNER/NAME@REVISION."),
+]
+HeldOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RECIPE", help="Judge the held-out rows of its sources, beside hashed words trained on the rest."
+    ),
+]
+ApartOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Keep this benchmark out of the figures of all rows; may be given often."),
+]
+OtherGuardOption = Annotated[
+    str | None,
+    typer.Option("--guard", metavar="NAME", help="Another guard at --base-url, asked its own way: wildguard, ..."),
+]
+
+
 def evaluate(
     context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The evaluation's folder; one that stopped goes on there.")],
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME|FILE", help="A known benchmark or a JSONL of samples; may be given often."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Where benchmarks and a recipe's sources lie, or hub:OWNER/NAME@REVISION."),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RECIPE", help="Judge the held-out rows of its sources, beside hashed words trained on the rest."
-        ),
-    ] = None,
-    apart: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Keep this benchmark out of the figures of all rows; may be given often."),
-    ] = None,
-    other: Annotated[
-        str | None,
-        typer.Option("--guard", metavar="NAME", help="Another guard at --base-url, asked its own way: wildguard, ..."),
-    ] = None,
+    benchmark: BenchmarkOption = None,
+    data: EvaluationDataOption = None,
+    recipe: HeldOutOption = None,
+    apart: ApartOption = None,
+    other: OtherGuardOption = None,
     model: ModelOption = None,
     engine: EngineOption = "auto",
     base_url: UrlOption = None,
@@ -87,8 +94,8 @@ def evaluate(
     Without --benchmark and --recipe: the 14 of the paper, which --data holds.
     """
     if other:
-        own = ("engine", *POLICY_OPTIONS)
-        refuse_options(context, own, "is not for --guard, which judges in its own way: leave it out")
+        unused = ("engine", *POLICY_OPTIONS)
+        refuse_options(context, unused, "has no effect with --guard, which has its own settings: leave it out")
     else:
         check_policy_options(context)
     _check_data(context, benchmark, recipe)
@@ -103,10 +110,10 @@ def evaluate(
     be_quiet()  # only now: the baseline needs scikit-learn, which nothing after it does
     from guardreasoner_vl.stages import evaluate as stage
 
-    for one in loaded:
-        say_set_aside(one.set_aside)
-        if one.size_differs:
-            note(one.size_differs)
+    for each in loaded:
+        say_set_aside(each.set_aside)
+        if each.size_differs:
+            note(each.size_differs)
     policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset, max_windows)
 
     def opened() -> "Guard | OtherGuard | ShieldGemma2":
@@ -231,8 +238,8 @@ def robustness(
     from guardreasoner_vl.storage.atomic import write_text
 
     loaded = find(benchmark, data, out / UNPACKED)
-    for one in loaded:
-        say_set_aside(one.set_aside)
+    for each in loaded:
+        say_set_aside(each.set_aside)
     policy = policy_of(mode, None, "block", long_input, max_new_tokens, max_windows=max_windows)
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
         found = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
@@ -249,9 +256,9 @@ COMMANDS = (evaluate, score, compare, calibrate, robustness)
 
 
 def _check_data(context: typer.Context, benchmarks: list[str] | None, recipe: Path | None = None) -> None:
-    """Raise `InputError` where nothing is looked for in `--data`."""
+    """Raise `InputError` if `--data` is given although no benchmark is read from it."""
     if benchmarks and not recipe and all(Path(name).is_file() for name in benchmarks):
-        refuse_options(context, ("data",), "is where known benchmarks lie, and only files are named: leave it out")
+        refuse_options(context, ("data",), "has no effect where every --benchmark is a file: leave it out")
 
 
 def _other_guard(name: str, base_url: str | None, model: str | None) -> "OtherGuard | ShieldGemma2":

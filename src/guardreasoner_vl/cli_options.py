@@ -102,14 +102,20 @@ def refuse_options(context: typer.Context, names: Iterable[str], why: str) -> No
 
 
 def check_policy_options(context: typer.Context) -> None:
-    """Raise `InputError` for options of a policy that the other ones leave without effect."""
-    given = context.params
-    if given.get("calibration") is None:
-        refuse_options(context, ("preset",), "chooses among a calibration's thresholds: give --calibration too")
-    elif given.get("threshold") is not None:
+    """Raise `InputError` for policy options that have no effect beside the others."""
+    values = context.params
+    if values.get("calibration") is None:
+        refuse_options(
+            context,
+            ("preset",),
+            "has no effect without a calibration, whose thresholds it chooses from: give --calibration too",
+        )
+    elif values.get("threshold") is not None:
         refuse_options(context, ("preset",), "and --threshold both set the threshold: give one of them")
-    if given.get("mode") == "fast" and given.get("long_input") != "windows":
-        refuse_options(context, ("max_new_tokens",), "is room for reasoning, and --mode fast does none: leave it out")
+    if values.get("mode") == "fast" and values.get("long_input") != "windows":
+        refuse_options(
+            context, ("max_new_tokens",), "has no effect with --mode fast, which does not reason: leave it out"
+        )
 
 
 def policy_of(

@@ -92,8 +92,8 @@ def grpo(
     from guardreasoner_vl.recipe import load_recipe
     from guardreasoner_vl.stages import grpo as stage
 
-    made = load_recipe(recipe)
-    if validation and made.grpo.evaluate_every is None:
+    settings = load_recipe(recipe)
+    if validation and settings.grpo.evaluate_every is None:
         raise InputError(
             "--validation needs grpo.evaluate_every in the recipe, which says how often its rows are judged"
         )
@@ -102,10 +102,10 @@ def grpo(
     if verify_parity:
         from guardreasoner_vl.stages.stock_grpo import verify
 
-        typer.echo(verify(made, start, data).told(), err=True)
+        typer.echo(verify(settings, start, data).told(), err=True)
     with resumable(), progress_bar() as progress:
         finished = stage.run(
-            made, start, data, out, rows, (lambda now: progress(now.step, now.total)) if progress else None
+            settings, start, data, out, rows, (lambda now: progress(now.step, now.total)) if progress else None
         )
     typer.echo(str(finished))
 
@@ -126,7 +126,11 @@ def run(
     from guardreasoner_vl.recipe import load_recipe
 
     if not plan:
-        refuse_options(context, ("gpus",), "is for --plan, which prints the commands that train on so many GPUs")
+        refuse_options(
+            context,
+            ("gpus",),
+            "has no effect without --plan, which prints the commands for that many GPUs: give --plan too",
+        )
     made = load_recipe(recipe)
     chosen = pipeline.STAGES if stages is None else tuple(name.strip() for name in stages.split(","))
     if unknown := [name for name in chosen if name not in pipeline.STAGES]:

@@ -81,7 +81,7 @@ def model_size(recipe: Recipe) -> Size | None:
 
 
 def commands(path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int) -> list[str]:
-    """The shell's lines, to be run as they are: one process, and `accelerate launch` to train on several GPUs."""
+    """Shell commands that can be run as printed: one process, or `accelerate launch` to train on several GPUs."""
     lines = []
     runs: list[list[str]] = []
     for stage in (name for name in STAGES if name in stages):
@@ -99,7 +99,7 @@ def commands(path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int
 
 
 def _argument(path: Path) -> str:
-    """A path that no command takes for an option."""
+    """The path, written so that no command takes it for an option."""
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
