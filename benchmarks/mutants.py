@@ -173,7 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ended = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
     known = statuses()
     if ended or set(keys) - known.keys():
-        print(f"mutmut stopped before the end: the last lines of {log} say why", file=sys.stderr)
+        print(
+            f"mutmut stopped before the end: see the last lines of {log}; if it failed to collect stats, one of the "
+            "tests of tool.mutmut fails without any mutant",
+            file=sys.stderr,
+        )
         return 2
     counts: dict[str, int] = defaultdict(int)
     for mutant in made.values():

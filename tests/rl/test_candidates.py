@@ -124,9 +124,9 @@ def test_rows_are_counted_by_source_and_right_answers() -> None:
 
 def test_a_line_that_holds_no_candidates_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    whole = judged(row(), [answer("unharmful")])
-    path.write_text(f"{whole.model_dump_json()}\n" * 2 + '{"id": "r4"}\n', "utf-8")
+    whole = [judged(row(id=name), [answer("unharmful")]) for name in ("r1", "r2")]
+    path.write_text("".join(f"{one.model_dump_json()}\n" for one in whole) + '{"id": "r4"}\n', "utf-8")
     rows = read_candidates(path)
-    assert [next(rows), next(rows)] == [whole, whole]
+    assert [next(rows), next(rows)] == whole
     with pytest.raises(DataError, match=r"rows\.jsonl, line 3: not a row's candidates; remove the line"):
         next(rows)
