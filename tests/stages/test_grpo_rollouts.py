@@ -169,6 +169,10 @@ class Sums(Ranks):
         self.own.append(list(values))
         return list(self.of_both or values)
 
+    def any(self, here: bool) -> bool:
+        """The other rank has no fault."""
+        return here
+
 
 def said(request: EngineRequest) -> str:
     """Harmful where a picture or a bomb is; bread without a label is not judged at all."""
