@@ -169,9 +169,9 @@ class Sums(Ranks):
         self.own.append(list(values))
         return list(self.of_both or values)
 
-    def any(self, here: bool) -> bool:
+    def any(self, flag: bool) -> bool:
         """The other rank has no fault."""
-        return here
+        return flag
 
 
 def said(request: EngineRequest) -> str:
