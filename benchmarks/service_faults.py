@@ -51,7 +51,11 @@ async def mixed(rows: list[dict[str, str]], minutes: float) -> dict[str, Any]:
         (row, verdict.flagged)
         for row, verdict in zip(rows, known, strict=True)
         if verdict.error is None
-        and all(abs(one.score - 0.5) > SURE for one in (verdict.request, verdict.response) if one.score is not None)
+        and all(
+            abs(judgement.score - 0.5) > SURE
+            for judgement in (verdict.request, verdict.response)
+            if judgement.score is not None
+        )
     ]
     faults = Faults()
     async with running(GUARDREASONER_LIMITS__BODY_SECONDS="3") as (server, session):
@@ -64,7 +68,9 @@ async def mixed(rows: list[dict[str, str]], minutes: float) -> dict[str, Any]:
             readyz = json.loads((await asyncio.to_thread(probe.communicate))[0])
         killed = await _killed(server, session, sure)
     fifth = max(1, len(faults.memory) // 5)
-    means = [[round(statistics.mean(one)) for one in zip(*part, strict=True)] for part in _ends(faults.memory, fifth)]
+    means = [
+        [round(statistics.mean(sizes)) for sizes in zip(*part, strict=True)] for part in _ends(faults.memory, fifth)
+    ]
     return {
         "minutes": minutes,
         **faults.counts,
@@ -215,13 +221,13 @@ async def _killed(
     os.kill(server.engine_pid(), signal.SIGKILL)
     started = time.perf_counter()
     answers = await asyncio.gather(*waiting, return_exceptions=True)
-    verdicts = [one for one in answers if isinstance(one, dict)]
+    verdicts = [answer for answer in answers if isinstance(answer, dict)]
     while not await is_ready(server, session):
         await asyncio.sleep(0.1)
     return {
         "under_way": len(waiting),
-        "error_verdicts": sum(one["error"] is not None for one in verdicts),
-        "judged_before": sum(one["error"] is None for one in verdicts),
+        "error_verdicts": sum(answer["error"] is not None for answer in verdicts),
+        "judged_before": sum(answer["error"] is None for answer in verdicts),
         "refused": len(answers) - len(verdicts),
         "ready_again_s": round(time.perf_counter() - started, 1),
     }

@@ -78,5 +78,5 @@ async def is_ready(server: Server, session: aiohttp.ClientSession) -> bool:
 async def judged(server: Server, session: aiohttp.ClientSession, row: dict[str, str]) -> dict[str, Any]:
     async with session.post(f"{server.url}/v1/guard", json=row) as answer:
         answer.raise_for_status()
-        found: dict[str, Any] = await answer.json()
-        return found
+        verdict: dict[str, Any] = await answer.json()
+        return verdict

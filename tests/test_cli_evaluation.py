@@ -119,8 +119,8 @@ def test_score_counts_by_the_rule_asked_for(tmp_path: Path) -> None:
     strict, release = (invoke("score", path, "--rule", rule) for rule in ("strict", "guardreasoner"))
     assert "| request | 2 | 2 |" in strict.stdout
     assert "| request | 2 | 2 |" in release.stdout  # the script leaves a broken answer to a harmful row out
-    told = "not answered, counted as wrong: 1 rows (no text in 'predict'): generated_predictions.jsonl, line 2"
-    assert told in strict.stderr
+    message = "not answered, counted as wrong: 1 rows (no text in 'predict'): generated_predictions.jsonl, line 2"
+    assert message in strict.stderr
 
 
 def test_score_is_told_what_a_bare_label_judges(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_score_is_told_what_a_bare_label_judges(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     response, request, neither = (
-        invoke("score", path, *told) for told in (["--target", "response"], ["--target", "request"], [])
+        invoke("score", path, *options) for options in (["--target", "response"], ["--target", "request"], [])
     )
     assert "| response | 2 | 2 | 100.0 |" in response.stdout
     assert "| request | 2 | 2 | 0.0 |" in request.stdout

@@ -43,5 +43,5 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
 def test_the_containerfile_is_linted() -> None:
-    found = subprocess.run([str(HADOLINT), str(ROOT / "Containerfile")], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout
+    result = subprocess.run([str(HADOLINT), str(ROOT / "Containerfile")], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout

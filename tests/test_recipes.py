@@ -40,9 +40,9 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
 def launched(words: list[str]) -> tuple[int, list[str]]:
     """Processes that `accelerate launch` would start, and what it would start them with."""
     launch = pytest.importorskip("accelerate.commands.launch", reason="the extra train is not installed")
-    given = launch.launch_command_parser().parse_args(words[2:])
-    assert given.no_python
-    return given.num_processes, [given.training_script, *given.training_script_args]
+    options = launch.launch_command_parser().parse_args(words[2:])
+    assert options.no_python
+    return options.num_processes, [options.training_script, *options.training_script_args]
 
 
 def test_all_recipes_are_here() -> None:
@@ -60,8 +60,8 @@ def test_a_recipe_is_what_it_says(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_commands_of_its_head_are_the_command_lines(path: Path) -> None:
     lines = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
-    told = [shlex.split(line.replace("USD", "1")) for line in lines if line.startswith("guardreasoner-vl ")]
-    for words in told:
+    commands = [shlex.split(line.replace("USD", "1")) for line in lines if line.startswith("guardreasoner-vl ")]
+    for words in commands:
         _, given = parsed(words)
         assert given
 

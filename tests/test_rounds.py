@@ -70,7 +70,7 @@ class Source:
     def __call__(self, under_way: int) -> Joining:
         self.under_way.append(under_way)
         joining = self._rounds.pop(0) if self._rounds else ()
-        return [(one if isinstance(one, Asked) else Asked(one), self._done) for one in joining]
+        return [(item if isinstance(item, Asked) else Asked(item), self._done) for item in joining]
 
     def _done(self, verdict: Verdict) -> None:
         self.verdicts.append((len(self._engine.calls), verdict))
@@ -124,7 +124,7 @@ class TestServing:
 
         def more(under_way: int) -> Joining:
             begun.append(len(engine.requests))
-            return [(one, lambda _: None) for one in exchanges] if under_way == 0 and not engine.requests else []
+            return [(item, lambda _: None) for item in exchanges] if under_way == 0 and not engine.requests else []
 
         windowed(engine).moderate_from(more, 3)
         assert engine.calls == [3, 3, 3]
@@ -205,10 +205,14 @@ def test_an_engine_that_loses_an_answer_is_told_so() -> None:
 
 def test_the_text_of_an_unforeseen_error_stands_in_the_debug_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        made = fault("the engine", ValueError("mild words"))
-    assert str(made) == "the engine failed (ValueError); try again, the debug log has the details"
-    told, detail = caplog.records
-    assert (told.levelname, told.getMessage(), told.exc_info) == ("WARNING", "the engine failed: ValueError", None)
+        error = fault("the engine", ValueError("mild words"))
+    assert str(error) == "the engine failed (ValueError); try again, the debug log has the details"
+    warning, detail = caplog.records
+    assert (warning.levelname, warning.getMessage(), warning.exc_info) == (
+        "WARNING",
+        "the engine failed: ValueError",
+        None,
+    )
     assert (detail.levelname, detail.getMessage()) == ("DEBUG", "the engine failed")
     assert detail.exc_info is not None
     assert str(detail.exc_info[1]) == "mild words"

@@ -104,22 +104,22 @@ def test_a_folder_of_an_earlier_version_keeps_its_recipe(tmp_path: Path) -> None
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
 
     def second() -> None:
         try:
             opened(tmp_path, recipe(), "sft")
         except DataError as error:
-            told.append(str(error))
+            messages.append(str(error))
 
     with open_run_dir(tmp_path, recipe(), "grpo"):
         opened(tmp_path, recipe(), "sft")  # a stage of the same run
         thread = Thread(target=second)
         thread.start()
         thread.join()
-    assert "another `grpo` (process" in told[0]
+    assert "another `grpo` (process" in messages[0]
     second()
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 @pytest.mark.parametrize(

@@ -152,13 +152,13 @@ def test_every_kind_of_picture_passes_untouched() -> None:
 def test_line_ends_make_no_difference(end: str) -> None:
     text = f"one{end}two{end}{end}three{end}"
     plain = "one\ntwo\n\nthree\n"
-    made = Exchange(text, (), text, (Turn(text, (), text),))
-    assert made == Exchange(plain, (), plain, (Turn(plain, (), plain),))
+    exchange = Exchange(text, (), text, (Turn(text, (), text),))
+    assert exchange == Exchange(plain, (), plain, (Turn(plain, (), plain),))
     assert Exchange.from_messages([user(text), assistant(text)]) == Exchange.from_messages(
         [user(plain), assistant(plain)]
     )
     assert as_exchange({"prompt": text, "response": text}) == Exchange(plain, (), plain)
-    assert replace(made, response=text).response == plain
+    assert replace(exchange, response=text).response == plain
 
 
 def test_mixed_line_ends() -> None:

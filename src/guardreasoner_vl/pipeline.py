@@ -145,10 +145,10 @@ def _mine(job: Run) -> None:
         return
     model, corpus = _needed(job.cold_start, "sft"), _needed(job.corpus, "curate")
     begin(job.out, job.recipe, "mine")
-    found = mine.run(job.recipe, corpus, _engine(model), job.hard, progress=job.progress)
-    if found.unanswered:
-        raise DataError(f"{found.unanswered:,} rows got no answer from the engine: run again to go on")
-    job.tell(f"  {found.kept:,} of {found.judged:,} rows are hard ({job.recipe.mine.keep})")
+    report = mine.run(job.recipe, corpus, _engine(model), job.hard, progress=job.progress)
+    if report.unanswered:
+        raise DataError(f"{report.unanswered:,} rows got no answer from the engine: run again to go on")
+    job.tell(f"  {report.kept:,} of {report.judged:,} rows are hard ({job.recipe.mine.keep})")
 
 
 def _augment(job: Run) -> None:
@@ -156,8 +156,8 @@ def _augment(job: Run) -> None:
 
     hard = _needed(job.hard, "mine")
     begin(job.out, job.recipe, "augment")
-    made = augment.run(job.recipe, hard, job.rl_set, progress=job.progress)
-    job.tell(f"  {made.hard:,} hard rows and {made.augmented:,} joined ones")
+    report = augment.run(job.recipe, hard, job.rl_set, progress=job.progress)
+    job.tell(f"  {report.hard:,} hard rows and {report.augmented:,} joined ones")
 
 
 def _grpo(job: Run) -> None:

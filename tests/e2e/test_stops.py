@@ -49,21 +49,20 @@ class Runs:
 
     def start(self, stage: str, out: Path, plan: Plan) -> tuple[ForkServerProcess, Path]:
         self._count += 1
-        told = self.root / f"told-{self._count}.json"
-        process = processes.Process(target=stopped_stages.work, args=(stage, self.root, out, plan, told))
+        results = self.root / f"results-{self._count}.json"
+        process = processes.Process(target=stopped_stages.work, args=(stage, self.root, out, plan, results))
         process.start()
-        return process, told
+        return process, results
 
     def run(self, stage: str, out: Path, plan: Plan = Plan()) -> dict[str, Any]:  # noqa: B008
-        """How a run that is not killed ended."""
-        process, told = self.start(stage, out, plan)
-        return self.ended(process, told)
+        """The results of a run that is not killed."""
+        return self.ended(*self.start(stage, out, plan))
 
-    def ended(self, process: ForkServerProcess, told: Path) -> dict[str, Any]:
+    def ended(self, process: ForkServerProcess, results: Path) -> dict[str, Any]:
         process.join(120)
         assert process.exitcode == 0
-        found: dict[str, Any] = json.loads(told.read_text())
-        return found
+        content: dict[str, Any] = json.loads(results.read_text())
+        return content
 
     def killed(self, stage: str, out: Path, point: int) -> int | None:
         """The exit code of a run that is killed at a point, if it gets there."""
@@ -76,9 +75,9 @@ class Runs:
         if stage not in self._whole:
             out = self.root / "whole" / stage
             out.parent.mkdir(exist_ok=True)
-            found = self.run(stage, out)
-            assert found["error"] == ""
-            self._whole[stage] = (out, found["points"])
+            results = self.run(stage, out)
+            assert results["error"] == ""
+            self._whole[stage] = (out, results["points"])
         return self._whole[stage]
 
     def finish(self, stage: str, out: Path) -> None:
@@ -122,8 +121,8 @@ def _content(path: Path, out: Path) -> Any:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(one) for key, one in value.items() if "seconds" not in key}
-    return [_timeless(one) for one in value] if isinstance(value, list) else value
+        return {key: _timeless(part) for key, part in value.items() if "seconds" not in key}
+    return [_timeless(part) for part in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -112,10 +112,10 @@ def test_halves_of_characters_come_together(text: str, sizes: list[int]) -> None
     units = text.encode("utf-16-le")
     pieces = [piece.decode("utf-16-le", "surrogatepass") for piece in cut(units, [2 * size for size in sizes])]
     halves = Halves()
-    told = [halves.join((), piece) for piece in pieces]
-    assert "".join(told) == text
+    joined = [halves.join((), piece) for piece in pieces]
+    assert "".join(joined) == text
     assert list(halves.alone()) == []
-    assert all(piece == mended(piece) for piece in told)
+    assert all(piece == mended(piece) for piece in joined)
 
 
 def test_each_text_waits_for_its_own_half() -> None:
@@ -125,14 +125,14 @@ def test_each_text_waits_for_its_own_half() -> None:
 
     events = ChatEvents()
     chunks = [call(0, "a\ud83d"), call(1, "b\ud83d"), call(0, "x\ud83d", 1), call(1, "\ude01"), call(0, "\ude00")]
-    told = [
-        (choice["index"], one["index"], one["function"]["arguments"])
+    joined = [
+        (choice["index"], piece["index"], piece["function"]["arguments"])
         for chunk in chunks
         for read in events.feed(f"data: {json.dumps(chunk)}\n\n".encode())
         for choice in read["choices"]
-        for one in choice["delta"]["tool_calls"]
+        for piece in choice["delta"]["tool_calls"]
     ]
-    assert told == [(0, 0, "a"), (0, 1, "b"), (1, 0, "x"), (0, 1, "\U0001f601"), (0, 0, "\U0001f600")]
+    assert joined == [(0, 0, "a"), (0, 1, "b"), (1, 0, "x"), (0, 1, "\U0001f601"), (0, 0, "\U0001f600")]
     ends = json.dumps({"choices": [{"index": 1, "finish_reason": "tool_calls"}]})
     (last,) = events.feed(f"data: {ends}\n\n".encode())
     (lone,) = last["choices"][0]["delta"]["tool_calls"]

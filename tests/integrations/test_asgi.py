@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from guardreasoner_vl.integrations.asgi import GuardMiddleware
 from tests.integrations.examples import example
 from tests.integrations.service import GREEN, KEY, RED, Running, chunk, completion, image_part, sse
+from tests.service.proxied import chunks_in
 from tests.service.running import running as running_app
 from tests.service.test_passing import ODD_BODIES, REFUSED
 from tests.service.verdicts import verdict
@@ -72,15 +73,8 @@ async def asked(app: Any, guard: Any, messages: Any = HELLO, **body: Any) -> htt
         return await http.post(PATH, json={"messages": messages, **body})
 
 
-def chunks(answer: httpx.Response) -> list[dict[str, Any]]:
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    told = [json.loads(line) for line in lines if line != "[DONE]"]
-    assert ("[DONE]" in lines) == (not any("error" in one for one in told))
-    return told
-
-
 def text_of(answer: httpx.Response) -> str:
-    deltas = [choice["delta"] for one in chunks(answer) for choice in one.get("choices", ())]
+    deltas = [choice["delta"] for one in chunks_in(answer) for choice in one.get("choices", ())]
     return "".join(delta.get("content") or "" for delta in deltas)
 
 
@@ -261,7 +255,7 @@ async def test_the_applications_own_error_passes(guard: GuardClient) -> None:
 @pytest.mark.parametrize("ending", ["BAD", "BROKEN", "fine."])
 async def test_a_stream_is_held_back_until_it_was_judged(guard: GuardClient, ending: str) -> None:
     answer = await asked(streaming(*sse(FINE + ending)), guard, stream=True)
-    last = chunks(answer)[-1]["choices"][0]
+    last = chunks_in(answer)[-1]["choices"][0]
     if ending == "fine.":
         assert (text_of(answer), last["finish_reason"]) == (FINE + ending, "stop")
     else:
@@ -293,24 +287,24 @@ async def test_pieces_cut_anywhere_are_put_together(guard: GuardClient) -> None:
 )
 async def test_a_stream_is_judged_whatever_it_is_made_of(guard: GuardClient, deltas: list[dict[str, Any]]) -> None:
     answer = await asked(streaming(*map(chunk, deltas), chunk({}, "stop")), guard)
-    assert chunks(answer)[-1]["choices"][0]["finish_reason"] == "content_filter"
-    assert len(chunks(answer)) == 1
+    assert chunks_in(answer)[-1]["choices"][0]["finish_reason"] == "content_filter"
+    assert len(chunks_in(answer)) == 1
 
 
 async def test_no_piece_of_a_tool_call_leaves_before_the_end(guard: GuardClient) -> None:
     pieces = [{"tool_calls": [{"index": 0, "function": {"arguments": "x" * 30}}]} for _ in range(4)]
     app = streaming(chunk({"content": FINE}), *map(chunk, pieces), chunk({}, "tool_calls"))
     answer = await asked(app, guard)
-    assert len(chunks(answer)) == 6
+    assert len(chunks_in(answer)) == 6
     bad = streaming(chunk({"content": FINE}), *map(chunk, pieces), chunk({"content": "BAD"}, "tool_calls"))
     answer = await asked(bad, guard)
-    assert [one["choices"][0]["finish_reason"] for one in chunks(answer)] == [None, "content_filter"]
+    assert [one["choices"][0]["finish_reason"] for one in chunks_in(answer)] == [None, "content_filter"]
 
 
 async def test_one_bad_answer_of_several_ends_them_all(guard: GuardClient) -> None:
     app = streaming(chunk({"content": "Fine."}), chunk({"content": "BAD"}, index=1), *sse(FINE))
     answer = await asked(app, guard)
-    assert [choice["index"] for choice in chunks(answer)[-1]["choices"]] == [0, 1]
+    assert [choice["index"] for choice in chunks_in(answer)[-1]["choices"]] == [0, 1]
     assert text_of(answer) == ""
 
 
@@ -325,7 +319,7 @@ async def test_one_bad_answer_of_several_ends_them_all(guard: GuardClient) -> No
 )
 async def test_a_stream_that_cannot_be_read_ends(guard: GuardClient, event: str) -> None:
     answer = await asked(streaming(event, *sse(FINE)), guard)
-    assert [one["error"]["code"] for one in chunks(answer)] == ["guard_error"]
+    assert [one["error"]["code"] for one in chunks_in(answer)] == ["guard_error"]
 
 
 async def test_nothing_but_judged_fields_leaves(guard: GuardClient) -> None:
@@ -334,9 +328,9 @@ async def test_nothing_but_judged_fields_leaves(guard: GuardClient) -> None:
     odd |= {"thoughts": "BAD", "usage": {"total_tokens": 3}}
     odd["choices"][0]["delta"] |= {"role": "BAD", "tool_calls": [{**CALL, "thoughts": "BAD", "id": "BAD thoughts"}]}
     answer = await asked(streaming(": BAD\n\n", "event: BAD\nid: BAD\n\n", odd, chunk({}, "stop")), Instant())
-    assert chunks(answer)[-1]["choices"][0]["finish_reason"] == "content_filter"  # the call's own arguments
+    assert chunks_in(answer)[-1]["choices"][0]["finish_reason"] == "content_filter"  # the call's own arguments
     odd["choices"][0]["delta"]["tool_calls"][0]["function"] = {"name": "bake", "arguments": "{}", "thoughts": "BAD"}
-    first, last = chunks(await asked(streaming(odd, chunk({}, "stop")), guard))
+    first, last = chunks_in(await asked(streaming(odd, chunk({}, "stop")), guard))
     call = {"index": 0, "type": "function", "function": {"name": "bake", "arguments": "{}"}}
     delta = {"role": "assistant", "content": "Fine.", "tool_calls": [call]}
     assert first == {**chunk(delta), "usage": {"total_tokens": 3}}

@@ -125,9 +125,9 @@ def test_reasoning_is_judged_as_text_and_a_call_told_twice_once() -> None:
         call,
     ]
     said = AIMessage(content, tool_calls=[{"name": "bake", "args": {}, "id": "c1"}], response_metadata=METADATA)
-    made = chat_messages([said])
-    assert made is not None
-    assert [part["text"] for part in made[0]["content"]] == ["first", "second", "third", "bake({})"]
+    judged = chat_messages([said])
+    assert judged is not None
+    assert [part["text"] for part in judged[0]["content"]] == ["first", "second", "third", "bake({})"]
 
 
 METADATA = {"model_name": "BAD", "token_usage": {"BAD": 1}, "finish_reason": "stop", "logprobs": {"content": ["BAD"]}}

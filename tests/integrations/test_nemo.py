@@ -109,8 +109,8 @@ async def test_the_reasoning_that_nemo_tells_is_judged(
         return LLMResponse("Gladly.", reasoning=thought)
 
     monkeypatch.setattr(module["Stub"], "generate_async", generate)
-    told = str(await rails.generate_async(messages=said("Hello."), options=options))
-    assert (thought in told, REFUSAL in told) == (not blocked, blocked)
+    answer = str(await rails.generate_async(messages=said("Hello."), options=options))
+    assert (thought in answer, REFUSAL in answer) == (not blocked, blocked)
 
 
 def with_tools(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +138,8 @@ async def test_calls_of_tools_that_pass_through_are_judged(
     monkeypatch.setattr(module["Stub"], "generate_async", generate)
     with_tools(monkeypatch)
     async for rails in with_rails(module, service.url):
-        told = await rails.generate_async(messages=said("Hello."))
-        assert (told["content"] == REFUSAL, bool(told.get("tool_calls"))) == (blocked, not blocked)
+        answer = await rails.generate_async(messages=said("Hello."))
+        assert (answer["content"] == REFUSAL, bool(answer.get("tool_calls"))) == (blocked, not blocked)
 
 
 @pytest.mark.parametrize(("result", "blocked"), [("Fine.", False), ("BAD", True), ("BROKEN", True)])
@@ -154,8 +154,8 @@ async def test_results_of_tools_that_pass_through_are_judged(
         {"role": "tool", "tool_call_id": "c1", "name": "look", "content": result},
     ]
     async for rails in with_rails(module, service.url):
-        told = await rails.generate_async(messages=messages)
-        assert (told["content"] == REFUSAL) == blocked
+        answer = await rails.generate_async(messages=messages)
+        assert (answer["content"] == REFUSAL) == blocked
     assert any(result in (exchange.response or "") for exchange in service.backend.judged)
 
 

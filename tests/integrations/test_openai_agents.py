@@ -134,16 +134,16 @@ BETWEEN: list[dict[str, Any]] = [
 @pytest.mark.parametrize("item", BETWEEN)
 async def test_every_item_of_the_input_is_judged_or_blocked(guard: GuardClient, item: dict[str, Any]) -> None:
     model = Script("Gladly.")
-    given = [{"role": "user", "content": "Hello."}, item]
-    assert (await EXAMPLE["answer"](EXAMPLE["guarded"](model, guard), given)).startswith("(refused)")
+    items = [{"role": "user", "content": "Hello."}, item]
+    assert (await EXAMPLE["answer"](EXAMPLE["guarded"](model, guard), items)).startswith("(refused)")
     assert model.asked == 0
 
 
 async def test_harmless_items_pass(guard: GuardClient) -> None:
     secret = {"type": "reasoning", "id": "r1", "summary": [], "encrypted_content": "c" * 90}
     search = {"type": "web_search_call", "id": "w1", "status": "completed", "action": {"type": "search", "query": "x"}}
-    given = [{"role": "user", "content": "Hello."}, secret, search, CALL, {**RESULT, "output": "Fine."}]
-    assert await EXAMPLE["answer"](EXAMPLE["guarded"](Script("Gladly."), guard), given) == "Gladly."
+    items = [{"role": "user", "content": "Hello."}, secret, search, CALL, {**RESULT, "output": "Fine."}]
+    assert await EXAMPLE["answer"](EXAMPLE["guarded"](Script("Gladly."), guard), items) == "Gladly."
 
 
 def response(*output: Any) -> agents.ModelResponse:
@@ -178,8 +178,8 @@ async def test_what_tools_are_given_and_give_back_is_judged(
 ) -> None:
     looked: list[str] = []
     model = Script(response(called(arguments)), "Gladly.")
-    told = await way(EXAMPLE["guarded"](model, guard, tools=[looking(result, looked)]), "Look.")
-    assert (told.startswith("(refused)"), len(looked)) == (blocked, calls)
+    output = await way(EXAMPLE["guarded"](model, guard, tools=[looking(result, looked)]), "Look.")
+    assert (output.startswith("(refused)"), len(looked)) == (blocked, calls)
     assert model.asked == (1 if blocked else 2)
 
 
@@ -189,16 +189,16 @@ async def test_reasoning_does_not_leave_unjudged(guard: GuardClient, way: Any) -
     for thought, blocked in (("BAD", True), ("First this.", False)):
         summary = Summary(text=thought, type="summary_text")
         model = Script(response(ResponseReasoningItem(id="r1", summary=[summary], type="reasoning"), *said))
-        told = await way(EXAMPLE["guarded"](model, guard), "Hello.")
-        assert told.startswith("(refused)") == blocked
+        output = await way(EXAMPLE["guarded"](model, guard), "Hello.")
+        assert output.startswith("(refused)") == blocked
 
 
 async def test_a_refused_input_stays_in_the_session_until_it_is_taken_out(guard: GuardClient) -> None:
     agent = EXAMPLE["guarded"](Script("Gladly.", "Gladly."), guard)
     session = agents.SQLiteSession("one")
-    for given in ("BAD", "Hello."):  # the SDK keeps both: the second is refused for what the first said
+    for prompt in ("BAD", "Hello."):  # the SDK keeps both: the second is refused for what the first said
         with pytest.raises(agents.InputGuardrailTripwireTriggered):
-            await agents.Runner.run(agent, given, session=session)
+            await agents.Runner.run(agent, prompt, session=session)
     for _ in range(2):
         await session.pop_item()
     assert (await agents.Runner.run(agent, "Hello.", session=session)).final_output == "Gladly."
@@ -210,9 +210,9 @@ async def test_the_example_takes_a_refused_input_out_of_the_session(guard: Guard
     assert (await EXAMPLE["answer"](agent, "BAD", session)).startswith("(refused)")
     assert await session.get_items() == []
     assert await EXAMPLE["answer"](agent, "Hello.", session) == "Gladly."
-    kept = await session.get_items()
+    items = await session.get_items()
     assert (await EXAMPLE["answer"](agent, "Tell me.", session)).startswith("(refused)")
-    assert await session.get_items() == kept
+    assert await session.get_items() == items
     assert await EXAMPLE["answer"](agent, "Hello.", session) == "Gladly."
 
 

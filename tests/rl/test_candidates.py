@@ -65,9 +65,9 @@ def test_a_seed_is_the_first_six_bytes_of_a_digest() -> None:
 def test_the_candidates_differ_in_their_seeds_alone() -> None:
     mine = {"candidates": 3, "max_new_tokens": 77, "temperature": 0.7, "top_p": 0.8}
     section = parse_recipe({"name": "hard", "mine": mine}).mine
-    found = candidate_requests(row(), section, 5)
-    assert [request.seed for request in found] == [seed_of("5-0-r1"), seed_of("5-1-r1"), seed_of("5-2-r1")]
-    for request in found:
+    requests = candidate_requests(row(), section, 5)
+    assert [request.seed for request in requests] == [seed_of("5-0-r1"), seed_of("5-1-r1"), seed_of("5-2-r1")]
+    for request in requests:
         assert (request.max_new_tokens, request.temperature, request.top_p) == (77, 0.7, 0.8)
         assert (request.messages, request.ban_empty_think) == (asked(row()).messages, True)
 
@@ -125,7 +125,7 @@ def test_rows_are_counted_by_source_and_right_answers() -> None:
 def test_a_line_that_holds_no_candidates_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     whole = [judged(row(id=name), [answer("unharmful")]) for name in ("r1", "r2")]
-    path.write_text("".join(f"{one.model_dump_json()}\n" for one in whole) + '{"id": "r4"}\n', "utf-8")
+    path.write_text("".join(f"{line.model_dump_json()}\n" for line in whole) + '{"id": "r4"}\n', "utf-8")
     rows = read_candidates(path)
     assert [next(rows), next(rows)] == whole
     with pytest.raises(DataError, match=r"rows\.jsonl, line 3: not a row's candidates; remove the line"):

@@ -84,24 +84,24 @@ def test_the_loss_by_hand() -> None:
 
 def test_the_ratio_is_to_the_policy_that_sampled() -> None:
     logprobs, old = torch.tensor([0.3, 0.3]).log(), torch.tensor([0.2, 0.6]).log()
-    found = clipped_loss(logprobs, old, torch.tensor([2.0, -2.0]), torch.tensor([1.0, 1.0]), 0.2)
+    clipped = clipped_loss(logprobs, old, torch.tensor([2.0, -2.0]), torch.tensor([1.0, 1.0]), 0.2)
     # K = 1.5 is cut to 1.2; K = 0.5 is cut to 0.8
-    assert found.loss.item() == pytest.approx(-(1.2 * 2 - 0.8 * 2))
-    assert found.clipped.tolist() == [True, True]
+    assert clipped.loss.item() == pytest.approx(-(1.2 * 2 - 0.8 * 2))
+    assert clipped.clipped.tolist() == [True, True]
 
 
 def test_only_what_the_bound_cut_off_is_counted_as_clipped() -> None:
     ratios = torch.tensor([1.5, 0.5, 1.0, 1.0, 0.5, 1.5, 1.5])
     advantages = torch.tensor([0.0, 0.0, 1.0, -1.0, 0.5, -0.5, 0.5])
-    found = clipped_loss(ratios.log(), torch.zeros(7), advantages, torch.ones(7), 0.2)
-    assert found.clipped.tolist() == [False, False, False, False, False, False, True]
+    clipped = clipped_loss(ratios.log(), torch.zeros(7), advantages, torch.ones(7), 0.2)
+    assert clipped.clipped.tolist() == [False, False, False, False, False, False, True]
 
 
 def test_a_ratio_that_stands_on_the_bound_is_not_clipped() -> None:
     logprobs = torch.zeros(2).requires_grad_()
-    found = clipped_loss(logprobs, torch.zeros(2), torch.tensor([1.0, -1.0]), torch.ones(2), 0.0)
-    assert found.clipped.tolist() == [False, False]
-    torch.autograd.backward(found.loss)
+    clipped = clipped_loss(logprobs, torch.zeros(2), torch.tensor([1.0, -1.0]), torch.ones(2), 0.0)
+    assert clipped.clipped.tolist() == [False, False]
+    torch.autograd.backward(clipped.loss)
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [-1, 1]  # the gradient that is said not to be cut off
 

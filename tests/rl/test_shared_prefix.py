@@ -205,9 +205,9 @@ def test_ordinary_attention_takes_what_it_is_given() -> None:
     query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     attention = ALL_ATTENTION_FUNCTIONS[shared_prefix.NAME]
     for causal in (False, True):
-        found, _ = attention(torch.nn.Module(), query, key, value, None, scaling=0.3, is_causal=causal)
+        output, _ = attention(torch.nn.Module(), query, key, value, None, scaling=0.3, is_causal=causal)
         expected = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=0.3)
-        torch.testing.assert_close(found, expected.transpose(1, 2))
+        torch.testing.assert_close(output, expected.transpose(1, 2))
 
 
 def test_the_policy_is_the_one_that_samples(model: Any, inputs: QwenInputs) -> None:

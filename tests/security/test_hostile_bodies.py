@@ -11,6 +11,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tests.service.clients import client
 from tests.service.sided_backend import SidedBackend
 
 from guardreasoner_vl.service.app import create_app
@@ -161,11 +162,7 @@ async def sent(sequence: list[tuple[str, str, bytes]]) -> None:
     backend = SidedBackend()
     config = ServiceConfig(limits=Limits(queue=3), upstream=UpstreamSection(base_url="http://model.test/v1"))
     app = create_app(config, {"default": backend}, httpx.MockTransport(answer_of_the_model))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
-    ):
+    async with client(app) as http:
         for path, kind, body in sequence:
             before = backend.judged
             answer = await http.post(path, content=body, headers={"content-type": kind} if kind else {})
@@ -209,11 +206,7 @@ SURROGATES = [
 @pytest.mark.parametrize("body", SURROGATES)
 async def test_a_broken_picture_string_takes_no_place_of_the_queue(path: str, body: dict[str, Any]) -> None:
     app = create_app(ServiceConfig(limits=Limits(queue=3)), {"default": SidedBackend()})
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
-    ):
+    async with client(app) as http:
         for _ in range(4):
             answer = await http.post(path, content=encoded(body), headers={"content-type": JSON})
             assert answer.status_code in (200, 400, 422)

@@ -32,8 +32,8 @@ class SidedBackend:
             raise EngineError("the engine is out of order; try again")
         present = (exchange.has_prompt, exchange.has_response)
         labels = [
-            Label.NOT_APPLICABLE if not there else Label.HARMFUL if "BAD" in text else Label.UNHARMFUL
-            for text, there in zip(texts, present, strict=True)
+            Label.NOT_APPLICABLE if not is_present else Label.HARMFUL if "BAD" in text else Label.UNHARMFUL
+            for text, is_present in zip(texts, present, strict=True)
         ]
         flagged = Label.HARMFUL in labels
         return Verdict(

@@ -14,8 +14,8 @@ from guardreasoner_vl.service.access import Access, RefusedRequestError
 from guardreasoner_vl.service.callers import Callers
 from guardreasoner_vl.service.config import Limits, ServiceConfig
 from guardreasoner_vl.service.metrics import Metrics
+from tests.service.clients import KEY, app_of, client
 from tests.service.scripted_backend import ScriptedBackend
-from tests.service.test_app import KEY, app_of, client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,8 +36,10 @@ def body(size: int) -> bytes:
 async def counts(http: httpx.AsyncClient) -> dict[str, float]:
     """What was refused, by reason; reasons that stand at 0 left out."""
     families = text_string_to_metric_families((await http.get("/metrics", headers=BEARER)).text)
-    samples = [one for family in families for one in family.samples if one.name == "guardreasoner_refused_total"]
-    return {one.labels["reason"]: one.value for one in samples if one.value}
+    samples = [
+        sample for family in families for sample in family.samples if sample.name == "guardreasoner_refused_total"
+    ]
+    return {sample.labels["reason"]: sample.value for sample in samples if sample.value}
 
 
 @pytest.mark.parametrize("host", ["guard.example", "GUARD.example:8800", "localhost", "127.0.0.1", "[::1]:8800"])

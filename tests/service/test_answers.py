@@ -76,9 +76,9 @@ async def test_after_its_end_a_stream_says_nothing_more() -> None:
     stream = GuardedStream(judge, 10)
     line = b'data: {"choices": [{"index": 0, "delta": {"content": "Hello."}}]}\n\n'
     assert await stream.add(line) == b""
-    told = await stream.add(b"data: [DONE]\n\n")
-    assert told.endswith(b"data: [DONE]\n\n")
-    assert b"Hello." in told
+    out = await stream.add(b"data: [DONE]\n\n")
+    assert out.endswith(b"data: [DONE]\n\n")
+    assert b"Hello." in out
     assert [await stream.add(line), await stream.finish()] == [b"", b""]
 
 
@@ -86,9 +86,9 @@ async def test_a_stream_of_nothing_is_broken() -> None:
     async def judge(_: object) -> Verdict:
         raise AssertionError("there is nothing to judge")
 
-    told = await GuardedStream(judge, 10).finish()
-    assert b'"code": "upstream"' in told
-    assert b"[DONE]" not in told
+    out = await GuardedStream(judge, 10).finish()
+    assert b'"code": "upstream"' in out
+    assert b"[DONE]" not in out
 
 
 def _event(**choice: object) -> bytes:

@@ -6,47 +6,29 @@ import asyncio
 import base64
 import json
 import logging
-from contextlib import asynccontextmanager
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from fastapi.routing import APIRoute
 
 from guardreasoner_vl.service.access import HEALTH, PAGE
-from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import ServiceConfig
 from guardreasoner_vl.service.logs import JsonFormatter
 from guardreasoner_vl.service.metrics import ROUTES
 from guardreasoner_vl.types import Verdict
 from tests.pictures import picture
+from tests.service.clients import KEY, app_of, client
 from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    import httpx
     from fastapi import FastAPI
 
-KEY = "a-key-of-some-length"
 CANARY = "canary-7f3a"
 URL = "data:image/png;base64," + base64.b64encode(picture(56, 56).png).decode()
-
-
-def app_of(backend: ScriptedBackend | None = None, **settings: Any) -> FastAPI:
-    return create_app(ServiceConfig(**settings), {"default": backend or ScriptedBackend()})
-
-
-@asynccontextmanager
-async def client(app: FastAPI, key: str | None = None, host: str = "localhost") -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers) as made,
-    ):
-        yield made
 
 
 # --- the native route ---------------------------------------------------------------------------------

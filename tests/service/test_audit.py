@@ -151,7 +151,7 @@ def test_pictures_are_named_by_their_bytes(path: Path) -> None:
     put(log, exchange=Exchange(images=tuple(images)))
     (row,) = rows(path)
     same = hashlib.sha256(b"bytes").hexdigest()
-    texts = [hashlib.sha256(one.encode()).hexdigest() for one in odd]
+    texts = [hashlib.sha256(text.encode()).hexdigest() for text in odd]
     assert row["pictures"] == [same, same, checked.digest, None, None, *texts]
 
 

@@ -12,8 +12,8 @@ import pytest
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.callers import Callers, QueueFullError, RefusedError
 from guardreasoner_vl.service.config import ServiceConfig
+from tests.service.clients import app_of, client
 from tests.service.scripted_backend import ScriptedBackend
-from tests.service.test_app import app_of, client
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,7 +137,9 @@ async def test_a_caller_that_floods_leaves_places_for_others() -> None:
     assert other.status_code == 200
     assert sorted(answer.status_code for answer in answers) == [200] * 4 + [429] * 8
     refused = [answer for answer in answers if answer.status_code == 429]
-    assert {(one.json()["error"]["code"], one.headers["retry-after"]) for one in refused} == {("caller_busy", "2")}
+    assert {(response.json()["error"]["code"], response.headers["retry-after"]) for response in refused} == {
+        ("caller_busy", "2")
+    }
     assert 'guardreasoner_caller_refused_total{caller="shop",reason="caller_busy"} 8.0' in shown
     assert 'guardreasoner_caller_verdicts_total{caller="shop",outcome="allow"} 4.0' in shown
     assert 'guardreasoner_caller_verdicts_total{caller="chat",outcome="allow"} 1.0' in shown
@@ -150,11 +152,11 @@ async def test_who_asked_stands_in_the_answer_and_the_audit_log(tmp_path: Path) 
     path = tmp_path / "audit.jsonl"
     async with client(app_of(keys=keys(), audit={"path": path})) as http:
         ours = {**bearer("shop"), "X-Request-Id": "order-17", "traceparent": TRACE}
-        told = await http.post("/v1/guard", json={"prompt": "Hello."}, headers=ours)
+        response = await http.post("/v1/guard", json={"prompt": "Hello."}, headers=ours)
         strange = {**bearer("chat"), "X-Request-Id": "a b\tc", "traceparent": "00-xyz"}
         other = await http.post("/v1/guard", json={"prompt": "Hello."}, headers=strange)
         refused = await http.post("/v1/guard", json={"prompt": "Hello."}, headers={"X-Request-Id": "order-18"})
-    assert (told.headers["x-request-id"], told.headers["traceparent"]) == ("order-17", TRACE)
+    assert (response.headers["x-request-id"], response.headers["traceparent"]) == ("order-17", TRACE)
     assert len(other.headers["x-request-id"]) == 32
     assert "traceparent" not in other.headers
     assert (refused.status_code, refused.headers["x-request-id"]) == (401, "order-18")

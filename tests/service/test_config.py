@@ -52,9 +52,9 @@ def test_several_guards(tmp_path: Path) -> None:
 
 def test_the_most_windows_reach_every_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUARDREASONER_LIMITS__WINDOWS", "9")
-    made = load_config(guards={"default": {}, "big": {"base_url": "http://localhost:1/v1"}})
-    for section in made.guards.values():
-        backend = backend_of(section, made.limits.together, lambda: None, made.limits.windows)
+    config = load_config(guards={"default": {}, "big": {"base_url": "http://localhost:1/v1"}})
+    for section in config.guards.values():
+        backend = backend_of(section, config.limits.together, lambda: None, config.limits.windows)
         assert (backend.policy.long_input, backend.policy.max_windows) == ("windows", 9)
     with pytest.raises(InputError, match=r"limits\.windows"):
         load_config(limits={"windows": 0})

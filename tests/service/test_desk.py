@@ -54,20 +54,20 @@ async def test_a_verdict() -> None:
 
 
 async def test_quotes_that_the_input_does_not_hold_are_counted_once() -> None:
-    made = desk(ScriptedBackend(reasoning='It says "hello", "mild words" and "kites".'), cache={"entries": 9})
-    assert counted(made, "guardreasoner_unsupported_quotes_total", guard="default") == 0
+    service = desk(ScriptedBackend(reasoning='It says "hello", "mild words" and "kites".'), cache={"entries": 9})
+    assert counted(service, "guardreasoner_unsupported_quotes_total", guard="default") == 0
     for _ in range(2):
-        verdict = await made.judge(Exchange("Hello."), ID)
+        verdict = await service.judge(Exchange("Hello."), ID)
         assert (verdict.reasoning, verdict.unsupported_quotes) == ('It says "hello", [\u2026] and [\u2026].', 2)
-    assert counted(made, "guardreasoner_unsupported_quotes_total", guard="default") == 2
+    assert counted(service, "guardreasoner_unsupported_quotes_total", guard="default") == 2
 
 
 async def test_a_verdict_is_given_in_the_mode_that_was_asked_for_and_counted_for_its_guard() -> None:
-    made = desk(ScriptedBackend())
-    assert (await made.judge(Exchange("Hello."), ID)).mode == "slow"
-    assert (await made.judge(Exchange("Hello."), ID, mode="fast")).mode == "fast"
-    assert (await made.judge(Exchange("Hello."), ID, mode="fast", watch=QueueWatch())).mode == "fast"
-    assert counted(made, "guardreasoner_verdicts_total", guard="default", stage="request") == 3
+    service = desk(ScriptedBackend())
+    assert (await service.judge(Exchange("Hello."), ID)).mode == "slow"
+    assert (await service.judge(Exchange("Hello."), ID, mode="fast")).mode == "fast"
+    assert (await service.judge(Exchange("Hello."), ID, mode="fast", watch=QueueWatch())).mode == "fast"
+    assert counted(service, "guardreasoner_verdicts_total", guard="default", stage="request") == 3
 
 
 async def test_an_unforeseen_error_is_an_error_verdict_that_quotes_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -209,8 +209,8 @@ async def test_failing_open_is_a_choice_for_one_stage_counted_and_critical(caplo
     assert (through.flagged, through.action) == (None, "allow")
     (record,) = caplog.records
     assert (record.levelname, record.getMessage()) == ("CRITICAL", "an exchange was let through unjudged")
-    told = {name: getattr(record, name) for name in ("guard", "code", "outcome")}
-    assert told == {"guard": "default", "code": through.error and through.error.code, "outcome": "request"}
+    fields = {name: getattr(record, name) for name in ("guard", "code", "outcome")}
+    assert fields == {"guard": "default", "code": through.error and through.error.code, "outcome": "request"}
     assert "BROKEN" not in caplog.text
     assert counted(made, "guardreasoner_let_through_total", stage="request") == 1
     assert (await made.judge(Exchange("Hello.", response="BROKEN"), ID)).action == "block"
@@ -254,12 +254,12 @@ async def test_every_verdict_is_written_down(tmp_path: Path) -> None:
 
 async def test_the_audit_line_tells_which_verdicts_were_known(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    made = desk(ScriptedBackend(), AuditLog(AuditSettings(path=path)), cache={"entries": 8})
+    service = desk(ScriptedBackend(), AuditLog(AuditSettings(path=path)), cache={"entries": 8})
     for text in ("Hello.", "Hello.", "BROKEN", "BROKEN", "BAD"):
-        await made.judge(Exchange(text), ID)
-    await made.judge(Exchange("Hello."), ID, watch=QueueWatch())
-    await made.unjudged(ImageError("no picture: send one"), ID)
-    await made.close()
+        await service.judge(Exchange(text), ID)
+    await service.judge(Exchange("Hello."), ID, watch=QueueWatch())
+    await service.unjudged(ImageError("no picture: send one"), ID)
+    await service.close()
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [row["cached"] for row in rows] == [False, True, False, False, False, False, False]
 
@@ -273,36 +273,36 @@ class Writing(ScriptedBackend):
 
 
 async def test_a_known_verdict_costs_no_tokens() -> None:
-    made = desk(Writing(), cache={"entries": 8})
+    service = desk(Writing(), cache={"entries": 8})
     for text in ("one", "one", "two"):
-        await made.judge(Exchange(text), ID)
-    assert counted(made, "guardreasoner_completion_tokens_total") == 14
+        await service.judge(Exchange(text), ID)
+    assert counted(service, "guardreasoner_completion_tokens_total") == 14
 
 
 def several(**backends: ScriptedBackend) -> Desk:
     metrics = Metrics(tuple(backends))
-    made = Desk(backends, ServiceConfig(), metrics, None)
-    made.metrics = metrics  # type: ignore[attr-defined]
-    return made
+    service = Desk(backends, ServiceConfig(), metrics, None)
+    service.metrics = metrics  # type: ignore[attr-defined]
+    return service
 
 
 async def test_what_is_under_way_is_the_sum_of_all_guards() -> None:
-    made = several(default=ScriptedBackend(pause=0.05), fast=ScriptedBackend(pause=0.05))
+    service = several(default=ScriptedBackend(pause=0.05), fast=ScriptedBackend(pause=0.05))
     under_way = [
-        asyncio.create_task(made.judge(Exchange(text), ID, guard=guard))
+        asyncio.create_task(service.judge(Exchange(text), ID, guard=guard))
         for text, guard in (("one", None), ("two", "fast"), ("three", "fast"))
     ]
     await asyncio.sleep(0.01)
-    assert counted(made, "guardreasoner_in_flight") == 3
+    assert counted(service, "guardreasoner_in_flight") == 3
     await asyncio.gather(*under_way)
-    assert counted(made, "guardreasoner_in_flight") == 0
+    assert counted(service, "guardreasoner_in_flight") == 0
 
 
 def test_guards_stand_in_order_of_name_after_the_default_one() -> None:
-    made = several(zeal=ScriptedBackend(), default=ScriptedBackend(), early=ScriptedBackend(), a=ScriptedBackend())
-    assert made.guards == ["default", "a", "early", "zeal"]
+    service = several(zeal=ScriptedBackend(), default=ScriptedBackend(), early=ScriptedBackend(), a=ScriptedBackend())
+    assert service.guards == ["default", "a", "early", "zeal"]
     with pytest.raises(UnknownGuardError, match="use one of default, a, early, zeal"):
-        made.backend("other")
+        service.backend("other")
 
 
 def test_a_digest_tells_exchanges_apart() -> None:

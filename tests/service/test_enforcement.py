@@ -12,6 +12,7 @@ import pytest
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
+from tests.service.clients import client as client_of
 from tests.service.enforcement_table import ENFORCE, MONITOR, TABLE, USES, exchange_of, messages_of, settings_of
 from tests.service.sided_backend import SidedBackend
 
@@ -44,12 +45,8 @@ class Model:
 async def client(model: Model, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     config = ServiceConfig(upstream=UpstreamSection(base_url=MODEL, window=10), **settings)
     app = create_app(config, {"default": SidedBackend()}, httpx.MockTransport(model))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost") as made,
-    ):
-        yield made
+    async with client_of(app) as http:
+        yield http
 
 
 async def by_fields(http: httpx.AsyncClient, wrong: str, prefill: bool) -> str:
@@ -146,22 +143,22 @@ async def test_the_proxy_releases_an_answer_by_the_response_alone(
     stream: bool, request_use: str, response_use: str, answer: str
 ) -> None:
     async with client(Model(answer), **settings_of(request_use, response_use)) as http:
-        told = await http.post(
+        response = await http.post(
             "/v1/chat/completions",
             json={"model": "m", "messages": [{"role": "user", "content": "Hello."}], "stream": stream},
         )
-    assert told.status_code == 200
-    assert (answer in told.text) == (response_use == MONITOR)
-    assert ("content_filter" in told.text) == (response_use == ENFORCE)
+    assert response.status_code == 200
+    assert (answer in response.text) == (response_use == MONITOR)
+    assert ("content_filter" in response.text) == (response_use == ENFORCE)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_to_a_harmful_request_that_is_monitored_is_released(stream: bool) -> None:
     async with client(Model(), **settings_of(MONITOR, ENFORCE)) as http:
-        told = await http.post(
+        response = await http.post(
             "/v1/chat/completions", json={"model": "m", "messages": messages_of("request", False), "stream": stream}
         )
-    assert (told.status_code, "Fine." in told.text) == (200, True)
+    assert (response.status_code, "Fine." in response.text) == (200, True)
 
 
 @pytest.mark.parametrize("ask", WAYS)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.service.clients import app_of, client
 from tests.service.scripted_backend import ScriptedBackend
-from tests.service.test_app import app_of, client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

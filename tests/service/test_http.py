@@ -66,11 +66,11 @@ def test_a_head_that_never_comes_or_drips_is_given_up() -> None:
             dripping.sendall(b"POST / HTTP/1.1\r\n")
             assert closed_after(silent) < 5
             assert closed_after(dripping) < 5
-        with socket.create_connection(address) as kept:
-            kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b"200" in kept.recv(4096)
-            kept.sendall(b"GET / HT")
-            assert closed_after(kept) < 5
+        with socket.create_connection(address) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200" in connection.recv(4096)
+            connection.sendall(b"GET / HT")
+            assert closed_after(connection) < 5
 
 
 @pytest.mark.parametrize("piece", [b"X-More: 1\r\n", b"x"])

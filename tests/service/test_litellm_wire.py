@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
 from guardreasoner_vl.service.wire import data_url
 from tests.pictures import picture
+from tests.service.clients import client
 from tests.service.sided_backend import SidedBackend
+
+if TYPE_CHECKING:
+    import httpx
 
 PATH = "/beta/litellm_basic_guardrail_api"
 HELLO = {"role": "user", "content": "Hello."}
@@ -26,11 +29,7 @@ def call(arguments: Any = "{}", name: Any = "look", kind: str = "function") -> d
 
 async def asked(*bodies: dict[str, Any], **settings: Any) -> list[httpx.Response]:
     app = create_app(ServiceConfig(**settings), {"default": SidedBackend()})
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
-    ):
+    async with client(app) as http:
         return [await http.post(PATH, json=body) for body in bodies]
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
+from tests.service.proxied import CALL, HELLO, Model, asked, client
 from tests.service.scripted_backend import ScriptedBackend
-from tests.service.test_proxy import CALL, HELLO, Model, asked, client
 
 
 def said(**fields: Any) -> list[dict[str, Any]]:

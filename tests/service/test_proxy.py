@@ -3,77 +3,16 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import ServiceConfig
+from tests.service.proxied import CALL, HELLO, Model, asked, chunks_in, client, content, delta
 from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-HELLO = [{"role": "user", "content": "Hello."}]
-CALL = {"id": "c1", "type": "function", "function": {"name": "bake", "arguments": '{"what": "BAD"}'}}
-
-
-class Model:
-    """Answers with `message`, or with `chunks` of a stream; keeps what it was asked."""
-
-    def __init__(self, message: dict[str, Any] | None = None, chunks: list[dict[str, Any]] | None = None) -> None:
-        self.message = message or {"role": "assistant", "content": "Fine."}
-        self.chunks = chunks or []
-        self.asked: list[httpx.Request] = []
-        self.fault: Callable[[], httpx.Response] | None = None
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(request)
-        if self.fault:
-            return self.fault()
-        if json.loads(request.content).get("stream"):
-            lines = [f"data: {json.dumps({'id': 'x', 'choices': [chunk]})}\n\n" for chunk in self.chunks]
-            usage = 'data: {"id": "x", "choices": [], "usage": {"total_tokens": 3}}\n\n'
-            return httpx.Response(200, text="".join([*lines, usage, "data: [DONE]\n\n"]))
-        choice = {"index": 0, "message": self.message, "finish_reason": "stop", "logprobs": {"content": []}}
-        return httpx.Response(200, json={"id": "x", "object": "chat.completion", "choices": [choice]})
-
-
-def delta(finish: str | None = None, **values: Any) -> dict[str, Any]:
-    return {"index": 0, "delta": values, "finish_reason": finish, "logprobs": {"content": [{"token": "leak"}]}}
-
-
-@asynccontextmanager
-async def client(
-    model: Model, backend: ScriptedBackend | None = None, **settings: Any
-) -> AsyncIterator[httpx.AsyncClient]:
-    upstream: Any = {"base_url": "http://model.test/v1", "api_key": "upstream-key", "window": 10}
-    config = ServiceConfig(upstream=upstream, **settings)
-    app = create_app(config, {"default": backend or ScriptedBackend()}, httpx.MockTransport(model))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://localhost") as made,
-    ):
-        yield made
-
-
-async def asked(http: httpx.AsyncClient, messages: Any = HELLO, **values: Any) -> httpx.Response:
-    return await http.post("/v1/chat/completions", json={"model": "m", "messages": messages, **values})
-
-
-def events(answer: httpx.Response) -> list[dict[str, Any]]:
-    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
-    told = [json.loads(line) for line in lines if line != "[DONE]"]
-    assert ("[DONE]" in lines) == (not any("error" in event for event in told))
-    return told
-
-
-def content(answer: httpx.Response) -> str:
-    deltas = [part["delta"] for event in events(answer) for part in event["choices"]]
-    return "".join(one.get("content") or "" for one in deltas)
 
 
 async def test_a_harmless_exchange_passes_whole() -> None:
@@ -140,9 +79,9 @@ async def test_a_stream_is_released_window_by_window() -> None:
         "word0 word1 word2 word3 ",
         "word0 word1 word2 word3 word4 word5 ",
     ]
-    assert events(answer)[-1]["usage"] == {"total_tokens": 3}
+    assert chunks_in(answer)[-1]["usage"] == {"total_tokens": 3}
     assert "leak" not in answer.text
-    assert [part["finish_reason"] for event in events(answer) for part in event["choices"]][-1] == "stop"
+    assert [part["finish_reason"] for event in chunks_in(answer) for part in event["choices"]][-1] == "stop"
 
 
 async def test_a_stream_stops_where_it_turns_harmful() -> None:
@@ -153,7 +92,7 @@ async def test_a_stream_stops_where_it_turns_harmful() -> None:
     async with client(Model(chunks=chunks)) as http:
         answer = await asked(http, stream=True)
     assert content(answer) == "All is well. "
-    last = events(answer)[-1]["choices"][0]
+    last = chunks_in(answer)[-1]["choices"][0]
     assert (last["finish_reason"], "refusal" in last["delta"]) == ("content_filter", True)
 
 
@@ -167,10 +106,12 @@ async def test_streamed_tool_calls_are_told_after_their_verdict() -> None:
         good = await asked(http, stream=True)
     async with client(Model(chunks=pieces("BAD"))) as http:
         bad = await asked(http, stream=True)
-    calls = [one for event in events(good) for part in event["choices"] for one in part["delta"].get("tool_calls", ())]
+    calls = [
+        one for event in chunks_in(good) for part in event["choices"] for one in part["delta"].get("tool_calls", ())
+    ]
     assert "".join(call["function"]["arguments"] for call in calls) == '{"what": "bread"}'
     assert "BAD" not in bad.text
-    assert events(bad)[-1]["choices"][0]["finish_reason"] == "content_filter"
+    assert chunks_in(bad)[-1]["choices"][0]["finish_reason"] == "content_filter"
 
 
 async def test_one_bad_answer_of_several_that_are_streamed_ends_them_all() -> None:
@@ -178,7 +119,7 @@ async def test_one_bad_answer_of_several_that_are_streamed_ends_them_all() -> No
     async with client(Model(chunks=chunks)) as http:
         answer = await asked(http, stream=True, n=2)
     assert content(answer) == "first part "
-    ends = {part["index"]: part["finish_reason"] for event in events(answer) for part in event["choices"]}
+    ends = {part["index"]: part["finish_reason"] for event in chunks_in(answer) for part in event["choices"]}
     assert ends == {0: "content_filter", 1: "content_filter"}
 
 
@@ -231,7 +172,7 @@ async def test_a_stream_that_breaks_off_ends_in_an_error(stream: httpx.AsyncByte
     model.fault = lambda: httpx.Response(200, stream=stream)
     async with client(model) as http:
         answer = await asked(http, stream=True)
-    assert [event["error"]["code"] for event in events(answer)] == [code]
+    assert [event["error"]["code"] for event in chunks_in(answer)] == [code]
 
 
 @pytest.mark.parametrize("body", [{}, {"messages": "x"}, [], {"messages": [1]}])

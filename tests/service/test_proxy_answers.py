@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.service.proxied import Model, asked, chunks_in, client, content, delta
 from tests.service.scripted_backend import ScriptedBackend
-from tests.service.test_proxy import Model, asked, client, content, delta, events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ async def test_a_model_s_reasoning_is_judged_and_passed_on(field: str, text: str
     async with client(model) as http:
         whole, streamed = await asked(http), await asked(http, stream=True)
     (choice,) = whole.json()["choices"]
-    reasoning = "".join(one["delta"].get(field) or "" for event in events(streamed) for one in event["choices"])
+    reasoning = "".join(one["delta"].get(field) or "" for event in chunks_in(streamed) for one in event["choices"])
     if passes:
         assert (choice["message"], reasoning) == (message, text)
     else:
@@ -55,7 +55,7 @@ async def test_nothing_of_a_call_leaves_but_what_was_judged() -> None:
         "tool_calls": [clean],
         "function_call": clean["function"],
     }
-    assert events(streamed)[0]["choices"][0]["delta"]["tool_calls"] == [{"index": 0, **clean}]
+    assert chunks_in(streamed)[0]["choices"][0]["delta"]["tool_calls"] == [{"index": 0, **clean}]
     assert "BAD" not in whole.text + streamed.text
 
 
@@ -69,7 +69,7 @@ async def test_a_choice_of_another_shape_is_no_answer(odd: dict[str, Any]) -> No
         streamed = await asked(http, stream=True)
         model.fault = lambda: httpx.Response(200, json={"choices": [choice]})
         whole = await asked(http)
-    assert [event["error"]["code"] for event in events(streamed)] == ["guard_error"]
+    assert [event["error"]["code"] for event in chunks_in(streamed)] == ["guard_error"]
     assert (whole.status_code, whole.json()["error"]["code"]) == (502, "guard_error")
 
 
@@ -82,7 +82,10 @@ async def test_calls_cut_within_a_character_are_whole() -> None:
     async with client(model, backend) as http:
         answer = await asked(http, stream=True)
     calls = [
-        call for event in events(answer) for one in event["choices"] for call in one["delta"].get("tool_calls", ())
+        call
+        for event in chunks_in(answer)
+        for choice in event["choices"]
+        for call in choice["delta"].get("tool_calls", ())
     ]
     assert [call["function"]["arguments"] for call in calls] == ['{"what": "', '\U0001f600"}']
     assert backend.judged[-1].response == 'bake({"what": "\U0001f600"})'
@@ -95,7 +98,7 @@ async def test_an_answer_in_another_form_keeps_its_calls_and_is_judged() -> None
         {"index": 0, "function": {"arguments": ": 1}"}},
     ]
     chunks = [delta(role="assistant", tool_calls=pieces[:1]), delta(tool_calls=pieces[1:]), delta("tool_calls")]
-    body = "".join(f"data: {json.dumps({'id': 'x', 'choices': [one]})}\n\n" for one in chunks)
+    body = "".join(f"data: {json.dumps({'id': 'x', 'choices': [choice]})}\n\n" for choice in chunks)
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     model = Model()
     async with client(model) as http:
@@ -104,9 +107,9 @@ async def test_an_answer_in_another_form_keeps_its_calls_and_is_judged() -> None
         model.fault = lambda: httpx.Response(
             200, json={"choices": [{"message": message, "finish_reason": "tool_calls"}]}
         )
-        streamed = events(await asked(http, stream=True))
+        streamed = chunks_in(await asked(http, stream=True))
         model.fault = lambda: httpx.Response(200, json={"choices": [{"message": {"content": "BAD"}}]})
-        blocked = events(await asked(http, stream=True))
+        blocked = chunks_in(await asked(http, stream=True))
     assert whole["choices"] == [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
     assert whole["object"] == "chat.completion"
     assert streamed[0]["choices"][0]["delta"]["tool_calls"] == [{"index": 0, **call}]

@@ -126,22 +126,22 @@ def desk(backend: ScriptedBackend, **limits: Any) -> Desk:
 
 async def test_a_probe_never_waits_behind_exchanges() -> None:
     """Verdicts take longer than they stay fresh, and the probe would be the last of the queue."""
-    made = desk(ScriptedBackend(pause=0.2), ready_seconds=0.01)
-    await made.judge(Exchange("Hello."), Origin("0"))
-    under_way = [asyncio.create_task(made.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(20)]
+    service = desk(ScriptedBackend(pause=0.2), ready_seconds=0.01)
+    await service.judge(Exchange("Hello."), Origin("0"))
+    under_way = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(20)]
     await asyncio.sleep(0.05)
     started = time.perf_counter()
-    assert made.state() == "ready"
+    assert service.state() == "ready"
     assert time.perf_counter() - started < 0.05
     await asyncio.gather(*under_way)
-    await made.close()
+    await service.close()
 
 
 async def test_a_full_queue_is_not_ready() -> None:
-    made = desk(ScriptedBackend(pause=0.1), queue=2)
-    await made.judge(Exchange("Hello."), Origin("0"))
-    under_way = [asyncio.create_task(made.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(2)]
+    service = desk(ScriptedBackend(pause=0.1), queue=2)
+    await service.judge(Exchange("Hello."), Origin("0"))
+    under_way = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(2)]
     await asyncio.sleep(0.01)
-    assert made.state() == "queue full"
+    assert service.state() == "queue full"
     await asyncio.gather(*under_way)
-    assert made.state() == "ready"
+    assert service.state() == "ready"

@@ -192,11 +192,11 @@ def test_sigterm_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_the_wait(tmp_path: Path) -> None:
-    with service(tmp_path, GUARDREASONER_LIMITS__LEAVE_SECONDS="600") as made:
+    with service(tmp_path, GUARDREASONER_LIMITS__LEAVE_SECONDS="600") as running:
         for _ in range(2):
-            made.process.send_signal(signal.SIGTERM)
+            running.process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
-        assert made.process.wait(30) == -signal.SIGTERM
+        assert running.process.wait(30) == -signal.SIGTERM
 
 
 def test_sighup_reads_the_keys_anew_and_never_kills(tmp_path: Path) -> None:
@@ -204,28 +204,30 @@ def test_sighup_reads_the_keys_anew_and_never_kills(tmp_path: Path) -> None:
     settings = tmp_path / "service.yaml"
     settings.write_text(f"keys: [{{name: shop, key: {old}}}]\n")
 
-    def statuses(made: Service) -> list[int]:
-        answers = [httpx.get(f"{made.url}/v1/models", headers={"Authorization": f"Bearer {key}"}) for key in (old, new)]
+    def statuses(running: Service) -> list[int]:
+        answers = [
+            httpx.get(f"{running.url}/v1/models", headers={"Authorization": f"Bearer {key}"}) for key in (old, new)
+        ]
         return [answer.status_code for answer in answers]
 
-    def become(made: Service, expected: list[int]) -> None:
+    def become(running: Service, expected: list[int]) -> None:
         until_time = time.monotonic() + 10
-        while statuses(made) != expected and time.monotonic() < until_time:
+        while statuses(running) != expected and time.monotonic() < until_time:
             time.sleep(0.05)
-        assert statuses(made) == expected
+        assert statuses(running) == expected
 
-    with service(tmp_path, "--config", str(settings)) as made:
-        assert statuses(made) == [200, 401]
+    with service(tmp_path, "--config", str(settings)) as running:
+        assert statuses(running) == [200, 401]
         settings.write_text(f"keys: [{{name: shop, key: {new}}}]\n")
-        made.process.send_signal(signal.SIGHUP)
-        become(made, [401, 200])
+        running.process.send_signal(signal.SIGHUP)
+        become(running, [401, 200])
         settings.write_text("keys: [{name: shop}]\n")
-        made.process.send_signal(signal.SIGHUP)
-        while "the old keys stay" not in made.log.read_text("utf-8"):
-            assert made.process.poll() is None
+        running.process.send_signal(signal.SIGHUP)
+        while "the old keys stay" not in running.log.read_text("utf-8"):
+            assert running.process.poll() is None
             time.sleep(0.05)
-        assert statuses(made) == [401, 200]
-        log = made.log.read_text("utf-8")
+        assert statuses(running) == [401, 200]
+        log = running.log.read_text("utf-8")
         assert old not in log
         assert new not in log
 

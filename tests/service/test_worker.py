@@ -58,10 +58,10 @@ class ScriptedOpening:
 
 @pytest.fixture
 async def engine() -> AsyncIterator[EngineProcess]:
-    made = EngineProcess(ScriptedOpening(), 8)  # type: ignore[arg-type]  # what a worker needs of an opening
-    await made.start()
-    yield made
-    await made.close()
+    process = EngineProcess(ScriptedOpening(), 8)  # type: ignore[arg-type]  # what a worker needs of an opening
+    await process.start()
+    yield process
+    await process.close()
 
 
 class Begun(QueueWatch):
@@ -117,6 +117,6 @@ async def test_who_is_called_off_late_or_twice_is_forgotten(engine: EngineProces
     await asyncio.sleep(_PAUSE / 2)
     for task in tasks[::2]:
         task.cancel()
-    found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert sum(isinstance(one, asyncio.CancelledError) for one in found) == 10
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(result, asyncio.CancelledError) for result in results) == 10
     assert call_of(await engine.judge(Exchange("And now?"))) < 10

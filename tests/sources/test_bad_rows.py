@@ -163,7 +163,7 @@ def test_one_bad_row_is_named_and_the_rest_is_read(name: str, kind: str, tmp_pat
     reader = READERS[name]
     path = tmp_path / reader.file
     path.parent.mkdir(exist_ok=True)
-    lines = [encoded(reader.row(one)) for one in "abde"]
+    lines = [encoded(reader.row(prompt)) for prompt in "abde"]
     lines.insert(2, spoilt(kind, reader.row("c"), reader.field))
     content = b"[\n" + b",\n".join(lines) + b"\n]\n" if reader.whole else b"\n".join(lines) + b"\n"
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
@@ -229,7 +229,7 @@ def test_a_bad_line_of_csv(line: bytes, reason: str, tmp_path: Path) -> None:
     path.write_bytes(toxic(b"a,True,1", line, b'"b\nc",True,0'))
     set_aside = SetAside()
     read = list(read_source(adapter_named("toxicchat"), tmp_path, tmp_path / "x", set_aside))
-    assert [one.prompt for one in read] == ["a", "b\nc"]
+    assert [sample.prompt for sample in read] == ["a", "b\nc"]
     assert set_aside.rows == [(f"{path.name}, line 3", reason)]
 
 
@@ -243,7 +243,9 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     for name in {name: None for row in rows for name in row}:
         values = [row.get(name) for row in rows]
         if name == "prompt":
-            raw = pyarrow.array([one.encode() if isinstance(one, str) else one for one in values], pyarrow.binary())
+            raw = pyarrow.array(
+                [value.encode() if isinstance(value, str) else value for value in values], pyarrow.binary()
+            )
             arrays[name] = pyarrow.Array.from_buffers(pyarrow.string(), len(raw), raw.buffers())
         else:
             arrays[name] = pyarrow.array(values)
@@ -296,7 +298,7 @@ def test_a_bad_row_of_somebody_elses_parquet(tmp_path: Path) -> None:
     write_parquet(path, [wild("a"), {**wild("b"), "prompt": b"walrus \xff"}, wild("c")])
     set_aside = SetAside()
     read = list(read_source(adapter_named("wildguardtrain"), tmp_path, tmp_path / "x", set_aside))
-    assert [one.id for one in read] == ["wildguardtrain/0", "wildguardtrain/2"]
+    assert [sample.id for sample in read] == ["wildguardtrain/0", "wildguardtrain/2"]
     assert set_aside.rows == [("wildguard_train.parquet, row 2", "'prompt': not UTF-8")]
 
 

@@ -87,7 +87,7 @@ def read(layout: str, row: dict[str, Any], folder: Path) -> Read:
     elif layout == "released test":
         put(folder, "test/ToxicChat.json", [row, flat("hi")])
         loaded = load(named("ToxicChat"), folder, folder / "x")
-        samples, set_aside = [one for one in loaded.samples if one.prompt != "hi"], loaded.set_aside
+        samples, set_aside = [sample for sample in loaded.samples if sample.prompt != "hi"], loaded.set_aside
     else:
         file = {"guardreasonertrain": "A-Train-R.json", "wildguardtrain": "train/wildguard_train.parquet"}
         put(folder, file.get(layout, "train.json"), [row])
@@ -123,7 +123,7 @@ def test_an_empty_medium_is_none(layout: str, key: str, tmp_path: Path) -> None:
         return  # a sample has no field of that name, empty or not
     samples, reasons = read(layout, LAYOUTS[layout]("what is this", **{key: None}), tmp_path)
     assert not reasons
-    assert [one.modality for one in samples] == ["text"]
+    assert [sample.modality for sample in samples] == ["text"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -180,7 +180,7 @@ def test_a_released_test_row_keeps_its_picture(tmp_path: Path) -> None:
     rows = [flat("<image>", image="a.png"), flat("<image>"), flat("what is this", image="a.png")]
     put(tmp_path, "test/HarmImageTest.json", rows)
     loaded = load(named("HarmImageTest"), tmp_path, tmp_path / "x")
-    assert [(one.images, one.prompt) for one in loaded.samples] == [((str(tmp_path / "test" / "a.png"),), "")]
+    assert [(sample.images, sample.prompt) for sample in loaded.samples] == [((str(tmp_path / "test" / "a.png"),), "")]
     assert loaded.set_aside.total == 2
 
 

@@ -259,7 +259,7 @@ def test_rows_that_the_engine_failed_are_asked_again_and_many_stop_the_run(tmp_p
     results = evaluate.run(Guard(healed), loaded, out)
     assert healed.count == 96
     assert lasting(out) == lasting(tmp_path / "whole")
-    counts = [found.groups["request"]["all"].figures.counts for found in (whole, results)]
+    counts = [figures.groups["request"]["all"].figures.counts for figures in (whole, results)]
     assert counts[0] == counts[1]
     assert counts[0].f1 == 1
 
@@ -299,10 +299,10 @@ def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
     evaluate.run(scripted_guard(), loaded, out)
     path = out / PREDICTIONS
     path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[1])
-    told = "line 5: the row of line 2 again; remove one of the two lines"
-    with pytest.raises(DataError, match=told):
+    message = "line 5: the row of line 2 again; remove one of the two lines"
+    with pytest.raises(DataError, match=message):
         evaluate.run(scripted_guard(), loaded, out)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_evaluation(out)
 
 
@@ -342,16 +342,18 @@ def test_a_torn_line_and_a_full_disk_leave_every_whole_line(tmp_path: Path) -> N
 
 def test_another_process_in_the_folder_is_told(tmp_path: Path) -> None:
     loaded, out = many(tmp_path, 4), tmp_path / "out"
-    told: list[str] = []
+    messages: list[str] = []
 
     def second(done: int, total: int) -> None:
-        thread = Thread(target=lambda: told.append(line_of(lambda: evaluate.run(scripted_guard(), loaded, out))))
+        thread = Thread(target=lambda: messages.append(line_of(lambda: evaluate.run(scripted_guard(), loaded, out))))
         thread.start()
         thread.join()
 
     evaluate.run(scripted_guard(), loaded, out, chunk=2, progress=second)
-    assert len(told) == 2
-    assert all("another `evaluate`" in one and "wait for it or give another --out" in one for one in told)
+    assert len(messages) == 2
+    assert all(
+        "another `evaluate`" in message and "wait for it or give another --out" in message for message in messages
+    )
     assert len(list(read_predictions(out / PREDICTIONS))) == 4
 
 

@@ -266,13 +266,13 @@ def test_no_room_for_the_log_or_the_model(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for place, name, told in (
+    for place, name, message in (
         (JsonlLog, "_put", "log.jsonl cannot"),
         (grpo, "write_model", "grpo could not"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)
-            with pytest.raises(DataError, match=f"{told} be written .*: make room"):
+            with pytest.raises(DataError, match=f"{message} be written .*: make room"):
                 again()
         assert not (tmp_path / "grpo" / "model").exists()
     again()
@@ -338,15 +338,15 @@ def test_following_the_message_never_loses_the_best_weights(
     with pytest.raises(KeyboardInterrupt):
         again(raising(KeyboardInterrupt(), 3), save_every=1, evaluate_every=1)
     best = weights(tmp_path, 1)
-    told = []
+    messages = []
     for name in ("checkpoint-3", "checkpoint-2"):
         path = tmp_path / "grpo" / name / "optimizer.pt"
         path.write_bytes(b"half")
         with pytest.raises(DataError, match=f"{name} cannot be read: remove its optimizer") as caught:
             again(save_every=1, evaluate_every=1)
-        told.append(str(caught.value).rpartition(" ")[2])
+        messages.append(str(caught.value).rpartition(" ")[2])
         path.unlink()
-    assert told == ["checkpoint-2", "start"]
+    assert messages == ["checkpoint-2", "start"]
     assert_equal(weights(tmp_path, 1), best)
     planned(monkeypatch, 0.9, *[0.2] * 3)  # the start's stands in the log
     again(save_every=1, evaluate_every=1)

@@ -111,8 +111,8 @@ def ids(folder: Path) -> list[str]:
 
 
 def report_in(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / mine_report.REPORT).read_text())
-    return found
+    report: dict[str, Any] = json.loads((out / mine_report.REPORT).read_text())
+    return report
 
 
 PLANS = [

@@ -214,9 +214,9 @@ def test_reasoning_never_becomes_a_control_token(
         modality="text-image" if shown else "text",
     )
     plain = row.model_copy(update={"reasoning": "so it is"})
-    marked, unmarked = (rules([one], inputs).rows[0] for one in (row, plain))
+    marked, unmarked = (rules([labelled], inputs).rows[0] for labelled in (row, plain))
     control = set(inputs.token_id.values())
-    counts = [[one.input_ids.count(token) for token in control] for one in (marked, unmarked)]
+    counts = [[tokenised.input_ids.count(token) for token in control] for tokenised in (marked, unmarked)]
     assert counts[0] == counts[1]
     answer = text(marked, inputs).partition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>")
     parsed = parse_verdict(answer, has_prompt=True, has_response=False, finish_reason="stop")

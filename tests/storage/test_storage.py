@@ -86,19 +86,19 @@ def test_a_new_file_is_readable_by_whom_the_umask_says(tmp_path: Path) -> None:
 
 def refused(folder: Path, command: str = "mine") -> str:
     """What another thread is told that wants the folder too."""
-    told: list[str] = []
+    messages: list[str] = []
 
     def work() -> None:
         try:
             with locked_folder(folder, command):
-                told.append("")
+                messages.append("")
         except DataError as error:
-            told.append(str(error))
+            messages.append(str(error))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    return told[0]
+    return messages[0]
 
 
 def test_a_folder_in_use_is_refused_in_one_line_that_names_the_command(tmp_path: Path) -> None:
@@ -211,12 +211,12 @@ def test_lines_that_may_not_be_on_the_disk_are_not_told_as_written(
 
 def test_one_process_at_a_time_has_the_file(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    told = r"log\.jsonl: another `stage` is writing it; wait for it or give another --out"
+    message = r"log\.jsonl: another `stage` is writing it; wait for it or give another --out"
     with log(path) as opened:
-        with pytest.raises(DataError, match=told), log(path):
+        with pytest.raises(DataError, match=message), log(path):
             pass
         opened.replace([line(1), b'{"id": 2}'])
-        with pytest.raises(DataError, match=told), log(path):
+        with pytest.raises(DataError, match=message), log(path):
             pass
         opened.append([line(3)])
     assert path.read_bytes() == line(1) + line(2) + line(3)

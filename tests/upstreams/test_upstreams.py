@@ -15,7 +15,7 @@ from guardreasoner_vl.engines.openai_api import OpenAIEngine
 from tests.engines.conformance import Pieces, asked
 from tests.integrations.test_asgi import App, Instant
 from tests.integrations.test_asgi import client as asgi_client
-from tests.service.test_proxy import client as proxy_client
+from tests.service.proxied import client as proxy_client
 from tests.upstreams.table import BROKEN_STREAMS, JSON, STREAM, STREAMS, TEXT, WHOLE, WHOLE_STREAMS, Case
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def read_stream(answer: httpx.Response) -> Read:
     *events, last = [part.removeprefix("data: ") for part in answer.text.split("\n\n")]
     assert last == ""
     whole = events[-1] == "[DONE]"
-    told = [json.loads(event, parse_constant=pytest.fail) for event in events if event != "[DONE]"]
-    errors = [event["error"] for event in told if "error" in event]
-    deltas = [choice["delta"] for event in told for choice in event.get("choices", ())]
+    chunks = [json.loads(event, parse_constant=pytest.fail) for event in events if event != "[DONE]"]
+    errors = [event["error"] for event in chunks if "error" in event]
+    deltas = [choice["delta"] for event in chunks for choice in event.get("choices", ())]
     assert len(errors) <= 1
-    assert not errors or ("error" in told[-1] and list(told[-1]) == ["error"])
+    assert not errors or ("error" in chunks[-1] and list(chunks[-1]) == ["error"])
     return Read("".join(delta.get("content") or "" for delta in deltas), errors[0] if errors else {}, whole)
 
 

@@ -153,14 +153,14 @@ class _Answer:
         try:
             if self._kind != "json":
                 raise ValueError("no JSON")
-            told = await released(self._rest, self._judge)
+            completion = await released(self._rest, self._judge)
         except UpstreamError as error:
             await _refuse(self._send, 502, error.code, str(error))
             return
         except MALFORMED:
             await _refuse(self._send, 502, *UNREADABLE)
             return
-        body = json.dumps(told).encode()
+        body = json.dumps(completion).encode()
         await self._send(_with_headers(self._start, (b"content-length", str(len(body)).encode())))
         await self._send({"type": "http.response.body", "body": body})
 

@@ -190,7 +190,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 def _finished(log: JsonlLog[Candidates], drawn: set[str]) -> set[str]:
     """The rows judged already."""
-    finished = {one.id for _, one in log.rows()}
+    finished = {row.id for _, row in log.rows()}
     if strange := len(finished - drawn):
         raise DataError(f"{log.path} holds candidates of {strange:,} rows that are not asked for; give a new --out")
     return finished
