@@ -616,6 +616,36 @@ class TestWindows:
         judged(Exchange(BENIGN * 20, response=answered), engine, long_input="windows")
         assert len(engine.requests) ** 2 == pairs
 
+    def test_a_harmful_request_hides_no_pair_of_pieces(self) -> None:
+        """A response may be harmful beside one piece of the request alone, and responses may be enforced alone."""
+
+        def reads_both(request: EngineRequest) -> str:
+            text = request.messages[1].text
+            return answer("harmful" if PHRASE in text else "unharmful", "harmful" if "kites" in text else "unharmful")
+
+        exchange = Exchange(PHRASE + BENIGN * 40 + "kites", response=BENIGN * 40)
+        verdict = judged(exchange, CountingEngine(reads_both, limit=2048), long_input="windows")
+        assert (verdict.request.label, verdict.response.label) == ("harmful", "harmful")
+
+    @pytest.mark.parametrize("side", ["request", "response"])
+    def test_a_side_with_an_unjudged_window_is_no_unharmful_one_beside_a_harmful_side(self, side: str) -> None:
+        def breaks(request: EngineRequest) -> str:
+            return "nonsense" if "kites" in request.messages[1].text else finds_phrase(request)
+
+        texts = (BENIGN * 60 + "kites" + BENIGN * 60, PHRASE)
+        prompt, response = texts if side == "request" else texts[::-1]
+        verdict = judged(
+            Exchange(prompt, response=response),
+            CountingEngine(breaks, limit=2048),
+            long_input="windows",
+            on_error="allow",
+        )
+        assert getattr(verdict, side).label == "error"
+        assert {verdict.request.label, verdict.response.label} == {"harmful", "error"}
+        assert (verdict.flagged, verdict.action) == (True, "block")
+        assert verdict.error is not None
+        assert verdict.error.code == "missing_think"
+
     def test_two_very_long_sides_are_refused_quickly(self) -> None:
         engine = CountingEngine(finds_phrase, limit=1024)
         exchange = Exchange("x " * 500_000, response="y " * 500_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,38 @@ class TestServing:
         assert len(source.verdicts) == 13
         assert all(verdict.error is None for _, verdict in source.verdicts)
 
+    @pytest.mark.parametrize("most", [1, 2, 3])
+    def test_neither_short_ones_nor_windows_wait_for_a_flood_of_the_others(self, most: int) -> None:
+        for steady, flood in ((LONG, Exchange("One.")), (Exchange("One."), LONG)):
+            engine = Noting()
+            source = Source(engine, [steady], *[[flood]] * 60)
+            windowed(engine).moderate_from(source, most)
+            flagged = steady is LONG
+            answered = next(call for call, verdict in source.verdicts if verdict.flagged is flagged)
+            assert answered < 40
+
+    def test_a_short_one_does_not_wait_until_all_long_ones_are_counted(self) -> None:
+        class Weighing(Noting):
+            long_counts = 0
+
+            def count_tokens(self, request: EngineRequest) -> int:
+                if len(request.messages[1].text) > 40_000:
+                    self.long_counts += 1
+                    time.sleep(0.06)
+                return super().count_tokens(request)
+
+        engine = Weighing(limit=20_000)
+        waited: list[int] = []
+        rounds = [[Asked(Exchange(BENIGN * 1000))] * 12, [Asked(Exchange("One."))]]
+
+        def more(_: int) -> Joining:
+            joining = rounds.pop(0) if rounds else []
+            return [(asked, lambda _: waited.append(engine.long_counts)) for asked in joining]
+
+        windowed(engine).moderate_from(more, 16)
+        assert waited[0] <= 3
+        assert len(waited) == 13
+
     def test_pictures_of_those_who_wait_are_not_opened(self) -> None:
         engine = Noting()
         begun: list[int] = []
@@ -158,6 +191,16 @@ class TestCalledOff:
         windowed(engine).moderate_from(source)
         assert engine.calls == []
         assert {verdict.action for _, verdict in source.verdicts} == {"block"}
+
+    async def test_pictures_of_who_is_gone_before_it_begins_are_not_opened(self) -> None:
+        engine = Noting()
+        asked = Asked(Exchange("x", (b"no picture at all",)), None, Watching(0))
+        source = Source(engine, [asked])
+        windowed(engine).moderate_from(source)
+        awaited = await windowed(engine).amoderate_each(asked)
+        for verdict in (source.verdicts[0][1], awaited):
+            assert verdict.error is not None
+            assert verdict.error.code == "called_off"
 
     def test_moderate_each_stops_too(self) -> None:
         engine = Noting()

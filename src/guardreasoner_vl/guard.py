@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from guardreasoner_vl.calibration import Calibration, read_calibration
 from guardreasoner_vl.engines.folders import EMBEDDED, check_folder, resolve_folder
-from guardreasoner_vl.errors import GuardError, InputError
+from guardreasoner_vl.errors import CalledOffError, GuardError, InputError
 from guardreasoner_vl.judging import error_verdict, judge
 from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.policy import Call, Count, Policy, Reply, Score
@@ -202,7 +202,7 @@ class Guard:
         return self._together([self._judging(build, self._policy(mode))])[0]
 
     async def _aone(self, build: Callable[[], Exchange], mode: Mode | None, watch: Watch | None = None) -> Verdict:
-        judging = self._judging(build, self._policy(mode))
+        judging = self._judging(build, self._policy(mode), watch)
         outcome = await asyncio.to_thread(advance, judging, None)
         while not isinstance(outcome, Verdict):
             if watch and watch.called_off:
@@ -217,7 +217,8 @@ class Guard:
             yield from self._together([self._judging(partial(as_exchange, item), policy) for item in batch])
 
     def _join(self, rounds: Rounds, asked: Asked, done: Callable[[Verdict], None]) -> None:
-        rounds.add(self._judging(partial(as_exchange, asked.item), self._policy(asked.mode)), asked.watch, done)
+        judging = self._judging(partial(as_exchange, asked.item), self._policy(asked.mode), asked.watch)
+        rounds.add(judging, asked.watch, done)
 
     def _together(self, judgings: Sequence[Judging]) -> list[Verdict]:
         """All verdicts, in order."""
@@ -229,9 +230,11 @@ class Guard:
             rounds.step()
         return [verdicts[place] for place in range(len(judgings))]
 
-    def _judging(self, build: Callable[[], Exchange], policy: Policy) -> Judging:
+    def _judging(self, build: Callable[[], Exchange], policy: Policy, watch: Watch | None = None) -> Judging:
         """One item's judging; nothing that goes wrong with it reaches the others."""
         try:
+            if watch and watch.called_off:  # before its pictures are decoded
+                raise CalledOffError
             return (yield from judge(build(), policy, self.model))
         except GuardError as error:
             return error_verdict(error, policy, self.model)

@@ -185,8 +185,9 @@ def _verdict(
 def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     """Judge overlapping pieces of a too long exchange; the worst verdict wins.
 
-    It ends as soon as one side is harmful and each piece of the other one was judged, or is harmful too: no window that
-    is left can make another side harmful. Scores are then those of the windows that were judged.
+    It ends once the request is harmful, or each piece of it was judged, and the response, if there is one, is harmful:
+    what a piece of a response means depends on the request beside it, so a harmful request alone ends nothing. Scores
+    are then those of the windows that were judged.
     """
     try:
         prompts, responses = yield from windows(exchange, policy)
@@ -195,16 +196,17 @@ def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judg
     if len(prompts) * len(responses) == 1:
         return (yield from _judge_one(exchange, policy, model))
     verdicts: list[Verdict] = []
-    harmful, judged = set[str](), set[tuple[str, int]]()
-    for (asked, prompt), (answered, response) in product(enumerate(prompts), enumerate(responses)):
-        places = (("request", asked), ("response", answered))
-        if harmful and all(side in harmful or (side, number) in judged for side, number in places):
+    request_harmful, response_harmful = False, not exchange.has_response
+    judged: set[int] = set()
+    for (asked, prompt), response in product(enumerate(prompts), responses):
+        if response_harmful and (request_harmful or asked in judged):
             continue
         verdict = yield from _as_window(_judge_one(replace(exchange, prompt=prompt, response=response), policy, model))
         verdicts.append(verdict)
         if verdict.error is None:
-            judged.update(places)
-            harmful.update(side for side, _ in places if getattr(verdict, side).label is Label.HARMFUL)
+            judged.add(asked)
+            request_harmful |= verdict.request.label is Label.HARMFUL
+            response_harmful |= verdict.response.label is Label.HARMFUL
     return worst_of(verdicts)
 
 

@@ -7,7 +7,9 @@ many windows has one window in a round, so that it holds up nobody for longer th
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,7 +29,10 @@ WINDOWS_TOGETHER = 8
 """Windows in a round of a service; those of further exchanges wait for the next one."""
 
 COUNTING_SECONDS = 0.05
-"""How long a round counts tokens, at least once for each judging, before it asks the engine."""
+"""How long a round of a service counts the tokens of long prompts, one at least, before it asks the engine."""
+
+BRIEF = 32_000
+"""Characters of a prompt that is counted at once, however many wait: milliseconds."""
 
 Slots: TypeAlias = "tuple[str, ...] | None"
 _log = logging.getLogger(__name__)
@@ -60,6 +65,7 @@ class Rounds:
     def __init__(self, engine: Engine, most: int | None = None, windows: int | None = None) -> None:
         self._engine, self._most, self._windows = engine, most, windows
         self._live: list[_Live] = []
+        self._windows_first = False
 
     def __len__(self) -> int:
         return len(self._live)
@@ -70,36 +76,52 @@ class Rounds:
 
     def step(self) -> None:
         """One round: begin, count, and at most one batch of each kind of call."""
-        until = time.monotonic() + COUNTING_SECONDS
-        for live in [one for one in self._live if isinstance(one.call, Count)]:
-            self._count(live, until)
-        self._begin(until)
+        self._begin()
         for live in [one for one in self._live if one.call and one.watch and one.watch.called_off]:
             self._settle(live, call_off(live.judging))
+        self._count_long()
         self._ask(self._chosen())
 
-    def _begin(self, until: float) -> None:
+    def _begin(self) -> None:
         """Begin no more than the engine takes: an exchange that has begun holds its pictures."""
         single = sum(live.is_single for live in self._live)
         for live in [one for one in self._live if one.call is None]:
             if self._most is not None and single >= self._most:
                 return
             self._settle(live, advance(live.judging, None))
-            self._count(live, until)
+            self._count_brief(live)
             single += live.is_single
 
-    def _count(self, live: _Live, until: float) -> None:
-        while isinstance(live.call, Count):
-            self._settle(live, advance(live.judging, counted(self._engine, live.call)))
-            if time.monotonic() > until:
-                return
+    def _count_brief(self, live: _Live) -> None:
+        while isinstance(live.call, Count) and _is_brief(live.call):
+            self._count(live, live.call)
+
+    def _count_long(self) -> None:
+        """Long prompts in turn; all of them where nobody else waits for the engine."""
+        until = math.inf if self._most is None else time.monotonic() + COUNTING_SECONDS
+        waiting = deque(live for live in self._live if isinstance(live.call, Count))
+        while waiting and time.monotonic() < until:
+            live = waiting.popleft()
+            if isinstance(live.call, Count):
+                self._move_back(live)
+                self._count(live, live.call)
+                self._count_brief(live)
+                waiting.append(live)
+
+    def _count(self, live: _Live, call: Count) -> None:
+        self._settle(live, advance(live.judging, counted(self._engine, call)))
+
+    def _move_back(self, live: _Live) -> None:
+        self._live.remove(live)
+        self._live.append(live)
 
     def _chosen(self) -> list[_Live]:
         """Whose calls go in: single ones first come, first served; windows in turn."""
         windows = [live for live in self._live if live.is_window][: self._windows]
         others = [live for live in self._live if live.is_single]
         if self._most is not None:
-            others = others[: self._most - min(len(windows), self._most // 2)]
+            self._windows_first = not self._windows_first
+            others = others[: self._most - min(len(windows), self._most // 2 or int(self._windows_first))]
             windows = windows[: self._most - len(others)]
         return others + windows
 
@@ -112,8 +134,7 @@ class Rounds:
             replies = answers(self._engine, requests, slots)
             for live, reply in zip(group, replies, strict=True):
                 if live.is_window:
-                    self._live.remove(live)
-                    self._live.append(live)
+                    self._move_back(live)
                 self._settle(live, advance(live.judging, reply))
 
     def _settle(self, live: _Live, outcome: Call | Verdict) -> None:
@@ -123,6 +144,10 @@ class Rounds:
             live.done(outcome)
         else:
             live.call = outcome
+
+
+def _is_brief(call: Count) -> bool:
+    return sum(len(message.text) for message in call.request.messages) <= BRIEF
 
 
 def advance(judging: Judging, reply: Reply | None) -> Call | Verdict:

@@ -287,7 +287,7 @@ class Usage(Frozen):
 class Verdict(Frozen):
     """The guard's answer about one exchange.
 
-    `flagged` is true if the request or the response is harmful and null on error; `action` is what the
+    `flagged` is true if the request or the response is harmful, else null on error; `action` is what the
     caller should do, which on error follows the `on_error` policy. `unsupported_quotes` counts what `reasoning` quoted
     and the input does not hold: `[\u2026]` stands there instead.
     """

@@ -26,7 +26,10 @@ _SHRINK, _AIM = 0.9, 0.97
 
 
 def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """The worst verdict, with the worst judgement of each side; an error counts unless something is harmful."""
+    """The worst verdict, with the worst judgement of each side.
+
+    An error in one window is an error of the whole, and of each side that is not harmful; what is harmful stays so.
+    """
     worst = max(verdicts, key=_badness)
     usage = sum((verdict.usage for verdict in verdicts), Usage())
     failed = next((verdict for verdict in verdicts if verdict.error), None)
@@ -36,7 +39,10 @@ def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
         name: max((getattr(verdict, name) for verdict in verdicts if not verdict.error), key=_judged_badness)
         for name in ("request", "response")
     }
-    return worst.model_copy(update={**merged, "usage": usage})
+    unjudged = {name: side for name, side in merged.items() if failed and side.label is Label.UNHARMFUL}
+    error = failed.error if failed and unjudged else None
+    merged |= dict.fromkeys(unjudged, Judgement(label=Label.ERROR))
+    return worst.model_copy(update={**merged, "error": error, "usage": usage})
 
 
 def _badness(verdict: Verdict) -> tuple[bool, float]:

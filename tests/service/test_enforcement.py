@@ -11,13 +11,19 @@ import httpx
 import pytest
 
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
+from guardreasoner_vl.service.config import STAGES, ServiceConfig, UpstreamSection
+from guardreasoner_vl.service.enforcement import enforced, stages_of
+from guardreasoner_vl.types import Exchange
 from tests.service.clients import client as client_of
 from tests.service.enforcement_table import ENFORCE, MONITOR, TABLE, USES, exchange_of, messages_of, settings_of
 from tests.service.sided_backend import SidedBackend
+from tests.test_judging import BENIGN, PHRASE, CountingEngine, finds_phrase, judged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from guardreasoner_vl.engines.base import EngineRequest
+    from guardreasoner_vl.service.config import Stage
 
     Ask = Callable[[httpx.AsyncClient, str, bool], Awaitable[str]]
 
@@ -169,3 +175,23 @@ async def test_an_error_takes_the_stricter_choice_of_the_sides_that_are_there(as
             alone, answered = [await ask(http, "error", prefill) for prefill in (False, True)]
         assert alone == request_choice
         assert answered == ("allow" if (request_choice, response_choice) == ("allow", "allow") else "block")
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("on_error", ["block", "allow"])
+@pytest.mark.parametrize("broken", STAGES)
+def test_a_window_without_a_verdict_beside_a_harmful_side(broken: Stage, on_error: str, use: tuple[str, str]) -> None:
+    """The side whose window failed is enforced by its `on_error`, the harmful one as ever."""
+
+    def breaks(request: EngineRequest) -> str:
+        return "nonsense" if "kites" in request.messages[1].text else finds_phrase(request)
+
+    texts = (BENIGN * 30 + "kites", PHRASE)
+    prompt, response = texts if broken == "request" else texts[::-1]
+    exchange = Exchange(prompt, response=response)
+    verdict = judged(exchange, CountingEngine(breaks, limit=2048), long_input="windows")
+    uses = dict(zip(STAGES, use, strict=True))
+    config = ServiceConfig.model_validate({name: {"use": uses[name], "on_error": on_error} for name in STAGES})
+    harmful: Stage = "response" if broken == "request" else "request"
+    blocks = uses[harmful] == ENFORCE or (uses[broken] == ENFORCE and on_error == "block")
+    assert enforced(verdict, stages_of(exchange), config).action == ("block" if blocks else "allow")

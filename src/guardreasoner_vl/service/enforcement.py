@@ -25,11 +25,10 @@ def stages_of(exchange: Exchange) -> tuple[Stage, ...]:
 
 
 def enforced(verdict: Verdict, stages: Collection[Stage], config: ServiceConfig) -> Verdict:
-    """The verdict with the operator's action; an error counts for `stages`."""
-    if verdict.error is None:
-        judged = {"request": verdict.request.label, "response": verdict.response.label}
-        blocks = any(judged[stage] is Label.HARMFUL and config.stage(stage).use == "enforce" for stage in STAGES)
-    else:
-        sections = [config.stage(stage) for stage in stages]
-        blocks = any(section.use == "enforce" and section.on_error == "block" for section in sections)
+    """The verdict with the operator's action; an error counts for those of `stages` that are not harmful anyway."""
+    labels = {"request": verdict.request.label, "response": verdict.response.label}
+    harmful = [stage for stage in STAGES if labels[stage] is Label.HARMFUL]
+    unjudged = [] if verdict.error is None else [stage for stage in stages if stage not in harmful]
+    failing = harmful + [stage for stage in unjudged if config.stage(stage).on_error == "block"]
+    blocks = any(config.stage(stage).use == "enforce" for stage in failing)
     return verdict.model_copy(update={"action": "block" if blocks else "allow"})
