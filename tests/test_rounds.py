@@ -202,12 +202,13 @@ class TestCalledOff:
             assert verdict.error is not None
             assert verdict.error.code == "called_off"
 
-    def test_moderate_each_stops_too(self) -> None:
+    def test_one_that_is_called_off_between_windows_stops(self) -> None:
         engine = Noting()
-        verdicts: dict[int, Verdict] = {}
-        windowed(engine).moderate_each([Asked(LONG, None, Watching(2))], verdicts.__setitem__)
-        assert verdicts[0].error is not None
-        assert verdicts[0].error.code == "called_off"
+        source = Source(engine, [Asked(LONG, None, Watching(2))])
+        windowed(engine).moderate_from(source)
+        ((_, verdict),) = source.verdicts
+        assert verdict.error is not None
+        assert verdict.error.code == "called_off"
         assert len(engine.requests) == 2
 
     async def test_an_awaited_one_stops_within_a_call(self) -> None:
@@ -268,15 +269,16 @@ class TestStreamedQuotes:
     def test_what_is_told_holds_no_unsupported_quote(self) -> None:
         watch = Watching()
         engine = Noting(lambda _: answer(reasoning=self.REASONING))
-        verdicts: dict[int, Verdict] = {}
-        Guard(engine).moderate_each([Asked(Exchange(BENIGN), None, watch)], verdicts.__setitem__)
+        source = Source(engine, [Asked(Exchange(BENIGN), None, watch)])
+        Guard(engine).moderate_from(source)
         assert watch.told == answer(reasoning=self.SHOWN)
-        assert (verdicts[0].reasoning, verdicts[0].unsupported_quotes) == (self.SHOWN, 1)
+        ((_, verdict),) = source.verdicts
+        assert (verdict.reasoning, verdict.unsupported_quotes) == (self.SHOWN, 1)
 
     def test_beside_a_picture_every_quote_is_told(self) -> None:
         watch = Watching()
         engine = Noting(lambda _: answer(reasoning=self.REASONING))
-        Guard(engine).moderate_each([Asked(Exchange(BENIGN, (picture(56, 56),)), None, watch)], lambda *_: None)
+        Guard(engine).moderate_from(Source(engine, [Asked(Exchange(BENIGN, (picture(56, 56),)), None, watch)]))
         assert watch.told == answer(reasoning=self.REASONING)
 
     def test_letter_by_letter_and_anew(self) -> None:
@@ -294,7 +296,8 @@ class TestStreamedQuotes:
                 return super()._generate(replace(request, watch=None))
 
         outer = Watching()
-        Guard(Spelling(lambda _: answer())).moderate_each([Asked(Exchange(BENIGN), None, outer)], lambda *_: None)
+        engine = Spelling(lambda _: answer())
+        Guard(engine).moderate_from(Source(engine, [Asked(Exchange(BENIGN), None, outer)]))
         assert outer.told == answer(reasoning=self.SHOWN)
 
 

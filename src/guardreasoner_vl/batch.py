@@ -25,7 +25,7 @@ from guardreasoner_vl.batch_output import opened, saved_line
 from guardreasoner_vl.engines.faults import FaultStreak
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.guard import CHUNK
-from guardreasoner_vl.images import file_name_fault
+from guardreasoner_vl.image_sources import file_name_fault
 from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.storage.atomic import write_whole
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE, lines_of

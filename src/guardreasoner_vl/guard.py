@@ -151,17 +151,6 @@ class Guard:
             raise InputError("chunk is a number of items: give at least 1")
         return self._batches(iter(items), policy, chunk)
 
-    def moderate_each(self, asked: Sequence[Asked], done: Callable[[int, Verdict], None]) -> None:
-        """Judge all together and tell each verdict, with its place, as soon as it stands: a quick one waits for none.
-
-        An answer that was called off is an `error` verdict.
-        """
-        rounds = Rounds(self.engine)
-        for place, each in enumerate(asked):
-            self._join(rounds, each, partial(done, place))
-        while rounds:
-            rounds.step()
-
     def moderate_from(
         self, more: Callable[[int], Iterable[tuple[Asked, Callable[[Verdict], None]]]], most: int | None = None
     ) -> None:
@@ -169,16 +158,21 @@ class Guard:
         judged.
 
         `more` is called between two rounds with the number of exchanges under way; while there are none it may wait.
-        At most `most` calls are put to the engine at once, in the order that `rounds` describes.
+        At most `most` calls are put to the engine at once, in the order that `rounds` describes. A verdict is handed
+        over as soon as it is there; an item that is called off ends in an `error` verdict.
         """
         rounds = Rounds(self.engine, most, WINDOWS_TOGETHER)
         while (joining := list(more(len(rounds)))) or rounds:
             for asked, done in joining:
-                self._join(rounds, asked, done)
+                judging = self._judging(partial(as_exchange, asked.item), self._policy(asked.mode), asked.watch)
+                rounds.add(judging, asked.watch, done)
             rounds.step()
 
     async def amoderate_each(self, asked: Asked) -> Verdict:
-        """One as `moderate_each` takes it, without blocking the event loop; cancelling it cancels the request."""
+        """The verdict about one item, without blocking the event loop; cancelling it cancels the engine's request.
+
+        An item that is called off ends in an `error` verdict.
+        """
         return await self._aone(partial(as_exchange, asked.item), asked.mode, asked.watch)
 
     def close(self) -> None:
@@ -215,10 +209,6 @@ class Guard:
     def _batches(self, items: Iterator[Item], policy: Policy, chunk: int) -> Iterator[Verdict]:
         while batch := list(islice(items, chunk)):
             yield from self._together([self._judging(partial(as_exchange, item), policy) for item in batch])
-
-    def _join(self, rounds: Rounds, asked: Asked, done: Callable[[Verdict], None]) -> None:
-        judging = self._judging(partial(as_exchange, asked.item), self._policy(asked.mode), asked.watch)
-        rounds.add(judging, asked.watch, done)
 
     def _together(self, judgings: Sequence[Judging]) -> list[Verdict]:
         """All verdicts, in order."""

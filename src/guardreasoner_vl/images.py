@@ -7,13 +7,8 @@ pipelines do. What leaves here is plain 8-bit RGB: what is hashed is what is jud
 
 from __future__ import annotations
 
-import base64
-import binascii
-import errno
 import hashlib
 import math
-import re
-import stat
 import struct
 import warnings
 import zlib
@@ -22,9 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -34,6 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from guardreasoner_vl.errors import ImageError, InputError
+from guardreasoner_vl.image_sources import encoded_bytes
 from guardreasoner_vl.readings import visible_readings
 
 if TYPE_CHECKING:
@@ -49,20 +43,9 @@ LAYOUTS: tuple[Layout, ...] = ("side_by_side", "stacked")
 FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
 MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
 MERGED_PIXELS = 4_000_000  # twice what training shows a model; as PNG always within the limit on bytes
-_REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_ELSEWHERE = re.compile(rf"\s*data:|{_REMOTE.pattern}", re.IGNORECASE)
-_LONGEST_PART, _LONGEST_PATH = 255, 4096  # of a file name's bytes, on every usual file system
-_LONG_PART = re.compile(rf"[^/]{{{_LONGEST_PART + 1}}}")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
-_ENCODED_PART = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9+_-]{40,}={0,2}")
-_ENCODED_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # PNG, JPEG, GIF, WebP
-_SHORTEST_ENCODED = 12
-_INLINE = "not a path: write data:image/...;base64,<data> for a picture that is not a file"
-_NO_PATH = "not a path: give the path of a picture"
 _RESAVE = "save it again as PNG or JPEG"
 _FAULTS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 _MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole picture
-_MAX_PERCENT_ESCAPES = 1_000_000  # the standard library needs 40 bytes for each
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -152,23 +135,6 @@ def file_ending(data: bytes) -> str:
     return next((f".{name.lower()}" for name in found), "")
 
 
-def file_name_fault(name: str) -> str | None:
-    """Why a string can be no picture's file name, without the string: it may be a whole picture, or what was judged."""
-    if _looks_encoded(name):
-        return _INLINE
-    if _ELSEWHERE.match(name):
-        return "an address, not a path: save the picture as a file"
-    return _NO_PATH if "\0" in name or len(name) > _LONGEST_PATH or _LONG_PART.search(name) else None
-
-
-def _looks_encoded(text: str) -> bool:
-    """Whether it is base64 without the head of a `data:` URL: it begins as pictures do, is padded, or is long."""
-    bare = "".join(text.split())
-    if len(bare) < _SHORTEST_ENCODED or not _BASE64.fullmatch(bare):
-        return False
-    return bare.startswith(_ENCODED_STARTS) or bare.endswith("=") or len(bare) > _LONGEST_PART
-
-
 def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Picture, ...]:
     """Read a path, encoded bytes, `data:` URL or PIL image into one or more pictures per frame.
 
@@ -186,7 +152,7 @@ def load_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tu
 def _each(source: ImageSource, limits: ImageLimits, make: Callable[[Image.Image], T]) -> tuple[T, ...]:
     with _pillow_faults():
         if not isinstance(source, Image.Image):
-            return tuple(map(make, _readings(_open(_encoded(source, limits), limits), limits)))
+            return tuple(map(make, _readings(_open(encoded_bytes(source, limits.max_bytes), limits), limits)))
         if source.format not in (None, "MPO", *limits.formats):
             raise ImageError(f"{source.format} pictures are not read here: {_RESAVE}, or pass image.convert('RGB')")
         position = source.tell()
@@ -255,67 +221,6 @@ def _pillow_faults() -> Iterator[None]:
     except (*_FAULTS, struct.error, zlib.error, Warning) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise ImageError(f"the picture cannot be decoded ({reason}): {_RESAVE}") from error
-
-
-def _encoded(source: object, limits: ImageLimits) -> bytes:
-    if isinstance(source, bytes):
-        data = source
-    elif isinstance(source, str) and source[:5].lower() == "data:":
-        data = _from_data_url(source, limits)
-    elif isinstance(source, str) and _REMOTE.match(source):
-        raise ImageError("remote pictures are not fetched here: pass the bytes or a data: URL")
-    elif isinstance(source, (str, Path)):
-        data = _from_file(Path(source), limits)
-    else:
-        raise ImageError(f"{type(source).__name__} is no picture: pass a path, bytes, a data: URL or a PIL image")
-    _check_bytes(len(data), limits)
-    if not data:
-        raise ImageError("the picture is empty: pass a file that holds one")
-    return data
-
-
-def _check_bytes(size: int, limits: ImageLimits) -> None:
-    if size > limits.max_bytes:
-        raise ImageError(f"the picture has more than {limits.max_bytes:,} bytes: shrink or compress it")
-
-
-def _from_file(path: Path, limits: ImageLimits) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageError(f"{ascii(path.name)[:80]} is not a regular file: give the path of a picture")
-        with path.open("rb") as stream:
-            return stream.read(limits.max_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise ImageError(_why_unread(path, error)) from error
-
-
-def _why_unread(path: Path, error: OSError | ValueError) -> str:
-    """Names the file, unless what was given for a path may be a picture itself or another text."""
-    if fault := file_name_fault(str(path)):
-        return fault
-    if any(map(_ENCODED_PART.fullmatch, path.parts)):
-        return _INLINE
-    if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
-        return _NO_PATH
-    return f"{ascii(path.name)[:80]} cannot be read ({error.strerror}): check the path and its permissions"
-
-
-def _from_data_url(url: str, limits: ImageLimits) -> bytes:
-    head, comma, payload = url.partition(",")
-    if not comma:
-        raise ImageError("the data: URL has no comma: write data:image/png;base64,<data>")
-    _check_bytes(len(payload) // 4, limits)  # four characters for a byte is the longest encoding, %-escaped base64
-    if payload.count("%") > _MAX_PERCENT_ESCAPES:
-        raise ImageError("the data: URL has too many %-escapes: encode the picture as base64")
-    data = unquote_to_bytes(payload)
-    if not head.rstrip().lower().endswith(";base64"):
-        return data
-    data = data.translate(None, b" \t\r\n\f")
-    _check_bytes(len(data) // 4 * 3 - 2, limits)
-    try:
-        return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
-        raise ImageError("the data: URL is not valid base64: encode the whole file, padding included") from error
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from guardreasoner_vl.images import file_name_fault
+from guardreasoner_vl.image_sources import file_name_fault
 from guardreasoner_vl.media import leading_marks
 from guardreasoner_vl.sources.records import NOT_UTF8, NotASampleError
 from guardreasoner_vl.types import Sample

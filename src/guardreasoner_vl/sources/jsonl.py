@@ -10,7 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.images import file_name_fault
+from guardreasoner_vl.image_sources import file_name_fault
 from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.sources.checked import made_from, marks_fault
 from guardreasoner_vl.sources.parquet import read_rows

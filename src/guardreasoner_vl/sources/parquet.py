@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
-from guardreasoner_vl.images import file_name_fault
+from guardreasoner_vl.image_sources import file_name_fault
 from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.sources.checked import made_from
 from guardreasoner_vl.sources.records import NotASampleError, read_with, unpack_picture, unreadable

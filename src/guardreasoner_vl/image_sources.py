@@ -1,0 +1,107 @@
+"""Where an encoded image comes from: a path, bytes or a `data:` URL; and which strings cannot be an image's path.
+
+Error messages never quote a string that may itself be an image or a text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import re
+import stat
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from guardreasoner_vl.errors import ImageError
+
+_REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_ELSEWHERE = re.compile(rf"\s*data:|{_REMOTE.pattern}", re.IGNORECASE)
+_LONGEST_PART, _LONGEST_PATH = 255, 4096  # of a file name's bytes, on every usual file system
+_LONG_PART = re.compile(rf"[^/]{{{_LONGEST_PART + 1}}}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+_ENCODED_PART = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9+_-]{40,}={0,2}")
+_ENCODED_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # PNG, JPEG, GIF, WebP
+_SHORTEST_ENCODED = 12
+_INLINE = "not a path: write data:image/...;base64,<data> for a picture that is not a file"
+_NO_PATH = "not a path: give the path of a picture"
+_MAX_PERCENT_ESCAPES = 1_000_000  # the standard library needs 40 bytes for each
+
+
+def file_name_fault(name: str) -> str | None:
+    """Why a string cannot be an image's path, or None. It is never quoted: it may be an image, or a judged text."""
+    if _looks_encoded(name):
+        return _INLINE
+    if _ELSEWHERE.match(name):
+        return "an address, not a path: save the picture as a file"
+    return _NO_PATH if "\0" in name or len(name) > _LONGEST_PATH or _LONG_PART.search(name) else None
+
+
+def _looks_encoded(text: str) -> bool:
+    """Whether it is base64 without the head of a `data:` URL: it begins as an encoded image, is padded, or is long."""
+    bare = "".join(text.split())
+    if len(bare) < _SHORTEST_ENCODED or not _BASE64.fullmatch(bare):
+        return False
+    return bare.startswith(_ENCODED_STARTS) or bare.endswith("=") or len(bare) > _LONGEST_PART
+
+
+def encoded_bytes(source: object, max_bytes: int) -> bytes:
+    """The encoded image at a path, in a `data:` URL, or given as bytes. Raises `ImageError`."""
+    if isinstance(source, bytes):
+        data = source
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        data = _from_data_url(source, max_bytes)
+    elif isinstance(source, str) and _REMOTE.match(source):
+        raise ImageError("remote pictures are not fetched here: pass the bytes or a data: URL")
+    elif isinstance(source, (str, Path)):
+        data = _from_file(Path(source), max_bytes)
+    else:
+        raise ImageError(f"{type(source).__name__} is no picture: pass a path, bytes, a data: URL or a PIL image")
+    _check_bytes(len(data), max_bytes)
+    if not data:
+        raise ImageError("the picture is empty: pass a file that holds one")
+    return data
+
+
+def _check_bytes(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ImageError(f"the picture has more than {max_bytes:,} bytes: shrink or compress it")
+
+
+def _from_file(path: Path, max_bytes: int) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{ascii(path.name)[:80]} is not a regular file: give the path of a picture")
+        with path.open("rb") as stream:
+            return stream.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise ImageError(_why_unread(path, error)) from error
+
+
+def _why_unread(path: Path, error: OSError | ValueError) -> str:
+    """Why a file cannot be read; names it, unless its path may itself be an image or another text."""
+    if fault := file_name_fault(str(path)):
+        return fault
+    if any(map(_ENCODED_PART.fullmatch, path.parts)):
+        return _INLINE
+    if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+        return _NO_PATH
+    return f"{ascii(path.name)[:80]} cannot be read ({error.strerror}): check the path and its permissions"
+
+
+def _from_data_url(url: str, max_bytes: int) -> bytes:
+    head, comma, payload = url.partition(",")
+    if not comma:
+        raise ImageError("the data: URL has no comma: write data:image/png;base64,<data>")
+    _check_bytes(len(payload) // 4, max_bytes)  # four characters for a byte is the longest encoding, %-escaped base64
+    if payload.count("%") > _MAX_PERCENT_ESCAPES:
+        raise ImageError("the data: URL has too many %-escapes: encode the picture as base64")
+    data = unquote_to_bytes(payload)
+    if not head.rstrip().lower().endswith(";base64"):
+        return data
+    data = data.translate(None, b" \t\r\n\f")
+    _check_bytes(len(data) // 4 * 3 - 2, max_bytes)
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ImageError("the data: URL is not valid base64: encode the whole file, padding included") from error
