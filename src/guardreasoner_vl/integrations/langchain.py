@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.integrations.client import GuardClient, blocked_reason, unjudged
-from guardreasoner_vl.service.parts import messages_of
+from guardreasoner_vl.service.conversation import messages_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,7 +24,7 @@ from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.integrations.client import DEFAULT_URL, GuardClient, blocked_reason, unjudged
-from guardreasoner_vl.service.parts import messages_of
+from guardreasoner_vl.service.conversation import messages_of
 from guardreasoner_vl.types import Verdict
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, model_validator
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.service.bodies import Body
-from guardreasoner_vl.service.parts import called_parts, messages_of, parts_of, texts_of
+from guardreasoner_vl.service.conversation import last_user, messages_of, said_beside
+from guardreasoner_vl.service.parts import called_parts, parts_of, texts_of
 from guardreasoner_vl.service.wire import Messages, exchange_of, url_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def united(
     """
     operators = [text for message in messages or () for text in _operators_texts(message)]
     said = messages_of(messages or ())
-    last = max((place for place, message in enumerate(said) if message["role"] == "user"), default=-1)
+    last = last_user(said)
     # An answer may repeat what its question says, and then it is still to be judged as an answer.
     holding = said if input_type == "request" else said[last + 1 :]
     held = [part for message in holding for part in message["content"]]
@@ -83,9 +84,7 @@ def united(
         if not (held or shown or calls):
             raise InputError("there is no answer to judge: send texts, images, tool_calls or an assistant's message")
         return [*said, {"role": "assistant", "content": [*shown, *calls]}]
-    if shown:
-        # Not at the end: after an assistant's words it would begin a new turn, and theirs were not judged any more.
-        said.insert(last + 1, {"role": "user", "content": shown})
+    said = said_beside(said, shown)
     return [*said, {"role": "assistant", "content": calls}] if calls else said
 
 

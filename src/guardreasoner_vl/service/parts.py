@@ -80,31 +80,17 @@ def _block(value: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
     if kind in _CALLS:
         return called_parts(value)
     if kind == "image_generation_call" and isinstance(value.get("result"), str):
-        return [*_pictures({"data": value["result"]}), *_beside(value, ("result",), known)]
+        return [*_pictures({"data": value["result"]}), *beside(value, ("result",), known)]
     if kind == "redacted_thinking":
-        return _as_json(_open({"encrypted_content": value.get("data")}), known)
+        return _as_json(opened({"encrypted_content": value.get("data")}), known)
     field = _TEXTS.get(kind) if isinstance(kind, str) else None
     if field is not None and isinstance(value.get(field), str):
-        return [*_parts(value[field]), *_beside(value, (field,), (*known, value[field]))]
+        return [*_parts(value[field]), *beside(value, (field,), (*known, value[field]))]
     if isinstance(kind, str) and (kind in _CONTAINERS or kind.endswith("_call_output")):
         return _container(value, known)
     if kind == "text-plain":
         raise UnseenError("a text file cannot be judged: send its text")
     return _as_json(value, known)
-
-
-def messages_of(given: Any) -> list[dict[str, Any]]:
-    """Chat messages out of a text, messages or items; those of tools come as such. Raises `UnseenError`.
-
-    A message may hold results of tools beside a user's words, as Anthropic's do. They follow the words, so that both
-    belong to the turn that is judged.
-    """
-    _check_depth(given)
-    if isinstance(given, str):
-        return [_message("user", _parts(given))]
-    if not isinstance(given, (list, tuple)):
-        raise UnseenError("what was said is no list of messages: send messages")
-    return [made for item in given for made in _of_item(item)]
 
 
 def answer_parts(message: Mapping[str, Any]) -> list[Part]:
@@ -119,7 +105,7 @@ def answer_parts(message: Mapping[str, Any]) -> list[Part]:
     for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
         # Some vendors tell a call among the content too.
         parts += [part for part in called_parts(call) if part not in parts]
-    return parts + _beside(message, _OF_A_MESSAGE, texts_of(parts))
+    return parts + beside(message, _OF_A_MESSAGE, texts_of(parts))
 
 
 def texts_of(parts: Iterable[Part]) -> list[str]:
@@ -138,8 +124,8 @@ def called_parts(call: Any) -> list[Part]:
         said = [inner[field] for field in _ARGUMENTS if inner.get(field) is not None]
         name, *arguments = [word if isinstance(word, str) else _json(word) for word in (inner.get("name") or "", *said)]
         parts.append(_text(f"{name}({' '.join(arguments)})"))
-        parts += _beside(inner, ("name", *_ARGUMENTS))
-    return parts + (_beside(held, _CALLED) if kinds else [])
+        parts += beside(inner, ("name", *_ARGUMENTS))
+    return parts + (beside(held, _CALLED) if kinds else [])
 
 
 _REASONING = ("reasoning_content", "reasoning")
@@ -149,40 +135,6 @@ _OF_A_MESSAGE = (
     *("role", "content", "refusal", "images", "tool_calls", "invalid_tool_calls", "function_call", "audio"),
     *_REASONING,
 )
-
-
-def _of_item(item: Any) -> list[dict[str, Any]]:
-    if isinstance(item, str):
-        return [_message("user", _parts(item))]
-    if not isinstance(item, dict):
-        raise UnseenError("a message is no object: send role and content")
-    role, kind = item.get("role"), item.get("type")
-    if role in ("system", "developer"):
-        return []
-    if role == "assistant":
-        return [_message("assistant", answer_parts(item))]
-    if role in ("tool", "function"):
-        return [_message("tool", [*_parts(item.get("content")), *_beside(item, ("role", "content"))])]
-    if role == "user":
-        return _of_user(item)
-    if role is not None:
-        raise UnseenError("a message has an unknown role: use user, assistant or tool")
-    said_by_tool = isinstance(kind, str) and kind.endswith(("_output", "_result"))
-    return [_message("tool" if said_by_tool else "assistant", _parts(item))]
-
-
-def _of_user(item: Mapping[str, Any]) -> list[dict[str, Any]]:
-    content = item.get("content")
-    blocks = content if isinstance(content, list) else [content]
-    results = [block for block in blocks if isinstance(block, dict) and block.get("type") == "tool_result"]
-    words = [block for block in blocks if not (isinstance(block, dict) and block.get("type") == "tool_result")]
-    parts = [*_parts(words), *_beside(item, ("role", "content"))]
-    made = [_message("user", parts)] if parts or not results else []
-    return made + [_message("tool", _parts(result)) for result in results]
-
-
-def _message(role: str, parts: list[Part]) -> dict[str, Any]:
-    return {"role": role, "content": parts}
 
 
 def _container(block: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
@@ -195,7 +147,7 @@ def _container(block: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
             raise UnseenError("a document cannot be judged: send its text")
         parts += _parts(source.get("data") or source.get("content"), known)
         left_out.append("source")
-    return parts + _beside(block, left_out, (*known, *texts_of(parts)))
+    return parts + beside(block, left_out, (*known, *texts_of(parts)))
 
 
 def _check_seen(value: Mapping[str, Any]) -> None:
@@ -214,8 +166,8 @@ def _pictures(block: Any) -> list[Part]:
     urls += [text if text[:5].lower() == "data:" else f"data:;base64,{text}" for text in encoded if text]
     if not urls:
         raise UnseenError("a picture cannot be judged without its bytes: send a data: URL")
-    beside = [part for place in places for part in _beside(place, _OF_A_PICTURE)]
-    return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *beside]
+    rest = [part for place in places for part in beside(place, _OF_A_PICTURE)]
+    return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *rest]
 
 
 _OF_A_PICTURE = (
@@ -224,8 +176,9 @@ _OF_A_PICTURE = (
 )
 
 
-def _beside(held: Mapping[str, Any], left_out: Iterable[str], known: Iterable[str] = ()) -> list[Part]:
-    """What else a block or message of a known form holds."""
+def beside(held: Mapping[str, Any], left_out: Iterable[str], known: Iterable[str] = ()) -> list[Part]:
+    """What else a block or message of a known form holds. Raises `UnseenError`."""
+    _check_depth(held)
     rest = {name: value for name, value in held.items() if name != "type" and name not in left_out}
     return _as_json(rest, known)
 
@@ -250,7 +203,7 @@ def _rest(value: Any, known: Sequence[str], pictures: list[Part]) -> Any:
         if value.get("type") in _PICTURES:
             pictures += _pictures(value)
             return None
-        inner = {name: _rest(part, known, pictures) for name, part in _open(value).items()}
+        inner = {name: _rest(part, known, pictures) for name, part in opened(value).items()}
         kept = {name: part for name, part in inner.items() if part not in _NOTHING}
         return None if kept.keys() <= {"type"} and _is_id(kept.get("type")) else kept
     if isinstance(value, (list, tuple)):
@@ -258,7 +211,7 @@ def _rest(value: Any, known: Sequence[str], pictures: list[Part]) -> Any:
     return value
 
 
-def _open(value: Mapping[str, Any]) -> dict[str, Any]:
+def opened(value: Mapping[str, Any]) -> dict[str, Any]:
     """The fields without those that nobody but the vendor reads, and without ids."""
     return {
         name: part

@@ -1,0 +1,270 @@
+"""Answers that come in pieces, in the events of any vendor, as far as they have come: what of them is judged.
+
+OpenAI's chat deltas, Anthropic's message events and the events of the Responses API. Events may say the same several
+times (pieces, then the whole text, then the whole item): what was said is judged once, what differs as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.engines.events import EventDecoder
+from guardreasoner_vl.service.parts import UnseenError, answer_parts, beside, called_parts, opened, parts_of, texts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from guardreasoner_vl.service.parts import Part
+
+    Place = tuple[Any, ...]
+
+_SHOWN = ("content", "reasoning_content", "reasoning", "refusal", "text", "thinking")
+_CALLED = ("function", "custom")
+_CALL_TEXTS = ("name", "arguments", "input")
+_PLAIN_EVENTS = ("output_text", "refusal", "reasoning_text", "reasoning_summary_text", "reasoning", "reasoning_summary")
+_OF_AN_EVENT = (
+    *("type", "sequence_number", "item_id", "output_index", "content_index", "summary_index", "annotation_index"),
+    *("obfuscation", "logprobs", "partial_image_index", "partial_image_b64", "item", "part", "response"),
+)
+_OF_A_RESPONSE = (
+    *("id", "object", "model", "created_at", "completed_at", "status", "usage", "output", "instructions", "metadata"),
+    *("tools", "tool_choice", "temperature", "top_p", "max_output_tokens", "max_tool_calls", "parallel_tool_calls"),
+    *("previous_response_id", "conversation", "prompt", "reasoning", "text", "truncation", "top_logprobs", "store"),
+    *("background", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user", "type"),
+    *("incomplete_details", "billing", "frequency_penalty", "presence_penalty"),
+)
+"""What a response says about itself, and what it repeats of its request."""
+_OF_A_MESSAGE = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage", "container")
+_OF_A_COMPLETION = (*("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier"),)
+_OF_A_CHOICE = ("index", "finish_reason", "delta", "message", "logprobs", "text", "stop_reason", "token_ids")
+
+
+class Growing:
+    """One answer. `came` counts the characters so far; `whole` says that it can only be judged at its end."""
+
+    def __init__(self) -> None:
+        self.came = 0
+        self.whole = False
+        self._shown: defaultdict[Place, str] = defaultdict(str)
+        self._hidden: defaultdict[Place, str] = defaultdict(str)
+        self._calls: defaultdict[Place, dict[str, str]] = defaultdict(dict)
+        self._parts: list[Part] = []
+
+    @property
+    def parts(self) -> list[Part]:
+        """All that has come. Raises `UnseenError`."""
+        made = [part for text in self._shown.values() for part in parts_of(text)]
+        made += [part for call in self._calls.values() for part in called_parts(call)]
+        said = texts_of(made)
+        named = {".".join(map(str, place)): text for place, text in self._hidden.items()}
+        return [*made, *beside(named, (), said), *self._parts]
+
+    def show(self, place: Place, text: str) -> None:
+        """A piece of a text that people read as it comes."""
+        self.came += len(text)
+        self._shown[place] += text
+
+    def hide(self, place: Place, text: str) -> None:
+        """A piece of another text, of which half says nothing."""
+        if text:
+            self.came += len(text)
+            self.whole = True
+            self._hidden[place] += text
+
+    def add(self, parts: list[Part]) -> None:
+        """Something whole, unless it has come in pieces already."""
+        said = [*self._shown.values(), *self._hidden.values(), *texts_of(self._parts)]
+        new = [part for part in parts if part not in self._parts and not _is_said(part, said)]
+        if new:
+            self.came += sum(len(text) for text in texts_of(new)) + 1
+            self.whole = True
+            self._parts += new
+
+    def call(self, place: Place, call: Mapping[str, Any]) -> None:
+        """A piece of a call."""
+        self.whole = True
+        for name in _CALL_TEXTS:
+            if isinstance(call.get(name), str):
+                self.came += len(call[name])
+                held = self._calls[place]
+                held[name] = held.get(name, "") + call[name]
+        self.strings(place, {name: value for name, value in call.items() if name not in _CALL_TEXTS})
+
+    def strings(self, place: Place, value: Any) -> None:
+        """Pieces of texts wherever they stand; those in one place belong together."""
+        for where, text in _strings(place, value):
+            self.hide(where, text)
+
+
+def _is_said(part: Part, said: list[str]) -> bool:
+    return part["type"] == "text" and any(part["text"] in text for text in said)
+
+
+class GrowingAnswers:
+    """All answers of one stream, as their chunks or events come. Raises `UnseenError` for what cannot be judged."""
+
+    def __init__(self) -> None:
+        self._answers: defaultdict[int, Growing] = defaultdict(Growing)
+        self._decoder = EventDecoder()
+        self._tail = b"\n\n"
+
+    @property
+    def came(self) -> int:
+        """Characters."""
+        return sum(answer.came for answer in self._answers.values())
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing may leave before the end, or at least before the event that is cut here is whole."""
+        cut = not self._tail.endswith((b"\n\n", b"\r\r", b"\r\n\r\n"))
+        return cut or any(answer.whole for answer in self._answers.values())
+
+    @property
+    def parts(self) -> list[list[Part]]:
+        """What of each answer is to be judged."""
+        return [answer.parts for answer in self._answers.values()]
+
+    def feed(self, raw: bytes) -> None:
+        """Server-sent events of the Responses or Messages API, cut anywhere. Raises `TooLongError`, too."""
+        self._tail = (self._tail + raw)[-4:]
+        for event in self._decoder.feed(raw):
+            self._read(event.data)
+
+    def finish(self) -> None:
+        """The end of the bytes."""
+        for event in self._decoder.finish():
+            self._read(event.data)
+
+    def chunk(self, chunk: Mapping[str, Any]) -> None:
+        """A chunk of chat or text completions."""
+        for choice in chunk.get("choices") or ():
+            answer = self._answers[choice.get("index") or 0]
+            delta = choice.get("delta") or {}
+            _add_delta(answer, delta if delta or choice.get("text") is None else {"content": choice["text"]})
+            answer.strings(("choice",), _without(choice, _OF_A_CHOICE))
+        self._answers[0].strings(("chunk",), _without(chunk, _OF_A_COMPLETION))
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """An event of the Responses or Messages API."""
+        kind = event.get("type")
+        if not isinstance(kind, str):
+            raise UnseenError("an event of the stream names no type")
+        if kind.startswith("response."):
+            _add_response_event(self._answers[0], kind.removeprefix("response."), event)
+        else:
+            _add_message_event(self._answers[0], kind, event)
+
+    def _read(self, data: str) -> None:
+        if data.strip() in ("", "[DONE]"):
+            return
+        try:
+            event = json.loads(data)
+        except (ValueError, RecursionError):
+            raise UnseenError("an event of the stream is not JSON") from None
+        if not isinstance(event, dict):
+            raise UnseenError("an event of the stream is no JSON object")
+        self.chunk(event) if "choices" in event else self.event(event)
+
+
+def completion_parts(completion: Mapping[str, Any]) -> list[list[Part]]:
+    """What of each choice of a whole completion is to be judged."""
+    rest = beside(completion, _OF_A_COMPLETION)
+    made = []
+    for choice in completion.get("choices") or ():
+        said = answer_parts(choice.get("message") or {"content": choice.get("text")})
+        made.append([*said, *beside(choice, _OF_A_CHOICE, texts_of(said)), *rest])
+    return made
+
+
+def message_parts(message: Mapping[str, Any]) -> list[Part]:
+    """What of an answer of Anthropic's Messages API is to be judged."""
+    said = parts_of(message.get("content"))
+    return [*said, *beside(message, _OF_A_MESSAGE, texts_of(said))]
+
+
+def response_parts(response: Mapping[str, Any]) -> list[Part]:
+    """What of an answer of the Responses API is to be judged."""
+    said = parts_of(response.get("output"))
+    return [*said, *beside(response, _OF_A_RESPONSE, texts_of(said))]
+
+
+def _add_delta(answer: Growing, delta: Mapping[str, Any]) -> None:
+    if delta.get("audio") is not None:
+        raise UnseenError("audio cannot be judged: use text and pictures")
+    for number, call in enumerate(delta.get("tool_calls") or ()):
+        index = call.get("index")
+        place = ("call", number if index is None else index)
+        for kind in _CALLED:
+            if call.get(kind):
+                answer.call((*place, kind), call[kind])
+        answer.strings(place, _without(call, (*_CALLED, "id", "index", "type")))
+    if delta.get("function_call"):
+        answer.call(("function_call",), delta["function_call"])
+    shown = [name for name in _SHOWN if isinstance(delta.get(name), str)]
+    for name in shown:
+        answer.show((name,), delta[name])
+    rest = _without(delta, ("role", "tool_calls", "function_call", *shown))
+    answer.add([part for image in rest.pop("images", None) or () for part in parts_of(image)])
+    if isinstance(rest.get("content"), list):
+        answer.add(parts_of(rest.pop("content")))
+    for place, text in _strings((), rest):
+        if not any(text in delta[name] for name in shown):  # vendors' fields repeat the reasoning, piece by piece
+            answer.hide(place, text)
+
+
+def _add_message_event(answer: Growing, kind: str, event: Mapping[str, Any]) -> None:
+    index = event.get("index")
+    delta = event.get("delta")
+    if kind == "message_start":
+        answer.add(message_parts(event.get("message") or {}))
+    elif kind == "content_block_start":
+        answer.add(parts_of(event.get("content_block")))
+    elif kind == "content_block_delta" and isinstance(delta, dict):
+        for place, text in _strings((), _without(delta, ("type",))):
+            if delta.get("type") == f"{place[-1]}_delta" and place[-1] in _SHOWN:
+                answer.show((index, *place), text)
+            else:
+                answer.hide((index, *place), text)
+    elif kind == "message_delta":
+        answer.add([*beside(delta or {}, _OF_A_MESSAGE), *beside(event, ("delta", "usage"))])
+    elif kind not in ("content_block_stop", "message_stop", "ping"):
+        answer.add(parts_of(event))
+
+
+def _add_response_event(answer: Growing, kind: str, event: Mapping[str, Any]) -> None:
+    if "audio" in kind:
+        raise UnseenError("audio cannot be judged: use text and pictures")
+    place = tuple(event.get(name) for name in ("output_index", "content_index", "summary_index"))
+    name, _, step = kind.rpartition(".")
+    delta = event.get("delta")
+    if step == "delta" and isinstance(delta, str):
+        (answer.show if name in _PLAIN_EVENTS else answer.hide)((name, *place), delta)
+        rest = _without(event, (*_OF_AN_EVENT, "delta"))
+    else:
+        rest = _without(event, _OF_AN_EVENT)
+    if isinstance(event.get("partial_image_b64"), str):
+        answer.add(parts_of({"type": "image", "base64": event["partial_image_b64"]}))
+    answer.add(parts_of([event.get("item"), event.get("part")]))
+    if isinstance(event.get("response"), dict):
+        answer.add(response_parts(event["response"]))
+    for text in rest.values():
+        answer.add(parts_of(text))
+
+
+def _without(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: part for name, part in value.items() if name not in names and part is not None}
+
+
+def _strings(place: Place, value: Any) -> Iterator[tuple[Place, str]]:
+    """Every string and where it stands; ids, log-probabilities and ciphertext left out."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for name, part in opened(value).items():
+            yield from _strings((*place, name), part)
+    elif isinstance(value, (list, tuple)):
+        for number, part in enumerate(value):
+            at = part.get("index", number) if isinstance(part, dict) else number
+            yield from _strings((*place, at), part)
