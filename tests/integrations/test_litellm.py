@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from tests.integrations.examples import FOLDER, example
+from tests.integrations.litellm_proxy import message_events
 from tests.integrations.service import CLOSED, EXCHANGES, KEY, RED, Running, image_part
 
 pytest.importorskip("litellm", reason="litellm is not installed")
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 # pydantic says so about types of LiteLLM's when it first meets them
 pytestmark = pytest.mark.filterwarnings("ignore:Items? '.*using the `ReadOnly` qualifier:UserWarning")
 EXAMPLE = example("litellm_guardrail.py")
+LONG = "Fine words. " * 20 + "The last words."
 HELLO = {"messages": [{"role": "user", "content": "Hello."}], "proxy_server_request": {}}
 
 
@@ -92,9 +95,15 @@ async def test_an_unnamed_messages_argument_is_not_seen_and_not_let_through(guar
         ({"prompt": "BAD"}, "harmful: request"),
         ({"prompt": ["Hello.", "BAD"]}, "harmful: request"),
         ({"input": "BAD"}, "harmful: request"),
-        ({"input": [{"role": "user", "content": "Hello."}]}, "unknown_call"),
-        ({"prompt": [1, 2, 3]}, "unknown_call"),
-        ({"messages": []}, "could not judge"),
+        ({"input": [{"role": "user", "content": "BAD"}]}, "harmful: request"),
+        ({"messages": [{"role": "user", "content": "Hello."}], "prompt": "BAD"}, "harmful: request"),
+        ({"messages": [{"role": "user", "content": "Hello."}], "input": ["BAD"]}, "harmful: request"),
+        ({"prompt": "Hello.", "suffix": "BAD"}, "harmful: request"),
+        ({"prompt": {"id": "p1", "variables": {"what": "BAD"}}}, "harmful: request"),
+        ({"messages": [{"role": "user", "content": "Hello."}], "prediction": {"content": "BAD"}}, "harmful: request"),
+        ({"messages": [{"role": "user", "content": "Hello."}], "extra_body": {"messages": ["BAD"]}}, "harmful"),
+        ({"prompt": [1, 2, 3]}, "unreadable"),
+        ({"messages": []}, "unknown_call"),
         ({"file": b""}, "unknown_call"),
         ({}, "unknown_call"),
     ],
@@ -127,7 +136,12 @@ def texts(**choice: Any) -> Any:
         (lambda: texts(text="BAD"), "harmful"),
         (lambda: texts(message={"role": "assistant", "content": "Fine."}), "unknown_call"),
         (lambda: litellm.ImageResponse(data=[]), "unknown_call"),
-        (lambda: {"content": [{"type": "text", "text": "Fine."}]}, "unknown_call"),
+        (lambda: {"content": [{"type": "text", "text": "BAD"}]}, "harmful"),
+        (lambda: {"data": [{"text": "Fine."}]}, "unknown_call"),
+        (lambda: completion(content="Fine.", annotations=[{"type": "url_citation", "title": "BAD"}]), "harmful"),
+        (lambda: completion(content="Fine.", thinking_blocks=[{"type": "thinking", "thinking": "BAD"}]), "harmful"),
+        (lambda: completion(content="Fine.", provider_specific_fields={"citations": ["BAD"]}), "harmful"),
+        (lambda: completion(content="Fine.", audio={"id": "a", "data": "AA", "transcript": "Fine."}), "unreadable"),
     ],
 )
 async def test_answers_of_all_kinds(guardrail: Any, answer: Callable[[], Any], reason: str) -> None:
@@ -177,13 +191,101 @@ async def test_a_refused_stream_is_not_read_on(guardrail: Any) -> None:
     assert read == 4
 
 
-async def test_a_stream_of_texts_is_held_back_and_one_of_bytes_refused(guardrail: Any) -> None:
+async def test_a_stream_of_texts_is_held_back_and_one_of_no_known_kind_refused(guardrail: Any) -> None:
     async def of(chunk: Any) -> AsyncIterator[Any]:
         yield chunk
 
-    for chunk, reason in ((texts(text="BAD"), "harmful"), (b"event: message_start", "unknown_call")):
+    for chunk, reason in (
+        (texts(text="BAD"), "harmful"),
+        (7, "unknown_call"),
+        ({"text": "Fine."}, "unreadable"),
+        (b"data: Fine.\n\n", "unreadable"),
+    ):
         with refused(reason):
             assert [piece async for piece in held(guardrail, of(chunk))] == []
+
+
+@pytest.mark.parametrize("call_type", ["aimage_generation", "atranscription", "aimage_edit", "agenerate_content"])
+async def test_calls_that_may_hold_files_are_refused_whatever_else_they_hold(guardrail: Any, call_type: str) -> None:
+    with refused("unknown_call"):
+        await guardrail.async_pre_call_hook(None, None, {"prompt": "Hello.", "file": b"x"}, call_type)
+
+
+# What LiteLLM's translations of routes hand over
+
+
+@pytest.mark.parametrize(
+    ("inputs", "input_type", "reason"),
+    [
+        ({"texts": ["BAD"]}, "request", "request"),
+        ({"texts": ["BAD"], "structured_messages": HELLO["messages"]}, "request", "request"),
+        ({"texts": [], "images": [RED]}, "request", "request"),
+        ({"texts": ["BAD"]}, "response", "response"),
+        ({"texts": [], "tool_calls": [{"function": {"name": "look", "arguments": "BAD"}}]}, "response", "response"),
+        ({"texts": ["BROKEN"]}, "response", "could not judge"),
+        ({"texts": []}, "request", "could not judge"),
+        ({"texts": []}, "response", "could not judge"),
+    ],
+)
+async def test_apply_guardrail_judges_all_that_it_is_given(
+    guardrail: Any, inputs: dict[str, Any], input_type: str, reason: str
+) -> None:
+    for data in ({}, HELLO):
+        with refused(reason):
+            await guardrail.apply_guardrail(inputs=inputs, request_data=data, input_type=input_type)
+    fine = {"texts": ["Fine."], "images": [], "model": "m"}
+    assert await guardrail.apply_guardrail(inputs=fine, request_data=HELLO, input_type=input_type) == fine
+
+
+def deltas(*fields: dict[str, Any]) -> list[Any]:
+    return [litellm.ModelResponseStream(choices=[{"index": 0, "delta": field}]) for field in fields]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"),
+    [
+        (deltas({"reasoning_content": "B"}, {"reasoning_content": "AD"}), "harmful"),
+        (
+            deltas(
+                {"thinking_blocks": [{"type": "thinking", "thinking": "B"}]}, {"thinking_blocks": [{"thinking": "AD"}]}
+            ),
+            "harmful",
+        ),
+        (deltas({"tool_calls": [{"index": 0, "function": {"name": "look", "arguments": '{"x": "BAD"}'}}]}), "harmful"),
+        (deltas({"content": "Fine.", "provider_specific_fields": {"citation": {"title": "BAD"}}}), "harmful"),
+        (deltas({"content": "Fine.", "images": [{"type": "image_url", "image_url": {"url": RED}}]}), "harmful"),
+        (deltas({"content": "Fine."}, {"annotations": [{"title": "BAD"}]}), "harmful"),
+    ],
+)
+async def test_every_field_of_a_delta_is_judged(guardrail: Any, chunks: list[Any], reason: str) -> None:
+    async def stream() -> AsyncIterator[Any]:
+        for chunk in chunks:
+            yield chunk
+
+    with refused(reason):
+        assert [piece async for piece in held(guardrail, stream())] == []
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 10_000])
+async def test_events_that_come_cut_anywhere_are_held_back(guardrail: Any, size: int) -> None:
+    body = "".join(
+        f"data: {json.dumps(event)}\n\n" for event in message_events([{"type": "text", "text": LONG}])
+    ).encode()
+
+    async def cut(whole: bytes) -> AsyncIterator[bytes]:
+        for at in range(0, len(whole), size):
+            yield whole[at : at + size]
+
+    hook = guardrail.async_post_call_streaming_iterator_hook
+    passed = [piece async for piece in hook(user_api_key_dict=None, response=cut(body), request_data=HELLO)]
+    assert b"".join(passed) == body
+    harmful = body.replace(b"last words", b"BAD  words")
+    released = b""
+    with refused("harmful"):
+        async for piece in hook(user_api_key_dict=None, response=cut(harmful), request_data=HELLO):
+            released += piece
+    assert b"BAD" not in released
+    assert bool(released) == (size < 100)
 
 
 # The configuration of the proxy
