@@ -232,7 +232,7 @@ def _answers(response: Any) -> list[list[Part]]:
 def _plain(value: Any) -> Any:
     """Objects of LiteLLM's as JSON has them."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", warnings=False)  # LiteLLM fills its types with what they do not declare
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
