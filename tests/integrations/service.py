@@ -117,9 +117,9 @@ class Running:
 
 
 @contextmanager
-def running_service(**settings: Any) -> Iterator[Running]:
+def running_service(backend: Any = None, **settings: Any) -> Iterator[Running]:
     """Needs `KEY`; its proxy asks `Running.model`."""
-    backend, model = Backend(), Model()
+    backend, model = backend or Backend(), Model()
     upstream = UpstreamSection(base_url="http://model.test/v1", window=40)
     config = ServiceConfig(
         keys=(KeySection(name="tests", key=SecretStr(KEY)),), upstream=upstream, log_level="CRITICAL", **settings

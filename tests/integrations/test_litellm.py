@@ -11,7 +11,9 @@ import yaml
 
 from tests.integrations.examples import FOLDER, example
 from tests.integrations.litellm_proxy import message_events
-from tests.integrations.service import CLOSED, EXCHANGES, KEY, RED, Running, image_part
+from tests.integrations.service import CLOSED, EXCHANGES, KEY, RED, Running, image_part, running_service
+from tests.service.enforcement_table import ENFORCE, USES, settings_of
+from tests.service.sided_backend import SidedBackend
 
 pytest.importorskip("litellm", reason="litellm is not installed")
 
@@ -65,6 +67,16 @@ def refused(reason: str) -> Any:
 async def test_a_call_is_judged_at_both_ends(guardrail: Any, content: Any, answer: str, blocked: bool) -> None:
     told = await EXAMPLE["ask"](content, answer)
     assert told.startswith("(refused)") if blocked else told == answer
+
+
+@pytest.mark.parametrize(("request_use", "response_use"), USES)
+async def test_what_is_enforced_is_blocked_and_what_is_monitored_passes(request_use: str, response_use: str) -> None:
+    cases = [("A BAD request.", "Fine.", request_use), ("Hello.", "A BAD answer.", response_use)]
+    with running_service(SidedBackend(), **settings_of(request_use, response_use)) as sided:
+        async with EXAMPLE["guarded"](sided.url, KEY).client:
+            for said, answer, use in cases:
+                assert (await EXAMPLE["ask"](said, answer)).startswith("(refused)") == (use == ENFORCE)
+    litellm.callbacks = []
 
 
 async def test_without_a_service_everything_is_blocked() -> None:

@@ -160,7 +160,7 @@ HARMFUL_BLOCKS: list[dict[str, Any]] = [
     {"type": "container_upload", "file_id": "f1"},
     {"type": "something_new", "deep": [{"down": "BAD"}]},
 ]
-HARMLESS_BLOCKS = [
+HARMLESS_BLOCKS: list[dict[str, Any]] = [
     {"type": "thinking", "thinking": "First this.", "signature": CIPHER},
     {"type": "redacted_thinking", "data": CIPHER},
     {"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "bread"}},
@@ -223,7 +223,7 @@ HARMFUL_ITEMS: list[dict[str, Any]] = [
     {"type": "mcp_call", "id": "m1", "server_label": "s", "name": "look", "arguments": "{}", "output": "BAD"},
     {"type": "something_new", "id": "x1", "deep": [{"down": "BAD"}]},
 ]
-HARMLESS_ITEMS = [
+HARMLESS_ITEMS: list[dict[str, Any]] = [
     {
         "type": "reasoning",
         "id": "r1",
