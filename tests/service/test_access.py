@@ -105,6 +105,8 @@ async def test_the_limit_is_the_last_byte_that_is_let_in(size: int, status: int,
             "this Host is not served: add it to allowed_hosts",
         ),
         ({**BEARER, "origin": "https://evil.example"}, body(20), 403, "bad_origin", "see allowed_origins"),
+        ({**BEARER, "origin": "http://["}, body(20), 403, "bad_origin", "see allowed_origins"),
+        ({"origin": "http://[::1"}, body(20), 403, "bad_origin", "see allowed_origins"),
         (BEARER, body(LIMIT + 1), 413, "too_large", "more than 1,000 bytes: send less"),
     ],
 )

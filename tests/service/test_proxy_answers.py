@@ -135,6 +135,51 @@ async def test_an_upstream_s_own_error_leaves_without_what_it_quotes(stream: boo
     assert "BAD" not in answer.text + page.text
 
 
+async def test_an_upstream_s_own_error_is_judged_as_one_in_an_answer_is() -> None:
+    model = Model()
+    told = {"message": "the model wrote: BAD", "type": "BAD words", "param": "messages[0].content", "code": "too_long"}
+    model.fault = lambda: httpx.Response(400, json={"error": told})
+    async with client(model) as http:
+        answer = await asked(http)
+    assert answer.status_code == 400
+    assert "BAD" not in answer.text
+    error = answer.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("guard_error", "messages[0].content", "too_long")
+
+
+@pytest.mark.parametrize("name", ["content", "refusal"])
+async def test_tokens_that_the_message_does_not_hold_are_judged(name: str) -> None:
+    """A server may leave the reasoning out of the message, and not out of the log-probabilities."""
+    message = {"role": "assistant", "content": "Fine, yes."}
+
+    def answering(*tokens: str) -> httpx.Response:
+        listed = [{"token": token, "logprob": -0.5} for token in tokens]
+        choice = {"index": 0, "message": message, "logprobs": {name: listed, "tokens": ["BAD"]}}
+        return httpx.Response(200, json={"choices": [choice]})
+
+    backend, model = ScriptedBackend(), Model()
+    async with client(model, backend) as http:
+        model.fault = lambda: answering("Fine", ", yes", ".")
+        (plain,) = (await asked(http)).json()["choices"]
+        model.fault = lambda: answering("<think>", "BA", "D", "</think>", "Fine", ", yes", ".")
+        (hidden,) = (await asked(http)).json()["choices"]
+    assert [token["token"] for token in plain["logprobs"][name]] == ["Fine", ", yes", "."]
+    assert "BAD" not in str(plain)
+    assert backend.judged[1].response == "Fine, yes."
+    assert hidden["finish_reason"] == "content_filter"
+    assert "logprobs" not in hidden
+
+
+async def test_a_stream_without_end_is_not_held_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guardreasoner_vl.service.answers.MOST_BYTES", 20_000)
+    call = {"index": 0, "function": {"name": "bake", "arguments": "a" * 500}}
+    for chunk, most in ((delta(tool_calls=[call]), 40), (delta(), 200)):
+        model = Model(chunks=[*[chunk] * (most + 1), delta("stop")])
+        async with client(model) as http:
+            events = chunks_in(await asked(http, stream=True))
+        assert [event["error"]["code"] for event in events] == ["upstream"]
+
+
 async def test_a_success_of_any_number_is_judged() -> None:
     model = Model()
     model.fault = lambda: httpx.Response(201, json={"choices": [{"message": {"content": "BAD"}}]})

@@ -18,8 +18,11 @@ import httpx
 import pytest
 
 from guardreasoner_vl.errors import EngineError
-from guardreasoner_vl.service.server import bound_sockets
+from guardreasoner_vl.service.app import create_app
+from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.server import _reload, bound_sockets
 from guardreasoner_vl.types import Verdict
+from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,6 +233,18 @@ def test_sighup_reads_the_keys_anew_and_never_kills(tmp_path: Path) -> None:
         log = running.log.read_text("utf-8")
         assert old not in log
         assert new not in log
+
+
+def test_a_configuration_without_keys_opens_no_service_that_has_some(caplog: pytest.LogCaptureFixture) -> None:
+    """An editor empties a file before it writes it."""
+    app = create_app(
+        ServiceConfig.model_validate({"keys": ["a-key-of-some-length"], "host": "0.0.0.0"}),
+        {"default": ScriptedBackend()},
+    )
+    _reload(app, ServiceConfig)
+    assert app.state.callers.named(b"a-key-of-some-length") == "key-1"
+    assert app.state.callers.needs_key
+    assert "the old keys stay" in caplog.text
 
 
 def test_a_name_is_served_at_all_its_addresses() -> None:

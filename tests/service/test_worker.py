@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,6 +89,15 @@ async def begun(engine: EngineProcess) -> asyncio.Task[Verdict]:
 def call_of(verdict: Verdict) -> int:
     assert verdict.error is None
     return int(verdict.reasoning or 0)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
+async def test_a_signal_to_the_whole_group_ends_no_judging(engine: EngineProcess, name: str) -> None:
+    """A terminal that is closed, and some supervisors, signal every process of a group."""
+    assert engine.pid is not None
+    os.kill(engine.pid, getattr(signal, name))
+    assert (await engine.judge(Exchange("One."))).error is None
 
 
 async def test_short_exchanges_are_answered_beside_six_megabytes(engine: EngineProcess) -> None:

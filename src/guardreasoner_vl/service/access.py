@@ -122,8 +122,7 @@ class Access:
         origin = headers.get(b"origin")
         if not origin or origin in self._config.allowed_origins:
             return
-        own = urlsplit(origin).netloc.lower() == headers.get(b"host").lower()
-        if not own:
+        if _place(origin) != headers.get(b"host").lower():
             raise self._refused(403, "bad_origin", "web pages of other origins may not ask: see allowed_origins")
 
     def _caller(self, headers: _Headers) -> str:
@@ -214,6 +213,14 @@ def _headers(origin: Origin) -> list[tuple[bytes, bytes]]:
 def _own_names(host: str) -> set[str]:
     names = {host, "localhost", "127.0.0.1", "::1"}
     return names - {"0.0.0.0", "::"}
+
+
+def _place(origin: str) -> str:
+    """Host and port of an Origin header; "" if it has none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # a bracket that is not closed
+        return ""
 
 
 def _host_name(value: str) -> str:

@@ -20,6 +20,7 @@ from guardreasoner_vl.engines.chat_events import (
     ReportedError,
     UpstreamError,
 )
+from guardreasoner_vl.engines.events import MOST_BYTES, TooLongError
 from guardreasoner_vl.engines.mending import plain
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.service.passing import leaving, leaving_choice
@@ -39,6 +40,9 @@ MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 UNREADABLE = ("guard_error", "the answer is in no form that can be judged")
 _BESIDE_CHOICES = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage")
 END = b"data: [DONE]\n\n"
+_CHUNK = 100
+"""What a held chunk counts beside its characters, for an answer that goes on without any."""
+
 _AS_THEY_ARE = ("refusal", "tool_calls", "function_call", "audio")
 
 
@@ -158,13 +162,20 @@ class HeldAnswers(HeldBack[T]):
         super().__init__(self._worst, window)
         self.answers: dict[int, GrowingAnswer] = {}
         self._judge_one = judge
+        self._characters = 0
 
     async def add_chunk(self, chunk: T, choices: Iterable[Mapping[str, Any]]) -> list[T]:
-        """What may leave now that `chunk`, with its choices, has come. Raises `ValueError` for what is no choice."""
+        """What may leave now that `chunk`, with its choices, has come.
+
+        Raises `ValueError` for what is no choice, and `TooLongError` for more than is held in memory.
+        """
         came = 0
         for choice in choices:
             answer = self.answers.setdefault(choice.get("index") or 0, GrowingAnswer())
             came += answer.add(choice.get("delta") or {})
+        self._characters += came
+        if self._characters + _CHUNK * len(self._held) > MOST_BYTES:
+            raise TooLongError("the model's answer", MOST_BYTES)
         return await self.add(chunk, came, whole=any(answer.has_calls for answer in self.answers.values()))
 
     async def _worst(self) -> Verdict:

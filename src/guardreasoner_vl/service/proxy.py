@@ -11,6 +11,7 @@ everything passes, and the verdicts are in the metrics and the audit log.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from guardreasoner_vl.engines.chat_events import UpstreamError, is_event_stream, is_json, reported_error
 from guardreasoner_vl.engines.events import MOST_BYTES, TooLongError
-from guardreasoner_vl.engines.mending import plain
 from guardreasoner_vl.errors import EngineError
-from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged
+from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged, quotable
 from guardreasoner_vl.service.asking import Asker, Asking, while_connected
 from guardreasoner_vl.service.passing import read_chat
 from guardreasoner_vl.service.whole_answers import as_stream, released, released_events
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from guardreasoner_vl.service.answers import Judge
     from guardreasoner_vl.service.config import ServiceConfig
+
+_WORD = re.compile(r"[\w.\[\]-]{1,64}")
+"""What an error's type, param and code may be: they are passed on unjudged."""
 
 
 def add_proxy(app: FastAPI, transport: httpx.AsyncBaseTransport | None = None) -> httpx.AsyncClient:
@@ -82,7 +86,7 @@ class _Upstream:
         try:
             content = await _whole(answer)
             if not answer.is_success:
-                return _passed_on(answer, content)
+                return await _passed_on(answer, content, self._judged)
             return await self._complete(content, is_event_stream(kind))
         except httpx.HTTPError as error:
             return _failed(error)
@@ -134,17 +138,22 @@ async def _whole(answer: httpx.Response) -> bytes:
     return bytes(body)
 
 
-def _passed_on(answer: httpx.Response, content: bytes) -> Response:
+async def _passed_on(answer: httpx.Response, content: bytes, judge: Judge) -> Response:
     """The upstream's own error, without the rest of its body, which may quote the model's answer."""
     try:
         body = json.loads(content)
         message, error = reported_error(body), body["error"]
     except MALFORMED:
         message, error = None, None
-    refusal = fault(UpstreamError.code, message or f"the model's server answered HTTP {answer.status_code}: ask again")
+    told = (
+        await quotable(message, judge)
+        if message
+        else f"the model's server answered HTTP {answer.status_code}: ask again"
+    )
+    refusal = fault(UpstreamError.code, told)
     for name in ("type", "param", "code") if isinstance(error, dict) else ():
-        if isinstance(error.get(name), (str, int)):
-            refusal["error"][name] = plain(error[name])
+        if isinstance(error.get(name), int) or (isinstance(error.get(name), str) and _WORD.fullmatch(error[name])):
+            refusal["error"][name] = error[name]
     status = answer.status_code if answer.status_code >= 400 else 502
     wait = answer.headers.get("Retry-After")
     return JSONResponse(refusal, status, {"Retry-After": wait} if wait else None)

@@ -176,6 +176,9 @@ def _reload(app: FastAPI, reload: Callable[[], ServiceConfig] | None) -> None:
     except InputError as error:
         _log.critical("the configuration cannot be read anew, the old keys stay (%s)", str(error))
         return
+    if app.state.callers.needs_key and not config.keys:  # perhaps a file that is just being written
+        _log.critical("the configuration has no keys any more, the old keys stay: restart to serve without keys")
+        return
     app.state.callers.reload(config)
     app.state.metrics.callers = app.state.callers.names
     _log.info("the keys were read anew; other settings want a restart")

@@ -25,6 +25,9 @@ from guardreasoner_vl.service.wire import blocked_reason
 if TYPE_CHECKING:
     from guardreasoner_vl.service.answers import Judge
 
+_TOKENS = ("content", "refusal")
+"""The texts whose log-probabilities leave."""
+
 
 async def released(body: bytes, judge: Judge) -> dict[str, Any]:
     """A whole completion, each choice judged, a refusal in the place of one that is blocked.
@@ -82,11 +85,29 @@ async def _released(completion: Any, judge: Judge) -> dict[str, Any]:
 
     async def judged(choice: dict[str, Any]) -> dict[str, Any]:
         message, ending = leaving(choice["message"]), leaving_choice(choice)
-        verdict = await judge(answer_of(message))
+        logprobs = _leaving_logprobs(choice)
+        verdict = await judge(_with_tokens(answer_of(message), logprobs))
         if verdict.action == "allow":
-            logprobs = {"logprobs": choice["logprobs"]} if "logprobs" in choice else {}
             return {**ending, **logprobs, "message": message}
         refusal = {"role": "assistant", "content": None, "refusal": blocked_reason(verdict)}
         return {**ending, "message": refusal, "finish_reason": FILTERED}
 
     return {**beside_choices(completion), "choices": await all_of(map(judged, choices))}
+
+
+def _leaving_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
+    """The token log-probabilities of the answer's texts, if there are any."""
+    given = choice.get("logprobs")
+    lists = given if isinstance(given, dict) else {}
+    kept = {name: lists[name] for name in _TOKENS if isinstance(lists.get(name), list)}
+    return {"logprobs": kept or None} if "logprobs" in choice else {}
+
+
+def _with_tokens(answer: dict[str, Any], logprobs: dict[str, Any]) -> dict[str, Any]:
+    """The answer with what its tokens spell, where its own text does not hold that: reasoning that was left out."""
+    lists = (logprobs.get("logprobs") or {}).values()
+    spelled = "".join(str(token["token"]) for tokens in lists for token in tokens)
+    parts = answer["content"] or []
+    if not spelled or any(spelled in part.get("text", "") for part in parts):
+        return answer
+    return {**answer, "content": [*parts, {"type": "text", "text": spelled}]}

@@ -98,8 +98,9 @@ class Done:
 
 def run(connection: Connection, opening: Opening, most: int) -> None:
     """Serve jobs until the pipe is closed; at most `most` calls are put to the model together."""
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)  # the service ends us, once it has answered all
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # of a terminal or a process group, meant for the service
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # the service ends us, once it has answered all
     configure(opening.log_level)
     os.environ.update(_KERNELS | os.environ)  # of this process alone; read when torch multiplies first
     try:
