@@ -17,7 +17,7 @@ from guardreasoner_vl.engines.scripted import ALL_CAPABILITIES, ScriptedEngine
 from guardreasoner_vl.errors import EngineError, InputError, InputTooLongError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging import harm_probability
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.policy import Policy, question
 from guardreasoner_vl.protocol import FAST_PREFIX, RESPONSE_FIELD
 from guardreasoner_vl.types import Exchange, Label, Turn, Usage, Verdict
 from tests.pictures import picture
@@ -255,7 +255,10 @@ class TestFast:
                 return [ScoreResult(logprobs, (1,) * len(logprobs)) for _ in requests]
 
         for mode in ("fast", "hybrid"):
-            assert_error(judged(ANSWERED, Odd([]), mode=mode), "no_score")
+            verdict = judged(ANSWERED, Odd([]), mode=mode)
+            assert_error(verdict, "no_score")
+            assert verdict.error is not None
+            assert verdict.error.message == "the engine gave no usable score; try again or use mode 'slow'"
 
     def test_an_engines_own_fault_is_told_with_its_model_and_usage(self) -> None:
         class Failing(ScriptedEngine):
@@ -419,6 +422,18 @@ class TestWindows:
         assert judged(Exchange(text + PHRASE), engine, long_input="windows").flagged is True
         assert judged(Exchange(text), engine, long_input="windows").flagged is False
         assert judged(Exchange(text), CountingEngine(finds_phrase, limit=40_000), long_input="windows").error is None
+
+    def test_a_history_that_leaves_no_room_is_refused_with_its_tokens(self) -> None:
+        exchange = Exchange("Bread?", history=(Turn("x" * 5_000),))
+        engine = CountingEngine(finds_phrase, limit=4096)
+        verdict = judged(exchange, engine, long_input="windows")
+        assert_error(verdict, "input_too_long")
+        assert verdict.error is not None
+        least = engine.count_tokens(question(replace(exchange, prompt="x"), Policy()))
+        assert verdict.error.message == (
+            f"history and pictures alone take {least} of the 4096 tokens that the model reads: leave some out"
+        )
+        assert not engine.requests
 
     @pytest.mark.parametrize(
         ("text", "overlap", "pieces"),

@@ -36,6 +36,13 @@ def test_the_same_rows_give_the_same_interval() -> None:
         assert len({interval(counts, seed=seed) for seed in range(4)}) == 4
 
 
+def test_an_interval_ends_where_the_binomial_does() -> None:
+    """2.5% of the draws of Binomial(1000, 1/2) are below 469 and 2.5% above 531; 2,000 of them tell it to about 1."""
+    interval = false_positive_rate_interval(Counts(false_positive=500, true_negative=500))
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((0.469, 0.531), abs=0.0015)
+
+
 def test_few_rows_may_hold_one_that_counts() -> None:
     """Of two rows, one of them unharmful, some resamples have one unharmful row, and it was called harmful."""
     counts = Counts(true_positive=1, false_positive=1)

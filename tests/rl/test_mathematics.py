@@ -33,7 +33,8 @@ def test_equal_rewards_have_no_advantage() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_rewards_that_are_no_numbers(bad: float) -> None:
-    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+    told = "^a reward is NaN or infinite: check reward.min_length and the reward's form$"
+    with pytest.raises(FloatingPointError, match=told):
         group_advantages(torch.tensor([[0.0, bad]]))
 
 

@@ -109,7 +109,7 @@ class TestCallers:
         assert callers.named(b"a-new-key-of-the-shop") == "shop"
         with pytest.raises(QueueFullError):
             callers.admit("shop", 2)
-        with pytest.raises(RefusedError, match="the key is no longer valid: ask for a new one") as caught:
+        with pytest.raises(RefusedError, match=r"^the key is no longer valid: ask for a new one$") as caught:
             callers.admit("chat", 7)
         assert (caught.value.code, caught.value.status, caught.value.retry_after) == ("unauthorised", 503, 7)
         callers.release("chat")
