@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -132,3 +133,9 @@ def test_many_marks_take_no_time() -> None:
     text = " 'a" * 20_000 + ' "a' * 20_000
     quotes = QuoteFilter(build_messages(Exchange("a " * 20_000)))
     assert len(quotes.whole(text)) == len(text)
+
+
+def test_letters_that_stand_within_words_take_no_time() -> None:
+    before = time.process_time()
+    assert shown('"q" ' * 50, Exchange("bq" * 200_000))[1] == 50
+    assert time.process_time() - before < 2

@@ -321,3 +321,21 @@ async def test_openapi_has_examples() -> None:
     assert {"/v1/guard", "/v1/guard/stream", "/v1/moderations", "/readyz"} <= found["paths"].keys()
     for path in ("/v1/guard", "/v1/guard/stream", "/v1/moderations"):
         assert found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["examples"]
+
+
+@pytest.mark.parametrize("path", ["/v1/guard", "/v1/guard/stream", "/v1/moderations"])
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+async def test_who_leaves_within_a_body_is_no_fault_of_the_service(path: str, kind: str) -> None:
+    app, sent = app_of(), []
+    arriving = [{"type": "http.request", "body": b'{"pro', "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return arriving.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", kind.encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers, "state": {}}
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 499

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _NOT_AFTER_A_LETTER = {*_SINGLE, '"', "\uff02", "\u201d"}
 _TAG = r"</?(?:think|result)>"
 _LINE_END = re.compile(rf"\n|{_TAG}")
 _PARAGRAPH_END = re.compile(rf"\n[ \t\r]*(?:\n|#)|{_TAG}")
+_EDGE = "\0"
 _EDGES = " .,;:!?()[]{}*_#\"'-<>\u300c\u300d\u300e\u300f"
 _SAME = str.maketrans(
     {"|": " "}
@@ -137,7 +139,7 @@ class QuoteFilter:
 
     def _checked(self, quote: str) -> str:
         if self._read is None:
-            self._read = _folded("\n".join(message.text for message in self._messages))
+            self._read = _marked(_folded("\n".join(message.text for message in self._messages)))
         if _stands_in(quote, self._read):
             return quote
         self.dropped += 1
@@ -145,27 +147,21 @@ class QuoteFilter:
 
 
 def _stands_in(quote: str, read: str) -> bool:
-    """Whether the quote's words, those between two ellipses in a row, stand in `read` in this order."""
+    """Whether the quote's words, those between two ellipses in a row, stand in `read`, of which words are marked."""
     at = 0
     for part in _folded(quote).split("..."):
-        words = part.strip(_EDGES)
-        at = _after(words, read, at) if words else at
+        words = _marked(part.strip(_EDGES))
+        at = read.find(words, at)
         if at < 0:
             return False
+        at += len(words)
     return True
 
 
-def _after(words: str, read: str, start: int) -> int:
-    """The end of the first place where they stand as whole words; -1 if there is none."""
-    at = read.find(words, start)
-    while at >= 0:
-        end = at + len(words)
-        inside = [_is_letter(read[at - 1 : at]) and _is_letter(words[0])]
-        inside += [_is_letter(words[-1]) and _is_letter(read[end : end + 1])]
-        if not any(inside):
-            return end
-        at = read.find(words, at + 1)
-    return -1
+def _marked(text: str) -> str:
+    """The text with a mark at both ends of each run of letters: what is found in it stands there as whole words."""
+    runs = ((is_word, "".join(run)) for is_word, run in groupby(text, _is_letter))
+    return "".join(f"{_EDGE}{run}{_EDGE}" if is_word else run for is_word, run in runs)
 
 
 def _is_letter(character: str) -> bool:

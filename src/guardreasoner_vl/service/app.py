@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import GuardError, InputError
@@ -126,6 +127,10 @@ def _add_faults(app: FastAPI) -> None:
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         code = getattr(error, "code", "http_error")
         return JSONResponse(fault(code, str(error.detail)), error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:  # noqa: ARG001
+        return JSONResponse(fault("client_gone", "the client has gone"), 499)
 
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:
