@@ -56,6 +56,7 @@ def test_a_prompt_many_times_as_long_as_the_next_one_is_a_batch_of_its_own() -> 
     one, two, three, four = prompt(400), prompt(101), prompt(99), prompt(30)
     assert places(list(batches(jobs_of([four, three, two, one]), 32, 10_000))) == [[3, 2], [1, 0]]
     assert places(list(batches(jobs_of([one, four, one, four]), 32, 10_000))) == [[0, 2], [1, 3]]
+    assert places(list(batches(jobs_of([prompt(260), prompt(5)]), 32, 10_000))) == [[0, 1]]  # little is padded
 
 
 def test_other_settings_never_share_a_batch() -> None:
