@@ -412,6 +412,8 @@ def test_in_and_out_must_be_two_files_that_can_be_used(tmp_path: Path) -> None:
     source = numbered(tmp_path / "in.jsonl", 1)
     (tmp_path / "link.jsonl").symlink_to(source)
     (tmp_path / "folder").mkdir()
+    circle = tmp_path / "circle.jsonl"
+    circle.symlink_to(circle)
     content = source.read_bytes()
     for bad_in, bad_out, words in [
         (source, source, "must be two files"),
@@ -421,6 +423,8 @@ def test_in_and_out_must_be_two_files_that_can_be_used(tmp_path: Path) -> None:
         (tmp_path / "folder", tmp_path / "out.jsonl", "not a regular file"),
         (source, tmp_path / "folder", "not a regular file"),
         (source, Path("/dev/null"), "not a regular file"),
+        (circle, tmp_path / "out.jsonl", "no such file"),
+        (source, circle, "cannot be written"),
         (source, tmp_path / "none" / "out.jsonl", "its folder does not exist"),
     ]:
         with pytest.raises(DataError, match=words):

@@ -13,12 +13,14 @@ from __future__ import annotations
 import codecs
 import difflib
 import json
+import os
 import re
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.batch_output import opened, saved_line
@@ -34,7 +36,6 @@ from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
     from guardreasoner_vl.batch_output import RowId, SavedRow
     from guardreasoner_vl.guard import Guard
@@ -168,8 +169,9 @@ def check_paths(source: Path, target: Path) -> tuple[Path, Path]:
         if not source.is_file():
             raise DataError(f"{source}: {'not a regular' if source.exists() else 'no such'} file; give a JSONL file")
         source.open("rb").close()
-    resolved = target.resolve()
-    if source.resolve() in (resolved, rejected_path(resolved)):
+    # `Path.resolve` raises a RuntimeError for links that lead in a circle.
+    resolved = Path(os.path.realpath(target))
+    if Path(os.path.realpath(source)) in (resolved, rejected_path(resolved)):
         raise DataError(f"{target}: IN and OUT must be two files; name another OUT")
     if not resolved.parent.is_dir():
         raise DataError(f"{target}: its folder does not exist; create it first")
@@ -177,7 +179,7 @@ def check_paths(source: Path, target: Path) -> tuple[Path, Path]:
         raise DataError(f"{target}: not a regular file; name a file that can be appended to")
     if not _is_rejected_list(rejected_path(resolved)):
         raise DataError(f"{rejected_path(target)} is in the way, no batch wrote it; move it or name another OUT")
-    return source.resolve(), resolved
+    return Path(os.path.realpath(source)), resolved
 
 
 def rejected_path(target: Path) -> Path:

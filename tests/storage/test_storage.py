@@ -118,6 +118,13 @@ def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_links_in_a_circle_are_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    with pytest.raises(DataError, match="cannot be written"), locked_folder(tmp_path / "one", "run"):
+        pytest.fail("there is no such folder")
+
+
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text("`grpo` (process 1)")
     with locked_folder(tmp_path, "grpo"):

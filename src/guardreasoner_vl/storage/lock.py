@@ -7,6 +7,7 @@ import re
 import sys
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError
@@ -14,7 +15,6 @@ from guardreasoner_vl.storage.atomic import PARTIAL, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LOCK = ".lock"
 """The lock file of a folder in use; it is removed when the folder is released."""
@@ -56,7 +56,7 @@ def locked_folder(folder: Path, command: str) -> Iterator[Path]:
     Code inside may lock it again. Raises `DataError` that names the other command if another process, or another
     thread, has it. A folder that was created and stays empty is removed.
     """
-    place = folder.resolve()
+    place = Path(os.path.realpath(folder))  # `Path.resolve` raises a RuntimeError for links that lead in a circle
     if place in _held.get():
         yield folder
         return
