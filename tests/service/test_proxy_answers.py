@@ -153,7 +153,7 @@ async def test_tokens_that_the_message_does_not_hold_are_judged(name: str) -> No
     message = {"role": "assistant", "content": "Fine, yes."}
 
     def answering(*tokens: str) -> httpx.Response:
-        listed = [{"token": token, "logprob": -0.5} for token in tokens]
+        listed = [{"token": token, "logprob": -0.5, "note": "BAD"} for token in tokens]
         choice = {"index": 0, "message": message, "logprobs": {name: listed, "tokens": ["BAD"]}}
         return httpx.Response(200, json={"choices": [choice]})
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.engines.events import EventDecoder
+from guardreasoner_vl.service.answers import spelled
 from guardreasoner_vl.service.parts import UnseenError, answer_parts, beside, called_parts, opened, parts_of, texts_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Growing:
         self._hidden: defaultdict[Place, str] = defaultdict(str)
         self._calls: defaultdict[Place, dict[str, str]] = defaultdict(dict)
         self._parts: list[Part] = []
+        self._tokens = ""
 
     @property
     def parts(self) -> list[Part]:
@@ -58,6 +60,7 @@ class Growing:
         made = [part for text in self._shown.values() for part in parts_of(text)]
         made += [part for call in self._calls.values() for part in called_parts(call)]
         said = texts_of(made)
+        made += _unsaid(self._tokens, said)
         named = {".".join(map(str, place)): text for place, text in self._hidden.items()}
         return [*made, *beside(named, (), said), *self._parts]
 
@@ -72,6 +75,11 @@ class Growing:
             self.came += len(text)
             self.whole = True
             self._hidden[place] += text
+
+    def spell(self, tokens: str, beside: int) -> None:
+        """Tokens of log-probabilities, told with so many characters of texts: a server may leave texts out there."""
+        self.came += max(0, len(tokens) - beside)
+        self._tokens += tokens
 
     def add(self, parts: list[Part]) -> None:
         """Something whole, unless it has come in pieces already."""
@@ -96,6 +104,10 @@ class Growing:
         """Pieces of texts wherever they stand; those in one place belong together."""
         for where, text in _strings(place, value):
             self.hide(where, text)
+
+
+def _unsaid(tokens: str, said: list[str]) -> list[Part]:
+    return [] if any(tokens in text for text in said) else parts_of(tokens)
 
 
 def _is_said(part: Part, said: list[str]) -> bool:
@@ -141,8 +153,9 @@ class GrowingAnswers:
         """A chunk of chat or text completions."""
         for choice in chunk.get("choices") or ():
             answer = self._answers[choice.get("index") or 0]
-            delta = choice.get("delta") or {}
+            delta, before = choice.get("delta") or {}, answer.came
             _add_delta(answer, delta if delta or choice.get("text") is None else {"content": choice["text"]})
+            answer.spell(spelled(choice.get("logprobs")), answer.came - before)
             answer.strings(("choice",), _without(choice, _OF_A_CHOICE))
         self._answers[0].strings(("chunk",), _without(chunk, _OF_A_COMPLETION))
 
@@ -174,6 +187,7 @@ def completion_parts(completion: Mapping[str, Any]) -> list[list[Part]]:
     made = []
     for choice in completion.get("choices") or ():
         said = answer_parts(choice.get("message") or {"content": choice.get("text")})
+        said += _unsaid(spelled(choice.get("logprobs")), texts_of(said))
         made.append([*said, *beside(choice, _OF_A_CHOICE, texts_of(said)), *rest])
     return made
 

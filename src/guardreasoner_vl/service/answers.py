@@ -275,6 +275,13 @@ def leaving_chunk(chunk: Mapping[str, Any]) -> dict[str, Any]:
     return judged
 
 
+def spelled(logprobs: Any) -> str:
+    """What the tokens of a choice's log-probabilities spell: more than its texts, where a server leaves some out."""
+    lists = logprobs.values() if isinstance(logprobs, dict) else ()
+    tokens = [token for listed in lists if isinstance(listed, list) for token in listed]
+    return "".join(str(token["token"]) for token in tokens if isinstance(token, dict) and token.get("token"))
+
+
 def beside_choices(answer: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a chunk or a completion, beside its choices, that are sent on as they are."""
     return {name: answer[name] for name in _BESIDE_CHOICES if name in answer}

@@ -18,6 +18,7 @@ from guardreasoner_vl.service.answers import (
     data_event,
     leaving_chunk,
     quotable,
+    spelled,
 )
 from guardreasoner_vl.service.passing import leaving, leaving_choice
 from guardreasoner_vl.service.wire import blocked_reason
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _TOKENS = ("content", "refusal")
 """The texts whose log-probabilities leave."""
+
+_OF_A_TOKEN = ("token", "logprob", "bytes", "top_logprobs")
 
 
 async def released(body: bytes, judge: Judge) -> dict[str, Any]:
@@ -99,15 +102,18 @@ def _leaving_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
     """The token log-probabilities of the answer's texts, if there are any."""
     given = choice.get("logprobs")
     lists = given if isinstance(given, dict) else {}
-    kept = {name: lists[name] for name in _TOKENS if isinstance(lists.get(name), list)}
+    kept = {
+        name: [{key: token[key] for key in _OF_A_TOKEN if key in token} for token in lists[name]]
+        for name in _TOKENS
+        if isinstance(lists.get(name), list)
+    }
     return {"logprobs": kept or None} if "logprobs" in choice else {}
 
 
 def _with_tokens(answer: dict[str, Any], logprobs: dict[str, Any]) -> dict[str, Any]:
     """The answer with what its tokens spell, where its own text does not hold that: reasoning that was left out."""
-    lists = (logprobs.get("logprobs") or {}).values()
-    spelled = "".join(str(token["token"]) for tokens in lists for token in tokens)
+    tokens = spelled(logprobs.get("logprobs"))
     parts = answer["content"] or []
-    if not spelled or any(spelled in part.get("text", "") for part in parts):
+    if not tokens or any(tokens in part.get("text", "") for part in parts):
         return answer
-    return {**answer, "content": [*parts, {"type": "text", "text": spelled}]}
+    return {**answer, "content": [*parts, {"type": "text", "text": tokens}]}
