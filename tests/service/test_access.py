@@ -224,3 +224,25 @@ async def test_what_is_served_counts_as_no_refusal() -> None:
         await http.post("/v1/guard", json={"prompt": "BAD"})
         await http.get("/healthz")
         assert await counts(http) == {}
+
+
+async def test_bodies_that_arrive_have_a_bound_together() -> None:
+    async def arriving(release: asyncio.Event) -> AsyncIterator[bytes]:
+        yield body(900)[:-1]
+        await release.wait()
+        yield body(900)[-1:]
+
+    limits = {"body_bytes": LIMIT, "all_bodies_bytes": 2_000}
+    async with client(app_of(keys=(KEY,), limits=limits), KEY) as http:
+        release = asyncio.Event()
+        waiting = [asyncio.create_task(http.post("/v1/guard", content=arriving(release))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        refused = await http.post("/v1/guard", content=body(900))
+        probe = await http.get("/readyz")
+        release.set()
+        answers = await asyncio.gather(*waiting)
+        after = await http.post("/v1/guard", content=body(900))
+        refusals = await counts(http)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "bodies_full")
+    assert [answer.status_code for answer in (*answers, after, probe)] == [200] * 4
+    assert refusals == {"bodies_full": 1}

@@ -251,6 +251,10 @@ async def test_a_body_that_drips_is_given_up() -> None:
             answer = await http.post(path, content=dripping(), headers={"content-type": "application/json"})
             assert (answer.status_code, answer.json()["error"]["code"]) == (408, "too_slow")
         answer = await http.post(
+            "/v1/moderations", content=dripping(), headers={"content-type": "application/x-ndjson"}
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "too_slow")
+        answer = await http.post(
             "/v1/guard/stream", content=growing(), headers={"content-type": "application/x-ndjson"}
         )
         assert (answer.status_code, '"action": "allow"' in answer.text) == (200, True)

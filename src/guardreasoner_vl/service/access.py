@@ -16,7 +16,7 @@ import logging
 import re
 import time
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -41,6 +41,8 @@ TRACE = b"traceparent"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 NDJSON = "application/x-ndjson"
+GROWING = "/v1/guard/stream"
+"""The route that takes an answer while it grows."""
 
 
 class RefusedRequestError(HTTPException):
@@ -57,6 +59,7 @@ class Access:
     def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, callers: Callers) -> None:
         self._app, self._config, self._metrics, self._callers = app, config, metrics, callers
         self._turnstile = Turnstile()
+        self._held = 0
         self._hosts = {host.lower() for host in (*config.allowed_hosts, *_own_names(config.host))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +68,7 @@ class Access:
             return
         headers = _Headers(scope)
         origin = _origin(headers)
+        body = _Body()
         started, status, answered = time.perf_counter(), 500, False
 
         async def numbered(message: Message) -> None:
@@ -79,12 +83,13 @@ class Access:
             scope.setdefault("state", {})["origin"] = origin
             if scope["path"] not in HEALTH:
                 await self._turnstile.enter()
-            await self._app(scope, self._bounded(headers, receive, origin.caller), numbered)
+            await self._app(scope, self._bounded(scope, headers, receive, body, origin.caller), numbered)
         except RefusedRequestError as error:
             if answered:
                 raise
             await _answer(error, numbered)
         finally:
+            self._held -= body.taken
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, scope["method"], status, seconds)
@@ -134,15 +139,15 @@ class Access:
             raise self._refused(401, "unauthorised", "give a key: Authorization: Bearer KEY")
         return caller
 
-    def _bounded(self, headers: _Headers, receive: Receive, caller: str) -> Receive:
+    def _bounded(self, scope: Scope, headers: _Headers, receive: Receive, body: _Body, caller: str) -> Receive:
         """`receive` that counts bytes and seconds, whatever the headers say."""
         limits = self._config.limits
         until = time.monotonic() + limits.body_seconds
-        grows = headers.get(b"content-type").startswith(NDJSON)
-        taken, whole = 0, False
+        grows = scope["path"] == GROWING and headers.get(b"content-type").startswith(NDJSON)
+        whole = False
 
         async def bounded() -> Message:
-            nonlocal taken, whole
+            nonlocal whole
             if whole:
                 return await receive()  # only the client's leaving can come
             # An answer that grows comes as slowly as its model writes it, but it comes.
@@ -153,10 +158,14 @@ class Access:
             except TimeoutError:
                 told = "the request took too long to arrive: send it again"
                 raise self._refused(408, "too_slow", told, caller) from None
-            taken += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            body.taken += size
+            self._held += size
             whole = not message.get("more_body", False)
-            if taken > limits.body_bytes:
+            if body.taken > limits.body_bytes:
                 raise self._too_large(caller)
+            if self._held > limits.all_bodies_bytes:
+                raise self._refused(503, "bodies_full", "too many large requests are under way: try again", caller)
             return message
 
         return bounded
@@ -169,6 +178,13 @@ class Access:
         """The refusal, counted here: FastAPI answers one raised while it reads the body, and no layer above sees it."""
         self._metrics.refused(code, caller)
         return RefusedRequestError(status, code, message)
+
+
+@dataclass
+class _Body:
+    """How many bytes of a request's body have come."""
+
+    taken: int = 0
 
 
 class _Headers:

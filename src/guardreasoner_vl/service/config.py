@@ -120,12 +120,14 @@ class Limits(Frozen):
     """`queue`: exchanges accepted and not answered, for each guard; `together`: those that a model is given at once.
 
     `windows` is how many windows a too long exchange is judged in at most; one that needs more is an error.
-    `seconds` is how long one verdict may take, `body_seconds` how long a request may take to arrive. After SIGTERM the
+    `body_bytes` bounds one request, `all_bodies_bytes` all that are under way together. `seconds` is how long one
+    verdict may take, `body_seconds` how long a request may take to arrive. After SIGTERM the
     service says for `leave_seconds` that it is not ready, still taking requests; then it answers what it has accepted,
     for `drain_seconds` at most. Readiness asks an idle guard again if its last verdict is older than `ready_seconds`.
     """
 
     body_bytes: int = Field(default=32_000_000, ge=1_000)
+    all_bodies_bytes: int = Field(default=512_000_000, ge=1_000)
     body_seconds: float = Field(default=30.0, gt=0)
     queue: int = Field(default=256, ge=1)
     together: int = Field(default=128, ge=1)

@@ -38,6 +38,7 @@ REASONS = (
     "rate_limited",
     "engine_down",
     "too_large",
+    "bodies_full",
     "too_slow",
     "unauthorised",
     "bad_host",
