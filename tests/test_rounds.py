@@ -128,6 +128,14 @@ class TestServing:
             answered = next(call for call, verdict in source.verdicts if verdict.flagged is flagged)
             assert answered < 40
 
+    def test_half_of_the_places_are_kept_for_windows_and_of_one_place_every_second_turn(self) -> None:
+        engine = Noting()
+        windowed(engine).moderate_from(Source(engine, [LONG] * 6 + [Exchange("One.")] * 6), 6)
+        assert (engine.calls[0], engine.windows[0]) == (6, 3)
+        alone = Noting()
+        windowed(alone).moderate_from(Source(alone, [LONG, Exchange("One."), Exchange("Two.")]), 1)
+        assert alone.windows[:4] == [1, 0, 1, 0]
+
     def test_a_short_one_does_not_wait_until_all_long_ones_are_counted(self) -> None:
         class Weighing(Noting):
             long_counts = 0

@@ -32,6 +32,9 @@ _KERNELS = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 """On the CPU torch keeps what it prepared for each shape of a product, a quarter of a megabyte each, 1,024 of them by
 default and in two caches; prompts differ in length, so that they fill up. Measured: docs/service.md."""
 
+_NICENESS = 5
+"""Where the model keeps all cores busy, the service's own process comes first: probes and refusals do not wait for it."""
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -102,6 +105,8 @@ def run(connection: Connection, opening: Opening, most: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)  # the service ends us, once it has answered all
     configure(opening.log_level)
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
     os.environ.update(_KERNELS | os.environ)  # of this process alone; read when torch multiplies first
     try:
         guard = opening.guard()
