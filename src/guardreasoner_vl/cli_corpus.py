@@ -41,7 +41,7 @@ def curate(
     with progress_bar() as progress:
         made = stage.run(load_recipe(recipe), data, out, embed=embed, progress=progress)
     say_set_aside(made.set_aside)
-    typer.echo(f"{made.info.rows:,} of {made.read:,} rows")
+    typer.echo(f"{made.info.rows:,} of {made.read + made.made:,} rows")
     stats(out)
     raise typer.Exit(SET_ASIDE if made.set_aside.total else 0)
 

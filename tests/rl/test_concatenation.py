@@ -15,7 +15,8 @@ from PIL import Image
 from guardreasoner_vl.images import LAYOUTS
 from guardreasoner_vl.intake import take_in
 from guardreasoner_vl.protocol import build_messages
-from guardreasoner_vl.rl.concatenation import Pair, class_of, drawn_pairs, joined, joint_label, pairs_for
+from guardreasoner_vl.rl.concatenation import Pair, drawn_pairs, joined, joint_label
+from guardreasoner_vl.sources.union import class_of, made_for
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def test_one_parents_pictures_stay_in_order() -> None:
     [(80, 0.2, 20), (9_830, 0.2, 2_458), (10, 0.5, 10), (10, 0.9, 90), (5, 0.0, 0), (1, 0.2, 0), (0, 0.2, 0)],
 )
 def test_pairs_make_the_share(hard: int, share: float, pairs: int) -> None:
-    assert pairs_for(hard, share) == pairs
+    assert made_for(hard, share) == pairs
 
 
 def some(count: int, harmful: int = 0) -> list[Sample]:

@@ -18,7 +18,7 @@ from guardreasoner_vl.images import load_images
 from guardreasoner_vl.intake import take_in
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import Recipe, parse_recipe
-from guardreasoner_vl.rl.concatenation import class_of
+from guardreasoner_vl.sources.union import class_of
 from guardreasoner_vl.stages import augment
 from guardreasoner_vl.types import Sample
 

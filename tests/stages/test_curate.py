@@ -181,3 +181,24 @@ def test_what_cannot_be_curated_is_told(tmp_path: Path) -> None:
         recipe({"folder": "toy"})
     with pytest.raises(RecipeError, match="shares of the corpus"):
         recipe(balance={"modalities": {"text": 0.5, "image": 0.4}})
+
+
+def test_rows_are_joined_and_varied_after_the_evaluation_sets_are_out(tmp_path: Path) -> None:
+    rows = toy_rows(60)
+    write(tmp_path / "data" / "toy" / "train.jsonl", rows)
+    write(tmp_path / "data" / "mine" / "test.jsonl", [{**rows[at], "id": f"test-{at}"} for at in range(20)])
+    asked = {"joined": {"share": 0.5}, "varied": {"share": 0.5}, "duplicates": {"against": ["mine/test.jsonl"]}}
+    kept, set_aside = curated(tmp_path / "data", tmp_path / "out", recipe({**TOY, "repeat": 2}, **asked))
+    assert len(set_aside) == 20
+    made = [row for row in kept if row.source == "joined"]
+    assert {name for row in made for name in row.meta["of"]} <= {row["id"] for row in rows[20:]}
+    assert len({row.id for row in kept}) == len(kept)
+    assert sum(row.meta.get("repeat", 1) for row in kept) == 160
+    assert len(made) == 80  # as many as the rows that are taken twice each
+    assert any("variation" in row.meta for row in made)
+    source = read_info(tmp_path / "out").sources[-1]
+    assert (source.name, source.licence) == ("joined", "CC0")
+    report = json.loads((tmp_path / "out" / curate.REPORT).read_text())
+    assert report["read"] + report["made"] == report["kept"] + sum(report["set aside"].values())
+    again, _ = curated(tmp_path / "data", tmp_path / "again", recipe({**TOY, "repeat": 2}, **asked))
+    assert again == kept

@@ -16,8 +16,9 @@ from pydantic import Field, ValidationError
 
 from guardreasoner_vl.corpus.attempts import REASONING, kept
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.sources.mixture import REPEAT, Mixture
+from guardreasoner_vl.sources.mixture import Mixture
 from guardreasoner_vl.sources.parquet import SCHEMA, read_rows, write_rows
+from guardreasoner_vl.sources.repeats import times
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.types import Frozen
 
@@ -100,7 +101,7 @@ def read_mixture(folder: Path) -> Mixture:
     mixture = Mixture()
     for sample in read_corpus(folder):
         if sample.split == "train":
-            mixture.train += [sample] * int(sample.meta.get(REPEAT, 1))
+            mixture.train += [sample] * times(sample)
         else:
             (mixture.held_out if sample.split == "validation" else mixture.test).append(sample)
     return mixture

@@ -6,8 +6,10 @@ from guardreasoner_vl.recipe.data import (
     BalanceSection,
     DataSection,
     DuplicatesSection,
+    JoinedSection,
     MadeSection,
     SourceSection,
+    VariedSection,
 )
 from guardreasoner_vl.recipe.load import Recipe, load_recipe, merged, parse_recipe
 from guardreasoner_vl.recipe.model import ModelSection, NewModel, ReadingSection, TextShape, VisionShape
@@ -35,6 +37,7 @@ __all__ = [
     "DuplicatesSection",
     "EvaluateSection",
     "GrpoSection",
+    "JoinedSection",
     "KeepRule",
     "MadeSection",
     "MineSection",
@@ -51,6 +54,7 @@ __all__ = [
     "SourceSection",
     "SynthesizeSection",
     "TextShape",
+    "VariedSection",
     "VisionShape",
     "load_recipe",
     "merged",

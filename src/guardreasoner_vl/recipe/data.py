@@ -61,6 +61,28 @@ class MadeSection(Section):
     repeat: int = Field(default=1, ge=1)
 
 
+class JoinedSection(Section):
+    """Rows made of the other training rows (`sources.joined`): `share` of all texts trained on, half of them harmful.
+
+    `long` of them are 1,000 to 2,000 tokens long, which `sft.max_length` has to allow. Another `seed` draws others.
+    """
+
+    share: float = Field(default=0.12, gt=0, lt=1)
+    long: float = Field(default=0.03, ge=0, le=1)
+    seed: int = 0
+
+
+class VariedSection(Section):
+    """Texts changed at the surface, their labels kept (`sources.variation`): `share` of the training rows of text alone.
+
+    Of a varied row with an answer, `answers` is the chance that the answer is changed too. Another `seed` draws others.
+    """
+
+    share: float = Field(default=0.15, gt=0, le=1)
+    answers: float = Field(default=0.25, ge=0, le=1)
+    seed: int = 0
+
+
 class DuplicatesSection(Section):
     """What counts as the same content (`sources.duplicates`): the texts' Jaccard index, the pictures' differing bits.
 
@@ -91,6 +113,7 @@ class DataSection(Section):
     """What is trained on; rows of other modalities than the named ones are left out.
 
     `drawn` are pictures of words (`sources.drawn`), `written` exchanges with and without signs (`sources.written`).
+    `joined` adds rows made of training rows, then `varied` changes some texts; held-out and test rows stay as they are.
 
     `categories` maps a source's own category to one of the taxonomy (`sources.categories`), beside the built-in map.
     """
@@ -98,6 +121,8 @@ class DataSection(Section):
     sources: tuple[SourceSection, ...] = ()
     drawn: MadeSection | None = None
     written: MadeSection | None = None
+    joined: JoinedSection | None = None
+    varied: VariedSection | None = None
     modalities: tuple[Modality, ...] = ("text", "image", "text-image")
     duplicates: DuplicatesSection | None = None
     balance: BalanceSection | None = None

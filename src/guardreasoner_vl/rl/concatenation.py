@@ -1,10 +1,7 @@
 """Safety-aware data concatenation (paper, section 3.3; method, section 4): two rows become one.
 
-    label = harmful if either is; unharmful if both are; else unknown        for request and response alike
-
-A row without a request (or response) has nothing there that could be judged, so the other's label stands: absent
-is not unknown. Texts are joined by a blank line, and the pictures of both become one picture; where only one row
-has pictures, they stay as they are.
+Labels follow the union rule (`sources.union`). Texts are joined by a blank line, and the pictures of both become one
+picture; where only one row has pictures, they stay as they are.
 
 Harmful outcomes prevail: where a share p of the rows is harmful, 1 - (1 - p)^2 of the pairs are, 75% for p = 1/2.
 Drawing pairs of either outcome apart gives the same as drawing from all and leaving the prevailing ones out.
@@ -19,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.images import LAYOUTS
+from guardreasoner_vl.sources.union import class_of, union_label
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
@@ -53,11 +51,6 @@ class Pair:
         return bool(self.first.images and self.second.images)
 
 
-def pairs_for(rows: int, share: float) -> int:
-    """How many pairs make `share` of a set that holds them and `rows` other rows."""
-    return round(rows * share / (1 - share))
-
-
 def drawn_pairs(rows: Sequence[Sample], rng: random.Random, outcome: GoldLabel | None = None) -> Iterator[Pair]:
     """Every pair of different rows once, in random order, drawn as they are asked for.
 
@@ -87,23 +80,7 @@ def _shuffled(start: int, stop: int, rng: random.Random) -> Iterator[int]:
 
 def joint_label(pair: Pair, target: Target) -> GoldLabel | None:
     """The union rule; None where a label that would decide is unknown, and where there is nothing to judge."""
-    labels = [*_labels(pair.first, target), *_labels(pair.second, target)]
-    if "harmful" in labels:
-        return "harmful"
-    return "unharmful" if labels and None not in labels else None
-
-
-def class_of(row: Sample) -> GoldLabel | None:
-    """Harmful if anything in it is; None without a label."""
-    labels = {*_labels(row, "request"), *_labels(row, "response")} - {None}
-    return None if not labels else "harmful" if "harmful" in labels else "unharmful"
-
-
-def _labels(row: Sample, target: Target) -> tuple[GoldLabel | None, ...]:
-    """The row's label, known or not; nothing where there is nothing to judge."""
-    if target == "request":
-        return (row.request_label,) if row.prompt.strip() or row.images else ()
-    return (row.response_label,) if row.response and row.response.strip() else ()
+    return union_label((pair.first, pair.second), target)
 
 
 def joined(pair: Pair, picture: str | None = None) -> Sample:

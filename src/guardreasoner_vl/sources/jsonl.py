@@ -33,6 +33,13 @@ def is_held_out(sample_id: str) -> bool:
     return int(hashlib.sha256(sample_id.encode()).hexdigest(), 16) % HELD_OUT_MODULUS == 0
 
 
+def never_held_out(sample_id: str) -> str:
+    """The id, made longer until it does not belong to the validation split: for rows made of training rows."""
+    while is_held_out(sample_id):
+        sample_id += "+"
+    return sample_id
+
+
 def find_split(folder: Path, split: str) -> Path:
     """The file of one split; raises `DataError` if there is none."""
     for suffix in (".jsonl.gz", ".jsonl"):

@@ -13,11 +13,14 @@ from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.categories import taxonomy
 from guardreasoner_vl.sources.drawn import draw_folder
+from guardreasoner_vl.sources.joined import joined_rows
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
 from guardreasoner_vl.sources.labels import KnownLabels, known_labels
 from guardreasoner_vl.sources.locate import locate
 from guardreasoner_vl.sources.parquet import PICTURES, read_rows
+from guardreasoner_vl.sources.repeats import all_taken
 from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.variation import varied
 from guardreasoner_vl.sources.written import write_folder
 
 if TYPE_CHECKING:
@@ -26,9 +29,6 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.recipe import DataSection, MadeSection, SourceSection
     from guardreasoner_vl.types import Sample
-
-REPEAT = "repeat"
-"""The field of `meta` that says how often training takes a row."""
 
 
 @dataclass
@@ -44,10 +44,11 @@ class Mixture:
     set_aside: SetAside = field(default_factory=SetAside)
 
 
-def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, repeated: bool = True) -> Mixture:
+def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curated: bool = False) -> Mixture:
     """Read every source below `root`; drawn and unpacked pictures are made in `work` once and found there again.
 
-    Without `repeated` each training row stands once, and its `meta` says how often training takes it.
+    To be `curated` each training row stands once, its `meta` says how often training takes it, and joined rows and
+    variations are left to `extended`: made earlier they would hide what the evaluation sets hold.
     """
     mixture = Mixture()
     for source in data.sources:
@@ -60,26 +61,29 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, repea
             kept = [row for row in kept if rng.random() < source.share]
         if source.limit is not None and len(kept) > source.limit:
             kept = rng.sample(kept, source.limit)
-        mixture.train += _taken(kept, source.repeat, repeated)
+        mixture.train += all_taken(kept, source.repeat, repeated=not curated)
         mixture.held_out += held_out
         mixture.test += test
     drawn = None if set(data.modalities) == {"text"} else data.drawn
     for made, name, make in ((drawn, "drawn", draw_folder), (data.written, "written", write_folder)):
         if made is not None:
             kept, held_out, test = _split(read_samples(_made(work, name, made, make, seed)), made.test_share, seed)
-            mixture.train += _taken(kept, made.repeat, repeated)
+            mixture.train += all_taken(kept, made.repeat, repeated=not curated)
             mixture.held_out += held_out
             mixture.test += test
     for name in ("train", "held_out", "test"):
         rows: list[Sample] = getattr(mixture, name)
         setattr(mixture, name, [_placed(row, data) for row in rows if row.modality in data.modalities])
+    if not curated:
+        mixture.train = extended(mixture.train, data, seed)
     return mixture
 
 
-def _taken(rows: list[Sample], times: int, repeated: bool) -> list[Sample]:
-    if repeated or times == 1:
-        return rows * times
-    return [row.model_copy(update={"meta": {**row.meta, REPEAT: times}}) for row in rows]
+def extended(train: list[Sample], data: DataSection, seed: int) -> list[Sample]:
+    """The training rows with joined rows after them and some texts varied, as far as the recipe asks for either."""
+    if data.joined:
+        train = [*train, *joined_rows(train, data.joined, seed)]
+    return varied(train, data.varied, seed) if data.varied else train
 
 
 def _placed(row: Sample, data: DataSection) -> Sample:

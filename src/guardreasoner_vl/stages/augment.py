@@ -30,9 +30,10 @@ from guardreasoner_vl.corpus.store import (
 )
 from guardreasoner_vl.errors import DataError, ImageError
 from guardreasoner_vl.images import load_images, merge
-from guardreasoner_vl.rl.concatenation import SOURCE, Pair, class_of, drawn_pairs, joined, pairs_for
+from guardreasoner_vl.rl.concatenation import SOURCE, Pair, drawn_pairs, joined
 from guardreasoner_vl.sources.parquet import PICTURES
 from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.union import class_of, made_for
 from guardreasoner_vl.stages.contact_sheet import kind_of, write_sheet
 from guardreasoner_vl.storage.atomic import write_json, writing
 from guardreasoner_vl.storage.lock import locked_folder
@@ -105,7 +106,7 @@ def _augmentation(
         raise DataError(f"{hard}: no hard row to train on; mine more of the corpus, or with mine.keep: mixed")
     if len(parents) < 2 and recipe.augment.share:
         raise DataError(f"{hard}: one row makes no pair; mine more of the corpus, or set augment.share to 0")
-    wanted = pairs_for(len(parents), recipe.augment.share)
+    wanted = made_for(len(parents), recipe.augment.share)
     # The description is written last, so that a folder with one is finished.
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     (out / INFO).unlink(missing_ok=True)

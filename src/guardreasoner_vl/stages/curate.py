@@ -1,6 +1,6 @@
 """Curation: a recipe's sources become one corpus, without duplicates and without rows of the evaluation sets.
 
-    sources -> mixture (shares, splits, labels) -> duplicates and decontamination -> balance -> DIR
+    sources -> mixture (shares, splits, labels) -> duplicates and decontamination -> joined and varied -> balance -> DIR
 
 Rows that cannot be used are named in `DIR/set_aside.jsonl` with their reasons, and nothing else is lost.
 """
@@ -19,8 +19,9 @@ from guardreasoner_vl.run_dir import open_run_dir
 from guardreasoner_vl.sources.balance import balanced
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.duplicates import without_duplicates
+from guardreasoner_vl.sources.joined import SOURCE as JOINED
 from guardreasoner_vl.sources.locate import revision_of
-from guardreasoner_vl.sources.mixture import build_mixture
+from guardreasoner_vl.sources.mixture import build_mixture, extended
 from guardreasoner_vl.sources.parquet import PICTURES
 from guardreasoner_vl.storage.atomic import write_json, write_whole
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.recipe import Recipe, SourceSection
+    from guardreasoner_vl.recipe import DataSection, Recipe, SourceSection
     from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.types import Sample
 
@@ -37,10 +38,11 @@ REPORT = "curation.json"
 
 @dataclass(frozen=True)
 class Curated:
-    """What came of a recipe: rows read, kept and left out by the balance; `set_aside` names the others."""
+    """What came of a recipe: rows read, made of those, kept and left out by the balance; `set_aside` names others."""
 
     info: CorpusInfo
     read: int
+    made: int
     unbalanced: int
     set_aside: SetAside
 
@@ -64,7 +66,7 @@ def run(
 def _curated(
     recipe: Recipe, data: Path, out: Path, embed: bool, progress: Callable[[int, int | None], None] | None
 ) -> Curated:
-    mixture = build_mixture(recipe.data, data, out, recipe.seed, repeated=False)
+    mixture = build_mixture(recipe.data, data, out, recipe.seed, curated=True)
     set_aside = mixture.set_aside
     splits = {"train": mixture.train, "validation": mixture.held_out, "test": mixture.test}
     rows = [row.model_copy(update={"split": split}) for split, part in splits.items() for row in part]
@@ -81,24 +83,23 @@ def _curated(
         for dropped in found.dropped:
             set_aside.add(dropped.reason, dropped.id)
         report["duplicates"] = found.as_json()
-    before = len(rows)
-    if recipe.data.balance:
-        train = balanced([row for row in rows if row.split == "train"], recipe.data.balance, recipe.seed)
-        rows = [*train, *(row for row in rows if row.split != "train")]
+    train, others = ([row for row in rows if (row.split == "train") == trained] for trained in (True, False))
+    with_made = extended(train, recipe.data, recipe.seed)
+    made, before = len(with_made) - len(train), len(with_made)
+    train = balanced(with_made, recipe.data.balance, recipe.seed) if recipe.data.balance else with_made
+    unbalanced = before - len(train)
+    rows = [*train, *others]
     if not rows:
         raise DataError(f"{data}: no row is left (set aside: {set_aside.reasons}); check data.sources")
-    info = CorpusInfo(
-        name=recipe.name, seed=recipe.seed, sources=tuple(_described(source) for source in recipe.data.sources)
-    )
-    unbalanced = before - len(rows)
+    info = CorpusInfo(name=recipe.name, seed=recipe.seed, sources=_described(recipe.data))
     write_whole(
         out / SET_ASIDE,
         (json.dumps({"id": name, "reason": reason}).encode() + b"\n" for name, reason in set_aside.rows),
     )
-    report |= {"read": read, "kept": len(rows), "left out by the balance": unbalanced}
+    report |= {"read": read, "made": made, "kept": len(rows), "left out by the balance": unbalanced}
     write_json(out / REPORT, {**report, "set aside": set_aside.reasons})
     # The description is written last, so that a folder with one is finished.
-    return Curated(write_corpus(out, info, rows, embed=embed), read, unbalanced, set_aside)
+    return Curated(write_corpus(out, info, rows, embed=embed), read, made, unbalanced, set_aside)
 
 
 def _usable(rows: Iterable[Sample], unlabelled: Container[str], set_aside: SetAside) -> Iterator[Sample]:
@@ -121,7 +122,15 @@ def _evaluation_rows(section: DuplicatesSection, data: Path, out: Path) -> list[
     return [sample for one in loaded for sample in one.samples]
 
 
-def _described(source: SourceSection) -> SourceInfo:
+def _described(data: DataSection) -> tuple[SourceInfo, ...]:
+    sources = tuple(_source(source) for source in data.sources)
+    if data.joined:
+        licences = dict.fromkeys(source.licence for source in sources)
+        sources += (SourceInfo(name=JOINED, origin="joined from the other rows", licence=", ".join(licences)),)
+    return sources
+
+
+def _source(source: SourceSection) -> SourceInfo:
     adapter = None if source.adapter == SAMPLES else adapter_named(source.adapter)
     return SourceInfo(
         name=source.title,

@@ -1,0 +1,261 @@
+"""Training texts changed at the surface: what is asked stays the same, and so do the labels.
+
+A row is chosen, and changed, by a hash of its id and the seed, so that neither depends on its labels. The kinds hold
+more than those of `evaluation.perturbations`, which measures what a guard makes of such changes, and share no code with
+them. The neutraliser undoes none: it breaks markers and lets invisible and odd letters through.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
+
+from guardreasoner_vl.sources.checked import marks_fault
+from guardreasoner_vl.sources.jsonl import never_held_out
+from guardreasoner_vl.sources.repeats import taken, times
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from guardreasoner_vl.recipe import VariedSection
+    from guardreasoner_vl.types import Sample
+
+VARIATION, PLAIN = "variation", "plain"
+"""Fields of a varied row's `meta`: what was done, and the texts before it, by what they are: request, response."""
+
+Change: TypeAlias = Callable[[str, random.Random], str]
+
+BRIEF = 1500
+"""Characters of a text at most for the changes that take several tokens a letter."""
+
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+"""Zero-width space, non-joiner and joiner, word joiner, byte order mark, soft hyphen."""
+
+LOOKALIKES = {
+    "a": "\u0430\u03b1", "c": "\u0441", "d": "\u0501", "e": "\u0435", "h": "\u04bb", "i": "\u0456\u03b9",
+    "j": "\u0458", "k": "\u03ba", "l": "\u04cf", "n": "\u0578", "o": "\u043e\u03bf", "p": "\u0440\u03c1",
+    "q": "\u051b", "s": "\u0455", "u": "\u03c5\u057d", "v": "\u03bd", "w": "\u051d", "x": "\u0445\u03c7",
+    "y": "\u0443\u03b3", "A": "\u0410\u0391", "B": "\u0412\u0392", "C": "\u0421", "E": "\u0415\u0395",
+    "H": "\u041d\u0397", "I": "\u0406\u0399", "J": "\u0408", "K": "\u041a\u039a", "M": "\u041c\u039c",
+    "N": "\u039d", "O": "\u041e\u039f", "P": "\u0420\u03a1", "S": "\u0405", "T": "\u0422\u03a4", "X": "\u0425\u03a7",
+    "Y": "\u04ae\u03a5", "Z": "\u0396",
+}  # fmt: skip
+"""Cyrillic, Greek and Armenian letters that look like Latin ones."""
+
+LEET = dict(zip("abegiostzABEGIOSTZ", "483910572483910572", strict=True))
+FULL_WIDTH = {chr(code): chr(code + 0xFEE0) for code in range(ord("!"), ord("~") + 1)}
+_KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+NEIGHBOURS = {
+    letter: near
+    for row in _KEYS
+    for one, other in pairwise(row)
+    for letter, near in ((one, other), (other, one))
+}
+EMOJI = (
+    *"🙂😂🔥👍🎉🙏🤔😭✨🌸🐱🍕📚😅🚀💡🥰😎🤖💀👀🎂🌍🐶🍀🏠🎵",
+    *("❤️", "☕️", "⚽️", "🇩🇪", "🇫🇷", "🇪🇸", "🇨🇳", "🇧🇷", "🇺🇦", "🏳️‍🌈", "👩‍💻"),
+)
+WRAPPERS = (
+    ("**", "**"),
+    ("_", "_"),
+    ("# ", ""),
+    ('"', '"'),
+    ("\u201c", "\u201d"),
+    ("\u00ab ", " \u00bb"),
+    ("`", "`"),
+    ("```\n", "\n```"),
+    ("```text\n", "\n```"),
+    ("~~~~\n", "\n~~~~"),
+    ("---\n", "\n---"),
+    ("[", "]"),
+    ("((( ", " )))"),
+)
+FIELDS = ("message", "text", "prompt", "query", "content", "input", "user_message", "question", "body")
+_BESIDE: tuple[dict[str, object], ...] = ({}, {"id": 17}, {"lang": "en"}, {"role": "user"}, {"stream": False, "n": 1})
+_MARKS = ("- ", "* ", "\u2022 ", "-> ", "{}. ", "{}) ")
+
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_PIECES = re.compile(r"(?<=[.!?;:,])\s+|\n+")
+
+
+def _some(text: str, table: Mapping[str, str], rate: float, rng: random.Random) -> str:
+    """Each letter of the table replaced by one of its others at this rate."""
+    return "".join(rng.choice(table[one]) if one in table and rng.random() < rate else one for one in text)
+
+
+def _bare(text: str, _: random.Random) -> str:
+    """No punctuation, and no brackets that could make a mark of what stood between others."""
+    return "".join(one for one in text if one not in "<>" and not unicodedata.category(one).startswith("P"))
+
+
+def _lines(text: str, rng: random.Random) -> str:
+    """Lines broken between words, and empty ones around."""
+    gap, rate = rng.choice(("\n", "\n\n", "\n\n\n", "  ", " \n ")), rng.uniform(0.1, 1.0)
+    broken = re.sub(" ", lambda _: gap if rng.random() < rate else " ", text)
+    return rng.choice(("", "\n", "\n\n\n\n")) + broken + rng.choice(("\n", "\n\n\n", "   \n"))
+
+
+def _leet(text: str, rng: random.Random) -> str:
+    letters = rng.sample(sorted(LEET), rng.randint(6, len(LEET)))
+    return _some(text, {letter: LEET[letter] for letter in letters}, rng.choice((0.5, 0.8, 1.0)), rng)
+
+
+def _typos(text: str, rng: random.Random) -> str:
+    rate = rng.uniform(0.1, 0.5)
+    return _WORD.sub(lambda word: _mistyped(word[0], rng) if rng.random() < rate else word[0], text)
+
+
+def _mistyped(word: str, rng: random.Random) -> str:
+    """Two letters swapped, one left out, doubled, or hit beside its key; the first and the last stay."""
+    at = rng.randrange(1, len(word) - 2)
+    before, letter, after = word[:at], word[at], word[at + 1 :]
+    fault = rng.randrange(4)
+    if fault == 0:
+        return before + after[0] + letter + after[1:]
+    return before + ("", letter * 2, NEIGHBOURS.get(letter, letter))[fault - 1] + after
+
+
+def _invisible(text: str, rng: random.Random) -> str:
+    letters = rng.choice((INVISIBLE, rng.choice(INVISIBLE)))
+    rate = rng.uniform(0.1, 0.7)
+    return "".join(one + rng.choice(letters) if one.isalnum() and rng.random() < rate else one for one in text)
+
+
+def _lookalikes(text: str, rng: random.Random) -> str:
+    return _some(text, LOOKALIKES, rng.uniform(0.1, 0.7), rng)
+
+
+def _spaced(text: str, rng: random.Random) -> str:
+    """A few words spelt out, or all of them."""
+    words = [match.start() for match in _WORD.finditer(text)]
+    count = len(words) if rng.random() < 0.2 else rng.randint(1, 4)
+    chosen = set(rng.sample(words, min(len(words), count)))
+    gap = rng.choice((" ", " ", ".", "-", "_", "*"))
+    return _WORD.sub(lambda word: gap.join(word[0]) if word.start() in chosen else word[0], text)
+
+
+def _full_width(text: str, rng: random.Random) -> str:
+    """Whole words of it, or all."""
+    rate = rng.choice((0.3, 0.6, 1.0))
+    return re.sub(r"\S+", lambda word: _some(word[0], FULL_WIDTH, float(rng.random() < rate), rng), text)
+
+
+def _emoji(text: str, rng: random.Random) -> str:
+    some, rate = rng.sample(EMOJI, rng.randint(1, 4)), rng.choice((0.0, 0.1, 0.3))
+    within = re.sub(" ", lambda _: f" {rng.choice(some)} " if rng.random() < rate else " ", text)
+    before, after = (" ".join(rng.choice(some) for _ in range(rng.randint(0, 3))) for _ in range(2))
+    return f"{before} {within} {after or rng.choice(some)}".strip(" ")
+
+
+def _wrapped(text: str, rng: random.Random) -> str:
+    if rng.random() < 0.15:
+        return "\n".join(f"> {line}" for line in text.split("\n"))
+    before, after = rng.choice(WRAPPERS)
+    return before + text + after
+
+
+def _bullets(text: str, rng: random.Random) -> str:
+    mark = rng.choice(_MARKS)
+    pieces = [piece for piece in _PIECES.split(text) if piece.strip()]
+    return "\n".join(mark.replace("{}", str(number)) + piece for number, piece in enumerate(pieces, 1))
+
+
+def _json(text: str, rng: random.Random) -> str:
+    fields = [*rng.choice(_BESIDE).items(), (rng.choice(FIELDS), text)]
+    rng.shuffle(fields)
+    return json.dumps(dict(fields), ensure_ascii=False, indent=rng.choice((None, None, 2)))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A change and how often it is drawn beside the others; `dear` ones take several tokens a letter."""
+
+    change: Change
+    weight: float = 1.0
+    dear: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "capitals": Kind(lambda text, _: text.upper(), 2),
+    "lower case": Kind(lambda text, _: text.lower()),
+    "no punctuation": Kind(_bare),
+    "lines": Kind(_lines),
+    "leetspeak": Kind(_leet, 1.5),
+    "typing errors": Kind(_typos, 1.5),
+    "invisible letters": Kind(_invisible, 2, dear=True),
+    "lookalikes": Kind(_lookalikes, 2, dear=True),
+    "spelt out": Kind(_spaced, dear=True),
+    "full width": Kind(_full_width, dear=True),
+    "emoji": Kind(_emoji),
+    "wrapped": Kind(_wrapped),
+    "bullets": Kind(_bullets, 0.5),
+    "json": Kind(_json, 0.5),
+}
+
+
+def varied(rows: Sequence[Sample], section: VariedSection, seed: int) -> list[Sample]:
+    """The rows in their order, those chosen replaced by varied ones of a longer id; always the same for a seed.
+
+    A row that is taken several times is varied anew each time. Rows with pictures stay as they are, and those with
+    reasoning of their own, which may quote the text.
+    """
+    result: list[Sample] = []
+    earlier: Counter[str] = Counter()
+    for row in rows:
+        if row.modality != "text" or row.reasoning:
+            result.append(row)
+            continue
+        count, first = times(row), earlier[row.id]
+        earlier[row.id] += count
+        changed = [new for at in range(first, first + count) if (new := _changed(row, at, section, seed))]
+        if len(changed) < count:
+            result.append(taken(row, count - len(changed)) if changed else row)
+        result += changed
+    return result
+
+
+def _changed(row: Sample, occurrence: int, section: VariedSection, seed: int) -> Sample | None:
+    """The row varied, to be taken once; None if it is not chosen, or nothing changes it."""
+    rng = random.Random(f"{seed}-{section.seed}-varied-{occurrence}-{row.id}")
+    if rng.random() >= section.share:
+        return None
+    response = row.response or ""
+    with_answer = not row.prompt.strip() or rng.random() < section.answers
+    for name in _in_order(rng, max(len(row.prompt), len(response) if with_answer else 0) <= BRIEF):
+        texts = {"prompt": changed_text(name, row.prompt, rng)}
+        texts["response"] = changed_text(name, response, rng) if with_answer else None
+        update = {field: text for field, text in texts.items() if text is not None}
+        if update:
+            break
+    else:
+        return None
+    plain = {"request": row.prompt, "response": response}
+    before = {target: plain[target] for target, field in _TARGETS.items() if field in update}
+    once = taken(row, 1)
+    suffix = f"+{name.replace(' ', '-')}" + (f"-{occurrence}" if occurrence else "")
+    meta = {**once.meta, VARIATION: name, PLAIN: {**before, **once.meta.get(PLAIN, {})}}
+    return once.model_copy(update={**update, "id": never_held_out(row.id + suffix), "meta": meta})
+
+
+_TARGETS = {"request": "prompt", "response": "response"}
+
+
+def _in_order(rng: random.Random, brief: bool) -> list[str]:
+    """The kinds in random order by their weights (Efraimidis and Spirakis 2006)."""
+    drawn = {name: rng.random() ** (1 / kind.weight) for name, kind in KINDS.items() if brief or not kind.dear}
+    return sorted(drawn, key=drawn.__getitem__, reverse=True)
+
+
+def changed_text(name: str, text: str, rng: random.Random) -> str | None:
+    """The text changed as `name` says; None where that changes nothing, or leaves what no reader takes as a row."""
+    if not text.strip():
+        return None
+    changed = KINDS[name].change(text, rng)
+    return None if changed == text or not changed.strip() or marks_fault(changed, 0) else changed
