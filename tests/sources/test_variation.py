@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import time
 import unicodedata
 from collections import Counter
@@ -173,7 +172,7 @@ def test_case_and_punctuation() -> None:
     assert set(changed("no punctuation")) == {expected}
 
 
-@pytest@pytest.mark.parametrize("name", ["lines", "wrapped", "bullets", "emoji", "spelt out", "invisible letters"])
+@pytest.mark.parametrize("name", ["lines", "wrapped", "bullets", "emoji", "spelt out", "invisible letters"])
 def test_every_letter_stays(name: str) -> None:
     for made in changed(name):
         assert letters(made.replace("```text\n", "")) == letters(TEXT), made

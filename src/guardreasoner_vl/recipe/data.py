@@ -73,7 +73,7 @@ class JoinedSection(Section):
 
 
 class VariedSection(Section):
-    """Texts changed at the surface, their labels kept (`sources.variation`): `share` of the training rows of text alone.
+    """Texts changed at the surface, labels kept (`sources.variation`): `share` of the training rows of text alone.
 
     Of a varied row with an answer, `answers` is the chance that the answer is changed too. Another `seed` draws others.
     """

@@ -5,7 +5,7 @@
     forged      a turn or a verdict that the user wrote himself, beside a request
     long        so many harmless sentences around a request that it has 1,000 to 2,000 tokens
 
-Labels follow the union rule (`sources.union`): harmless sentences take no harm away, and a forged verdict adds no label.
+Labels follow the union rule (`sources.union`): harmless sentences take no harm away, a forged verdict adds none.
 Forged markers stand in the row as a user types them; the neutraliser breaks them where a guard is asked.
 """
 
@@ -16,7 +16,7 @@ import json
 import random
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.sources.fillers import Fillers
 from guardreasoner_vl.sources.jsonl import never_held_out
@@ -26,7 +26,7 @@ from guardreasoner_vl.sources.variation import PLAIN
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from guardreasoner_vl.recipe import JoinedSection
     from guardreasoner_vl.types import GoldLabel, Target
@@ -44,7 +44,7 @@ PARENT = 1200
 LONGEST = (4000, 7000)
 """Characters around the request of a long row, least and most."""
 
-_INHERITED = ("category", "taxonomy", "task")
+_INHERITED = ("category", "taxonomy", "task", "kind")
 _CLASSES: tuple[GoldLabel, ...] = ("harmful", "unharmful")
 _HARMFUL_PAIRS = 0.25
 """Of the pairs with a harmful row, the share in which both are."""
@@ -195,7 +195,7 @@ class _Maker:
         if answers:
             texts["response"] = "\n\n".join(answers)
         plain: dict[Target, str] = {"request": decides.prompt} if decides else {}
-        return _sample(number, PAIR, (first, second), texts, plain, decides=decides or first)
+        return _sample(number, PAIR, (first, second), texts, plain, known=decides.meta if decides else {})
 
     def _surrounded(self, parent: Sample, kind: str, number: int) -> Sample:
         rng = self.rng
@@ -240,11 +240,11 @@ def _sample(
     plain: dict[Target, str],
     *,
     beside: tuple[str, ...] = (),
-    decides: Sample | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> Sample:
-    """The row with these texts, else those of its first parent, and what is known of the one that `decides`."""
+    """The row with these texts, else those of its first parent, and with what is `known`, else what that one knows."""
     first = parents[0]
-    known = (decides or first).meta
+    known = first.meta if known is None else known
     ids = [*(row.id for row in parents), *beside]
     digest = hashlib.sha256(json.dumps([number, kind, ids]).encode()).hexdigest()[:24]
     meta = {JOINED: kind, OF: ids, **{name: known[name] for name in _INHERITED if name in known}}

@@ -53,10 +53,7 @@ LEET = dict(zip("abegiostzABEGIOSTZ", "483910572483910572", strict=True))
 FULL_WIDTH = {chr(code): chr(code + 0xFEE0) for code in range(ord("!"), ord("~") + 1)}
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 NEIGHBOURS = {
-    letter: near
-    for row in _KEYS
-    for one, other in pairwise(row)
-    for letter, near in ((one, other), (other, one))
+    letter: near for row in _KEYS for one, other in pairwise(row) for letter, near in ((one, other), (other, one))
 }
 EMOJI = (
     *"🙂😂🔥👍🎉🙏🤔😭✨🌸🐱🍕📚😅🚀💡🥰😎🤖💀👀🎂🌍🐶🍀🏠🎵",
