@@ -98,20 +98,19 @@ def test_the_teachers_step_on_a_pseudo_label_carries_no_loss(inputs: QwenInputs)
     ]
     result = rules(rows, inputs)
     assert supervised(result.rows[2], inputs) == [
-        '<think>\n# Task 1\n## Reasoning Step 1\nThe message reads "… make a bomb now …".',
-        '\n# Task 2\n## Reasoning Step 3\nThe assistant says "… no …".'
-        "\n## Reasoning Step 4\nIn short, the response is unharmful: an everyday matter."
+        '<think>\n# Task 1\n## Reasoning Step 1\nThe user has a request about weapons: "make a bomb".\n## Reasoning Step 2\n',
+        "\n# Task 2\n## Reasoning Step 3\nThe assistant makes a remark, which hurts nobody: the response is unharmful."
         "\n</think>\n<result>\nAnswers:\nRequest:",
         "\nResponse: unharmful\n</result><|im_end|>",
     ]
-    assert "Therefore the request is harmful: it concerns weapons." in text(result.rows[2], inputs)
+    assert "It could kill people: the request is harmful." in text(result.rows[2], inputs)
 
 
 def test_a_response_without_a_prompt(inputs: QwenInputs) -> None:
     row = rules([sample(response="yo", response_label="harmful")], inputs).rows[0]
     assert "Human user:\nNone\n\nAI assistant:\nyo\n" in text(row, inputs)
     (loss,) = supervised(row, inputs)
-    assert loss.startswith("<think>\n# Task 1\n## Reasoning Step 1\nWe have no request to judge.\n# Task 2")
+    assert loss.startswith("<think>\n# Task 1\n## Reasoning Step 1\nThere is no request to judge.\n# Task 2")
     assert loss.endswith("Request: None\nResponse: harmful\n</result><|im_end|>")
 
 

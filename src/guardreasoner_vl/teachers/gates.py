@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.engines import mending
 from guardreasoner_vl.protocol import neutralise, parse_verdict
 from guardreasoner_vl.teachers.base import TARGETS, known, present
-from guardreasoner_vl.teachers.rules import is_refusal
+from guardreasoner_vl.teachers.forms import is_refusal
 from guardreasoner_vl.types import Label
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ LOOP_TIMES, LOOP_WORDS, LOOP_PHRASE, STUTTER = 4, 12, 20, 120
 """A phrase of up to `LOOP_PHRASE` words is a loop from so many times in a row on, if they are so many words in all;
 a few letters are, from `STUTTER` times on.
 
-The longest quote of the rules teacher, eight words or a hundred characters, may be one word or letter over and over.
+The longest quote of the rules teacher, eight words or 56 characters, may be one word or letter over and over.
 """
 
 EMPTY, TOO_LONG, REFUSAL, LOOP, BROKEN = "empty", "too long", "refusal", "loop", "a broken character"

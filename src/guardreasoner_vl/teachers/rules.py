@@ -1,167 +1,245 @@
 """The offline teacher's sentences: reasoning written by rules from the ground truth (method, section 2).
 
-It quotes evidence from the input, says what follows, and ends with the truth it was told, in 2 to 6
-short steps. The quote is chosen without looking at the label, and the wording by a hash of the row's id, so
-neither gives anything away before the conclusion.
+    request   The user writes a question about weapons: "make a bomb".    what is asked: picked without the label
+              It could kill people: the request is harmful.               who could be hurt, and the truth
+    response  The assistant declines to help, which hurts nobody: the response is unharmful.
+
+One step says that there is nothing to judge. The wording hangs on a hash of the row's id, so that nothing before a
+conclusion gives its label away. A whole reasoning takes 60 tokens at most.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.protocol import Span, TargetLabel, neutralise
 from guardreasoner_vl.sources.categories import OTHER, TAXONOMY
-from guardreasoner_vl.teachers.lexicon import find_evidence
+from guardreasoner_vl.teachers.forms import Form, Reply, form_of, is_foreign, reply_of, speaks_of_people
+from guardreasoner_vl.teachers.lexicon import find_evidence, find_topic
+from guardreasoner_vl.teachers.quoting import first_words, telling_words
+from guardreasoner_vl.teachers.wordings import (
+    ABSENT,
+    AMBIGUOUS,
+    ANSWERED,
+    ASKED,
+    CONCLUDED,
+    COULD_HURT,
+    DEMEANS,
+    DEMEANS_NOBODY,
+    EVERYDAY,
+    HURTS,
+    HURTS_NOBODY,
+    KIND_REASONS,
+    KINDS,
+    PLAIN,
+    SETTINGS,
+    SHOWN,
+    SUBJECTS,
+    WHY_NOT,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from guardreasoner_vl.teachers.lexicon import Evidence
     from guardreasoner_vl.types import Sample, Target
 
-QUOTED_WORDS = 5
-PICTURE_WORDS, PICTURE_CHARACTERS = 8, 100
-SEARCHED_CHARACTERS = 600
+SEARCHED_CHARACTERS = 4000
+QUOTED_ALONE, QUOTED_BESIDE_A_RESPONSE = 4, 3
+PICTURE_WORDS = (8, 5, 3)
+"""Words quoted of a picture that stands alone, beside one text and beside two."""
 
-ASKED = (
-    "The user writes {}.",
-    "The user says {}.",
-    "The message reads {}.",
-    "The prompt says {}.",
-    "The words of the user: {}.",
-)
-SHOWN = (
-    "The picture shows {}.",
-    "The image shows {}.",
-    "One sees {} in the picture.",
-    "What the picture shows: {}.",
-    "The picture holds {}.",
-)
-ANSWERED = (
-    "The assistant answers {}.",
-    "The assistant says {}.",
-    "The reply reads {}.",
-    "The answer says {}.",
-    "The words of the assistant: {}.",
-)
-ABSENT = (
-    "There is no {} to judge.",
-    "We have no {} to judge.",
-    "This exchange has no {} to judge.",
-    "With no {} here, there is nothing to judge.",
-)
-CONCLUDED = (
-    "So the {} is {}: {}.",
-    "Thus the {} is {}: {}.",
-    "Therefore the {} is {}: {}.",
-    "This means the {} is {}: {}.",
-    "In short, the {} is {}: {}.",
-)
-KIND = ("{}", "it is about {}", "it concerns {}", "the topic is {}")
-INSULT = ("an insult", "it insults", "it is rude to someone")
-COULD_HARM = ("it could do harm", "it may hurt someone", "someone could come to harm")
-REFUSES = ("it refuses", "it declines", "it turns the request down", "it does not help with it")
-ALARMING = (
-    "alarming words, no harmful aim",
-    "strong words, but no harmful aim",
-    "the words alarm, the aim does not",
-    "a sharp word alone does no harm",
-)
-NOTHING = ("nothing dangerous", "nothing in it could hurt", "no danger in it", "an everyday matter")
-"""Wordings for each kind of step and each reason: plain ASCII, short, none of them opens as a refusal does."""
 
-_WORD = re.compile(r"[A-Za-z][A-Za-z'-]{0,19}")
-_RUN = re.compile(rf"(?<![^\s\"'(\[*]){_WORD.pattern}(?: {_WORD.pattern})*(?![^\s.,;:!?\"')\]*])")
-_REFUSAL = re.compile(
-    r"(?:i['\u2019]?m|i am) (?:very |so |really )?sorry|sorry,|as an ai"
-    r"|i (?:can ?not|can['\u2019]?t|won['\u2019]?t|will not|am unable|do not|don['\u2019]?t)\b"
-    r"|i['\u2019]?m (?:unable|not able)|it is (?:not|illegal)|no[,.] ",
-    re.IGNORECASE,
-)
+_NO_KIND = frozenset(("false presuppositions",))
+_NEAR = 200
+_SENTENCE_ENDS = ".!?\n"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One reasoning step; what rests on a pseudo-label is not `known` and carries no loss."""
+    """One reasoning step; its `conclusion` rests on a pseudo-label and carries no loss unless it is `known`."""
 
     text: str
+    conclusion: str = ""
     known: bool = True
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a text is about, whatever its label: evidence of harm, the kind of it or an everyday topic in a word."""
+
+    text: str
+    evidence: Evidence | None
+    category: str | None
+    kind: str | None
 
 
 def explain(sample: Sample, request: TargetLabel, response: TargetLabel) -> tuple[Span, ...]:
     """The reasoning for `sample`, as the spans that stand inside `<think>`."""
-    tasks = (("# Task 1\n", _request_steps(sample, request)), ("# Task 2\n", _response_steps(sample, response)))
+    has_request = request.word != "None"
+    has_response = response.word != "None" and bool(sample.response)
+    # A source's category is of what the source labelled: of the request, if that is it.
+    named = request if has_request and (request.known or not has_response) else response
+    asked = _content(sample, _shown_and_asked(sample), named is request)
+    answered = _content(sample, sample.response or "", named is response)
+    most = QUOTED_BESIDE_A_RESPONSE if has_response else QUOTED_ALONE
+    quote = None if sample.images or not has_request else _quote(asked, most)
+    first = [_absent("request")]
+    if has_request:
+        first = [_asked(sample, asked, quote, has_response), _concluded(sample, asked, request)]
+    second = _absent("response")
+    if has_response:
+        may_quote = not (has_request and (quote or sample.images))
+        second = _answered(sample, asked, answered, response, _quote(answered, most) if may_quote else None)
+    return tuple(_spans((("# Task 1\n", first), ("# Task 2\n", [second]))))
+
+
+def _spans(tasks: Sequence[tuple[str, Sequence[Step]]]) -> list[Span]:
     spans: list[Span] = []
     number = 0
     for heading, steps in tasks:
         for position, step in enumerate(steps):
             number += 1
-            newline = "\n" if spans else ""
-            title = heading if position == 0 else ""
-            spans.append(Span(f"{newline}{title}## Reasoning Step {number}\n{step.text}", step.known))
-    return tuple(spans)
+            title = ("\n" if spans else "") + (heading if position == 0 else "")
+            text = f"{title}## Reasoning Step {number}\n{step.text}"
+            if step.known:
+                spans.append(Span(text + step.conclusion, True))
+            else:
+                spans += [Span(text, True), Span(step.conclusion, False)]
+    return spans
 
 
-def is_refusal(text: str) -> bool:
-    """Whether an answer begins by declining."""
-    return _REFUSAL.match(text.strip()) is not None
+def _absent(target: Target) -> Step:
+    return Step(ABSENT.format(target))
 
 
-def quote(text: str) -> str:
-    """A few plain words in a row around the most telling one, or the first such words."""
+def _asked(sample: Sample, content: _Content, quote: str | None, has_response: bool) -> Step:
+    """What the user shows and asks."""
+    about = f" about {content.kind}" if content.kind else ""
+    quoted = f": {quote}" if quote else ""
+    if not sample.images:
+        return Step(_worded(ASKED, sample, "asked").format(_form(sample.prompt, content)) + f"{quoted}.")
+    texts = bool(sample.prompt.strip()) + has_response
+    shown = _worded(SHOWN, sample, "shown").format(_seen(sample, PICTURE_WORDS[texts]))
+    if not sample.prompt.strip():
+        return Step(f"{shown}{',' if about else ''}{about}.")
+    return Step(f"{shown} beside {_form(sample.prompt, content)}.")
+
+
+def _form(text: str, content: _Content) -> str:
+    """What form it has, and what it is about."""
+    form = form_of(_sentence(text, content.evidence if content.text == text else None))
+    if content.kind and not (form is Form.CODE and not content.category):
+        return f"{'a remark' if form is Form.TALK else form.value} about {content.kind}"
+    if is_foreign(text):
+        return f"{'a remark' if form is Form.TALK else form.value} in another language"
+    if form is Form.REMARK and speaks_of_people(text):
+        return "a remark about people"
+    return PLAIN[form]
+
+
+def _concluded(sample: Sample, content: _Content, label: TargetLabel) -> Step:
+    if label.word == "harmful":
+        reason = _harm(sample, content.category, "request")
+    else:
+        reason = _no_harm(sample, content, "request", str(sample.meta.get("kind") or "").replace("_", " "))
+    return Step("", _worded(CONCLUDED, sample, "so").format(reason, "request", label.word), label.known)
+
+
+def _answered(sample: Sample, asked: _Content, content: _Content, label: TargetLabel, quote: str | None) -> Step:
+    """What the assistant answers, and whether it hurts anyone, in one sentence."""
+    reply = reply_of(content.text)
+    if label.word == "harmful":
+        reason = _harm(sample, content.category or asked.category, "response")
+    elif reply is Reply.REFUSAL:
+        reason = _worded(HURTS_NOBODY, sample, "why not response")
+    else:
+        reason = _no_harm(sample, content, "response")
+    said = _worded(ANSWERED, sample, "answered").format(_said(reply, content, quote))
+    return Step(f"{said},", f" which {reason}: the response is {label.word}.", label.known)
+
+
+def _said(reply: Reply, content: _Content, quote: str | None) -> str:
+    if reply is Reply.REFUSAL:
+        return reply.value
+    if quote:
+        return f"says {quote}"
+    if content.kind and reply is not Reply.CODE:
+        return f"{reply.value if reply is Reply.STEPS else 'talks'} about {content.kind}"
+    return "answers in another language" if is_foreign(content.text) else reply.value
+
+
+def _harm(sample: Sample, category: str | None, target: Target) -> str:
+    """Who could come to harm."""
+    if sample.meta.get("task") == "toxicity":
+        return _worded(DEMEANS, sample, f"why {target}")
+    return HURTS.get(category or "") or _worded(COULD_HURT, sample, f"why {target}")
+
+
+def _no_harm(sample: Sample, content: _Content, target: Target, kind: str = "") -> str:
+    """Why nobody is hurt: what the row's kind says, else what stands near alarming words."""
+    place = f"why not {target}"
+    if sample.meta.get("task") == "toxicity":
+        return _worded(DEMEANS_NOBODY, sample, place)
+    for stem, reason in KIND_REASONS.items():
+        if stem in kind:
+            return reason
+    if content.evidence is None:
+        return _worded(HURTS_NOBODY, sample, place)
+    near = _near(content.text, content.evidence)
+    usual = f"is about {content.kind}" if content.kind in SETTINGS else _worded(EVERYDAY, sample, place)
+    return next((why for why, words in WHY_NOT.items() if words.search(near)), usual)
+
+
+def _content(sample: Sample, text: str, is_named: bool) -> _Content:
+    """What a text is about: the source's category where it is this text's, else what the words point to."""
     searched = text[:SEARCHED_CHARACTERS]
-    runs = [
-        [(match.start() + word.start(), word[0]) for word in _WORD.finditer(match[0])]
-        for match in _RUN.finditer(searched)
-    ]
-    if not runs:
-        return "no plain words"
     evidence = find_evidence(searched)
-    at = evidence.start if evidence else -1
-    run, index = next(
-        ((run, i) for run in runs for i, (start, word) in enumerate(run) if start <= at < start + len(word)),
-        (max(runs, key=lambda run: min(len(run), QUOTED_WORDS)), 0),
-    )
-    first = max(0, min(index - QUOTED_WORDS // 2, len(run) - QUOTED_WORDS))
-    return f'"\u2026 {" ".join(word for _, word in run[first : first + QUOTED_WORDS])} \u2026"'
+    category, subject = _named(sample) if is_named else (None, None)
+    if not (category or subject):
+        category = evidence.category if evidence else None
+        subject = _topic(searched, evidence)
+    return _Content(text, evidence, category, subject or (KINDS.get(category, category) if category else None))
 
 
-def _request_steps(sample: Sample, label: TargetLabel) -> list[Step]:
-    if label.word == "None":
-        return [_absent(sample, "request")]
-    steps = []
-    if sample.images:
-        steps.append(Step(_worded(SHOWN, sample, "shown").format(_seen(sample))))
-    if sample.prompt.strip():
-        steps.append(Step(_worded(ASKED, sample, "asked").format(quote(sample.prompt))))
-    text = " ".join((_picture_text(sample), sample.prompt))
-    if label.word == "harmful":
-        reason = _harm(sample, text, "request")
-    else:
-        alarming = find_evidence(text[:SEARCHED_CHARACTERS]) is not None
-        reason = _worded(ALARMING if alarming else NOTHING, sample, "why request")
-    return [*steps, _concluded(sample, "request", label, reason)]
+def _topic(text: str, evidence: Evidence | None) -> str | None:
+    """The everyday topic; beside alarming words only where they may mean something else in it."""
+    if evidence is None:
+        return None if is_foreign(text) else find_topic(text)
+    topic = find_topic(_near(text, evidence)) if evidence.category in AMBIGUOUS else None
+    return topic if topic in SETTINGS else None
 
 
-def _response_steps(sample: Sample, label: TargetLabel) -> list[Step]:
-    if label.word == "None" or not sample.response:
-        return [_absent(sample, "response")]
-    if label.word == "harmful":
-        reason = _harm(sample, sample.response, "response")
-    else:
-        reason = _worded(REFUSES if is_refusal(sample.response) else NOTHING, sample, "why response")
-    answered = _worded(ANSWERED, sample, "answered").format(quote(sample.response))
-    return [Step(answered), _concluded(sample, "response", label, reason)]
+def _near(text: str, evidence: Evidence) -> str:
+    return text[max(0, evidence.start - _NEAR) : evidence.start + _NEAR]
 
 
-def _absent(sample: Sample, target: Target) -> Step:
-    return Step(_worded(ABSENT, sample, f"no {target}").format(target))
+def _named(sample: Sample) -> tuple[str | None, str | None]:
+    """The kind of harm that the source names, or the field."""
+    name = str(sample.meta.get("category") or "").casefold()
+    if name in SUBJECTS or name in _NO_KIND:
+        return None, SUBJECTS.get(name)
+    place = sample.meta.get("taxonomy")
+    if place in TAXONOMY and place != OTHER:
+        return str(place), None
+    evidence = find_evidence(name)
+    return (evidence.category if evidence else None), None
 
 
-def _concluded(sample: Sample, target: Target, label: TargetLabel, reason: str) -> Step:
-    return Step(_worded(CONCLUDED, sample, f"so {target}").format(target, label.word, reason), label.known)
+def _quote(content: _Content, most: int) -> str | None:
+    words = telling_words(content.text[:SEARCHED_CHARACTERS], content.evidence, most) if content.evidence else None
+    return f'"{words}"' if words else None
+
+
+def _sentence(text: str, evidence: Evidence | None) -> str:
+    """The sentence that holds the evidence; the whole text without any."""
+    if evidence is None:
+        return text
+    start = max(text.rfind(mark, 0, evidence.start) for mark in _SENTENCE_ENDS) + 1
+    ends = [end for mark in _SENTENCE_ENDS if (end := text.find(mark, evidence.start)) >= 0]
+    return text[start : min(ends, default=len(text)) + 1]
 
 
 def _worded(options: Sequence[str], sample: Sample, place: str) -> str:
@@ -170,25 +248,15 @@ def _worded(options: Sequence[str], sample: Sample, place: str) -> str:
     return options[int.from_bytes(digest[:4], "big") % len(options)]
 
 
+def _shown_and_asked(sample: Sample) -> str:
+    return f"{_picture_text(sample)} {sample.prompt}" if sample.images else sample.prompt
+
+
 def _picture_text(sample: Sample) -> str:
     return str(sample.meta.get("picture_text") or "")
 
 
-def _seen(sample: Sample) -> str:
-    read = _beginning(_picture_text(sample))
-    return f'"{read}"' if read else _beginning(str(sample.meta.get("picture") or "")) or "no words"
-
-
-def _beginning(text: str) -> str:
-    return neutralise(" ".join(text.split()[:PICTURE_WORDS])[:PICTURE_CHARACTERS])
-
-
-def _harm(sample: Sample, text: str, target: Target) -> str:
-    """What kind of harm it is: the source's category where it has one, else what the words point to."""
-    place = sample.meta.get("taxonomy")
-    named = find_evidence(str(sample.meta.get("category") or ""))
-    found = named or find_evidence(text[:SEARCHED_CHARACTERS])
-    kind = place if place in TAXONOMY and place != OTHER else found.category if found else None
-    if kind:
-        return _worded(KIND, sample, f"why {target}").format(kind)
-    return _worded(INSULT if sample.meta.get("task") == "toxicity" else COULD_HARM, sample, f"why {target}")
+def _seen(sample: Sample, most: int) -> str:
+    read = neutralise(first_words(_picture_text(sample), most))
+    described = neutralise(first_words(str(sample.meta.get("picture") or ""), most))
+    return f'"{read}"' if read else described or "no readable words"

@@ -1,0 +1,157 @@
+"""Which words of a text the rules teacher quotes: few, in a row, exactly as they stand there, around the telling one.
+
+"how to make a bomb at home"  ->  make a bomb        the verb before and what lies between
+"how to kill a python process" -> kill a python      what it is done to, where no verb stands before
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.teachers.lexicon import Evidence
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z'-]{0,19}")
+_RUN = re.compile(rf"(?<![^\s\"'(\[*]){_WORD.pattern}(?: {_WORD.pattern})*(?![^\s.,;:!?\"')\]*])")
+_BETWEEN = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "my",
+        "your",
+        "his",
+        "her",
+        "its",
+        "our",
+        "their",
+        "some",
+        "any",
+        "this",
+        "that",
+        "these",
+        "those",
+        "all",
+        "more",
+    ]
+)
+_EDGES = frozenset(
+    [
+        "i",
+        "you",
+        "he",
+        "she",
+        "it",
+        "we",
+        "they",
+        "me",
+        "him",
+        "us",
+        "them",
+        "who",
+        "which",
+        "what",
+        "where",
+        "when",
+        "why",
+        "how",
+        "to",
+        "of",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "with",
+        "into",
+        "as",
+        "and",
+        "or",
+        "but",
+        "if",
+        "so",
+        "than",
+        "then",
+        "because",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "am",
+        "do",
+        "does",
+        "did",
+        "can",
+        "could",
+        "will",
+        "would",
+        "shall",
+        "should",
+        "may",
+        "might",
+        "must",
+        "not",
+        "no",
+        "have",
+        "has",
+        "had",
+        "about",
+        "without",
+        "just",
+        "also",
+        "very",
+        "there",
+        "here",
+        "please",
+        "u",
+    ]
+)
+_REACH = 2
+_ASCII_BYTES, _OTHER_BYTES, _MOST_BYTES = 1, 4, 56
+
+
+def telling_words(text: str, evidence: Evidence, most: int) -> str | None:
+    """At most `most` plain words of `text` in a row with the evidence among them, None where it is no plain word."""
+    for run in _RUN.finditer(text):
+        if not run.start() <= evidence.start < run.end():
+            continue
+        places = [(match.start() + run.start(), match[0]) for match in _WORD.finditer(run[0])]
+        words = [word for _, word in places]
+        at = next((i for i, (start, word) in enumerate(places) if start <= evidence.start < start + len(word)), None)
+        return None if at is None else " ".join(_around(words, at, most))
+    return None
+
+
+def first_words(text: str, most: int) -> str:
+    """The first words, `most` of them and of a bounded cost in tokens; quotation marks are left out."""
+    kept: list[str] = []
+    cost = 0
+    for word in text.replace('"', " ").split()[:most]:
+        cost += sum(_ASCII_BYTES if character.isascii() else _OTHER_BYTES for character in word)
+        if cost > _MOST_BYTES:
+            return " ".join(kept) if kept else word[: _MOST_BYTES // _OTHER_BYTES]
+        kept.append(word)
+    return " ".join(kept)
+
+
+def _around(words: Sequence[str], at: int, most: int) -> Sequence[str]:
+    before, after = _steps(words[:at][::-1]), _steps(words[at + 1 :])
+    if before + 1 + after > most:
+        after = 0
+    return words[at - min(before, most - 1) : at + 1 + after]
+
+
+def _steps(words: Sequence[str]) -> int:
+    """How many words it is to the next one that means something; 0 if it is too far or a function word is between."""
+    for steps, word in enumerate(words[:_REACH], 1):
+        if word.lower() in _EDGES:
+            return 0
+        if word.lower() not in _BETWEEN:
+            return steps
+    return 0
