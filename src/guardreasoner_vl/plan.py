@@ -162,7 +162,8 @@ class _Plan:
     def curate(self) -> list[str]:
         data = self.recipe.data
         names = [source.title for source in data.sources]
-        made = [f"{one.count:,} {name}" for name, one in (("drawn", data.drawn), ("written", data.written)) if one]
+        sections = {"drawn": data.drawn, "written": data.written, "contrast": data.contrast}
+        made = [f"{section.count:,} {name}" for name, section in sections.items() if section]
         rows = _rows(self.out / "corpus")
         return [", ".join([*names, *made]) + (f"; done, {rows:,} rows" if rows else "")]
 

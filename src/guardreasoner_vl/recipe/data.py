@@ -112,7 +112,8 @@ class BalanceSection(Section):
 class DataSection(Section):
     """What is trained on; rows of other modalities than the named ones are left out.
 
-    `drawn` are pictures of words (`sources.drawn`), `written` exchanges with and without signs (`sources.written`).
+    `drawn` are pictures of words (`sources.drawn`), `written` exchanges with and without signs (`sources.written`),
+    `contrast` harmless requests beside harmful ones in the same words (`sources.contrast`).
     `joined` adds rows made of training rows, then `varied` changes some texts; held-out and test rows stay as they are.
 
     `categories` maps a source's own category to one of the taxonomy (`sources.categories`), beside the built-in map.
@@ -121,6 +122,7 @@ class DataSection(Section):
     sources: tuple[SourceSection, ...] = ()
     drawn: MadeSection | None = None
     written: MadeSection | None = None
+    contrast: MadeSection | None = None
     joined: JoinedSection | None = None
     varied: VariedSection | None = None
     modalities: tuple[Modality, ...] = ("text", "image", "text-image")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.recipe import SAMPLES
+from guardreasoner_vl.sources import contrast, written
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.categories import taxonomy
@@ -21,7 +22,6 @@ from guardreasoner_vl.sources.parquet import PICTURES, read_rows
 from guardreasoner_vl.sources.repeats import all_taken
 from guardreasoner_vl.sources.set_aside import SetAside
 from guardreasoner_vl.sources.variation import varied
-from guardreasoner_vl.sources.written import write_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -65,7 +65,12 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
         mixture.held_out += held_out
         mixture.test += test
     drawn = None if set(data.modalities) == {"text"} else data.drawn
-    for made, name, make in ((drawn, "drawn", draw_folder), (data.written, "written", write_folder)):
+    folders = (
+        (drawn, "drawn", draw_folder),
+        (data.written, "written", written.write_folder),
+        (data.contrast, "contrast", contrast.write_folder),
+    )
+    for made, name, make in folders:
         if made is not None:
             kept, held_out, test = _split(read_samples(_made(work, name, made, make, seed)), made.test_share, seed)
             mixture.train += all_taken(kept, made.repeat, repeated=not curated)
