@@ -146,7 +146,9 @@ def test_main_languages_make_up_an_eighth(rows: list[Sample]) -> None:
 
 
 def test_every_category_has_a_place() -> None:
-    categories = {category for language in languages().values() for group in language.groups for category in group.harmful}
+    categories = {
+        category for language in languages().values() for group in language.groups for category in group.harmful
+    }
     categories |= {category for language in languages().values() for category in language.worse}
     places = {category: taxonomy(category, {}) for category in categories}
     assert [category for category, place in places.items() if place == OTHER] == []

@@ -23,6 +23,9 @@ HARMFUL = 0.48
 
 ANSWERED = 0.4
 ENGLISH = 0.85
+LENGTH = 0.6
+"""How strongly a line's length counts, so that the length of a request does not tell its label."""
+
 MAIN = ("de", "es", "fr", "zh")
 """Languages that share nine in ten of the rows that are not English."""
 
@@ -54,7 +57,11 @@ def draw_request(rng: random.Random) -> Request:
     weights = [len(labels["harmful"]) + len(labels["unharmful"]) for labels in kinds.values()]
     kind = rng.choices(list(kinds), weights)[0]
     label = "harmful" if rng.random() < HARMFUL else "unharmful"
-    return requested(rng, rng.choice(kinds[kind][label]), languages()[language])
+    rows = kinds[kind][label]
+    # Harmful aims take more words to say: long harmless lines and short harmful ones are drawn more often.
+    power = -LENGTH if label == "harmful" else LENGTH
+    line = rng.choices(rows, [len(row.text) ** power for row in rows])[0]
+    return requested(rng, line, languages()[language])
 
 
 def _language(rng: random.Random) -> str:

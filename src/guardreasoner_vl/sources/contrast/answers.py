@@ -22,9 +22,6 @@ FITTING = 0.75
 """Share of answers whose substance is about the matter of the request."""
 
 ANY = "any"
-UNSPACED = ("zh",)
-"""Languages without spaces between sentences."""
-
 _ADDRESSED = {"i": "you", "me": "you", "us": "you", "we": "you", "my": "your", "our": "your", "mine": "yours"}
 _ADDRESSED |= {"myself": "yourself", "i'm": "you're", "am": "are"}
 
@@ -91,7 +88,7 @@ def supported(rng: random.Random, request: Request) -> str:
 
 def joined(request: Request, *parts: str) -> str:
     """Sentences one after another."""
-    return ("" if request.language.language in UNSPACED else " ").join(part for part in map(str.strip, parts) if part)
+    return request.language.space.join(part for part in parts if part)
 
 
 def _told(rng: random.Random, request: Request, substance: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.sources.contrast.texts import Language, Line, Words
 
 SLOT = re.compile(r"\{([a-z]+)\}")
-TAILS, STEALTH, STORIES = 0.15, 0.06, 0.1
+TAILS, STEALTH, STORIES, WRAPPED = 0.15, 0.06, 0.1, 0.25
 LOWER, BARE, RAISED = 0.22, 0.12, 0.5
 """Shares of requests in lower case, without a full stop at the end, and with a capital at the start."""
 
@@ -38,12 +38,19 @@ def requested(rng: random.Random, line: Line, language: Language) -> Request:
         text = rng.choice(language.sentence).replace("{x}", topic)
     else:
         text = rng.choice(language.verb).replace("{x}", topic + _tail(rng, line, language))
+        if rng.random() < WRAPPED:
+            text = rng.choice(language.sentence).replace("{x}", raised(text))
     if rng.random() < STORIES:
-        story = filled(rng, rng.choice(language.before), slots)
-        text = f"{raised(story)} {raised(text)}"
+        text = language.space.join((*_story(rng, language), raised(text)))
     for letters, shorter in language.contractions.items():
         text = text.replace(letters, shorter)
     return Request(spelt(rng, text), "" if line.is_sentence else topic, line, language)
+
+
+def _story(rng: random.Random, language: Language) -> list[str]:
+    """Up to four sentences about something else."""
+    sentences = rng.sample(language.before, rng.randint(1, min(4, len(language.before))))
+    return [raised(filled(rng, sentence, language.slots)) for sentence in sentences]
 
 
 def _tail(rng: random.Random, line: Line, language: Language) -> str:
@@ -69,7 +76,7 @@ def spelt(rng: random.Random, text: str) -> str:
         text = text.lower()
     elif chance < LOWER + RAISED:
         text = raised(text)
-    return text.rstrip(".?!。？！") or text if rng.random() < BARE else text
+    return text.rstrip(" .?!。？！") or text if rng.random() < BARE else text
 
 
 def raised(text: str) -> str:

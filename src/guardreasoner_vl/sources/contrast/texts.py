@@ -42,10 +42,12 @@ class Language(Frozen):
 
     `verb`, `lead_verb` and `refuse_verb` hold `{x}` for a verb phrase, `sentence` for a sentence. `support` and
     `comply` are by place in the taxonomy of the request (`any` for the others), `worse` by category of the answer.
-    `contractions` replace letters after slots are filled.
+    `before` are sentences of a story that leads up to a request, `space` stands between sentences, and `contractions`
+    replace letters after slots are filled.
     """
 
     language: str
+    space: str = " "
     slots: dict[str, Words]
     groups: tuple[Group, ...]
     contractions: dict[str, str] = Field(default_factory=dict)
