@@ -98,7 +98,8 @@ def test_the_teachers_step_on_a_pseudo_label_carries_no_loss(inputs: QwenInputs)
     ]
     result = rules(rows, inputs)
     assert supervised(result.rows[2], inputs) == [
-        '<think>\n# Task 1\n## Reasoning Step 1\nThe user has a request about weapons: "make a bomb".\n## Reasoning Step 2\n',
+        '<think>\n# Task 1\n## Reasoning Step 1\nThe user has a request about weapons: "make a bomb".'
+        "\n## Reasoning Step 2\n",
         "\n# Task 2\n## Reasoning Step 3\nThe assistant makes a remark, which hurts nobody: the response is unharmful."
         "\n</think>\n<result>\nAnswers:\nRequest:",
         "\nResponse: unharmful\n</result><|im_end|>",

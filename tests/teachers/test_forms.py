@@ -63,6 +63,7 @@ def test_the_form_of_what_an_assistant_answers(text: str, reply: Reply) -> None:
         ("I apologize, but this is not something for me", True),
         ("It is not appropriate to do this", True),
         ("I do not support this", True),
+        ("I am sorry that this happened to you", False),
         ("I don't like tea", False),
         ("No, it rains", False),
         ("It is not far", False),

@@ -324,9 +324,8 @@ def test_who_could_be_hurt() -> None:
 
 
 def test_a_category_is_of_what_the_source_labelled() -> None:
-    meta = {"taxonomy": "privacy"}
-    assert "privacy" in steps("hello there", "Fine.", "harmful", answer="harmful", **meta)[0]
-    row = sample("hello there", "Fine.", None, "harmful", **meta)
+    assert "privacy" in steps("hello there", "Fine.", "harmful", answer="harmful", taxonomy="privacy")[0]
+    row = sample("hello there", "Fine.", None, "harmful", taxonomy="privacy")
     of_the_response = steps_of(written(explain(row, TargetLabel("harmful", known=False), TargetLabel("harmful"))))
     assert "privacy" not in of_the_response[0]
     assert "talks about privacy, which could expose someone:" in of_the_response[2]

@@ -87,7 +87,8 @@ _ENGLISH = re.compile(
 _STEPS = re.compile(r"^\W{0,4}(?:step )?\d{1,2}[.):]", re.MULTILINE | re.IGNORECASE)
 _REFUSAL = re.compile(
     r"(?:unfortunately,? |well,? |oh,? |no[,.] )?(?:"
-    r"(?:i['\u2019]?m|i am|we['\u2019]?re|we are) (?:very |so |really |truly )?sorry|sorry[,.]|as an ai|my apologies"
+    r"(?:i['\u2019]?m|i am|we['\u2019]?re|we are) (?:very |so |really |truly )?sorry\b"
+    r"(?! (?:that|to hear|about|for you|you))|sorry[,.]|as an ai|my apologies"
     r"|i (?:deeply |sincerely )?apologi[sz]e"
     r"|i (?:can ?not|can['\u2019]?t|won['\u2019]?t|will not|am unable|must decline|have to decline|refuse)\b"
     r"|i (?:do not|don['\u2019]?t) (?:feel comfortable|think i (?:can|should)|provide|support|condone|encourage|promote"

@@ -38,7 +38,7 @@ ending, or `drug` would find `drugstore` and `steal` any stealth; `WHOLE` ones m
 
 TOPICS: dict[str, str] = {
     "health": "health* medic* doctor disease symptom patient hospital pain pregnan* diabet* cancer vaccin* sleep diet "
-    "vitamin therap* headache virus",
+    "vitamin therap* headache virus syndrome diagnos* surgery injection prescri* dose",
     "food": "food cook* recipe bak* bread cake meal dinner lunch restaurant coffee beer drink eat kitchen vegetable "
     "chicken soup sauce",
     "money": "money bank price salary budget invest* loan tax taxes payment buy sell dollar insurance credit",

@@ -163,12 +163,12 @@ def _answered(sample: Sample, asked: _Content, content: _Content, label: TargetL
 
 def _said(reply: Reply, content: _Content, quote: str | None) -> str:
     if reply is Reply.REFUSAL:
-        return reply.value
+        return str(reply.value)
     if quote:
         return f"says {quote}"
     if content.kind and reply is not Reply.CODE:
         return f"{reply.value if reply is Reply.STEPS else 'talks'} about {content.kind}"
-    return "answers in another language" if is_foreign(content.text) else reply.value
+    return "answers in another language" if is_foreign(content.text) else str(reply.value)
 
 
 def _harm(sample: Sample, category: str | None, target: Target) -> str:
