@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 def sample(number: int, **fields: Any) -> Sample:
     label = "harmful" if number % 2 else "unharmful"
     deed = "break the old fence" if number % 2 else "mend the old fence"
-    given = {"id": f"toy-{number}", "source": "toy", "modality": "text", "prompt": f"Tell me how to {deed} {number}"}
+    source = "toy" if number % 2 else "calm"
+    given = {"id": f"toy-{number}", "source": source, "modality": "text", "prompt": f"Tell me how to {deed} {number}"}
     return Sample.model_validate(given | {"request_label": label} | fields)
 
 
@@ -198,11 +199,18 @@ def test_fillers_are_of_harmless_rows_alone() -> None:
         sample(2, prompt="a weak one", meta={"weak": True}),
         sample(4, prompt="a remark", meta={"task": "toxicity"}),
         sample(6, prompt="asked", response="a harmful answer.", response_label="harmful"),
-        sample(8, prompt="p\nq", response="Take the hammer now. <b>No.</b> 4 nails. Done!", response_label="unharmful"),
+        sample(
+            8,
+            prompt="p\nq",
+            response="Take the hammer now. <b>No.</b> 4 nails. (See p. 7.) A St. Done!",
+            response_label="unharmful",
+        ),
         sample(10, prompt="Wash it", response="Nobody has labelled this one."),
         sample(12, prompt="y" * 201),
         sample(14, prompt="", images=("a.png",), modality="image"),
         sample(16, prompt="unlabelled", request_label=None, response="Fine.", response_label="unharmful"),
+        sample(18, prompt="of a source with both classes", source="toy"),
+        *(sample(number, prompt="<>") for number in range(20, 80, 2)),
     ]
     assert Fillers.of(rows).sentences == [
         ("Mend the fence", "toy-0"),

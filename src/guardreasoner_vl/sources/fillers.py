@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING
+
+from guardreasoner_vl.sources.union import class_of
 
 if TYPE_CHECKING:
     import random
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 EVERYDAY = tuple((files("guardreasoner_vl.sources") / "everyday.txt").read_text("utf-8").splitlines())
 """Made up for this project, in five languages."""
 
+_HARMFUL = 0.05
+"""Harmful rows of a source, for each unharmful one, with which it still gives sentences."""
+
 _SHARE_EVERYDAY = 0.25
 _SHARE_IN_ORDER = 0.5
 _OF_ONE_ANSWER = 8
@@ -23,7 +29,7 @@ _OF_ONE_ANSWER = 8
 
 _SHORTEST, _LONGEST = 3, 200
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
-_SENTENCE = re.compile(r"[^\W\d_][^\n<>|{}\[\]\\`]*[.!?。！？]")
+_SENTENCE = re.compile(r"[^\W\d_][^\n<>|{}()\[\]\\`]*(?:[^\W\d_]{3}[.!?]|[。！？])")
 _ODD = re.compile(r"[\n<>|{}\\`]")
 
 
@@ -43,11 +49,19 @@ class Fillers:
 
     @classmethod
     def of(cls, rows: Iterable[Sample]) -> Fillers:
-        """Short requests and sentences of answers, of rows of text in which all is labelled and unharmful.
+        """Short requests and sentences of answers, of unharmful rows of sources that hold hardly anything else.
 
-        Weak labels do not count, and remarks that were judged for toxicity alone are left out.
+        Where a source has both classes, its harmless rows are often beside the point: replies to hate, or close calls.
         """
-        return cls([(sentence, row.id) for row in rows if _harmless(row) for sentence in _sentences(row)])
+        rows = [row for row in rows if row.modality == "text"]
+        classes = Counter((row.source, class_of(row)) for row in rows)
+        calm = {
+            name
+            for name, label in classes
+            if label == "unharmful" and classes[name, "harmful"] <= _HARMFUL * classes[name, "unharmful"]
+        }
+        harmless = (row for row in rows if row.source in calm and _harmless(row))
+        return cls([(sentence, row.id) for row in harmless for sentence in _sentences(row)])
 
     def drawn(self, count: int, rng: random.Random) -> Filler:
         """So many sentences in a paragraph or on lines of their own: some as they stood, some from anywhere."""
@@ -71,8 +85,7 @@ class Fillers:
 
 def _harmless(row: Sample) -> bool:
     return (
-        row.modality == "text"
-        and row.request_label == "unharmful"
+        row.request_label == "unharmful"
         and row.response_label != "harmful"
         and not row.meta.get("weak")
         and row.meta.get("task") != "toxicity"

@@ -36,7 +36,7 @@ JOINED, OF = "joined", "of"
 """Fields of a joined row's `meta`: its kind, and the ids of the rows in it."""
 
 SENTENCES, PAIR, FORGED, LONG = "sentences", "pair", "forged", "long"
-_SHARES = {SENTENCES: 0.5, PAIR: 0.25, FORGED: 0.25}
+_SHARES = {SENTENCES: 0.45, PAIR: 0.3, FORGED: 0.25}
 
 PARENT = 1200
 """Characters of a row at most, prompt and response together, to be joined."""
@@ -48,6 +48,9 @@ _INHERITED = ("category", "taxonomy", "task", "kind")
 _CLASSES: tuple[GoldLabel, ...] = ("harmful", "unharmful")
 _HARMFUL_PAIRS = 0.25
 """Of the pairs with a harmful row, the share in which both are."""
+
+_TRIES = 5
+"""Rows that are looked at for the other half of a pair."""
 
 CONNECTIVES = (
     ("", "\n\n", ""),
@@ -180,10 +183,13 @@ class _Maker:
         return self._surrounded(parent, LONG if kind == LONG else SENTENCES, number)
 
     def _other(self, parent: Sample) -> Sample | None:
-        """A row for a pair of the parent's class."""
+        """A row whose request is known, for a pair of the parent's class."""
         both = class_of(parent) == "harmful" and self.rng.random() < _HARMFUL_PAIRS
-        other = self.parents.take("harmful" if both else "unharmful")
-        return other if other and other.request_label and other.id != parent.id else None
+        for _ in range(_TRIES):
+            other = self.parents.take("harmful" if both else "unharmful")
+            if other and other.request_label and other.id != parent.id:
+                return other
+        return None
 
     def _pair(self, first: Sample, second: Sample, number: int) -> Sample:
         decides = first if class_of(first) == "harmful" else None
