@@ -329,6 +329,8 @@ def test_a_category_is_of_what_the_source_labelled() -> None:
     of_the_response = steps_of(written(explain(row, TargetLabel("harmful", known=False), TargetLabel("harmful"))))
     assert "privacy" not in of_the_response[0]
     assert "talks about privacy, which could expose someone:" in of_the_response[2]
+    said = steps("hello there", "Fine.", "unharmful", answer="harmful", taxonomy="privacy", category_of="response")
+    assert ["privacy" in step for step in said] == [False, False, True]
 
 
 def test_a_refusal_is_said_and_hurts_nobody() -> None:

@@ -80,10 +80,12 @@ def explain(sample: Sample, request: TargetLabel, response: TargetLabel) -> tupl
     """The reasoning for `sample`, as the spans that stand inside `<think>`."""
     has_request = request.word != "None"
     has_response = response.word != "None" and bool(sample.response)
-    # A source's category is of what the source labelled: of the request, if that is it.
-    named = request if has_request and (request.known or not has_response) else response
-    asked = _content(sample, _shown_and_asked(sample), named is request)
-    answered = _content(sample, sample.response or "", named is response)
+    # A source's category is of what it says, else of what it labelled: of the request, if that is it.
+    of_request = has_request and (request.known or not has_response)
+    if has_request and has_response and "category_of" in sample.meta:
+        of_request = sample.meta["category_of"] == "request"
+    asked = _content(sample, _shown_and_asked(sample), of_request)
+    answered = _content(sample, sample.response or "", not of_request)
     most = QUOTED_BESIDE_A_RESPONSE if has_response else QUOTED_ALONE
     quote = None if sample.images or not has_request else _quote(asked, most)
     first = [_absent("request")]

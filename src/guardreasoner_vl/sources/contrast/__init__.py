@@ -75,6 +75,7 @@ def exchange(rng: random.Random, request: Request, sample_id: str) -> dict[str, 
     """The row of a request, with a response in two of five."""
     answer = answered(rng, request) if rng.random() < ANSWERED else None
     category = request.line.category or (answer.category if answer else "")
+    of = "request" if request.line.category else "response"
     meta = {"kind": request.line.group.kind, "language": request.language.language}
     return {
         "id": sample_id,
@@ -84,5 +85,5 @@ def exchange(rng: random.Random, request: Request, sample_id: str) -> dict[str, 
         "response": answer.text if answer else None,
         "request_label": request.line.label,
         "response_label": answer.label if answer else None,
-        "meta": {**meta, "category": category} if category else meta,
+        "meta": {**meta, "category": category, "category_of": of} if category else meta,
     }
