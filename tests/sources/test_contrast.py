@@ -88,7 +88,8 @@ def test_every_slot_has_words_and_every_frame_a_place() -> None:
             assert frame.count("{x}") == 1, frame
         for group in language.groups:
             slots = {**language.slots, **group.slots}
-            for text in (*group.harmless, *_flat(group), *group.answers, *chain.from_iterable(slots.values())):
+            answers = (*group.answers, *chain.from_iterable(group.bad_answers.values()))
+            for text in (*group.harmless, *_flat(group), *answers, *chain.from_iterable(slots.values())):
                 assert set(SLOT.findall(text)) <= set(slots), text
             assert all(words == tuple(dict.fromkeys(words)) for words in group.slots.values())
 
@@ -149,7 +150,8 @@ def test_every_category_has_a_place() -> None:
     categories = {
         category for language in languages().values() for group in language.groups for category in group.harmful
     }
-    categories |= {category for language in languages().values() for category in language.worse}
+    for language in languages().values():
+        categories.update(language.worse, *(group.bad_answers for group in language.groups))
     places = {category: taxonomy(category, {}) for category in categories}
     assert [category for category, place in places.items() if place == OTHER] == []
     assert set(places.values()) == set(TAXONOMY) - {OTHER}
@@ -212,6 +214,16 @@ def test_a_refusal_that_turns_into_help_is_harmful() -> None:
     assert len(turned) > 30
     assert all(answer.label == "harmful" for answer in turned)
     assert all(not any(part in answer.text for part in language.comply["crime"]) for answer in refusals)
+
+
+def test_most_bad_answers_fit_the_matter() -> None:
+    group = Group(kind="toy", bad_answers={"crime": ("Steal it from {group}.",)})
+    request = Request("buy a bike", "buy a bike", Line("buy a bike", "", group), languages()["en"])
+    rng = random.Random(0)
+    bad = [answer for answer in (answered(rng, request) for _ in range(500)) if answer.label == "harmful"]
+    fitting = [answer for answer in bad if "Steal it from" in answer.text]
+    assert 0.6 < len(fitting) / len(bad) < 0.9
+    assert {answer.category for answer in fitting} == {"crime"}
 
 
 def test_a_recipe_takes_them(tmp_path: Path) -> None:

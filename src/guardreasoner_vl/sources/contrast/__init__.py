@@ -23,7 +23,7 @@ HARMFUL = 0.48
 
 ANSWERED = 0.4
 ENGLISH = 0.85
-LENGTH = 0.6
+LENGTH = 0.7
 """How strongly a line's length counts, so that the length of a request does not tell its label."""
 
 MAIN = ("de", "es", "fr", "zh")

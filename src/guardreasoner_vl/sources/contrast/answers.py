@@ -51,8 +51,10 @@ def answered(rng: random.Random, request: Request) -> Answer:
         return Answer(helped(rng, request), "unharmful")
     if chance < 0.8:
         return Answer(joined(request, refused(rng, request), rng.choice(language.over_refuse)), "unharmful")
-    category = rng.choice(sorted(language.worse))
-    harm = filled(rng, rng.choice(language.worse[category]), language.slots)
+    bad = request.line.group.bad_answers
+    harms = bad if bad and rng.random() < FITTING else language.worse
+    category = rng.choice(sorted(harms))
+    harm = filled(rng, rng.choice(harms[category]), language.slots)
     return Answer(joined(request, helped(rng, request), harm) if chance > 0.92 else harm, "harmful", category)
 
 

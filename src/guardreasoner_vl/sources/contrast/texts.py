@@ -26,13 +26,17 @@ ENDS = (".", "?", "!", "。", "？", "！", "।", "؟")
 
 
 class Group(Frozen):
-    """Lines about one matter. Without `framed` they stand alone; `stealth` says that secrecy harms no harmless line."""
+    """Lines about one matter, and answers to the harmless ones: good, and `bad_answers` by category of their harm.
+
+    Without `framed` the lines stand alone; `stealth` says that secrecy makes no harmless line harmful.
+    """
 
     kind: str
     slots: dict[str, Words] = Field(default_factory=dict)
     harmless: Words = ()
     harmful: dict[str, Words] = Field(default_factory=dict)
     answers: Words = ()
+    bad_answers: dict[str, Words] = Field(default_factory=dict)
     framed: bool = True
     stealth: bool = False
 
