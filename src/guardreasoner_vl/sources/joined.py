@@ -44,7 +44,7 @@ PARENT = 1200
 LONGEST = (4000, 7000)
 """Characters around the request of a long row, least and most."""
 
-_INHERITED = ("category", "taxonomy", "task", "kind")
+_INHERITED = ("category", "category_of", "taxonomy", "task", "kind")
 _CLASSES: tuple[GoldLabel, ...] = ("harmful", "unharmful")
 _HARMFUL_PAIRS = 0.25
 """Of the pairs with a harmful row, the share in which both are."""
