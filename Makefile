@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-litellm check lint format bench mutants clean
+.PHONY: help demo test test-litellm check lint format bench mutants quality quality-quick clean
 
 help:
 	@echo "make demo   moderate text, pictures and both with the embedded guard"
@@ -18,6 +18,7 @@ help:
 	@echo "make check  formatting, lint, types, import contract"
 	@echo "make bench  speed and memory beside plain transformers"
 	@echo "make mutants  small faults that no test sees"
+	@echo "make quality  a guard's figures beside what is wanted; make quality-quick: a part of it, in seconds"
 
 # torch comes first and alone: asked for by another package, a build with gigabytes of GPU libraries is chosen.
 $(VENV)/torch: constraints.txt
@@ -68,6 +69,13 @@ bench: $(VENV)/dev
 # A quarter of an hour on two cores: 40 small faults in each file that decides, each with the nearest tests.
 mutants: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
+
+# Resumable. DATA: the folder of the public sets (docs/evaluation.md); MODEL: a model folder, else the embedded guard.
+quality: $(VENV)/dev
+	$(BIN)/python -m benchmarks.quality $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+quality-quick: $(VENV)/dev
+	$(BIN)/python -m benchmarks.quality --quick $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(LITELLM) mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis

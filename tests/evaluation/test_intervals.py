@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from guardreasoner_vl.evaluation.intervals import Interval, f1_interval, false_positive_rate_interval, mcnemar
-from guardreasoner_vl.evaluation.metrics import Counts
+from guardreasoner_vl.evaluation.intervals import (
+    Interval,
+    f1_difference_interval,
+    f1_interval,
+    false_positive_rate_interval,
+    mcnemar,
+    resampled_interval,
+)
+from guardreasoner_vl.evaluation.metrics import Counts, count
+from guardreasoner_vl.types import Label
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from guardreasoner_vl.types import GoldLabel
+
+HARMFUL, UNHARMFUL, ERROR = Label.HARMFUL, Label.UNHARMFUL, Label.ERROR
 
 
 def test_an_interval_is_the_bootstraps_over_rows() -> None:
@@ -80,3 +96,65 @@ def test_mcnemar_of_many_rows_stays_finite() -> None:
 def test_mcnemar_wants_the_same_rows() -> None:
     with pytest.raises(ValueError, match="same rows"):
         mcnemar([True], [])
+
+
+def test_the_difference_of_two_guards_is_the_bootstraps_over_rows() -> None:
+    times: dict[tuple[GoldLabel, Label, Label], int] = {
+        ("harmful", HARMFUL, HARMFUL): 40,
+        ("harmful", HARMFUL, UNHARMFUL): 20,
+        ("harmful", ERROR, HARMFUL): 8,
+        ("unharmful", UNHARMFUL, UNHARMFUL): 80,
+        ("unharmful", HARMFUL, UNHARMFUL): 6,
+        ("unharmful", UNHARMFUL, ERROR): 16,
+    }
+    rows = [row for row, count_of in times.items() for _ in range(count_of)]
+    rng = np.random.default_rng(1)
+    values = []
+    for _ in range(2000):
+        drawn = [rows[at] for at in rng.integers(0, len(rows), len(rows))]
+        first = count((gold, label) for gold, label, _ in drawn).f1
+        second = count((gold, label) for gold, _, label in drawn).f1
+        assert first is not None
+        assert second is not None
+        values.append(first - second)
+    interval = f1_difference_interval(rows)
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=0.012)
+    turned = f1_difference_interval([(gold, second, first) for gold, first, second in rows])
+    assert turned is not None
+    assert (turned.low, turned.high) == pytest.approx((-interval.high, -interval.low), abs=0.012)
+    assert interval == f1_difference_interval(rows, seed=0) != f1_difference_interval(rows, seed=1)
+
+
+def test_guards_that_say_the_same_do_not_differ() -> None:
+    rows: list[tuple[GoldLabel, Label, Label]] = [("harmful", HARMFUL, HARMFUL), ("unharmful", HARMFUL, ERROR)]
+    assert f1_difference_interval(rows * 9) == Interval(0.0, 0.0)
+
+
+def test_a_difference_that_no_row_defines_has_no_interval() -> None:
+    assert f1_difference_interval([]) is None
+    assert f1_difference_interval([("unharmful", UNHARMFUL, UNHARMFUL)] * 4) is None
+    assert f1_difference_interval([("unharmful", UNHARMFUL, HARMFUL)] * 4) is None
+
+
+def test_one_row_in_error_is_the_whole_difference() -> None:
+    assert f1_difference_interval([("harmful", HARMFUL, ERROR)] * 4) == Interval(1.0, 1.0)
+
+
+def test_any_figure_ends_where_the_binomial_does() -> None:
+    values = np.array([True, False] * 500)
+    interval = resampled_interval(1000, lambda places: float(values[places].mean()))
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((0.469, 0.531), abs=0.0025)
+
+
+def test_resamples_without_the_figure_are_left_out() -> None:
+    def only_of_the_first(places: NDArray[np.int64]) -> float | None:
+        return 3.0 if places[0] == 0 else None
+
+    assert resampled_interval(2, only_of_the_first) == Interval(3.0, 3.0)
+    assert resampled_interval(2, lambda _: None) is None
+    assert resampled_interval(0, lambda _: 1.0) is None
+    same = [resampled_interval(50, lambda places: float(places.mean()), seed=seed) for seed in (0, 0, 1)]
+    assert same[0] == same[1] != same[2]
+    assert same[0] == resampled_interval(50, lambda places: float(places.mean()))

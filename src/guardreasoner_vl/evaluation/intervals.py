@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from guardreasoner_vl.evaluation.metrics import Counts
+    from guardreasoner_vl.types import GoldLabel, Label
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -72,6 +73,47 @@ def _interval(
         return None
     drawn = np.random.default_rng(seed).multinomial(counts.total, np.array(cells) / counts.total, RESAMPLES)
     part, whole = parts(*drawn.T)
-    values = part[whole > 0] / whole[whole > 0]
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return _quantiles(part[whole > 0] / whole[whole > 0])
+
+
+def f1_difference_interval(rows: Iterable[tuple[GoldLabel, Label, Label]], seed: int = 0) -> Interval | None:
+    """95% bootstrap interval of a guard's F1 minus another's on the same rows: (truth, the one's label, the other's).
+
+    An error is a wrong answer of either. None where the rows define no F1 of one of them.
+    """
+    cells = np.zeros((2, 2, 2), dtype=np.int64)  # harmful, the one is right, the other is right
+    for truth, first, second in rows:
+        cells[int(truth == "harmful"), int(first == truth), int(second == truth)] += 1
+    total = int(cells.sum())
+    if not total:
+        return None
+    drawn = np.random.default_rng(seed).multinomial(total, cells.ravel() / total, RESAMPLES).reshape(-1, 2, 2, 2)
+    return _quantiles(_f1s(drawn.sum(axis=3)) - _f1s(drawn.sum(axis=2)))
+
+
+def resampled_interval(
+    rows: int, figure: Callable[[NDArray[np.int64]], float | None], seed: int = 0
+) -> Interval | None:
+    """95% bootstrap interval of any figure of `rows` rows; `figure` is given the places of the rows drawn anew.
+
+    Resamples of which `figure` is None are left out; None if all are.
+    """
+    rng = np.random.default_rng(seed)
+    values = (figure(rng.integers(0, rows, rows)) for _ in range(RESAMPLES if rows else 0))
+    return _quantiles(np.array([np.nan if value is None else value for value in values], dtype=float))
+
+
+def _f1s(tables: NDArray[np.int64]) -> NDArray[np.float64]:
+    """F1 of tables (resamples, harmful, right); NaN where nothing is or was called harmful."""
+    hits, wrong = tables[:, 1, 1], tables[:, 1, 0] + tables[:, 0, 0]
+    shares: NDArray[np.float64] = np.full(len(tables), np.nan)
+    np.divide(2 * hits, 2 * hits + wrong, out=shares, where=hits + wrong > 0)
+    return shares
+
+
+def _quantiles(values: NDArray[np.float64]) -> Interval | None:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
