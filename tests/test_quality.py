@@ -101,12 +101,9 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 def training_shingles() -> set[tuple[str, ...]]:
     """Of the texts in the project's own sources; a slot such as {} ends a run of words."""
-    paths = [SOURCES / "phrases.py", SOURCES / "written.py"]
-    for path in SOURCES.glob("contrast*"):
-        paths += [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
     found: set[tuple[str, ...]] = set()
-    for path in paths:
-        if path.suffix == ".pyc":
+    for path in SOURCES.rglob("*"):
+        if not path.is_file() or path.suffix == ".pyc":
             continue
         text = path.read_text("utf-8")
         parts = list(strings(text)) if path.suffix == ".py" else text.splitlines()
