@@ -16,101 +16,15 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{0,19}")
 _RUN = re.compile(rf"(?<![^\s\"'(\[*]){_WORD.pattern}(?: {_WORD.pattern})*(?![^\s.,;:!?\"')\]*])")
-_BETWEEN = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "my",
-        "your",
-        "his",
-        "her",
-        "its",
-        "our",
-        "their",
-        "some",
-        "any",
-        "this",
-        "that",
-        "these",
-        "those",
-        "all",
-        "more",
-    ]
+_BETWEEN = re.compile(
+    "a|an|the|my|your|his|her|its|our|their|some|any|this|that|these|those|all|more",
+    re.IGNORECASE,
 )
-_EDGES = frozenset(
-    [
-        "i",
-        "you",
-        "he",
-        "she",
-        "it",
-        "we",
-        "they",
-        "me",
-        "him",
-        "us",
-        "them",
-        "who",
-        "which",
-        "what",
-        "where",
-        "when",
-        "why",
-        "how",
-        "to",
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "from",
-        "with",
-        "into",
-        "as",
-        "and",
-        "or",
-        "but",
-        "if",
-        "so",
-        "than",
-        "then",
-        "because",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "am",
-        "do",
-        "does",
-        "did",
-        "can",
-        "could",
-        "will",
-        "would",
-        "shall",
-        "should",
-        "may",
-        "might",
-        "must",
-        "not",
-        "no",
-        "have",
-        "has",
-        "had",
-        "about",
-        "without",
-        "just",
-        "also",
-        "very",
-        "there",
-        "here",
-        "please",
-        "u",
-    ]
+_EDGES = re.compile(
+    "i|you|he|she|it|we|they|me|him|us|them|who|which|what|where|when|why|how|to|of|in|on|at|by|for|from|with|into|as"
+    "|and|or|but|if|so|than|then|because|is|are|was|were|be|been|am|do|does|did|can|could|will|would|shall|should|may"
+    "|might|must|not|no|have|has|had|about|without|just|also|very|there|here|please|u",
+    re.IGNORECASE,
 )
 _REACH = 2
 _ASCII_BYTES, _OTHER_BYTES, _MOST_BYTES = 1, 4, 56
@@ -150,8 +64,8 @@ def _around(words: Sequence[str], at: int, most: int) -> Sequence[str]:
 def _steps(words: Sequence[str]) -> int:
     """How many words it is to the next one that means something; 0 if it is too far or a function word is between."""
     for steps, word in enumerate(words[:_REACH], 1):
-        if word.lower() in _EDGES:
+        if _EDGES.fullmatch(word):
             return 0
-        if word.lower() not in _BETWEEN:
+        if not _BETWEEN.fullmatch(word):
             return steps
     return 0
