@@ -237,7 +237,8 @@ def _changed(row: Sample, occurrence: int, section: VariedSection, seed: int) ->
     before = {target: plain[target] for target, field in _TARGETS.items() if field in update}
     once = taken(row, 1)
     suffix = f"+{name.replace(' ', '-')}" + (f"-{occurrence}" if occurrence else "")
-    meta = {**once.meta, VARIATION: name, PLAIN: {**before, **once.meta.get(PLAIN, {})}}
+    earlier = once.meta.get(PLAIN)
+    meta = {**once.meta, VARIATION: name, PLAIN: {**before, **(earlier if isinstance(earlier, dict) else {})}}
     return once.model_copy(update={**update, "id": never_held_out(row.id + suffix), "meta": meta})
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.protocol import Span, TargetLabel, neutralise
 from guardreasoner_vl.sources.categories import OTHER, TAXONOMY
+from guardreasoner_vl.sources.joined import JOINED
+from guardreasoner_vl.sources.variation import PLAIN as PLAIN_TEXT
 from guardreasoner_vl.teachers.forms import Form, Reply, form_of, is_foreign, reply_of, speaks_of_people
 from guardreasoner_vl.teachers.lexicon import find_evidence, find_topic
 from guardreasoner_vl.teachers.quoting import first_words, telling_words
@@ -84,17 +86,19 @@ def explain(sample: Sample, request: TargetLabel, response: TargetLabel) -> tupl
     of_request = has_request and (request.known or not has_response)
     if has_request and has_response and "category_of" in sample.meta:
         of_request = sample.meta["category_of"] == "request"
-    asked = _content(sample, _shown_and_asked(sample), of_request)
-    answered = _content(sample, sample.response or "", not of_request)
+    asked = _content(sample, _core(sample, "request", _shown_and_asked(sample)), of_request)
+    answered = _content(sample, _core(sample, "response", sample.response or ""), not of_request)
     most = QUOTED_BESIDE_A_RESPONSE if has_response else QUOTED_ALONE
-    quote = None if sample.images or not has_request else _quote(asked, most)
+    quote = None if sample.images or not has_request else _quote(asked, most, sample.prompt)
     first = [_absent("request")]
     if has_request:
         first = [_asked(sample, asked, quote, has_response), _concluded(sample, asked, request)]
     second = _absent("response")
     if has_response:
         may_quote = not (has_request and (quote or sample.images))
-        second = _answered(sample, asked, answered, response, _quote(answered, most) if may_quote else None)
+        second = _answered(
+            sample, asked, answered, response, _quote(answered, most, sample.response) if may_quote else None
+        )
     return tuple(_spans((("# Task 1\n", first), ("# Task 2\n", [second]))))
 
 
@@ -122,7 +126,7 @@ def _asked(sample: Sample, content: _Content, quote: str | None, has_response: b
     about = f" about {content.kind}" if content.kind else ""
     quoted = f": {quote}" if quote else ""
     if not sample.images:
-        return Step(_worded(ASKED, sample, "asked").format(_form(sample.prompt, content)) + f"{quoted}.")
+        return Step(_worded(ASKED, sample, "asked").format(_form(content.text, content)) + f"{quoted}.")
     texts = bool(sample.prompt.strip()) + has_response
     shown = _worded(SHOWN, sample, "shown").format(_seen(sample, PICTURE_WORDS[texts]))
     if not sample.prompt.strip():
@@ -230,9 +234,10 @@ def _named(sample: Sample) -> tuple[str | None, str | None]:
     return (evidence.category if evidence else None), None
 
 
-def _quote(content: _Content, most: int) -> str | None:
+def _quote(content: _Content, most: int, text: str | None) -> str | None:
+    """Telling words that stand in `text` just so."""
     words = telling_words(content.text[:SEARCHED_CHARACTERS], content.evidence, most) if content.evidence else None
-    return f'"{words}"' if words else None
+    return f'"{words}"' if words and text and words in text else None
 
 
 def _sentence(text: str, evidence: Evidence | None) -> str:
@@ -248,6 +253,14 @@ def _worded(options: Sequence[str], sample: Sample, place: str) -> str:
     """One wording: always the same for a row and a place in its reasoning, whatever the row's labels are."""
     digest = hashlib.sha256(f"{place}\n{sample.id}".encode("utf-8", "replace")).digest()
     return options[int.from_bytes(digest[:4], "big") % len(options)]
+
+
+def _core(sample: Sample, target: Target, text: str) -> str:
+    """What the label rests on: of a joined or varied row the text in it as it stood before, where that tells more."""
+    known = sample.meta.get(PLAIN_TEXT)
+    plain = known.get(target) if isinstance(known, dict) else None
+    tells_enough = JOINED not in sample.meta and find_evidence(text) is not None
+    return plain if isinstance(plain, str) and not tells_enough else text
 
 
 def _shown_and_asked(sample: Sample) -> str:
