@@ -123,7 +123,7 @@ def test_neither_language_nor_kind_nor_length_tells_the_label(rows: list[Sample]
         for row in rows:
             parts[row.meta[key]].append(row)
         for name, part in parts.items():
-            if len(part) >= 100:
+            if len(part) >= 200:
                 assert low < harmful_share(part) < 0.95 - low, name
     by_length = sorted(rows, key=lambda row: len(row.prompt))
     for start in range(0, COUNT, COUNT // 4):
