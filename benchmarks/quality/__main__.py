@@ -21,7 +21,7 @@ from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.evaluation.baseline import hashed_words
 from guardreasoner_vl.evaluation.compare import Evaluation, by_group
 from guardreasoner_vl.evaluation.perturbations import NAMES
-from guardreasoner_vl.evaluation.results import CONSTANT, TARGETS, Settings, summarise
+from guardreasoner_vl.evaluation.results import CONSTANT, MODALITY, TARGETS, Settings, summarise
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.stages.robustness import flips
 from guardreasoner_vl.storage.atomic import write_json
@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(gate.told(report, earlier))
     lines = gate.failures(report.measures, earlier, options.quick or options.strict)
-    print("\n" + ("\n".join(f"FAILED {line}" for line in lines) or "good enough"))
+    missed = sum(one.meets is False for one in report.measures)
+    print(f"\n{missed} of {len(report.measures)} figures miss what is wanted; {len(lines)} failures")
+    for line in lines:
+        print(f"FAILED {line}")
     return 1 if lines else 0
 
 
@@ -124,7 +127,7 @@ def _whole(options: argparse.Namespace) -> gate.Report:
         if {"slow", "fast"} <= evaluations.keys():
             report.measures += mode_measures(evaluations["slow"], evaluations["fast"])
         for target in TARGETS:
-            lines = by_group(list(evaluations.values()), target)
+            lines = [line for line in by_group(list(evaluations.values()), target) if not line[0].startswith(MODALITY)]
             if len(lines) > 1:
                 report.tables[f"{target}s by set"] = lines
     return report
@@ -143,9 +146,10 @@ def _flips(runs: Runs, rows: ListRows) -> dict[str, Flips]:
     before = {(row.benchmark, row.id): row for row in rows.harmful}
     by_change: dict[str, Flips] = {}
     for place in PLACES:
-        judged = runs.judged(surrounded(harmful, place), rows.mode)
+        name = f"{SURROUNDED} {place}"
+        judged = runs.judged(surrounded(harmful, place), rows.mode, name)
         after = {(row.benchmark, row.id): row for row in judged}
-        by_change[f"{SURROUNDED} {place}"] = flips(before, after, "request")
+        by_change[name] = flips(before, after, "request")
     by_change |= runs.flips([harmful], rows.mode, PADDED)
     return by_change | runs.flips([everyday, harmful], rows.mode, OF_TEXT)
 

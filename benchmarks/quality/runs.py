@@ -37,9 +37,12 @@ class Runs:
         name = re.sub(r"[^\w.-]+", "-", guard.model.revision or guard.model.name)
         self.folder = work / f"{name[:24]}-{digest}"
 
-    def judged(self, loaded: Loaded, mode: Mode) -> list[Prediction]:
-        """One prediction for each row. Raises what `evaluate.judge` raises."""
-        with self._told(f"{mode}, {loaded.benchmark.name}", len(loaded.samples)), progress_bar() as progress:
+    def judged(self, loaded: Loaded, mode: Mode, change: str = "") -> list[Prediction]:
+        """One prediction for each row; `change` tells people what was done to them. Raises what `judge` raises."""
+        with (
+            self._told(f"{mode}, {loaded.benchmark.name} {change}".rstrip(), len(loaded.samples)),
+            progress_bar() as progress,
+        ):
             return judge(self._in(mode), [loaded], self._folder(mode, [loaded]), progress=progress)
 
     def flips(self, loaded: Sequence[Loaded], mode: Mode, names: Sequence[str]) -> dict[str, Flips]:

@@ -139,6 +139,7 @@ def test_a_difference_that_no_row_defines_has_no_interval() -> None:
 
 def test_one_row_in_error_is_the_whole_difference() -> None:
     assert f1_difference_interval([("harmful", HARMFUL, ERROR)] * 4) == Interval(1.0, 1.0)
+    assert f1_difference_interval([("harmful", ERROR, HARMFUL)]) == Interval(-1.0, -1.0)
 
 
 def test_any_figure_ends_where_the_binomial_does() -> None:

@@ -81,13 +81,11 @@ def f1_difference_interval(rows: Iterable[tuple[GoldLabel, Label, Label]], seed:
 
     An error is a wrong answer of either. None where the rows define no F1 of one of them.
     """
-    cells = np.zeros((2, 2, 2), dtype=np.int64)  # harmful, the one is right, the other is right
-    for truth, first, second in rows:
-        cells[int(truth == "harmful"), int(first == truth), int(second == truth)] += 1
-    total = int(cells.sum())
-    if not total:
+    kinds = [4 * (truth == "harmful") + 2 * (first == truth) + (second == truth) for truth, first, second in rows]
+    if not kinds:
         return None
-    drawn = np.random.default_rng(seed).multinomial(total, cells.ravel() / total, RESAMPLES).reshape(-1, 2, 2, 2)
+    cells = np.bincount(kinds, minlength=8) / len(kinds)
+    drawn = np.random.default_rng(seed).multinomial(len(kinds), cells, RESAMPLES).reshape(-1, 2, 2, 2)
     return _quantiles(_f1s(drawn.sum(axis=3)) - _f1s(drawn.sum(axis=2)))
 
 
@@ -100,7 +98,7 @@ def resampled_interval(
     """
     rng = np.random.default_rng(seed)
     values = (figure(rng.integers(0, rows, rows)) for _ in range(RESAMPLES if rows else 0))
-    return _quantiles(np.array([np.nan if value is None else value for value in values], dtype=float))
+    return _quantiles(np.array([np.nan if value is None else value for value in values]))
 
 
 def _f1s(tables: NDArray[np.int64]) -> NDArray[np.float64]:
