@@ -95,8 +95,10 @@ def words(text: str) -> list[str]:
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
+    """Runs of six words; those of short words alone, such as "what is the best way to", are no pattern."""
     found = words(text)
-    return {tuple(found[at : at + SHINGLE]) for at in range(len(found) - SHINGLE + 1)}
+    runs = (tuple(found[at : at + SHINGLE]) for at in range(len(found) - SHINGLE + 1))
+    return {run for run in runs if any(len(word) > 4 for word in run)}
 
 
 def training_shingles() -> set[tuple[str, ...]]:
