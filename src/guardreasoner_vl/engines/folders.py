@@ -12,6 +12,7 @@ from guardreasoner_vl.hub import snapshot
 from guardreasoner_vl.types import ModelInfo
 
 EMBEDDED = "embedded"
+WEIGHTS = "model.safetensors"
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _ACCEPTED = "give 'embedded', a model folder, or a hub id such as owner/name"
 _DIGEST_HEAD = 1 << 20
@@ -43,12 +44,24 @@ def check_folder(folder: Path) -> dict[str, object]:
             f"{folder}: a model of type {content.get('model_type')!r}; this engine runs the Qwen2.5-VL family, "
             "others go through --engine openai"
         )
-    index = folder / "model.safetensors.index.json"
-    parts = _json_object(index).get("weight_map") if index.is_file() else {}
+    parts = _parts(folder)
     pickled = not isinstance(parts, dict) or not all(str(part).endswith(".safetensors") for part in parts.values())
     if pickled or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no .safetensors weights; convert or download them (pickled weights are not read)")
     return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights of a folder that `check_folder` let pass."""
+    parts, whole = _parts(folder), folder / WEIGHTS
+    named = {folder / str(part) for part in parts.values()} if isinstance(parts, dict) else set()
+    return [whole] if whole.is_file() or not named else sorted(named)
+
+
+def _parts(folder: Path) -> object:
+    """By weight, the file that holds it, where the folder has an index."""
+    index = folder / f"{WEIGHTS}.index.json"
+    return _json_object(index).get("weight_map") if index.is_file() else {}
 
 
 def _json_object(path: Path) -> dict[str, object]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from transformers import GenerationConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
+from guardreasoner_vl.engines.int8 import is_int8, read_int8
 from guardreasoner_vl.errors import ModelError
 
 if TYPE_CHECKING:
@@ -16,15 +18,20 @@ DType = Literal["auto", "bf16", "fp32"]
 
 
 def load_network(folder: Path, dtype: DType = "auto") -> Any:
-    """The network, ready to answer, on the GPU if there is one. Raises `ModelError`.
+    """The network, ready to answer, on the GPU if there is one. Raises `ModelError` as `read_network` does."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return read_network(folder, _dtype(dtype, device)).to(device).eval()
+
+
+def read_network(folder: Path, dtype: torch.dtype) -> Any:
+    """The network with its weights in `dtype`, however they are stored. Raises `ModelError`.
 
     A folder whose weights are broken or do not fill the network is refused, never filled up at random.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        network, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, dtype=_dtype(dtype, device), use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        network, info = _from_int8(folder, dtype) if is_int8(folder) else _from_pretrained(folder, dtype)
+    except ModelError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"{folder}: cannot be loaded ({reason}); download it again") from error
@@ -33,7 +40,29 @@ def load_network(folder: Path, dtype: DType = "auto") -> Any:
         raise ModelError(
             f"{folder}: {len(lacking)} weights are missing or of another shape ({lacking[0]:.80}); download it again"
         )
-    return network.to(device).eval()
+    return network
+
+
+def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
+    """The network, and what transformers says of its weights."""
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+
+
+def _from_int8(folder: Path, dtype: torch.dtype) -> Any:
+    """The same of weights that transformers does not read itself; it still translates their names."""
+    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        None,
+        config=str(folder),
+        generation_config=GenerationConfig.from_pretrained(folder, local_files_only=True),
+        state_dict=read_int8(folder, dtype),
+        dtype=dtype,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    loaded[0].config.name_or_path = str(folder)  # which a trainer takes for the name of the base model
+    return loaded
 
 
 def _dtype(wanted: DType, device: str) -> torch.dtype:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Qwen2_5_VLForConditionalGeneration
 
+from guardreasoner_vl.engines.weights import read_network
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.storage.atomic import PARTIAL
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 
 def load_for_training(folder: Path, precision: Precision) -> Any:
-    """The network in fp32, or in bf16 where the recipe holds weights so; its own cache of keys and values off."""
-    dtype = torch.bfloat16 if precision == "bf16-weights" else torch.float32
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+    """The network in fp32, or in bf16 where the recipe holds weights so; its own cache of keys and values off.
+
+    Raises `ModelError` if the folder's weights are broken or incomplete.
+    """
+    model = read_network(folder, torch.bfloat16 if precision == "bf16-weights" else torch.float32)
     model.config.use_cache = False
     return model
 
