@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guardreasoner_vl import __version__, cli_corpus, cli_evaluation, cli_serve, cli_training
+from guardreasoner_vl import __version__, cli_base, cli_corpus, cli_evaluation, cli_serve, cli_training
 from guardreasoner_vl.cli_errors import BLOCK, ERROR, OK, OneLineErrors, say
 from guardreasoner_vl.cli_options import (
     POLICY_OPTIONS,
@@ -54,8 +54,9 @@ STDIN = "-"
 app = typer.Typer(cls=OneLineErrors, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-for _command in (*cli_corpus.COMMANDS, *cli_training.COMMANDS, *cli_evaluation.COMMANDS, *cli_serve.COMMANDS):
-    app.command()(_command)
+for _commands in (cli_corpus, cli_base, cli_training, cli_evaluation, cli_serve):
+    for _command in _commands.COMMANDS:
+        app.command()(_command)
 app.add_typer(cli_corpus.corpus, name="corpus")
 
 

@@ -132,6 +132,8 @@ def _config(recipe: Recipe) -> dict[str, Any] | None:
             },
             "tie_word_embeddings": True,
         }
+    if base.base:
+        return None
     try:
         found: dict[str, Any] = AutoConfig.from_pretrained(resolve_folder(str(base.path), base.revision)).to_dict()
     except GuardError:
@@ -155,7 +157,8 @@ class _Plan:
     size: Size | None
 
     def model(self) -> str:
-        name = "made from nothing" if self.recipe.base.new else self.recipe.base.path
+        start = self.recipe.base
+        name = "made from nothing" if start.new else f"made of {start.base.path}" if start.base else start.path
         size = "not at hand, so its size is not known" if self.size is None else _count(self.size.parameters)
         return f"model {name}: {size}"
 

@@ -20,7 +20,7 @@ DType = Literal["auto", "bf16", "fp32"]
 def load_network(folder: Path, dtype: DType = "auto") -> Any:
     """The network, ready to answer, on the GPU if there is one. Raises `ModelError` as `read_network` does."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return read_network(folder, _dtype(dtype, device)).to(device).eval()
+    return read_network(folder, _dtype(dtype)).to(device).eval()
 
 
 def read_network(folder: Path, dtype: torch.dtype) -> Any:
@@ -65,11 +65,19 @@ def _from_int8(folder: Path, dtype: torch.dtype) -> Any:
     return loaded
 
 
-def _dtype(wanted: DType, device: str) -> torch.dtype:
-    """bf16 where the hardware computes in it, else fp32."""
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(wanted: DType) -> torch.dtype:
     if wanted != "auto":
         return torch.bfloat16 if wanted == "bf16" else torch.float32
-    if device == "cuda":
+    return computing_dtype()
+
+
+def computing_dtype() -> torch.dtype:
+    """bf16 where the hardware computes in it, else fp32."""
+    if _device() == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     capable = torch.cpu.get_capabilities()
     return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32

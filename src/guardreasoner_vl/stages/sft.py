@@ -157,17 +157,22 @@ def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path
     """The model to start from; one that has to be made is made once and found again on resume."""
     from guardreasoner_vl.engines.folders import resolve_folder
     from guardreasoner_vl.stages.model_folder import emptied, move
-    from guardreasoner_vl.stages.small_model import write_new_model
 
-    new, reading = recipe.base.new, recipe.base.reading
-    given = None if new else resolve_folder(str(recipe.base.path), recipe.base.revision)
+    start, reading = recipe.base, recipe.base.reading
+    given = resolve_folder(start.path, start.revision) if start.path else None
     if given and not reading:
         return given
     if (folder / "model.safetensors").is_file():
         return folder
     partial = emptied(folder)
-    if new:
-        write_new_model(partial, _tokenizer_texts(samples), new, recipe.seed)
+    if start.new:
+        from guardreasoner_vl.stages.small_model import write_new_model
+
+        write_new_model(partial, _tokenizer_texts(samples), start.new, recipe.seed)
+    if start.base:
+        from guardreasoner_vl.stages.pretrained_base import write_pretrained
+
+        write_pretrained(partial, start.base, recipe.seed)
     if reading:
         texts = [sample.prompt for sample in samples if sample.prompt]
         _teach_reading(given or partial, partial, recipe, reading, texts)

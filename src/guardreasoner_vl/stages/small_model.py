@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from guardreasoner_vl.recipe import NewModel
+    from guardreasoner_vl.recipe import NewModel, Sight, TextShape, VisionShape
 
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -75,15 +75,28 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    add_wire_tokens(tokenizer)
+    return tokenizer
+
+
+def add_wire_tokens(tokenizer: Tokenizer) -> None:
+    """Give the tokenizer the control tokens, and one token for each fixed piece of the wire, that it lacks."""
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _CONTROL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in (*_PLAIN, *_WIRE)])
-    return tokenizer
 
 
 def write_new_model(folder: Path, texts: Iterable[str], shape: NewModel, seed: int) -> None:
     """Write a complete, loadable model folder with random weights."""
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(texts, shape.vocab_size)
+    write_texts(folder, tokenizer, shape, shape.text.max_positions)
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(small_config(shape.text, shape.vision, tokenizer))
+    model.save_pretrained(folder)
+
+
+def write_texts(folder: Path, tokenizer: Tokenizer, sight: Sight, max_positions: int) -> None:
+    """Write the files of tokenizer and image processor."""
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(
         folder / "tokenizer_config.json",
@@ -91,7 +104,7 @@ def write_new_model(folder: Path, texts: Iterable[str], shape: NewModel, seed: i
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": END_OF_TURN,
             "pad_token": END_OF_TEXT,
-            "model_max_length": shape.text.max_positions,
+            "model_max_length": max_positions,
             "chat_template": _CHAT_TEMPLATE,
         },
     )
@@ -99,8 +112,8 @@ def write_new_model(folder: Path, texts: Iterable[str], shape: NewModel, seed: i
         folder / "preprocessor_config.json",
         {
             "image_processor_type": "Qwen2VLImageProcessor",
-            "min_pixels": shape.min_pixels,
-            "max_pixels": shape.max_pixels,
+            "min_pixels": sight.min_pixels,
+            "max_pixels": sight.max_pixels,
             "patch_size": 14,
             "temporal_patch_size": 2,
             "merge_size": 2,
@@ -108,14 +121,10 @@ def write_new_model(folder: Path, texts: Iterable[str], shape: NewModel, seed: i
             "image_std": [0.26862954, 0.26130258, 0.27577711],
         },
     )
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(small_config(shape, tokenizer))
-    model.save_pretrained(folder)
 
 
-def small_config(shape: NewModel, tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
+def small_config(text: TextShape, vision: VisionShape, tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
     """The architecture's configuration with the tokenizer's own ids."""
-    text, vision = shape.text, shape.vision
     end, pad = tokenizer.token_to_id(END_OF_TURN), tokenizer.token_to_id(END_OF_TEXT)
     half = text.hidden_size // text.heads // 2
     side = 3 * half // 8
@@ -128,6 +137,7 @@ def small_config(shape: NewModel, tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
             "num_attention_heads": text.heads,
             "num_key_value_heads": text.kv_heads,
             "max_position_embeddings": text.max_positions,
+            "rms_norm_eps": text.rms_norm_eps,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": text.rope_theta,

@@ -1,0 +1,196 @@
+"""Requests that a pretrained chat model writes itself, and its answers: harmless rows in people's own words.
+
+Given the chat template up to the beginning of the user's turn, a chat model goes on with what a user might ask
+(Magpie, arXiv 2406.08464). Each batch begins with one of `OPENINGS`, for without that nearly all begin alike. Such
+requests are hardly ever harmful; those with a word of the lexicon of harm are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from guardreasoner_vl.errors import DataError, InputError
+from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog
+from guardreasoner_vl.storage.lock import locked_folder
+from guardreasoner_vl.teachers.lexicon import find_evidence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from guardreasoner_vl.stages.pretrained_base import LanguageModel
+
+SOURCE = "base_requests"
+ROWS, REPORT = "train.jsonl", "report.json"
+OPENINGS = (
+    *("How do I", "How can I", "How does", "What", "What is", "Why", "Why do", "Write", "I", "I need", "My", "Where can I"),
+    *("Can you", "Is it", "Which", "When", "Who", "Explain", "Give me", "Help me", "Tell me", "Should I", "Create", "Please"),
+    *("The", "If", "Do", "Make", "Describe", "Suggest", "I am", "We", "Could you", "Translate", "Summarize", "List"),
+)
+_HERE = "\x00"
+_MAX_REQUEST, _MAX_ANSWER = 40, 64
+_WORDS = re.compile(r"\w+")
+_SENTENCE_END = re.compile(r"[.!?:\n](?=\s|$)")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is drawn: rows wanted, share of rows with an answer, rows of a batch, and how tokens are sampled."""
+
+    count: int
+    seed: int = 0
+    answered: float = 0.25
+    batch: int = 160
+    temperature: float = 1.0
+    top_p: float = 0.98
+
+
+def run(
+    model: LanguageModel, settings: Settings, out: Path, progress: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
+    """Write `out/train.jsonl` batch by batch, and go on where a former run stopped; counts by what became of them.
+
+    The same model, settings and machine give the same rows. Raises `DataError` if `out` was written with other settings or
+    is in use, or if nothing new comes any more.
+    """
+    if not 0 <= settings.answered <= 1 or settings.count < 1 or settings.batch < 1:
+        raise InputError("give a count and a batch of at least 1, and a share of answers from 0 to 1")
+    with locked_folder(out, "write-requests"):
+        _check_settings(out / "settings.json", settings)
+        with JsonlLog(out / ROWS, Format(json.loads, "a row", "remove the file to begin again"), "write-requests") as log:
+            rows = [row for _, row in log.rows()]
+            seen = {_key(row["prompt"]) for row in rows}
+            counts = Counter[str](_read_report(out / REPORT))
+            batch = 1 + max((row["meta"]["batch"] for row in rows), default=-1)
+            written = len(rows)
+            barren = 0
+            while written < settings.count:
+                drawn, dropped = _batch(model, settings, batch, seen)
+                barren = 0 if drawn else barren + 1
+                if barren == len(OPENINGS):
+                    raise DataError(f"{out}: nothing new in {barren} batches in a row ({dict(dropped)}): ask for fewer")
+                counts.update(dropped)
+                drawn = drawn[: settings.count - written]
+                log.append(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in drawn)
+                written += len(drawn)
+                batch += 1
+                write_json(out / REPORT, {**counts, "kept": written})
+                if progress:
+                    progress(written, settings.count)
+    return {**counts, "kept": written}
+
+
+def _check_settings(path: Path, settings: Settings) -> None:
+    """Raises `DataError` if the folder was begun with others; a higher count goes on."""
+    now = {name: value for name, value in asdict(settings).items() if name != "count"}
+    if path.is_file() and json.loads(path.read_text("utf-8")) != now:
+        raise DataError(f"{path.parent} was begun with other settings: give those of {path.name}, or another --out")
+    write_json(path, now)
+
+
+def _read_report(path: Path) -> dict[str, int]:
+    if not path.is_file():
+        return {}
+    return {name: count for name, count in json.loads(path.read_text("utf-8")).items() if name != "kept"}
+
+
+def _batch(
+    model: LanguageModel, settings: Settings, number: int, seen: set[str]
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The rows of one batch, and what was left out by reason; `seen` gets the new requests."""
+    torch.manual_seed(settings.seed * 1_000_003 + number)
+    opening = OPENINGS[number % len(OPENINGS)]
+    head = model.texts.apply_chat_template([{"role": "user", "content": _HERE}], tokenize=False).split(_HERE)[0]
+    ends = sampled(model, [head + opening] * settings.batch, _MAX_REQUEST, settings)
+    kept: list[str] = []
+    dropped: Counter[str] = Counter()
+    for text, ended in ends:
+        request = f"{opening}{text}".strip()
+        reason = _fault(request, ended) or ("repeated" if _key(request) in seen else None)
+        if reason:
+            dropped[reason] += 1
+        else:
+            seen.add(_key(request))
+            kept.append(request)
+    asked = kept[: round(len(kept) * settings.answered)]
+    answers = _answers(model, asked, settings)
+    rows = [
+        {
+            "id": f"{SOURCE}-{settings.seed}-{number:05d}-{place:03d}",
+            "source": SOURCE,
+            "modality": "text",
+            "prompt": request,
+            "response": answer,
+            "request_label": "unharmful",
+            "response_label": "unharmful" if answer else None,
+            "meta": {"batch": number, "by": "provenance", "kind": "written by a language model"},
+        }
+        for place, (request, answer) in enumerate(zip(kept, answers + [None] * (len(kept) - len(asked)), strict=True))
+    ]
+    return rows, dropped
+
+
+def _fault(request: str, ended: bool) -> str | None:
+    """Why a request is left out, None if it is kept."""
+    if not ended:
+        return "not ended"
+    if not 3 <= len(_WORDS.findall(request)) <= 60 or not request.isprintable():
+        return "no sentence"
+    return "alarming word" if find_evidence(request) else None
+
+
+def _answers(model: LanguageModel, requests: Sequence[str], settings: Settings) -> list[str | None]:
+    """Answers up to their last whole sentence; None where there is none, or an alarming word in it."""
+    if not requests:
+        return []
+    heads = [
+        model.texts.apply_chat_template(
+            [{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True
+        )
+        for request in requests
+    ]
+    answers: list[str | None] = []
+    for text, ended in sampled(model, heads, _MAX_ANSWER, settings):
+        ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+        whole = text.strip() if ended else text[: ends[-1] if ends else 0].strip()
+        answers.append(whole if len(_WORDS.findall(whole)) >= 2 and not find_evidence(whole) else None)
+    return answers
+
+
+@torch.inference_mode()
+def sampled(model: LanguageModel, heads: Sequence[str], new_tokens: int, settings: Settings) -> list[tuple[str, bool]]:
+    """What the model goes on with after each head, and whether it ended its turn."""
+    tokenizer = model.tokenizer
+    end = pad = model.texts.eos_token_id
+    encoded = [tokenizer.encode(head, add_special_tokens=False).ids for head in heads]
+    longest = max(map(len, encoded))
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
+    output = model.network.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=new_tokens,
+        do_sample=True,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+    results = []
+    for row in output[:, longest:].tolist():
+        ended = end in row
+        tokens = row[: row.index(end)] if ended else row
+        results.append((tokenizer.decode(tokens, skip_special_tokens=True), ended))
+    return results
+
+
+def _key(request: str) -> str:
+    return " ".join(_WORDS.findall(request.casefold()))

@@ -1,0 +1,99 @@
+"""Requests that a language model writes: harmless, whole, told apart, and the same after a stop."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.sources.jsonl import read_samples
+from guardreasoner_vl.stages import write_requests as stage
+from guardreasoner_vl.stages.pretrained_base import LanguageModel, load_language_model
+from guardreasoner_vl.stages.write_requests import Settings
+from tests.stages.test_pretrained_base import write_llama
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    return load_language_model(str(write_llama(tmp_path_factory.mktemp("llama"))))
+
+
+class Script:
+    """Stands in for sampling: ends of requests by turns, one answer for all."""
+
+    def __init__(self, ends: Sequence[tuple[str, bool]], answer: tuple[str, bool] = ("Sure. And th", False)) -> None:
+        self.ends, self.answer, self.heads = ends, answer, list[str]()
+        self._at = 0
+
+    def __call__(self, _: Any, heads: Sequence[str], new_tokens: int, __: Settings) -> list[tuple[str, bool]]:
+        self.heads += heads
+        if heads[0].rstrip("\n").endswith("assistant"):
+            return [self.answer] * len(heads)
+        self._at += len(heads)
+        return [(f"{end} {self._at + place}", ended) for place, (end, ended) in enumerate(self.cycle(len(heads)))]
+
+    def cycle(self, count: int) -> list[tuple[str, bool]]:
+        return [self.ends[place % len(self.ends)] for place in range(count)]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / stage.ROWS).read_text("utf-8").splitlines()]
+
+
+def test_whole_harmless_requests_are_kept(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = [(" bake bread?", True), (" bake bread and", False), (" build a bomb?", True), ("", True)]
+    script = Script(ends)
+    monkeypatch.setattr(stage, "sampled", script)
+    monkeypatch.setattr(stage, "OPENINGS", ("How do I", "Why"))
+    counts = stage.run(model, Settings(count=4, batch=8, answered=0.5), tmp_path)
+    assert counts == {"kept": 4, "not ended": 4, "alarming word": 4, "no sentence": 2}
+    rows = rows_of(tmp_path)
+    assert [row["prompt"].rsplit(" ", 1)[0] for row in rows] == ["How do I bake bread?"] * 2 + ["Why bake bread?"] * 2
+    samples = list(read_samples(tmp_path / stage.ROWS))
+    assert {sample.request_label for sample in samples} == {"unharmful"}
+    assert [sample.response for sample in samples] == ["Sure.", None] * 2
+    assert [sample.response_label for sample in samples] == ["unharmful", None] * 2
+    assert len({sample.id for sample in samples}) == 4
+
+
+def test_a_request_that_comes_again_is_left_out(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "OPENINGS", ("How do I",))
+    monkeypatch.setattr(
+        stage,
+        "sampled",
+        lambda _, heads, __, ___: [(f" Bake {'rye' if place else 'white'} Bread?", True) for place in range(len(heads))],
+    )
+    with pytest.raises(DataError, match="nothing new"):
+        stage.run(model, Settings(count=9, batch=3, answered=0), tmp_path)
+    assert [row["prompt"] for row in rows_of(tmp_path)] == ["How do I Bake white Bread?", "How do I Bake rye Bread?"]
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_rows(model: LanguageModel, tmp_path: Path) -> None:
+    settings = Settings(count=12, batch=16, answered=0.5, seed=3)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(stage, "_fault", lambda request, _: None if request.isprintable() else "no sentence")
+        stage.run(model, settings, tmp_path / "whole")
+        stage.run(model, Settings(count=5, batch=16, answered=0.5, seed=3), tmp_path / "parts")
+        stage.run(model, settings, tmp_path / "parts")
+        whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
+        assert len(whole) == len(parts) == 12
+        assert whole[:5] == parts[:5]
+        with pytest.raises(DataError, match="other settings"):
+            stage.run(model, Settings(count=12, batch=16, seed=4), tmp_path / "parts")
+
+
+def test_sampled_text_stops_at_the_end_of_the_turn(model: LanguageModel) -> None:
+    results = stage.sampled(model, ["My neighbour", "Please"], 6, Settings(count=1, temperature=0.01))
+    assert len(results) == 2
+    assert all(isinstance(text, str) and "<|im_end|>" not in text for text, _ in results)
