@@ -71,7 +71,9 @@ def test_a_request_that_comes_again_is_left_out(
     monkeypatch.setattr(
         stage,
         "sampled",
-        lambda _, heads, __, ___: [(f" Bake {'rye' if place else 'white'} Bread?", True) for place in range(len(heads))],
+        lambda _, heads, __, ___: [
+            (f" Bake {'rye' if place else 'white'} Bread?", True) for place in range(len(heads))
+        ],
     )
     with pytest.raises(DataError, match="nothing new"):
         stage.run(model, Settings(count=9, batch=3, answered=0), tmp_path)

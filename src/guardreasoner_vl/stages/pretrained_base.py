@@ -165,7 +165,14 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
     ordered = sorted(tokens, key=lambda token: source_ids.get(token, len(source_ids)))
     ids = {token: number for number, token in enumerate(ordered)}
     # A GGUF file's tokenizer is read with a decoder that loses the spaces beside added tokens, and an unknown token.
-    settings["model"] = {**model, "vocab": ids, "merges": kept, "unk_token": None, "byte_fallback": False, "fuse_unk": False}
+    settings["model"] = {
+        **model,
+        "vocab": ids,
+        "merges": kept,
+        "unk_token": None,
+        "byte_fallback": False,
+        "fuse_unk": False,
+    }
     settings["added_tokens"] = [{**token, "id": ids[token["content"]]} for token in settings["added_tokens"]]
     settings["post_processor"] = None
     tokenizer = Tokenizer.from_str(json.dumps(settings))

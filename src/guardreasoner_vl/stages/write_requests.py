@@ -30,8 +30,34 @@ if TYPE_CHECKING:
 SOURCE = "base_requests"
 ROWS, REPORT = "train.jsonl", "report.json"
 OPENINGS = (
-    *("How do I", "How can I", "How does", "What", "What is", "Why", "Why do", "Write", "I", "I need", "My", "Where can I"),
-    *("Can you", "Is it", "Which", "When", "Who", "Explain", "Give me", "Help me", "Tell me", "Should I", "Create", "Please"),
+    *(
+        "How do I",
+        "How can I",
+        "How does",
+        "What",
+        "What is",
+        "Why",
+        "Why do",
+        "Write",
+        "I",
+        "I need",
+        "My",
+        "Where can I",
+    ),
+    *(
+        "Can you",
+        "Is it",
+        "Which",
+        "When",
+        "Who",
+        "Explain",
+        "Give me",
+        "Help me",
+        "Tell me",
+        "Should I",
+        "Create",
+        "Please",
+    ),
     *("The", "If", "Do", "Make", "Describe", "Suggest", "I am", "We", "Could you", "Translate", "Summarize", "List"),
 )
 _HERE = "\x00"
@@ -64,7 +90,9 @@ def run(
         raise InputError("give a count and a batch of at least 1, and a share of answers from 0 to 1")
     with locked_folder(out, "write-requests"):
         _check_settings(out / "settings.json", settings)
-        with JsonlLog(out / ROWS, Format(json.loads, "a row", "remove the file to begin again"), "write-requests") as log:
+        with JsonlLog(
+            out / ROWS, Format(json.loads, "a row", "remove the file to begin again"), "write-requests"
+        ) as log:
             rows = [row for _, row in log.rows()]
             seen = {_key(row["prompt"]) for row in rows}
             counts = Counter[str](_read_report(out / REPORT))
