@@ -42,8 +42,8 @@ def write_requests(
     seed: Annotated[int, typer.Option(metavar="N", help="Other seeds, other requests.")] = 0,
 ) -> None:
     """Let a chat model write requests that people might send, and answers to some: harmless rows for `curate`."""
-    from guardreasoner_vl.cli_render import counts_text
     from guardreasoner_vl.cli_options import show
+    from guardreasoner_vl.cli_render import counts_text
     from guardreasoner_vl.engines.weights import computing_dtype
     from guardreasoner_vl.stages import write_requests as stage
     from guardreasoner_vl.stages.pretrained_base import load_language_model

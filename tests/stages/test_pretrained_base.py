@@ -149,7 +149,7 @@ def test_the_same_seed_makes_the_same_folder_and_a_guard_reads_it(llama: Path, t
     first, second, third = (folder_digest(tmp_path / name) for name in "abc")
     assert first == second != third
     assert QwenInputs.from_folder(tmp_path / "a").grid(56, 56) == (4, 4)
-    verdict = Guard.load(str(tmp_path / "a"), mode="fast").moderate("How do I bake bread?")
+    verdict = Guard.load(str(tmp_path / "a")).moderate("How do I bake bread?", mode="fast")
     assert verdict.error is None
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from guardreasoner_vl.engines.qwen import QwenInputs, chat_text
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, INSTRUCTION, Message
-from guardreasoner_vl.recipe import NewModel
+from guardreasoner_vl.recipe import NewModel, TextShape
 from guardreasoner_vl.stages.small_model import build_tokenizer, small_config, write_new_model
 from tests.stages import toy
 
@@ -60,7 +60,7 @@ def test_vocabulary_has_the_size_asked_for(tokenizer: Tokenizer) -> None:
 def test_vocabulary_is_smaller_where_the_texts_give_no_more(tokenizer: Tokenizer) -> None:
     small = build_tokenizer(["a"], 4000)
     assert small.get_vocab_size() < 300
-    assert small_config(SHAPE, small).get_text_config().vocab_size == small.get_vocab_size()
+    assert small_config(SHAPE.text, SHAPE.vision, small).get_text_config().vocab_size == small.get_vocab_size()
 
 
 def test_control_tokens_are_one_id_each(tokenizer: Tokenizer) -> None:
@@ -104,7 +104,7 @@ def test_the_wires_pieces_come_back_as_they_were(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("heads", [1, 2, 4, 8])
 def test_mrope_sections_fill_half_a_head(tokenizer: Tokenizer, heads: int) -> None:
     text = {**toy.SHAPE["text"], "hidden_size": 64, "heads": heads, "kv_heads": heads}
-    config = small_config(NewModel.model_validate({**toy.SHAPE, "text": text}), tokenizer).get_text_config()
+    config = small_config(TextShape.model_validate(text), SHAPE.vision, tokenizer).get_text_config()
     sections = config.rope_parameters["mrope_section"]
     assert sum(sections) == 64 // heads // 2
     assert all(section > 0 for section in sections)

@@ -49,12 +49,12 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def test_whole_harmless_requests_are_kept(
     model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends = [(" bake bread?", True), (" bake bread and", False), (" build a bomb?", True), ("", True)]
+    ends = [(" bake bread?", True), (" bake bread and", False), (" build a bomb?", True), ("\x07", True)]
     script = Script(ends)
     monkeypatch.setattr(stage, "sampled", script)
     monkeypatch.setattr(stage, "OPENINGS", ("How do I", "Why"))
     counts = stage.run(model, Settings(count=4, batch=8, answered=0.5), tmp_path)
-    assert counts == {"kept": 4, "not ended": 4, "alarming word": 4, "no sentence": 2}
+    assert counts == {"kept": 4, "not ended": 4, "alarming word": 4, "no sentence": 4}
     rows = rows_of(tmp_path)
     assert [row["prompt"].rsplit(" ", 1)[0] for row in rows] == ["How do I bake bread?"] * 2 + ["Why bake bread?"] * 2
     samples = list(read_samples(tmp_path / stage.ROWS))

@@ -79,7 +79,7 @@ class PretrainedBase(Sight):
     path: str
     revision: str | None = None
     layers: int | None = Field(default=None, ge=1)
-    vocab_size: int | None = Field(default=None, ge=512)
+    vocab_size: int | None = Field(default=None, ge=1)
     max_positions: int | None = Field(default=None, ge=64)
 
 

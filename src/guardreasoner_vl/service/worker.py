@@ -33,7 +33,7 @@ _KERNELS = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 default and in two caches; prompts differ in length, so that they fill up. Measured: docs/service.md."""
 
 _NICENESS = 5
-"""Where the model keeps all cores busy, the service's own process comes first: probes and refusals do not wait for it."""
+"""Where the model keeps all cores busy, the service's own process comes first: probes and refusals do not wait."""
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def run(
 ) -> dict[str, int]:
     """Write `out/train.jsonl` batch by batch, and go on where a former run stopped; counts by what became of them.
 
-    The same model, settings and machine give the same rows. Raises `DataError` if `out` was written with other settings or
-    is in use, or if nothing new comes any more.
+    The same model, settings and machine give the same rows. Raises `DataError` if `out` was written with other settings
+    or is in use, or if nothing new comes any more.
     """
     if not 0 <= settings.answered <= 1 or settings.count < 1 or settings.batch < 1:
         raise InputError("give a count and a batch of at least 1, and a share of answers from 0 to 1")
