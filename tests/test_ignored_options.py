@@ -83,8 +83,9 @@ def commands(tmp_path: Path) -> dict[str, tuple[object, ...]]:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--preset", "strict"), "--calibration"),
-        (("--preset", "balanced"), "--calibration"),
+        (("--preset", "strict", "--calibration", "none"), "--calibration"),
+        (("--preset", "balanced", "--calibration", "none"), "--calibration"),
+        (("--preset", "strict", "--base-url", "http://127.0.0.1:9/v1"), "--calibration"),
         (("--preset", "strict", "--calibration", "c.json", "--threshold", "0.4"), "--threshold"),
         (("--mode", "fast", "--max-new-tokens", "64"), "--max-new-tokens"),
     ],

@@ -1,7 +1,7 @@
 """A guard's calibration: temperatures, thresholds and the hybrid band, as `guardreasoner-vl calibrate` measured them.
 
-Guards are overconfident: a score is divided, as a logit, by a temperature fitted on labelled data. A threshold
-is the lowest calibrated score from which on the false-positive rate stays at the preset's target.
+Guards are overconfident: a score is divided, as a logit, by a temperature fitted on labelled data. A threshold is the
+lowest calibrated score from which on the false-positive rate stays at the preset's target.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from pydantic import Field, ValidationError
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.types import Frozen, ModelInfo
+
+EDGE = 1e-6
+"""Scores closer than this to 0 or 1 are taken as that close, so that one certain mistake does not decide alone."""
 
 Preset = Literal["strict", "balanced", "permissive"]
 PRESETS: dict[Preset, float] = {"strict": 0.10, "balanced": 0.05, "permissive": 0.01}
@@ -30,10 +33,13 @@ class Measured(Frozen):
 class Scale(Frozen):
     """What turns one target's raw score in one mode into a calibrated one, and a threshold for each preset.
 
-    The identity, with nothing measured, where there were too few rows.
+    After reasoning a score stands near 0 or 1 and ranks badly (LeanGuard, arXiv 2606.26686). In `slow` mode the logit of
+    the score that `fast` mode would give, times `before`, is added to that of the score after reasoning. The identity,
+    with nothing measured, where there were too few rows.
     """
 
     temperature: float = Field(default=1.0, gt=0)
+    before: float = Field(default=0.0, ge=0)
     thresholds: dict[Preset, float] = Field(default_factory=dict)
     measured: Measured | None = None
 

@@ -5,10 +5,10 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,8 @@ _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"
 Mode = Literal["slow", "fast", "hybrid"]
 Preset = Literal["strict", "balanced", "permissive"]
 EngineName = Literal["auto", "transformers", "openai"]
+
+NO_CALIBRATION = Path("none")
 
 ModelOption = Annotated[
     str | None,
@@ -58,7 +60,12 @@ OnErrorOption = Annotated[
     Literal["block", "allow"], typer.Option("--on-error", help="The action for what could not be judged.")
 ]
 CalibrationOption = Annotated[
-    Path | None, typer.Option("--calibration", metavar="FILE", help="What `calibrate` measured for this model.")
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="What `calibrate` measured; default: the file in the model's folder; 'none': the label decides.",
+    ),
 ]
 PresetOption = Annotated[
     Preset, typer.Option("--preset", help="The calibration's thresholds: a strict guard blocks more.")
@@ -96,26 +103,41 @@ POLICY_OPTIONS = (
 def refuse_options(context: typer.Context, names: Iterable[str], why: str) -> None:
     """Raise `InputError` if the command line has one of these parameters' options, which would be ignored."""
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name) if parameter.name in names else None
-        if source is not None and source.name == "COMMANDLINE":
+        if parameter.name in names and _typed(context, parameter.name):
             raise InputError(f"{parameter.opts[0]} {why}")
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def check_policy_options(context: typer.Context) -> None:
     """Raise `InputError` for policy options that have no effect beside the others."""
     values = context.params
-    if values.get("calibration") is None:
-        refuse_options(
-            context,
-            ("preset",),
-            "has no effect without a calibration, whose thresholds it chooses from: give --calibration too",
-        )
-    elif values.get("threshold") is not None:
-        refuse_options(context, ("preset",), "and --threshold both set the threshold: give one of them")
+    if _typed(context, "preset"):
+        if not _is_calibrated(values):
+            raise InputError(
+                "--preset has no effect without a calibration, whose thresholds it chooses from: give --calibration too"
+            )
+        if values.get("threshold") is not None:
+            raise InputError("--preset and --threshold both set the threshold: give one of them")
     if values.get("mode") == "fast" and values.get("long_input") != "windows":
         refuse_options(
             context, ("max_new_tokens",), "has no effect with --mode fast, which does not reason: leave it out"
         )
+
+
+def _is_calibrated(values: Mapping[str, Any]) -> bool:
+    """Whether a calibration is given, or lies in the model's folder."""
+    from guardreasoner_vl.engines.folders import CALIBRATION, resolve_folder
+
+    given = values.get("calibration")
+    if given is not None:
+        return given != NO_CALIBRATION
+    if values.get("base_url"):
+        return False
+    return (resolve_folder(values.get("model") or "embedded") / CALIBRATION).is_file()
 
 
 def policy_of(
@@ -141,7 +163,8 @@ def policy_of(
         long_input=long_input,
         max_windows=max_windows or MAX_WINDOWS,
         max_new_tokens=max_new_tokens,
-        calibration=read_calibration(calibration) if calibration else None,
+        calibration=read_calibration(calibration) if calibration not in (None, NO_CALIBRATION) else None,
+        own_calibration=calibration != NO_CALIBRATION,
         preset=preset,
     )
 

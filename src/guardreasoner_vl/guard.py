@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from guardreasoner_vl.calibration import Calibration, read_calibration
-from guardreasoner_vl.engines.folders import EMBEDDED, check_folder, resolve_folder
+from guardreasoner_vl.engines.folders import CALIBRATION, EMBEDDED, check_folder, resolve_folder
 from guardreasoner_vl.errors import CalledOffError, GuardError, InputError
 from guardreasoner_vl.judging import error_verdict, judge
 from guardreasoner_vl.media import unread_medium
@@ -72,7 +72,8 @@ class Guard:
         calibration: Calibration | str | Path | None = None,
         **options: Any,
     ) -> Guard:
-        """Open a guard; `calibration` is one that `calibrate` wrote, and goes into the policy.
+        """Open a guard; `calibration` is one that `calibrate` wrote, and goes into the policy. Without one, that in
+        the model's folder does (`Policy.own_calibration`).
 
         `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` among
         `options` implies, the served model's name; without one, the server's first. Further `options` go to the
@@ -88,7 +89,10 @@ class Guard:
             from guardreasoner_vl.engines.openai_api import OpenAIEngine
 
             return cls(OpenAIEngine.connect(model=None if model == EMBEDDED else model, **options), policy)
-        check_folder(resolve_folder(model, revision))  # before torch is imported, so that a typo is told at once
+        folder = resolve_folder(model, revision)
+        check_folder(folder)  # before torch is imported, so that a typo is told at once
+        if policy.calibration is None and policy.own_calibration and (folder / CALIBRATION).is_file():
+            policy = replace(policy, calibration=read_calibration(folder / CALIBRATION))
         with _no_garbage_collection():
             from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 

@@ -7,10 +7,11 @@ policy serves one call, a batch in lockstep, and an event loop.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
+from guardreasoner_vl.calibration import EDGE
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.intake import take_in
 from guardreasoner_vl.policy import Call, Count, Judging, Policy, Reply, counted, generated, question, scored
@@ -21,6 +22,7 @@ from guardreasoner_vl.windows import windows, worst_of
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from guardreasoner_vl.calibration import Scale
     from guardreasoner_vl.engines.base import EngineRequest
 
 REQUEST_FIELD = "Request:"
@@ -61,32 +63,55 @@ def _error(code: str, message: str, policy: Policy, model: ModelInfo, usage: Usa
 
 def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     if policy.mode == "slow":
+        if any(scale.before for scale in policy.scales("slow")):
+            asked = yield from _without_reasoning(exchange, policy)
+            if asked.error_code:
+                return _error(asked.error_code, asked.error, policy, model, asked.usage)
+            return (yield from _slow(exchange, policy, model, asked))
         return (yield from _slow(exchange, policy, model))
-    verdict = yield from _fast(exchange, policy, model)
+    asked = yield from _without_reasoning(exchange, policy)
+    verdict = _fast(asked, policy, model)
     low, high = policy.doubt
     scores = [judged.score for judged in (verdict.request, verdict.response) if judged.score is not None]
     if policy.mode == "fast" or verdict.error or not any(low <= score <= high for score in scores):
         return verdict
-    reasoned = yield from _slow(exchange, policy, model)
-    return reasoned.model_copy(update={"usage": verdict.usage + reasoned.usage})
+    return (yield from _slow(exchange, policy, model, asked))
 
 
-def _fast(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
-    """Compare the label words right after an empty think."""
+@dataclass(frozen=True)
+class _Unreasoned:
+    """What comparing the label words right after an empty think gave: the log-odds of harm of request and response."""
+
+    odds: tuple[float | None, float | None] = (None, None)
+    usage: Usage = field(default_factory=Usage)
+    error_code: str = ""
+    error: str = ""
+
+
+def _without_reasoning(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, _Unreasoned]:
     request = replace(question(exchange, policy), forced_prefix=FAST_PREFIX)
     slots = ("", RESPONSE_FIELD) if exchange.has_response else ("",)
     result = yield from scored(request, slots)
     if result.error is not None:
-        return _error(result.error_code, result.error, policy, model, result.usage)
-    scales = policy.scales("fast")
-    found = [harm_probability(pair, scale.temperature) for pair, scale in zip(result.logprobs, scales, strict=False)]
-    if len(result.logprobs) != len(slots) or None in found:
+        return _Unreasoned(usage=result.usage, error_code=result.error_code, error=result.error)
+    odds = [log_odds(pair) for pair in result.logprobs]
+    if len(odds) != len(slots) or None in odds:
         message = "the engine gave no usable score; try again or use mode 'slow'"
-        return _error("no_score", message, policy, model, result.usage)
+        return _Unreasoned(usage=result.usage, error_code="no_score", error=message)
     judged = (exchange.has_prompt, exchange.has_response)
-    scores = [score if applies else None for score, applies in zip((*found, None)[:2], judged, strict=True)]
-    labels = [_label(score) for score in scores]
-    return _verdict(labels, scores, None, result.usage, policy, model, "fast")
+    first, second = (value if applies else None for value, applies in zip((*odds, None)[:2], judged, strict=True))
+    return _Unreasoned((first, second), result.usage)
+
+
+def _fast(asked: _Unreasoned, policy: Policy, model: ModelInfo) -> Verdict:
+    """The verdict without reasoning."""
+    if asked.error_code:
+        return _error(asked.error_code, asked.error, policy, model, asked.usage)
+    scores = [
+        None if odds is None else probability(odds, scale.temperature)
+        for odds, scale in zip(asked.odds, policy.scales("fast"), strict=True)
+    ]
+    return _verdict([_label(score) for score in scores], scores, None, asked.usage, policy, model, "fast")
 
 
 def _label(score: float | None, threshold: float = 0.5) -> Label:
@@ -95,8 +120,12 @@ def _label(score: float | None, threshold: float = 0.5) -> Label:
     return Label.HARMFUL if score >= threshold else Label.UNHARMFUL
 
 
-def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
-    """Reason first; a truncated answer is asked for once more with a larger budget."""
+def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, asked: _Unreasoned | None = None) -> Judging:
+    """Reason first; a truncated answer is asked for once more with a larger budget.
+
+    `asked` is what was given without reasoning, where that was asked for.
+    """
+    asked = asked or _Unreasoned()
     request = replace(
         question(exchange, policy),
         max_new_tokens=policy.max_new_tokens,
@@ -105,7 +134,7 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
         ban_empty_think=True,
     )
     result = yield from generated(request)
-    usage = result.usage
+    usage = asked.usage + result.usage
     if result.finish_reason == "length" and (yield from _can_grow(request, policy)):
         result = yield from generated(replace(request, max_new_tokens=policy.retry_new_tokens))
         usage += result.usage
@@ -116,10 +145,10 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
         message = _REMEDIES.get(parsed.reason, f"the answer is outside the grammar ({parsed.reason})")
         return _error(parsed.reason.value, message, policy, model, usage)
     labels = [parsed.request, parsed.response]
-    found = [result.label_logprobs.get(name) for name in (REQUEST_FIELD, RESPONSE_FIELD)]
+    reasoned = [result.label_logprobs.get(name) for name in (REQUEST_FIELD, RESPONSE_FIELD)]
     scores = [
-        harm_probability(logprobs, scale.temperature) if logprobs and label is not Label.NOT_APPLICABLE else None
-        for logprobs, label, scale in zip(found, labels, policy.scales("slow"), strict=True)
+        _reasoned_score(logprobs, before, scale) if logprobs and label is not Label.NOT_APPLICABLE else None
+        for logprobs, before, label, scale in zip(reasoned, asked.odds, labels, policy.scales("slow"), strict=True)
     ]
     verdict = _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
     quotes = QuoteFilter(request.messages, bool(request.pictures))
@@ -137,18 +166,40 @@ def _can_grow(request: EngineRequest, policy: Policy) -> Generator[Call, Reply, 
     return found.limit - found.tokens > request.max_new_tokens
 
 
+def _reasoned_score(logprobs: Sequence[float], before: float | None, scale: Scale) -> float | None:
+    """The score after reasoning, and what was known before it counted in as the scale says."""
+    odds = log_odds(logprobs)
+    if odds is None or not scale.before:
+        return None if odds is None else probability(odds, scale.temperature)
+    return None if before is None else probability(_within(odds) + scale.before * _within(before), scale.temperature)
+
+
+def _within(odds: float) -> float:
+    """Log-odds no further out than calibration takes them."""
+    most = math.log(1 / EDGE - 1)
+    return min(max(odds, -most), most)
+
+
 def harm_probability(logprobs: Sequence[float], temperature: float = 1.0) -> float | None:
     """P(harmful) against P(unharmful) from the two words' log-probabilities; None where they say nothing.
 
     The difference of the two is divided by `temperature`.
     """
+    odds = log_odds(logprobs)
+    return None if odds is None else probability(odds, temperature)
+
+
+def log_odds(logprobs: Sequence[float]) -> float | None:
+    """log P(harmful) - log P(unharmful), perhaps infinite; None where the log-probabilities say nothing."""
     if len(logprobs) != 2 or any(math.isnan(value) or value == math.inf for value in logprobs):
         return None
     harmful, unharmful = logprobs
-    if harmful == unharmful == -math.inf:
-        return None
-    difference = min(max((unharmful - harmful) / temperature, -700.0), 700.0)
-    return 1 / (1 + math.exp(difference))
+    return None if harmful == unharmful == -math.inf else harmful - unharmful
+
+
+def probability(odds: float, temperature: float) -> float:
+    """The probability of log-odds that are divided by `temperature`."""
+    return 1 / (1 + math.exp(min(max(-odds / temperature, -700.0), 700.0)))
 
 
 def _verdict(

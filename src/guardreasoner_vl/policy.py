@@ -27,7 +27,8 @@ class Policy:
     """Everything that decides a verdict besides the model.
 
     `thresholds`: from which score on the request and the response are harmful; None leaves it to the calibration's
-    `preset`, and without one to the label. `calibration` also scales the scores and gives `hybrid` its band.
+    `preset`, and without one to the label. `calibration` also scales the scores and gives `hybrid` its band; where none
+    is given, `Guard.load` takes the one that lies in the model's folder, unless `own_calibration` is False.
     `band`: in `hybrid` mode, scores inside it are reasoned about. `long_input`: refuse what does not fit, or
     judge overlapping windows, at most `max_windows` of them, and let the worst verdict win.
     """
@@ -36,6 +37,7 @@ class Policy:
     thresholds: tuple[float | None, float | None] = (None, None)
     band: tuple[float, float] | None = None
     calibration: Calibration | None = None
+    own_calibration: bool = True
     preset: Preset = "balanced"
     on_error: Action = "block"
     max_new_tokens: int = 1024

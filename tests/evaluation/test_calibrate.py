@@ -15,13 +15,14 @@ from guardreasoner_vl.calibration import Calibration, ModeScales, Scale, check_p
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.find import from_file
-from guardreasoner_vl.evaluation.calibrate import doubt_band, fit, fit_temperature, scaled, threshold_at
+from guardreasoner_vl.evaluation.calibrate import doubt_band, fit, fit_temperature, fit_weight, scaled, threshold_at
 from guardreasoner_vl.evaluation.curves import calibration_error
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.policy import Policy
 from guardreasoner_vl.stages import calibrate
 from guardreasoner_vl.types import ModelInfo
 from tests.evaluation.test_report import prediction
+from tests.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,6 +164,56 @@ def test_hybrid_reasons_inside_the_calibrations_band() -> None:
     assert guard(mode="hybrid", calibration=CALIBRATION).moderate("hi").reasoning == "x"
     assert guard(mode="hybrid", calibration=CALIBRATION, band=(0.1, 0.2)).moderate("hi").reasoning is None
     assert guard(mode="hybrid").moderate("hi").reasoning == "x"
+
+
+def test_the_score_before_reasoning_counts_as_the_scale_says() -> None:
+    scale = Scale(temperature=2.0, before=0.5)
+    weighed = CALIBRATION.model_copy(update={"slow": ModeScales(request=scale)})
+    for mode in ("slow", "hybrid"):
+        judging = guard(mode=mode, calibration=weighed, band=(0.0, 1.0))
+        verdict = judging.moderate("hi")
+        assert verdict.request.score == pytest.approx(sigmoid(1.5 * math.log(4) / 2))
+        assert verdict.reasoning == "x"
+        assert len(judging.engine.requests) == 2  # type: ignore[attr-defined]
+    alone = guard(calibration=CALIBRATION)
+    alone.moderate("hi")
+    assert len(alone.engine.requests) == 1  # type: ignore[attr-defined]
+
+
+def test_a_certain_score_after_reasoning_is_no_more_certain_than_calibration_takes_it() -> None:
+    answer = "<think>\nx\n</think>\n<result>\nAnswers:\nRequest: harmful\nResponse: None\n</result>"
+    weighed = CALIBRATION.model_copy(update={"slow": ModeScales(request=Scale(before=1.0))})
+
+    def scores(prompt: str, slot: str, *_: Any) -> tuple[float, float]:
+        return (0.0, -math.inf) if slot else (math.log(0.2), math.log(0.8))
+
+    engine = ScriptedEngine(lambda _: answer, scores=scores)
+    verdict = Guard(engine, Policy(calibration=weighed)).moderate("hi")
+    assert verdict.request.score is not None
+    assert verdict.request.score < 1
+
+
+def test_the_weight_is_worth_a_pass_or_none() -> None:
+    truths, before = overconfident(2000, 1.0)
+    after = [1.0 if score > 0.5 else 0.0 for score in before]
+    assert fit_weight(truths, after, before) > 1
+    assert fit_weight(truths, before, before) == 0
+    assert fit_weight(truths, before, [0.5] * len(before)) == 0
+
+
+def test_a_calibration_in_the_models_folder_is_taken(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "tiny")
+    with Guard.load(str(folder)) as plain:
+        assert plain.policy.calibration is None
+        shipped = CALIBRATION.model_copy(update={"model": plain.model})
+    (folder / "calibration.json").write_text(shipped.model_dump_json(), "utf-8")
+    with Guard.load(str(folder)) as calibrated:
+        assert calibrated.policy.calibration == shipped
+    with Guard.load(str(folder), policy=Policy(own_calibration=False)) as plain:
+        assert plain.policy.calibration is None
+    given = shipped.model_copy(update={"data": "mine"})
+    with Guard.load(str(folder), calibration=given) as mine:
+        assert mine.policy.calibration == given
 
 
 def test_a_calibration_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 class Script:
     """Stands in for sampling: ends of requests by turns, one answer for all."""
 
-    def __init__(self, ends: Sequence[tuple[str, bool]], answer: tuple[str, bool] = ("Sure. And th", False)) -> None:
+    def __init__(self, ends: Sequence[tuple[str, bool]], answer: tuple[str, bool] = ("Sure thing. And th", False)) -> None:
         self.ends, self.answer, self.heads = ends, answer, list[str]()
         self._at = 0
 
@@ -59,7 +59,7 @@ def test_whole_harmless_requests_are_kept(
     assert [row["prompt"].rsplit(" ", 1)[0] for row in rows] == ["How do I bake bread?"] * 2 + ["Why bake bread?"] * 2
     samples = list(read_samples(tmp_path / stage.ROWS))
     assert {sample.request_label for sample in samples} == {"unharmful"}
-    assert [sample.response for sample in samples] == ["Sure.", None] * 2
+    assert [sample.response for sample in samples] == ["Sure thing.", None] * 2
     assert [sample.response_label for sample in samples] == ["unharmful", None] * 2
     assert len({sample.id for sample in samples}) == 4
 

@@ -13,6 +13,9 @@ from guardreasoner_vl.types import ModelInfo
 
 EMBEDDED = "embedded"
 WEIGHTS = "model.safetensors"
+CALIBRATION = "calibration.json"
+"""The file in a model's folder with what `calibrate` measured for it."""
+
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _ACCEPTED = "give 'embedded', a model folder, or a hub id such as owner/name"
 _DIGEST_HEAD = 1 << 20

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from guardreasoner_vl.calibration import PRESETS, Calibration, Measured, ModeScales, Scale
+from guardreasoner_vl.calibration import EDGE, PRESETS, Calibration, Measured, ModeScales, Scale
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.curves import calibration_error, curve
 from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.types import ModelInfo, Target
 
-EDGE = 1e-6
-"""Scores closer than this to 0 or 1 are taken as that close, so that one certain mistake does not decide alone."""
-
 SMALLEST, LARGEST = 0.05, 20.0
 FEWEST = 20
 """Rows of each class that a scale is fitted to at least."""
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+"""What is tried as the weight of the score before reasoning (`Scale.before`)."""
+
+WORTH = 0.002
+"""Nats by which the score before reasoning must lower the loss, for asking for it costs a pass."""
 
 _STEPS = 80
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -44,7 +47,7 @@ def fit(
 
     Raises `DataError` if no target has at least `FEWEST` scored rows of both classes.
     """
-    modes = [_mode(rows, targets) for rows in (fast, slow)]
+    modes = [_mode(fast, targets), _mode(slow, targets, {(row.benchmark, row.id): row for row in fast})]
     if not any(scale.measured for mode in modes for scale in (mode.request, mode.response)):
         raise DataError(f"{data}: fewer than {FEWEST} scored rows of each class; give more labelled rows")
     band, share = doubt_band(fast, modes[0], reasoned)
@@ -53,7 +56,12 @@ def fit(
 
 def fit_temperature(truths: Sequence[bool], scores: Sequence[float]) -> float:
     """The temperature whose scaled scores have the least negative log-likelihood, within [0.05, 20]."""
-    logits, signs = _logits(scores), np.where(np.asarray(truths, dtype=bool), 1.0, -1.0)
+    return _best_temperature(truths, _logits(scores))[0]
+
+
+def _best_temperature(truths: Sequence[bool], logits: NDArray[np.float64]) -> tuple[float, float]:
+    """The temperature, and the mean negative log-likelihood in nats."""
+    signs = np.where(np.asarray(truths, dtype=bool), 1.0, -1.0)
 
     def loss(log_temperature: float) -> float:
         return float(np.logaddexp(0, -signs * logits / math.exp(log_temperature)).mean())
@@ -65,7 +73,16 @@ def fit_temperature(truths: Sequence[bool], scores: Sequence[float]) -> float:
             high = right
         else:
             low = left
-    return math.exp((low + high) / 2)
+    return math.exp((low + high) / 2), loss((low + high) / 2)
+
+
+def fit_weight(truths: Sequence[bool], after: Sequence[float], before: Sequence[float]) -> float:
+    """How much the score before reasoning counts beside the one after it, of `WEIGHTS`; 0 unless it is worth a pass."""
+    losses = {
+        weight: _best_temperature(truths, _logits(after) + weight * _logits(before))[1] for weight in WEIGHTS
+    }
+    best = min(WEIGHTS, key=losses.__getitem__)
+    return best if losses[best] < losses[0.0] - WORTH else 0.0
 
 
 def scaled(scores: Sequence[float], temperature: float) -> list[float]:
@@ -95,30 +112,52 @@ def _distance(row: Prediction, scales: ModeScales) -> float | None:
     return min(found, default=None)
 
 
-def _mode(rows: Sequence[Prediction], targets: Mapping[Preset, float]) -> ModeScales:
-    request, response = (_scale(rows, target, targets) for target in TARGETS)
+def _mode(
+    rows: Sequence[Prediction],
+    targets: Mapping[Preset, float],
+    earlier: Mapping[tuple[str, str], Prediction] | None = None,
+) -> ModeScales:
+    """The scales of one mode; `earlier` has the same rows as they were judged without reasoning."""
+    request, response = (_scale(rows, target, targets, earlier) for target in TARGETS)
     tokens = float(np.mean([row.completion_tokens for row in rows])) if rows else 0.0
     return ModeScales(request=request, response=response, completion_tokens=tokens)
 
 
-def _scale(rows: Sequence[Prediction], target: Target, targets: Mapping[Preset, float]) -> Scale:
+def _scale(
+    rows: Sequence[Prediction],
+    target: Target,
+    targets: Mapping[Preset, float],
+    earlier: Mapping[tuple[str, str], Prediction] | None,
+) -> Scale:
     """Fitted where there are enough rows of both classes; else the identity."""
-    pairs = [
-        (gold == "harmful", score)
+    scored = [
+        (gold == "harmful", score, _score_before(row, target, earlier))
         for row in rows
         if (gold := truth(row, target)) is not None and (score := judgement(row, target).score) is not None
     ]
-    truths, raw = [gold for gold, _ in pairs], [score for _, score in pairs]
+    truths, raw = [gold for gold, _, _ in scored], [score for _, score, _ in scored]
     if min(sum(truths), len(truths) - sum(truths)) < FEWEST:
         return Scale()
-    temperature = fit_temperature(truths, raw)
-    scores = scaled(raw, temperature)
-    before, after = calibration_error(truths, raw), calibration_error(truths, scores)
+    before = [score for _, _, score in scored if score is not None]
+    weight = fit_weight(truths, raw, before) if len(before) == len(raw) else 0.0
+    logits = _logits(raw) + (weight * _logits(before) if weight else 0.0)
+    temperature, _ = _best_temperature(truths, logits)
+    scores = [float(value) for value in 1 / (1 + np.exp(-logits / temperature))]
+    error_before, error_after = calibration_error(truths, raw), calibration_error(truths, scores)
     return Scale(
         temperature=temperature,
+        before=weight,
         thresholds={preset: threshold_at(truths, scores, rate) for preset, rate in targets.items()},
-        measured=Measured(rows=len(pairs), error_before=before or 0.0, error_after=after or 0.0),
+        measured=Measured(rows=len(raw), error_before=error_before or 0.0, error_after=error_after or 0.0),
     )
+
+
+def _score_before(
+    row: Prediction, target: Target, earlier: Mapping[tuple[str, str], Prediction] | None
+) -> float | None:
+    if earlier is None or (same := earlier.get((row.benchmark, row.id))) is None:
+        return None
+    return judgement(same, target).score
 
 
 def _logits(scores: Sequence[float]) -> NDArray[np.float64]:

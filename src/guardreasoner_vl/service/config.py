@@ -54,7 +54,7 @@ class GuardSection(Frozen):
     api_key: SecretStr | None = None
     mode: Mode = "slow"
     thresholds: tuple[float | None, float | None] = (None, None)
-    calibration: Path | None = None
+    calibration: Path | Literal["none"] | None = None
     preset: Preset = "balanced"
     band: tuple[float, float] | None = None
     max_new_tokens: int = 1024
@@ -81,7 +81,8 @@ class GuardSection(Frozen):
             mode=self.mode,
             thresholds=self.thresholds,
             band=self.band,
-            calibration=read_calibration(self.calibration) if self.calibration else None,
+            calibration=read_calibration(self.calibration) if isinstance(self.calibration, Path) else None,
+            own_calibration=self.calibration is None,
             preset=self.preset,
             max_new_tokens=self.max_new_tokens,
             retry_new_tokens=self.retry_new_tokens,
