@@ -19,8 +19,7 @@ DType = Literal["auto", "bf16", "fp32"]
 
 def load_network(folder: Path, dtype: DType = "auto") -> Any:
     """The network, ready to answer, on the GPU if there is one. Raises `ModelError` as `read_network` does."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return read_network(folder, _dtype(dtype)).to(device).eval()
+    return read_network(folder, _dtype(dtype)).to(_device()).eval()
 
 
 def read_network(folder: Path, dtype: torch.dtype) -> Any:
