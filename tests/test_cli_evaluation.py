@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from guardreasoner_vl import cli, cli_evaluation
 from guardreasoner_vl.cli_errors import ERROR, OK
+from guardreasoner_vl.corpus.store import CorpusInfo, write_corpus
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.sources.jsonl import is_held_out
+from guardreasoner_vl.types import Sample
 from tests.scripted_guard import scripted_guard
 from tests.stages import toy
 from tests.stages.test_evaluate import ROWS, write
@@ -65,6 +67,28 @@ def test_evaluate_judges_the_held_out_rows_of_a_recipe(tmp_path: Path) -> None:
     none = invoke("evaluate", "--recipe", recipe, "--data", tmp_path / "none", "--out", tmp_path / "third")
     assert none.exit_code == ERROR
     assert "none of the recipe's rows is held out" in none.stderr
+
+
+def test_calibrate_takes_the_test_rows_of_a_corpus_or_some_of_them(tmp_path: Path) -> None:
+    rows = [
+        Sample(
+            id=f"{split}-{number}",
+            source="toy",
+            split=split,
+            modality="text",
+            prompt=f"{'BAD' if number % 2 else 'fine'} {number}",
+            request_label="harmful" if number % 2 else "unharmful",
+        )
+        for split in ("train", "test")
+        for number in range(90)
+    ]
+    write_corpus(tmp_path / "corpus", CorpusInfo(name="toy"), rows)
+    for name, most in (("all.json", ()), ("some.json", ("--rows", 60))):
+        result = invoke("calibrate", "--data", tmp_path / "corpus", "--out", tmp_path / name, *most)
+        assert result.exit_code == OK, result.stderr
+    whole, some = (json.loads((tmp_path / name).read_text()) for name in ("all.json", "some.json"))
+    assert (whole["data"], whole["fast"]["request"]["measured"]["rows"]) == ("corpus", 90)
+    assert some["fast"]["request"]["measured"]["rows"] == 60
 
 
 def test_evaluate_keeps_a_benchmark_apart(tmp_path: Path) -> None:

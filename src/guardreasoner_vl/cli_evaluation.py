@@ -176,8 +176,14 @@ def compare(
 
 
 def calibrate(
-    data: Annotated[Path, typer.Option(metavar="LABELLED.jsonl", help="Labelled samples of your own traffic.")],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DATA", help="Labelled samples of your own traffic (JSONL), or a corpus: its test rows."),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE.json", help="The calibration; a run that stopped goes on.")],
+    rows: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="At most so many of them, drawn by their ids.")
+    ] = None,
     model: ModelOption = None,
     engine: EngineOption = "auto",
     base_url: UrlOption = None,
@@ -188,12 +194,18 @@ def calibrate(
 ) -> None:
     """Fit temperatures, thresholds and the hybrid band to labelled samples, for --calibration."""
     be_quiet()
-    from guardreasoner_vl.evaluation.benchmarks.find import from_file
+    from guardreasoner_vl.corpus.store import is_corpus, read_split
+    from guardreasoner_vl.evaluation.benchmarks.find import drawn, from_file, from_samples
     from guardreasoner_vl.evaluation.report import markdown_table
     from guardreasoner_vl.evaluation.scoring import calibration_table
+    from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.stages import calibrate as stage
 
-    loaded = from_file(data)
+    if is_corpus(data):
+        loaded = from_samples(data.name, read_split(data, "test"), data, SetAside())
+    else:
+        loaded = from_file(data)
+    loaded = drawn(loaded, rows)
     say_set_aside(loaded.set_aside)
     policy = policy_of("fast", None, "block", "refuse", max_new_tokens)
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:

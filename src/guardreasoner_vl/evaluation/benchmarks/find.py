@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +99,15 @@ def from_samples(name: str, samples: Iterable[Sample], path: Path, set_aside: Se
         layouts=(),
     )
     return Loaded(benchmark, kept, path, set_aside)
+
+
+def drawn(loaded: Loaded, most: int | None) -> Loaded:
+    """The same with at most so many rows, drawn by a digest of their ids and kept in their order."""
+    if most is None or len(loaded.samples) <= most:
+        return loaded
+    digests = {sample.id: hashlib.sha256(sample.id.encode("utf-8", "replace")).digest() for sample in loaded.samples}
+    kept = set(sorted(digests, key=digests.__getitem__)[:most])
+    return replace(loaded, samples=[sample for sample in loaded.samples if sample.id in kept])
 
 
 def _folder(data: str | None) -> Path:
