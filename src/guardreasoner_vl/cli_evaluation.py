@@ -201,11 +201,8 @@ def calibrate(
     from guardreasoner_vl.sources.set_aside import SetAside
     from guardreasoner_vl.stages import calibrate as stage
 
-    if is_corpus(data):
-        loaded = from_samples(data.name, read_split(data, "test"), data, SetAside())
-    else:
-        loaded = from_file(data)
-    loaded = drawn(loaded, rows)
+    tests = from_samples(data.name, read_split(data, "test"), data, SetAside()) if is_corpus(data) else None
+    loaded = drawn(tests or from_file(data), rows)
     say_set_aside(loaded.set_aside)
     policy = policy_of("fast", None, "block", "refuse", max_new_tokens)
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:

@@ -27,12 +27,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 class Script:
     """Stands in for sampling: ends of requests by turns, one answer for all."""
 
-    def __init__(self, ends: Sequence[tuple[str, bool]], answer: tuple[str, bool] = ("Sure thing. And th", False)) -> None:
-        self.ends, self.answer, self.heads = ends, answer, list[str]()
+    def __init__(self, ends: Sequence[tuple[str, bool]]) -> None:
+        self.ends, self.answer = ends, ("Sure thing. And th", False)
         self._at = 0
 
     def __call__(self, _: Any, heads: Sequence[str], new_tokens: int, __: Settings) -> list[tuple[str, bool]]:
-        self.heads += heads
         if heads[0].rstrip("\n").endswith("assistant"):
             return [self.answer] * len(heads)
         self._at += len(heads)

@@ -78,9 +78,7 @@ def _best_temperature(truths: Sequence[bool], logits: NDArray[np.float64]) -> tu
 
 def fit_weight(truths: Sequence[bool], after: Sequence[float], before: Sequence[float]) -> float:
     """How much the score before reasoning counts beside the one after it, of `WEIGHTS`; 0 unless it is worth a pass."""
-    losses = {
-        weight: _best_temperature(truths, _logits(after) + weight * _logits(before))[1] for weight in WEIGHTS
-    }
+    losses = {weight: _best_temperature(truths, _logits(after) + weight * _logits(before))[1] for weight in WEIGHTS}
     best = min(WEIGHTS, key=losses.__getitem__)
     return best if losses[best] < losses[0.0] - WORTH else 0.0
 
