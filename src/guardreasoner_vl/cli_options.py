@@ -134,7 +134,7 @@ def _is_calibrated(values: Mapping[str, Any]) -> bool:
 
     given = values.get("calibration")
     if given is not None:
-        return given != NO_CALIBRATION
+        return Path(given) != NO_CALIBRATION
     if values.get("base_url"):
         return False
     return (resolve_folder(values.get("model") or "embedded") / CALIBRATION).is_file()

@@ -27,6 +27,7 @@ from tests.tiny_model import write_tiny_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from guardreasoner_vl.engines.base import EngineRequest
     from guardreasoner_vl.evaluation.predictions import Prediction
 
 MODEL = ModelInfo(name="scripted")
@@ -184,7 +185,7 @@ def test_a_certain_score_after_reasoning_is_no_more_certain_than_calibration_tak
     answer = "<think>\nx\n</think>\n<result>\nAnswers:\nRequest: harmful\nResponse: None\n</result>"
     weighed = CALIBRATION.model_copy(update={"slow": ModeScales(request=Scale(before=1.0))})
 
-    def scores(prompt: str, slot: str, *_: Any) -> tuple[float, float]:
+    def scores(_: EngineRequest, slot: str) -> tuple[float, float]:
         return (0.0, -math.inf) if slot else (math.log(0.2), math.log(0.8))
 
     engine = ScriptedEngine(lambda _: answer, scores=scores)

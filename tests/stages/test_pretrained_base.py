@@ -76,7 +76,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def base(path: Path, **settings: Any) -> PretrainedBase:
-    return PretrainedBase(path=str(path), vision=EYES, **settings)
+    return PretrainedBase.model_validate({"path": str(path), "vision": EYES, **settings})
 
 
 def text_logits(model: Any, ids: list[int]) -> torch.Tensor:
