@@ -258,7 +258,10 @@ class TestFast:
             verdict = judged(ANSWERED, Odd([]), mode=mode)
             assert_error(verdict, "no_score")
             assert verdict.error is not None
-            assert verdict.error.message == "the engine gave no usable score; try again or use mode 'slow'"
+            assert (
+                verdict.error.message
+                == "the engine gave no usable score; try again, or use mode 'slow' without a calibration"
+            )
 
     def test_an_engines_own_fault_is_told_with_its_model_and_usage(self) -> None:
         class Failing(ScriptedEngine):

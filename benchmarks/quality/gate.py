@@ -93,7 +93,12 @@ def failures(measures: Sequence[Measure], earlier: Mapping[str, Earlier], demand
             lines.append(f"{one.name}: {_number(one.value)}, behind the earlier guard's {_number(before.value)}")
         if demand and one.meets is False:
             lines.append(f"{one.name}: {_number(one.value)}, {_wanted(one)} is wanted")
-    return lines
+    measured = {one.name for one in measures}
+    return lines + [
+        f"{name}: not measured, the earlier guard's was; give the same --data and --modes"
+        for name in earlier
+        if name not in measured
+    ]
 
 
 def table(measures: Sequence[Measure], earlier: Mapping[str, Earlier]) -> Table:

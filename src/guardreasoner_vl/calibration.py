@@ -33,13 +33,13 @@ class Measured(Frozen):
 class Scale(Frozen):
     """What turns one target's raw score in one mode into a calibrated one, and a threshold for each preset.
 
-    After reasoning a score stands near 0 or 1 and ranks badly (LeanGuard, arXiv 2606.26686). In `slow` mode the logit
-    of the score that `fast` mode would give, times `before`, is added to that of the score after reasoning. The
-    identity, with nothing measured, where there were too few rows.
+    After reasoning a score stands near 0 or 1 and ranks badly (LeanGuard, arXiv 2606.26686). `unreasoned` is the weight
+    of the raw score without reasoning: in `slow` mode its logit, times this, is added to the logit of the score after
+    reasoning. The identity, with nothing measured, where there were too few rows.
     """
 
     temperature: float = Field(default=1.0, gt=0)
-    before: float = Field(default=0.0, ge=0)
+    unreasoned: float = Field(default=0.0, ge=0)
     thresholds: dict[Preset, float] = Field(default_factory=dict)
     measured: Measured | None = None
 

@@ -20,7 +20,7 @@ def base(
 ) -> None:
     """Make the Qwen2.5-VL folder that training starts from, of the recipe's pretrained language model."""
     from guardreasoner_vl.recipe import load_recipe
-    from guardreasoner_vl.stages.model_folder import emptied, move
+    from guardreasoner_vl.stages.model_folder import emptied, move, written
     from guardreasoner_vl.stages.pretrained_base import write_pretrained
 
     settings = load_recipe(recipe)
@@ -28,9 +28,10 @@ def base(
         raise RecipeError(f"{recipe}: model.base is not given; `sft` makes or reads any other start itself")
     if out.exists():
         raise RecipeError(f"{out} exists: give the name of a new folder")
-    partial = emptied(out)
-    write_pretrained(partial, settings.base.base, settings.seed)
-    move(partial, out)
+    with written(out, goes_on="from the start"):
+        partial = emptied(out)
+        write_pretrained(partial, settings.base.base, settings.seed)
+        move(partial, out)
     typer.echo(str(out))
 
 
@@ -50,7 +51,7 @@ def write_requests(
 
     with resumable(), progress_bar() as progress:
         source = load_language_model(model, dtype=computing_dtype())
-        counts = stage.run(source, stage.Settings(count=count, seed=seed, answered=answered), out, progress)
+        counts = stage.run(source, model, stage.Settings(count=count, seed=seed, answered=answered), out, progress)
     show(counts_text("requests", counts), stderr=True)
     typer.echo(str(out))
 

@@ -9,6 +9,7 @@ import typer
 
 from guardreasoner_vl.cli_errors import note, say_set_aside
 from guardreasoner_vl.cli_options import (
+    NO_CALIBRATION,
     POLICY_OPTIONS,
     CalibrationOption,
     EngineOption,
@@ -204,7 +205,7 @@ def calibrate(
     tests = from_samples(data.name, read_split(data, "test"), data, SetAside()) if is_corpus(data) else None
     loaded = drawn(tests or from_file(data), rows)
     say_set_aside(loaded.set_aside)
-    policy = policy_of("fast", None, "block", "refuse", max_new_tokens)
+    policy = policy_of("fast", None, "block", "refuse", max_new_tokens, NO_CALIBRATION)
     with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
         found = stage.run(guard, [loaded], out, reasoned=reasoned, progress=progress)
     typer.echo(markdown_table(calibration_table(found)))
@@ -293,7 +294,7 @@ def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Sample],
     if data is None:
         raise InputError("--recipe needs --data: the folder that holds its sources")
     made = load_recipe(recipe)
-    mixture = build_mixture(made.data, Path(data), out / "data", made.seed)
+    mixture = build_mixture(made.data, Path(data), out / "data", made.seed, curated=True)
     loaded = list(by_source(mixture.held_out, recipe))
     if not loaded:
         raise DataError(f"{data}: none of the recipe's rows is held out; give more rows, or --benchmark FILE")

@@ -164,7 +164,7 @@ def policy_of(
         max_windows=max_windows or MAX_WINDOWS,
         max_new_tokens=max_new_tokens,
         calibration=read_calibration(calibration) if calibration not in (None, NO_CALIBRATION) else None,
-        own_calibration=calibration != NO_CALIBRATION,
+        folder_calibration=calibration != NO_CALIBRATION,
         preset=preset,
     )
 

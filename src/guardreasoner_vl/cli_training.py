@@ -54,7 +54,11 @@ def mine(
     from guardreasoner_vl.stages import mine as stage
 
     made = load_recipe(recipe)
-    with resumable(), open_guard(Policy(), model, engine, base_url) as guard, progress_bar() as progress:
+    with (
+        resumable(),
+        open_guard(Policy(folder_calibration=False), model, engine, base_url) as guard,
+        progress_bar() as progress,
+    ):
         found = stage.run(made, data, guard.engine, out, progress=progress)
     typer.echo(f"{found.kept:,} of {found.judged:,} rows are hard ({made.mine.keep}); {out}")
 

@@ -12,7 +12,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from guardreasoner_vl.calibration import Calibration, read_calibration
-from guardreasoner_vl.engines.folders import CALIBRATION, EMBEDDED, check_folder, resolve_folder
+from guardreasoner_vl.engines.folders import (
+    CALIBRATION,
+    EMBEDDED,
+    check_folder,
+    model_info,
+    resolve_folder,
+    weights_digest,
+)
 from guardreasoner_vl.errors import CalledOffError, GuardError, InputError
 from guardreasoner_vl.judging import error_verdict, judge
 from guardreasoner_vl.media import unread_medium
@@ -73,7 +80,7 @@ class Guard:
         **options: Any,
     ) -> Guard:
         """Open a guard; `calibration` is one that `calibrate` wrote, and goes into the policy. Without one, that in
-        the model's folder does (`Policy.own_calibration`).
+        the model's folder does (`Policy.folder_calibration`).
 
         `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` among
         `options` implies, the served model's name; without one, the server's first. Further `options` go to the
@@ -91,8 +98,8 @@ class Guard:
             return cls(OpenAIEngine.connect(model=None if model == EMBEDDED else model, **options), policy)
         folder = resolve_folder(model, revision)
         check_folder(folder)  # before torch is imported, so that a typo is told at once
-        if policy.calibration is None and policy.own_calibration and (folder / CALIBRATION).is_file():
-            policy = replace(policy, calibration=read_calibration(folder / CALIBRATION))
+        if policy.calibration is None and policy.folder_calibration:
+            policy = replace(policy, calibration=_folder_calibration(folder, model_info(model, folder, revision)))
         with _no_garbage_collection():
             from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
@@ -244,6 +251,20 @@ class Guard:
             return await self.engine.agenerate(call.request)
         except Exception as error:
             return unanswered(error, call.slots if isinstance(call, Score) else None)
+
+
+def _folder_calibration(folder: Path, model: ModelInfo) -> Calibration | None:
+    """The calibration in a model's folder, if there is one, as that of the opened model.
+
+    Of a hub's snapshot the revision is the commit, which no file in it can name: the weights' digest tells whose it is.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    calibration = read_calibration(path)
+    if calibration.model.revision != weights_digest(folder):
+        raise InputError(f"{path}: measured on other weights; calibrate again, or leave it out with --calibration none")
+    return calibration.model_copy(update={"model": model})
 
 
 def _calibrated_for(measured: ModelInfo, model: ModelInfo) -> bool:

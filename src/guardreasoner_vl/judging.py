@@ -63,19 +63,19 @@ def _error(code: str, message: str, policy: Policy, model: ModelInfo, usage: Usa
 
 def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     if policy.mode == "slow":
-        if any(scale.before for scale in policy.scales("slow")):
-            asked = yield from _without_reasoning(exchange, policy)
-            if asked.error_code:
-                return _error(asked.error_code, asked.error, policy, model, asked.usage)
-            return (yield from _slow(exchange, policy, model, asked))
+        if any(scale.unreasoned for scale in policy.scales("slow")):
+            unreasoned = yield from _without_reasoning(exchange, policy)
+            if unreasoned.error_code:
+                return _error(unreasoned.error_code, unreasoned.error, policy, model, unreasoned.usage)
+            return (yield from _slow(exchange, policy, model, unreasoned))
         return (yield from _slow(exchange, policy, model))
-    asked = yield from _without_reasoning(exchange, policy)
-    verdict = _fast(asked, policy, model)
+    unreasoned = yield from _without_reasoning(exchange, policy)
+    verdict = _fast(unreasoned, policy, model)
     low, high = policy.doubt
     scores = [judged.score for judged in (verdict.request, verdict.response) if judged.score is not None]
     if policy.mode == "fast" or verdict.error or not any(low <= score <= high for score in scores):
         return verdict
-    return (yield from _slow(exchange, policy, model, asked))
+    return (yield from _slow(exchange, policy, model, unreasoned))
 
 
 @dataclass(frozen=True)
@@ -96,22 +96,22 @@ def _without_reasoning(exchange: Exchange, policy: Policy) -> Generator[Call, Re
         return _Unreasoned(usage=result.usage, error_code=result.error_code, error=result.error)
     odds = [log_odds(pair) for pair in result.logprobs]
     if len(odds) != len(slots) or None in odds:
-        message = "the engine gave no usable score; try again or use mode 'slow'"
+        message = "the engine gave no usable score; try again, or use mode 'slow' without a calibration"
         return _Unreasoned(usage=result.usage, error_code="no_score", error=message)
     judged = (exchange.has_prompt, exchange.has_response)
     first, second = (value if applies else None for value, applies in zip((*odds, None)[:2], judged, strict=True))
     return _Unreasoned((first, second), result.usage)
 
 
-def _fast(asked: _Unreasoned, policy: Policy, model: ModelInfo) -> Verdict:
+def _fast(unreasoned: _Unreasoned, policy: Policy, model: ModelInfo) -> Verdict:
     """The verdict without reasoning."""
-    if asked.error_code:
-        return _error(asked.error_code, asked.error, policy, model, asked.usage)
+    if unreasoned.error_code:
+        return _error(unreasoned.error_code, unreasoned.error, policy, model, unreasoned.usage)
     scores = [
         None if odds is None else probability(odds, scale.temperature)
-        for odds, scale in zip(asked.odds, policy.scales("fast"), strict=True)
+        for odds, scale in zip(unreasoned.odds, policy.scales("fast"), strict=True)
     ]
-    return _verdict([_label(score) for score in scores], scores, None, asked.usage, policy, model, "fast")
+    return _verdict([_label(score) for score in scores], scores, None, unreasoned.usage, policy, model, "fast")
 
 
 def _label(score: float | None, threshold: float = 0.5) -> Label:
@@ -120,12 +120,12 @@ def _label(score: float | None, threshold: float = 0.5) -> Label:
     return Label.HARMFUL if score >= threshold else Label.UNHARMFUL
 
 
-def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, asked: _Unreasoned | None = None) -> Judging:
+def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unreasoned | None = None) -> Judging:
     """Reason first; a truncated answer is asked for once more with a larger budget.
 
-    `asked` is what was given without reasoning, where that was asked for.
+    `unreasoned` is the answer without reasoning, where it was asked for before.
     """
-    asked = asked or _Unreasoned()
+    unreasoned = unreasoned or _Unreasoned()
     request = replace(
         question(exchange, policy),
         max_new_tokens=policy.max_new_tokens,
@@ -134,7 +134,7 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, asked: _Unreason
         ban_empty_think=True,
     )
     result = yield from generated(request)
-    usage = asked.usage + result.usage
+    usage = unreasoned.usage + result.usage
     if result.finish_reason == "length" and (yield from _can_grow(request, policy)):
         result = yield from generated(replace(request, max_new_tokens=policy.retry_new_tokens))
         usage += result.usage
@@ -148,7 +148,7 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, asked: _Unreason
     reasoned = [result.label_logprobs.get(name) for name in (REQUEST_FIELD, RESPONSE_FIELD)]
     scores = [
         _reasoned_score(logprobs, before, scale) if logprobs and label is not Label.NOT_APPLICABLE else None
-        for logprobs, before, label, scale in zip(reasoned, asked.odds, labels, policy.scales("slow"), strict=True)
+        for logprobs, before, label, scale in zip(reasoned, unreasoned.odds, labels, policy.scales("slow"), strict=True)
     ]
     verdict = _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
     quotes = QuoteFilter(request.messages, bool(request.pictures))
@@ -167,11 +167,13 @@ def _can_grow(request: EngineRequest, policy: Policy) -> Generator[Call, Reply, 
 
 
 def _reasoned_score(logprobs: Sequence[float], before: float | None, scale: Scale) -> float | None:
-    """The score after reasoning, and what was known before it counted in as the scale says."""
+    """The score after reasoning, with the one before it weighed in as the scale says."""
     odds = log_odds(logprobs)
-    if odds is None or not scale.before:
+    if odds is None or not scale.unreasoned:
         return None if odds is None else probability(odds, scale.temperature)
-    return None if before is None else probability(_within(odds) + scale.before * _within(before), scale.temperature)
+    return (
+        None if before is None else probability(_within(odds) + scale.unreasoned * _within(before), scale.temperature)
+    )
 
 
 def _within(odds: float) -> float:

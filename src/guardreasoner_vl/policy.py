@@ -27,8 +27,8 @@ class Policy:
     """Everything that decides a verdict besides the model.
 
     `thresholds`: from which score on the request and the response are harmful; None leaves it to the calibration's
-    `preset`, and without one to the label. `calibration` also scales the scores and gives `hybrid` its band; where none
-    is given, `Guard.load` takes the one that lies in the model's folder, unless `own_calibration` is False.
+    `preset`, and without one to the label. `calibration` also scales the scores and gives `hybrid` its band; without
+    one, `Guard.load` takes the file in the model's folder, if `folder_calibration`.
     `band`: in `hybrid` mode, scores inside it are reasoned about. `long_input`: refuse what does not fit, or
     judge overlapping windows, at most `max_windows` of them, and let the worst verdict win.
     """
@@ -37,7 +37,7 @@ class Policy:
     thresholds: tuple[float | None, float | None] = (None, None)
     band: tuple[float, float] | None = None
     calibration: Calibration | None = None
-    own_calibration: bool = True
+    folder_calibration: bool = True
     preset: Preset = "balanced"
     on_error: Action = "block"
     max_new_tokens: int = 1024
@@ -73,7 +73,8 @@ class Policy:
         """Plain data, the calibration included: two guards of one model with the same give the same verdicts."""
         limits = {**asdict(self.images), "formats": sorted(self.images.formats)}
         calibration = self.calibration and self.calibration.model_dump(mode="json")
-        return {**asdict(self), "images": limits, "calibration": calibration}
+        plain = {name: value for name, value in asdict(self).items() if name != "folder_calibration"}
+        return {**plain, "images": limits, "calibration": calibration}
 
     @property
     def doubt(self) -> tuple[float, float]:

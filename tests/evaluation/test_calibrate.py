@@ -168,7 +168,7 @@ def test_hybrid_reasons_inside_the_calibrations_band() -> None:
 
 
 def test_the_score_before_reasoning_counts_as_the_scale_says() -> None:
-    scale = Scale(temperature=2.0, before=0.5)
+    scale = Scale(temperature=2.0, unreasoned=0.5)
     weighed = CALIBRATION.model_copy(update={"slow": ModeScales(request=scale)})
     for mode in ("slow", "hybrid"):
         judging = guard(mode=mode, calibration=weighed, band=(0.0, 1.0))
@@ -183,7 +183,7 @@ def test_the_score_before_reasoning_counts_as_the_scale_says() -> None:
 
 def test_a_certain_score_after_reasoning_is_no_more_certain_than_calibration_takes_it() -> None:
     answer = "<think>\nx\n</think>\n<result>\nAnswers:\nRequest: harmful\nResponse: None\n</result>"
-    weighed = CALIBRATION.model_copy(update={"slow": ModeScales(request=Scale(before=1.0))})
+    weighed = CALIBRATION.model_copy(update={"slow": ModeScales(request=Scale(unreasoned=1.0))})
 
     def scores(_: EngineRequest, slot: str) -> tuple[float, float]:
         return (0.0, -math.inf) if slot else (math.log(0.2), math.log(0.8))
@@ -210,7 +210,7 @@ def test_a_calibration_in_the_models_folder_is_taken(tmp_path: Path) -> None:
     (folder / "calibration.json").write_text(shipped.model_dump_json(), "utf-8")
     with Guard.load(str(folder)) as calibrated:
         assert calibrated.policy.calibration == shipped
-    with Guard.load(str(folder), policy=Policy(own_calibration=False)) as plain:
+    with Guard.load(str(folder), policy=Policy(folder_calibration=False)) as plain:
         assert plain.policy.calibration is None
     given = shipped.model_copy(update={"data": "mine"})
     with Guard.load(str(folder), calibration=given) as mine:

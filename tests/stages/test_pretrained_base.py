@@ -159,6 +159,8 @@ def test_the_same_seed_makes_the_same_folder_and_a_guard_reads_it(llama: Path, t
     [
         ({"tie_word_embeddings": False}, {}, "not tied"),
         ({"attention_bias": True}, {}, "biases"),
+        ({"mlp_bias": True}, {}, "MLP"),
+        ({"hidden_act": "gelu"}, {}, "gelu"),
         ({"head_dim": 8}, {}, "heads"),
         ({}, {"layers": 4}, "it has 3 layers"),
         ({}, {"max_positions": 300}, "it has 256 positions"),
@@ -185,7 +187,7 @@ def test_files_that_hold_no_language_model_are_refused(llama: Path, tmp_path: Pa
         archive.writestr("README", "no model")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text(json.dumps({"model_type": "llama"}), "utf-8")
-    for name in ("broken.gguf", "broken.whl", "empty.zip", "folder", "missing.gguf", "missing"):
+    for name in ("broken.gguf", "broken.whl", "empty.zip", "folder", "missing.gguf", "missing.whl", "missing"):
         with pytest.raises(ModelError, match=name.split(".")[0]) as caught:
             load_language_model(str(tmp_path / name))
         assert "\n" not in str(caught.value)

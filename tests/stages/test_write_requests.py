@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.jsonl import read_samples
@@ -52,7 +54,7 @@ def test_whole_harmless_requests_are_kept(
     script = Script(ends)
     monkeypatch.setattr(stage, "sampled", script)
     monkeypatch.setattr(stage, "OPENINGS", ("How do I", "Why"))
-    counts = stage.run(model, Settings(count=4, batch=8, answered=0.5), tmp_path)
+    counts = stage.run(model, "toy", Settings(count=4, batch=8, answered=0.5), tmp_path)
     assert counts == {"kept": 4, "not ended": 4, "alarming word": 4, "no sentence": 4}
     rows = rows_of(tmp_path)
     assert [row["prompt"].rsplit(" ", 1)[0] for row in rows] == ["How do I bake bread?"] * 2 + ["Why bake bread?"] * 2
@@ -75,26 +77,50 @@ def test_a_request_that_comes_again_is_left_out(
         ],
     )
     with pytest.raises(DataError, match="nothing new"):
-        stage.run(model, Settings(count=9, batch=3, answered=0), tmp_path)
+        stage.run(model, "toy", Settings(count=9, batch=3, answered=0), tmp_path)
     assert [row["prompt"] for row in rows_of(tmp_path)] == ["How do I Bake white Bread?", "How do I Bake rye Bread?"]
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same_rows(model: LanguageModel, tmp_path: Path) -> None:
-    settings = Settings(count=12, batch=16, answered=0.5, seed=3)
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        patch.setattr(stage, "_fault", lambda request, _: None if request.isprintable() else "no sentence")
-        stage.run(model, settings, tmp_path / "whole")
-        stage.run(model, Settings(count=5, batch=16, answered=0.5, seed=3), tmp_path / "parts")
-        stage.run(model, settings, tmp_path / "parts")
-        whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
-        assert len(whole) == len(parts) == 12
-        assert whole[:5] == parts[:5]
+def test_a_stopped_run_goes_on_and_gives_the_same_rows(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(count=12, batch=8, answered=0.5, seed=3)
+    monkeypatch.setattr(stage, "_fault", lambda request, _: None if request.isprintable() else "no sentence")
+    stage.run(model, "toy", settings, tmp_path / "whole")
+    whole = rows_of(tmp_path / "whole")
+    assert len(whole) == 12
+    parts = tmp_path / "parts"
+    stage.run(model, "toy", replace(settings, count=5), parts)
+    assert rows_of(parts) == whole[:5]
+    with (parts / stage.BATCHES).open("ab") as torn:
+        torn.write(b'{"rows": [')
+    stage.run(model, "toy", settings, parts)
+    assert rows_of(parts) == whole
+    assert (parts / stage.REPORT).read_text() == (tmp_path / "whole" / stage.REPORT).read_text()
+    for name, other in (("toy", replace(settings, seed=4)), ("another", settings)):
         with pytest.raises(DataError, match="other settings"):
-            stage.run(model, Settings(count=12, batch=16, seed=4), tmp_path / "parts")
+            stage.run(model, name, other, parts)
 
 
-def test_sampled_text_stops_at_the_end_of_the_turn(model: LanguageModel) -> None:
-    results = stage.sampled(model, ["My neighbour", "Please"], 6, Settings(count=1, temperature=0.01))
-    assert len(results) == 2
-    assert all(isinstance(text, str) and "<|im_end|>" not in text for text, _ in results)
+def test_text_ends_where_the_turn_does(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = model.tokenizer
+    end = model.texts.eos_token_id
+    first, second = (tokenizer.encode(text).ids for text in (" bread", " bread"))
+    heads = ["My neighbour", "Please"]
+
+    def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        longest = max(len(first), len(second)) + 2
+        rows = [[*first, end, *second], [*second, *second]]
+        return torch.cat(
+            (
+                input_ids,
+                torch.tensor([(row + [end] * longest)[:longest] for row in rows[:1]] + [(rows[1] * 3)[:longest]]),
+            ),
+            1,
+        )
+
+    monkeypatch.setattr(model.network, "generate", generate)
+    (whole, ended), (cut, not_ended) = stage.sampled(model, heads, 6, Settings(count=1))
+    assert (whole, ended) == (" bread", True)
+    assert cut.startswith(" bread")
+    assert not not_ended

@@ -81,18 +81,19 @@ def model_info(model: str, folder: Path, revision: str | None = None) -> ModelIn
     """Name and revision; a local folder's revision is a digest of its weights' heads and sizes."""
     if revision is None and not Path(model).expanduser().is_dir() and model != EMBEDDED:
         revision = folder.name
-    return ModelInfo(name=model, revision=revision or _digest(folder))
+    return ModelInfo(name=model, revision=revision or weights_digest(folder))
 
 
 def folder_digest(folder: Path) -> str:
     """A digest of the model's weights, tokenizer, processor and settings: 16 hexadecimal digits."""
-    digest = hashlib.sha256(_digest(folder).encode())
+    digest = hashlib.sha256(weights_digest(folder).encode())
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".jinja")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
+    """A digest of the heads, ends and sizes of the weights' files: 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as weights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,8 +25,8 @@ SMALLEST, LARGEST = 0.05, 20.0
 FEWEST = 20
 """Rows of each class that a scale is fitted to at least."""
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-"""What is tried as the weight of the score before reasoning (`Scale.before`)."""
+TRIED_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+"""What is tried as the weight of the score before reasoning (`Scale.unreasoned`)."""
 
 WORTH = 0.002
 """Nats by which the score before reasoning must lower the loss, for asking for it costs a pass."""
@@ -77,9 +77,11 @@ def _best_temperature(truths: Sequence[bool], logits: NDArray[np.float64]) -> tu
 
 
 def fit_weight(truths: Sequence[bool], after: Sequence[float], before: Sequence[float]) -> float:
-    """How much the score before reasoning counts beside the one after it, of `WEIGHTS`; 0 unless it is worth a pass."""
-    losses = {weight: _best_temperature(truths, _logits(after) + weight * _logits(before))[1] for weight in WEIGHTS}
-    best = min(WEIGHTS, key=losses.__getitem__)
+    """How much the score before reasoning counts beside the one after it, of `TRIED_WEIGHTS`; 0 unless it is worth a pass."""
+    losses = {
+        weight: _best_temperature(truths, _logits(after) + weight * _logits(before))[1] for weight in TRIED_WEIGHTS
+    }
+    best = min(TRIED_WEIGHTS, key=losses.__getitem__)
     return best if losses[best] < losses[0.0] - WORTH else 0.0
 
 
@@ -133,21 +135,31 @@ def _scale(
         for row in rows
         if (gold := truth(row, target)) is not None and (score := judgement(row, target).score) is not None
     ]
-    truths, raw = [gold for gold, _, _ in scored], [score for _, score, _ in scored]
-    if min(sum(truths), len(truths) - sum(truths)) < FEWEST:
+    both = [(gold, score, before) for gold, score, before in scored if before is not None]
+    weight = fit_weight(*_columns(both)) if _enough(both) else 0.0
+    truths, raw, before = _columns(both if weight else scored)
+    if not _enough(scored):
         return Scale()
-    before = [score for _, _, score in scored if score is not None]
-    weight = fit_weight(truths, raw, before) if len(before) == len(raw) else 0.0
     logits = _logits(raw) + (weight * _logits(before) if weight else 0.0)
     temperature, _ = _best_temperature(truths, logits)
     scores = [float(value) for value in 1 / (1 + np.exp(-logits / temperature))]
     error_before, error_after = calibration_error(truths, raw), calibration_error(truths, scores)
     return Scale(
         temperature=temperature,
-        before=weight,
+        unreasoned=weight,
         thresholds={preset: threshold_at(truths, scores, rate) for preset, rate in targets.items()},
         measured=Measured(rows=len(raw), error_before=error_before or 0.0, error_after=error_after or 0.0),
     )
+
+
+def _enough(rows: Sequence[tuple[bool, float, Any]]) -> bool:
+    """Whether there are at least `FEWEST` rows of each class."""
+    harmful = sum(gold for gold, _, _ in rows)
+    return min(harmful, len(rows) - harmful) >= FEWEST
+
+
+def _columns(rows: Sequence[tuple[bool, float, Any]]) -> tuple[list[bool], list[float], list[Any]]:
+    return [gold for gold, _, _ in rows], [score for _, score, _ in rows], [before for _, _, before in rows]
 
 
 def _score_before(

@@ -82,7 +82,7 @@ class GuardSection(Frozen):
             thresholds=self.thresholds,
             band=self.band,
             calibration=read_calibration(self.calibration) if isinstance(self.calibration, Path) else None,
-            own_calibration=self.calibration is None,
+            folder_calibration=self.calibration is None,
             preset=self.preset,
             max_new_tokens=self.max_new_tokens,
             retry_new_tokens=self.retry_new_tokens,

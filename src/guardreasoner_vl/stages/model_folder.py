@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from guardreasoner_vl.engines.folders import CALIBRATION
 from guardreasoner_vl.engines.weights import read_network
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.storage.atomic import PARTIAL
@@ -58,10 +59,13 @@ def move(partial: Path, folder: Path) -> None:
 
 
 def copy_texts(source: Path, folder: Path) -> None:
-    """Copy the tokenizer, processor and template files that `folder` lacks; make its generation settings neutral."""
+    """Copy the tokenizer, processor and template files that `folder` lacks; make its generation settings neutral.
+
+    A calibration is of the weights that it was measured with, so it stays behind.
+    """
     for path in source.iterdir():
         kept = path.suffix in (".json", ".txt", ".jinja") and not path.name.endswith(".index.json")
-        if kept and not (folder / path.name).exists():
+        if kept and path.name != CALIBRATION and not (folder / path.name).exists():
             shutil.copy2(path, folder / path.name)
     _make_generation_neutral(folder / "generation_config.json")
 

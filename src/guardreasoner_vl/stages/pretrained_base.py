@@ -49,13 +49,13 @@ class LanguageModel:
 def load_language_model(path: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """Read a GGUF file, an archive that holds one, a folder or a hub id. Raises `ModelError` with the remedy."""
     given = Path(path).expanduser()
-    if given.suffix in _ARCHIVES and given.is_file():
-        with TemporaryDirectory() as folder:
-            return _load(Path(folder), dtype, _unpacked(given, Path(folder)))
-    if given.suffix == ".gguf":
+    if given.suffix in (*_ARCHIVES, ".gguf"):
         if not given.is_file():
             raise ModelError(f"{path}: no such file; give a GGUF file, an archive that holds one, or a model folder")
-        return _load(given.parent, dtype, given.name)
+        if given.suffix == ".gguf":
+            return _load(given.parent, dtype, given.name)
+        with TemporaryDirectory() as folder:
+            return _load(Path(folder), dtype, _unpacked(given, Path(folder)))
     return _load(resolve_folder(path, revision), dtype)
 
 
@@ -114,6 +114,8 @@ def text_shape(config: Any, base: PretrainedBase) -> TextShape:
         "its embedding is not tied to its output": not config.tie_word_embeddings,
         "it scales its positions": rope.get("rope_type", "default") != "default",
         "its output projections have biases": bool(getattr(config, "attention_bias", False)),
+        "its MLP has biases": bool(getattr(config, "mlp_bias", False)),
+        f"its activation is {config.hidden_act}": config.hidden_act != "silu",
         f"it has {config.num_hidden_layers} layers": (base.layers or 1) > config.num_hidden_layers,
         f"it has {config.max_position_embeddings} positions": (base.max_positions or 1)
         > config.max_position_embeddings,
@@ -139,8 +141,8 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
     """
     settings = json.loads(source.to_str())
     model = settings["model"]
-    if model["type"] != "BPE":
-        raise ModelError(f"a tokenizer of type {model['type']}: give a model with a byte-level BPE")
+    if model["type"] != "BPE" or "ByteLevel" not in json.dumps(settings["pre_tokenizer"]):
+        raise ModelError(f"a tokenizer of type {model['type']}, not a byte-level BPE: give a model that has one")
     added = [token["content"] for token in settings["added_tokens"]]
     whole = Tokenizer.from_str(source.to_str())
     _add_own_tokens(whole)

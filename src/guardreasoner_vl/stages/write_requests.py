@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from guardreasoner_vl.errors import DataError, InputError
-from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.storage.atomic import write_json, write_whole
 from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog
 from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.teachers.lexicon import find_evidence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.stages.pretrained_base import LanguageModel
 
 SOURCE = "base_requests"
-ROWS, REPORT = "train.jsonl", "report.json"
+ROWS, BATCHES, REPORT = "train.jsonl", "batches.jsonl", "report.json"
 OPENINGS = (
     *(
         "How do I",
@@ -60,7 +60,7 @@ OPENINGS = (
     ),
     *("The", "If", "Do", "Make", "Describe", "Suggest", "I am", "We", "Could you", "Translate", "Summarize", "List"),
 )
-_HERE = "\x00"
+_PLACE = "\x00"
 _MAX_REQUEST, _MAX_ANSWER = 40, 64
 _WORDS = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"[.!?:\n](?=\s|$)")
@@ -79,54 +79,48 @@ class Settings:
 
 
 def run(
-    model: LanguageModel, settings: Settings, out: Path, progress: Callable[[int, int], None] | None = None
+    model: LanguageModel,
+    name: str,
+    settings: Settings,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Write `out/train.jsonl` batch by batch, and go on where a former run stopped; counts by what became of them.
+    """Write `out/train.jsonl`, the first `count` rows; a batch is saved as soon as it is drawn, and a stopped run goes on.
 
-    The same model, settings and machine give the same rows. Raises `DataError` if `out` was written with other settings
-    or is in use, or if nothing new comes any more.
+    The same model (its `name` is recorded), settings and machine give the same rows. Returns how many requests were
+    kept, and left out by reason. Raises `InputError` for impossible settings, and `DataError` if `out` was begun with
+    others or is in use, or if nothing new comes any more.
     """
     if not 0 <= settings.answered <= 1 or settings.count < 1 or settings.batch < 1:
         raise InputError("give a count and a batch of at least 1, and a share of answers from 0 to 1")
     with locked_folder(out, "write-requests"):
-        _check_settings(out / "settings.json", settings)
-        with JsonlLog(
-            out / ROWS, Format(json.loads, "a row", "remove the file to begin again"), "write-requests"
-        ) as log:
-            rows = [row for _, row in log.rows()]
-            seen = {_key(row["prompt"]) for row in rows}
-            counts = Counter[str](_read_report(out / REPORT))
-            batch = 1 + max((row["meta"]["batch"] for row in rows), default=-1)
-            written = len(rows)
-            barren = 0
-            while written < settings.count:
-                drawn, dropped = _batch(model, settings, batch, seen)
-                barren = 0 if drawn else barren + 1
-                if barren == len(OPENINGS):
-                    raise DataError(f"{out}: nothing new in {barren} batches in a row ({dict(dropped)}): ask for fewer")
-                counts.update(dropped)
-                drawn = drawn[: settings.count - written]
-                log.append(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in drawn)
-                written += len(drawn)
-                batch += 1
-                write_json(out / REPORT, {**counts, "kept": written})
+        _check_settings(out / "settings.json", {"model": name, **asdict(settings)})
+        form = Format(json.loads, "a batch of requests", "remove the file to begin again")
+        with JsonlLog(out / BATCHES, form, "write-requests") as log:
+            batches = [batch for _, batch in log.rows()]
+            seen = {_key(row["prompt"]) for batch in batches for row in batch["rows"]}
+            while (written := sum(len(batch["rows"]) for batch in batches)) < settings.count:
+                rows, dropped = _batch(model, settings, len(batches), seen)
+                batches.append({"rows": rows, "dropped": dropped})
+                log.append([json.dumps(batches[-1], ensure_ascii=False).encode() + b"\n"])
+                latest = batches[-len(OPENINGS) :]
+                if len(latest) == len(OPENINGS) and not any(batch["rows"] for batch in latest):
+                    raise DataError(f"{out}: nothing new in {len(latest)} batches in a row: ask for fewer requests")
                 if progress:
-                    progress(written, settings.count)
-    return {**counts, "kept": written}
+                    progress(min(written + len(rows), settings.count), settings.count)
+        kept = [row for batch in batches for row in batch["rows"]][: settings.count]
+        write_whole(out / ROWS, (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in kept))
+        counts = {"kept": len(kept), **sum((Counter[str](batch["dropped"]) for batch in batches), Counter[str]())}
+        write_json(out / REPORT, counts)
+    return counts
 
 
-def _check_settings(path: Path, settings: Settings) -> None:
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Raises `DataError` if the folder was begun with others; a higher count goes on."""
-    now = {name: value for name, value in asdict(settings).items() if name != "count"}
+    now = {name: value for name, value in settings.items() if name != "count"}
     if path.is_file() and json.loads(path.read_text("utf-8")) != now:
         raise DataError(f"{path.parent} was begun with other settings: give those of {path.name}, or another --out")
     write_json(path, now)
-
-
-def _read_report(path: Path) -> dict[str, int]:
-    if not path.is_file():
-        return {}
-    return {name: count for name, count in json.loads(path.read_text("utf-8")).items() if name != "kept"}
 
 
 def _batch(
@@ -135,7 +129,7 @@ def _batch(
     """The rows of one batch, and what was left out by reason; `seen` gets the new requests."""
     torch.manual_seed(settings.seed * 1_000_003 + number)
     opening = OPENINGS[number % len(OPENINGS)]
-    head = model.texts.apply_chat_template([{"role": "user", "content": _HERE}], tokenize=False).split(_HERE)[0]
+    head = model.texts.apply_chat_template([{"role": "user", "content": _PLACE}], tokenize=False).split(_PLACE)[0]
     ends = sampled(model, [head + opening] * settings.batch, _MAX_REQUEST, settings)
     kept: list[str] = []
     dropped: Counter[str] = Counter()
@@ -158,7 +152,7 @@ def _batch(
             "response": answer,
             "request_label": "unharmful",
             "response_label": "unharmful" if answer else None,
-            "meta": {"batch": number, "by": "provenance", "kind": "written by a language model"},
+            "meta": {"by": "provenance", "kind": "written by a language model"},
         }
         for place, (request, answer) in enumerate(zip(kept, answers + [None] * (len(kept) - len(asked)), strict=True))
     ]

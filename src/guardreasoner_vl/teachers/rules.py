@@ -1,6 +1,6 @@
 """The offline teacher's sentences: reasoning written by rules from the ground truth (method, section 2).
 
-    request   The user writes a question about weapons: "make a bomb".    what is asked: picked without the label
+    request   The user has a question about weapons: "make a bomb".    what is asked: picked without the label
               It could kill people: the request is harmful.               who could be hurt, and the truth
     response  The assistant declines to help, which hurts nobody: the response is unharmful.
 
