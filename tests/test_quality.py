@@ -249,6 +249,8 @@ def test_failures_name_the_figure_and_what_was_wanted() -> None:
     assert failures([missed], {}, demand=False) == []
     assert failures([missed], {}, demand=True) == ["it: 70.0, at least 80 is wanted"]
     assert failures([missed], {"it": Earlier(90.0, 1.0)}, demand=False) == ["it: 70.0, behind the earlier guard's 90.0"]
+    (line,) = failures([missed], {"it": Earlier(70.0, 1.0), "other": Earlier(1.0, 0.0)}, demand=False)
+    assert line.startswith("other: not measured")
 
 
 def perfect(text: str) -> bool:

@@ -212,9 +212,27 @@ def test_a_calibration_in_the_models_folder_is_taken(tmp_path: Path) -> None:
         assert calibrated.policy.calibration == shipped
     with Guard.load(str(folder), policy=Policy(folder_calibration=False)) as plain:
         assert plain.policy.calibration is None
+    stale = shipped.model_copy(update={"model": ModelInfo(name="other", revision="abc")})
+    (folder / "calibration.json").write_text(stale.model_dump_json(), "utf-8")
+    with pytest.raises(InputError, match="measured on other weights"):
+        Guard.load(str(folder))
     given = shipped.model_copy(update={"data": "mine"})
     with Guard.load(str(folder), calibration=given) as mine:
         assert mine.policy.calibration == given
+
+
+def test_rows_without_a_score_before_reasoning_do_not_switch_the_weight_off() -> None:
+    fast = labelled(400)
+    slow = []
+    for row in fast:
+        sure = row.request.model_copy(update={"score": float((row.request.score or 0) > 0.5)})
+        slow.append(row.model_copy(update={"request": sure}))
+    whole = fit(fast, slow, MODEL, "toy").slow.request
+    most = fit(fast[:-1], slow, MODEL, "toy").slow.request
+    assert whole.unreasoned > 0
+    assert most.unreasoned > 0
+    assert most.measured is not None
+    assert most.measured.rows == 399
 
 
 def test_a_calibration_of_another_model_is_refused(tmp_path: Path) -> None:

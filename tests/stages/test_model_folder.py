@@ -28,6 +28,15 @@ class Model:
             (folder / "generation_config.json").write_text(json.dumps(self._writes))
 
 
+def test_a_calibration_stays_with_the_weights_that_it_was_measured_with(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("calibration.json", "tokenizer.json", "model.safetensors.index.json"):
+        (base / name).write_text("{}")
+    write_model(Model(None), {}, base, tmp_path / "trained")
+    assert {path.name for path in (tmp_path / "trained").iterdir()} == {"tokenizer.json", "generation_config.json"}
+
+
 def test_a_folder_generates_greedily_and_without_penalties_whatever_its_base_does(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()

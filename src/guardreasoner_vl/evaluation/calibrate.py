@@ -77,10 +77,9 @@ def _best_temperature(truths: Sequence[bool], logits: NDArray[np.float64]) -> tu
 
 
 def fit_weight(truths: Sequence[bool], after: Sequence[float], before: Sequence[float]) -> float:
-    """How much the score before reasoning counts beside the one after it, of `TRIED_WEIGHTS`; 0 unless it is worth a pass."""
-    losses = {
-        weight: _best_temperature(truths, _logits(after) + weight * _logits(before))[1] for weight in TRIED_WEIGHTS
-    }
+    """The weight of the score before reasoning, of `TRIED_WEIGHTS`; 0 unless it is worth a pass."""
+    first, second = _logits(after), _logits(before)
+    losses = {weight: _best_temperature(truths, first + weight * second)[1] for weight in TRIED_WEIGHTS}
     best = min(TRIED_WEIGHTS, key=losses.__getitem__)
     return best if losses[best] < losses[0.0] - WORTH else 0.0
 

@@ -85,7 +85,7 @@ def run(
     out: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Write `out/train.jsonl`, the first `count` rows; a batch is saved as soon as it is drawn, and a stopped run goes on.
+    """Write the first `count` rows to `out/train.jsonl`; batches are saved as they are drawn, so a stopped run goes on.
 
     The same model (its `name` is recorded), settings and machine give the same rows. Returns how many requests were
     kept, and left out by reason. Raises `InputError` for impossible settings, and `DataError` if `out` was begun with
