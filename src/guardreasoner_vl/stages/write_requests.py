@@ -103,15 +103,16 @@ def run(
                 rows, dropped = _batch(model, settings, len(batches), seen)
                 batches.append({"rows": rows, "dropped": dropped})
                 log.append([json.dumps(batches[-1], ensure_ascii=False).encode() + b"\n"])
-                latest = batches[-len(OPENINGS) :]
-                if len(latest) == len(OPENINGS) and not any(batch["rows"] for batch in latest):
-                    raise DataError(f"{out}: nothing new in {len(latest)} batches in a row: ask for fewer requests")
+                if len(batches) >= len(OPENINGS) and not any(batch["rows"] for batch in batches[-len(OPENINGS) :]):
+                    break
                 if progress:
                     progress(min(written + len(rows), settings.count), settings.count)
         kept = [row for batch in batches for row in batch["rows"]][: settings.count]
         write_whole(out / ROWS, (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in kept))
         counts = {"kept": len(kept), **sum((Counter[str](batch["dropped"]) for batch in batches), Counter[str]())}
         write_json(out / REPORT, counts)
+    if len(kept) < settings.count:
+        raise DataError(f"{out}: {len(kept):,} requests, and nothing new in {len(OPENINGS)} batches: ask for no more")
     return counts
 
 
