@@ -64,7 +64,7 @@ def test_unknown_key_like_none_is_to_be_removed() -> None:
 
 @pytest.mark.parametrize("model", [{}, {"path": "x", "new": {}}])
 def test_model_is_either_a_path_or_new(model: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=r"model: give either `path` .* or `new`"):
+    with pytest.raises(RecipeError, match=r"model: give one of `path` .*, `base` .* or `new`"):
         parse_recipe(content(model=model))
 
 
