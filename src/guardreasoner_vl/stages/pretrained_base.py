@@ -1,4 +1,4 @@
-"""A small Qwen2.5-VL made of a pretrained language model: its first layers, its most frequent tokens, a new tower.
+"""A small Qwen2.5-VL made of a pretrained language model: its first layers, its most frequent tokens, a tower.
 
 A Llama is a Qwen2.5-VL text model whose biases are zero: the names of the weights agree, and with text alone the
 three axes of the positions are one, so that whole the two give the same logits. Each piece of the wire that gets a
@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from guardreasoner_vl.engines.folders import resolve_folder
+from guardreasoner_vl.engines.weights import read_network
 from guardreasoner_vl.errors import MissingExtraError, ModelError
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.recipe import TextShape
@@ -91,7 +92,10 @@ def _load(folder: Path, dtype: torch.dtype, gguf_file: str | None = None) -> Lan
 
 
 def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
-    """Write a complete, loadable Qwen2.5-VL folder; `seed` draws the vision tower. Raises `ModelError`."""
+    """Write a complete, loadable Qwen2.5-VL folder; `seed` draws what the vision tower has from nowhere else.
+
+    Raises `ModelError`.
+    """
     source = load_language_model(base.path, base.revision)
     text = text_shape(source.network.config, base)
     tokenizer = trimmed(source.tokenizer, base.vocab_size)
@@ -101,6 +105,8 @@ def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
     weights = source.network.model.state_dict()
     weights["embed_tokens.weight"] = embeddings(source, tokenizer)
     _fill(model.model.language_model, weights, base.path)
+    if base.vision_from:
+        _fill_tower(model.model.visual, base.vision_from)
     model.save_pretrained(folder)
 
 
@@ -211,3 +217,13 @@ def _fill(network: Any, weights: Mapping[str, torch.Tensor], path: str) -> None:
                 parameter.zero_()
             else:
                 raise ModelError(f"{path}: it has no {name}; give a Llama-shaped model")
+
+
+def _fill_tower(tower: Any, path: str) -> None:
+    """Copy what has the same name and shape; what leads to another width stays new. Raises `ModelError` if nothing."""
+    source = read_network(resolve_folder(path), torch.float32).model.visual.state_dict()
+    shapes = {name: parameter.shape for name, parameter in tower.state_dict().items()}
+    same = {name: weight for name, weight in source.items() if shapes.get(name) == weight.shape}
+    if not any(name.startswith("blocks.") for name in same):
+        raise ModelError(f"{path}: its vision tower has another width; give the same model.base.vision as it has")
+    tower.load_state_dict(same, strict=False)
