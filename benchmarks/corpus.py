@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 SIDE, SHAPES = 336, 12
 TEXT, IMAGE = 0.518, 0.108
 WORDS = ("bread", "cake", "soup", "tea", "jam", "rice", "pie", "stew", "bake", "boil", "serve", "slice", "warm", "cold")
-COMMAND = [sys.executable, "-c", "from guardreasoner_vl.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from guardreasoner_vl.cli.app import main; main()"]
 
 
 def sentence(rng: random.Random, words: int) -> str:

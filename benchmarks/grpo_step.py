@@ -30,15 +30,15 @@ from transformers.processing_utils import ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
 from guardreasoner_vl.corpus.store import CorpusInfo, write_corpus
-from guardreasoner_vl.engines.folders import resolve_folder
+from guardreasoner_vl.engines.model_files import resolve_folder
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD, chat_text
+from guardreasoner_vl.mining.rollout_io import asked
 from guardreasoner_vl.protocol import IMAGE, parse_verdict
 from guardreasoner_vl.recipe import GrpoSection, Recipe
-from guardreasoner_vl.rl.asking import asked
 from guardreasoner_vl.rl.reward import reward
-from guardreasoner_vl.sources.phrases import phrase
+from guardreasoner_vl.sources.synthetic.phrases import phrase
 from guardreasoner_vl.stages import grpo
-from guardreasoner_vl.stages.model_folder import load_for_training
+from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.types import Sample
 
 PROMPTS, GROUP, TOKENS = 8, 16, 64

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
+from guardreasoner_vl.evaluation.external_predictions import read_stored
 from guardreasoner_vl.evaluation.predictions import Prediction, read_predictions
 from guardreasoner_vl.evaluation.results import Settings, summarise
 from guardreasoner_vl.evaluation.scoring import score_table
-from guardreasoner_vl.evaluation.stored import read_stored
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.policy import Policy
-from guardreasoner_vl.sources.phrases import phrase
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.synthetic.phrases import phrase
 from guardreasoner_vl.stages import evaluate
 from guardreasoner_vl.types import Judgement, Label, Sample
 

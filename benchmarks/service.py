@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.service_faults import mixed
 from benchmarks.serving import judged, running
 from guardreasoner_vl import Guard
-from guardreasoner_vl.sources.phrases import phrase
+from guardreasoner_vl.sources.synthetic.phrases import phrase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -47,7 +47,7 @@ async def running(**environment: str) -> AsyncIterator[tuple[Server, aiohttp.Cli
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", "from guardreasoner_vl.cli import main; main()", "serve", "--port", str(port)]
+    command = [sys.executable, "-c", "from guardreasoner_vl.cli.app import main; main()", "serve", "--port", str(port)]
     settings = {
         **os.environ,
         "GUARDREASONER_LOG_LEVEL": "CRITICAL",

@@ -28,9 +28,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, QwenInputs
 from guardreasoner_vl.protocol import INSTRUCTION
 from guardreasoner_vl.recipe import NewModel, SftSection
-from guardreasoner_vl.stages.sft_data import IGNORED, TokenRow, target_labels, tokenise
-from guardreasoner_vl.stages.sft_trainer import build_trainer, sft_config
-from guardreasoner_vl.stages.small_model import write_new_model
+from guardreasoner_vl.training.sft_data import IGNORED, TokenRow, target_labels, tokenise
+from guardreasoner_vl.training.sft_trainer import build_trainer, sft_config
+from guardreasoner_vl.training.small_model import write_new_model
 from guardreasoner_vl.types import Sample
 
 ARMS = ("TRL, autocast", "ours, autocast", "ours, bf16 weights")

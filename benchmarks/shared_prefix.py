@@ -34,22 +34,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from guardreasoner_vl.engines.folders import resolve_folder
+from guardreasoner_vl.engines.model_files import resolve_folder
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
-from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.images.decode import load_pictures
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
-from guardreasoner_vl.stages.grpo_rollouts import Completion, Group
-from guardreasoner_vl.stages.grpo_update import Passes, accumulate
-from guardreasoner_vl.stages.model_folder import load_for_training
-from guardreasoner_vl.stages.stock_grpo import StockGrpo, compared
+from guardreasoner_vl.training.grpo.rollouts import Completion, Group
+from guardreasoner_vl.training.grpo.trl_parity import StockGrpo, compared
+from guardreasoner_vl.training.grpo.update import Passes, accumulate
+from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guardreasoner_vl.images import Picture
+    from guardreasoner_vl.types import Picture
 
 Arm = Literal["ours", "stock"]
 PROMPTS, COMPLETIONS, GROUPS = (128, 512, 1024), (64, 256), (4, 16)

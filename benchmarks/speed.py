@@ -26,10 +26,10 @@ import torch
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.images.exchange import take_in
 from guardreasoner_vl.protocol import build_messages, parse_verdict
-from guardreasoner_vl.sources import phrases
-from guardreasoner_vl.sources.drawn import draw_sample
+from guardreasoner_vl.sources.synthetic import phrases
+from guardreasoner_vl.sources.synthetic.images import draw_sample
 from guardreasoner_vl.types import Exchange, Label
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from guardreasoner_vl.images import Picture
+from guardreasoner_vl.types import Picture
 
 
 def picture(width: int, height: int) -> Picture:

@@ -11,7 +11,7 @@ from guardreasoner_vl.guard import Guard
 
 if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import EngineRequest
-    from guardreasoner_vl.policy import Policy
+    from guardreasoner_vl.judging.policy import Policy
 
 
 def scripted_guard(policy: Policy | None = None, *, pause: float = 0.0, reasoning: str = "Looked at it.") -> Guard:

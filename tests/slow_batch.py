@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from guardreasoner_vl.batch import run_batch
+from guardreasoner_vl.batch.moderate import run_batch
 from tests.scripted_guard import scripted_guard
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from guardreasoner_vl.calibration import Calibration, ModeScales
 from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import EngineError, InputError, ModelError
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.images import ImageLimits
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.images.decode import ImageLimits
+from guardreasoner_vl.judging.calibration import Calibration, ModeScales
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import IMAGE
 from guardreasoner_vl.types import Exchange, Label, ModelInfo, Turn, Verdict
+from tests.judging.test_judge import answer, assert_error, scoring
 from tests.pictures import picture
-from tests.test_judging import answer, assert_error, scoring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -481,7 +481,7 @@ class TestAsync:
             await guard.amoderate("x", mode=wrong)
 
     async def test_windows(self) -> None:
-        from tests.test_judging import BENIGN, PHRASE, CountingEngine, finds_phrase
+        from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, finds_phrase
 
         guard = Guard(CountingEngine(finds_phrase, limit=2048), Policy(long_input="windows"))
         assert (await guard.amoderate(BENIGN * 100 + PHRASE)).flagged is True

@@ -24,7 +24,7 @@ from guardreasoner_vl import guard as guards
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, EngineError
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.images import load_images
+from guardreasoner_vl.images.decode import load_images
 from guardreasoner_vl.sources.jsonl import is_held_out
 from tests.stages.test_evaluate import write
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from guardreasoner_vl.engines.base import EngineRequest
-    from guardreasoner_vl.policy import Policy
+    from guardreasoner_vl.judging.policy import Policy
 
     Use = Callable[[Callable[[str], bool]], Guard]
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from guardreasoner_vl.recipe import NewModel, TextShape, VisionShape
-from guardreasoner_vl.stages.small_model import write_new_model
+from guardreasoner_vl.training.small_model import write_new_model
 
 if TYPE_CHECKING:
     from pathlib import Path

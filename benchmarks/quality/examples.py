@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.storage.atomic import writing
 from guardreasoner_vl.types import Modality, Sample
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.quality.lists import LABELS, request_list, spread
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.storage.atomic import writing
 
 if TYPE_CHECKING:

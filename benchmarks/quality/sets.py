@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
         ModelError,
         RecipeError,
     )
+    from guardreasoner_vl.engines.scripted import ScriptedEngine
     from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.images.decode import ImageLimits
+    from guardreasoner_vl.images.geometry import PixelBudget
+    from guardreasoner_vl.judging.calibration import Calibration
+    from guardreasoner_vl.judging.policy import Policy
+    from guardreasoner_vl.remote.client import GuardClient
     from guardreasoner_vl.types import Exchange, Judgement, Label, Sample, Turn, Verdict
 
 _HOMES = {
@@ -38,6 +44,12 @@ _HOMES = {
         "RecipeError",
     ),
     "guardreasoner_vl.guard": ("Guard",),
+    "guardreasoner_vl.engines.scripted": ("ScriptedEngine",),
+    "guardreasoner_vl.images.decode": ("ImageLimits",),
+    "guardreasoner_vl.images.geometry": ("PixelBudget",),
+    "guardreasoner_vl.judging.calibration": ("Calibration",),
+    "guardreasoner_vl.judging.policy": ("Policy",),
+    "guardreasoner_vl.remote.client": ("GuardClient",),
     "guardreasoner_vl.types": ("Exchange", "Judgement", "Label", "Sample", "Turn", "Verdict"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -45,20 +57,26 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "CalledOffError",
+    "Calibration",
     "DataError",
     "EngineError",
     "Exchange",
     "Guard",
+    "GuardClient",
     "GuardError",
     "ImageError",
+    "ImageLimits",
     "InputError",
     "InputTooLongError",
     "Judgement",
     "Label",
     "MissingExtraError",
     "ModelError",
+    "PixelBudget",
+    "Policy",
     "RecipeError",
     "Sample",
+    "ScriptedEngine",
     "Turn",
     "Verdict",
 ]

@@ -11,8 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from guardreasoner_vl.calibration import Calibration, read_calibration
-from guardreasoner_vl.engines.folders import (
+from guardreasoner_vl.engines.model_files import (
     CALIBRATION,
     EMBEDDED,
     check_folder,
@@ -21,19 +20,30 @@ from guardreasoner_vl.engines.folders import (
     weights_digest,
 )
 from guardreasoner_vl.errors import CalledOffError, GuardError, InputError
-from guardreasoner_vl.judging import error_verdict, judge
-from guardreasoner_vl.media import unread_medium
-from guardreasoner_vl.policy import Call, Count, Policy, Reply, Score
+from guardreasoner_vl.judging.calibration import Calibration, read_calibration
+from guardreasoner_vl.judging.effects import Call, Count, Reply, Score
+from guardreasoner_vl.judging.judge import error_verdict, judge
+from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.judging.rounds import (
+    WINDOWS_TOGETHER,
+    Rounds,
+    advance,
+    call_off,
+    counted,
+    fault,
+    unanswered,
+    watched,
+)
 from guardreasoner_vl.protocol import CANDIDATES
-from guardreasoner_vl.rounds import WINDOWS_TOGETHER, Rounds, advance, call_off, counted, fault, unanswered, watched
 from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict, same_model
+from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
     from guardreasoner_vl.engines.base import Engine, Watch
-    from guardreasoner_vl.policy import Judging
+    from guardreasoner_vl.judging.effects import Judging
 
 Item: TypeAlias = Exchange | Mapping[str, Any]
 """An exchange, or a row `{prompt?, images?, response?}` or `{messages}`."""
@@ -93,7 +103,7 @@ class Guard:
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}: use one of {', '.join(ENGINES)}")
         if engine == "openai" or (engine == "auto" and "base_url" in options):
-            from guardreasoner_vl.engines.openai_api import OpenAIEngine
+            from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 
             return cls(OpenAIEngine.connect(model=None if model == EMBEDDED else model, **options), policy)
         folder = resolve_folder(model, revision)
@@ -169,8 +179,8 @@ class Guard:
         judged.
 
         `more` is called between two rounds with the number of exchanges under way; while there are none it may wait.
-        At most `most` calls are put to the engine at once, in the order that `rounds` describes. A verdict is handed
-        over as soon as it is there; an item that is called off ends in an `error` verdict.
+        At most `most` calls are put to the engine at once, in the order that `judging.rounds` describes. A verdict is
+        handed over as soon as it is there; an item that is called off ends in an `error` verdict.
         """
         rounds = Rounds(self.engine, most, WINDOWS_TOGETHER)
         while (joining := list(more(len(rounds)))) or rounds:

@@ -17,7 +17,7 @@ from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.protocol import INSTRUCTION
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from tests.corpus.test_stats import REASONING, sample
 
 if TYPE_CHECKING:

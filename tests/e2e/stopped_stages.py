@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guardreasoner_vl.batch import run_batch
+from guardreasoner_vl.batch.moderate import run_batch
 from guardreasoner_vl.corpus.store import CorpusInfo, read_corpus, write_corpus
 from guardreasoner_vl.engines import faults
 from guardreasoner_vl.engines.scripted import ScriptedEngine
@@ -30,7 +30,7 @@ from guardreasoner_vl.stages import augment, calibrate, curate, evaluate, mine, 
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.teachers.offline import RulesTeacher
 from guardreasoner_vl.types import ModelInfo
-from tests.stages import toy
+from tests.training import toy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,7 +153,7 @@ def _sft(root: Path, out: Path, plan: Plan) -> None:
 
 def _grpo(root: Path, out: Path, plan: Plan) -> None:
     from guardreasoner_vl.stages import grpo
-    from tests.stages import toy_grpo
+    from tests.training.grpo import toy_grpo
 
     toy_grpo.install(pytest.MonkeyPatch())
     model = root / ("tiny" if plan.model == "scripted" else plan.model)

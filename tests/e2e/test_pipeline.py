@@ -9,13 +9,13 @@ import pytest
 
 from guardreasoner_vl import Exchange, Guard, Label, Verdict
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import Reason
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import curate, synthesize
 from guardreasoner_vl.stages.sft import run
 from guardreasoner_vl.teachers.offline import RulesTeacher
-from tests.stages import toy
+from tests.training import toy
 
 if TYPE_CHECKING:
     from pathlib import Path

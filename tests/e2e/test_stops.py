@@ -95,7 +95,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     stopped_stages.prepare(root)
     write_tiny_model(root / "tiny")
     write_tiny_model(root / "another", seed=5)
-    processes.set_forkserver_preload(["tests.e2e.stopped_stages", "guardreasoner_vl.stages.sft_trainer"])
+    processes.set_forkserver_preload(["tests.e2e.stopped_stages", "guardreasoner_vl.training.sft_trainer"])
     return Runs(root)
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
 from guardreasoner_vl.engines.label_scores import likeliest
-from guardreasoner_vl.images import Picture, PixelBudget
+from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message, build_messages
-from guardreasoner_vl.types import Exchange, Usage
+from guardreasoner_vl.types import Exchange, Picture, Usage
 
 SLOTS = ("", RESPONSE_FIELD)
 FIELDS = ("Request:", "Response:")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guardreasoner_vl.engines.openai_api import OpenAIEngine
+from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 from guardreasoner_vl.engines.scripted import ALL_CAPABILITIES, ScriptedEngine
 from tests.engines.conformance import EngineConformance
-from tests.engines.stub_server import StubServer, unharmful
+from tests.engines.openai.stub_server import StubServer, unharmful
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

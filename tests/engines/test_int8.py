@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from guardreasoner_vl.engines import int8
 from guardreasoner_vl.engines.int8 import INT8_WEIGHTS, METADATA, SCALE, dequantised, quantised
-from guardreasoner_vl.stages.compact import compact
-from tests.engines.test_folders import changed_json, refusal_of
+from guardreasoner_vl.training.compact import compact
+from tests.engines.test_model_files import changed_json, refusal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

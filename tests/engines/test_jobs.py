@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.qwen import Encoded
-from guardreasoner_vl.images import PixelBudget
+from guardreasoner_vl.images.geometry import PixelBudget
 from tests.engines.conformance import asked, with_picture
 from tests.pictures import picture
 

@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs, chat_text
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.images import PixelBudget
+from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.protocol import IMAGE, Message, build_messages
 from guardreasoner_vl.types import Exchange, Turn
 from tests.pictures import picture

@@ -17,9 +17,9 @@ from guardreasoner_vl.engines.qwen import IMAGE_PAD
 from guardreasoner_vl.engines.sampling import Vocabulary, choose_tokens
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.images import Picture, PixelBudget
+from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message, build_messages
-from guardreasoner_vl.types import Exchange
+from guardreasoner_vl.types import Exchange, Picture
 from tests.engines.conformance import FIELDS, SLOTS, EngineConformance, Pieces, asked, mismatched, timeless
 from tests.pictures import picture
 from tests.tiny_model import set_weight

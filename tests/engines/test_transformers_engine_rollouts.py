@@ -13,9 +13,8 @@ from PIL import Image
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.engines.weights import load_network
-from guardreasoner_vl.images import Picture
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, Message, build_messages
-from guardreasoner_vl.types import Exchange, ModelInfo
+from guardreasoner_vl.types import Exchange, ModelInfo, Picture
 from tests.engines.conformance import FIELDS, SLOTS, asked
 from tests.pictures import picture
 

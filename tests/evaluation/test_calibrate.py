@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardreasoner_vl.calibration import Calibration, ModeScales, Scale, check_preset, read_calibration
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.find import from_file
 from guardreasoner_vl.evaluation.calibrate import doubt_band, fit, fit_temperature, fit_weight, scaled, threshold_at
 from guardreasoner_vl.evaluation.curves import calibration_error
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.judging.calibration import Calibration, ModeScales, Scale, check_preset, read_calibration
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.stages import calibrate
 from guardreasoner_vl.types import ModelInfo
 from tests.evaluation.test_report import prediction

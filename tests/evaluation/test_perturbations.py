@@ -12,7 +12,7 @@ from guardreasoner_vl.errors import DataError, ImageError
 from guardreasoner_vl.evaluation.benchmarks.find import from_file
 from guardreasoner_vl.evaluation.metrics import Counts
 from guardreasoner_vl.evaluation.perturbations import BENIGN, CYRILLIC, LATIN, NAMES, ZERO_WIDTH, perturbed
-from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.images.decode import load_pictures
 from guardreasoner_vl.stages import robustness
 from guardreasoner_vl.types import Sample
 from tests.evaluation.test_report import prediction

@@ -16,7 +16,7 @@ import httpx
 from PIL import Image
 from pydantic import SecretStr
 
-from guardreasoner_vl.images import load_images
+from guardreasoner_vl.images.decode import load_images
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import KeySection, ServiceConfig, UpstreamSection
 from tests.service.running import running

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from guardreasoner_vl.integrations.asgi import GuardMiddleware
-from guardreasoner_vl.integrations.client import GuardClient
+from guardreasoner_vl.remote.client import GuardClient
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
 from tests.integrations.service import completion, sse

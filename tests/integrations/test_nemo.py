@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardreasoner_vl.integrations.client import unjudged
+from guardreasoner_vl.remote.client import unjudged
 from tests.integrations.examples import example
 from tests.integrations.service import CLOSED, EXCHANGES, GREEN, KEY, RED, Running, image_part
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from guardreasoner_vl.images import LAYOUTS
-from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.geometry import LAYOUTS
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.rl.concatenation import Pair, drawn_pairs, joined, joint_label
 from guardreasoner_vl.sources.union import class_of, made_for

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.service.clients import client
-from tests.service.sided_backend import SidedBackend
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import Limits, ServiceConfig, UpstreamSection
+from tests.service.clients import client
+from tests.service.sided_backend import SidedBackend
 
 JSON, LINES = "application/json", "application/x-ndjson"
 KINDS = [

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images import ImageLimits, load_pictures
+from guardreasoner_vl.images.decode import ImageLimits, load_pictures
 
 if TYPE_CHECKING:
     from guardreasoner_vl.types import ImageSource
@@ -311,7 +311,7 @@ def test_arbitrary_text_is_judged_or_refused(text: str) -> None:
 MEASURE = """
 import sys
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.images.decode import load_pictures
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()

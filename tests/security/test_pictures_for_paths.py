@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.scripted_guard import scripted_guard
-from tests.test_cli import invoke
 
-from guardreasoner_vl.batch import run_batch
+from guardreasoner_vl.batch.moderate import run_batch
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.guard import as_exchange
-from guardreasoner_vl.images import load_pictures
-from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.images.decode import load_pictures
+from guardreasoner_vl.images.exchange import take_in
 from guardreasoner_vl.sources.jsonl import read_samples
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
+from tests.cli.test_app import invoke
+from tests.scripted_guard import scripted_guard
 
 INLINE = "not a path: write data:image/...;base64,"
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.guard import Asked
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service.desk import PROBE
 from guardreasoner_vl.service.process import EngineGoneError
 from guardreasoner_vl.types import ModelInfo

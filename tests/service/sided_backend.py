@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import EngineError
-from guardreasoner_vl.intake import take_in
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardreasoner_vl.errors import EngineError
-from guardreasoner_vl.judging import error_verdict
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.judging.judge import error_verdict
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service.answers import GuardedStream, HeldBack
 from tests.service.verdicts import MODEL, verdict
 

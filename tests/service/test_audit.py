@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import GuardError
-from guardreasoner_vl.images import load_pictures
+from guardreasoner_vl.images.decode import load_pictures
 from guardreasoner_vl.service import audit
 from guardreasoner_vl.service.audit import AuditLog, AuditSettings
 from guardreasoner_vl.service.callers import Origin

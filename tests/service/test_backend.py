@@ -11,7 +11,7 @@ from guardreasoner_vl.service.backend import OtherServer
 from guardreasoner_vl.service.config import GuardSection
 from guardreasoner_vl.service.streaming import QueueWatch, told, verdict_event
 from guardreasoner_vl.types import Exchange
-from tests.engines.stub_server import StubServer
+from tests.engines.openai.stub_server import StubServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,10 +14,10 @@ from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import STAGES, ServiceConfig, UpstreamSection
 from guardreasoner_vl.service.enforcement import enforced, stages_of
 from guardreasoner_vl.types import Exchange
+from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, finds_phrase, judged
 from tests.service.clients import client as client_of
 from tests.service.enforcement_table import ENFORCE, MONITOR, TABLE, USES, exchange_of, messages_of, settings_of
 from tests.service.sided_backend import SidedBackend
-from tests.test_judging import BENIGN, PHRASE, CountingEngine, finds_phrase, judged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from guardreasoner_vl.errors import ModelError
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service import process
 from guardreasoner_vl.service.process import EngineGoneError, EngineProcess
 from guardreasoner_vl.service.streaming import QueueWatch

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import EngineError, InputError
-from guardreasoner_vl.judging import error_verdict
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.judging.judge import error_verdict
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service.callers import Origin
 from guardreasoner_vl.service.config import Limits, ServiceConfig
 from guardreasoner_vl.service.desk import Desk

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_SECONDS = 120
-COMMAND = [sys.executable, "-c", "from guardreasoner_vl.cli import main; main()", "serve"]
+COMMAND = [sys.executable, "-c", "from guardreasoner_vl.cli.app import main; main()", "serve"]
 
 
 class Service:

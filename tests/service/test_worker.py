@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service.process import EngineProcess
 from guardreasoner_vl.service.streaming import QueueWatch
 from guardreasoner_vl.types import Exchange
-from tests.test_judging import BENIGN, PHRASE, CountingEngine, answer
+from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -9,7 +9,7 @@ import pytest
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import ADAPTERS, adapter_named
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from tests.evaluation.test_benchmarks import labels, put
 
 if TYPE_CHECKING:

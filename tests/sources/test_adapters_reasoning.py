@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, training_target
 from guardreasoner_vl.sources.adapters import Place, read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.types import Exchange, Sample, unix_lines
 from tests.evaluation.test_benchmarks import labels, picture, put
 

@@ -17,12 +17,12 @@ from pyarrow import parquet
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.base import load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import named
-from guardreasoner_vl.evaluation.stored import read_stored
+from guardreasoner_vl.evaluation.external_predictions import read_stored
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.sources.parquet import read_rows
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE
 
 if TYPE_CHECKING:

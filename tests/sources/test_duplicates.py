@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from guardreasoner_vl.errors import InputError, MissingExtraError
-from guardreasoner_vl.images import load_images
+from guardreasoner_vl.images.decode import load_images
 from guardreasoner_vl.sources import fingerprints as module
 from guardreasoner_vl.sources.duplicates import Deduplicated, bands, without_duplicates
 from guardreasoner_vl.sources.fingerprints import (

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardreasoner_vl.evaluation.perturbations import BENIGN, FORGED_RESULT, FORGED_TURN
-from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.images.exchange import take_in
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import DataSection, JoinedSection
 from guardreasoner_vl.sources.checked import checked
-from guardreasoner_vl.sources.fillers import EVERYDAY, Fillers
 from guardreasoner_vl.sources.joined import (
     ANSWERS,
     CLAIMS,
@@ -37,6 +36,7 @@ from guardreasoner_vl.sources.joined import (
 )
 from guardreasoner_vl.sources.jsonl import is_held_out
 from guardreasoner_vl.sources.mixture import Mixture, build_mixture, extended
+from guardreasoner_vl.sources.synthetic.fillers import EVERYDAY, Fillers
 from guardreasoner_vl.sources.union import class_of, union_label
 from guardreasoner_vl.sources.variation import PLAIN, VARIATION
 from guardreasoner_vl.types import Sample

@@ -11,7 +11,7 @@ import pytest
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 
 if TYPE_CHECKING:
     from pathlib import Path

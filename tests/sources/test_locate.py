@@ -11,7 +11,7 @@ from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.locate import locate, revision_of
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from tests.evaluation.test_benchmarks import put
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

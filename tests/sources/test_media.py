@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from guardreasoner_vl.batch import Rejected, read_rows
+from guardreasoner_vl.batch.moderate import Rejected, read_rows
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.benchmarks.base import load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import named
@@ -17,7 +17,7 @@ from guardreasoner_vl.sources import parquet
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.jsonl import read_samples
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from tests.evaluation.test_benchmarks import put
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.images.exchange import take_in
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import VariedSection
 from guardreasoner_vl.sources.checked import checked, marks_fault

@@ -14,8 +14,8 @@ from guardreasoner_vl.corpus.attempts import REASONING, Attempt
 from guardreasoner_vl.corpus.check import check_corpus
 from guardreasoner_vl.corpus.store import INFO, ROWS, CorpusInfo, SourceInfo, read_corpus, read_info, write_corpus
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.images import load_images
-from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.exchange import take_in
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import Recipe, parse_recipe
 from guardreasoner_vl.sources.union import class_of

@@ -17,7 +17,7 @@ from guardreasoner_vl.evaluation.benchmarks.find import by_source, find, from_fi
 from guardreasoner_vl.evaluation.compare import read_evaluation
 from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, read_predictions
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.policy import Policy
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import calibrate, evaluate, robustness
 from tests.scripted_guard import scripted_guard

@@ -22,13 +22,19 @@ from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError, EngineError, RecipeError
 from guardreasoner_vl.rl import clipping, loss, shared_prefix
 from guardreasoner_vl.rl.concatenation import SOURCE as JOINED
-from guardreasoner_vl.stages import grpo, grpo_log, grpo_rollouts, grpo_state, grpo_update, grpo_validation
+from guardreasoner_vl.stages import grpo
 from guardreasoner_vl.stages.grpo import DivergedError, Step, StoppedError, run
-from guardreasoner_vl.stages.grpo_ranks import Ranks
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
+from guardreasoner_vl.training.grpo import log as grpo_log
+from guardreasoner_vl.training.grpo import rollouts as grpo_rollouts
+from guardreasoner_vl.training.grpo import state as grpo_state
+from guardreasoner_vl.training.grpo import update as grpo_update
+from guardreasoner_vl.training.grpo import validation as grpo_validation
+from guardreasoner_vl.training.grpo.ranks import Ranks
 from guardreasoner_vl.types import Sample
-from tests.stages import toy_grpo
-from tests.stages.toy_grpo import (
+from tests.tiny_model import write_tiny_model
+from tests.training.grpo import toy_grpo
+from tests.training.grpo.toy_grpo import (
     STEPS,
     assert_equal,
     assert_same_end,
@@ -40,7 +46,6 @@ from tests.stages.toy_grpo import (
     shipped,
     weights,
 )
-from tests.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,7 +153,7 @@ from pathlib import Path
 import pytest, torch
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.stages.grpo import run
-from tests.stages import toy_grpo
+from tests.training.grpo import toy_grpo
 
 model, data, out = map(Path, sys.argv[1:])
 original, saved = torch.save, []

@@ -13,17 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardreasoner_vl.corpus.attempts import REASONING, Attempt
-from guardreasoner_vl.corpus.standing import REPEATED
+from guardreasoner_vl.corpus.progress import REPEATED
 from guardreasoner_vl.corpus.store import INFO, ROWS, SET_ASIDE, CorpusInfo, SourceInfo, read_corpus, read_info
 from guardreasoner_vl.corpus.store import write_corpus as put_corpus
 from guardreasoner_vl.engines import faults
 from guardreasoner_vl.engines.base import EngineResult
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, EngineError, InputError, InputTooLongError
+from guardreasoner_vl.mining import report as mine_report
+from guardreasoner_vl.mining.candidates import candidate_seed, is_kept, read_candidates
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import Recipe, parse_recipe
-from guardreasoner_vl.rl.candidates import candidate_seed, is_kept, read_candidates
-from guardreasoner_vl.stages import mine, mine_report
+from guardreasoner_vl.stages import mine
 from guardreasoner_vl.types import ModelInfo, Sample, Usage
 from tests.pictures import picture
 

@@ -21,9 +21,10 @@ from transformers import TrainerCallback
 
 from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.recipe import Recipe
-from guardreasoner_vl.stages import sft, sft_trainer
+from guardreasoner_vl.stages import sft
 from guardreasoner_vl.stages.sft import last_checkpoint, run
-from tests.stages import toy
+from guardreasoner_vl.training import sft_trainer
+from tests.training import toy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +133,7 @@ import os, signal, sys
 from pathlib import Path
 from transformers import Trainer
 from guardreasoner_vl.stages.sft import run
-from tests.stages import toy
+from tests.training import toy
 
 original = Trainer._save_rng_state
 
@@ -324,7 +325,7 @@ def test_no_row_fits(data: Path, tmp_path: Path) -> None:
 def test_a_half_written_base_is_made_again(
     data: Path, uninterrupted: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from guardreasoner_vl.stages import small_model
+    from guardreasoner_vl.training import small_model
 
     def killed(folder: Path, *args: Any) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
@@ -353,7 +354,7 @@ def test_pictures_with_many_readings_are_all_seen(tmp_path: Path) -> None:
 def test_the_stage_says_what_to_install(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
     from guardreasoner_vl.errors import MissingExtraError
 
-    monkeypatch.setitem(sys.modules, "guardreasoner_vl.stages.sft_trainer", None)
+    monkeypatch.setitem(sys.modules, "guardreasoner_vl.training.sft_trainer", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'guardreasoner-vl\[train\]'"):
         sft.run(toy.recipe(), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardreasoner_vl.corpus.attempts import REASONING, Attempt, AttemptLog, Ledger, read_attempts
-from guardreasoner_vl.corpus.standing import pending
+from guardreasoner_vl.corpus.progress import pending
 from guardreasoner_vl.corpus.store import CorpusInfo, read_corpus, write_corpus
-from guardreasoner_vl.engines import openai_http
-from guardreasoner_vl.engines.openai_http import HttpError
+from guardreasoner_vl.engines.openai import http as openai_http
+from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import DataError, GuardError, ImageError, InputError
 from guardreasoner_vl.stages.synthesize import Progress, Synthesis, run
 from guardreasoner_vl.teachers.base import Answered, Tokens

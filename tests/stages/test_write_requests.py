@@ -12,9 +12,9 @@ import torch
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import write_requests as stage
-from guardreasoner_vl.stages.pretrained_base import LanguageModel, load_language_model
 from guardreasoner_vl.stages.write_requests import Settings
-from tests.stages.test_pretrained_base import write_llama
+from guardreasoner_vl.training.pretrained_base import LanguageModel, load_language_model
+from tests.training.test_pretrained_base import write_llama
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

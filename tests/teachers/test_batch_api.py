@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guardreasoner_vl.engines.openai_http import HttpError
+from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.teachers import batch_api
 from guardreasoner_vl.teachers.base import Answered
 from guardreasoner_vl.teachers.batch_api import RequestFiles, Result, read_result, request_line

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guardreasoner_vl.engines import openai_http
-from guardreasoner_vl.engines.openai_http import HttpError
+from guardreasoner_vl.engines.openai import http as openai_http
+from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import ImageError, InputError, InputTooLongError, MissingExtraError
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.teachers.base import Answered, Tokens

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, neutralise, parse_verdict, training_target
 from guardreasoner_vl.protocol.quotes import QuoteFilter
 from guardreasoner_vl.sources.categories import TAXONOMY
-from guardreasoner_vl.stages.sft_data import target_labels
 from guardreasoner_vl.teachers.base import CannotLabelError, Tokens
 from guardreasoner_vl.teachers.forms import is_refusal
 from guardreasoner_vl.teachers.gates import Passed, gate, steps_of
@@ -38,6 +37,7 @@ from guardreasoner_vl.teachers.wordings import (
     SHOWN,
     WHY_NOT,
 )
+from guardreasoner_vl.training.sft_data import target_labels
 from guardreasoner_vl.types import GoldLabel, Sample, Target
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from guardreasoner_vl.engines.openai_api import OpenAIEngine
+from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 from tests.engines.conformance import Pieces, asked
 from tests.integrations.test_asgi import App, Instant
 from tests.integrations.test_asgi import client as asgi_client

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.corpus.store import read_corpus, read_info
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images import load_images
+from guardreasoner_vl.images.decode import load_images
 from guardreasoner_vl.protocol import TargetLabel, neutralise, training_target
 from guardreasoner_vl.sources.labels import content
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.teachers.gates import Rejected, gate
 
 if TYPE_CHECKING:

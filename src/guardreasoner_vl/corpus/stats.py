@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.corpus.standing import TRAIN
+from guardreasoner_vl.corpus.progress import TRAIN
 from guardreasoner_vl.teachers.gates import steps_of
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.sources.skipped import SetAside
     from guardreasoner_vl.types import Sample
 
 ROWS, INFO, SET_ASIDE = "rows.parquet", "corpus.json", "set_aside.jsonl"

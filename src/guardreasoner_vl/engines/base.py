@@ -10,8 +10,9 @@ from guardreasoner_vl.types import ModelInfo, Usage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from guardreasoner_vl.images import Picture, PixelBudget
+    from guardreasoner_vl.images.geometry import PixelBudget
     from guardreasoner_vl.protocol import Message
+    from guardreasoner_vl.types import Picture
 
 FinishReason = Literal["stop", "length", "error"]
 

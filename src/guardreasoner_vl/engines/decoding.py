@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from guardreasoner_vl.engines.qwen import Encoded, QwenInputs
-    from guardreasoner_vl.images import PixelBudget
+    from guardreasoner_vl.images.geometry import PixelBudget
 
 _ROOM = 64
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guardreasoner_vl.errors import InputError, ModelError
-from guardreasoner_vl.images import PixelBudget, smart_resize
+from guardreasoner_vl.images.geometry import PixelBudget, smart_resize
 from guardreasoner_vl.protocol import IMAGE, TargetLabel, training_target
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from tokenizers import Tokenizer
 
-    from guardreasoner_vl.images import Picture
     from guardreasoner_vl.protocol import Message
+    from guardreasoner_vl.types import Picture
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"

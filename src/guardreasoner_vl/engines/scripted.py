@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
-from guardreasoner_vl.engines.checks import check_request, check_scoring, failed, unscored
 from guardreasoner_vl.engines.label_scores import label_offset, likeliest
+from guardreasoner_vl.engines.validation import check_request, check_scoring, failed, unscored
 from guardreasoner_vl.errors import EngineError, GuardError
 from guardreasoner_vl.types import ModelInfo, Usage
 

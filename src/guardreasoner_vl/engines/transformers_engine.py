@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
-from guardreasoner_vl.engines.checks import check_request, failed, unscored
 from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
-from guardreasoner_vl.engines.folders import check_folder, model_info, resolve_folder
 from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
+from guardreasoner_vl.engines.model_files import check_folder, model_info, resolve_folder
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.sampling import Row, Vocabulary, choose_tokens
+from guardreasoner_vl.engines.validation import check_request, failed, unscored
 from guardreasoner_vl.engines.weights import load_network
 from guardreasoner_vl.errors import CalledOffError, EngineError, GuardError, InputTooLongError
 from guardreasoner_vl.types import ModelInfo, Usage
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.qwen import Encoded
     from guardreasoner_vl.engines.weights import DType
-    from guardreasoner_vl.images import Picture
+    from guardreasoner_vl.types import Picture
 
 _log = logging.getLogger(__name__)
 _SHRINK_BELOW = 0.75

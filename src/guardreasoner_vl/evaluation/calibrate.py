@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guardreasoner_vl.calibration import EDGE, PRESETS, Calibration, Measured, ModeScales, Scale
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.curves import calibration_error, curve
 from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
+from guardreasoner_vl.judging.calibration import EDGE, PRESETS, Calibration, Measured, ModeScales, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from guardreasoner_vl.calibration import Preset
     from guardreasoner_vl.evaluation.predictions import Prediction
+    from guardreasoner_vl.judging.calibration import Preset
     from guardreasoner_vl.types import ModelInfo, Target
 
 SMALLEST, LARGEST = 0.05, 20.0

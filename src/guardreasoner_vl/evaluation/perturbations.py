@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from guardreasoner_vl.images import load_images
+from guardreasoner_vl.images.decode import load_images
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.calibration import PRESETS
 from guardreasoner_vl.evaluation.report import percent
 from guardreasoner_vl.evaluation.results import TARGETS
 from guardreasoner_vl.evaluation.rules import RULES
+from guardreasoner_vl.judging.calibration import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardreasoner_vl.calibration import Calibration
     from guardreasoner_vl.evaluation.report import Table
     from guardreasoner_vl.evaluation.rules import Answered, RuleName
+    from guardreasoner_vl.judging.calibration import Calibration
 
 
 def score_table(rows: Sequence[Answered], rule: RuleName) -> Table:

@@ -1,5 +1,5 @@
 """The guard service in front of what people run; each library is imported by its own module only."""
 
-from guardreasoner_vl.integrations.client import GuardClient
+from guardreasoner_vl.remote.client import GuardClient
 
 __all__ = ["GuardClient"]

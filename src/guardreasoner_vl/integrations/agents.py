@@ -30,7 +30,7 @@ from agents import (
 from pydantic import TypeAdapter
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.integrations.client import GuardClient, unjudged
+from guardreasoner_vl.remote.client import GuardClient, unjudged
 from guardreasoner_vl.service.conversation import messages_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from guardreasoner_vl.engines.chat_events import UpstreamError
-from guardreasoner_vl.integrations.client import GuardClient, blocked_reason
+from guardreasoner_vl.engines.openai.chat_stream import UpstreamError
+from guardreasoner_vl.remote.client import GuardClient, blocked_reason
 from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged
 from guardreasoner_vl.service.bodies import InvalidBodyError
 from guardreasoner_vl.service.passing import check_extra, read_chat

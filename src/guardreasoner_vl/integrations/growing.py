@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.events import EventDecoder
+from guardreasoner_vl.engines.openai.sse import EventDecoder
 from guardreasoner_vl.service.answers import spelled
 from guardreasoner_vl.service.parts import UnseenError, answer_parts, beside, called_parts, opened, parts_of, texts_of
 

@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, AnyMessage
 from pydantic import TypeAdapter
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.integrations.client import GuardClient, blocked_reason, unjudged
+from guardreasoner_vl.remote.client import GuardClient, blocked_reason, unjudged
 from guardreasoner_vl.service.conversation import messages_of
 
 if TYPE_CHECKING:

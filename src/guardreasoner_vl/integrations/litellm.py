@@ -22,10 +22,10 @@ from litellm.types.guardrails import GuardrailEventHooks
 from litellm.types.utils import EmbeddingResponse, ModelResponse, ModelResponseStream, TextCompletionResponse
 from pydantic import BaseModel
 
-from guardreasoner_vl.engines.events import TooLongError
+from guardreasoner_vl.engines.openai.sse import TooLongError
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.integrations.client import DEFAULT_URL, GuardClient, blocked_reason, unjudged
 from guardreasoner_vl.integrations.growing import GrowingAnswers, completion_parts, message_parts, response_parts
+from guardreasoner_vl.remote.client import DEFAULT_URL, GuardClient, blocked_reason, unjudged
 from guardreasoner_vl.service.answers import HeldBack, all_of
 from guardreasoner_vl.service.conversation import messages_of, said_beside
 from guardreasoner_vl.service.litellm_wire import united

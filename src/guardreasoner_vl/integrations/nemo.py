@@ -23,7 +23,7 @@ from nemoguardrails.llm.providers import register_provider
 from nemoguardrails.types import LLMResponse, LLMResponseChunk
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.integrations.client import DEFAULT_URL, GuardClient, blocked_reason, unjudged
+from guardreasoner_vl.remote.client import DEFAULT_URL, GuardClient, blocked_reason, unjudged
 from guardreasoner_vl.service.conversation import messages_of
 from guardreasoner_vl.types import Verdict
 

@@ -112,8 +112,9 @@ class BalanceSection(Section):
 class DataSection(Section):
     """What is trained on; rows of other modalities than the named ones are left out.
 
-    `drawn` are pictures of words (`sources.drawn`), `written` exchanges with and without signs (`sources.written`),
-    `contrast` harmless requests beside harmful ones in the same words (`sources.contrast`).
+    `drawn` are images of words (`sources.synthetic.images`), `written` exchanges with and without signs
+    (`sources.synthetic.exchanges`), `contrast` harmless requests beside harmful ones in the same words
+    (`sources.synthetic.contrast`).
     `joined` adds rows made of training rows, then `varied` changes some texts; held-out and test rows stay as they are.
 
     `categories` maps a source's own category to one of the taxonomy (`sources.categories`), beside the built-in map.

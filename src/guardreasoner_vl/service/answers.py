@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from guardreasoner_vl.engines.chat_events import (
+from guardreasoner_vl.engines.openai.chat_stream import (
     CALL_TEXTS,
     CALLED,
     FAILED,
@@ -20,8 +20,8 @@ from guardreasoner_vl.engines.chat_events import (
     ReportedError,
     UpstreamError,
 )
-from guardreasoner_vl.engines.events import MOST_BYTES, TooLongError
-from guardreasoner_vl.engines.mending import plain
+from guardreasoner_vl.engines.openai.mending import plain
+from guardreasoner_vl.engines.openai.sse import MOST_BYTES, TooLongError
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.service.passing import leaving, leaving_choice
 from guardreasoner_vl.service.wire import blocked_reason, fault

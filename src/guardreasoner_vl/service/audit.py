@@ -28,12 +28,11 @@ from pydantic import Field
 
 from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.images import Picture
 from guardreasoner_vl.protocol import INSTRUCTION
 from guardreasoner_vl.storage.atomic import sync_folder
 from guardreasoner_vl.storage.jsonl_log import is_torn
 from guardreasoner_vl.storage.lock import stands_at, try_lock
-from guardreasoner_vl.types import Frozen
+from guardreasoner_vl.types import Frozen, Picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from guardreasoner_vl.guard import Asked, Guard
-from guardreasoner_vl.policy import MAX_WINDOWS
+from guardreasoner_vl.judging.policy import MAX_WINDOWS
 from guardreasoner_vl.service.process import EngineProcess
 from guardreasoner_vl.service.worker import Opening
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guardreasoner_vl.engines.base import Watch
-    from guardreasoner_vl.policy import Policy
+    from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.service.config import GuardSection
     from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Verdict
 

@@ -18,9 +18,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, YamlConfigSettingsSource
 from yaml import YAMLError
 
-from guardreasoner_vl.calibration import Preset, read_calibration
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.policy import MAX_WINDOWS, Policy
+from guardreasoner_vl.judging.calibration import Preset, read_calibration
+from guardreasoner_vl.judging.policy import MAX_WINDOWS, Policy
 from guardreasoner_vl.recipe.unknown import first_problem, known_keys
 from guardreasoner_vl.service.audit import AuditSettings
 from guardreasoner_vl.service.fetch import RemoteImages

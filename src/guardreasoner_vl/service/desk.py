@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import EngineError, GuardError
-from guardreasoner_vl.judging import error_verdict
+from guardreasoner_vl.judging.judge import error_verdict
 from guardreasoner_vl.service.callers import Callers, QueueFullError, RefusedError
 from guardreasoner_vl.service.config import DEFAULT, STAGES
 from guardreasoner_vl.service.enforcement import enforced, stages_of

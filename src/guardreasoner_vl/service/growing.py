@@ -10,8 +10,8 @@ from pydantic import ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from guardreasoner_vl.engines.events import lines_of
-from guardreasoner_vl.engines.mending import REPLACEMENT, Halves
+from guardreasoner_vl.engines.openai.mending import REPLACEMENT, Halves
+from guardreasoner_vl.engines.openai.sse import lines_of
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.service.answers import HeldBack
 from guardreasoner_vl.service.bodies import Body, InvalidBodyError, checked, read_body, read_json

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.chat_events import CALLED, REASONING, TEXTS
-from guardreasoner_vl.engines.mending import has_halves
+from guardreasoner_vl.engines.openai.chat_stream import CALLED, REASONING, TEXTS
+from guardreasoner_vl.engines.openai.mending import has_halves
 from guardreasoner_vl.service.bodies import InvalidBodyError, read_json
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from guardreasoner_vl.engines.chat_events import UpstreamError, is_event_stream, is_json, reported_error
-from guardreasoner_vl.engines.events import MOST_BYTES, TooLongError
+from guardreasoner_vl.engines.openai.chat_stream import UpstreamError, is_event_stream, is_json, reported_error
+from guardreasoner_vl.engines.openai.sse import MOST_BYTES, TooLongError
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged, quotable
 from guardreasoner_vl.service.asking import Asker, Asking, while_connected

@@ -8,8 +8,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.images import Picture
 from guardreasoner_vl.protocol import INSTRUCTION
+from guardreasoner_vl.types import Picture
 
 if TYPE_CHECKING:
     from guardreasoner_vl.service.backend import Backend

@@ -6,8 +6,8 @@ import json
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.chat_events import ChatEvents, ReportedError, UpstreamError, reported_error
-from guardreasoner_vl.engines.mending import plain
+from guardreasoner_vl.engines.openai.chat_stream import ChatEvents, ReportedError, UpstreamError, reported_error
+from guardreasoner_vl.engines.openai.mending import plain
 from guardreasoner_vl.service.answers import (
     END,
     FILTERED,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from guardreasoner_vl.policy import Policy
+    from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Verdict
 
 

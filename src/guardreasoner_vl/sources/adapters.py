@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import ValidationError
 
 from guardreasoner_vl.errors import DataError, GuardError
-from guardreasoner_vl.media import unread_medium
 from guardreasoner_vl.sources.checked import checked, field_fault, marks_fault
 from guardreasoner_vl.sources.records import NotASampleError, Record, Row, read_records
 from guardreasoner_vl.types import GoldLabel, Modality, Sample
+from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.sources.skipped import SetAside
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from guardreasoner_vl.image_sources import file_name_fault
-from guardreasoner_vl.media import leading_marks
+from guardreasoner_vl.images.encoded import file_name_fault
 from guardreasoner_vl.sources.records import NOT_UTF8, NotASampleError
 from guardreasoner_vl.types import Sample
+from guardreasoner_vl.types.media import leading_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

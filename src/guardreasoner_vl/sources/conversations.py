@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.media import marks, unread_medium
 from guardreasoner_vl.protocol import IMAGE, parse_released_input, parse_verdict
 from guardreasoner_vl.sources.adapters import Place, modality_of, picture_of, text_of
 from guardreasoner_vl.sources.checked import field_fault
 from guardreasoner_vl.sources.records import NotASampleError, Record, Row, read_records
 from guardreasoner_vl.types import GoldLabel, Label, Sample, Target
+from guardreasoner_vl.types.media import marks, unread_medium
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

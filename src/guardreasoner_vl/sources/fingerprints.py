@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from guardreasoner_vl.errors import ImageError, MissingExtraError
-from guardreasoner_vl.images import load_images
+from guardreasoner_vl.images.decode import load_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -115,7 +115,7 @@ class PictureMark:
 
 
 def picture_marks(path: str) -> tuple[PictureMark, ...] | None:
-    """One mark for each picture that a file gives (`images.load_images`); None if it cannot be decoded."""
+    """One mark for each picture that a file gives (`images.decode.load_images`); None if it cannot be decoded."""
     try:
         return tuple(map(_mark, load_images(Path(path))))
     except ImageError:

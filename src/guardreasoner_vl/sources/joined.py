@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.sources.fillers import Fillers
 from guardreasoner_vl.sources.jsonl import never_held_out
 from guardreasoner_vl.sources.repeats import times
+from guardreasoner_vl.sources.synthetic.fillers import Fillers
 from guardreasoner_vl.sources.union import class_of, made_for, union_label
 from guardreasoner_vl.sources.variation import PLAIN
 from guardreasoner_vl.types import Sample

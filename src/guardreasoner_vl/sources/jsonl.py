@@ -10,18 +10,18 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.image_sources import file_name_fault
-from guardreasoner_vl.media import unread_medium
+from guardreasoner_vl.images.encoded import file_name_fault
 from guardreasoner_vl.sources.checked import made_from, marks_fault
 from guardreasoner_vl.sources.parquet import read_rows
 from guardreasoner_vl.sources.records import NotASampleError, read_with
+from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from guardreasoner_vl.sources.records import Record
-    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.sources.skipped import SetAside
     from guardreasoner_vl.types import Sample
 
 HELD_OUT_MODULUS = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.hub import snapshot
+from guardreasoner_vl.storage.hub import snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path

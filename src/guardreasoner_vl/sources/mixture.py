@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.recipe import SAMPLES
-from guardreasoner_vl.sources import contrast, written
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.categories import taxonomy
-from guardreasoner_vl.sources.drawn import draw_folder
 from guardreasoner_vl.sources.joined import joined_rows
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
 from guardreasoner_vl.sources.labels import KnownLabels, known_labels
 from guardreasoner_vl.sources.locate import locate
 from guardreasoner_vl.sources.parquet import PICTURES, read_rows
 from guardreasoner_vl.sources.repeats import all_taken
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.synthetic import contrast
+from guardreasoner_vl.sources.synthetic import exchanges as written
+from guardreasoner_vl.sources.synthetic.images import draw_folder
 from guardreasoner_vl.sources.variation import varied
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
-from guardreasoner_vl.image_sources import file_name_fault
-from guardreasoner_vl.media import unread_medium
+from guardreasoner_vl.images.encoded import file_name_fault
 from guardreasoner_vl.sources.checked import made_from
 from guardreasoner_vl.sources.records import NotASampleError, read_with, unpack_picture, unreadable
 from guardreasoner_vl.storage.atomic import replacing
+from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from guardreasoner_vl.sources.records import Record
-    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.sources.skipped import SetAside
     from guardreasoner_vl.types import Sample
 
 SCHEMA = 1

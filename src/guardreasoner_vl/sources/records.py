@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
-from guardreasoner_vl.images import file_ending
+from guardreasoner_vl.images.decode import file_ending
 from guardreasoner_vl.storage.atomic import write_whole
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE, lines_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.sources.skipped import SetAside
     from guardreasoner_vl.types import Sample
 
 Record = dict[str, Any]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.corpus.attempts import REASONING
+from guardreasoner_vl.corpus.contact_sheet import kind_of, write_sheet
 from guardreasoner_vl.corpus.store import (
     INFO,
     ROWS,
@@ -29,12 +30,12 @@ from guardreasoner_vl.corpus.store import (
     write_corpus,
 )
 from guardreasoner_vl.errors import DataError, ImageError
-from guardreasoner_vl.images import load_images, merge
+from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.geometry import merge
 from guardreasoner_vl.rl.concatenation import SOURCE, Pair, drawn_pairs, joined
 from guardreasoner_vl.sources.parquet import PICTURES
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.sources.union import class_of, made_for
-from guardreasoner_vl.stages.contact_sheet import kind_of, write_sheet
 from guardreasoner_vl.storage.atomic import write_json, writing
 from guardreasoner_vl.storage.lock import locked_folder
 

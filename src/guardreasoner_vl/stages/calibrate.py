@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.calibration import Calibration
     from guardreasoner_vl.evaluation.benchmarks.base import Loaded
     from guardreasoner_vl.evaluation.predictions import Prediction
+    from guardreasoner_vl.judging.calibration import Calibration
     from guardreasoner_vl.types import Mode
 
 

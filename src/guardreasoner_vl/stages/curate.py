@@ -15,7 +15,7 @@ from guardreasoner_vl.corpus.store import SET_ASIDE, CorpusInfo, SourceInfo, wri
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.find import find
 from guardreasoner_vl.recipe import SAMPLES, DuplicatesSection
-from guardreasoner_vl.run_dir import open_run_dir
+from guardreasoner_vl.recipe.run_dir import open_run_dir
 from guardreasoner_vl.sources.balance import balanced
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.duplicates import without_duplicates
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import DataSection, Recipe, SourceSection
-    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.sources.skipped import SetAside
     from guardreasoner_vl.types import Sample
 
 REPORT = "curation.json"

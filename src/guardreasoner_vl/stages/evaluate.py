@@ -17,7 +17,7 @@ from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.predictions import FORMAT, PREDICTIONS, RESULTS, SETTINGS, Prediction, digest_of
 from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, check_apart, summarise
 from guardreasoner_vl.guard import CHUNK
-from guardreasoner_vl.run_dir import changed_keys
+from guardreasoner_vl.recipe.run_dir import changed_keys
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.storage.lock import locked_folder

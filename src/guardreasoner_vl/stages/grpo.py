@@ -5,8 +5,8 @@
 
 A trainer of its own: prompt and picture of a group go through the model once, in rollouts and in updates
 (`rl.shared_prefix`), which leaves nothing of TRL's sampler, buffer, log-probabilities and loss; TRL is what the tests
-and benchmarks hold it against (`stages.stock_grpo`). Under `accelerate launch` or `torchrun` every process has its part
-of each update's prompts (`stages.grpo_ranks`); all of them read and write the same folder.
+and benchmarks hold it against (`training.grpo.trl_parity`). Under `accelerate launch` or `torchrun` every process has
+its part of each update's prompts (`training.grpo.ranks`); all of them read and write the same folder.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from guardreasoner_vl.corpus.store import read_split
-from guardreasoner_vl.engines.folders import folder_digest
+from guardreasoner_vl.engines.model_files import folder_digest
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError, GuardError
+from guardreasoner_vl.recipe.run_dir import open_run_dir
 from guardreasoner_vl.rl.clipping import bound
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
-from guardreasoner_vl.run_dir import open_run_dir
 from guardreasoner_vl.sources.content import content_digest
-from guardreasoner_vl.stages.grpo_log import Log, batch_figures, draw_training, read_log
-from guardreasoner_vl.stages.grpo_optimizer import new_optimizer, whole_state
-from guardreasoner_vl.stages.grpo_ranks import Ranks, told_to_stop
-from guardreasoner_vl.stages.grpo_rollouts import fitting, roll_out
-from guardreasoner_vl.stages.grpo_state import State, check_begun, load_best, load_checkpoint, save_checkpoint
-from guardreasoner_vl.stages.grpo_update import Passes, accumulate, autocast, old_log_probabilities
-from guardreasoner_vl.stages.grpo_validation import validate
-from guardreasoner_vl.stages.model_folder import load_for_training, write_model, written
 from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.training.grpo.log import Log, batch_figures, draw_training, read_log
+from guardreasoner_vl.training.grpo.optimizer import new_optimizer, whole_state
+from guardreasoner_vl.training.grpo.ranks import Ranks, told_to_stop
+from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
+from guardreasoner_vl.training.grpo.state import State, check_begun, load_best, load_checkpoint, save_checkpoint
+from guardreasoner_vl.training.grpo.update import Passes, accumulate, autocast, old_log_probabilities
+from guardreasoner_vl.training.grpo.validation import validate
+from guardreasoner_vl.training.model_folder import load_for_training, write_model, written
 from guardreasoner_vl.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import GrpoSection, Recipe
-    from guardreasoner_vl.stages.grpo_rollouts import Group
+    from guardreasoner_vl.training.grpo.rollouts import Group
     from guardreasoner_vl.types import Sample
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Hard-sample mining (paper, section 3.3; method, section 4): the rows of a corpus that the guard gets wrong.
 
-    rows of the split train -> k answers each -> right or wrong (`rl.candidates`) -> the kept rows as a corpus
+    rows of the split train -> k answers each -> right or wrong (`mining.candidates`) -> the kept rows as a corpus
 
 OUT/candidates.jsonl       one line for each judged row, on the disk before the next chunk is asked about
 OUT/mining_settings.json   what the candidates depend on; a run with other settings is refused
@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.corpus.standing import REPEATED, TRAIN
+from guardreasoner_vl.corpus.progress import REPEATED, TRAIN
 from guardreasoner_vl.corpus.store import CorpusInfo, is_corpus, read_corpus, read_info, write_corpus
 from guardreasoner_vl.engines.faults import FaultStreak, is_engine_fault
 from guardreasoner_vl.errors import DataError, EngineError, InputError
-from guardreasoner_vl.rl.candidates import FORMAT, PassRates, candidate_requests, is_kept, judged, read_candidates
-from guardreasoner_vl.run_dir import changed_keys
+from guardreasoner_vl.mining.candidates import FORMAT, PassRates, candidate_requests, is_kept, judged, read_candidates
+from guardreasoner_vl.mining.report import REPORT, MiningReport, unanswered, why_nothing, write_report
+from guardreasoner_vl.recipe.run_dir import changed_keys
 from guardreasoner_vl.sources.content import content_digest
-from guardreasoner_vl.sources.set_aside import SetAside
-from guardreasoner_vl.stages.mine_report import REPORT, MiningReport, unanswered, why_nothing, write_report
+from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.storage.lock import locked_folder
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
+    from guardreasoner_vl.mining.candidates import Candidates
     from guardreasoner_vl.recipe import MineSection, Recipe
-    from guardreasoner_vl.rl.candidates import Candidates
     from guardreasoner_vl.types import Sample
 
 CANDIDATES, SETTINGS = "candidates.jsonl", "mining_settings.json"

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError, RecipeError
-from guardreasoner_vl.run_dir import changed_keys, open_run_dir
+from guardreasoner_vl.recipe.run_dir import changed_keys, open_run_dir
 from guardreasoner_vl.storage.atomic import write_json
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.recipe import ReadingSection, Recipe
     from guardreasoner_vl.sources.mixture import Mixture
-    from guardreasoner_vl.sources.set_aside import SetAside
-    from guardreasoner_vl.stages.sft_data import TokenRows
-    from guardreasoner_vl.stages.sft_trainer import SupervisedOnlyTrainer
+    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.training.sft_data import TokenRows
+    from guardreasoner_vl.training.sft_trainer import SupervisedOnlyTrainer
     from guardreasoner_vl.types import Sample
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
     (`curate`).
     """
     try:
-        from guardreasoner_vl.stages.sft_trainer import sft_config
+        from guardreasoner_vl.training.sft_trainer import sft_config
     except ImportError as error:
         raise MissingExtraError("trl", "train") from error
     if recipe.sft.deepspeed and find_spec("deepspeed") is None:
@@ -91,8 +91,8 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
 def _trained(recipe: Recipe, data: Path, mixture: Mixture, base: Path, folder: Path, config: SFTConfig) -> None:
     """Train on the mixture, from the last checkpoint if there is one, and write the finished model."""
     from guardreasoner_vl.engines.qwen import QwenInputs
-    from guardreasoner_vl.stages.model_folder import load_for_training, written
-    from guardreasoner_vl.stages.sft_trainer import build_trainer
+    from guardreasoner_vl.training.model_folder import load_for_training, written
+    from guardreasoner_vl.training.sft_trainer import build_trainer
 
     inputs = QwenInputs.from_folder(base)
     rows = _token_rows(recipe, mixture.train, inputs)
@@ -115,7 +115,7 @@ def _trained(recipe: Recipe, data: Path, mixture: Mixture, base: Path, folder: P
 
 def _begun_with(samples: Sequence[Sample], rows: TokenRows, base: Path) -> dict[str, str]:
     """What a resumed run must go on with: digests of the model and of the rows, both as read and as tokens."""
-    from guardreasoner_vl.engines.folders import folder_digest
+    from guardreasoner_vl.engines.model_files import folder_digest
     from guardreasoner_vl.sources.content import content_digest
 
     tokens = hashlib.sha256(content_digest(samples).encode())
@@ -155,8 +155,8 @@ def _nothing(data: Path, set_aside: SetAside) -> DataError:
 
 def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path:
     """The model to start from; one that has to be made is made once and found again on resume."""
-    from guardreasoner_vl.engines.folders import resolve_folder
-    from guardreasoner_vl.stages.model_folder import emptied, move
+    from guardreasoner_vl.engines.model_files import resolve_folder
+    from guardreasoner_vl.training.model_folder import emptied, move
 
     start, reading = recipe.base, recipe.base.reading
     given = resolve_folder(start.path, start.revision) if start.path else None
@@ -166,11 +166,11 @@ def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path
         return folder
     partial = emptied(folder)
     if start.new:
-        from guardreasoner_vl.stages.small_model import write_new_model
+        from guardreasoner_vl.training.small_model import write_new_model
 
         write_new_model(partial, _tokenizer_texts(samples), start.new, recipe.seed)
     if start.base:
-        from guardreasoner_vl.stages.pretrained_base import write_pretrained
+        from guardreasoner_vl.training.pretrained_base import write_pretrained
 
         write_pretrained(partial, start.base, recipe.seed)
     if reading:
@@ -182,8 +182,8 @@ def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path
 
 def _teach_reading(source: Path, partial: Path, recipe: Recipe, section: ReadingSection, texts: Sequence[str]) -> None:
     from guardreasoner_vl.engines.qwen import QwenInputs
-    from guardreasoner_vl.stages.model_folder import copy_texts, load_for_training
-    from guardreasoner_vl.stages.reading import learn_to_read
+    from guardreasoner_vl.training.model_folder import copy_texts, load_for_training
+    from guardreasoner_vl.training.reading import learn_to_read
 
     model = load_for_training(source, recipe.sft.precision)
     read = learn_to_read(model, QwenInputs.from_folder(source), section, texts, recipe.seed)
@@ -207,7 +207,7 @@ def _tokenizer_texts(samples: Sequence[Sample]) -> list[str]:
 
 
 def _token_rows(recipe: Recipe, samples: Sequence[Sample], inputs: Any) -> TokenRows:
-    from guardreasoner_vl.stages.sft_data import target_labels, tokenise
+    from guardreasoner_vl.training.sft_data import target_labels, tokenise
 
     section = recipe.sft
     return tokenise(
@@ -258,7 +258,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _save(trainer: SupervisedOnlyTrainer, base: Path, finished: Path) -> None:
-    from guardreasoner_vl.stages.model_folder import write_model
+    from guardreasoner_vl.training.model_folder import write_model
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every rank takes part where it is sharded
     if trainer.is_world_process_zero():

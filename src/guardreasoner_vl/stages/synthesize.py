@@ -13,10 +13,10 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from guardreasoner_vl.corpus.asking import Terms
 from guardreasoner_vl.corpus.attempts import REASONING, AttemptLog, Ledger
-from guardreasoner_vl.corpus.standing import pending, standing
+from guardreasoner_vl.corpus.progress import pending, standing
 from guardreasoner_vl.corpus.store import ROWS, read_info
+from guardreasoner_vl.corpus.synthesis_policy import Terms
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.teachers.base import Tokens
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.corpus.attempts import Asked, Attempt
-    from guardreasoner_vl.sources.set_aside import SetAside
+    from guardreasoner_vl.sources.skipped import SetAside
     from guardreasoner_vl.teachers.base import Answered, Teacher
     from guardreasoner_vl.teachers.budget import Budget, Price
     from guardreasoner_vl.types import Sample

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.stages.pretrained_base import LanguageModel
+    from guardreasoner_vl.training.pretrained_base import LanguageModel
 
 SOURCE = "base_requests"
 ROWS, BATCHES, REPORT = "train.jsonl", "batches.jsonl", "report.json"

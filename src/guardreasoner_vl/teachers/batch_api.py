@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ValidationError
 
-from guardreasoner_vl.engines.openai_http import HttpError
+from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.storage.atomic import replacing
 from guardreasoner_vl.teachers.openai import read_answer

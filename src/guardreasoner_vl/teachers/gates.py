@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from operator import eq
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.engines import mending
+from guardreasoner_vl.engines.openai import mending
 from guardreasoner_vl.protocol import neutralise, parse_verdict
 from guardreasoner_vl.teachers.base import TARGETS, known, present
 from guardreasoner_vl.teachers.forms import is_refusal

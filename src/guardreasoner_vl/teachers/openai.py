@@ -10,10 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.engines.base import EngineRequest
-from guardreasoner_vl.engines.openai_http import HttpClient, HttpError
-from guardreasoner_vl.engines.openai_wire import chat_payload, read_completion
+from guardreasoner_vl.engines.openai.chat import chat_payload, read_completion
+from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
 from guardreasoner_vl.errors import EngineError, InputError, MissingExtraError
-from guardreasoner_vl.intake import take_in
+from guardreasoner_vl.images.exchange import take_in
 from guardreasoner_vl.teachers.base import Answered, Tokens
 from guardreasoner_vl.teachers.prompts import FORM, TASK, labelling_messages, writing_messages
 
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     from aiolimiter import AsyncLimiter
 
-    from guardreasoner_vl.images import Picture
     from guardreasoner_vl.protocol import Message
-    from guardreasoner_vl.types import Sample
+    from guardreasoner_vl.types import Picture, Sample
 
 DEFAULT_MODEL = "gpt-4o-2024-08-06"
 DEFAULT_URL = "https://api.openai.com/v1"

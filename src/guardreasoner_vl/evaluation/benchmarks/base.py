@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from guardreasoner_vl.errors import DataError, GuardError
 from guardreasoner_vl.sources.adapters import Place, samples_of
 from guardreasoner_vl.sources.records import read_records
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

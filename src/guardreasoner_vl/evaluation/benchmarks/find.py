@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, Loaded, load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import PAPER, named
-from guardreasoner_vl.hub import snapshot
 from guardreasoner_vl.sources.jsonl import read_samples
-from guardreasoner_vl.sources.set_aside import SetAside
+from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.storage.hub import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

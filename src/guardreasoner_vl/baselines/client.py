@@ -1,0 +1,116 @@
+"""Another guard behind an OpenAI-compatible server, judged like ours: exchanges in, verdicts out."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.baselines.base import Adapter, read_answer
+from guardreasoner_vl.baselines.chat_guards import LlamaGuard, LlavaGuard, Qwen3Guard
+from guardreasoner_vl.baselines.openai_moderation import OpenAIModeration
+from guardreasoner_vl.baselines.over_http import GuardOverHttp
+from guardreasoner_vl.baselines.plain_guards import GuardReasoner, WildGuard
+from guardreasoner_vl.baselines.verdicts import failure, verdict_of, worse
+from guardreasoner_vl.engines.openai.chat import NEUTRAL
+from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
+from guardreasoner_vl.errors import GuardError, InputError
+from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.types import ModelInfo, Usage
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.baselines.base import Ask
+    from guardreasoner_vl.types import Exchange, Judgement, Mode, Target, Verdict
+
+ADAPTERS: dict[str, Adapter] = {
+    "llama-guard-3-8b": LlamaGuard(parts=False),
+    "llama-guard-3-1b": LlamaGuard(),
+    "llama-guard-3-vision": LlamaGuard(most_pictures=1),
+    "llama-guard-4": LlamaGuard(most_pictures=5),
+    "wildguard": WildGuard(),
+    "qwen3guard": Qwen3Guard(),
+    "qwen3guard-loose": Qwen3Guard(controversial="unharmful"),
+    "llavaguard": LlavaGuard(),
+    "guardreasoner": GuardReasoner(),
+    "openai-moderation": OpenAIModeration(),
+}
+"""By name; any other chat model is judged zero-shot by `--engine openai`, with this project's instruction."""
+
+_REFUSED = (400, 422)
+
+LOCAL = "shieldgemma-2"
+"""The guard that is run here (`baselines.shieldgemma`), since its prompts are made by its own processor."""
+
+
+class OtherGuard(GuardOverHttp["Exchange"]):
+    """Asks one guard by its adapter; what it cannot judge or answers outside its grammar is an `error` verdict.
+
+    `api_key` None reads OPENAI_API_KEY. Raises `InputError` for an unknown guard.
+    """
+
+    def __init__(
+        self,
+        guard: str,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        max_concurrency: int = 32,
+        timeout: float = 120.0,
+        retries: int = 3,
+    ) -> None:
+        if guard not in ADAPTERS:
+            raise InputError(f"unknown guard {guard!r:.40}: use {', '.join([*ADAPTERS, LOCAL])}")
+        self._guard, self._adapter = guard, ADAPTERS[guard]
+        self._model = model
+        self._takes_neutral = True
+        key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
+        super().__init__(HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo(name=self._model)
+
+    @property
+    def mode(self) -> Mode:
+        """`slow` for guards that reason, else `fast`."""
+        return "slow" if self._adapter.reasons else "fast"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its verdicts besides the model and the mode."""
+        return {"adapter": self._guard}
+
+    async def _verdict(self, item: Exchange) -> Verdict:
+        started = time.perf_counter()
+        found: dict[Target, Judgement] = {}
+        tokens = 0
+        try:
+            for ask in self._adapter.asks(take_in(item)[0]):
+                answer = read_answer(ask.path, await self._asked(ask))
+                tokens += answer.completion_tokens
+                for target, judgement in self._adapter.read(ask, answer).items():
+                    found[target] = worse(found.get(target), judgement)
+        except GuardError as error:
+            return failure(error, self.mode, self.model, _used(tokens, started))
+        return verdict_of(found, self.mode, self.model, _used(tokens, started))
+
+    async def _asked(self, ask: Ask) -> bytes:
+        """The answer's body; asked again without neutral sampling where the server refuses that."""
+        if self._takes_neutral:
+            try:
+                return await self._http.post(ask.path, lambda: {"model": self._model, **ask.payload()})
+            except HttpError as error:
+                if error.status not in _REFUSED or ask.path == "moderations":
+                    raise
+        body = await self._http.post(ask.path, lambda: {"model": self._model, **_without_neutral(ask.payload())})
+        self._takes_neutral = False
+        return body
+
+
+def _without_neutral(payload: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in payload.items() if name not in NEUTRAL}
+
+
+def _used(tokens: int, started: float) -> Usage:
+    return Usage(completion_tokens=tokens, seconds=time.perf_counter() - started)

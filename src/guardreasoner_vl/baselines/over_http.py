@@ -1,0 +1,48 @@
+"""What guards behind an HTTP server share: many items at once, verdicts in order, connections that are closed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from itertools import islice
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from guardreasoner_vl.engines.openai.http import LoopThread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    from guardreasoner_vl.engines.openai.http import HttpClient
+    from guardreasoner_vl.types import Verdict
+
+Asked = TypeVar("Asked")
+
+
+class GuardOverHttp(ABC, Generic[Asked]):
+    """Judges what it is handed, each by `_verdict`, on an event loop of its own."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http, self._loop = http, LoopThread()
+
+    def moderate_batch(self, items: Iterable[Asked], *, chunk: int = 128) -> Iterator[Verdict]:
+        """Verdicts in order; `chunk` items are asked about at once."""
+        stream = iter(items)
+        while batch := list(islice(stream, chunk)):
+            yield from self._loop.run_all(self._verdict(item) for item in batch)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.stop()
+        self._loop.close(self._http.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    async def _verdict(self, item: Asked) -> Verdict:
+        """One verdict; faults are `error` verdicts."""

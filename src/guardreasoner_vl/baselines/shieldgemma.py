@@ -1,0 +1,107 @@
+"""ShieldGemma 2, run here by transformers: each picture against each of its policies, the worst answer counts.
+
+Its processor writes the prompts that it was trained with; its answer is the probability of *Yes, this violates the
+policy* against *No*. It reads neither the request's text nor a response. Source: the model's card
+(google/shieldgemma-2-4b-it) and arXiv 2504.01081.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from transformers import AutoProcessor, ShieldGemma2ForImageClassification
+
+from guardreasoner_vl.baselines.base import UnsupportedError, judged
+from guardreasoner_vl.baselines.client import LOCAL
+from guardreasoner_vl.baselines.verdicts import failure, verdict_of
+from guardreasoner_vl.engines.model_files import model_info, resolve_folder
+from guardreasoner_vl.errors import EngineError, GuardError, ModelError
+from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.types import Picture, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Verdict
+
+EVEN = 0.5
+"""Harmful where *Yes* is likelier than *No* for any policy."""
+
+YES = 0
+"""The column of *Yes* in the model's probabilities, of shape (pictures x policies, 2)."""
+
+
+class ShieldGemma2:
+    """A local folder or a hub id with safetensors weights. Raises `ModelError`."""
+
+    mode: Mode = "fast"
+
+    def __init__(self, model: str, revision: str | None = None) -> None:
+        folder = resolve_folder(model, revision)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            network = ShieldGemma2ForImageClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype="auto"
+            )
+            self._policies = dict(self._processor.policy_definitions)
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"{folder}: no ShieldGemma 2 that loads; give the folder of a complete one") from error
+        self._network: Any = network.to(self._device).eval()
+        self._info = model_info(model, folder, revision)
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its verdicts besides the model and the mode."""
+        return {"adapter": LOCAL, "policies": self._policies}
+
+    def moderate_batch(self, items: Iterable[Exchange], *, chunk: int = 128) -> Iterator[Verdict]:  # noqa: ARG002
+        """Verdicts in order, one exchange at a time; what holds no picture is an `error` verdict."""
+        return map(self._verdict, items)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._network = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _verdict(self, exchange: Exchange) -> Verdict:
+        started = time.perf_counter()
+        try:
+            score = self._score([picture for picture in take_in(exchange)[0].images if isinstance(picture, Picture)])
+        except GuardError as error:
+            return failure(error, self.mode, self.model, _since(started))
+        return verdict_of({"request": judged(score > EVEN, score)}, self.mode, self.model, _since(started))
+
+    def _score(self, pictures: Sequence[Picture]) -> float:
+        """The highest probability of *Yes* over all pictures and policies."""
+        if not pictures:
+            raise UnsupportedError("ShieldGemma 2 judges pictures only, here is none")
+        try:
+            images = [picture.open() for picture in pictures]
+            inputs = self._processor(images=images, return_tensors="pt").to(self._device)
+            with torch.inference_mode():
+                probabilities = self._network(**inputs).probabilities
+        except Exception as error:
+            raise EngineError(f"ShieldGemma 2 failed ({type(error).__name__}); try again, or fewer pictures") from error
+        score = float(probabilities[:, YES].float().max())
+        if not 0 <= score <= 1:
+            raise EngineError("ShieldGemma 2 gave no probability; load it in another precision")
+        return score
+
+
+def _since(started: float) -> Usage:
+    return Usage(completion_tokens=1, seconds=time.perf_counter() - started)

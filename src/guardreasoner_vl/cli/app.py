@@ -1,0 +1,57 @@
+"""The command `guardreasoner-vl`.
+
+Exit codes: 0 allow, or all done; 1 block; 2 error, also where the policy lets an error through; 130 interrupted.
+"""
+# No `from __future__ import annotations`: typer reads the annotations. Whatever else a command needs is
+# imported inside it, so that --help stays instant.
+
+import logging
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from guardreasoner_vl import __version__
+from guardreasoner_vl.cli import base, corpus, evaluation, moderate, serve, training
+from guardreasoner_vl.cli.errors import OneLineErrors
+
+app = typer.Typer(cls=OneLineErrors, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+for _commands in (moderate, serve, corpus, base, training, evaluation):
+    for _command in _commands.COMMANDS:
+        app.command()(_command)
+app.add_typer(corpus.corpus, name="corpus")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger("guardreasoner_vl").addHandler(logging.NullHandler())
+    try:
+        app(prog_name="guardreasoner-vl")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"guardreasoner-vl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A guard for vision-language models: it reasons first, then labels the request and the response.
+
+    Exit codes: 0 allow or done, 1 block, 2 error, 130 interrupted.
+    """

@@ -1,0 +1,216 @@
+"""The commands that judge: one exchange, every row of a file."""
+# No `from __future__ import annotations`: typer reads the annotations.
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK, say
+from guardreasoner_vl.cli.options import (
+    POLICY_OPTIONS,
+    CalibrationOption,
+    EngineOption,
+    LongInputOption,
+    ModelOption,
+    ModeOption,
+    OnErrorOption,
+    PresetOption,
+    ReasoningOption,
+    ThresholdOption,
+    TokensOption,
+    UrlOption,
+    WindowsOption,
+    be_quiet,
+    check_policy_options,
+    open_guard,
+    policy_of,
+    progress_bar,
+    refuse_options,
+    resumable,
+    show,
+)
+from guardreasoner_vl.errors import GuardError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.judging.policy import Policy
+    from guardreasoner_vl.remote.served import ServedGuard
+    from guardreasoner_vl.types import Exchange, Verdict
+
+STDIN = "-"
+
+
+def moderate(
+    context: typer.Context,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the user wrote; - reads stdin.")] = None,
+    response: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the model answered; - reads stdin.")
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A picture; may be given often.")] = None,
+    messages: Annotated[
+        str | None, typer.Option(metavar="FILE", help="OpenAI-style chat messages as JSON; - reads stdin.")
+    ] = None,
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    base_url: UrlOption = None,
+    mode: ModeOption = "slow",
+    threshold: ThresholdOption = None,
+    calibration: CalibrationOption = None,
+    preset: PresetOption = "balanced",
+    on_error: OnErrorOption = "block",
+    long_input: LongInputOption = "refuse",
+    max_windows: WindowsOption = None,
+    max_new_tokens: TokensOption = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON line.")] = False,
+    show_reasoning: ReasoningOption = False,
+) -> None:
+    """Judge one exchange. Exit code 0: allow, 1: block, 2: it could not be judged."""
+    if [prompt, response, messages].count(STDIN) > 1:
+        raise InputError("only one option can be '-': standard input is read once")
+    if messages is not None and (prompt is not None or response is not None or image):
+        raise InputError("give --messages, or --prompt, --response and --image, not both")
+    check_policy_options(context)
+    be_quiet()
+    from guardreasoner_vl.types import Exchange
+
+    def build() -> Exchange:
+        if messages is not None:
+            return Exchange.from_messages(_read_messages(messages))
+        return Exchange(_text(prompt), tuple(image or ()), _text(response))
+
+    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset, max_windows)
+    verdict = _judged(build, policy, model, lambda: open_guard(policy, model, engine, base_url))
+    _show(verdict, as_json, show_reasoning)
+    raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
+
+
+def batch(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.jsonl", help="Rows {id, prompt, images, response}, or {id, messages}.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Where the verdicts go, each under its id.")],
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    base_url: UrlOption = None,
+    mode: ModeOption = "slow",
+    threshold: ThresholdOption = None,
+    calibration: CalibrationOption = None,
+    preset: PresetOption = "balanced",
+    on_error: OnErrorOption = "block",
+    long_input: LongInputOption = "refuse",
+    max_windows: WindowsOption = None,
+    max_new_tokens: TokensOption = 1024,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rows that are judged and saved together.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask a running service (`serve`), which has its own settings.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, metavar="N", help="Rows that --url is asked about at once.")] = 64,
+    show_reasoning: ReasoningOption = False,
+) -> None:
+    """Judge every row of a JSONL file; stopped in any way, the same command goes on where it was.
+
+    Rows whose verdict is an error are judged again by the next run. Lines that are no rows are listed in
+    OUT.rejected.jsonl. Exit code 0: every line has a verdict, 2: some have an error or none. A service's key is
+    read from GUARDREASONER_KEY.
+    """
+    if url:
+        of_service = ("model", "engine", "base_url", *(name for name in POLICY_OPTIONS if name != "mode"))
+        refuse_options(context, of_service, "has no effect with --url, whose service has its own setting: leave it out")
+    else:
+        refuse_options(
+            context,
+            ("concurrency",),
+            "has no effect without --url, which is asked about that many rows at once: give --url too",
+        )
+        check_policy_options(context)
+    be_quiet()
+    from guardreasoner_vl.batch.moderate import check_paths, rejected_path, run_batch
+    from guardreasoner_vl.cli.render import summary_text
+    from guardreasoner_vl.guard import CHUNK
+
+    check_paths(source, target)  # before the model takes its seconds
+    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset, max_windows)
+
+    def opened() -> "Guard | ServedGuard":
+        if url:
+            from guardreasoner_vl.remote.served import ServedGuard
+
+            return ServedGuard(url, mode, max_concurrency=concurrency)
+        return open_guard(policy, model, engine, base_url)
+
+    with resumable(), opened() as guard, progress_bar() as progress:
+        summary = run_batch(
+            guard, source, target, chunk=chunk or CHUNK, show_reasoning=show_reasoning, progress=progress
+        )
+    show(summary_text(summary, str(rejected_path(target))), stderr=True)
+    raise typer.Exit(OK if summary.complete else ERROR)
+
+
+def schema() -> None:
+    """Print the JSON Schema of a verdict."""
+    from guardreasoner_vl.types import Verdict
+
+    typer.echo(json.dumps(Verdict.model_json_schema(), indent=2))
+
+
+def _judged(
+    build: "Callable[[], Exchange]", policy: "Policy", model: str | None, open_guard: "Callable[[], Guard]"
+) -> "Verdict":
+    """One verdict, whatever happens. What cannot be judged is refused before a model is loaded."""
+    from guardreasoner_vl.images.exchange import take_in
+    from guardreasoner_vl.judging.judge import error_verdict
+    from guardreasoner_vl.types import ModelInfo
+
+    try:
+        exchange = build()
+        take_in(exchange, policy.images)
+        with open_guard() as guard:
+            return next(guard.moderate_batch([exchange]))
+    except GuardError as error:
+        return error_verdict(error, policy, ModelInfo(name=model or "embedded"))
+
+
+def _text(option: str | None) -> str | None:
+    """An option's text, or standard input without its last line end, as a shell's `$(...)` takes it."""
+    if option != STDIN:
+        return option
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise InputError("standard input is not UTF-8: convert it") from error
+
+
+def _read_messages(name: str) -> Any:
+    """The list of messages, also where it stands in a request's body."""
+    shown = "standard input" if name == STDIN else name
+    try:
+        content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        messages = json.loads(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be read ({error.strerror}); give a JSON file of chat messages") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{shown}: not JSON; give a list of chat messages") from error
+    return messages["messages"] if isinstance(messages, dict) and "messages" in messages else messages
+
+
+def _show(verdict: "Verdict", as_json: bool, show_reasoning: bool) -> None:
+    from guardreasoner_vl.batch.output import verdict_json
+    from guardreasoner_vl.cli.render import verdict_text
+
+    if as_json:
+        typer.echo(verdict_json(verdict, show_reasoning))
+    if verdict.error:
+        say(f"{verdict.error.message} ({verdict.error.code}, {verdict.action})")
+    elif not as_json:
+        show(verdict_text(verdict, show_reasoning))
+
+
+COMMANDS = (moderate, batch, schema)

@@ -1,0 +1,93 @@
+"""A contact sheet of joined rows: `contact_sheet.png`, and `.html` around it.
+
+It is for the run's owner alone and stays in the run's folder, because real hard rows hold harmful content. Of texts
+it shows only the first characters.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from guardreasoner_vl.evaluation.report import html_page
+from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.storage.atomic import write_text, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.types import Sample
+
+NAME = "contact_sheet"
+EXAMPLES, CHARACTERS = 12, 40
+_COLUMNS, _WIDTH, _HEIGHT, _CAPTION = 4, 260, 200, 76
+_INK, _PALE = "#1d2733", "#b9c2cc"
+
+
+def write_sheet(folder: Path, made: Sequence[Sample], note: str) -> None:
+    """Show up to 12 rows, those of different parents' modalities by turns."""
+    rows = _chosen(made)
+    buffer = BytesIO()
+    _drawn(rows).save(buffer, "PNG")
+    write_whole(folder / f"{NAME}.png", (buffer.getvalue(),))
+    notes = (
+        f"{note}\nLabels are those of request and response, - where none is known."
+        "\nThe rows may hold harmful content: keep this page in the run's folder."
+    )
+    table = [["", "parents", "their labels", "joint labels", "text"]]
+    table += [[str(number), *caption(row)] for number, row in enumerate(rows, 1)]
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image = f'<img alt="The rows of the table below, in its order" src="{source}">'
+    page = html_page("Joined rows", "guardreasoner-vl augment", notes, [("Rows", table)], {"Pictures": image})
+    write_text(folder / f"{NAME}.html", page)
+
+
+def kind_of(row: Sample) -> str:
+    """The parents' modalities, whatever their order."""
+    return " + ".join(sorted(parent["modality"] for parent in row.meta["parents"]))
+
+
+def caption(row: Sample) -> list[str]:
+    """The parents' modalities and the layout, their labels, the joint labels, and how the text begins."""
+    parents = row.meta["parents"]
+    kinds = " + ".join(parent["modality"] for parent in parents)
+    layout = f", {row.meta['layout']}" if "layout" in row.meta else ""
+    told = " + ".join(_labels(parent["request_label"], parent["response_label"]) for parent in parents)
+    text = " ".join(f"{row.prompt} {row.response or ''}".split())[:CHARACTERS]
+    return [kinds + layout, told, _labels(row.request_label, row.response_label), text]
+
+
+def _labels(request: str | None, response: str | None) -> str:
+    return f"{request or '-'}/{response or '-'}"
+
+
+def _chosen(made: Sequence[Sample]) -> list[Sample]:
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in made:
+        seen[kind_of(row)] += 1
+        turns.append(seen[kind_of(row)])
+    return [made[at] for at in sorted(range(len(made)), key=turns.__getitem__)[:EXAMPLES]]
+
+
+def _drawn(rows: Sequence[Sample]) -> Image.Image:
+    tall = _HEIGHT + _CAPTION
+    sheet = Image.new("RGB", (_WIDTH * _COLUMNS, tall * max(1, -(-len(rows) // _COLUMNS))), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for number, row in enumerate(rows):
+        left, top = number % _COLUMNS * _WIDTH, number // _COLUMNS * tall
+        if row.images:
+            picture = load_images(Path(row.images[0]))[0]
+            picture.thumbnail((_WIDTH - 12, _HEIGHT - 12))
+            sheet.paste(picture, (left + (_WIDTH - picture.width) // 2, top + (_HEIGHT - picture.height) // 2))
+        else:
+            draw.text((left + 6, top + _HEIGHT // 2), "no picture", _PALE, font)
+        draw.rectangle((left, top, left + _WIDTH - 1, top + tall - 1), outline=_PALE)
+        first, told, joint, text = caption(row)
+        draw.multiline_text((left + 6, top + _HEIGHT), f"{first}\n{told}\n= {joint}\n{text}", _INK, font)
+    return sheet

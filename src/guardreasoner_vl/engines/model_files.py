@@ -1,0 +1,104 @@
+"""Where a model's files are: the embedded guard, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from guardreasoner_vl.errors import ModelError
+from guardreasoner_vl.storage.hub import snapshot
+from guardreasoner_vl.types import ModelInfo
+
+EMBEDDED = "embedded"
+WEIGHTS = "model.safetensors"
+CALIBRATION = "calibration.json"
+"""The file in a model's folder with what `calibrate` measured for it."""
+
+_WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+_ACCEPTED = "give 'embedded', a model folder, or a hub id such as owner/name"
+_DIGEST_HEAD = 1 << 20
+
+
+def resolve_folder(model: str, revision: str | None = None) -> Path:
+    """A local folder with a complete model; downloads a hub id. Raises `ModelError` with the remedy."""
+    if model == EMBEDDED:
+        return Path(str(files("guardreasoner_vl") / "embedded"))
+    try:
+        folder = Path(model).expanduser()
+        found = folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # no such user, a NUL, a name too long
+        raise ModelError(f"{model[:80]!r}: not a path; {_ACCEPTED}") from error
+    if found:
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(f"{model}: no such folder; {_ACCEPTED}")
+    return snapshot(model, revision, ModelError, allow_patterns=list(_WANTED))
+
+
+def check_folder(folder: Path) -> dict[str, object]:
+    """The model's configuration; raises `ModelError` unless it is a Qwen2.5-VL with safetensors weights."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; give the folder of a complete Qwen2.5-VL model")
+    content = _json_object(folder / "config.json")
+    if content.get("model_type") != "qwen2_5_vl":
+        raise ModelError(
+            f"{folder}: a model of type {content.get('model_type')!r}; this engine runs the Qwen2.5-VL family, "
+            "others go through --engine openai"
+        )
+    parts = _parts(folder)
+    pickled = not isinstance(parts, dict) or not all(str(part).endswith(".safetensors") for part in parts.values())
+    if pickled or not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: no .safetensors weights; convert or download them (pickled weights are not read)")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights of a folder that `check_folder` let pass."""
+    parts, whole = _parts(folder), folder / WEIGHTS
+    named = {folder / str(part) for part in parts.values()} if isinstance(parts, dict) else set()
+    return [whole] if whole.is_file() or not named else sorted(named)
+
+
+def _parts(folder: Path) -> object:
+    """By weight, the file that holds it, where the folder has an index."""
+    index = folder / f"{WEIGHTS}.index.json"
+    return _json_object(index).get("weight_map") if index.is_file() else {}
+
+
+def _json_object(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not JSON; download the model again") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object; download the model again")
+    return content
+
+
+def model_info(model: str, folder: Path, revision: str | None = None) -> ModelInfo:
+    """Name and revision; a local folder's revision is a digest of its weights' heads and sizes."""
+    if revision is None and not Path(model).expanduser().is_dir() and model != EMBEDDED:
+        revision = folder.name
+    return ModelInfo(name=model, revision=revision or weights_digest(folder))
+
+
+def folder_digest(folder: Path) -> str:
+    """A digest of the model's weights, tokenizer, processor and settings: 16 hexadecimal digits."""
+    digest = hashlib.sha256(weights_digest(folder).encode())
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".jinja")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_digest(folder: Path) -> str:
+    """A digest of the heads, ends and sizes of the weights' files: 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as weights:
+            digest.update(f"{path.name}:{path.stat().st_size}".encode())
+            digest.update(weights.read(_DIGEST_HEAD))
+            weights.seek(-min(_DIGEST_HEAD, path.stat().st_size), 2)
+            digest.update(weights.read(_DIGEST_HEAD))
+    return digest.hexdigest()[:12]

@@ -1,0 +1,307 @@
+"""The JSON of OpenAI's chat completions, as vLLM speaks it: requests written, answers checked and read."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError, WrapValidator
+
+from guardreasoner_vl.engines.label_scores import Token
+from guardreasoner_vl.engines.openai.chat_stream import REASONING, reported_error
+from guardreasoner_vl.engines.openai.mending import mended
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.protocol import IMAGE
+from guardreasoner_vl.types import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pydantic import ValidatorFunctionWrapHandler
+
+    from guardreasoner_vl.engines.base import EngineRequest
+    from guardreasoner_vl.types import Picture
+
+TOP_LOGPROBS = 20
+"""The most that OpenAI's API and vLLM's default allow."""
+
+STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "top_p": 1.0}
+_ROUNDING = 1e-3  # a log-probability is 0 at most, but for rounding
+
+
+NEUTRAL: dict[str, float] = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+"""Sampling parameters without effect. They are sent because a server may have other defaults: vLLM takes them from the
+model's `generation_config.json`. The last three are vLLM's own, and some servers refuse them."""
+
+GREEDY: dict[str, float] = {"temperature": 0.0, "top_p": 1.0, **NEUTRAL}
+BROKEN_OFF = "the server broke the answer off: see the server's log"
+
+
+def log_probability(value: Any) -> float | None:
+    """The number, -Infinity included; None for a value that is not a log-probability."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return min(float(value), 0.0) if value <= _ROUNDING else None
+    except OverflowError:
+        return None
+
+
+def finite(likeliest: Iterable[tuple[str, Any]]) -> list[tuple[str, float]]:
+    """The texts whose log-probability is finite; none if a value is not a number, since it may be the likeliest."""
+    numbers = [(text, log_probability(value)) for text, value in likeliest]
+    if any(number is None for _, number in numbers):
+        return []
+    return [(text, number) for text, number in numbers if number is not None and number > -math.inf]
+
+
+def _or_none(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
+_Text = Annotated[str, BeforeValidator(lambda value: mended(value) if isinstance(value, str) else value)]
+_NULL_IS_EMPTY = BeforeValidator(lambda value: [] if value is None else value)
+_OPTIONAL = WrapValidator(_or_none)
+"""A field without which an answer is valid: whatever is wrong with it, it becomes None."""
+
+
+class _Logprob(BaseModel):
+    token: _Text
+    logprob: Annotated[float | None, BeforeValidator(log_probability)] = None
+    bytes: list[Annotated[int, Field(ge=0, le=255)]] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.token if self.bytes is None else bytes(self.bytes).decode("utf-8", "replace")
+
+
+class _TokenLogprob(_Logprob):
+    top_logprobs: Annotated[list[_Logprob], _NULL_IS_EMPTY] = []
+
+    @property
+    def likeliest(self) -> tuple[tuple[str, float], ...]:
+        """Texts and finite log-probabilities, as `finite` gives them."""
+        return tuple(finite((top.text, top.logprob) for top in self.top_logprobs))
+
+
+class _Logprobs(BaseModel):
+    content: list[_TokenLogprob] | None = None
+
+
+class _AnswerMessage(BaseModel):
+    content: _Text | None = None
+    reasoning: _Text | None = None
+    reasoning_content: _Text | None = None
+
+
+class _Choice(BaseModel):
+    message: _AnswerMessage
+    finish_reason: str | None = None
+    logprobs: Annotated[_Logprobs | None, _OPTIONAL] = None
+
+
+class _PromptDetails(BaseModel):
+    cached_tokens: NonNegativeInt | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: NonNegativeInt | None = None
+    completion_tokens: NonNegativeInt | None = None
+    prompt_tokens_details: Annotated[_PromptDetails | None, _OPTIONAL] = None
+
+
+class Completion(BaseModel):
+    """One answer of `/chat/completions`, its used fields only. Scores and usage are optional, null is empty."""
+
+    choices: Annotated[list[_Choice], _NULL_IS_EMPTY]
+    usage: Annotated[_Usage | None, _OPTIONAL] = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].message.content or ""
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].finish_reason
+
+    @property
+    def reasoning_split_off(self) -> bool:
+        """Whether the server cut the reasoning out of the text (vLLM's `--reasoning-parser`)."""
+        message = self.choices[0].message
+        return any(getattr(message, name) for name in REASONING)
+
+    @property
+    def reports_cached_tokens(self) -> bool:
+        return bool(self.usage and self.usage.prompt_tokens_details)
+
+    def tokens(self) -> list[Token]:
+        """The generated tokens and their likeliest alternatives; empty without log-probabilities."""
+        logprobs = self.choices[0].logprobs
+        content = (logprobs.content if logprobs else None) or []
+        return [Token(token.text, token.likeliest) for token in content]
+
+    def used(self, seconds: float) -> Usage:
+        usage = self.usage or _Usage()
+        details = usage.prompt_tokens_details or _PromptDetails()
+        return Usage(
+            prompt_tokens=usage.prompt_tokens or 0,
+            cached_tokens=details.cached_tokens or 0,
+            completion_tokens=usage.completion_tokens or 0,
+            seconds=seconds,
+        )
+
+
+class _Delta(BaseModel):
+    delta: Annotated[_AnswerMessage, BeforeValidator(lambda value: value or {})] = _AnswerMessage()
+    finish_reason: str | None = None
+    logprobs: Annotated[_Logprobs | None, _OPTIONAL] = None
+
+
+class _Piece(BaseModel):
+    choices: Annotated[list[_Delta], _NULL_IS_EMPTY] = []
+    usage: Annotated[_Usage | None, _OPTIONAL] = None
+
+
+class GrowingCompletion:
+    """An answer that comes in pieces; `completion` is what they make."""
+
+    def __init__(self) -> None:
+        self._message = _AnswerMessage()
+        self._finish: str | None = None
+        self._tokens: list[_TokenLogprob] = []
+        self._usage: _Usage | None = None
+
+    def add(self, chunk: Mapping[str, Any]) -> str:
+        """The text that this piece adds. Raises `EngineError` for one that cannot be read."""
+        piece = _checked(_Piece, chunk)
+        self._usage = piece.usage or self._usage
+        text = ""
+        for choice in piece.choices[:1]:
+            text = choice.delta.content or ""
+            for name, more in choice.delta:
+                if more:
+                    setattr(self._message, name, (getattr(self._message, name) or "") + more)
+            self._finish = choice.finish_reason or self._finish
+            self._tokens += (choice.logprobs and choice.logprobs.content) or ()
+        return text
+
+    @property
+    def completion(self) -> Completion:
+        choice = _Choice(
+            message=self._message, finish_reason=self._finish, logprobs=_Logprobs(content=self._tokens or None)
+        )
+        return Completion(choices=[choice], usage=self._usage)
+
+
+class ServedModel(BaseModel):
+    """One entry of `/models`; `max_model_len` is vLLM's."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+class ServedModels(BaseModel):
+    """The answer of `/models`."""
+
+    data: list[ServedModel]
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def read(kind: type[Body], body: bytes) -> Body:
+    """Parse an answer; raises `EngineError`, which names the place of the fault and never quotes the answer."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise malformed("not JSON") from None
+    if isinstance(content, dict) and reported_error(content) is not None:
+        raise EngineError(BROKEN_OFF)
+    return _checked(kind, content)
+
+
+def _checked(kind: type[Body], content: Any) -> Body:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"]) or "not JSON"
+    raise malformed(place)
+
+
+def malformed(place: str) -> EngineError:
+    """The error to raise for an answer that has another shape at `place`."""
+    return EngineError(f"the server's answer is malformed ({place}): check that base_url is an OpenAI-compatible API")
+
+
+def read_completion(body: bytes) -> Completion:
+    """Parse an answer that holds at least one choice; raises `EngineError`."""
+    completion = read(Completion, body)
+    if not completion.choices:
+        raise EngineError("the server's answer is malformed (choices): it holds no answer")
+    return completion
+
+
+def chat_payload(request: EngineRequest, prefix: str) -> dict[str, Any]:
+    """The messages, with pictures inlined and the assistant's turn begun with `prefix`."""
+    pictures = iter(request.pictures)
+    messages: list[dict[str, Any]] = [
+        {"role": message.role, "content": _content(message.text, pictures)} for message in request.messages
+    ]
+    payload: dict[str, Any] = {"messages": messages}
+    if prefix:
+        messages.append({"role": "assistant", "content": prefix})
+        payload |= {"continue_final_message": True, "add_generation_prompt": False}
+    if request.pixels is not None:
+        budget = request.pixels
+        payload["mm_processor_kwargs"] = {"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels}
+    return payload
+
+
+def sampling(request: EngineRequest) -> dict[str, Any]:
+    """How to generate, beside `NEUTRAL`; the seed only where the request has one."""
+    chosen: dict[str, Any] = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "max_tokens": request.max_new_tokens,
+    }
+    return chosen if request.seed is None else chosen | {"seed": request.seed}
+
+
+def with_logprobs() -> dict[str, Any]:
+    """Ask for the likeliest tokens at each place."""
+    return {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+
+
+def _content(text: str, pictures: Iterator[Picture]) -> str | list[dict[str, Any]]:
+    """Plain text, or parts with each picture where its placeholder stood."""
+    first, *others = text.split(IMAGE)
+    if not others:
+        return first
+    parts = [text_part(first)]
+    for piece in others:
+        parts += [picture_part(next(pictures)), text_part(piece)]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def text_part(text: str) -> dict[str, Any]:
+    """A text as a part of a message."""
+    return {"type": "text", "text": text}
+
+
+def picture_part(picture: Picture) -> dict[str, Any]:
+    """A picture as a part of a message."""
+    # Bytes only: a server that is given an address fetches it.
+    data = base64.b64encode(picture.png).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

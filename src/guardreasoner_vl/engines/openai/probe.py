@@ -1,0 +1,144 @@
+"""What an OpenAI-compatible server can do: found out with tiny requests, so that nothing is guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
+
+from guardreasoner_vl.engines.base import Capabilities, EngineRequest
+from guardreasoner_vl.engines.openai.chat import (
+    NEUTRAL,
+    ONE_TOKEN,
+    ServedModel,
+    ServedModels,
+    chat_payload,
+    read,
+    read_completion,
+    with_logprobs,
+)
+from guardreasoner_vl.engines.openai.http import HttpError
+from guardreasoner_vl.errors import EngineError, ModelError
+from guardreasoner_vl.protocol import IMAGE, Message
+from guardreasoner_vl.types import Picture
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from guardreasoner_vl.engines.openai.chat import Completion
+    from guardreasoner_vl.engines.openai.http import HttpClient
+
+_log = logging.getLogger(__name__)
+_REFUSED = frozenset({400, 422, 501})
+_PREFIX = "A"
+_SOME_TOKENS = 16
+_PENALTY = 2.0
+_REMEDY = "if it is vLLM, start it with --generation-config vllm, or a generation_config.json may change labels"
+_SIDE = 56  # the smallest picture that Qwen2-VL's budget allows
+
+
+async def choose_model(http: HttpClient, wanted: str | None) -> ServedModel:
+    """The wanted model, or the first one served. Raises `ModelError` or `EngineError`."""
+    try:
+        models = read(ServedModels, await http.get("models")).data
+    except HttpError as fault:
+        if wanted is None or fault.status != 404:
+            raise
+        return ServedModel(id=wanted)  # a server without a list; the first request tells
+    for model in models:
+        if wanted in (None, model.id):
+            return model
+    names = ", ".join(model.id for model in models) or "none"
+    raise ModelError(f"{http.server} does not serve {wanted or 'any model'}: choose one of those it serves ({names})")
+
+
+class Probed(NamedTuple):
+    """What a server can do, and the part of `NEUTRAL` that it takes."""
+
+    capabilities: Capabilities
+    neutral: dict[str, float]
+
+
+async def probe_server(http: HttpClient, model: ServedModel) -> Probed:
+    """Send some short requests, each to test one ability. Raises `EngineError` if the server fails but does not refuse.
+
+    Logs a warning if the server's own sampling defaults may change labels.
+    """
+    plain = EngineRequest((Message("user", "Hi"),))
+    pictured = EngineRequest((Message("user", f"{IMAGE}\nHi"),), (_black_square(),))
+    neutral = await _taken(http, model, chat_payload(plain, ""))
+    scored, seen, continued, penalised = await asyncio.gather(
+        _try(http, model, chat_payload(plain, "") | neutral | with_logprobs()),
+        _try(http, model, chat_payload(pictured, "") | neutral, _REFUSED | {500}),  # llama.cpp's answer to pictures
+        _try(http, model, chat_payload(plain, _PREFIX) | neutral),
+        _honours_penalty(http, model, neutral),
+    )
+    if not (scored or seen or continued):
+        raise EngineError(f"{http.server} refuses every chat request: check that {model.id!r} is a chat model")
+    if not penalised:
+        _log.warning("%s does not apply the repetition_penalty of a request: %s", http.server, _REMEDY)
+    capabilities = Capabilities(
+        images=seen is not None,
+        scores=scored is not None and any(token.top for token in scored.tokens()),
+        forced_prefix=continued is not None and not _new_turn(scored, continued),
+        prefix_cache=any(answer is not None and answer.reports_cached_tokens for answer in (scored, continued)),
+        max_context=model.max_model_len,
+    )
+    return Probed(capabilities, neutral)
+
+
+async def _taken(http: HttpClient, model: ServedModel, payload: dict[str, Any]) -> dict[str, float]:
+    """The part of `NEUTRAL` that the server takes: all, or each parameter that it takes when sent alone."""
+    if await _try(http, model, payload | NEUTRAL):
+        return dict(NEUTRAL)
+    answers = await asyncio.gather(*(_try(http, model, payload | {name: NEUTRAL[name]}) for name in NEUTRAL))
+    return {name: value for (name, value), answer in zip(NEUTRAL.items(), answers, strict=True) if answer}
+
+
+async def _honours_penalty(http: HttpClient, model: ServedModel, neutral: Mapping[str, float]) -> bool:
+    """Whether the server applies `repetition_penalty`: a high one must change the answer to a prompt for repetition."""
+    if "repetition_penalty" not in neutral:
+        return False
+    repeat = chat_payload(EngineRequest((Message("user", "Repeat: tea tea tea tea tea tea tea tea"),)), "")
+    answers = await asyncio.gather(
+        *(
+            _try(http, model, {**repeat, **neutral, "max_tokens": _SOME_TOKENS, "repetition_penalty": penalty})
+            for penalty in (1.0, _PENALTY)
+        )
+    )
+    first, second = (answer and answer.text for answer in answers)
+    return first != second
+
+
+async def _try(
+    http: HttpClient, model: ServedModel, payload: dict[str, Any], refused: frozenset[int] = _REFUSED
+) -> Completion | None:
+    """The answer, or None if the server refuses such a request."""
+    try:
+        body = await http.post("chat/completions", lambda: {"model": model.id} | ONE_TOKEN | payload)
+    except HttpError as fault:
+        if fault.status in refused:
+            return None
+        raise
+    return read_completion(body)
+
+
+def _black_square() -> Picture:
+    encoded = BytesIO()
+    Image.new("RGB", (_SIDE, _SIDE)).save(encoded, "PNG")
+    return Picture(encoded.getvalue(), _SIDE, _SIDE)
+
+
+def _new_turn(plain: Completion | None, continued: Completion) -> bool:
+    """Whether the server ignored `continue_final_message`.
+
+    It then closes the assistant's message and opens another turn, which takes more tokens than the one
+    letter that the message holds.
+    """
+    if plain is None or not (plain.usage and continued.usage):
+        return False
+    before, after = plain.usage.prompt_tokens, continued.usage.prompt_tokens
+    return before is not None and after is not None and after > before + len(_PREFIX)

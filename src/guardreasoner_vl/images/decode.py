@@ -1,0 +1,206 @@
+"""The safe intake of images: checked before decoding, and normalised.
+
+Every frame is judged, in each of its readings that differ visibly (`images.variants`).
+EXIF rotation is applied; colour profiles, gamma, thumbnails and all other metadata are dropped, as model
+pipelines do. What leaves here is plain 8-bit RGB: what is hashed is what is judged.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from guardreasoner_vl.errors import ImageError
+from guardreasoner_vl.images.encoded import encoded_bytes
+from guardreasoner_vl.images.geometry import MAX_ASPECT, check_aspect
+from guardreasoner_vl.images.variants import visible_readings
+from guardreasoner_vl.types import Picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from PIL.ImageFile import ImageFile
+
+    from guardreasoner_vl.types import ImageSource
+
+T = TypeVar("T")
+_RESAVE = "save it again as PNG or JPEG"
+_FAULTS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+_MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole picture
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is let in: encoded bytes, pixels of a frame and of all frames together, frames, formats, aspect."""
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 40_000_000
+    max_total_pixels: int = 100_000_000
+    max_frames: int = 16
+    # TIFF is left out: many codecs behind libtiff, and chat services do not take it either.
+    formats: frozenset[str] = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP"})
+    max_aspect: float = MAX_ASPECT
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+class _ScreenBoundGif(GifImageFile):
+    """A GIF whose frames stay on its screen: Pillow would grow and fill the canvas before it could be checked."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_size" and self.__dict__.get("_size", (0, 0)) not in ((0, 0), value):
+            raise ImageError(f"a frame of the GIF reaches outside its screen: {_RESAVE}")
+        super().__setattr__(name, value)
+
+
+# By signature and class, not `Image.open`: nothing else that is installed can get at the bytes, and a JPEG
+# is its main picture only (an MPO file's other pictures are previews, depth and gain maps).
+_READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
+    "PNG": (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    "JPEG": (b"\xff\xd8\xff", JpegImageFile),
+    "WEBP": (b"RIFF", WebPImageFile),
+    "GIF": (b"GIF8", _ScreenBoundGif),
+    "BMP": (b"BM", BmpImageFile),
+}
+
+
+def file_ending(data: bytes) -> str:
+    """The usual ending of a picture file with these bytes, such as `.png`; empty for what is none of ours."""
+    found = (name for name, (signature, _) in _READERS.items() if data.startswith(signature))
+    return next((f".{name.lower()}" for name in found), "")
+
+
+def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Picture, ...]:
+    """Read a path, encoded bytes, `data:` URL or PIL image into one or more pictures per frame.
+
+    A frame gives several pictures where viewers would disagree on it (`images.variants`). A PIL image is
+    left at the frame it was at. Raises `ImageError` for anything that cannot be judged in full.
+    """
+    return (source,) if isinstance(source, Picture) else _each(source, limits, _picture)
+
+
+def load_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Image.Image, ...]:
+    """What `load_pictures` would show, decoded and not encoded again: for looking at many files once."""
+    return (source.open(),) if isinstance(source, Picture) else _each(source, limits, _image)
+
+
+def _each(source: ImageSource, limits: ImageLimits, make: Callable[[Image.Image], T]) -> tuple[T, ...]:
+    with _pillow_faults():
+        if not isinstance(source, Image.Image):
+            return tuple(map(make, _readings(_open(encoded_bytes(source, limits.max_bytes), limits), limits)))
+        if source.format not in (None, "MPO", *limits.formats):
+            raise ImageError(f"{source.format} pictures are not read here: {_RESAVE}, or pass image.convert('RGB')")
+        position = source.tell()
+        try:
+            return tuple(map(make, _readings(source, limits)))
+        finally:
+            source.seek(position)
+
+
+@contextmanager
+def _pillow_faults() -> Iterator[None]:
+    """Turn what Pillow raises on bad input into an `ImageError`, and keep its warnings in.
+
+    `catch_warnings` is not thread-safe; the filter names Pillow alone, so that a race costs a log line at most.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    except Image.DecompressionBombError as error:
+        raise ImageError("the picture has far too many pixels: shrink it") from error
+    except (*_FAULTS, struct.error, zlib.error, Warning) as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise ImageError(f"the picture cannot be decoded ({reason}): {_RESAVE}") from error
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    for name in limits.formats & _READERS.keys():
+        signature, reader = _READERS[name]
+        if data.startswith(signature):
+            _refuse_traps(name, data, limits)
+            return reader(BytesIO(data))
+    raise ImageError(f"the file is no {', '.join(sorted(limits.formats))} picture: convert it to one of these")
+
+
+def _refuse_traps(name: str, data: bytes, limits: ImageLimits) -> None:
+    """What Pillow would spend memory or minutes on before the size is known, or would show as nobody else does."""
+    if name == "GIF":
+        _check_size(struct.unpack_from("<HH", data, 6), limits)
+    elif name == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise ImageError(f"the JPEG has more than {_MAX_JPEG_SCANS} scans: {_RESAVE}")
+    elif name == "PNG" and (data[12:16] != b"IHDR" or (data[24:26] == b"\x10\x02" and b"tRNS" in data)):
+        # Pillow compares the 16-bit colour key with 8-bit colours, so it would not see what browsers see.
+        raise ImageError(f"this PNG has a broken header, or 16-bit colours of which one is clear: {_RESAVE}")
+    elif name == "BMP" and data[30:31] in (b"\x01", b"\x02"):  # run-length decoding is a loop in Python
+        raise ImageError(f"run-length encoded BMP is not read here: {_RESAVE}")
+
+
+def _check_size(size: tuple[int, ...], limits: ImageLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise ImageError(f"{width} x {height} pixels is too large, at most {limits.max_pixels:,}: shrink the picture")
+    check_aspect(height, width, limits.max_aspect)
+
+
+def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+    """`image` itself at each of its frames, upright and decoded; no frame is decoded before its size is checked."""
+    total = 0
+    for index in count():
+        if image.format == "MPO" and index:
+            return
+        try:
+            image.seek(index)
+        except EOFError:
+            return
+        if index >= limits.max_frames:
+            raise ImageError(f"the picture has more than {limits.max_frames} frames: send the frames that matter")
+        _check_size(image.size, limits)
+        total += image.width * image.height
+        if total > limits.max_total_pixels:
+            raise ImageError(f"the frames have more than {limits.max_total_pixels:,} pixels in all: shrink the picture")
+        image.load()
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        yield image if turn is None else image.transpose(turn)
+
+
+def _readings(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+    for frame in _frames(image, limits):
+        yield from visible_readings(frame)
+
+
+def _image(rgb: Image.Image) -> Image.Image:
+    own = rgb.copy()  # the frames of a file may be one object at one position after another
+    own.info.clear()
+    return own
+
+
+def _picture(rgb: Image.Image) -> Picture:
+    rgb.info.clear()  # or the PNG would carry on the colour profile
+    buffer = BytesIO()
+    rgb.save(buffer, "PNG", compress_level=1)
+    return Picture(buffer.getvalue(), rgb.width, rgb.height)

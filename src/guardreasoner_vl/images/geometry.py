@@ -1,0 +1,82 @@
+"""Sizes of images: resized as Qwen2-VL defines it, two merged into one, and what is too thin to be judged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from guardreasoner_vl.errors import ImageError, InputError
+
+Layout = Literal["side_by_side", "stacked"]
+LAYOUTS: tuple[Layout, ...] = ("side_by_side", "stacked")
+FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
+MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
+MERGED_PIXELS = 4_000_000  # twice what training shows a model; as PNG always within the limit on bytes
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """Area limits in pixels, as Qwen2-VL defines them; sides become multiples of 28. Raises `InputError`."""
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 12_845_056
+
+    def __post_init__(self) -> None:
+        if not FACTOR**2 <= self.min_pixels <= self.max_pixels:
+            raise InputError(
+                f"the pixel budget {self.min_pixels} to {self.max_pixels} is impossible: "
+                f"use {FACTOR**2} <= min_pixels <= max_pixels"
+            )
+
+
+def smart_resize(height: int, width: int, budget: PixelBudget, factor: int = FACTOR) -> tuple[int, int]:
+    """The (height, width) that Qwen2-VL gives a picture: multiples of `factor`, area within `budget`.
+
+    The same arithmetic as `transformers.models.qwen2_vl.image_processing_qwen2_vl.smart_resize`.
+    Raises `ImageError` if one side is more than 200 times the other.
+    """
+    check_aspect(height, width, MAX_ASPECT)
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > budget.max_pixels:
+        shrink = math.sqrt((height * width) / budget.max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < budget.min_pixels:
+        grow = math.sqrt(budget.min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+def merge(first: Image.Image, second: Image.Image, layout: Layout, max_pixels: int = MERGED_PIXELS) -> Image.Image:
+    """Two RGB pictures as one: side by side at a common height, or the first above the second at a common width.
+
+    The smaller one is enlarged, because shrinking the larger one could lose the small print that its label rests
+    on; both are shrunk only where the result would have more than `max_pixels`. Aspect ratios are kept to a pixel,
+    and every side has one at least. Raises `ImageError` if the result would be too thin to be judged.
+    """
+    pictures = (first, second)
+    for picture in pictures:
+        check_aspect(picture.height, picture.width, MAX_ASPECT)
+    beside = layout == "side_by_side"
+    # Along the line that the pictures stand in, and across it.
+    sizes = [(one.width, one.height) if beside else (one.height, one.width) for one in pictures]
+    length = sum(along / across for along, across in sizes)
+    across = max(1, min(max(side for _, side in sizes), int(math.sqrt(max_pixels / length))))
+    parts = [max(1, along * across // side) for along, side in sizes]
+    width, height = (sum(parts), across) if beside else (across, sum(parts))
+    check_aspect(height, width, MAX_ASPECT)
+    merged = Image.new("RGB", (width, height))
+    for picture, part, start in zip(pictures, parts, (0, parts[0]), strict=True):
+        size, place = ((part, across), (start, 0)) if beside else ((across, part), (0, start))
+        merged.paste(picture.resize(size, Image.Resampling.BICUBIC), place)
+    return merged
+
+
+def check_aspect(height: int, width: int, limit: float) -> None:
+    """Raises `ImageError` if one side is more than `limit` times the other, or empty."""
+    if min(height, width) < 1 or max(height, width) > limit * min(height, width):
+        raise ImageError(f"{width} x {height} pixels is too thin a picture: keep the sides within {limit:g} to 1")

@@ -1,0 +1,276 @@
+"""How one exchange becomes a verdict, without any I/O (protocol, sections 2 and 3).
+
+`judge` is a generator: it yields what it wants from an engine and receives the result, so that the same
+policy serves one call, a batch in lockstep, and an event loop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+from guardreasoner_vl.errors import GuardError, InputError
+from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.judging.calibration import EDGE
+from guardreasoner_vl.judging.chunking import windows, worst_of
+from guardreasoner_vl.judging.effects import Call, Count, Judging, Reply, counted, generated, question, scored
+from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, QuoteFilter, Reason, parse_verdict
+from guardreasoner_vl.types import Exchange, Judgement, Label, ModelInfo, Usage, Verdict, VerdictError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from guardreasoner_vl.engines.base import EngineRequest
+    from guardreasoner_vl.judging.calibration import Scale
+    from guardreasoner_vl.judging.policy import Policy
+
+REQUEST_FIELD = "Request:"
+_REMEDIES = {
+    Reason.TRUNCATED: "the reasoning did not end within the token limit; raise max_new_tokens or shorten the input",
+    Reason.ENGINE: "the engine failed; try again",
+}
+
+
+def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+    """Judge one exchange; whatever goes wrong comes back as an error verdict."""
+    try:
+        taken, _ = take_in(exchange, policy.images)
+    except InputError as error:
+        return error_verdict(error, policy, model)
+    if policy.long_input == "windows":
+        return (yield from _judge_windows(taken, policy, model))
+    return (yield from _judge_one(taken, policy, model))
+
+
+def error_verdict(error: GuardError, policy: Policy, model: ModelInfo) -> Verdict:
+    """The verdict for what could not be judged."""
+    return _error(error.code, str(error), policy, model, Usage())
+
+
+def _error(code: str, message: str, policy: Policy, model: ModelInfo, usage: Usage) -> Verdict:
+    return Verdict(
+        request=Judgement(label=Label.ERROR),
+        response=Judgement(label=Label.ERROR),
+        flagged=None,
+        action=policy.on_error,
+        mode=policy.mode,
+        error=VerdictError(code=code, message=message),
+        model=model,
+        usage=usage,
+    )
+
+
+def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+    if policy.mode == "slow":
+        if any(scale.unreasoned for scale in policy.scales("slow")):
+            unreasoned = yield from _without_reasoning(exchange, policy)
+            if unreasoned.error_code:
+                return _error(unreasoned.error_code, unreasoned.error, policy, model, unreasoned.usage)
+            return (yield from _slow(exchange, policy, model, unreasoned))
+        return (yield from _slow(exchange, policy, model))
+    unreasoned = yield from _without_reasoning(exchange, policy)
+    verdict = _fast(unreasoned, policy, model)
+    low, high = policy.doubt
+    scores = [judged.score for judged in (verdict.request, verdict.response) if judged.score is not None]
+    if policy.mode == "fast" or verdict.error or not any(low <= score <= high for score in scores):
+        return verdict
+    return (yield from _slow(exchange, policy, model, unreasoned))
+
+
+@dataclass(frozen=True)
+class _Unreasoned:
+    """What comparing the label words right after an empty think gave: the log-odds of harm of request and response."""
+
+    odds: tuple[float | None, float | None] = (None, None)
+    usage: Usage = field(default_factory=Usage)
+    error_code: str = ""
+    error: str = ""
+
+
+def _without_reasoning(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, _Unreasoned]:
+    request = replace(question(exchange, policy), forced_prefix=FAST_PREFIX)
+    slots = ("", RESPONSE_FIELD) if exchange.has_response else ("",)
+    result = yield from scored(request, slots)
+    if result.error is not None:
+        return _Unreasoned(usage=result.usage, error_code=result.error_code, error=result.error)
+    odds = [log_odds(pair) for pair in result.logprobs]
+    if len(odds) != len(slots) or None in odds:
+        message = "the engine gave no usable score; try again, or use mode 'slow' without a calibration"
+        return _Unreasoned(usage=result.usage, error_code="no_score", error=message)
+    judged = (exchange.has_prompt, exchange.has_response)
+    first, second = (value if applies else None for value, applies in zip((*odds, None)[:2], judged, strict=True))
+    return _Unreasoned((first, second), result.usage)
+
+
+def _fast(unreasoned: _Unreasoned, policy: Policy, model: ModelInfo) -> Verdict:
+    """The verdict without reasoning."""
+    if unreasoned.error_code:
+        return _error(unreasoned.error_code, unreasoned.error, policy, model, unreasoned.usage)
+    scores = [
+        None if odds is None else probability(odds, scale.temperature)
+        for odds, scale in zip(unreasoned.odds, policy.scales("fast"), strict=True)
+    ]
+    return _verdict([_label(score) for score in scores], scores, None, unreasoned.usage, policy, model, "fast")
+
+
+def _label(score: float | None, threshold: float = 0.5) -> Label:
+    if score is None:
+        return Label.NOT_APPLICABLE
+    return Label.HARMFUL if score >= threshold else Label.UNHARMFUL
+
+
+def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unreasoned | None = None) -> Judging:
+    """Reason first; a truncated answer is asked for once more with a larger budget.
+
+    `unreasoned` is the answer without reasoning, where it was asked for before.
+    """
+    unreasoned = unreasoned or _Unreasoned()
+    request = replace(
+        question(exchange, policy),
+        max_new_tokens=policy.max_new_tokens,
+        label_fields=(REQUEST_FIELD, RESPONSE_FIELD),
+        candidates=CANDIDATES,
+        ban_empty_think=True,
+    )
+    result = yield from generated(request)
+    usage = unreasoned.usage + result.usage
+    if result.finish_reason == "length" and (yield from _can_grow(request, policy)):
+        result = yield from generated(replace(request, max_new_tokens=policy.retry_new_tokens))
+        usage += result.usage
+    if result.error is not None:
+        return _error(result.error_code, result.error, policy, model, usage)
+    parsed = parse_verdict(result.text, exchange.has_prompt, exchange.has_response, result.finish_reason)
+    if parsed.reason is not None:
+        message = _REMEDIES.get(parsed.reason, f"the answer is outside the grammar ({parsed.reason})")
+        return _error(parsed.reason.value, message, policy, model, usage)
+    labels = [parsed.request, parsed.response]
+    reasoned = [result.label_logprobs.get(name) for name in (REQUEST_FIELD, RESPONSE_FIELD)]
+    scores = [
+        _reasoned_score(logprobs, before, scale) if logprobs and label is not Label.NOT_APPLICABLE else None
+        for logprobs, before, label, scale in zip(reasoned, unreasoned.odds, labels, policy.scales("slow"), strict=True)
+    ]
+    verdict = _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
+    quotes = QuoteFilter(request.messages, bool(request.pictures))
+    shown = quotes.whole(verdict.reasoning or "") or None
+    return verdict.model_copy(update={"reasoning": shown, "unsupported_quotes": quotes.dropped})
+
+
+def _can_grow(request: EngineRequest, policy: Policy) -> Generator[Call, Reply, bool]:
+    """Whether the retry's budget and the model's context leave more room than the first attempt had."""
+    if policy.retry_new_tokens <= request.max_new_tokens:
+        return False
+    found = yield from counted(request)
+    if found.tokens is None or found.limit is None:
+        return True
+    return found.limit - found.tokens > request.max_new_tokens
+
+
+def _reasoned_score(logprobs: Sequence[float], before: float | None, scale: Scale) -> float | None:
+    """The score after reasoning, with the one before it weighed in as the scale says."""
+    odds = log_odds(logprobs)
+    if odds is None or not scale.unreasoned:
+        return None if odds is None else probability(odds, scale.temperature)
+    return (
+        None if before is None else probability(_within(odds) + scale.unreasoned * _within(before), scale.temperature)
+    )
+
+
+def _within(odds: float) -> float:
+    """Log-odds no further out than calibration takes them."""
+    most = math.log(1 / EDGE - 1)
+    return min(max(odds, -most), most)
+
+
+def harm_probability(logprobs: Sequence[float], temperature: float = 1.0) -> float | None:
+    """P(harmful) against P(unharmful) from the two words' log-probabilities; None where they say nothing.
+
+    The difference of the two is divided by `temperature`.
+    """
+    odds = log_odds(logprobs)
+    return None if odds is None else probability(odds, temperature)
+
+
+def log_odds(logprobs: Sequence[float]) -> float | None:
+    """log P(harmful) - log P(unharmful), perhaps infinite; None where the log-probabilities say nothing."""
+    if len(logprobs) != 2 or any(math.isnan(value) or value == math.inf for value in logprobs):
+        return None
+    harmful, unharmful = logprobs
+    return None if harmful == unharmful == -math.inf else harmful - unharmful
+
+
+def probability(odds: float, temperature: float) -> float:
+    """The probability of log-odds that are divided by `temperature`."""
+    return 1 / (1 + math.exp(min(max(-odds / temperature, -700.0), 700.0)))
+
+
+def _verdict(
+    labels: Sequence[Label],
+    scores: Sequence[float | None],
+    reasoning: str | None,
+    usage: Usage,
+    policy: Policy,
+    model: ModelInfo,
+    judged_in: Literal["fast", "slow"],
+) -> Verdict:
+    """The label decides; the score decides instead where a threshold is set."""
+    judged = []
+    for label, score, threshold in zip(labels, scores, policy.cutoffs(judged_in), strict=True):
+        if threshold is not None and label is not Label.NOT_APPLICABLE:
+            if score is None:
+                message = "a threshold is set, but the engine gave no score; drop the threshold or change the engine"
+                return _error("no_score", message, policy, model, usage)
+            label = _label(score, threshold)
+        judged.append(Judgement(label=label, score=score))
+    flagged = any(judgement.label is Label.HARMFUL for judgement in judged)
+    return Verdict(
+        request=judged[0],
+        response=judged[1],
+        flagged=flagged,
+        action="block" if flagged else "allow",
+        reasoning=reasoning or None,
+        mode=policy.mode,
+        model=model,
+        usage=usage,
+    )
+
+
+def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+    """Judge overlapping pieces of a too long exchange; the worst verdict wins.
+
+    It ends once the request is harmful, or each piece of it was judged, and the response, if there is one, is harmful:
+    what a piece of a response means depends on the request beside it, so a harmful request alone ends nothing. Scores
+    are then those of the windows that were judged.
+    """
+    try:
+        prompts, responses = yield from windows(exchange, policy)
+    except InputError as error:
+        return error_verdict(error, policy, model)
+    if len(prompts) * len(responses) == 1:
+        return (yield from _judge_one(exchange, policy, model))
+    verdicts: list[Verdict] = []
+    request_harmful, response_harmful = False, not exchange.has_response
+    judged: set[int] = set()
+    for (asked, prompt), response in product(enumerate(prompts), responses):
+        if response_harmful and (request_harmful or asked in judged):
+            continue
+        verdict = yield from _as_window(_judge_one(replace(exchange, prompt=prompt, response=response), policy, model))
+        verdicts.append(verdict)
+        if verdict.error is None:
+            judged.add(asked)
+            request_harmful |= verdict.request.label is Label.HARMFUL
+            response_harmful |= verdict.response.label is Label.HARMFUL
+    return worst_of(verdicts)
+
+
+def _as_window(judging: Judging) -> Judging:
+    """The same, its calls marked as a window's."""
+    reply: Reply | None = None
+    while True:
+        try:
+            call = next(judging) if reply is None else judging.send(reply)
+        except StopIteration as stop:
+            verdict: Verdict = stop.value
+            return verdict
+        reply = yield call if isinstance(call, Count) else replace(call, is_window=True)

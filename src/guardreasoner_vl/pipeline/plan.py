@@ -1,0 +1,246 @@
+"""What a run would do and take, without doing it: steps, batch arithmetic, memory, commands.
+
+Memory is an estimate for one GPU: weights, gradients and AdamW's moments, and a rough figure for what a pass holds.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guardreasoner_vl.corpus.store import is_corpus, read_info
+from guardreasoner_vl.errors import GuardError
+from guardreasoner_vl.pipeline.run import STAGES, TRAINING
+from guardreasoner_vl.rl.clipping import bound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.recipe import Recipe
+
+_BASES: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen2.5-VL-7B-Instruct": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+}
+"""Shapes of the bases' decoders, for a plan on a machine that does not have them."""
+
+_ACTIVATIONS = {True: 2, False: 34}
+"""Bytes that a pass holds for each token, layer and hidden unit, with gradient checkpointing and without."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters, and what a pass's memory follows from."""
+
+    parameters: int
+    hidden: int
+    layers: int
+
+
+def plan_of(recipe: Recipe, path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int = 0) -> str:
+    """The plan, for people: what is done in `out` with the sources in `data`, and the commands that do it.
+
+    Raises `RecipeError` if the recipe trains nothing.
+    """
+    plan = _Plan(recipe, out, max(1, gpus), model_size(recipe))
+    lines = [f"recipe {recipe.name}, seed {recipe.seed}, run folder {out}", plan.model()]
+    lines += [f"{stage}: {line}" for stage in stages for line in getattr(plan, stage)()]
+    return "\n".join([*lines, "", *commands(path, data, out, stages, gpus)])
+
+
+def model_size(recipe: Recipe) -> Size | None:
+    """Counted on the configuration; None if the model is neither here nor known."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = _config(recipe)
+    if config is None:
+        return None
+    with torch.device("meta"):
+        network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
+    text = network.config.text_config
+    return Size(sum(one.numel() for one in network.parameters()), text.hidden_size, text.num_hidden_layers)
+
+
+def commands(path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int) -> list[str]:
+    """Shell commands that can be run as printed: one process, or `accelerate launch` to train on several GPUs."""
+    lines = []
+    runs: list[list[str]] = []
+    for stage in (name for name in STAGES if name in stages):
+        together = runs and stage not in TRAINING and runs[-1][-1] not in TRAINING
+        (runs[-1].append(stage) if together else runs.append([stage]))
+    for run in runs if gpus > 1 else [[stage for part in runs for stage in part]]:
+        words = ["guardreasoner-vl", "run", _argument(path)]
+        words += [] if data == Path() else ["--data", _argument(data)]
+        words += ["--out", _argument(out)]
+        words += [] if run == list(STAGES) else ["--stages", ",".join(run)]
+        if gpus > 1 and run[0] in TRAINING:
+            words = ["accelerate", "launch", "--num_processes", str(gpus), "--no_python", *words]
+        lines.append(shlex.join(words))
+    return lines
+
+
+def _argument(path: Path) -> str:
+    """The path, written so that no command takes it for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def _config(recipe: Recipe) -> dict[str, Any] | None:
+    from transformers import AutoConfig
+
+    from guardreasoner_vl.engines.model_files import resolve_folder
+
+    base = recipe.base
+    if base.new:
+        text, vision = base.new.text, base.new.vision
+        return {
+            "text_config": {
+                "vocab_size": base.new.vocab_size,
+                "hidden_size": text.hidden_size,
+                "intermediate_size": text.intermediate_size,
+                "num_hidden_layers": text.layers,
+                "num_attention_heads": text.heads,
+                "num_key_value_heads": text.kv_heads,
+                "tie_word_embeddings": True,
+                "bos_token_id": None,
+                "eos_token_id": None,
+            },
+            "vision_config": {
+                "depth": vision.layers,
+                "hidden_size": vision.hidden_size,
+                "intermediate_size": vision.intermediate_size,
+                "num_heads": vision.heads,
+                "out_hidden_size": text.hidden_size,
+            },
+            "tie_word_embeddings": True,
+        }
+    if base.base:
+        return None
+    try:
+        found: dict[str, Any] = AutoConfig.from_pretrained(resolve_folder(str(base.path), base.revision)).to_dict()
+    except GuardError:
+        known = _BASES.get(str(base.path))
+        tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+        return known and {
+            "text_config": known,
+            "vision_config": {**tower, "out_hidden_size": known["hidden_size"]},
+            "tie_word_embeddings": known["tie_word_embeddings"],
+        }
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known; one method for each stage, by its name."""
+
+    recipe: Recipe
+    out: Path
+    gpus: int
+    size: Size | None
+
+    def model(self) -> str:
+        start = self.recipe.base
+        name = "made from nothing" if start.new else f"made of {start.base.path}" if start.base else start.path
+        size = "not at hand, so its size is not known" if self.size is None else _count(self.size.parameters)
+        return f"model {name}: {size}"
+
+    def curate(self) -> list[str]:
+        data = self.recipe.data
+        names = [source.title for source in data.sources]
+        sections = {"drawn": data.drawn, "written": data.written, "contrast": data.contrast}
+        made = [f"{section.count:,} {name}" for name, section in sections.items() if section]
+        rows = _rows(self.out / "corpus")
+        return [", ".join([*names, *made]) + (f"; done, {rows:,} rows" if rows else "")]
+
+    def synthesize(self) -> list[str]:
+        section = self.recipe.synthesize
+        who = section.teacher if section.teacher == "rules" else f"{section.model} at {section.base_url or 'OpenAI'}"
+        limit = "" if section.max_cost is None else f", at most {section.max_cost:.2f} USD"
+        return [f"{who}, {section.attempts} attempts a row{limit}"]
+
+    def sft(self) -> list[str]:
+        section = self.recipe.sft
+        batch = section.batch_size * section.gradient_accumulation * self.gpus
+        rows = _rows(self.out / "corpus")
+        steps = f"{int(section.epochs * rows / batch):,} steps" if rows else "steps are known once the corpus stands"
+        arithmetic = f"{section.batch_size} rows x {section.gradient_accumulation} accumulated x {self.gpus} devices"
+        tokens, shards = section.batch_size * section.max_length, self.gpus if section.deepspeed else 1
+        return [
+            f"{arithmetic} = {batch} rows a step; {section.epochs:g} epochs, {steps}",
+            *self._memory(section.precision, section.gradient_checkpointing, tokens, shards, shards),
+        ]
+
+    def mine(self) -> list[str]:
+        section, rows = self.recipe.mine, _rows(self.out / "corpus")
+        asked = min(rows, section.limit or rows) if rows else section.limit
+        total = f": {asked:,} rows, {asked * section.candidates:,} answers" if asked else ""
+        most = section.candidates * section.max_new_tokens
+        return [f"{section.candidates} candidates a row{total}, at most {most:,} tokens a row; keeps {section.keep}"]
+
+    def augment(self) -> list[str]:
+        share, rows = self.recipe.augment.share, _rows(self.out / "mine")
+        joined = f": {round(rows * share / (1 - share)):,} pairs beside {rows:,} hard rows" if rows else ""
+        return [f"{share:.0%} of the RL set are joined pairs{joined}"]
+
+    def grpo(self) -> list[str]:
+        section, rows = self.recipe.grpo, _rows(self.out / "augment")
+        updates = section.rollout_batch // section.update_batch
+        rollouts, step = section.rollout_batch * section.group_size, section.update_batch * section.group_size
+        total = section.steps or (section.epochs * (rows // section.rollout_batch) if rows else None)
+        steps = "rollout batches are known once the RL set stands"
+        if total:
+            bounds = ", ".join(
+                f"B_{s} = {bound(section.clip, s, total):.4f}" for s in sorted({1, -(-total // 2), total})
+            )
+            steps = f"{total:,} rollout batches, {total * updates:,} updates; {bounds}"
+        return [
+            f"{section.rollout_batch} prompts x {section.group_size} = {rollouts:,} completions a rollout batch; "
+            f"{section.update_batch} x {section.group_size} = {step:,} an update, {updates} updates a rollout batch",
+            f"at most {rollouts * section.max_completion_length:,} tokens generated a rollout batch",
+            steps,
+            *self._memory(section.precision, section.gradient_checkpointing, section.pass_tokens, 1, self.gpus),
+        ]
+
+    def evaluate(self) -> list[str]:
+        section = self.recipe.evaluate
+        names = ", ".join(section.benchmarks) or "the corpus's own test rows"
+        return [f"{names}; mode {section.mode}"]
+
+    def _memory(self, precision: str, checkpointing: bool, tokens: int, shards: int, moments: int) -> list[str]:
+        """`shards`: over how many GPUs weights and gradients are spread; `moments`: AdamW's state."""
+        if self.size is None:
+            return []
+        weight, state = (2, 12) if precision == "bf16-weights" else (4, 8)
+        fixed = self.size.parameters * (2 * weight / shards + state / moments)
+        held = tokens * self.size.layers * self.size.hidden * _ACTIVATIONS[checkpointing]
+        return [f"about {_memory(fixed)} a GPU for weights, gradients and AdamW, {_memory(held)} for {tokens:,} tokens"]
+
+
+def _rows(folder: Path) -> int | None:
+    return read_info(folder).rows if is_corpus(folder) else None
+
+
+def _memory(amount: float) -> str:
+    return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{amount / 1e6:.0f} MB"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B parameters" if parameters >= 1e8 else f"{parameters / 1e6:.1f} M parameters"

@@ -1,0 +1,251 @@
+"""The whole method, stage after stage, in one run folder.
+
+    curate -> synthesize -> sft -> mine -> augment -> grpo -> evaluate
+
+Stages know nothing of each other: each reads what an earlier one left in the folder, goes on where it stopped, and does
+nothing where it is done.
+
+OUT/recipe.json        the resolved recipe; another one is refused where a stage has read it (`recipe.run_dir`)
+OUT/corpus/            rows and their reasoning
+OUT/sft/model/         the cold start
+OUT/mine/              hard rows, and how every row fared
+OUT/augment/           the RL set
+OUT/grpo/model/        the guard
+OUT/evaluate/          both models on the same rows
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from guardreasoner_vl.corpus.store import is_corpus, read_split
+from guardreasoner_vl.errors import DataError, RecipeError
+from guardreasoner_vl.recipe.run_dir import begin, open_run_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+    from guardreasoner_vl.engines.transformers_engine import TransformersEngine
+    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.recipe import Recipe
+
+Stage = Literal["curate", "synthesize", "sft", "mine", "augment", "grpo", "evaluate"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+TRAINING: tuple[Stage, ...] = ("sft", "grpo")
+"""Stages that run on several GPUs; the others want one process."""
+
+
+ROWS = 128
+"""Answers that are generated at once: stages have many to ask for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its recipe, where its sources lie, and its folder.
+
+    `taken` names other runs' folders for stages whose work is taken from there. `tell` takes lines for people,
+    `progress` what is done and what there is to do.
+    """
+
+    recipe: Recipe
+    data: Path
+    out: Path
+    tell: Callable[[str], None]
+    progress: Callable[[int, int | None], None] | None = None
+    taken: Mapping[Stage, Path] = field(default_factory=dict)
+
+    @property
+    def corpus(self) -> Path:
+        return self._of("curate") / "corpus"
+
+    @property
+    def cold_start(self) -> Path:
+        """The model after SFT."""
+        return self._of("sft") / "sft" / "model"
+
+    @property
+    def hard(self) -> Path:
+        return self._of("mine") / "mine"
+
+    @property
+    def rl_set(self) -> Path:
+        return self._of("augment") / "augment"
+
+    @property
+    def guard(self) -> Path:
+        """The model after RL."""
+        return self._of("grpo") / "grpo" / "model"
+
+    def _of(self, stage: Stage) -> Path:
+        return self.taken.get(stage, self.out)
+
+
+def run(job: Run, stages: Collection[str] = STAGES) -> None:
+    """Do `stages` in the method's order.
+
+    Raises `RecipeError` if a stage that has begun read another recipe, and `DataError` if another process works there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (alone := [name for name in stages if name not in TRAINING]):
+        raise RecipeError(
+            f"{', '.join(alone)} want one process: launch only --stages {' or '.join(TRAINING)} on several"
+        )
+    with open_run_dir(job.out, job.recipe, "run"):
+        for stage in STAGES:
+            if stage in stages:
+                job.tell(stage)
+                _WORK[stage](job)
+
+
+def _curate(job: Run) -> None:
+    from guardreasoner_vl.stages import curate
+
+    if not is_corpus(job.corpus):
+        begin(job.out, job.recipe, "curate")
+        made = curate.run(job.recipe, job.data, job.corpus, progress=job.progress)
+        job.tell(f"  {made.info.rows:,} of {made.read:,} rows")
+
+
+def _synthesize(job: Run) -> None:
+    from guardreasoner_vl.stages import synthesize
+    from guardreasoner_vl.teachers.choose import open_teacher
+
+    section, progress, corpus = job.recipe.synthesize, job.progress, _needed(job.corpus, "curate")
+    begin(job.out, job.recipe, "synthesize")
+    found = synthesize.run(
+        corpus,
+        open_teacher(section.teacher, section.model, section.base_url),
+        attempts=section.attempts,
+        votes=section.votes,
+        concurrency=section.concurrency,
+        budget=_budget(section.max_cost),
+        progress=(lambda now: progress(now.done, now.total)) if progress else None,
+    )
+    if found.left:
+        raise DataError(
+            f"{found.left:,} rows have no reasoning yet (stopped by {found.stopped_by or 'faults'}): "
+            "run again to go on, or raise synthesize.max_cost"
+        )
+    job.tell(f"  {found.kept:,} of {found.rows:,} rows have reasoning")
+
+
+def _sft(job: Run) -> None:
+    from guardreasoner_vl.stages import sft
+
+    sft.run(job.recipe, _needed(job.corpus, "curate"), job.out)
+
+
+def _mine(job: Run) -> None:
+    from guardreasoner_vl.stages import mine
+
+    if mine.is_finished(job.hard, job.recipe):
+        return
+    model, corpus = _needed(job.cold_start, "sft"), _needed(job.corpus, "curate")
+    begin(job.out, job.recipe, "mine")
+    report = mine.run(job.recipe, corpus, _engine(model), job.hard, progress=job.progress)
+    if report.unanswered:
+        raise DataError(f"{report.unanswered:,} rows got no answer from the engine: run again to go on")
+    job.tell(f"  {report.kept:,} of {report.judged:,} rows are hard ({job.recipe.mine.keep})")
+
+
+def _augment(job: Run) -> None:
+    from guardreasoner_vl.stages import augment
+
+    hard = _needed(job.hard, "mine")
+    begin(job.out, job.recipe, "augment")
+    report = augment.run(job.recipe, hard, job.rl_set, progress=job.progress)
+    job.tell(f"  {report.hard:,} hard rows and {report.augmented:,} joined ones")
+
+
+def _grpo(job: Run) -> None:
+    from guardreasoner_vl.stages import grpo
+
+    validation = list(read_split(_needed(job.corpus, "curate"), "validation"))
+    progress = job.progress
+    grpo.run(
+        job.recipe,
+        _needed(job.cold_start, "sft"),
+        _needed(job.rl_set, "augment"),
+        job.out,
+        validation,
+        (lambda now: progress(now.step, now.total)) if progress else None,
+    )
+
+
+def _evaluate(job: Run) -> None:
+    from guardreasoner_vl.evaluation.compare import leaderboard, read_evaluation
+    from guardreasoner_vl.evaluation.report import markdown_table
+    from guardreasoner_vl.evaluation.results import TARGETS
+
+    models = {"sft": job.cold_start, "grpo": job.guard}
+    folders = [evaluated(job, name, model) for name, model in models.items() if model.is_dir()]
+    if not folders:
+        raise DataError(f"{job.out}: no model to evaluate; run the stage sft first")
+    compared = [read_evaluation(folder) for folder in folders]
+    for target in TARGETS:
+        job.tell(f"{target}s\n\n{markdown_table(leaderboard(compared, target))}")
+
+
+def evaluated(job: Run, name: str, model: Path) -> Path:
+    """The folder of one model's evaluation, with its report."""
+    from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
+    from guardreasoner_vl.evaluation.write import write_report
+    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.judging.policy import Policy
+    from guardreasoner_vl.stages import evaluate
+
+    section, folder = job.recipe.evaluate, job.out / "evaluate" / name
+    policy = Policy(mode=section.mode, max_new_tokens=section.max_new_tokens, retry_new_tokens=section.max_new_tokens)
+    with Guard(_engine(model), policy) as guard:
+        results = evaluate.run(guard, benchmarks(job), folder, progress=job.progress)
+    if results.unanswered:
+        job.tell(f"  {name}: {results.warnings[-1]}")
+    rows = list(read_predictions(folder / PREDICTIONS))
+    write_report(results, rows, folder, f"guardreasoner-vl run, stage evaluate, of {name}")
+    return folder
+
+
+def benchmarks(job: Run) -> list[Loaded]:
+    """What the recipe measures on; without benchmarks its corpus's test rows, or else its validation rows."""
+    from guardreasoner_vl.evaluation.benchmarks.find import by_source, find
+
+    section = job.recipe.evaluate
+    if section.benchmarks:
+        loaded = find(section.benchmarks, str(job.data), job.out / "evaluate" / "pictures")
+    else:
+        corpus = _needed(job.corpus, "curate")
+        rows = list(read_split(corpus, "test")) or list(read_split(corpus, "validation"))
+        loaded = list(by_source(rows, job.corpus))
+    return [replace(one, samples=list(islice(one.samples, section.limit))) for one in loaded]
+
+
+def _needed(folder: Path, stage: Stage) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not there: run the stage {stage} first")
+    return folder
+
+
+def _engine(model: Path) -> TransformersEngine:
+    from guardreasoner_vl.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine.load(str(model), max_rows=ROWS)
+
+
+def _budget(max_cost: float | None) -> Any:
+    from guardreasoner_vl.teachers.budget import Budget
+
+    return None if max_cost is None else Budget(max_cost, None)
+
+
+_WORK: dict[Stage, Callable[[Run], None]] = {
+    "curate": _curate,
+    "synthesize": _synthesize,
+    "sft": _sft,
+    "mine": _mine,
+    "augment": _augment,
+    "grpo": _grpo,
+    "evaluate": _evaluate,
+}

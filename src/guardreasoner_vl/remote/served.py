@@ -1,0 +1,85 @@
+"""A guard that a running service provides (`guardreasoner-vl serve`): the service's model, policy and batching."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from guardreasoner_vl.baselines.over_http import GuardOverHttp
+from guardreasoner_vl.baselines.verdicts import failure
+from guardreasoner_vl.engines.openai.chat import picture_part, text_part
+from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
+from guardreasoner_vl.errors import EngineError, GuardError
+from guardreasoner_vl.guard import as_exchange
+from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.types import Picture, Usage, Verdict
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.guard import Item
+    from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Turn
+
+KEY_VARIABLE = "GUARDREASONER_KEY"
+
+
+class ServedGuard(GuardOverHttp["Item"]):
+    """Asks the service at `url`, at most `max_concurrency` exchanges at once; a key is read from GUARDREASONER_KEY.
+
+    Raises `EngineError` if the service cannot be used. Later faults are `error` verdicts; a busy service is asked
+    again.
+    """
+
+    def __init__(
+        self, url: str, mode: Mode, *, max_concurrency: int = 64, timeout: float = 300.0, retries: int = 5
+    ) -> None:
+        key = os.environ.get(KEY_VARIABLE)
+        base = f"{url.rstrip('/')}/v1"
+        super().__init__(HttpClient(base, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
+        self.mode = mode
+        try:
+            (first,) = self._loop.run_all([self._asked({"prompt": "Hello.", "mode": mode})])
+        except BaseException:
+            self.close()
+            raise
+        self.model: ModelInfo = first.model
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its verdicts is the service's own matter."""
+        return {}
+
+    async def _verdict(self, item: Item) -> Verdict:
+        try:
+            exchange, _ = take_in(as_exchange(item))
+            return await self._asked({"messages": messages_of(exchange), "mode": self.mode, "include_reasoning": True})
+        except GuardError as error:
+            return failure(error, self.mode, self.model, Usage())
+
+    async def _asked(self, body: dict[str, Any]) -> Verdict:
+        try:
+            answer = await self._http.post("guard", lambda: body)
+        except HttpError as error:
+            if error.status in (401, 403):
+                raise EngineError(f"{self._http.server} refused the key: set {KEY_VARIABLE}") from error
+            raise
+        try:
+            return Verdict.model_validate_json(answer)
+        except ValidationError as error:
+            raise EngineError("the answer is no verdict: check that the URL is a guardreasoner-vl service") from error
+
+
+def messages_of(exchange: Exchange) -> list[dict[str, Any]]:
+    """The exchange, its pictures taken in, as chat messages with `data:` URLs."""
+    messages = []
+    for turn in (*exchange.history, exchange):
+        parts = [*_pictures(turn), *([text_part(turn.prompt)] if turn.prompt else [])]
+        if parts:
+            messages.append({"role": "user", "content": parts})
+        if turn.response:
+            messages.append({"role": "assistant", "content": turn.response})
+    return messages
+
+
+def _pictures(turn: Turn) -> list[dict[str, Any]]:
+    return [picture_part(image) for image in turn.images if isinstance(image, Picture)]

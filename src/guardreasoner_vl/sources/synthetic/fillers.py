@@ -1,0 +1,102 @@
+"""Harmless sentences to put around what is judged: of the mixture's own harmless rows, and everyday ones."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.sources.union import class_of
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable, Iterator
+
+    from guardreasoner_vl.types import Sample
+
+EVERYDAY = tuple((files("guardreasoner_vl.sources.synthetic") / "everyday.txt").read_text("utf-8").splitlines())
+"""Made up for this project, in five languages."""
+
+_HARMFUL = 0.05
+"""Harmful rows of a source, for each unharmful one, with which it still gives sentences."""
+
+_SHARE_EVERYDAY = 0.25
+_SHARE_IN_ORDER = 0.5
+_OF_ONE_ANSWER = 8
+"""Sentences that are taken of one answer at most, so that long ones do not prevail."""
+
+_SHORTEST, _LONGEST = 3, 200
+_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
+_SENTENCE = re.compile(r"[^\W\d_][^\n<>|{}()\[\]\\`]*(?:[^\W\d_]{3}[.!?]|[。！？])")
+_ODD = re.compile(r"[\n<>|{}\\`]")
+
+
+@dataclass(frozen=True)
+class Filler:
+    """Some harmless text, and the ids of the rows that it comes from."""
+
+    text: str
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fillers:
+    """Harmless sentences with their rows' ids, in the order in which they stand there; everyday ones come besides."""
+
+    sentences: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, rows: Iterable[Sample]) -> Fillers:
+        """Short requests and sentences of answers, of unharmful rows of sources that hold hardly anything else.
+
+        Where a source has both classes, its harmless rows are often beside the point: replies to hate, or close calls.
+        """
+        rows = [row for row in rows if row.modality == "text"]
+        classes = Counter((row.source, class_of(row)) for row in rows)
+        calm = {
+            name
+            for name, label in classes
+            if label == "unharmful" and classes[name, "harmful"] <= _HARMFUL * classes[name, "unharmful"]
+        }
+        harmless = (row for row in rows if row.source in calm and _harmless(row))
+        return cls([(sentence, row.id) for row in harmless for sentence in _sentences(row)])
+
+    def drawn(self, count: int, rng: random.Random) -> Filler:
+        """So many sentences in a paragraph or on lines of their own: some as they stood, some from anywhere."""
+        gap = rng.choice((" ", " ", "\n"))
+        if not self.sentences or rng.random() < _SHARE_EVERYDAY:
+            return Filler(gap.join(rng.choices(EVERYDAY, k=count)), ())
+        if rng.random() < _SHARE_IN_ORDER:
+            first = rng.randrange(max(1, len(self.sentences) - count + 1))
+            some = self.sentences[first : first + count]
+        else:
+            some = rng.choices(self.sentences, k=count)
+        return Filler(gap.join(sentence for sentence, _ in some), tuple(dict.fromkeys(name for _, name in some)))
+
+    def passages(self, characters: int, rng: random.Random) -> list[Filler]:
+        """Paragraphs of at least so many characters together."""
+        result: list[Filler] = []
+        while sum(len(filler.text) for filler in result) < characters:
+            result.append(self.drawn(rng.randint(3, 12), rng))
+        return result
+
+
+def _harmless(row: Sample) -> bool:
+    return (
+        row.request_label == "unharmful"
+        and row.response_label != "harmful"
+        and not row.meta.get("weak")
+        and row.meta.get("task") != "toxicity"
+    )
+
+
+def _sentences(row: Sample) -> Iterator[str]:
+    prompt = row.prompt.strip()
+    if _SHORTEST <= len(prompt) <= _LONGEST and not _ODD.search(prompt):
+        yield prompt
+    if row.response_label == "unharmful" and row.response:
+        pieces = [piece.strip() for piece in _END.split(row.response, maxsplit=4 * _OF_ONE_ANSWER)]
+        whole = [piece for piece in pieces if len(piece) <= _LONGEST and _SENTENCE.fullmatch(piece)]
+        yield from whole[:_OF_ONE_ANSWER]

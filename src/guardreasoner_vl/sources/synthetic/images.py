@@ -1,0 +1,285 @@
+"""Pictures that the project draws itself: words in many layouts, harmful and benign in the same ones.
+
+A page of text must not be a verdict, so every layout, font and colour is drawn with both kinds of words,
+and pictures without words are drawn too. All words are made up and mild. Where the words stand is kept in
+`picture.info[WORDS]`, one `Word` each, for `training.reading`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from guardreasoner_vl.sources.synthetic import phrases
+from guardreasoner_vl.storage.atomic import write_whole, writing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from guardreasoner_vl.types import GoldLabel
+
+SIZES = ((224, 224), (252, 196), (196, 252), (280, 168))
+CARD_SIZES = ((168, 56), (196, 56), (168, 84), (224, 84))
+CARDS = 0.75
+WORDS = "words"
+GRID = 14
+"""Lines start at multiples of a patch's side, so that a small vision tower meets few heights."""
+
+WITHOUT_WORDS = 0.12
+WITH_PROMPT = 0.4
+LIGHT = ("#ffffff", "#f4ecd8", "#ffe9a8", "#d9f2e6", "#dbe7ff", "#f7d7e1")
+DARK = ("#000000", "#1d2733", "#5a1010", "#123d1f", "#10205a", "#3a2b16")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a picture looks; chosen without looking at the label."""
+
+    size: tuple[int, int]
+    ink: str
+    paper: str
+    font: str | None
+    points: int
+    upper: bool
+    layout: str
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the text, in the text's own case, and where it stands, in pixels.
+
+    `edges` are the left edges of its letters and the right edge of the last one.
+    """
+
+    text: str
+    edges: tuple[float, ...]
+    top: float
+    bottom: float
+
+
+def draw_folder(folder: Path, count: int, seed: int) -> Path:
+    """Write `count` rows and their pictures in the layout of `sources.jsonl`; the same seed, the same bytes."""
+    rng = random.Random(seed)
+    return write_rows(folder, (draw_sample(rng, f"drawn-{seed}-{number:06d}") for number in range(count)))
+
+
+def write_rows(folder: Path, made: Iterable[tuple[Image.Image | None, dict[str, Any]]]) -> Path:
+    """Write pictures and rows, each row with its picture's name."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (picture, row) in enumerate(made):
+        name = f"images/{number:06d}.png"
+        if picture is not None:
+            with writing(folder / name):
+                picture.save(folder / name, compress_level=1)
+        rows.append({**row, "images": [name] if picture is not None else []})
+    path = folder / "train.jsonl"
+    # Last and at once, so that a folder with rows is complete.
+    write_whole(path, (json.dumps(row).encode("utf-8") + b"\n" for row in rows))
+    return path
+
+
+def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[str, Any]]:
+    """One picture and its row."""
+    style = _style(rng)
+    label: GoldLabel = rng.choice(("harmful", "unharmful"))
+    prompt = ""
+    if rng.random() < WITHOUT_WORDS:
+        text, picture = "", _scene(rng, style)
+        label = "unharmful"
+    else:
+        text = phrases.phrase(rng, label)
+        picture = draw_text(rng, style, text)
+    if rng.random() < WITH_PROMPT:
+        prompt, label = _prompt(rng, label)
+    return picture, _row(sample_id, prompt, text, label)
+
+
+def draw_text(rng: random.Random, style: Style, text: str) -> Image.Image:
+    """`text` in the style's layout."""
+    return _LAYOUTS[style.layout](rng, style, text)
+
+
+def draw_words(rng: random.Random, text: str, plain: bool = False) -> Image.Image:
+    """`text` in any style, mostly on a card; a plain one is black on white in one face and size."""
+    style = _style(rng)
+    if plain:
+        face = next(iter(_fonts()), None)
+        style = replace(style, ink=DARK[0], paper=LIGHT[0], font=face, points=24, upper=False)
+    return _card(rng, style, text) if plain or rng.random() < CARDS else draw_text(rng, style, text)
+
+
+def _card(rng: random.Random, style: Style, text: str) -> Image.Image:
+    """A small picture, filled by its words."""
+    width, height = rng.choice(CARD_SIZES)
+    picture = Image.new("RGB", (width, height), style.paper)
+    _write(picture, style, text, (2, 0, width - 2, height), style.ink, False)
+    return picture
+
+
+def _row(sample_id: str, prompt: str, text: str, label: GoldLabel) -> dict[str, Any]:
+    return {
+        "id": sample_id,
+        "source": "drawn",
+        "modality": "text-image" if prompt else "image",
+        "prompt": prompt,
+        "request_label": label,
+        "meta": {"picture_text": text},
+    }
+
+
+def _prompt(rng: random.Random, label: GoldLabel) -> tuple[str, GoldLabel]:
+    """A request beside the picture; the pair is harmful if either part is."""
+    kind = rng.random()
+    if kind < 0.6:
+        return rng.choice(phrases.NEUTRAL_PROMPTS), label
+    asked: GoldLabel = "harmful" if kind < 0.8 else "unharmful"
+    return phrases.phrase(rng, asked), "harmful" if "harmful" in (label, asked) else "unharmful"
+
+
+def _style(rng: random.Random) -> Style:
+    ink, paper = rng.choice(DARK), rng.choice(LIGHT)
+    if rng.random() < 0.4:
+        ink, paper = paper, ink
+    return Style(
+        rng.choice(SIZES),
+        ink,
+        paper,
+        rng.choice((None, *_fonts())),
+        rng.choice((20, 24)),
+        rng.random() < 0.35,
+        rng.choice(sorted(_LAYOUTS)),
+    )
+
+
+def _fonts() -> tuple[str, ...]:
+    """The DejaVu faces that come with matplotlib (extra `train`), so that drawing needs no system fonts."""
+    try:
+        from matplotlib import get_data_path
+    except ImportError:
+        return ()
+    faces = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
+    return tuple(str(Path(get_data_path()) / "fonts/ttf" / f"{face}.ttf") for face in faces)
+
+
+def _font(style: Style, points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.truetype(style.font, points) if style.font else ImageFont.load_default(points)
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, style: Style, text: str, width: int, height: int) -> tuple[list[str], Any, int]:
+    """Lines that fit into the box, at the largest size up to the style's."""
+    for points in range(style.points, 9, -2):
+        font = _font(style, points)
+        lines: list[str] = []
+        for word in text.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            if lines and draw.textlength(longer, font) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        step = -(-int(points * 1.2) // GRID) * GRID
+        if step * len(lines) <= height and all(draw.textlength(line, font) <= width for line in lines):
+            break
+    return lines, font, step
+
+
+def _write(
+    picture: Image.Image, style: Style, text: str, box: tuple[int, int, int, int], ink: str, centre: bool
+) -> None:
+    draw = ImageDraw.Draw(picture)
+    left, top, right, bottom = box
+    lines, font, step = _wrapped(draw, style, text.upper() if style.upper else text, right - left, bottom - top)
+    y = _snapped(top + max(0, (bottom - top - step * len(lines)) // 2))
+    placed = picture.info.setdefault(WORDS, [])
+    words = iter(text.split())
+    for line in lines:
+        x = _snapped(left + ((right - left - draw.textlength(line, font)) / 2 if centre else 0))
+        draw.text((x, y), line, fill=ink, font=font)
+        for match in re.finditer(r"\S+", line):
+            edges = tuple(x + draw.textlength(line[:at], font) for at in range(match.start(), match.end() + 1))
+            placed.append(Word(next(words), edges, y, y + step))
+        y += step
+
+
+def _snapped(place: float) -> int:
+    return round(place / GRID) * GRID
+
+
+def _page(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = Image.new("RGB", style.size, style.paper)
+    margin = max(8, rng.randint(6, 24))  # a smaller one would snap to the edge
+    _write(picture, style, text, (margin, margin, style.size[0] - margin, style.size[1] - margin), style.ink, False)
+    return picture
+
+
+def _poster(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = Image.new("RGB", style.size, style.paper)
+    width, height = style.size
+    ImageDraw.Draw(picture).rectangle((5, 5, width - 6, height - 6), outline=style.ink, width=rng.randint(2, 5))
+    _write(picture, style, text, (16, 16, width - 16, height - 16), style.ink, True)
+    return picture
+
+
+def _meme(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = _scene(rng, style)
+    width, height = style.size
+    words = text.split()
+    half = (len(words) + 1) // 2
+    for part, top in ((words[:half], 4), (words[half:], int(height * 0.66))):
+        band = (0, top, width, top + int(height * 0.3))
+        ImageDraw.Draw(picture).rectangle(band, fill=style.paper)
+        _write(picture, style, " ".join(part), (8, top, width - 8, band[3]), style.ink, True)
+    return picture
+
+
+def _list(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = Image.new("RGB", style.size, style.paper)
+    width, height = style.size
+    top = int(height * 0.6)
+    _write(picture, style, text, (10, 8, width - 10, top), style.ink, False)
+    font = _font(style, min(style.points, 20))
+    for number in range(rng.randint(2, 3)):
+        ImageDraw.Draw(picture).text((12, top + number * (height - top) // 3), f"{number + 1}.", style.ink, font)
+    return picture
+
+
+def _bubble(rng: random.Random, style: Style, text: str) -> Image.Image:
+    picture = Image.new("RGB", style.size, "#9fb4c7")
+    width, height = style.size
+    bottom = int(height * rng.uniform(0.6, 0.9))
+    ImageDraw.Draw(picture).rounded_rectangle((10, 10, width - 10, bottom), radius=16, fill=style.paper)
+    _write(picture, style, text, (22, 18, width - 22, bottom - 8), style.ink, False)
+    return picture
+
+
+def _scene(rng: random.Random, style: Style) -> Image.Image:
+    """Shapes, a gradient or noise: a picture without words."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        picture = Image.linear_gradient("L").resize(style.size).convert("RGB")
+        return Image.blend(picture, Image.new("RGB", style.size, style.paper), rng.uniform(0.2, 0.8))
+    if kind == 1:
+        noise = Image.frombytes("RGB", (28, 28), rng.randbytes(28 * 28 * 3))
+        return noise.resize(style.size, Image.Resampling.BICUBIC)
+    picture = Image.new("RGB", style.size, style.paper)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(2, 6)):
+        x, y, side = rng.randrange(style.size[0]), rng.randrange(style.size[1]), rng.randint(20, 120)
+        shape = rng.choice((draw.ellipse, draw.rectangle))
+        shape((x, y, x + side, y + side), fill=rng.choice(LIGHT + DARK))
+    return picture
+
+
+_LAYOUTS: dict[str, Callable[[random.Random, Style, str], Image.Image]] = {
+    "bubble": _bubble,
+    "list": _list,
+    "meme": _meme,
+    "page": _page,
+    "poster": _poster,
+}

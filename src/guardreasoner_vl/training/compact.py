@@ -1,0 +1,126 @@
+"""A model folder in half the room and back: matrices as int8 with a scale per row (`engines.int8`), or in bf16."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from guardreasoner_vl.engines.int8 import INT8_WEIGHTS, METADATA, SCALE, dequantised, is_int8, quantised, read_int8
+from guardreasoner_vl.engines.model_files import WEIGHTS, check_folder, weight_files
+from guardreasoner_vl.errors import InputError, ModelError
+from guardreasoner_vl.training.model_folder import copy_texts, emptied, move, written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes of the weights before and after; the error that int8 adds (RMS, as a share of the matrices' RMS)."""
+
+    before: int
+    after: int
+    error: float = 0.0
+
+
+def compact(source: Path, target: Path) -> Stored:
+    """Write `target`, a copy of the folder `source` whose matrices are int8; the same bytes each time.
+
+    The original may be in parts; the copy is one file, which is held in memory. Raises `ModelError` for a folder that
+    is no Qwen2.5-VL, is broken, or is quantised already, `InputError` if `target` holds something, `DataError` if the
+    disk does not take it.
+    """
+    tied = _checked(source, target)
+    if is_int8(source):
+        raise ModelError(f"{source}: its weights are stored as int8 already; --expand gives bf16")
+    files = weight_files(source)
+    with _reading(source):
+        weights, error = _quantised(files)
+    if tied:
+        _drop_second_embedding(weights)
+    _write(weights, METADATA, INT8_WEIGHTS, source, target)
+    return Stored(sum(map(_size, files)), _size(target / INT8_WEIGHTS), error)
+
+
+def expand(source: Path, target: Path) -> Stored:
+    """The way back: write `target` with bf16 weights in the format that every tool reads. Raises as `compact` does."""
+    _checked(source, target)
+    if not is_int8(source):
+        raise ModelError(f"{source}: its weights are not stored as int8; use the folder as it is")
+    with _reading(source):
+        weights = read_int8(source, torch.bfloat16)
+    _write(weights, {"format": "pt"}, WEIGHTS, source, target)
+    return Stored(_size(source / INT8_WEIGHTS), _size(target / WEIGHTS))
+
+
+def _checked(source: Path, target: Path) -> bool:
+    """Raises unless the folders will do; whether the language head is the embedding."""
+    config = check_folder(source)
+    if "quantization_config" in config:
+        raise ModelError(f"{source}: is quantised by another scheme; give the model that it was made from")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{target}: is there already; give the name of a new folder")
+    text = config.get("text_config")
+    return bool(config.get("tie_word_embeddings") or (isinstance(text, dict) and text.get("tie_word_embeddings")))
+
+
+def _quantised(files: Sequence[Path]) -> tuple[dict[str, torch.Tensor], float]:
+    """What to store, and the relative error of the matrices."""
+    weights: dict[str, torch.Tensor] = {}
+    wrong = whole = 0.0
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in sorted(file.keys()):
+                weight = file.get_tensor(name).float()
+                if not weight.isfinite().all():
+                    raise ModelError(f"{path}: {name:.80} holds NaN or infinity; train or download it again")
+                if weight.dim() != 2:
+                    weights[name] = weight.to(torch.bfloat16)
+                    continue
+                numbers, scale = quantised(weight)
+                weights[name], weights[name + SCALE] = numbers, scale
+                wrong += float((dequantised(numbers, scale, torch.float32) - weight).square().sum(dtype=torch.float64))
+                whole += float(weight.square().sum(dtype=torch.float64))
+    return weights, (wrong / whole) ** 0.5 if whole else 0.0
+
+
+def _drop_second_embedding(weights: dict[str, torch.Tensor]) -> None:
+    """A tied head that was stored beside the embedding goes; one that differs stays, as transformers would have it."""
+    embedding = next((name for name in weights if name.endswith(_EMBEDDING)), None)
+    if embedding and _HEAD in weights:
+        pairs = [(_HEAD + ending, embedding + ending) for ending in ("", SCALE)]
+        if all(torch.equal(weights[head], weights[kept]) for head, kept in pairs):
+            for head, _ in pairs:
+                del weights[head]
+
+
+def _write(weights: dict[str, torch.Tensor], metadata: dict[str, str], name: str, source: Path, target: Path) -> None:
+    with written(target, goes_on="from the start"):
+        partial = emptied(target)
+        save_file(weights, partial / name, metadata)
+        copy_texts(source, partial)
+        move(partial, target)
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Turn an error of a broken file into a `ModelError`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"{source}: its weights cannot be read ({reason}); download it again") from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size

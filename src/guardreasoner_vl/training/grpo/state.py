@@ -1,0 +1,128 @@
+"""GRPO's checkpoints, at rollout boundaries.
+
+Everything random follows from the recipe's seed and the number of the rollout batch, so weights, the optimizer's state
+and that number are all there is to a resume: it goes on exactly, and no rollout buffer has to be kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.storage.atomic import PARTIAL, write_json
+from guardreasoner_vl.training.grpo.optimizer import restore
+from guardreasoner_vl.training.model_folder import emptied, move, written
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.pt", "state.json"
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """Rollout batches done, and digests of what they started from: rows, model and validation rows."""
+
+    step: int
+    rows: str
+    model: str
+    validation: str
+
+    @property
+    def begun_with(self) -> dict[str, str]:
+        """The digests, by name."""
+        return {"model": self.model, "rows": self.rows, "validation": self.validation}
+
+
+def save_checkpoint(
+    folder: Path, model: Any, optimizer_state: dict[str, Any], state: State, kept: Collection[int] = ()
+) -> None:
+    """Write `folder/checkpoint-STEP`, whole or not at all; of older ones the last stays, and weights of steps `kept`.
+
+    Raises `DataError` if the disk does not take it.
+    """
+    target = folder / f"checkpoint-{state.step}"
+    with written(target):
+        partial = emptied(target)
+        try:
+            save_file(_weights(model), partial / _WEIGHTS)
+            torch.save(optimizer_state, partial / _OPTIMIZER)
+            write_json(partial / _STATE, asdict(state))
+            move(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    for step, old in _checkpoints(folder)[:-_KEPT]:
+        if step in kept:
+            (old / _OPTIMIZER).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, start: State) -> State:
+    """The state to go on from; `start` if there is no checkpoint.
+
+    Raises `DataError` if the checkpoint cannot be read or was begun with other rows or another model than `start`.
+    """
+    usable = [path for _, path in _checkpoints(folder) if (path / _OPTIMIZER).is_file()]
+    if not usable:
+        return start
+    newest = usable[-1]
+    try:
+        state = State(**json.loads((newest / _STATE).read_text("utf-8")))
+        if state.begun_with == start.begun_with:
+            load_weights(newest, model)
+            restore(optimizer, torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        earlier = f"from {usable[-2].name}" if len(usable) > 1 else "from the start"
+        raise DataError(
+            f"{newest} cannot be read: remove its {_OPTIMIZER} and nothing else; the same command goes on {earlier}"
+        ) from error
+    check_begun(folder, state.begun_with, start)
+    return state
+
+
+def check_begun(folder: Path, begun: Mapping[str, str], start: State) -> None:
+    """Raises `DataError` if the run in `folder` was begun with another model or other rows than `start`."""
+    changed = [name for name, digest in start.begun_with.items() if begun.get(name) != digest]
+    if "model" in changed:
+        raise DataError(f"{folder} holds a run from another model: give that one, or a new --out")
+    if changed:
+        what = "rows" if "rows" in changed else "validation rows"
+        raise DataError(f"{folder} holds a run on other {what}: restore them, or give a new --out")
+
+
+def load_best(folder: Path, step: int, model: Any) -> None:
+    """Put the weights of the best step into the model. Raises `DataError`."""
+    best = folder / f"checkpoint-{step}"
+    try:
+        load_weights(best, model)
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{best}, the best one, cannot be read: restore it, or give a new --out") from error
+
+
+def load_weights(checkpoint: Path, model: Any) -> None:
+    """Put a checkpoint's weights into the model."""
+    weights = load_file(checkpoint / _WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Whole checkpoints by step, the oldest first; one gets its name when all is written."""
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.suffix != PARTIAL]
+    return sorted((int(path.name.split("-")[1]), path) for path in checkpoints)

@@ -1,0 +1,43 @@
+"""Validation during GRPO: the model as it is, through the same guard as in production, in slow mode."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.engines.faults import is_engine_fault
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.evaluation.metrics import Counts, count
+from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.judging.policy import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardreasoner_vl.engines.base import Engine
+    from guardreasoner_vl.training.grpo.ranks import Ranks
+    from guardreasoner_vl.types import Sample
+
+
+def validate(samples: Sequence[Sample], engine: Engine, limit: int, ranks: Ranks) -> dict[str, float | None]:
+    """F1 over all known labels (0 if nothing is found), coverage, and mean tokens; every rank judges its part.
+
+    `limit` bounds an answer, in tokens. Raises `EngineError` if the engine failed a row.
+    """
+    guard = Guard(engine, Policy(max_new_tokens=limit, retry_new_tokens=limit))
+    part = ranks.part(samples)
+    verdicts = list(guard.moderate_batch([sample.exchange() for sample in part]))
+    with ranks.together():  # a failing engine says nothing about the model
+        errors = (verdict.error for verdict in verdicts if verdict.error)
+        if fault := next((error for error in errors if is_engine_fault(error.code)), None):
+            raise EngineError(f"validation failed ({fault.message}): the same command goes on from the last checkpoint")
+    own = count(
+        (gold, judged.label)
+        for sample, verdict in zip(part, verdicts, strict=True)
+        for gold, judged in ((sample.request_label, verdict.request), (sample.response_label, verdict.response))
+        if gold is not None
+    )
+    tokens = sum(verdict.usage.completion_tokens for verdict in verdicts)
+    *cells, tokens_of_all = ranks.sum([*astuple(own), tokens])
+    counts = Counts(*map(int, cells))
+    return {"f1": counts.f1 or 0.0, "coverage": counts.coverage, "tokens": tokens_of_all / len(samples)}

@@ -1,0 +1,229 @@
+"""A small Qwen2.5-VL made of a pretrained language model: its first layers, its most frequent tokens, a tower.
+
+A Llama is a Qwen2.5-VL text model whose biases are zero: the names of the weights agree, and with text alone the
+three axes of the positions are one, so that whole the two give the same logits. Each piece of the wire that gets a
+token of its own begins as the mean of the tokens that it was written with.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from guardreasoner_vl.engines.model_files import resolve_folder
+from guardreasoner_vl.engines.weights import read_network
+from guardreasoner_vl.errors import MissingExtraError, ModelError
+from guardreasoner_vl.protocol import CANDIDATES
+from guardreasoner_vl.recipe import TextShape
+from guardreasoner_vl.training.small_model import add_wire_tokens, small_config, write_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from guardreasoner_vl.recipe import PretrainedBase
+
+_ARCHIVES = (".whl", ".zip")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model and its tokenizer, as transformers gives them."""
+
+    network: Any
+    texts: Any
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer itself, without templates and special cases."""
+        tokenizer: Tokenizer = self.texts.backend_tokenizer
+        return tokenizer
+
+
+def load_language_model(path: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Read a GGUF file, an archive that holds one, a folder or a hub id. Raises `ModelError` with the remedy."""
+    given = Path(path).expanduser()
+    if given.suffix in (*_ARCHIVES, ".gguf"):
+        if not given.is_file():
+            raise ModelError(f"{path}: no such file; give a GGUF file, an archive that holds one, or a model folder")
+        if given.suffix == ".gguf":
+            return _load(given.parent, dtype, given.name)
+        with TemporaryDirectory() as folder:
+            return _load(Path(folder), dtype, _unpacked(given, Path(folder)))
+    return _load(resolve_folder(path, revision), dtype)
+
+
+def _unpacked(archive: Path, folder: Path) -> str:
+    """Unpack the archive's one GGUF file; its name."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            names = [name for name in content.namelist() if name.endswith(".gguf")]
+            if len(names) != 1:
+                raise ModelError(f"{archive}: holds {len(names)} GGUF files; give the path of one")
+            (folder / "model.gguf").write_bytes(content.read(names[0]))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{archive}: cannot be read as an archive; download it again") from error
+    return "model.gguf"
+
+
+def _load(folder: Path, dtype: torch.dtype, gguf_file: str | None = None) -> LanguageModel:
+    named: dict[str, Any] = {"local_files_only": True}
+    if gguf_file:
+        try:
+            import gguf  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("gguf", "train") from error
+        named["gguf_file"] = gguf_file
+    try:
+        texts = AutoTokenizer.from_pretrained(folder, **named)
+        weights = {} if gguf_file else {"use_safetensors": True}
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **named, **weights)
+    except Exception as error:  # the libraries raise nothing narrower
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"{folder / (gguf_file or '')}: no language model can be read ({reason})") from error
+    return LanguageModel(network.eval(), texts)
+
+
+def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
+    """Write a complete, loadable Qwen2.5-VL folder; `seed` draws what the vision tower has from nowhere else.
+
+    Raises `ModelError`.
+    """
+    source = load_language_model(base.path, base.revision)
+    text = text_shape(source.network.config, base)
+    tokenizer = trimmed(source.tokenizer, base.vocab_size)
+    write_texts(folder, tokenizer, base, text.max_positions)
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(small_config(text, base.vision, tokenizer))
+    weights = source.network.model.state_dict()
+    weights["embed_tokens.weight"] = embeddings(source, tokenizer)
+    _fill(model.model.language_model, weights, base.path)
+    if base.vision_from:
+        _fill_tower(model.model.visual, base.vision_from)
+    model.save_pretrained(folder)
+
+
+def text_shape(config: Any, base: PretrainedBase) -> TextShape:
+    """The decoder's shape. Raises `ModelError` for what a Qwen2.5-VL cannot be made of."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    reasons = {
+        f"a model of type {config.model_type!r}": config.model_type != "llama",
+        "its heads are not hidden_size / heads wide": head * config.num_attention_heads != config.hidden_size,
+        "its embedding is not tied to its output": not config.tie_word_embeddings,
+        "it scales its positions": rope.get("rope_type", "default") != "default",
+        "its output projections have biases": bool(getattr(config, "attention_bias", False)),
+        "its MLP has biases": bool(getattr(config, "mlp_bias", False)),
+        f"its activation is {config.hidden_act}": config.hidden_act != "silu",
+        f"it has {config.num_hidden_layers} layers": (base.layers or 1) > config.num_hidden_layers,
+        f"it has {config.max_position_embeddings} positions": (base.max_positions or 1)
+        > config.max_position_embeddings,
+    }
+    if reason := next((reason for reason, holds in reasons.items() if holds), None):
+        raise ModelError(f"{base.path}: {reason}; give a Llama-shaped model that fits model.base")
+    return TextShape(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        layers=base.layers or config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        max_positions=base.max_positions or config.max_position_embeddings,
+        rope_theta=rope["rope_theta"],
+        rms_norm_eps=config.rms_norm_eps,
+    )
+
+
+def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
+    """The tokenizer with the most frequent tokens alone, and with the wire's; `vocab_size` counts all.
+
+    Merges stand in the order in which they were learnt, so that the first ones alone are a byte-level BPE too.
+    """
+    settings = json.loads(source.to_str())
+    model = settings["model"]
+    if model["type"] != "BPE" or "ByteLevel" not in json.dumps(settings["pre_tokenizer"]):
+        raise ModelError(f"a tokenizer of type {model['type']}, not a byte-level BPE: give a model that has one")
+    added = [token["content"] for token in settings["added_tokens"]]
+    whole = Tokenizer.from_str(source.to_str())
+    _add_own_tokens(whole)
+    room = (vocab_size or whole.get_vocab_size()) - (whole.get_vocab_size() - source.get_vocab_size())
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = list(dict.fromkeys([*added, *letters]))
+    if room < len(tokens):
+        raise ModelError(f"vocab_size {vocab_size} has no room for the bytes and the wire: give 1,024 or more")
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    kept, known = [], set(tokens)
+    for first, second in merges:
+        if len(tokens) == room and first + second not in known:
+            break
+        kept.append([first, second])
+        if first + second not in known:
+            known.add(first + second)
+            tokens.append(first + second)
+    tokens += [token for token in sorted(model["vocab"], key=model["vocab"].get) if token not in known][
+        : room - len(tokens)
+    ]
+    source_ids = source.get_vocab()  # some sources lack bytes that they never saw
+    ordered = sorted(tokens, key=lambda token: source_ids.get(token, len(source_ids)))
+    ids = {token: number for number, token in enumerate(ordered)}
+    # A GGUF file's tokenizer is read with a decoder that loses the spaces beside added tokens, and an unknown token.
+    settings["model"] = {
+        **model,
+        "vocab": ids,
+        "merges": kept,
+        "unk_token": None,
+        "byte_fallback": False,
+        "fuse_unk": False,
+    }
+    settings["added_tokens"] = [{**token, "id": ids[token["content"]]} for token in settings["added_tokens"]]
+    settings["post_processor"] = None
+    tokenizer = Tokenizer.from_str(json.dumps(settings))
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_own_tokens(tokenizer)
+    return tokenizer
+
+
+def _add_own_tokens(tokenizer: Tokenizer) -> None:
+    """The wire's tokens, and one for each label word, which a verdict ends with."""
+    add_wire_tokens(tokenizer)
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in CANDIDATES])
+
+
+def embeddings(source: LanguageModel, tokenizer: Tokenizer) -> torch.Tensor:
+    """The source's rows for the tokens kept, the mean of its own tokens' rows for each new one; (vocabulary, width)."""
+    rows = source.network.get_input_embeddings().weight.detach().float()
+    ids: Mapping[str, int] = source.tokenizer.get_vocab()
+    ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    result = torch.empty(len(ordered), rows.shape[1])
+    for token, number in ordered:
+        parts = [ids[token]] if token in ids else source.tokenizer.encode(token, add_special_tokens=False).ids
+        result[number] = rows[parts].mean(0) if parts else rows.mean(0)
+    return result
+
+
+def _fill(network: Any, weights: Mapping[str, torch.Tensor], path: str) -> None:
+    """Copy what the network has a place for; biases are zero. Raises `ModelError` if a weight is missing."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+            elif name.endswith("_proj.bias"):
+                parameter.zero_()
+            else:
+                raise ModelError(f"{path}: it has no {name}; give a Llama-shaped model")
+
+
+def _fill_tower(tower: Any, path: str) -> None:
+    """Copy what has the same name and shape; what leads to another width stays new. Raises `ModelError` if nothing."""
+    source = read_network(resolve_folder(path), torch.float32).model.visual.state_dict()
+    shapes = {name: parameter.shape for name, parameter in tower.state_dict().items()}
+    same = {name: weight for name, weight in source.items() if shapes.get(name) == weight.shape}
+    if not any(name.startswith("blocks.") for name in same):
+        raise ModelError(f"{path}: its vision tower has another width; give the same model.base.vision as it has")
+    tower.load_state_dict(same, strict=False)

@@ -1,0 +1,125 @@
+"""From samples to token rows with a loss mask (protocol, section 4)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from guardreasoner_vl.engines.qwen import END_OF_TURN, chat_text
+from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.evaluation.baseline import HashedWords
+from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, neutralise, training_target
+from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.teachers.rules import explain
+from guardreasoner_vl.types import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.types import GoldLabel, Sample
+
+IGNORED = -100
+Known = dict[Target, TargetLabel]
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Token ids of prompt and completion, labels with `IGNORED` where there is no loss, and picture paths."""
+
+    id: str
+    source: str
+    input_ids: list[int]
+    labels: list[int]
+    pictures: tuple[str, ...] = ()
+
+
+@dataclass
+class TokenRows:
+    """What is trained on, and what was left out for which reason."""
+
+    rows: list[TokenRow] = field(default_factory=list)
+    set_aside: SetAside = field(default_factory=SetAside)
+
+
+def target_labels(samples: Sequence[Sample]) -> list[Known]:
+    """The words that stand in each row's result; unknown ones come from a classifier and carry no loss."""
+    request = _labels(samples, "request", lambda row: bool(row.prompt.strip() or row.images))
+    response = _labels(samples, "response", lambda row: bool(row.response and row.response.strip()))
+    return [{"request": first, "response": second} for first, second in zip(request, response, strict=True)]
+
+
+def _labels(samples: Sequence[Sample], target: Target, present: Callable[[Sample], bool]) -> list[TargetLabel]:
+    gold: list[GoldLabel | None] = [getattr(row, f"{target}_label") for row in samples]
+    unknown = [row for row, label in zip(samples, gold, strict=True) if present(row) and label is None]
+    guesses = iter(HashedWords.fit(samples, target).probabilities(unknown) if unknown else ())
+    labels = []
+    for row, label in zip(samples, gold, strict=True):
+        if not present(row):
+            labels.append(TargetLabel("None"))
+        elif label is not None:
+            labels.append(TargetLabel(label))
+        else:
+            labels.append(TargetLabel("harmful" if next(guesses) > 0.5 else "unharmful", known=False))
+    return labels
+
+
+def reasoning_of(sample: Sample, labels: Known, teacher: Literal["rules"] | None) -> Sequence[Span] | str | None:
+    """The row's own reasoning, neutralised like all of its texts, or the offline teacher's."""
+    if sample.reasoning and sample.reasoning.strip():
+        return neutralise(sample.reasoning)
+    return explain(sample, labels["request"], labels["response"]) if teacher == "rules" else None
+
+
+def tokenise(
+    samples: Sequence[Sample],
+    labels: Sequence[Known],
+    inputs: QwenInputs,
+    *,
+    max_length: int,
+    without_reasoning: float,
+    teacher: Literal["rules"] | None,
+    seed: int,
+) -> TokenRows:
+    """Token rows of all samples that fit; the others are counted, never truncated."""
+    rng = random.Random(seed)
+    result = TokenRows()
+    for sample, known in zip(samples, labels, strict=True):
+        skip_reasoning = rng.random() < without_reasoning
+        reasoning = None if skip_reasoning else reasoning_of(sample, known, teacher)
+        try:
+            row = token_row(sample, training_target(reasoning, known["request"], known["response"]), inputs)
+        except InputError as error:
+            result.set_aside.add(error.code)
+            continue
+        if len(row.input_ids) > max_length:
+            result.set_aside.add(f"longer than {max_length} tokens")
+        elif not any(label.known and label.word != "None" for label in known.values()):
+            result.set_aside.add("no label is known")
+        else:
+            result.rows.append(row)
+    return result
+
+
+def token_row(sample: Sample, target: Sequence[Span], inputs: QwenInputs) -> TokenRow:
+    """One row. Prompt and completion are tokenised as one text, as the engine does. Raises `InputError`."""
+    exchange, pictures = take_in(sample.exchange())
+    pads = [inputs.pads(inputs.grid(picture.height, picture.width)) for picture in pictures]
+    text = chat_text(build_messages(exchange), pads)
+    spans = [(0, False)]
+    for span in (*target, Span(END_OF_TURN, True)):
+        spans.append((len(text), span.loss))
+        text += span.text
+    encoding = inputs.tokenizer.encode(text, add_special_tokens=False)
+    token_labels = []
+    at = 0
+    for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
+        while at + 1 < len(spans) and spans[at + 1][0] <= start:
+            at += 1
+        token_labels.append(token if spans[at][1] else IGNORED)
+    return TokenRow(
+        sample.id, sample.source, list(encoding.ids), token_labels, tuple(str(Path(path)) for path in sample.images)
+    )

@@ -1,0 +1,40 @@
+"""All that crosses rooms: what is judged (`Exchange`), what comes out (`Verdict`), what is learnt from (`Sample`)."""
+
+from guardreasoner_vl.types.exchange import Exchange, ImageSource, Turn, UnixLines, unix_lines
+from guardreasoner_vl.types.picture import Picture
+from guardreasoner_vl.types.sample import GoldLabel, Modality, Sample, Target
+from guardreasoner_vl.types.verdict import (
+    MODES,
+    Frozen,
+    Judgement,
+    Label,
+    Mode,
+    ModelInfo,
+    Usage,
+    Verdict,
+    VerdictError,
+    same_model,
+)
+
+__all__ = [
+    "MODES",
+    "Exchange",
+    "Frozen",
+    "GoldLabel",
+    "ImageSource",
+    "Judgement",
+    "Label",
+    "Modality",
+    "Mode",
+    "ModelInfo",
+    "Picture",
+    "Sample",
+    "Target",
+    "Turn",
+    "UnixLines",
+    "Usage",
+    "Verdict",
+    "VerdictError",
+    "same_model",
+    "unix_lines",
+]

@@ -1,0 +1,219 @@
+"""What is judged: what a user sent to a model and what the model answered, read from OpenAI-style messages too."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import AfterValidator
+
+from guardreasoner_vl.errors import ImageError, InputError
+from guardreasoner_vl.types.media import unread_medium
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+    from guardreasoner_vl.types.picture import Picture
+
+ImageSource: TypeAlias = "str | Path | bytes | Image | Picture"
+"""A picture: a file path, a `data:` URL, encoded bytes, a PIL image, or one that was checked already."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def unix_lines(text: str) -> str:
+    """`text` with `\\r\\n` and `\\r` as `\\n`: how a file or a form ends its lines may not change a verdict."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+UnixLines: TypeAlias = Annotated[str, AfterValidator(unix_lines)]
+
+
+def _present(text: str | None) -> bool:
+    return bool(text and text.strip())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One user turn and the answer to it. Whitespace alone counts as absent; line ends become `\\n`.
+
+    Raises `InputError` for what is no text or no picture, and for strings with lone surrogates, which neither a
+    tokenizer nor a file name nor a `data:` URL can hold.
+    """
+
+    prompt: str | None = None
+    images: tuple[ImageSource, ...] = ()
+    response: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "response"):
+            object.__setattr__(self, name, _checked_text(getattr(self, name), name))
+        object.__setattr__(self, "images", _checked_images(self.images))
+
+    @property
+    def has_prompt(self) -> bool:
+        return _present(self.prompt) or bool(self.images)
+
+    @property
+    def has_response(self) -> bool:
+        return _present(self.response)
+
+
+def _checked_text(text: object, name: str) -> str | None:
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise InputError(f"{name} must be a string or null, not {type(text).__name__}")
+    if _is_broken(text):
+        raise InputError("the text is not valid Unicode (a lone surrogate): decode it again")
+    return unix_lines(text)
+
+
+def _checked_images(images: object) -> tuple[Any, ...]:
+    if isinstance(images, (str, bytes, Mapping)) or not isinstance(images, Iterable):
+        raise InputError("images must be a sequence of pictures: put the one picture into a tuple")
+    pictures = tuple(images)
+    for picture in pictures:
+        if isinstance(picture, str) and _is_broken(picture):
+            raise ImageError("a picture's string is not valid Unicode (a lone surrogate): encode the picture again")
+        # PIL's images and `Picture` are told by their size, so that neither library nor module is imported here.
+        if not (isinstance(picture, (str, bytes, Path)) or hasattr(picture, "width")):
+            kind = type(picture).__name__
+            raise ImageError(f"{kind} is no picture: pass a path, bytes, a data: URL or a PIL image")
+    return pictures
+
+
+def _is_broken(text: str) -> bool:
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
+@dataclass(frozen=True)
+class Exchange(Turn):
+    """What a user sent to a model and what the model answered; `history` is context and is not judged.
+
+    Raises `InputError` when there is neither a prompt, nor an image, nor a response, and what `Turn` raises.
+    """
+
+    history: tuple[Turn, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "history", tuple(self.history))
+        if not all(isinstance(turn, Turn) for turn in self.history):
+            raise InputError("history must be a sequence of Turn: prompt, images and response of each earlier turn")
+        if not (self.has_prompt or self.has_response):
+            raise InputError("the exchange is empty: give a prompt, an image or a response")
+
+    @property
+    def all_images(self) -> tuple[ImageSource, ...]:
+        """Every picture of the conversation, in reading order."""
+        return tuple(image for turn in (*self.history, self) for image in turn.images)
+
+    @classmethod
+    def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Exchange:
+        """Build an exchange from OpenAI-style chat messages.
+
+        The last user turn and everything the assistant side produced after it (text, tool calls, tool
+        results) are judged; earlier turns are context. `system` and `developer` messages are the
+        operator's and are left out. Pictures must be `data:` URLs. Raises `InputError`.
+        """
+        turns = _turns_of(messages)
+        if not turns:
+            raise InputError("the conversation has no user or assistant message: add one")
+        last = turns[-1]
+        return cls(last.prompt, last.images, last.response, tuple(turns[:-1]))
+
+
+def _turns_of(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    if not isinstance(messages, (list, tuple)):
+        raise InputError('messages must be a list of {"role": ..., "content": ...}')
+    turns: list[Turn] = []
+    for number, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role in ("system", "developer"):
+            continue
+        if role not in ("user", "assistant", "tool"):
+            raise InputError(f"message {number} has role {_shown(role)}: use system, user, assistant or tool")
+        text, images = _content_of(message, number)
+        last = turns[-1] if turns else Turn()
+        if role == "user":
+            if turns and not last.has_response:
+                turns[-1] = Turn(_joined(last.prompt, text), last.images + images)
+            else:
+                turns.append(Turn(text, images))
+        else:
+            answered = Turn(last.prompt, last.images + images, _joined(last.response, text))
+            turns[-1:] = [answered]
+    return turns
+
+
+def _joined(first: str | None, second: str | None) -> str | None:
+    return "\n\n".join(text for text in (first, second) if text) or None
+
+
+def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tuple[str, ...]]:
+    """Text and pictures of one message; anything that could not be judged is refused, never skipped."""
+    texts: list[str] = []
+    images: list[str] = []
+    if medium := unread_medium(message):
+        raise InputError(f"message {number}: {medium!a:.40} cannot be judged: use content parts, text or image_url")
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else [] if content is None else content
+    if not isinstance(parts, list):
+        raise InputError(f"message {number}: content must be a string or a list of parts")
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "input_text", "output_text", "refusal"):
+            if medium := unread_medium(part):
+                raise InputError(f"message {number}: {medium!a:.40} in a part of type {kind} cannot be judged")
+            texts.append(_string(part.get("refusal" if kind == "refusal" else "text"), number))
+        elif kind in ("image_url", "input_image"):
+            value = part.get("image_url")
+            url = _string(value.get("url") if isinstance(value, dict) else value, number)
+            if not url[:5].lower() == "data:":
+                raise InputError(f"message {number}: pictures must be data: URLs; fetch the file and inline it")
+            images.append(url)
+        else:
+            raise InputError(f"message {number}: a part of type {_shown(kind)} cannot be judged: use text or image_url")
+    if message.get("refusal") is not None:
+        texts.append(_string(message["refusal"], number))
+    return "\n".join([*texts, *_calls_of(message, number)]) or None, tuple(images)
+
+
+def _calls_of(message: Mapping[str, Any], number: int) -> list[str]:
+    """Tool calls as `name(arguments)`."""
+    calls = message.get("tool_calls")
+    calls = [] if calls is None else calls
+    legacy = message.get("function_call")
+    if not isinstance(calls, list):
+        raise InputError(f"message {number}: tool_calls must be a list")
+    texts: list[str] = []
+    for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
+        function = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise InputError(f"message {number}: a tool call names no function")
+        arguments = function.get("arguments", function.get("input", ""))
+        if not isinstance(arguments, str):
+            try:
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InputError(f"message {number}: a tool call's arguments are not JSON") from error
+        texts.append(f"{_string(function.get('name', ''), number)}({arguments})")
+    return texts
+
+
+def _shown(word: Any) -> str:
+    """A short form for error texts, whatever the caller sent."""
+    return repr(word[:40]) if isinstance(word, str) else f"of type {type(word).__name__}"
+
+
+def _string(value: Any, number: int) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"message {number}: a text or url is not a string")
+    return value

@@ -1,0 +1,34 @@
+"""An image that was checked and normalised."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One checked and normalised picture: PNG bytes of an RGB image, and its size in pixels."""
+
+    png: bytes
+    width: int
+    height: int
+
+    def open(self) -> Image.Image:
+        """The decoded RGB image."""
+        from PIL.PngImagePlugin import PngImageFile
+
+        image = PngImageFile(BytesIO(self.png))
+        image.load()
+        return image
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over size and RGB bytes, so that it does not depend on the PNG encoder."""
+        return hashlib.sha256(b"%dx%d:" % (self.width, self.height) + self.open().tobytes()).hexdigest()

@@ -1,0 +1,317 @@
+"""Exchanges that are judged together: who is served when, and what is called off."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guardreasoner_vl.guard import Asked, Guard
+from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.judging.rounds import fault
+from guardreasoner_vl.types import Exchange, Verdict
+from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, answer, finds_phrase
+from tests.pictures import picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from guardreasoner_vl.engines.base import EngineRequest, EngineResult
+
+LONG = Exchange(BENIGN * 100 + PHRASE)
+"""Judged in eight windows or so, the last of them harmful."""
+
+Joining = list[tuple[Asked, "Callable[[Verdict], None]"]]
+
+
+class Noting(CountingEngine):
+    """Notes what each call brings."""
+
+    def __init__(self, answers: Any = finds_phrase, limit: int = 2048, **values: Any) -> None:
+        super().__init__(answers, limit=limit, **values)
+        self.calls: list[int] = []
+        self.windows: list[int] = []
+
+    def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+        self.calls.append(len(requests))
+        self.windows.append(sum(BENIGN in request.messages[1].text for request in requests))
+        return super().generate(requests)
+
+
+class Watching:
+    """A watch that is called off once `after` answers have begun."""
+
+    def __init__(self, after: int = 1_000_000) -> None:
+        self.told, self._begun, self._after = "", 0, after
+
+    def begin(self) -> None:
+        self.told = ""
+        self._begun += 1
+
+    def tell(self, text: str) -> None:
+        self.told += text
+
+    @property
+    def called_off(self) -> bool:
+        return self._begun >= self._after
+
+
+class Source:
+    """Hands in the `rounds` in order, and notes at which call of the engine each verdict stood."""
+
+    def __init__(self, engine: Noting, *rounds: Sequence[Exchange | Asked]) -> None:
+        self._engine, self._rounds = engine, list(rounds)
+        self.verdicts: list[tuple[int, Verdict]] = []
+        self.under_way: list[int] = []
+
+    def __call__(self, under_way: int) -> Joining:
+        self.under_way.append(under_way)
+        joining = self._rounds.pop(0) if self._rounds else ()
+        return [(item if isinstance(item, Asked) else Asked(item), self._done) for item in joining]
+
+    def _done(self, verdict: Verdict) -> None:
+        self.verdicts.append((len(self._engine.calls), verdict))
+
+
+def windowed(engine: Noting, **policy: Any) -> Guard:
+    return Guard(engine, Policy(long_input="windows", **policy))
+
+
+class TestServing:
+    def test_short_ones_are_answered_between_the_windows_of_a_long_one(self) -> None:
+        engine = Noting()
+        source = Source(engine, [LONG], [Exchange("One.")], [], [Exchange("Two."), Exchange(PHRASE)])
+        windowed(engine).moderate_from(source)
+        assert [call for call, _ in source.verdicts[:3]] == [2, 4, 4]
+        assert [verdict.flagged for _, verdict in source.verdicts] == [False, False, True, True]
+        assert len(engine.calls) > 6
+        assert engine.calls[1] == 2
+        assert engine.calls[3] == 3
+        assert source.under_way[0] == source.under_way[-1] == 0
+
+    def test_a_short_one_waits_for_few_windows_however_many_long_ones_there_are(self) -> None:
+        engine = Noting()
+        source = Source(engine, [LONG] * 30, [Exchange("One.")])
+        windowed(engine).moderate_from(source, 16)
+        assert source.verdicts[0][0] <= 2
+        assert max(engine.windows) == 8
+        assert max(engine.calls) <= 16
+        assert [verdict.flagged for _, verdict in source.verdicts] == [False, *[True] * 30]
+
+    def test_windows_take_turns(self) -> None:
+        engine = Noting()
+        source = Source(engine, [LONG] * 16)
+        windowed(engine).moderate_from(source)
+        rounds = [call for call, _ in source.verdicts]
+        assert max(rounds) - min(rounds) <= 1
+
+    @pytest.mark.parametrize("most", [1, 2, 5])
+    def test_no_more_than_so_many_are_put_to_the_engine_at_once(self, most: int) -> None:
+        engine = Noting()
+        source = Source(engine, [Exchange(f"Number {number}.") for number in range(11)], [LONG, LONG])
+        windowed(engine).moderate_from(source, most)
+        assert max(engine.calls) == most
+        assert len(source.verdicts) == 13
+        assert all(verdict.error is None for _, verdict in source.verdicts)
+
+    @pytest.mark.parametrize("most", [1, 2, 3])
+    def test_neither_short_ones_nor_windows_wait_for_a_flood_of_the_others(self, most: int) -> None:
+        for steady, flood in ((LONG, Exchange("One.")), (Exchange("One."), LONG)):
+            engine = Noting()
+            source = Source(engine, [steady], *[[flood]] * 60)
+            windowed(engine).moderate_from(source, most)
+            flagged = steady is LONG
+            answered = next(call for call, verdict in source.verdicts if verdict.flagged is flagged)
+            assert answered < 40
+
+    def test_half_of_the_places_are_kept_for_windows_and_of_one_place_every_second_turn(self) -> None:
+        engine = Noting()
+        windowed(engine).moderate_from(Source(engine, [LONG] * 6 + [Exchange("One.")] * 6), 6)
+        assert (engine.calls[0], engine.windows[0]) == (6, 3)
+        alone = Noting()
+        windowed(alone).moderate_from(Source(alone, [LONG, Exchange("One."), Exchange("Two.")]), 1)
+        assert alone.windows[:4] == [1, 0, 1, 0]
+
+    def test_a_short_one_does_not_wait_until_all_long_ones_are_counted(self) -> None:
+        class Weighing(Noting):
+            long_counts = 0
+
+            def count_tokens(self, request: EngineRequest) -> int:
+                if len(request.messages[1].text) > 40_000:
+                    self.long_counts += 1
+                    time.sleep(0.06)
+                return super().count_tokens(request)
+
+        engine = Weighing(limit=20_000)
+        waited: list[int] = []
+        rounds = [[Asked(Exchange(BENIGN * 1000))] * 12, [Asked(Exchange("One."))]]
+
+        def more(_: int) -> Joining:
+            joining = rounds.pop(0) if rounds else []
+            return [(asked, lambda _: waited.append(engine.long_counts)) for asked in joining]
+
+        windowed(engine).moderate_from(more, 16)
+        assert waited[0] <= 3
+        assert len(waited) == 13
+
+    def test_pictures_of_those_who_wait_are_not_opened(self) -> None:
+        engine = Noting()
+        begun: list[int] = []
+        exchanges = [Asked({"prompt": f"Number {number}."}) for number in range(9)]
+
+        def more(under_way: int) -> Joining:
+            begun.append(len(engine.requests))
+            return [(item, lambda _: None) for item in exchanges] if under_way == 0 and not engine.requests else []
+
+        windowed(engine).moderate_from(more, 3)
+        assert engine.calls == [3, 3, 3]
+
+    def test_all_in_one_mode_or_another(self) -> None:
+        engine = Noting()
+        source = Source(engine, [Asked(LONG, "fast"), Asked(LONG, "hybrid"), Asked("Nonsense"), Asked(LONG)])  # type: ignore[arg-type]  # the point
+        windowed(engine).moderate_from(source)
+        codes = sorted(verdict.error.code if verdict.error else "" for _, verdict in source.verdicts)
+        assert codes == ["", "", "", "invalid_input"]
+
+
+class TestCalledOff:
+    @pytest.mark.parametrize("after", [1, 3])
+    def test_no_further_window_is_asked_about(self, after: int) -> None:
+        engine = Noting()
+        source = Source(engine, [Asked(LONG, None, Watching(after)), LONG])
+        windowed(engine).moderate_from(source)
+        (call, given_up), (_, other) = source.verdicts
+        assert call == after
+        assert given_up.error is not None
+        assert (given_up.error.code, given_up.action) == ("called_off", "block")
+        assert other.flagged is True
+        assert engine.calls[after - 1] == 2
+        assert engine.calls[after] == 1
+
+    @pytest.mark.parametrize("mode", ["slow", "fast", "hybrid"])
+    def test_who_is_gone_before_it_begins_costs_no_call(self, mode: Any) -> None:
+        engine = Noting()
+        source = Source(engine, [Asked(LONG, mode, Watching(0)), Asked(Exchange("x"), mode, Watching(0))])
+        windowed(engine).moderate_from(source)
+        assert engine.calls == []
+        assert {verdict.action for _, verdict in source.verdicts} == {"block"}
+
+    async def test_pictures_of_who_is_gone_before_it_begins_are_not_opened(self) -> None:
+        engine = Noting()
+        asked = Asked(Exchange("x", (b"no picture at all",)), None, Watching(0))
+        source = Source(engine, [asked])
+        windowed(engine).moderate_from(source)
+        awaited = await windowed(engine).amoderate_each(asked)
+        for verdict in (source.verdicts[0][1], awaited):
+            assert verdict.error is not None
+            assert verdict.error.code == "called_off"
+
+    def test_one_that_is_called_off_between_windows_stops(self) -> None:
+        engine = Noting()
+        source = Source(engine, [Asked(LONG, None, Watching(2))])
+        windowed(engine).moderate_from(source)
+        ((_, verdict),) = source.verdicts
+        assert verdict.error is not None
+        assert verdict.error.code == "called_off"
+        assert len(engine.requests) == 2
+
+    async def test_an_awaited_one_stops_within_a_call(self) -> None:
+        engine = Noting()
+        verdict = await windowed(engine).amoderate_each(Asked(LONG, None, Watching(2)))
+        assert verdict.error is not None
+        assert verdict.error.code == "called_off"
+        assert len(engine.requests) == 2
+
+    async def test_a_cancelled_one_stops_within_a_call(self) -> None:
+        class Slow(Noting):
+            async def agenerate(self, request: EngineRequest) -> EngineResult:
+                begun.set()
+                await asyncio.sleep(0.01)
+                return await super().agenerate(request)
+
+        begun = asyncio.Event()
+        engine = Slow()
+        task = asyncio.create_task(windowed(engine).amoderate_each(Asked(LONG)))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.1)
+        assert len(engine.requests) <= 1
+
+
+def test_an_engine_that_loses_an_answer_is_told_so() -> None:
+    class Losing(Noting):
+        def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+            return super().generate(requests)[1:]
+
+    (verdict,) = Guard(Losing()).moderate_batch([Exchange("One.")])
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action) == ("engine", "block")
+    assert verdict.error.message == "the engine gave 0 results for 1 requests"
+
+
+def test_the_text_of_an_unforeseen_error_stands_in_the_debug_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        error = fault("the engine", ValueError("mild words"))
+    assert str(error) == "the engine failed (ValueError); try again, the debug log has the details"
+    warning, detail = caplog.records
+    assert (warning.levelname, warning.getMessage(), warning.exc_info) == (
+        "WARNING",
+        "the engine failed: ValueError",
+        None,
+    )
+    assert (detail.levelname, detail.getMessage()) == ("DEBUG", "the engine failed")
+    assert detail.exc_info is not None
+    assert str(detail.exc_info[1]) == "mild words"
+
+
+class TestStreamedQuotes:
+    REASONING = 'The user writes "garden is full" and "mild words", so \'tis fine.'
+    SHOWN = 'The user writes "garden is full" and [\u2026], so \'tis fine.'
+
+    def test_what_is_told_holds_no_unsupported_quote(self) -> None:
+        watch = Watching()
+        engine = Noting(lambda _: answer(reasoning=self.REASONING))
+        source = Source(engine, [Asked(Exchange(BENIGN), None, watch)])
+        Guard(engine).moderate_from(source)
+        assert watch.told == answer(reasoning=self.SHOWN)
+        ((_, verdict),) = source.verdicts
+        assert (verdict.reasoning, verdict.unsupported_quotes) == (self.SHOWN, 1)
+
+    def test_beside_a_picture_every_quote_is_told(self) -> None:
+        watch = Watching()
+        engine = Noting(lambda _: answer(reasoning=self.REASONING))
+        Guard(engine).moderate_from(Source(engine, [Asked(Exchange(BENIGN, (picture(56, 56),)), None, watch)]))
+        assert watch.told == answer(reasoning=self.REASONING)
+
+    def test_letter_by_letter_and_anew(self) -> None:
+        class Spelling(Noting):
+            def _generate(self, request: EngineRequest) -> EngineResult:
+                watch = request.watch
+                assert watch is not None
+                watch.begin()
+                watch.tell('<think>\nIt says "mild wo')
+                assert "mild" not in outer.told
+                watch.begin()
+                for letter in answer(reasoning=TestStreamedQuotes.REASONING):
+                    watch.tell(letter)
+                assert not watch.called_off
+                return super()._generate(replace(request, watch=None))
+
+        outer = Watching()
+        engine = Spelling(lambda _: answer())
+        Guard(engine).moderate_from(Source(engine, [Asked(Exchange(BENIGN), None, outer)]))
+        assert outer.told == answer(reasoning=self.SHOWN)
+
+
+def test_batches_are_still_whole() -> None:
+    engine = Noting()
+    verdicts = list(windowed(engine).moderate_batch([LONG] * 12 + [Exchange("x")], chunk=13))
+    assert [verdict.flagged for verdict in verdicts] == [*[True] * 12, False]
+    assert engine.calls[0] == 13
+    assert set(engine.calls[1:]) == {12}

@@ -1,0 +1,79 @@
+"""`batch --url`: a guard that a running service provides."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guardreasoner_vl.batch.moderate import run_batch
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.remote.served import ServedGuard, messages_of
+from guardreasoner_vl.service.app import create_app
+from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.types import Exchange, Turn
+from tests.pictures import picture
+from tests.service.running import running
+from tests.service.scripted_backend import ScriptedBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEY = "a-key-of-some-length"
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(pause=0.01)
+
+
+@pytest.fixture
+def url(backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("GUARDREASONER_KEY", KEY)
+    settings: dict[str, Any] = {"keys": (KEY,), "limits": {"queue": 4, "retry_after": 1}}
+    app = create_app(ServiceConfig(**settings), {"default": backend})
+    with running(app) as address:
+        yield address
+
+
+def test_a_file_is_judged_by_the_service(url: str, backend: ScriptedBackend, tmp_path: Path) -> None:
+    rows = [{"id": number, "prompt": "BAD" if number % 3 == 0 else f"Loaf {number}?"} for number in range(12)]
+    rows.append({"id": 12, "prompt": "Look.", "images": ["/nowhere.png"]})
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with ServedGuard(url, "slow", max_concurrency=4) as guard:
+        assert guard.model.name == "scripted"
+        summary = run_batch(guard, source, tmp_path / "out.jsonl")
+    saved = {row["id"]: row for row in map(json.loads, (tmp_path / "out.jsonl").read_text("utf-8").splitlines())}
+    assert [saved[number]["action"] for number in range(12)] == ["block" if n % 3 == 0 else "allow" for n in range(12)]
+    assert saved[12]["error"]["code"] == "invalid_image"
+    assert not summary.complete
+    asked = len(backend.judged)
+    with ServedGuard(url, "slow", max_concurrency=4) as guard:
+        run_batch(guard, source, tmp_path / "out.jsonl")
+    assert len(backend.judged) == asked + 1  # the one that says hello
+
+
+def test_a_conversation_arrives_as_it_was(url: str, backend: ScriptedBackend) -> None:
+    shown = picture(56, 56)
+    exchange = Exchange("And now?", (shown,), "Bake.", (Turn("How?", (shown,), "Mix."), Turn("Why?", (), "So.")))
+    with ServedGuard(url, "slow") as guard:
+        (verdict,) = guard.moderate_batch([exchange])
+    assert verdict.action == "allow"
+    judged = backend.judged[-1]
+    assert (judged.prompt, judged.response, len(judged.images)) == ("And now?", "Bake.", 1)
+    assert [(turn.prompt, turn.response, len(turn.images)) for turn in judged.history] == [
+        ("How?", "Mix.", 1),
+        ("Why?", "So.", 0),
+    ]
+    assert Exchange.from_messages(messages_of(Exchange(response="Alone."))) == Exchange(response="Alone.")
+
+
+def test_a_wrong_key_and_a_wrong_place_are_told_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARDREASONER_KEY", "another-key-of-some-length")
+    with pytest.raises(EngineError, match="set GUARDREASONER_KEY"):
+        ServedGuard(url, "slow")
+    with pytest.raises(EngineError):
+        ServedGuard("http://127.0.0.1:9", "slow", retries=0)

@@ -1,0 +1,232 @@
+"""The update: passes of any size give one gradient, leaving out what has no signal is exact, clipping follows B_s."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from guardreasoner_vl.corpus.store import read_corpus
+from guardreasoner_vl.engines.qwen import QwenInputs
+from guardreasoner_vl.mining.rollout_io import asked
+from guardreasoner_vl.recipe import GrpoSection
+from guardreasoner_vl.rl.loss import clipped_loss
+from guardreasoner_vl.rl.reward import Reward
+from guardreasoner_vl.rl.shared_prefix import Branch, Tree, completion, log_probabilities, pack, use_shared_prefix
+from guardreasoner_vl.training.grpo import update as grpo_update
+from guardreasoner_vl.training.grpo.rollouts import Completion, Group
+from guardreasoner_vl.training.grpo.update import Passes, accumulate, old_log_probabilities
+from guardreasoner_vl.training.model_folder import load_for_training
+from tests.training.grpo import toy_grpo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from guardreasoner_vl.training.grpo.update import Pass, UpdateFigures
+    from guardreasoner_vl.types import Sample
+
+CPU = torch.device("cpu")
+SECTION = GrpoSection(group_size=4, precision="fp32", temperature=1.2)
+TOTAL = 24  # N counts more than what stands here
+NONE = Reward(0, 0, 0, 0, 0)
+Gradients = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_model: Path) -> QwenInputs:
+    return QwenInputs.from_folder(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    made = load_for_training(tiny_model, "fp32")
+    use_shared_prefix(made)
+    return made.train()
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory, inputs: QwenInputs) -> list[Group]:
+    """One of every modality and two more, completions of unequal lengths; the second and the last have no signal."""
+    rows = list(read_corpus(toy_grpo.write_rows(tmp_path_factory.mktemp("rows"), 8)))
+    chosen = [rows[place] for place in (0, 1, 4, 6, 5)]
+    assert [row.modality for row in chosen] == ["text", "text", "image", "text-image", "image"]
+    made = [group(row, inputs, number) for number, row in enumerate(chosen)]
+    return [replace(one, advantages=(0.0,) * 4) if number in (1, 4) else one for number, one in enumerate(made)]
+
+
+def group(sample: Sample, inputs: QwenInputs, seed: int) -> Group:
+    rng = np.random.default_rng(seed)
+    request = asked(sample)
+    answers = [tuple(int(token) for token in rng.integers(20, 250, size)) for size in (7, 1, 12, 5)]
+    advantages = tuple(float(value) for value in rng.normal(size=4))
+    prompt = inputs.encode(request.messages, request.pictures)
+    return Group(sample, prompt, request.pictures, tuple(Completion(ids, NONE) for ids in answers), advantages)
+
+
+def passes_of(groups: Sequence[Group], inputs: QwenInputs, budget: int = 16_384) -> list[Pass]:
+    return Passes(inputs, SECTION.model_copy(update={"pass_tokens": budget}), CPU).of(groups, TOTAL)
+
+
+def gradients(
+    model: Any, passes: Sequence[Pass], old: Any = None, bound: float = 0.2
+) -> tuple[UpdateFigures, Gradients]:
+    model.zero_grad()
+    figures = accumulate(model, passes, old, bound, SECTION)
+    return figures, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+def assert_close(one: Gradients, two: Gradients, bound: float = 1e-5) -> None:
+    assert one.keys() == two.keys()
+    apart = sum(float((one[name] - two[name]).square().sum()) for name in two)
+    whole = sum(float(two[name].square().sum()) for name in two)
+    assert (apart / whole) ** 0.5 < bound
+
+
+def by_the_formula(model: Any, inputs: QwenInputs, groups: Sequence[Group]) -> tuple[float, Gradients]:
+    """-1/N sum_i A_i mean_t log p, whose gradient is that of the loss where the ratio is 1; every group for itself."""
+    model.zero_grad()
+    total = 0.0
+    for one in groups:
+        for answer, advantage in zip(one.completions, one.advantages, strict=True):
+            branch = completion(answer.ids, one.prompt.next_position)
+            row = pack([Tree(Branch(one.prompt.ids, one.prompt.positions), (branch,))])
+            vision: dict[str, torch.Tensor] = {}
+            if one.pictures:
+                pixels = torch.from_numpy(inputs.patches([picture.open() for picture in one.pictures]))
+                grids = torch.tensor([(1, *grid) for grid in one.prompt.grids])
+                vision = {"pixel_values": pixels, "image_grid_thw": grids}
+            found = log_probabilities(model, row, vision, SECTION.temperature)
+            torch.autograd.backward(-advantage * found.mean() / TOTAL)
+            total -= advantage / TOTAL
+    return total, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+def test_the_gradient_is_the_formula_s(model: Any, inputs: QwenInputs, groups: list[Group]) -> None:
+    """Groups without signal go through the formula here, and through no pass there."""
+    loss, wanted = by_the_formula(model, inputs, groups)
+    passes = passes_of(groups, inputs)
+    assert sum(len(one.weights) for one in passes) == 3 * (7 + 1 + 12 + 5)
+    figures, found = gradients(model, passes)
+    assert figures.loss == pytest.approx(loss, abs=1e-6)
+    assert_close(found, wanted)
+
+
+def test_leaving_groups_out_changes_nothing(
+    model: Any, inputs: QwenInputs, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, without = gradients(model, passes_of(groups, inputs))
+    monkeypatch.setattr(Group, "has_signal", property(lambda _: True))
+    passes = passes_of(groups, inputs)
+    assert sum(len(one.weights) for one in passes) == 5 * (7 + 1 + 12 + 5)
+    figures, with_all = gradients(model, passes)
+    assert figures.tokens == 5 * (7 + 1 + 12 + 5)
+    assert_close(without, with_all)
+
+
+@pytest.mark.parametrize(("budget", "count"), [(1, 12), (64, 7), (70, 4), (150, 2)])
+def test_passes_of_any_size_give_one_gradient(
+    budget: int, count: int, model: Any, inputs: QwenInputs, groups: list[Group]
+) -> None:
+    whole = passes_of(groups, inputs)
+    pieces = passes_of(groups, inputs, budget)
+    assert (len(whole), len(pieces)) == (1, count)
+    if budget >= 64:  # a completion and its prompt always go through, whatever the budget
+        assert max(one.packed.ids.shape[1] for one in pieces) <= budget
+
+    def old(passes: Sequence[Pass]) -> list[torch.Tensor]:
+        """A little off, the same for the same token of a completion wherever it stands."""
+        found = old_log_probabilities(model, passes, SECTION)
+        return [value + torch.sin(50 * value) * 0.3 for value in found]
+
+    figures, wanted = gradients(model, whole, old(whole))
+    others, found = gradients(model, pieces, old(pieces))
+    assert_close(found, wanted)
+    assert others.loss == pytest.approx(figures.loss, abs=1e-6)
+    assert others.tokens == figures.tokens
+    assert 0 < others.clipped == figures.clipped
+
+
+def test_without_signal_there_is_nothing_to_do(model: Any, inputs: QwenInputs, groups: list[Group]) -> None:
+    figures, found = gradients(model, passes_of([groups[1], groups[4]], inputs))
+    assert (figures.loss, figures.tokens, figures.clipped) == (0, 0, 0)
+    assert found == {}
+
+
+def test_the_first_update_clips_nothing(model: Any, inputs: QwenInputs, groups: list[Group]) -> None:
+    """Its ratio is 1, so that even a bound of 0 leaves the gradient as it is."""
+    passes = passes_of(groups, inputs)
+    figures, wide = gradients(model, passes, None, 0.2)
+    none, narrow = gradients(model, passes, None, 0.0)
+    assert figures.clipped == none.clipped == 0
+    assert_close(narrow, wide, 1e-7)
+
+
+def test_a_narrower_bound_clips_more(model: Any, inputs: QwenInputs, groups: list[Group]) -> None:
+    passes = passes_of(groups, inputs)
+    before = old_log_probabilities(model, passes, SECTION)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        saved = [one.clone() for one in model.parameters()]
+        for one in model.parameters():
+            one += 0.2 * one.std() * torch.randn(one.shape, generator=generator)
+    counts = [gradients(model, passes, before, bound)[0].clipped for bound in (10.0, 0.5, 0.2, 0.05, 0.0)]
+    with torch.no_grad():
+        for one, value in zip(model.parameters(), saved, strict=True):
+            one.copy_(value)
+    assert counts == sorted(counts)
+    assert len(set(counts)) >= 4
+    assert counts[0] == 0
+    unmoved = gradients(model, passes, before, 1e-4)[0]
+    assert unmoved.clipped == 0
+
+
+def test_clipped_tokens_by_hand() -> None:
+    """Ratios 2, 2, 0.5, 0.5, 1: cut off where the advantage pulls further."""
+    old = torch.zeros(5)
+    logprobs = torch.tensor([2.0, 2.0, 0.5, 0.5, 1.0]).log().requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    found = clipped_loss(logprobs, old, advantages, torch.full((5,), 0.5), 0.2)
+    assert found.clipped.tolist() == [True, False, False, True, False]
+    torch.autograd.backward(found.loss)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([0, 1, -0.25, 0, -0.5])  # -weight * ratio * advantage
+    assert float(found.loss.detach()) == pytest.approx(-0.5 * (1.2 - 2 + 0.5 - 0.8 + 1))
+
+
+def test_each_picture_is_cut_into_patches_once(
+    inputs: QwenInputs, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = []
+    original = QwenInputs.patches
+
+    def patches(self: QwenInputs, images: Any, budget: Any = None) -> Any:
+        cut.append(len(images))
+        return original(self, images, budget)
+
+    monkeypatch.setattr(QwenInputs, "patches", patches)
+    section = SECTION.model_copy(update={"pass_tokens": 1})
+    maker = Passes(inputs, section, CPU)
+    maker.of(groups, TOTAL)
+    assert sum(cut) == 2
+    maker.of(groups, TOTAL)
+    assert sum(cut) == 2
+    maker.forget()
+    maker.of(groups, TOTAL)
+    assert sum(cut) == 4
+
+
+def test_autocast_is_the_recipe_s(model: Any, inputs: QwenInputs, groups: list[Group], monkeypatch: Any) -> None:
+    seen = []
+
+    def spy(*arguments: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return log_probabilities(*arguments)
+
+    monkeypatch.setattr(grpo_update, "log_probabilities", spy)
+    for precision in ("fp32", "bf16", "bf16-weights"):
+        old_log_probabilities(model, passes_of(groups[:1], inputs), SECTION.model_copy(update={"precision": precision}))
+    assert seen == [False, True, False]

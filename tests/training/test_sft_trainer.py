@@ -1,0 +1,383 @@
+"""Batches, loss and gradients of the SFT trainer beside Transformers', TRL's and a hand-written one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from guardreasoner_vl.engines.qwen import QwenInputs, chat_text
+from guardreasoner_vl.protocol import build_messages
+from guardreasoner_vl.recipe import SftSection
+from guardreasoner_vl.sources.jsonl import read_samples
+from guardreasoner_vl.training.sft_data import IGNORED, TokenRow, target_labels, tokenise
+from guardreasoner_vl.training.sft_trainer import (
+    Collator,
+    LengthGrouped,
+    SupervisedOnlyTrainer,
+    build_trainer,
+    sft_config,
+)
+from guardreasoner_vl.training.small_model import write_new_model
+from guardreasoner_vl.types import Exchange
+from tests.training import toy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+NEW = toy.recipe().base.new
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder beside a folder of 16 rows: 8 with pictures."""
+    root = tmp_path_factory.mktemp("trainer")
+    toy.write_data(root, toy.rows(16))
+    assert NEW is not None
+    write_new_model(root / "base", [str(row["prompt"]) for row in toy.rows(16)], NEW, seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def inputs(folder: Path) -> QwenInputs:
+    return QwenInputs.from_folder(folder / "base")
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path, inputs: QwenInputs) -> list[TokenRow]:
+    samples = list(read_samples(folder / "toy" / "train.jsonl"))
+    made = tokenise(
+        samples, target_labels(samples), inputs, max_length=400, without_reasoning=0.5, teacher="rules", seed=0
+    )
+    assert len(made.rows) == 16
+    return made.rows
+
+
+def model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    made = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "base", dtype=dtype)
+    made.config.use_cache = False
+    return made
+
+
+def trainer(
+    folder: Path,
+    rows: Sequence[TokenRow],
+    inputs: QwenInputs,
+    out: Path,
+    dtype: torch.dtype = torch.float32,
+    **sft: Any,
+) -> SupervisedOnlyTrainer:
+    section = SftSection.model_validate({**toy.SFT, **sft})
+    config = sft_config(section, out, seed=0, use_cpu=True)
+    config.report_to = []
+    return build_trainer(model(folder, dtype), rows, inputs, config, folder / "base")
+
+
+def as_dict(row: TokenRow) -> dict[str, Any]:
+    return {"input_ids": row.input_ids, "labels": row.labels, "pictures": list(row.pictures)}
+
+
+def batch(inputs: QwenInputs, rows: Sequence[TokenRow], always_pictures: bool = False) -> dict[str, Any]:
+    return Collator(inputs, always_pictures)([as_dict(row) for row in rows])
+
+
+def padded(inputs: QwenInputs, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
+    """The same rows side by side as Transformers takes them, each whole; positions are left to the model."""
+    longest, pad = max(len(row.input_ids) for row in rows), inputs.token_id["<|endoftext|>"]
+    ids = torch.full((len(rows), longest), pad)
+    labels = torch.full((len(rows), longest), IGNORED)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        count = len(row.input_ids)
+        ids[number, :count], labels[number, :count] = torch.tensor(row.input_ids), torch.tensor(row.labels)
+        mask[number, :count] = 1
+    kinds = (ids == inputs.token_id["<|image_pad|>"]).int()
+    made = {"input_ids": ids, "labels": labels, "attention_mask": mask, "mm_token_type_ids": kinds}
+    vision = {name: value for name, value in batch(inputs, rows).items() if name in ("pixel_values", "image_grid_thw")}
+    return {**made, **vision}
+
+
+def split(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
+    return [row for row in rows if not row.pictures], [row for row in rows if row.pictures]
+
+
+# --- batches ------------------------------------------------------------------------------------------
+
+
+def test_what_all_rows_begin_with_stands_once(rows: list[TokenRow], inputs: QwenInputs) -> None:
+    made = batch(inputs, rows)
+    columns = enumerate(zip(*(row.input_ids for row in rows), strict=False))
+    shared = next(at for at, column in columns if len(set(column)) > 1)
+    instruction = inputs.tokens(chat_text(build_messages(Exchange(prompt="x")), []).partition("Human user")[0])
+    assert shared >= len(instruction) - 1
+    assert made["input_ids"][0].tolist() == [
+        *rows[0].input_ids[:shared],
+        *(token for row in rows for token in row.input_ids[shared:]),
+    ]
+    assert made["labels"][0].tolist() == [
+        *[IGNORED] * shared,
+        *(label for row in rows for label in row.labels[shared:]),
+    ]
+
+
+def test_a_prefix_ends_before_loss_and_pictures(rows: list[TokenRow], inputs: QwenInputs) -> None:
+    texts, pictures = split(rows)
+    for row in (texts[0], pictures[0]):
+        made = batch(inputs, [row, row])
+        shared = 2 * len(row.input_ids) - made["input_ids"].numel()
+        start = inputs.token_id["<|vision_start|>"]
+        expected = [at for at, label in enumerate(row.labels) if label != IGNORED or row.input_ids[at] == start]
+        assert shared == expected[0]
+    alone = batch(inputs, texts[:1])
+    assert alone["input_ids"].tolist() == [texts[0].input_ids]
+    assert alone["labels"].tolist() == [texts[0].labels]
+
+
+def test_positions_are_those_of_transformers(folder: Path, rows: list[TokenRow], inputs: QwenInputs) -> None:
+    made, each = batch(inputs, rows), padded(inputs, rows)
+    expected, _ = model(folder).model.get_rope_index(
+        each["input_ids"], each["mm_token_type_ids"], each["image_grid_thw"], attention_mask=each["attention_mask"]
+    )
+    shared = (sum(len(row.input_ids) for row in rows) - made["input_ids"].numel()) // (len(rows) - 1)
+    pieces = [expected[:, number, shared : len(row.input_ids)] for number, row in enumerate(rows)]
+    assert torch.equal(made["position_ids"][:, 0], torch.cat([expected[:, 0, :shared], *pieces], dim=1))
+
+
+def test_pictures_fill_their_places(rows: list[TokenRow], inputs: QwenInputs) -> None:
+    _, pictures = split(rows)
+    made = batch(inputs, pictures)
+    grids = made["image_grid_thw"]
+    assert grids.shape == (len(pictures), 3)
+    assert made["pixel_values"].shape == (int(grids.prod(1).sum()), 3 * 2 * 14 * 14)
+    pads = (made["input_ids"] == inputs.token_id["<|image_pad|>"]).sum()
+    assert int(pads) == int(grids.prod(1).sum()) // 4
+
+
+def test_a_batch_of_texts_has_no_pixels(rows: list[TokenRow], inputs: QwenInputs) -> None:
+    texts, _ = split(rows)
+    names = {"input_ids", "labels", "attention_mask", "position_ids", "layout", "predicts"}
+    assert set(batch(inputs, texts)) == names
+
+
+def test_an_order_of_its_own_for_every_epoch() -> None:
+    epoch = 0
+    lengths = [(number * 7) % 50 for number in range(100)]
+    sampler = LengthGrouped(lengths, 4, 0, lambda: epoch)
+    first = list(sampler)
+    torch.manual_seed(99)
+    assert list(sampler) == first
+    assert sorted(first) == list(range(100))
+    assert len(sampler) == 100
+    spread = [
+        max(group) - min(group) for at in range(0, 100, 4) for group in [[lengths[i] for i in first[at : at + 4]]]
+    ]
+    assert sum(spread) / len(spread) < 15
+    epoch = 1
+    assert list(sampler) != first
+    assert list(LengthGrouped(lengths, 4, 1, lambda: 0)) not in (first, list(sampler))
+
+
+# --- loss and gradients -------------------------------------------------------------------------------
+
+
+def gradients(made: SupervisedOnlyTrainer, compute: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    made.model.zero_grad()
+    loss = compute()
+    loss.backward()
+    return float(loss.detach()), {
+        name: parameter.grad.clone() for name, parameter in made.model.named_parameters() if parameter.grad is not None
+    }
+
+
+def assert_close(own: torch.Tensor, other: torch.Tensor, name: str, absolute: float = 1e-5) -> None:
+    assert torch.allclose(own, other, rtol=1e-4, atol=absolute), (name, float((own - other).abs().max()))
+
+
+def by_hand(model: Any, made: dict[str, torch.Tensor], count: int | None) -> torch.Tensor:
+    """-log softmax at every supervised token, token by token, over their number."""
+    fields = {name: value for name, value in made.items() if name != "labels"}
+    logprobs = model(**fields).logits.float().log_softmax(-1)
+    terms = [
+        -logprobs[row, at - 1, label]
+        for row, labels in enumerate(made["labels"].tolist())
+        for at, label in enumerate(labels)
+        if label != IGNORED
+    ]
+    return torch.stack(terms).sum() / (count or len(terms))
+
+
+@pytest.mark.parametrize("kind", ["text", "picture", "mixed"])
+@pytest.mark.parametrize("items", [None, 321])
+def test_loss_and_gradients_are_trls_and_the_formulas(
+    kind: str, items: int | None, folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    made = trainer(folder, rows, inputs, tmp_path)
+    texts, pictures = split(rows)
+    chosen = {"text": texts[:4], "picture": pictures[:4], "mixed": [*texts[:2], *pictures[:3]]}[kind]
+    values, each = batch(inputs, chosen), padded(inputs, chosen)
+    count = None if items is None else torch.tensor(items)
+    ours = gradients(made, lambda: made.compute_loss(made.model, dict(values), num_items_in_batch=count))
+    stock = gradients(made, lambda: SFTTrainer.compute_loss(made, made.model, dict(each), num_items_in_batch=count))
+    hand = gradients(made, lambda: by_hand(made.model, each, items))
+    for loss, gradient in (stock, hand):
+        assert ours[0] == pytest.approx(loss, abs=1e-5)
+        assert ours[1].keys() == gradient.keys()
+        for name, value in gradient.items():
+            assert_close(ours[1][name], value, name, 1e-5)
+    seen = any(name.startswith("model.visual.patch_embed") for name in ours[1])
+    assert seen == (kind != "text")
+    if seen:
+        assert float(ours[1]["model.visual.patch_embed.proj.weight"].abs().max()) > 0
+
+
+def test_label_words_count_label_weight_times(
+    folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    made = trainer(folder, rows, inputs, tmp_path)
+    values = batch(inputs, rows)
+    words = torch.isin(values["labels"], torch.tensor([*inputs.tokens(" harmful"), *inputs.tokens(" unharmful")]))
+    assert 0 < int(words.sum()) < int((values["labels"] != IGNORED).sum())
+    only_words = {**values, "labels": values["labels"].where(words, torch.tensor(IGNORED))}
+
+    def loss(values: dict[str, torch.Tensor]) -> float:
+        with torch.no_grad():
+            return float(made.compute_loss(made.model, dict(values), num_items_in_batch=torch.tensor(10)))
+
+    whole, part = loss(values), loss(only_words)
+    made.label_weight = 3.0
+    assert loss(values) == pytest.approx(whole + 2 * part, rel=1e-5)
+
+
+def test_a_batch_without_loss_is_a_zero(folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path) -> None:
+    made = trainer(folder, rows, inputs, tmp_path)
+    values = batch(inputs, rows[:2])
+    values["labels"] = torch.full_like(values["labels"], IGNORED)
+    loss, gradient = gradients(made, lambda: made.compute_loss(made.model, values))
+    assert loss == 0
+    assert all(not value.any() for value in gradient.values())
+
+
+def test_the_head_sees_supervised_positions_only(
+    folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    made = trainer(folder, rows, inputs, tmp_path)
+    values = batch(inputs, rows[:4])
+    _, outputs = made.compute_loss(made.model, dict(values), return_outputs=True)
+    assert outputs["logits"].shape[0] == int((values["labels"] != IGNORED).sum())
+    fields = {name: value for name, value in values.items() if name not in ("labels", "predicts")}
+    assert made.model(**fields).logits.shape[:2] == values["input_ids"].shape  # and nothing stays behind
+
+
+def test_a_blank_picture_changes_no_gradient(
+    folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    """Where weights are sharded every rank has to call the vision tower, whatever its rows are."""
+    made = trainer(folder, rows, inputs, tmp_path)
+    texts, pictures = split(rows)
+    plain, blank = (batch(inputs, texts[:3], always) for always in (False, True))
+    assert set(blank) - set(plain) == {"pixel_values", "image_grid_thw"}
+    loss, expected = gradients(made, lambda: made.compute_loss(made.model, plain))
+    same, found = gradients(made, lambda: made.compute_loss(made.model, blank))
+    assert same == pytest.approx(loss, abs=1e-6)
+    tower = {name for name, _ in made.model.named_parameters() if name.startswith("model.visual.")}
+    assert found.keys() == expected.keys() | tower
+    for name, value in found.items():
+        assert_close(value, torch.zeros_like(value) if name in tower else expected[name], name, 1e-6)
+    mixed = [batch(inputs, [texts[0], pictures[0]], always)["pixel_values"] for always in (False, True)]
+    assert torch.equal(*mixed)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_autocast_reaches_the_model(
+    precision: str, expected: torch.dtype, folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    seen: list[torch.dtype] = []
+
+    class Look(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+        def on_step_begin(self, *args: Any, model: Any = None, **options: Any) -> None:
+            layer = model.model.language_model.layers[0].mlp.gate_proj
+            layer.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+
+    made = trainer(folder, rows[:4], inputs, tmp_path, precision=precision, epochs=1)
+    made.add_callback(Look())
+    made.train()
+    assert set(seen) == {expected}
+    assert next(made.model.parameters()).dtype == torch.float32
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Keeps the gradients of every update."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, *args: Any, model: Any = None, **options: Any) -> None:
+        self.gradients.append(
+            {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        )
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(4, 2), (2, 4), (1, 8), (3, 3)])
+def test_accumulated_gradients_are_those_of_one_big_batch(
+    size: int, accumulation: int, folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    def update(size: int, accumulation: int) -> dict[str, torch.Tensor]:
+        watch = Watch()
+        made = trainer(
+            folder,
+            rows[:8],
+            inputs,
+            tmp_path / f"{size}",
+            epochs=1,
+            batch_size=size,
+            gradient_accumulation=accumulation,
+            max_grad_norm=1e9,
+            save_steps=100,
+        )
+        made.add_callback(watch)
+        made.train()
+        (only,) = watch.gradients
+        return only
+
+    big, small = update(8, 1), update(size, accumulation)
+    assert big.keys() == small.keys()
+    for name, value in big.items():
+        assert_close(small[name], value, name, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["text", "picture", "mixed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_of_batch_trains(
+    kind: str, dtype: torch.dtype, folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    texts, pictures = split(rows)
+    chosen = {"text": texts, "picture": pictures, "mixed": rows[2:6]}[kind][:4]
+    made = trainer(folder, chosen, inputs, tmp_path, dtype, epochs=1, batch_size=4, save_steps=100)
+    before = {name: value.detach().clone() for name, value in made.model.named_parameters()}
+    made.train()
+    moved = {name for name, value in made.model.named_parameters() if not torch.equal(value, before[name])}
+    assert "model.language_model.embed_tokens.weight" in moved
+    assert ("model.visual.patch_embed.proj.weight" in moved) == (kind != "text")
+    assert all(torch.isfinite(value).all() for value in made.model.parameters())
+
+
+def test_gradient_checkpointing_changes_nothing(
+    folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        watch = Watch()
+        made = trainer(folder, rows[:4], inputs, tmp_path, epochs=1, gradient_checkpointing=checkpointing)
+        made.add_callback(watch)
+        made.train()
+        found.append(watch.gradients[0])
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert_close(found[1][name], value, name, 1e-6)
