@@ -26,8 +26,8 @@ HEAVY = [
     "matplotlib",
 ]
 NAMES = [
-    "CalledOffError",
     "Calibration",
+    "CalledOffError",
     "DataError",
     "EngineError",
     "Exchange",

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from guardreasoner_vl.engines.scripted import ScriptedEngine
     from guardreasoner_vl.errors import (
         CalledOffError,
         DataError,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         ModelError,
         RecipeError,
     )
-    from guardreasoner_vl.engines.scripted import ScriptedEngine
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.images.decode import ImageLimits
     from guardreasoner_vl.images.geometry import PixelBudget
@@ -56,8 +56,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
-    "CalledOffError",
     "Calibration",
+    "CalledOffError",
     "DataError",
     "EngineError",
     "Exchange",

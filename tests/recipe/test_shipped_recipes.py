@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from guardreasoner_vl.cli import app as cli
 from guardreasoner_vl.errors import RecipeError
+from guardreasoner_vl.pipeline import ablation
 from guardreasoner_vl.pipeline.ablation import ablate, variants
 from guardreasoner_vl.pipeline.plan import plan_of
-from guardreasoner_vl.pipeline import ablation
 from guardreasoner_vl.pipeline.run import STAGES, TRAINING
 from guardreasoner_vl.recipe import Recipe, load_recipe, merged, parse_recipe
 from tests.smoke import PATH, short_recipe
