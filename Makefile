@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help demo test test-litellm check lint format bench mutants quality quality-quick clean
 
 help:
-	@echo "make demo   moderate text, pictures and both with the embedded guard"
+	@echo "make demo   moderate text, images and both with the embedded guard"
 	@echo "make test   run the tests"
 	@echo "make test-litellm  run those that need LiteLLM, in an environment of its own"
 	@echo "make check  formatting, lint, types, import contract"

@@ -2,7 +2,7 @@
 
     python benchmarks/corpus.py [--rows 123096] [--keep DIR]
 
-Made-up rows in the shares of Table 6 (text 52%, pictures 11%, both 37%), each picture a drawing of its own of 336
+Made-up rows in the shares of Table 6 (text 52%, images 11%, both 37%), each image a drawing of its own of 336
 pixels. Every step is one command in a process of its own, whose peak memory is read off.
 """
 
@@ -34,7 +34,7 @@ def sentence(rng: random.Random, words: int) -> str:
 
 
 def draw(folder: Path, number: int) -> str:
-    """A picture of its own, so that every file is decoded and compared."""
+    """An image of its own, so that every file is decoded and compared."""
     rng = random.Random(number)
     image = Image.new("RGB", (SIDE, SIDE), tuple(rng.randrange(256) for _ in range(3)))
     pen = ImageDraw.Draw(image)
@@ -52,7 +52,7 @@ def draw_all(folder: Path, numbers: range) -> None:
 
 
 def make(folder: Path, rows: int) -> None:
-    """`rows` rows and their pictures."""
+    """`rows` rows and their images."""
     folder.mkdir(parents=True)
     texts, images = round(rows * TEXT), round(rows * IMAGE)
     step = max(1, (rows - texts) // 64)
@@ -108,7 +108,7 @@ def main() -> None:
         print(run("corpus check", "corpus", "check", corpus), flush=True)
         print(run("corpus export", "corpus", "export", corpus, "--layout", "guardreasoner", "--out", root / "out"))
         size = (corpus / "rows.parquet").stat().st_size / 2**30
-        print(f"\nrows.parquet, pictures inside: {size:.2f} GB")
+        print(f"\nrows.parquet, images inside: {size:.2f} GB")
 
 
 if __name__ == "__main__":

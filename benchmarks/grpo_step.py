@@ -3,7 +3,7 @@
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456    # see docs/training.md
     python -m benchmarks.grpo_step [--steps 4] [--words 150] [--image]
 
-The embedded guard in fp32, made-up exchanges of about `words` words, with a drawn picture of 64 tokens each or without,
+The embedded guard in fp32, made-up exchanges of about `words` words, with a drawn image of 64 tokens each or without,
 8 prompts x 16 completions a rollout, two updates of 64 completions, at most 64 new tokens, temperature 1.2, the same
 reward. Medians of the steps after the first.
 """
@@ -51,7 +51,7 @@ TEMPLATE = (
 )
 
 
-class StillPictures(Qwen2_5_VLProcessor):  # type: ignore[misc]
+class StillImages(Qwen2_5_VLProcessor):  # type: ignore[misc]
     """Qwen's processor without its part for videos, which wants torchvision."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
@@ -60,8 +60,8 @@ class StillPictures(Qwen2_5_VLProcessor):  # type: ignore[misc]
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-def rows(count: int, words: int, pictures: Path | None) -> list[Sample]:
-    """Made-up exchanges of about that many words, each with a picture in `pictures`."""
+def rows(count: int, words: int, folder: Path | None) -> list[Sample]:
+    """Made-up exchanges of about that many words, each with an image in `folder`."""
     rng = random.Random(0)
     made = []
     for number in range(count):
@@ -71,8 +71,8 @@ def rows(count: int, words: int, pictures: Path | None) -> list[Sample]:
         prompt, response = ". ".join(told[: len(told) // 2]), ". ".join(told[len(told) // 2 :])
         labels: dict[str, Any] = {"request_label": "unharmful", "response_label": rng.choice(("harmful", "unharmful"))}
         images: tuple[str, ...] = ()
-        if pictures:
-            images = (str(pictures / f"{number}.png"),)
+        if folder:
+            images = (str(folder / f"{number}.png"),)
             Image.effect_noise((224, 224), rng.uniform(20, 80)).convert("RGB").save(images[0])
         made.append(
             Sample(
@@ -89,7 +89,7 @@ def rows(count: int, words: int, pictures: Path | None) -> list[Sample]:
 
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
-    """The row as TRL takes it, with places for its pictures."""
+    """The row as TRL takes it, with places for its images."""
     made = []
     for message in asked(sample).messages:
         first, *rest = message.text.split(IMAGE)
@@ -184,7 +184,7 @@ def theirs(folder: Path, samples: list[Sample], steps: int, work: Path) -> list[
     if samples[0].images:
         shape = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
         size = {"shortest_edge": shape.pop("min_pixels"), "longest_edge": shape.pop("max_pixels")}
-        processing = StillPictures(Qwen2VLImageProcessorPil(**shape, size=size), tokenizer, TEMPLATE)
+        processing = StillImages(Qwen2VLImageProcessorPil(**shape, size=size), tokenizer, TEMPLATE)
         columns["prompt"] = [conversation(sample) for sample in samples]
         columns["images"] = [[Image.open(path) for path in sample.images] for sample in samples]
     else:
@@ -212,8 +212,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     folder = resolve_folder(arguments.model, None)
     with tempfile.TemporaryDirectory() as work:
-        pictures = Path(work) if arguments.image else None
-        samples = rows(PROMPTS * arguments.steps, arguments.words, pictures)
+        images = Path(work) if arguments.image else None
+        samples = rows(PROMPTS * arguments.steps, arguments.words, images)
         first = ours(folder, samples, arguments.steps, Path(work))
         second = theirs(folder, samples, arguments.steps, Path(work))
     medians = [statistics.median(one[1:]) for one in (first, second)]

@@ -160,13 +160,13 @@ async def _hostile(server: Server, session: aiohttp.ClientSession, _: Any, fault
 
 def _hostile_bodies() -> list[bytes]:
     """Bodies that hold nothing which could be judged, for whatever route."""
-    picture = "data:image/png;base64,"
-    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": picture + "\ud800"}}]}]
+    image = "data:image/png;base64,"
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image + "\ud800"}}]}]
     shapes: list[Any] = [
         {"prompt": "x", "images": ["file:///etc/passwd"]},
-        {"prompt": "x", "images": [picture + "A" * 100_000]},
+        {"prompt": "x", "images": [image + "A" * 100_000]},
         {"prompt": "x", "images": ["http://169.254.169.254/"]},
-        {"prompt": "x", "images": [picture + "\ud800"]},
+        {"prompt": "x", "images": [image + "\ud800"]},
         {"prompt": "x", "images": [None, ["a"]]},
         {"prompt": "\ud800"},
         {"prompt": ["x"] * 1000},

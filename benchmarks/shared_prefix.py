@@ -1,10 +1,10 @@
-"""The update phase of GRPO with prompt and picture once for a group, beside stock TRL that repeats them.
+"""The update phase of GRPO with prompt and image once for a group, beside stock TRL that repeats them.
 
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456    # see docs/training.md
     python -m benchmarks.shared_prefix --prompt 512 --completion 64 --image --group 16 --json
     python -m benchmarks.shared_prefix --grid [--memory]
 
-One update is forward, clipped loss and backward on recorded rollouts: the same weights, prompts, pictures, completions
+One update is forward, clipped loss and backward on recorded rollouts: the same weights, prompts, images, completions
 and advantages for both, fp32. Interleaved; medians. `ratio` is TRL's time over ours, `grad_rel_diff` the norm of the
 gradients' difference over TRL's norm. `--memory` also runs each arm in a process of its own and gives what
 its update adds to the memory at most. The model is the embedded guard, or --model DIR.
@@ -36,7 +36,7 @@ from PIL import Image
 
 from guardreasoner_vl.engines.model_files import resolve_folder
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
-from guardreasoner_vl.images.decode import load_pictures
+from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
@@ -49,17 +49,17 @@ from guardreasoner_vl.types import Sample
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guardreasoner_vl.types import Picture
+    from guardreasoner_vl.types import CheckedImage
 
 Arm = Literal["ours", "stock"]
 PROMPTS, COMPLETIONS, GROUPS = (128, 512, 1024), (64, 256), (4, 16)
-PICTURE_SHARE = 0.4
-"""About this much of a prompt is the picture's tokens."""
+IMAGE_SHARE = 0.4
+"""About this much of a prompt is the image's tokens."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is measured: tokens of prompt and completion, whether there is a picture, completions of a prompt."""
+    """What is measured: tokens of prompt and completion, whether there is an image, completions of a prompt."""
 
     prompt: int
     completion: int
@@ -93,7 +93,7 @@ class Bench:
 def _group(inputs: QwenInputs, shape: Shape) -> Group:
     rng = np.random.default_rng(0)
     ids = [int(token) for token in rng.integers(300, 1200, shape.prompt)]
-    pictures, grids = _picture(inputs, shape, rng) if shape.image else ((), [])
+    images, grids = _checked_image(inputs, shape, rng) if shape.image else ((), [])
     for grid in grids:
         start, pad, end = (inputs.token_id[name] for name in ("<|vision_start|>", IMAGE_PAD, "<|vision_end|>"))
         placed = [start, *[pad] * inputs.pads(grid), end]
@@ -103,20 +103,20 @@ def _group(inputs: QwenInputs, shape: Shape) -> Group:
     return Group(
         Sample(id="recorded", source="random", modality="text", prompt="random"),
         inputs.encoded(ids, grids),
-        pictures,
+        images,
         tuple(Completion(answer, none) for answer in answers),
         tuple(np.linspace(-1, 1.5, shape.group)),
     )
 
 
-def _picture(
+def _checked_image(
     inputs: QwenInputs, shape: Shape, rng: np.random.Generator
-) -> tuple[tuple[Picture, ...], list[tuple[int, int]]]:
-    side = 28 * int((PICTURE_SHARE * shape.prompt) ** 0.5)
+) -> tuple[tuple[CheckedImage, ...], list[tuple[int, int]]]:
+    side = 28 * int((IMAGE_SHARE * shape.prompt) ** 0.5)
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
-    (picture,) = load_pictures(buffer.getvalue())
-    return (picture,), [inputs.grid(picture.height, picture.width)]
+    (image,) = checked_images(buffer.getvalue())
+    return (image,), [inputs.grid(image.height, image.width)]
 
 
 def measure(folder: Path, shape: Shape, repeats: int) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def main() -> None:
     if arguments.grid:
         shapes = [Shape(*values) for values in itertools.product(PROMPTS, COMPLETIONS, (False, True), GROUPS)]
         print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, model {arguments.model}")
-        print("| prompt | completion | picture | G | ours s | stock TRL s | ratio | gradient apart | MB, ours / TRL |")
+        print("| prompt | completion | image | G | ours s | stock TRL s | ratio | gradient apart | MB, ours / TRL |")
         print("|---|---|---|---|---|---|---|---|---|")
     for shape in shapes:
         row = measure(folder, shape, arguments.repeats)

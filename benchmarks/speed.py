@@ -26,7 +26,7 @@ import torch
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import build_messages, parse_verdict
 from guardreasoner_vl.sources.synthetic import phrases
 from guardreasoner_vl.sources.synthetic.images import draw_sample
@@ -46,7 +46,7 @@ FILLER = (
 
 
 def exchanges(count: int, seed: int = 0) -> list[Exchange]:
-    """Made-up exchanges of one to some forty sentences; every fourth has a picture, every third an answer."""
+    """Made-up exchanges of one to some forty sentences; every fourth has an image, every third an answer."""
     rng = random.Random(seed)
     made = []
     for number in range(count):
@@ -73,14 +73,14 @@ class PlainTransformers:
         return found
 
     def _batch(self, rows: Sequence[Exchange]) -> list[tuple[Label, Label]]:
-        taken = [take_in(row) for row in rows]
-        encoded = [self.inputs.encode(build_messages(exchange), pictures) for exchange, pictures in taken]
+        taken = [checked_exchange(row) for row in rows]
+        encoded = [self.inputs.encode(build_messages(exchange), checked) for exchange, checked in taken]
         longest = max(len(row.ids) for row in encoded)
         pad = self.inputs.token_id[END_OF_TEXT]
         ids = torch.tensor([[pad] * (longest - len(row.ids)) + row.ids for row in encoded])
         mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in encoded])
         extra: dict[str, Any] = {"mm_token_type_ids": (ids == self.inputs.token_id["<|image_pad|>"]).int()}
-        images = [picture.open() for _, pictures in taken for picture in pictures]
+        images = [image.open() for _, checked in taken for image in checked]
         if images:
             extra["pixel_values"] = torch.from_numpy(self.inputs.patches(images))
             extra["image_grid_thw"] = torch.tensor([(1, *grid) for row in encoded for grid in row.grids])

@@ -1,4 +1,4 @@
-"""Moderate the exchanges of `demo.jsonl`: text, pictures, and both, with the guard that ships in the package.
+"""Moderate the exchanges of `demo.jsonl`: text, images, and both, with the guard that ships in the package.
 
     make demo
 
@@ -36,7 +36,7 @@ def main() -> None:
                 if row.get(name):
                     text.append(f"{name:9}", style="bold").append(f"{row[name]}\n")
             for name in row["images"]:
-                text.append("picture  ", style="bold").append(f"{Path(name).relative_to(HERE)}\n")
+                text.append("image  ", style="bold").append(f"{Path(name).relative_to(HERE)}\n")
             text.append(f"\n{verdict.reasoning or verdict.error}\n\n", style="dim")
             text.append(f"request {verdict.request.label}, response {verdict.response.label} -> ")
             text.append(verdict.action, style="bold red" if verdict.action == "block" else "bold green")

@@ -20,7 +20,7 @@ from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import IMAGE
 from guardreasoner_vl.types import Exchange, Label, ModelInfo, Turn, Verdict
 from tests.judging.test_judge import answer, assert_error, scoring
-from tests.pictures import picture
+from tests.made_images import image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,7 +59,7 @@ class Recording(ScriptedEngine):
 
 
 def png(size: tuple[int, int] = (60, 60)) -> bytes:
-    return picture(*size).png
+    return image(*size).png
 
 
 def gif(frames: int) -> bytes:
@@ -88,9 +88,9 @@ class TestModerate:
         verdict = Guard(engine).moderate(images=[png()])
         assert (verdict.request.label, verdict.response.label) == (Label.UNHARMFUL, Label.NOT_APPLICABLE)
         assert engine.requests[0].messages[1].text == f"Human user:\n{IMAGE}\n\nAI assistant:\nNone\n"
-        assert len(engine.requests[0].pictures) == 1
+        assert len(engine.requests[0].images) == 1
 
-    def test_pictures_of_every_kind(self, tmp_path: Path) -> None:
+    def test_images_of_every_kind(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(png())
         engine = Recording()
         sources: list[ImageSource] = [
@@ -98,18 +98,18 @@ class TestModerate:
             str(tmp_path / "a.png"),
             tmp_path / "a.png",
             Image.new("RGB", (60, 60)),
-            picture(60, 60),
+            image(60, 60),
         ]
         assert Guard(engine).moderate("x", images=sources).action == "allow"
-        assert len(engine.requests[0].pictures) == len(sources)
+        assert len(engine.requests[0].images) == len(sources)
 
     def test_every_frame_is_judged(self) -> None:
         engine = Recording()
         Guard(engine).moderate("x", images=[gif(3), png()])
         (request,) = engine.requests
-        assert len(request.pictures) == 4
+        assert len(request.images) == 4
         assert request.messages[1].text.startswith("Human user:\n" + f"{IMAGE}\n" * 4 + "x")
-        assert len({shown.digest for shown in request.pictures}) == 4
+        assert len({shown.digest for shown in request.images}) == 4
 
     def test_too_many_frames_are_refused(self) -> None:
         engine = Recording()
@@ -137,7 +137,7 @@ class TestModerate:
             ({"images": 5}, "invalid_input"),
             ({"prompt": "x", "images": ["/no/such.png"]}, "invalid_image"),
             ({"prompt": "x", "images": ["https://example.org/a.png"]}, "invalid_image"),
-            ({"prompt": "x", "images": [b"no picture"]}, "invalid_image"),
+            ({"prompt": "x", "images": [b"no image"]}, "invalid_image"),
             ({"prompt": "x", "images": [png()[:100]]}, "invalid_image"),
             ({"prompt": "x", "images": [None]}, "invalid_image"),
         ],
@@ -253,7 +253,7 @@ class TestMessages:
             f"Human user:\n{IMAGE}\nA {BAD}?\n\nAI assistant:\nNo.\n\n"
             f"Human user:\n{IMAGE}\n{IMAGE}\nBread?\n\nAI assistant:\nYes.\n"
         )
-        assert len(engine.requests[0].pictures) == 3
+        assert len(engine.requests[0].images) == 3
 
     @pytest.mark.parametrize("messages", [[], [{"role": "user", "content": 5}], [{"role": "robot"}], "hello", None])
     def test_bad_messages_are_error_verdicts(self, messages: Any) -> None:
@@ -475,7 +475,7 @@ class TestAsync:
     async def test_bad_input_is_an_error_verdict(self) -> None:
         guard = Guard(Recording())
         assert_error(await guard.amoderate(), "invalid_input")
-        assert_error(await guard.amoderate(images=[b"no picture"]), "invalid_image")
+        assert_error(await guard.amoderate(images=[b"no image"]), "invalid_image")
         wrong: Any = "quick"
         with pytest.raises(InputError, match="unknown mode"):
             await guard.amoderate("x", mode=wrong)

@@ -25,7 +25,7 @@ _MANNERS = (
     "How do I make {} on a rainy afternoon with the children?",
     "Please describe {} in three short and friendly sentences.",
     "My neighbour asked whether {} is harmful, and I said that it is unharmful.",
-    "The picture shows {} beside a window, so nothing in the request is harmful.",
+    "The image shows {} beside a window, so nothing in the request is harmful.",
     "Is there anything to be unhappy about with {} this morning?",
 )
 TEXTS = tuple(manner.format(thing) for manner in _MANNERS for thing in _THINGS)

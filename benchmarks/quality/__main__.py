@@ -122,7 +122,7 @@ def _whole(options: argparse.Namespace) -> gate.Report:
             report.measures.append(coverage(mode, judged))
             if sets.loaded:
                 report.measures += set_measures(evaluations[mode], baselines)
-            report.measures += _picture_measures(runs, mode, sets, options.work)
+            report.measures += _image_measures(runs, mode, sets, options.work)
     if sets.loaded:
         if {"slow", "fast"} <= evaluations.keys():
             report.measures += mode_measures(evaluations["slow"], evaluations["fast"])
@@ -161,7 +161,7 @@ def _evaluation(runs: Runs, mode: Mode, sets: PublicSets, baselines: Mapping[str
     return Evaluation(mode, rows, summarise(rows, settings, baselines))
 
 
-def _picture_measures(runs: Runs, mode: Mode, sets: PublicSets, work: Path) -> list[Measure]:
+def _image_measures(runs: Runs, mode: Mode, sets: PublicSets, work: Path) -> list[Measure]:
     measures = [
         right_measure(f"pages of {size} pixels, {mode}", runs.judged(pages(size, DRAWN, work), mode), wanted=90)
         for size in SIZES

@@ -1,4 +1,4 @@
-"""Short requests of the lists as pictures of printed text, in several sizes."""
+"""Short requests of the lists as images of printed text, in several sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTH, MARGIN = 336, 14
 
 
 def pages(size: int, count: int, work: Path) -> Loaded:
-    """`count` requests of each list, drawn below `work` in black on white; the picture is the whole request."""
+    """`count` requests of each list, drawn below `work` in black on white; the image is the whole request."""
     rows = []
     for name in LABELS:
         short = [row for row in request_list(name).samples if row.prompt.isascii() and len(row.prompt) <= LONGEST]

@@ -23,7 +23,7 @@ XSTEST = "xstest_prompts"
 ASSISTANT = "openassistant_eval_prompts"
 """Harmless questions of real people."""
 FIGSTEP = "figstep"
-"""Harmful requests drawn into pictures."""
+"""Harmful requests drawn into images."""
 WHOLE = (XSTEST, ASSISTANT, FIGSTEP)
 """Validation sets that are judged whole, so that their figures compare with others."""
 OPEN_PARTS = {

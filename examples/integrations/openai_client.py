@@ -1,4 +1,4 @@
-"""OpenAI's own client against the guard service: moderation of texts and pictures, and the guarded proxy.
+"""OpenAI's own client against the guard service: moderation of texts and images, and the guarded proxy.
 
     guardreasoner-vl serve --port 8811
     GUARD_URL=http://127.0.0.1:8811 python examples/integrations/openai_client.py

@@ -2,7 +2,7 @@
 
     GuardError                    anything below; its text is one line that names the remedy
     ├── InputError                what the caller handed in cannot be judged
-    │   ├── ImageError            a picture is not allowed, broken, too large or has too many frames
+    │   ├── ImageError            an image is not allowed, broken, too large or has too many frames
     │   └── InputTooLongError     the exchange does not fit the model's context
     ├── ModelError                a model folder is missing, incomplete or of an unsupported kind
     ├── EngineError               the engine failed while it worked (time-out, HTTP 5xx, out of memory)
@@ -28,7 +28,7 @@ class InputError(GuardError):
 
 
 class ImageError(InputError):
-    """A picture was refused."""
+    """An image was refused."""
 
     code = "invalid_image"
 

@@ -138,7 +138,7 @@ class Guard:
         response: str | None = None,
         mode: Mode | None = None,
     ) -> Verdict:
-        """Judge what a user sent (text, pictures, or both) and, if given, what the model answered."""
+        """Judge what a user sent (text, images, or both) and, if given, what the model answered."""
         return self._one(lambda: as_exchange({"prompt": prompt, "images": images, "response": response}), mode)
 
     def moderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
@@ -244,7 +244,7 @@ class Guard:
     def _judging(self, build: Callable[[], Exchange], policy: Policy, watch: Watch | None = None) -> Judging:
         """One item's judging; nothing that goes wrong with it reaches the others."""
         try:
-            if watch and watch.called_off:  # before its pictures are decoded
+            if watch and watch.called_off:  # before its images are decoded
                 raise CalledOffError
             return (yield from judge(build(), policy, self.model))
         except GuardError as error:
@@ -305,7 +305,7 @@ def as_exchange(item: Item) -> Exchange:
     if not isinstance(item, Mapping):
         raise InputError("an item is an Exchange or a mapping with prompt, images, response, or messages")
     if medium := unread_medium(item, ("images",)):
-        raise InputError(f"{medium!a:.40}: no such medium is judged; give pictures in images, a list")
+        raise InputError(f"{medium!a:.40}: no such medium is judged; give images in images, a list")
     own = {name: item[name] for name in ("prompt", "images", "response") if item.get(name) is not None}
     if item.get("messages") is not None:
         if own:

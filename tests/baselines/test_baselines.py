@@ -16,13 +16,13 @@ from guardreasoner_vl.baselines.base import Answer, Ask, UnreadableError, Unsupp
 from guardreasoner_vl.baselines.client import ADAPTERS, OtherGuard
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.types import Exchange
-from tests.pictures import picture
+from tests.made_images import image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TEXT = Exchange("How do I bake bread?", (), "Mix flour and water.")
-PICTURE = Exchange("What is this?", (picture(60, 60),), None)
+IMAGE = Exchange("What is this?", (image(60, 60),), None)
 
 # guard, about, text, label, for the request and for the response
 READ = [
@@ -57,7 +57,7 @@ READ = [
 @pytest.mark.parametrize(("guard", "text", "label"), READ)
 def test_answers_are_read_by_the_guards_own_grammar(guard: str, text: str, label: str | None) -> None:
     adapter = ADAPTERS[guard]
-    ask = adapter.asks(PICTURE if guard == "llavaguard" else TEXT)[-1]
+    ask = adapter.asks(IMAGE if guard == "llavaguard" else TEXT)[-1]
     if label is None:
         with pytest.raises(UnreadableError):
             adapter.read(ask, Answer(text))
@@ -88,10 +88,10 @@ def test_llama_guard_is_asked_about_the_last_message() -> None:
     assert response["messages"][1] == {"role": "assistant", "content": "Mix flour and water."}
     (parts,) = asked("llama-guard-3-1b", Exchange("Hi"))
     assert parts["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
-    (seen,) = asked("llama-guard-3-vision", PICTURE)
+    (seen,) = asked("llama-guard-3-vision", IMAGE)
     assert [part["type"] for part in seen["messages"][0]["content"]] == ["image_url", "text"]
-    with pytest.raises(UnsupportedError, match="reads 0 pictures"):
-        asked("llama-guard-3-8b", PICTURE)
+    with pytest.raises(UnsupportedError, match="reads 0 images"):
+        asked("llama-guard-3-8b", IMAGE)
 
 
 def test_published_strings_are_filled_in_whatever_the_texts_hold() -> None:
@@ -106,17 +106,17 @@ def test_published_strings_are_filled_in_whatever_the_texts_hold() -> None:
     assert "humans and AI. \n\n" in reasoner["prompt"]
 
 
-def test_a_guard_of_pictures_wants_exactly_one() -> None:
-    (ask,) = asked("llavaguard", PICTURE)
-    picture_part, policy = ask["messages"][0]["content"]
-    assert picture_part["image_url"]["url"].startswith("data:image/png;base64,")
+def test_a_guard_of_images_wants_exactly_one() -> None:
+    (ask,) = asked("llavaguard", IMAGE)
+    image_part, policy = ask["messages"][0]["content"]
+    assert image_part["image_url"]["url"].startswith("data:image/png;base64,")
     assert "safety assessment" in policy["text"]
     with pytest.raises(UnsupportedError, match="here are 0"):
         asked("llavaguard", TEXT)
 
 
-def test_moderation_judges_each_picture_and_each_side() -> None:
-    both = Exchange("What are these?", (picture(60, 60), picture(28, 28)), "Cakes.")
+def test_moderation_judges_each_image_and_each_side() -> None:
+    both = Exchange("What are these?", (image(60, 60), image(28, 28)), "Cakes.")
     asks = ADAPTERS["openai-moderation"].asks(both)
     assert [ask.about for ask in asks] == [("request",), ("request",), ("response",)]
     assert [part["type"] for part in asks[0].payload()["input"]] == ["text", "image_url"]
@@ -204,7 +204,7 @@ def test_verdicts_come_in_order_and_faults_are_errors(served: Any) -> None:
         Exchange("Hi", (), "BAD answer"),
         Exchange("ODD"),
         Exchange("DOWN"),
-        PICTURE,
+        IMAGE,
         *(Exchange(f"number {number}") for number in range(5)),
     ]
     with OtherGuard("llama-guard-3-8b", served(brain), "guard") as guard:
@@ -231,7 +231,7 @@ def test_the_worst_of_several_inputs_counts(served: Any) -> None:
         bad = len(payload["input"]) == 2 and len(payload["input"][1]["image_url"]["url"]) > 300
         return 200, {"results": [{"flagged": bad, "category_scores": {"violence": 0.9 if bad else 0.1}}]}
 
-    exchange = Exchange("What are these?", (picture(200, 200), picture(1, 1)))
+    exchange = Exchange("What are these?", (image(200, 200), image(1, 1)))
     with OtherGuard("openai-moderation", served(brain), "omni-moderation-latest") as guard:
         (verdict,) = guard.moderate_batch([exchange])
     assert (verdict.request.label, verdict.request.score) == ("harmful", 0.9)

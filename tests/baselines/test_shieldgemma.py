@@ -19,7 +19,7 @@ from transformers import (
 from guardreasoner_vl.baselines.shieldgemma import ShieldGemma2
 from guardreasoner_vl.errors import ModelError
 from guardreasoner_vl.types import Exchange
-from tests.pictures import picture
+from tests.made_images import image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ POLICIES = {"one": "nothing dangerous", "two": "nothing violent"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the real classes whose answers depend on the picture."""
+    """A model of the real classes whose answers depend on the image."""
     folder = tmp_path_factory.mktemp("shieldgemma")
     tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -81,10 +81,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_worst_policy_of_the_worst_picture_counts(folder: Path) -> None:
+def test_the_worst_policy_of_the_worst_image_counts(folder: Path) -> None:
     guard = ShieldGemma2(str(folder))
     assert guard.settings == {"adapter": "shieldgemma-2", "policies": POLICIES}
-    one, two = picture(60, 60), picture(28, 90)
+    one, two = image(60, 60), image(28, 90)
     alone = list(guard.moderate_batch([Exchange("What is this?", (seen,)) for seen in (one, two)]))
     (both,) = guard.moderate_batch([Exchange(None, (one, two), "A cake.")])
     scores = [verdict.request.score for verdict in alone]
@@ -113,7 +113,7 @@ def _probabilities(folder: Path, guard: ShieldGemma2, seen: Any) -> float:
 
 def test_what_it_cannot_judge_is_an_error(folder: Path) -> None:
     with ShieldGemma2(str(folder)) as guard:
-        text, broken = guard.moderate_batch([Exchange("Hi"), Exchange("Hi", (b"no picture",))])
+        text, broken = guard.moderate_batch([Exchange("Hi"), Exchange("Hi", (b"no image",))])
         assert text.error is not None
         assert (text.error.code, text.request.label, text.flagged, text.action) == (
             "unsupported", "error", None, "block"
@@ -121,7 +121,7 @@ def test_what_it_cannot_judge_is_an_error(folder: Path) -> None:
         assert broken.error is not None
         assert broken.error.code == "invalid_image"
         guard._network.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("out of memory"))
-        (failed,) = guard.moderate_batch([Exchange(None, (picture(28, 28),))])
+        (failed,) = guard.moderate_batch([Exchange(None, (image(28, 28),))])
         assert failed.error is not None
         assert (failed.error.code, failed.request.label) == ("engine", "error")
         assert "RuntimeError" in failed.error.message

@@ -66,7 +66,7 @@ def test_rows_hold_what_is_judged_and_name_what_is_not() -> None:
     assert rows_of(text) == [Row(1, "a", {"prompt": "p"}, ("source",)), Row(4, 2, {})]
 
 
-def test_picture_paths_start_at_the_folder_of_the_file() -> None:
+def test_image_paths_start_at_the_folder_of_the_file() -> None:
     images = ["a.png", "/abs/b.png", "data:image/png;base64,AA", "https://example.org/c.png", 7]
     (row,) = rows_of(json.dumps({"id": 1, "images": images}).encode())
     assert isinstance(row, Row)

@@ -254,7 +254,7 @@ def test_a_conversation_from_a_file(loaded: list[dict[str, Any]], tmp_path: Path
     assert invoke("moderate", "--messages", write(tmp_path / "m.json", turns)).exit_code == BLOCK
 
 
-def test_several_pictures(loaded: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_several_images(loaded: list[dict[str, Any]], tmp_path: Path) -> None:
     Image.new("RGB", (60, 60), "red").save(tmp_path / "a.png")
     Image.new("RGB", (60, 60), "blue").save(tmp_path / "b.jpg")
     result = invoke("moderate", "--image", tmp_path / "a.png", "--image", tmp_path / "b.jpg", "--json")
@@ -311,7 +311,7 @@ def truncated_jpeg() -> bytes:
         ("empty.png", lambda: b"", ("empty",)),
     ],
 )
-def test_a_bad_picture_is_one_line_before_any_model_is_loaded(
+def test_a_bad_image_is_one_line_before_any_model_is_loaded(
     loaded: list[dict[str, Any]],
     tmp_path: Path,
     name: str,
@@ -338,7 +338,7 @@ def test_a_bad_picture_is_one_line_before_any_model_is_loaded(
     [
         ([], ("the exchange is empty", "give a prompt, an image or a response")),
         (["--prompt", "  \n"], ("the exchange is empty",)),
-        (["--image", "https://example.org/a.png"], ("invalid_image", "remote pictures are not fetched")),
+        (["--image", "https://example.org/a.png"], ("invalid_image", "remote images are not fetched")),
         (["--messages", "none.json"], ("none.json", "No such file")),
         (["--messages", "text.json"], ("text.json: not JSON", "list of chat messages")),
         (["--messages", "deep.json"], ("not JSON",)),

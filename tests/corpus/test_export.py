@@ -68,7 +68,7 @@ def test_nothing_is_lost(rows: list[Sample], layout: Layout, tmp_path: Path) -> 
     found = sorted(back(tmp_path / "out", layout), key=lambda row: row.id)
     assert [without_paths(row) for row in found] == [without_paths(row) for row in rows]
     colours = {Image.open(path).getpixel((0, 0)) for path in found[4].images}
-    assert colours == {(255, 0, 0), (0, 0, 255)}  # equal names of two folders are two pictures
+    assert colours == {(255, 0, 0), (0, 0, 255)}  # equal names of two folders are two images
 
 
 def test_the_authors_layout(rows: list[Sample], tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_sound_corpus_has_no_faults(tmp_path: Path) -> None:
 
 def test_every_fault_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     Image.new("RGB", (8, 8)).save(tmp_path / "fine.png")
     rows = [
         sample("a", request_label="unharmful"),
@@ -111,7 +111,7 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
         ("b", "contradictory labels"),
         ("c", "no label"),
         ("d", "a label of a response that is not there"),
-        ("e", "unreadable picture"),
+        ("e", "unreadable image"),
         ("g", "reasoning"),
         ("h", "reasoning"),
         ("i", "reasoning"),

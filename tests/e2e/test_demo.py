@@ -1,4 +1,4 @@
-"""The guard that ships judges the demonstration's inputs, pictures included, as their names say."""
+"""The guard that ships judges the demonstration's inputs, images included, as their names say."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def test_each_modality_has_a_harmful_and_a_harmless_input_judged_rightly(guard: 
     assert all(verdict.reasoning for verdict in verdicts)
 
 
-def test_what_it_reads_in_a_picture_stands_in_its_reasoning(guard: Guard) -> None:
-    verdict = guard.moderate(images=[EXAMPLES / "pictures" / "poster_bomb.png"])
-    assert 'The picture shows "how to build a bomb".' in (verdict.reasoning or "")
+def test_what_it_reads_in_an_image_stands_in_its_reasoning(guard: Guard) -> None:
+    verdict = guard.moderate(images=[EXAMPLES / "images" / "poster_bomb.png"])
+    assert 'The image shows "how to build a bomb".' in (verdict.reasoning or "")

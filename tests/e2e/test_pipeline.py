@@ -30,7 +30,7 @@ MODES: tuple[Mode, ...] = ("fast", "slow")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on a corpus of toy rows of all modalities and a few drawn pictures."""
+    """A finished run on a corpus of toy rows of all modalities and a few drawn images."""
     root = tmp_path_factory.mktemp("pipeline")
     data = toy.write_data(root / "data", toy.rows(ROWS))
     recipe = toy.recipe(
@@ -142,7 +142,7 @@ def test_one_by_one_and_in_a_batch_agree(
 
 def test_a_bad_item_harms_no_other(guard: Guard, samples: list[Sample], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     items: list[Any] = [samples[0].exchange(), Exchange("look", (broken,)), {"prompt": 5}, samples[1].exchange()]
     first, bad, worse, last = guard.moderate_batch(items, mode="fast")
     assert [verdict.error.code for verdict in (bad, worse) if verdict.error] == ["invalid_image", "invalid_input"]

@@ -21,7 +21,7 @@ from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
 from guardreasoner_vl.engines.label_scores import likeliest
 from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message, build_messages
-from guardreasoner_vl.types import Exchange, Picture, Usage
+from guardreasoner_vl.types import CheckedImage, Exchange, Usage
 
 SLOTS = ("", RESPONSE_FIELD)
 FIELDS = ("Request:", "Response:")
@@ -33,16 +33,16 @@ def asked(prompt: str = "How do I bake bread?", forced_prefix: str = "") -> Engi
     return EngineRequest(messages, forced_prefix=forced_prefix, max_new_tokens=24)
 
 
-def with_picture(request: EngineRequest) -> EngineRequest:
-    """The same question about a small picture."""
+def with_image(request: EngineRequest) -> EngineRequest:
+    """The same question about a small image."""
     encoded = BytesIO()
     Image.new("RGB", (56, 84), (200, 30, 30)).save(encoded, "PNG")
     message = Message("user", f"Human user:\n{IMAGE}\nWhat is this?\n\nAI assistant:\nNone\n")
-    return replace(request, messages=(message,), pictures=(Picture(encoded.getvalue(), 56, 84),))
+    return replace(request, messages=(message,), images=(CheckedImage(encoded.getvalue(), 56, 84),))
 
 
 def mismatched() -> EngineRequest:
-    """A bad request: a placeholder without its picture."""
+    """A bad request: a placeholder without its image."""
     return replace(asked(), messages=(Message("user", f"{IMAGE}\nWhat is this?"),))
 
 
@@ -151,8 +151,8 @@ class EngineConformance:
         assert bad.error_code == "invalid_input"
         assert not bad.label_logprobs
 
-    def test_pictures_are_taken_or_refused(self, engine: Engine) -> None:
-        request = replace(with_picture(asked()), pixels=PixelBudget(max_pixels=128 * 128))
+    def test_images_are_taken_or_refused(self, engine: Engine) -> None:
+        request = replace(with_image(asked()), pixels=PixelBudget(max_pixels=128 * 128))
         (result,) = engine.generate([request])
         assert (result.error is None) == engine.capabilities.images
         assert (result.finish_reason == "error") == (not engine.capabilities.images)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.qwen import Encoded
 from guardreasoner_vl.images.geometry import PixelBudget
-from tests.engines.conformance import asked, with_picture
-from tests.pictures import picture
+from tests.engines.conformance import asked, with_image
+from tests.made_images import image
 
 
 def prompt(tokens: int) -> Encoded:
@@ -84,11 +84,11 @@ def test_nothing_to_do() -> None:
 
 
 def test_what_makes_prompts_equal() -> None:
-    first, second = with_picture(asked()), with_picture(asked())
+    first, second = with_image(asked()), with_image(asked())
     assert prompt_key(first) == prompt_key(replace(second, seed=3, temperature=1.2, top_p=0.5, max_new_tokens=7))
-    shown = first.pictures[0]
+    shown = first.images[0]
     for changed in (
-        replace(first, pictures=(picture(shown.width, shown.height),)),
+        replace(first, images=(image(shown.width, shown.height),)),
         replace(first, forced_prefix="<think>"),
         replace(first, pixels=PixelBudget()),
         replace(first, messages=asked().messages),

@@ -160,7 +160,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "values", [{"min_pixels": 5}, {"min_pixels": "many"}, {"min_pixels": None, "size": 7}, {"patch_size": "x"}]
 )
-def test_impossible_picture_settings_are_refused(values: dict[str, object], tiny_model: Path, tmp_path: Path) -> None:
+def test_impossible_image_settings_are_refused(values: dict[str, object], tiny_model: Path, tmp_path: Path) -> None:
     folder = copied(tiny_model, tmp_path / "model")
     changed_json(folder / "preprocessor_config.json", **values)
     assert "preprocessor_config.json" in refusal_of(folder)

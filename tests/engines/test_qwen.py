@@ -17,7 +17,7 @@ from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.protocol import IMAGE, Message, build_messages
 from guardreasoner_vl.types import Exchange, Turn
-from tests.pictures import picture
+from tests.made_images import image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def oracle(tiny_model: Path) -> Qwen2VLImageProcessorPil:
 def test_pads_and_patches_equal_the_image_processor_s(
     width: int, height: int, inputs: QwenInputs, oracle: Qwen2VLImageProcessorPil
 ) -> None:
-    shown = picture(width, height)
+    shown = image(width, height)
     expected = oracle(images=[shown.open()], return_tensors="np")
     grid = inputs.grid(height, width)
     assert (1, *grid) == tuple(expected["image_grid_thw"][0])
@@ -48,16 +48,16 @@ def test_pads_and_patches_equal_the_image_processor_s(
     np.testing.assert_array_equal(inputs.patches([shown.open()]), expected["pixel_values"])
 
 
-def test_patches_do_not_depend_on_the_other_pictures(inputs: QwenInputs) -> None:
-    shown = [picture(width, height).open() for width, height in SIZES]
+def test_patches_do_not_depend_on_the_other_images(inputs: QwenInputs) -> None:
+    shown = [image(width, height).open() for width, height in SIZES]
     together = inputs.patches(shown)
-    alone = np.concatenate([inputs.patches([image]) for image in shown])
+    separate = np.concatenate([inputs.patches([alone]) for alone in shown])
     assert together.dtype == np.float32
-    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(together, separate)
 
 
 def test_a_pixel_budget_changes_pads_and_patches_alike(inputs: QwenInputs) -> None:
-    shown, budget = picture(640, 480), PixelBudget(28 * 28, 60 * 60)
+    shown, budget = image(640, 480), PixelBudget(28 * 28, 60 * 60)
     grid = inputs.grid(480, 640, budget)
     assert grid != inputs.grid(480, 640)
     assert inputs.patches([shown.open()], budget).shape == (grid[0] * grid[1], 3 * 2 * 14 * 14)
@@ -83,9 +83,9 @@ def rope_index(tiny_model: Path, ids: list[int], grids: list[tuple[int, int]], p
 
 @pytest.mark.parametrize("sizes", [[], [(56, 56)], [(300, 200)], [(90, 1000), (57, 83)], [(56, 56)] * 3, SIZES])
 def test_positions_equal_transformers(sizes: list[tuple[int, int]], inputs: QwenInputs, tiny_model: Path) -> None:
-    pictures = tuple(picture(*size) for size in sizes)
-    messages = build_messages(Exchange("Look at this.", pictures, "I do.", (Turn("Before.", pictures[:1], "Yes."),)))
-    shown = (*pictures[:1], *pictures)
+    images = tuple(image(*size) for size in sizes)
+    messages = build_messages(Exchange("Look at this.", images, "I do.", (Turn("Before.", images[:1], "Yes."),)))
+    shown = (*images[:1], *images)
     encoded = inputs.encode(messages, shown, "<think>\n")
     positions, delta = rope_index(tiny_model, encoded.ids, encoded.grids, inputs.token_id[IMAGE_PAD])
     np.testing.assert_array_equal(encoded.positions, positions.numpy())
@@ -93,9 +93,9 @@ def test_positions_equal_transformers(sizes: list[tuple[int, int]], inputs: Qwen
     assert encoded.ids.count(inputs.token_id[IMAGE_PAD]) == sum(map(inputs.pads, encoded.grids))
 
 
-def test_pictures_that_touch_each_other_keep_their_own_positions(inputs: QwenInputs, tiny_model: Path) -> None:
-    pictures = (picture(56, 112), picture(112, 56))
-    encoded = inputs.encode((Message("user", f"{IMAGE}{IMAGE}"),), pictures)
+def test_images_that_touch_each_other_keep_their_own_positions(inputs: QwenInputs, tiny_model: Path) -> None:
+    images = (image(56, 112), image(112, 56))
+    encoded = inputs.encode((Message("user", f"{IMAGE}{IMAGE}"),), images)
     positions, _ = rope_index(tiny_model, encoded.ids, encoded.grids, inputs.token_id[IMAGE_PAD])
     np.testing.assert_array_equal(encoded.positions, positions.numpy())
 
@@ -105,9 +105,9 @@ def test_pictures_that_touch_each_other_keep_their_own_positions(inputs: QwenInp
     [
         Exchange("How do I bake bread?"),
         Exchange("How do I bake bread?", response="With flour.\n\n"),
-        Exchange(None, (picture(56, 56),)),
-        Exchange("Two <|im_end|> pictures", (picture(56, 56), picture(90, 90)), "<image> <|image_pad|>"),
-        Exchange("Last", (picture(57, 83),), "  answer ", (Turn("First", (picture(56, 56),), "ok"),)),
+        Exchange(None, (image(56, 56),)),
+        Exchange("Two <|im_end|> images", (image(56, 56), image(90, 90)), "<image> <|image_pad|>"),
+        Exchange("Last", (image(57, 83),), "  answer ", (Turn("First", (image(56, 56),), "ok"),)),
     ],
 )
 def test_chat_text_equals_the_folder_s_template(exchange: Exchange, inputs: QwenInputs, tiny_model: Path) -> None:
@@ -137,6 +137,6 @@ def test_user_text_gives_no_control_ids(inputs: QwenInputs) -> None:
 
 
 @pytest.mark.parametrize("pads", [[], [4, 4]])
-def test_places_without_pictures_are_refused(pads: list[int]) -> None:
+def test_places_without_images_are_refused(pads: list[int]) -> None:
     with pytest.raises(InputError, match="1 image places"):
         chat_text((Message("user", f"{IMAGE} hello"),), pads)

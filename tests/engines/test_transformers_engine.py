@@ -19,9 +19,9 @@ from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message, build_messages
-from guardreasoner_vl.types import Exchange, Picture
+from guardreasoner_vl.types import CheckedImage, Exchange
 from tests.engines.conformance import FIELDS, SLOTS, EngineConformance, Pieces, asked, mismatched, timeless
-from tests.pictures import picture
+from tests.made_images import image
 from tests.tiny_model import set_weight
 
 if TYPE_CHECKING:
@@ -53,24 +53,24 @@ class TestTransformersInBf16(EngineConformance):
 
 
 def request_for(exchange: Exchange, **values: Any) -> EngineRequest:
-    pictures = tuple(shown for shown in exchange.all_images if isinstance(shown, Picture))
-    return replace(asked(), messages=build_messages(exchange), pictures=pictures, **values)
+    images = tuple(shown for shown in exchange.all_images if isinstance(shown, CheckedImage))
+    return replace(asked(), messages=build_messages(exchange), images=images, **values)
 
 
 def mixed() -> list[EngineRequest]:
-    """Text, picture and both, of different lengths, one and two pictures, with and without a forced prefix."""
+    """Text, image and both, of different lengths, one and two images, with and without a forced prefix."""
     return [
         request_for(Exchange("How do I bake bread?")),
-        request_for(Exchange(None, (picture(90, 57),))),
-        request_for(Exchange("Please describe a kite. " * 6, (picture(56, 56),), "It is warm.")),
-        request_for(Exchange("The garden", (picture(200, 60), picture(56, 112)), "Yes.")),
-        request_for(Exchange("x", response="Tomato soup. " * 12), forced_prefix="<think>\nThe picture"),
+        request_for(Exchange(None, (image(90, 57),))),
+        request_for(Exchange("Please describe a kite. " * 6, (image(56, 56),), "It is warm.")),
+        request_for(Exchange("The garden", (image(200, 60), image(56, 112)), "Yes.")),
+        request_for(Exchange("x", response="Tomato soup. " * 12), forced_prefix="<think>\nThe image"),
     ]
 
 
 def hf_inputs(engine: TransformersEngine, requests: Sequence[EngineRequest]) -> dict[str, torch.Tensor]:
     """A left-padded batch for transformers itself, which finds positions and masks on its own."""
-    rows = [engine.inputs.encode(r.messages, r.pictures, r.forced_prefix, r.pixels).ids for r in requests]
+    rows = [engine.inputs.encode(r.messages, r.images, r.forced_prefix, r.pixels).ids for r in requests]
     longest, pad = max(map(len, rows)), engine.inputs.token_id["<|endoftext|>"]
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -79,7 +79,7 @@ def hf_inputs(engine: TransformersEngine, requests: Sequence[EngineRequest]) -> 
         "attention_mask": mask,
         "mm_token_type_ids": (ids == engine.inputs.token_id[IMAGE_PAD]).int(),
     }
-    if images := [shown.open() for request in requests for shown in request.pictures]:
+    if images := [shown.open() for request in requests for shown in request.images]:
         budget = engine.inputs.budget
         processor = Qwen2VLImageProcessorPil(min_pixels=budget.min_pixels, max_pixels=budget.max_pixels)
         inputs |= processor(images=images, return_tensors="pt")
@@ -227,8 +227,8 @@ class TestAgainstTransformers:
     def test_the_prefix_cache_changes_nothing(self, engine: TransformersEngine) -> None:
         decoder = Decoder(engine.network, engine.inputs)
         requests = mixed()
-        rows = [engine.inputs.encode(r.messages, r.pictures, r.forced_prefix) for r in requests]
-        images = [shown.open() for request in requests for shown in request.pictures]
+        rows = [engine.inputs.encode(r.messages, r.images, r.forced_prefix) for r in requests]
+        images = [shown.open() for request in requests for shown in request.images]
         shared = rows[0].ids[
             : min(next(at for at, ids in enumerate(zip(*(r.ids for r in rows), strict=False)) if len(set(ids)) > 1), 40)
         ]
@@ -249,8 +249,8 @@ class TestAgainstTransformers:
     def test_rows_that_read_different_lengths_equal_full_forwards(self, engine: TransformersEngine) -> None:
         decoder = Decoder(engine.network, engine.inputs)
         requests = mixed()[:4]
-        rows = [engine.inputs.encode(r.messages, r.pictures, r.forced_prefix) for r in requests]
-        images = [shown.open() for request in requests for shown in request.pictures]
+        rows = [engine.inputs.encode(r.messages, r.images, r.forced_prefix) for r in requests]
+        images = [shown.open() for request in requests for shown in request.images]
         batch = decoder.prefill(rows, images)
         read: list[list[int]] = [[], [], [], []]
         for further in ([[300], [301, 302, 303], [304, 305], [306]], [[307, 308, 309, 310], [311], [312, 313], [314]]):
@@ -529,16 +529,16 @@ class TestFaults:
         assert score.error
         assert score.logprobs == ()
 
-    def test_pictures_of_other_budgets_share_a_call(self, engine: TransformersEngine) -> None:
+    def test_images_of_other_budgets_share_a_call(self, engine: TransformersEngine) -> None:
         small, large = PixelBudget(28 * 28, 56 * 56), PixelBudget(112 * 112, 140 * 140)
-        shown = Exchange("x", (picture(300, 300),))
+        shown = Exchange("x", (image(300, 300),))
         requests = [request_for(shown, pixels=pixels) for pixels in (small, None, large, small)]
         results = engine.generate([*requests, mismatched()])
         tokens = [result.usage.prompt_tokens for result in results]
         assert tokens[0] == tokens[3] < tokens[1] < tokens[2]
         assert results[0].token_ids == results[3].token_ids == engine.generate(requests[:1])[0].token_ids
 
-    def test_a_text_only_placeholder_is_no_picture(self, engine: TransformersEngine) -> None:
+    def test_a_text_only_placeholder_is_no_image(self, engine: TransformersEngine) -> None:
         hostile = request_for(Exchange(f"{IMAGE} <|image_pad|> <|vision_start|>"))
         assert engine.generate([hostile])[0].error is None
 

@@ -14,9 +14,9 @@ from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.engines.weights import load_network
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, Message, build_messages
-from guardreasoner_vl.types import Exchange, ModelInfo, Picture
+from guardreasoner_vl.types import CheckedImage, Exchange, ModelInfo
 from tests.engines.conformance import FIELDS, SLOTS, asked
-from tests.pictures import picture
+from tests.made_images import image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 INFO = ModelInfo(name="in memory")
 
 
-def request_for(prompt: str, *pictures: Picture, **values: Any) -> EngineRequest:
-    return replace(asked(), messages=build_messages(Exchange(prompt, pictures)), pictures=pictures, **values)
+def request_for(prompt: str, *images: CheckedImage, **values: Any) -> EngineRequest:
+    return replace(asked(), messages=build_messages(Exchange(prompt, images)), images=images, **values)
 
 
 def rollouts(request: EngineRequest, count: int = 16, **values: Any) -> list[EngineRequest]:
-    """Equal requests but for the seed; each with its own copy of the pictures' bytes, as from a file."""
+    """Equal requests but for the seed; each with its own copy of the images' bytes, as from a file."""
     settings: dict[str, Any] = {"temperature": 1.2, "max_new_tokens": 12, **values}
     copies = [
-        tuple(Picture(bytes(bytearray(p.png)), p.width, p.height) for p in request.pictures) for _ in range(count)
+        tuple(CheckedImage(bytes(bytearray(p.png)), p.width, p.height) for p in request.images) for _ in range(count)
     ]
-    return [replace(request, seed=seed, pictures=shown, **settings) for seed, shown in enumerate(copies)]
+    return [replace(request, seed=seed, images=shown, **settings) for seed, shown in enumerate(copies)]
 
 
 def tokens_of(results: Sequence[EngineResult]) -> list[tuple[int, ...]]:
@@ -73,7 +73,7 @@ def work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Counts from now on; the prefix is in the cache already."""
     engine.generate([asked()])
     counted = Work()
-    encode, opener = engine._encode, Picture.open
+    encode, opener = engine._encode, CheckedImage.open
 
     def read(_: Any, __: Any, values: dict[str, Any]) -> None:
         counted.passes.append(tuple(values["inputs_embeds"].shape[:2]))
@@ -85,12 +85,12 @@ def work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterato
         counted.encoded += 1
         return encode(request)
 
-    def counting_open(shown: Picture) -> Any:
+    def counting_open(shown: CheckedImage) -> Any:
         counted.opened += 1
         return opener(shown)
 
     monkeypatch.setattr(engine, "_encode", counting_encode)
-    monkeypatch.setattr(Picture, "open", counting_open)
+    monkeypatch.setattr(CheckedImage, "open", counting_open)
     hooks = [
         engine.network.model.language_model.register_forward_pre_hook(read, with_kwargs=True),
         engine.network.model.visual.patch_embed.register_forward_pre_hook(look),
@@ -103,19 +103,19 @@ def work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def own_tokens(engine: TransformersEngine, request: EngineRequest) -> int:
     """Prompt tokens that the prefix cache does not hold."""
     assert engine._prefix is not None
-    return len(engine.inputs.encode(request.messages, request.pictures, request.forced_prefix).ids) - len(
+    return len(engine.inputs.encode(request.messages, request.images, request.forced_prefix).ids) - len(
         engine._prefix.ids
     )
 
 
 class TestPromptsOnce:
     def test_sixteen_equal_prompts_are_read_once(self, engine: TransformersEngine, work: Work) -> None:
-        shown = request_for("What is this?", picture(90, 57), picture(60, 80))
+        shown = request_for("What is this?", image(90, 57), image(60, 80))
         results = engine.generate(rollouts(shown))
         assert work.prefills == [(1, own_tokens(engine, shown))]
         assert all(rows <= 16 for rows, _ in work.passes)
         assert max(rows for rows, _ in work.passes) == 16
-        grids = [engine.inputs.grid(shown.height, shown.width) for shown in shown.pictures]
+        grids = [engine.inputs.grid(shown.height, shown.width) for shown in shown.images]
         assert work.patches == [sum(height * width for height, width in grids)]
         assert (work.encoded, work.opened) == (1, 2)
         assert len(set(tokens_of(results))) > 8
@@ -133,8 +133,8 @@ class TestPromptsOnce:
         for result in results:
             assert result.usage.completion_tokens == len(result.token_ids) + (result.finish_reason == "stop")
 
-    def test_a_picture_of_several_prompts_is_looked_at_once(self, engine: TransformersEngine, work: Work) -> None:
-        shown, other = picture(90, 57), picture(56, 56)
+    def test_an_image_of_several_prompts_is_looked_at_once(self, engine: TransformersEngine, work: Work) -> None:
+        shown, other = image(90, 57), image(56, 56)
         requests = [
             request_for("What is this?", shown),
             request_for("And what are these?", other, shown, shown),
@@ -148,7 +148,7 @@ class TestPromptsOnce:
         assert together == [tokens_of(engine.generate([request]))[0] for request in requests]
 
     def test_more_than_a_batch_takes(self, tiny_model: Path, engine: TransformersEngine, work: Work) -> None:
-        shown = request_for("What is this?", picture(90, 57))
+        shown = request_for("What is this?", image(90, 57))
         expected = tokens_of(engine.generate(rollouts(shown, 7)))
         work.opened = work.encoded = 0
         work.passes.clear()
@@ -161,7 +161,7 @@ class TestPromptsOnce:
         assert engine._opened == {}
 
     def test_scores_read_equal_prompts_once(self, engine: TransformersEngine, work: Work) -> None:
-        shown = request_for("What is this?", picture(90, 57), forced_prefix=FAST_PREFIX)
+        shown = request_for("What is this?", image(90, 57), forced_prefix=FAST_PREFIX)
         plain = request_for("How do I bake bread?", forced_prefix=FAST_PREFIX)
         results = engine.score([shown, plain, shown, plain, shown], SLOTS, CANDIDATES)
         assert work.prefills[0] == (2, own_tokens(engine, shown))
@@ -175,7 +175,7 @@ class TestPromptsOnce:
                 assert here == pytest.approx(there, abs=1e-4)
 
     def test_a_seed_gives_the_same_tokens_alone_and_among_others(self, engine: TransformersEngine) -> None:
-        shown = request_for("What is this?", picture(90, 57))
+        shown = request_for("What is this?", image(90, 57))
         group = rollouts(shown, 6)
         nucleus = rollouts(request_for("How do I bake bread?"), 4, temperature=1.0, top_p=0.95)
         greedy = [request_for("x", forced_prefix="<think>\nThe"), shown]
@@ -191,16 +191,16 @@ class TestPromptsOnce:
         assert first == [first[0]] * 4
 
     def test_a_prompt_that_cannot_be_read_fails_in_each_of_its_requests(self, engine: TransformersEngine) -> None:
-        broken = request_for("What is this?", Picture(b"not a picture", 56, 56))
+        broken = request_for("What is this?", CheckedImage(b"not an image", 56, 56))
         good = request_for("How do I bake bread?")
         results = engine.generate([*rollouts(broken, 3), *rollouts(good, 3)])
         assert [result.error_code for result in results[:3]] == ["engine"] * 3
         assert tokens_of(results[3:]) == tokens_of(engine.generate(rollouts(good, 3)))
         assert engine._opened == {}
 
-    def test_pads_written_as_text_take_no_other_row_s_picture(self, engine: TransformersEngine) -> None:
+    def test_pads_written_as_text_take_no_other_row_s_image(self, engine: TransformersEngine) -> None:
         """Below the neutraliser: a row whose text holds pads must not shift the features of the row after it."""
-        shown = request_for("What is this?", picture(90, 57))
+        shown = request_for("What is this?", image(90, 57))
         pads = replace(shown, messages=(Message("user", f"{IMAGE_PAD * 3} {shown.messages[1].text}"),))
         expected = tokens_of(engine.generate([shown]))
         bad, good = engine.generate([pads, shown])
@@ -214,7 +214,7 @@ class TestOfNetwork:
 
     def test_it_is_the_engine_of_the_folder(self, tiny_model: Path, engine: TransformersEngine) -> None:
         made = self.around(network_of(tiny_model), tiny_model, max_rows=2, max_tokens=300)
-        requests = [request_for("What is this?", picture(90, 57)), asked(), *rollouts(asked(), 3)]
+        requests = [request_for("What is this?", image(90, 57)), asked(), *rollouts(asked(), 3)]
         assert tokens_of(made.generate(requests)) == tokens_of(engine.generate(requests))
         assert made.model is INFO
         assert made.capabilities == engine.capabilities
@@ -225,7 +225,7 @@ class TestOfNetwork:
     def test_changed_weights_answer_after_forget(self, tiny_model: Path) -> None:
         network = network_of(tiny_model)
         made = self.around(network, tiny_model)
-        requests = [asked(), request_for("What is this?", picture(90, 57))]
+        requests = [asked(), request_for("What is this?", image(90, 57))]
         before = tokens_of(made.generate(requests))
         with torch.no_grad():
             network.model.language_model.layers[0].self_attn.v_proj.weight.mul_(-1.0)
@@ -269,7 +269,7 @@ class TestOfNetwork:
         network.enable_input_require_grads()
         network.train()
         made = self.around(network, tiny_model)
-        requests = [request_for("What is this?", picture(90, 57)), *rollouts(asked(), 3)]
+        requests = [request_for("What is this?", image(90, 57)), *rollouts(asked(), 3)]
         assert tokens_of(made.generate(requests)) == tokens_of(engine.generate(requests))
         scored = [asked(forced_prefix=FAST_PREFIX)]
         found = made.score(scored, SLOTS, CANDIDATES)[0].logprobs
@@ -277,12 +277,12 @@ class TestOfNetwork:
         assert not network.config.use_cache
         assert network.is_gradient_checkpointing
 
-        image = Image.open(BytesIO(requests[0].pictures[0].png))
-        prompt = made.inputs.encode(requests[0].messages, requests[0].pictures)
+        opened = Image.open(BytesIO(requests[0].images[0].png))
+        prompt = made.inputs.encode(requests[0].messages, requests[0].images)
         loss = network(
             input_ids=torch.tensor([prompt.ids]),
             position_ids=torch.from_numpy(prompt.positions)[:, None],
-            pixel_values=torch.from_numpy(made.inputs.patches([image])),
+            pixel_values=torch.from_numpy(made.inputs.patches([opened])),
             image_grid_thw=torch.tensor([(1, *grid) for grid in prompt.grids]),
             labels=torch.tensor([prompt.ids]),
         ).loss

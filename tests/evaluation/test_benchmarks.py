@@ -48,7 +48,7 @@ def put(folder: Path, name: str, content: Any) -> Path:
     return path
 
 
-def picture(folder: Path, name: str) -> None:
+def image(folder: Path, name: str) -> None:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (28, 28), "red").save(path)
@@ -130,8 +130,8 @@ def test_released_responses_and_missing_labels(tmp_path: Path) -> None:
     }
 
 
-def test_released_pictures(tmp_path: Path) -> None:
-    picture(tmp_path, "test/SPA_VL_Eval/0000.jpg")
+def test_released_images(tmp_path: Path) -> None:
+    image(tmp_path, "test/SPA_VL_Eval/0000.jpg")
     asked = "judge this\n\nHuman user:\n<image>\nwhat is it?\n\nAI assistant:\na cat\n"
     gold = "Answers:\nRequest: unharmful\nResponse: harmful"
     record = {
@@ -143,7 +143,7 @@ def test_released_pictures(tmp_path: Path) -> None:
     assert labels(found.samples) == [("unharmful", "harmful")]
     assert found.samples[0].prompt == "what is it?"
     assert found.samples[0].images == (str(tmp_path / "test/SPA_VL_Eval/0000.jpg"),)
-    assert found.set_aside.reasons == {"its picture is missing": 1}
+    assert found.set_aside.reasons == {"its image is missing": 1}
 
 
 # --- upstream sets --------------------------------------------------------------------------------------
@@ -286,23 +286,23 @@ def test_xstest(tmp_path: Path) -> None:
     assert labels(get("XSTest", older).samples) == [("harmful", None)]
 
 
-# --- picture sets ---------------------------------------------------------------------------------------
+# --- image sets ---------------------------------------------------------------------------------------
 
 
-def test_picture_sets(tmp_path: Path) -> None:
+def test_image_sets(tmp_path: Path) -> None:
     moss = {"1": {"image": "images/1.png", "question": "q", "pid": "1", "metadata": {"over": "type 1"}}}
     put(tmp_path, "data/images_information/information.json", moss)
-    picture(tmp_path, "data/images/1.png")
+    image(tmp_path, "data/images/1.png")
     assert labels(get("MOSSBench", tmp_path).samples) == [("unharmful", None)]
 
     harm = [{"Behavior": "b", "BehaviorID": "i", "SemanticCategory": "s", "ImageFileName": "one.jpg"}]
     put(tmp_path, "data/behavior_datasets/harmbench_behaviors_multimodal_all.csv", harm)
-    picture(tmp_path, "data/multimodal_behavior_images/one.png")  # another ending than the name's
+    image(tmp_path, "data/multimodal_behavior_images/one.png")  # another ending than the name's
     assert get("HarmBenchMultimodal", tmp_path).samples[0].images[0].endswith("one.png")
 
     step = [{"dataset": "ForbidQI", "category_id": "1", "task_id": "2", "category_name": "c", "question": "no"}]
     put(tmp_path, "data/question/safebench.csv", step)
-    picture(tmp_path, "data/images/SafeBench/query_ForbidQI_1_2_6.png")
+    image(tmp_path, "data/images/SafeBench/query_ForbidQI_1_2_6.png")
     found = get("FigStep", tmp_path).samples
     assert labels(found) == [("harmful", None)]
     assert "no" not in found[0].prompt.split()
@@ -310,14 +310,14 @@ def test_picture_sets(tmp_path: Path) -> None:
     questions = {"0": {"Rephrased Question": "typed", "Rephrased Question(SD)": "drawn"}, "10": {}}
     put(tmp_path, "data/processed_questions/06-Fraud.json", questions)
     for variant in ("SD", "SD_TYPO", "TYPO"):
-        picture(tmp_path, f"data/imgs/06-Fraud/{variant}/0.jpg")
+        image(tmp_path, f"data/imgs/06-Fraud/{variant}/0.jpg")
     prompts = {
         variant: get(f"MM-SafetyBench-{variant}-06-Fraud", tmp_path).samples[0].prompt for variant in ("SD", "TYPO")
     }
     assert prompts == {"SD": "drawn", "TYPO": "typed"}
 
 
-def test_unsafebench_keeps_its_pictures_inside_the_files(tmp_path: Path) -> None:
+def test_unsafebench_keeps_its_images_inside_the_files(tmp_path: Path) -> None:
     buffer = BytesIO()
     Image.new("RGB", (28, 28), "red").save(buffer, "PNG")
     seen = {"bytes": buffer.getvalue(), "path": None}
@@ -328,18 +328,18 @@ def test_unsafebench_keeps_its_pictures_inside_the_files(tmp_path: Path) -> None
     found = get("UnsafeBench", tmp_path)
     assert labels(found.samples) == [("unharmful", None), ("harmful", None)]
     assert [sample.id for sample in found.samples] == ["UnsafeBench/0", "UnsafeBench/2"]
-    assert found.set_aside.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no picture in it": 1}
+    assert found.set_aside.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no image in it": 1}
     assert found.size_differs == "UnsafeBench: 2 rows, the official set has 2,037"
     sample = found.samples[0]
     assert (sample.modality, sample.prompt, sample.meta) == ("image", "", {"category": "Hate"})
-    (unpacked,) = (tmp_path / "unpacked").iterdir()  # the same picture is written once
+    (unpacked,) = (tmp_path / "unpacked").iterdir()  # the same image is written once
     assert sample.images == found.samples[1].images == (str(unpacked),)
     assert unpacked.suffix == ".png"
     assert unpacked.read_bytes() == seen["bytes"]
 
 
-def test_vlguard_has_two_rows_for_a_safe_picture(tmp_path: Path) -> None:
-    picture(tmp_path, "test/a/1.png")
+def test_vlguard_has_two_rows_for_a_safe_image(tmp_path: Path) -> None:
+    image(tmp_path, "test/a/1.png")
     rows = [
         {
             "id": "1",

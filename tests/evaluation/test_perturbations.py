@@ -12,7 +12,7 @@ from guardreasoner_vl.errors import DataError, ImageError
 from guardreasoner_vl.evaluation.benchmarks.find import from_file
 from guardreasoner_vl.evaluation.metrics import Counts
 from guardreasoner_vl.evaluation.perturbations import BENIGN, CYRILLIC, LATIN, NAMES, ZERO_WIDTH, perturbed
-from guardreasoner_vl.images.decode import load_pictures
+from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.stages import robustness
 from guardreasoner_vl.types import Sample
 from tests.evaluation.test_report import prediction
@@ -32,9 +32,9 @@ def sample(**fields: Any) -> Sample:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_change_is_the_same_every_time_and_keeps_the_truth(name: str, tmp_path: Path) -> None:
-    picture = tmp_path / "given.png"
-    Image.new("RGB", (60, 60), "red").save(picture)
-    original = sample(images=(str(picture),), modality="text-image", response="Here.")
+    image = tmp_path / "given.png"
+    Image.new("RGB", (60, 60), "red").save(image)
+    original = sample(images=(str(image),), modality="text-image", response="Here.")
     first, second = perturbed(name, original, tmp_path), perturbed(name, original, tmp_path)
     assert first == second
     assert first is not None
@@ -65,7 +65,7 @@ def test_words_are_drawn_instead_of_written(tmp_path: Path) -> None:
     (page,) = changed.images
     assert page.startswith(str(tmp_path))
     assert ".." not in page
-    colours = load_pictures(page)[0].open().getcolors(1 << 24)
+    colours = checked_images(page)[0].open().getcolors(1 << 24)
     assert colours is not None
     assert len(colours) > 1
 
@@ -111,7 +111,7 @@ def test_the_stage_tells_which_changes_break_a_guard(tmp_path: Path) -> None:
     found = robustness.run(guard, loaded, tmp_path / "out")["request"]
     assert found["padded before"].rate == 0
     assert (found["upper case"].raised, found["upper case"].rows) == (1, 2)  # it looks for BAD
-    assert (found["rendered"].evaded, found["rendered"].rows) == (1, 2)  # and reads no pictures
+    assert (found["rendered"].evaded, found["rendered"].rows) == (1, 2)  # and reads no images
     assert found["re-encoded"].rows == 0
     written = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert written["request"]["upper case"]["raised"] == 1

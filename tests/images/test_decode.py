@@ -17,9 +17,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen_smart_resize
 
 from guardreasoner_vl.errors import ImageError, InputError
-from guardreasoner_vl.images.decode import ImageLimits, file_ending, load_images, load_pictures
+from guardreasoner_vl.images.decode import ImageLimits, checked_images, decoded_images, file_ending
 from guardreasoner_vl.images.geometry import LAYOUTS, PixelBudget, merge, smart_resize
-from guardreasoner_vl.types import Picture
+from guardreasoner_vl.types import CheckedImage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,15 +52,15 @@ def dot(mode: str, value: float | Pixel) -> Image.Image:
     return Image.new(mode, (1, 1), value)
 
 
-def rgb_of(picture: Picture, at: tuple[int, int] = (0, 0)) -> Pixel:
-    pixel = picture.open().getpixel(at)
+def rgb_of(image: CheckedImage, at: tuple[int, int] = (0, 0)) -> Pixel:
+    pixel = image.open().getpixel(at)
     assert isinstance(pixel, tuple)
     return pixel
 
 
 def readings(source: ImageSource) -> list[Pixel]:
-    """The first pixel of each picture."""
-    return [rgb_of(picture) for picture in load_pictures(source)]
+    """The first pixel of each image."""
+    return [rgb_of(image) for image in checked_images(source)]
 
 
 def palette(*colours: Pixel, **info: object) -> Image.Image:
@@ -132,16 +132,16 @@ def test_a_cmyk_jpeg_is_not_inverted() -> None:
 
 
 def test_white_text_on_a_clear_ground_shows_in_a_reading() -> None:
-    image = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
-    image.putpixel((1, 0), (255, 255, 255, 255))
-    shown = [(rgb_of(picture), rgb_of(picture, (1, 0))) for picture in load_pictures(image)]
+    source = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
+    source.putpixel((1, 0), (255, 255, 255, 255))
+    shown = [(rgb_of(image), rgb_of(image, (1, 0))) for image in checked_images(source)]
     assert (BLACK, WHITE) in shown
 
 
-def test_a_picture_that_only_shows_without_its_alpha_channel_is_judged() -> None:
+def test_an_image_that_only_shows_without_its_alpha_channel_is_judged() -> None:
     image = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
     image.putpixel((1, 0), (0, 255, 0, 0))
-    last = load_pictures(image)[-1]
+    last = checked_images(image)[-1]
     assert (rgb_of(last), rgb_of(last, (1, 0))) == (RED, GREEN)
 
 
@@ -163,23 +163,23 @@ def test_exif_rotation_is_applied(orientation: int, expected: str, format_name: 
     stored = Image.fromarray(np.frombuffer(b"abcdef", np.uint8).reshape(2, 3)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = orientation
-    (picture,) = load_pictures(encode(stored, format_name, lossless=True, exif=exif))
-    assert np.asarray(picture.open())[:, :, 0].tobytes() == expected.encode()
-    assert (picture.width, picture.height) == ((3, 2) if orientation < 5 else (2, 3))
+    (image,) = checked_images(encode(stored, format_name, lossless=True, exif=exif))
+    assert np.asarray(image.open())[:, :, 0].tobytes() == expected.encode()
+    assert (image.width, image.height) == ((3, 2) if orientation < 5 else (2, 3))
 
 
 def test_metadata_is_dropped_and_does_not_change_the_digest() -> None:
     exif = Image.Exif()
     exif[0x010E] = "secret"
     rich = encode(dot("RGB", RED), "PNG", exif=exif, icc_profile=b"profile", dpi=(72, 72))
-    (picture,) = load_pictures(rich)
-    assert picture.open().info == {}
-    assert picture.digest == load_pictures(dot("RGB", RED))[0].digest
+    (image,) = checked_images(rich)
+    assert image.open().info == {}
+    assert image.digest == checked_images(dot("RGB", RED))[0].digest
 
 
 def test_the_digest_depends_on_pixels_and_shape_only() -> None:
-    wide, tall = load_pictures(Image.new("RGB", (2, 1)))[0], load_pictures(Image.new("RGB", (1, 2)))[0]
-    again = Picture(encode(Image.new("RGB", (2, 1)), "PNG", compress_level=9), 2, 1)
+    wide, tall = checked_images(Image.new("RGB", (2, 1)))[0], checked_images(Image.new("RGB", (1, 2)))[0]
+    again = CheckedImage(encode(Image.new("RGB", (2, 1)), "PNG", compress_level=9), 2, 1)
     assert wide.digest != tall.digest
     assert wide.png != again.png
     assert wide.digest == again.digest
@@ -199,23 +199,23 @@ def test_a_pil_image_is_left_as_it_was() -> None:
     first, *others = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
     image = Image.open(BytesIO(encode(first, "GIF", save_all=True, append_images=others)))
     image.seek(1)
-    load_pictures(image)
+    checked_images(image)
     assert image.tell() == 1
     kept = dot("RGB", RED)
     kept.info["dpi"] = (72, 72)
-    load_pictures(kept)
+    checked_images(kept)
     assert kept.info == {"dpi": (72, 72)}
 
 
-def test_an_mpo_photograph_is_its_main_picture(tmp_path: Path) -> None:
+def test_an_mpo_photograph_is_its_main_image(tmp_path: Path) -> None:
     stereo = encode(Image.new("RGB", (16, 16), RED), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))])
-    assert len(load_pictures(stereo)) == 1
-    assert len(load_pictures(Image.open(BytesIO(stereo)))) == 1
+    assert len(checked_images(stereo)) == 1
+    assert len(checked_images(Image.open(BytesIO(stereo)))) == 1
 
 
-def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
+def test_every_source_gives_the_same_image(tmp_path: Path) -> None:
     data = encode(dot("RGB", (1, 2, 3)), "PNG")
-    path = tmp_path / "picture.txt"
+    path = tmp_path / "image.txt"
     path.write_bytes(data)
     encoded = base64.b64encode(data).decode()
     sources: list[ImageSource] = [
@@ -229,7 +229,7 @@ def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
         f"data:;base64,{quote(encoded)}",
         f"data:image/png,{quote(data)}",
     ]
-    assert {load_pictures(source)[0].digest for source in sources} == {load_pictures(data)[0].digest}
+    assert {checked_images(source)[0].digest for source in sources} == {checked_images(data)[0].digest}
 
 
 @given(
@@ -264,7 +264,7 @@ def test_smart_resize_by_hand(size: tuple[int, int], expected: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("size", [(28, 5601), (0, 5), (5, 0)])
-def test_smart_resize_refuses_thin_pictures(size: tuple[int, int]) -> None:
+def test_smart_resize_refuses_thin_images(size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match="too thin"):
         smart_resize(*size, PixelBudget())
 
@@ -278,25 +278,25 @@ def test_an_impossible_budget_is_refused(budget: tuple[int, int]) -> None:
 def test_the_limits_can_be_narrowed() -> None:
     png, jpeg = encode(dot("L", 1), "PNG"), encode(dot("L", 1), "JPEG")
     only_jpeg = ImageLimits(formats=frozenset({"JPEG"}))
-    assert len(load_pictures(jpeg, only_jpeg)) == 1
-    with pytest.raises(ImageError, match="no JPEG picture"):
-        load_pictures(png, only_jpeg)
+    assert len(checked_images(jpeg, only_jpeg)) == 1
+    with pytest.raises(ImageError, match="no JPEG image"):
+        checked_images(png, only_jpeg)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_images_are_what_the_pictures_show(kind: str) -> None:
+def test_images_are_what_the_images_show(kind: str) -> None:
     frames = [Image.new("RGBA", (30, 20), colour) for colour in ((250, 10, 10, 255), (10, 250, 10, 90), (0, 0, 250, 0))]
     buffer = BytesIO()
     frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=10)
-    images = load_images(buffer.getvalue())
-    pictures = load_pictures(buffer.getvalue())
-    assert len(images) == len(pictures) > 2
-    for image, picture in zip(images, pictures, strict=True):
-        assert (image.mode, image.info) == ("RGB", {})
-        assert image.tobytes() == picture.open().tobytes()
-    assert load_images(pictures[0])[0].tobytes() == pictures[0].open().tobytes()
+    decoded = decoded_images(buffer.getvalue())
+    checked = checked_images(buffer.getvalue())
+    assert len(decoded) == len(checked) > 2
+    for frame, image in zip(decoded, checked, strict=True):
+        assert (frame.mode, frame.info) == ("RGB", {})
+        assert frame.tobytes() == image.open().tobytes()
+    assert decoded_images(checked[0])[0].tobytes() == checked[0].open().tobytes()
     with pytest.raises(ImageError):
-        load_images(b"no picture")
+        decoded_images(b"no image")
 
 
 BLUE = (0, 0, 255)
@@ -307,7 +307,7 @@ def corners(image: Image.Image) -> list[Any]:
     return [image.getpixel(at) for at in ((0, 0), (right, 0), (0, low), (right, low))]
 
 
-def test_pictures_merge_side_by_side_at_the_larger_height() -> None:
+def test_images_merge_side_by_side_at_the_larger_height() -> None:
     small, large = Image.new("RGB", (30, 20), RED), Image.new("RGB", (100, 50), BLUE)
     merged = merge(small, large, "side_by_side")
     assert (merged.mode, merged.size) == ("RGB", (175, 50))  # 30 * 50 / 20 = 75
@@ -317,7 +317,7 @@ def test_pictures_merge_side_by_side_at_the_larger_height() -> None:
     assert (small.size, large.size) == ((30, 20), (100, 50))
 
 
-def test_pictures_merge_stacked_at_the_larger_width() -> None:
+def test_images_merge_stacked_at_the_larger_width() -> None:
     merged = merge(Image.new("RGB", (20, 30), RED), Image.new("RGB", (50, 100), BLUE), "stacked")
     assert merged.size == (50, 175)
     assert corners(merged) == [RED, RED, BLUE, BLUE]
@@ -331,7 +331,7 @@ def test_what_needs_no_resizing_is_kept_to_the_bit() -> None:
     assert merged.crop((8, 0, 16, 6)).tobytes() == second.tobytes()
 
 
-def test_a_merged_picture_is_shrunk_to_the_most_pixels() -> None:
+def test_a_merged_image_is_shrunk_to_the_most_pixels() -> None:
     square = Image.new("RGB", (100, 100), RED)
     assert merge(square, square, "side_by_side", max_pixels=5000).size == (100, 50)  # the root of 5000 / 2
     # Enlarged to a height of 3,000, the second would have 1.7 billion pixels.
@@ -341,15 +341,15 @@ def test_a_merged_picture_is_shrunk_to_the_most_pixels() -> None:
     assert corners(merged) == [RED, BLUE, RED, BLUE]
 
 
-def test_a_merged_picture_is_let_in_again_however_noisy() -> None:
+def test_a_merged_image_is_let_in_again_however_noisy() -> None:
     noise = Image.frombytes("RGB", (1500, 1500), np.random.default_rng(0).bytes(3 * 1500**2))
     merged = merge(noise, noise, "stacked")
     assert merged.size == (1414, 2828)
-    assert load_pictures(encode(merged, "PNG", compress_level=1))[0].height == 2828
+    assert checked_images(encode(merged, "PNG", compress_level=1))[0].height == 2828
 
 
 @pytest.mark.parametrize("layout", ["side_by_side", "stacked"])
-def test_thin_merged_pictures_are_refused_before_they_are_made(layout: Layout) -> None:
+def test_thin_merged_images_are_refused_before_they_are_made(layout: Layout) -> None:
     wide, tall = Image.new("RGB", (20_000, 100)), Image.new("RGB", (100, 20_000))
     along, across = (wide, tall) if layout == "side_by_side" else (tall, wide)
     with pytest.raises(ImageError, match="too thin"):
@@ -387,5 +387,5 @@ def test_a_file_gets_the_ending_of_its_bytes(name: str, ending: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"%PDF-1.7"])
-def test_what_is_no_picture_gets_no_ending(data: bytes) -> None:
+def test_what_is_no_image_gets_no_ending(data: bytes) -> None:
     assert file_ending(data) == ""

@@ -1,6 +1,6 @@
 """The real service on a free port of this machine, with a guard without a model behind it.
 
-The guard finds the word BAD and red pictures harmful and cannot judge BROKEN.
+The guard finds the word BAD and red images harmful and cannot judge BROKEN.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import httpx
 from PIL import Image
 from pydantic import SecretStr
 
-from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import KeySection, ServiceConfig, UpstreamSection
 from tests.service.running import running
@@ -32,14 +32,14 @@ KEY = "a-key-of-the-tests"
 CLOSED = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 
-def picture(colour: str) -> str:
-    """A small picture of one colour, as a `data:` URL."""
+def image(colour: str) -> str:
+    """A small image of one colour, as a `data:` URL."""
     encoded = BytesIO()
     Image.new("RGB", (32, 32), colour).save(encoded, "PNG")
     return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
 
 
-RED, GREEN = picture("red"), picture("green")
+RED, GREEN = image("red"), image("green")
 
 
 def image_part(url: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ EXCHANGES: list[tuple[Any, str, bool]] = [
 
 
 class Backend(ScriptedBackend):
-    """Finds red pictures harmful, too."""
+    """Finds red images harmful, too."""
 
     async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
         if any(_is_red(image) for image in exchange.images):
@@ -68,7 +68,7 @@ class Backend(ScriptedBackend):
 
 
 def _is_red(image: Any) -> bool:
-    return load_images(image)[0].getpixel((0, 0)) == (255, 0, 0)
+    return decoded_images(image)[0].getpixel((0, 0)) == (255, 0, 0)
 
 
 @dataclass

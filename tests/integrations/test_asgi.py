@@ -89,7 +89,7 @@ def text_of(answer: httpx.Response) -> str:
         ("BROKEN", "guard_error"),
         ([image_part(GREEN)], None),
         ([image_part(RED)], "content_filter"),
-        ([image_part("https://pictures.test/a.png")], "guard_error"),
+        ([image_part("https://images.test/a.png")], "guard_error"),
         ([{"type": "input_audio", "input_audio": {}}], "guard_error"),
     ],
 )

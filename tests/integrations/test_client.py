@@ -75,7 +75,7 @@ def test_judges(service: Running, what: dict[str, Any], action: str) -> None:
 
 
 def test_takes_bytes_files_and_data_urls(service: Running, tmp_path: Path) -> None:
-    data = (Path(__file__).parents[2] / "examples/pictures").glob("*.*")
+    data = (Path(__file__).parents[2] / "examples/images").glob("*.*")
     path = sorted(data)[0]
     for verdict in both(GuardClient(service.url, KEY), images=[path, path.read_bytes(), GREEN]):
         assert verdict.action == "allow"

@@ -161,11 +161,11 @@ HARMFUL: dict[str, dict[str, Any]] = {
         "content": [{"type": "web_search_tool_result", "content": [{"title": "BAD", "encrypted_content": "e" * 90}]}]
     },
     "non-standard": {"content": [{"type": "non_standard", "value": {"x": {"y": "BAD"}}}]},
-    "picture": {"content": [{"type": "image", "base64": RED.partition(",")[2], "mime_type": "image/png"}]},
-    "picture beside another": {
+    "image": {"content": [{"type": "image", "base64": RED.partition(",")[2], "mime_type": "image/png"}]},
+    "image beside another": {
         "content": [{"type": "image", "url": GREEN, "base64": RED.partition(",")[2], "mime_type": "image/png"}]
     },
-    "picture in a result": {"content": [{"type": "server_tool_result", "output": [{"type": "image", "url": RED}]}]},
+    "image in a result": {"content": [{"type": "server_tool_result", "output": [{"type": "image", "url": RED}]}]},
     "audio block": {"content": [{"type": "audio", "base64": "AA==", "mime_type": "audio/wav"}]},
     "file block": {"content": [{"type": "file", "file_id": "f1"}]},
     "text file": {"content": [{"type": "text-plain", "file_id": "f1", "mime_type": "text/plain"}]},

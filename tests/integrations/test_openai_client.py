@@ -35,7 +35,7 @@ def client(service: Running) -> Iterator[Any]:
         ([image_part(GREEN)], False),
         ([image_part(RED)], True),
         ([{"type": "text", "text": "Hello."}, image_part(GREEN), image_part(RED)], True),
-        ([image_part("https://pictures.test/a.png")], True),
+        ([image_part("https://images.test/a.png")], True),
     ],
 )
 def test_moderation_flags_what_is_to_be_blocked(client: Any, given: Any, flagged: bool) -> None:

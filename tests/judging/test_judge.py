@@ -21,7 +21,7 @@ from guardreasoner_vl.judging.judge import harm_probability
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import FAST_PREFIX, RESPONSE_FIELD
 from guardreasoner_vl.types import Exchange, Label, Turn, Usage, Verdict
-from tests.pictures import picture
+from tests.made_images import image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,10 +90,10 @@ class TestSlow:
         verdict = judged(exchange, ScriptedEngine([answer(reasoning='Earlier "of ladders" and "of kites".')]))
         assert (verdict.reasoning, verdict.unsupported_quotes) == ('Earlier "of ladders" and "of kites".', 0)
 
-    def test_a_quote_beside_a_picture_stays(self) -> None:
+    def test_a_quote_beside_an_image_stays(self) -> None:
         for exchange in (
-            Exchange("What?", (picture(56, 56),)),
-            Exchange("x", history=(Turn("y", (picture(56, 56),)),)),
+            Exchange("What?", (image(56, 56),)),
+            Exchange("x", history=(Turn("y", (image(56, 56),)),)),
         ):
             verdict = judged(exchange, ScriptedEngine([answer(reasoning='It reads "mild words".')]))
             assert (verdict.reasoning, verdict.unsupported_quotes) == ('It reads "mild words".', 0)
@@ -387,7 +387,7 @@ class CountingEngine(ScriptedEngine):
         self.limit = limit
 
     def count_tokens(self, request: EngineRequest) -> int:
-        return sum(len(message.text) for message in request.messages) + 64 * len(request.pictures)
+        return sum(len(message.text) for message in request.messages) + 64 * len(request.images)
 
     def _generate(self, request: EngineRequest) -> EngineResult:
         if self.count_tokens(request) >= self.limit:
@@ -435,7 +435,7 @@ class TestWindows:
         assert verdict.error is not None
         least = engine.count_tokens(question(replace(exchange, prompt="x"), Policy()))
         assert verdict.error.message == (
-            f"history and pictures alone take {least} of the 4096 tokens that the model reads: leave some out"
+            f"history and images alone take {least} of the 4096 tokens that the model reads: leave some out"
         )
         assert not engine.requests
 
@@ -502,13 +502,13 @@ class TestWindows:
         verdict = judged(exchange, engine, long_input="windows", max_windows=200)
         assert (verdict.request.label, verdict.response.label) == ("harmful", "harmful")
 
-    def test_pictures_and_history_stand_in_every_window(self) -> None:
+    def test_images_and_history_stand_in_every_window(self) -> None:
         engine = CountingEngine(finds_phrase, limit=2048)
-        exchange = Exchange(BENIGN * 80, (picture(56, 56),), None, (Turn("Earlier.", response="Yes."),))
+        exchange = Exchange(BENIGN * 80, (image(56, 56),), None, (Turn("Earlier.", response="Yes."),))
         judged(exchange, engine, long_input="windows")
         assert len(engine.requests) > 2
         for request in engine.requests:
-            assert len(request.pictures) == 1
+            assert len(request.images) == 1
             assert "Earlier." in request.messages[1].text
 
     def test_the_worst_score_wins_in_fast_mode(self) -> None:

@@ -15,7 +15,7 @@ from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.judging.rounds import fault
 from guardreasoner_vl.types import Exchange, Verdict
 from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, answer, finds_phrase
-from tests.pictures import picture
+from tests.made_images import image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,7 +158,7 @@ class TestServing:
         assert waited[0] <= 3
         assert len(waited) == 13
 
-    def test_pictures_of_those_who_wait_are_not_opened(self) -> None:
+    def test_images_of_those_who_wait_are_not_opened(self) -> None:
         engine = Noting()
         begun: list[int] = []
         exchanges = [Asked({"prompt": f"Number {number}."}) for number in range(9)]
@@ -200,9 +200,9 @@ class TestCalledOff:
         assert engine.calls == []
         assert {verdict.action for _, verdict in source.verdicts} == {"block"}
 
-    async def test_pictures_of_who_is_gone_before_it_begins_are_not_opened(self) -> None:
+    async def test_images_of_who_is_gone_before_it_begins_are_not_opened(self) -> None:
         engine = Noting()
-        asked = Asked(Exchange("x", (b"no picture at all",)), None, Watching(0))
+        asked = Asked(Exchange("x", (b"no image at all",)), None, Watching(0))
         source = Source(engine, [asked])
         windowed(engine).moderate_from(source)
         awaited = await windowed(engine).amoderate_each(asked)
@@ -283,10 +283,10 @@ class TestStreamedQuotes:
         ((_, verdict),) = source.verdicts
         assert (verdict.reasoning, verdict.unsupported_quotes) == (self.SHOWN, 1)
 
-    def test_beside_a_picture_every_quote_is_told(self) -> None:
+    def test_beside_an_image_every_quote_is_told(self) -> None:
         watch = Watching()
         engine = Noting(lambda _: answer(reasoning=self.REASONING))
-        Guard(engine).moderate_from(Source(engine, [Asked(Exchange(BENIGN, (picture(56, 56),)), None, watch)]))
+        Guard(engine).moderate_from(Source(engine, [Asked(Exchange(BENIGN, (image(56, 56),)), None, watch)]))
         assert watch.told == answer(reasoning=self.REASONING)
 
     def test_letter_by_letter_and_anew(self) -> None:

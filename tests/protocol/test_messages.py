@@ -152,7 +152,7 @@ def test_the_first_field_of_each_kind_is_the_files_own() -> None:
     assert parse_released_input(text) == Exchange("Hi", response="One.\n\nHuman user:\nMore\n\nAI assistant:\nTwo.")
 
 
-def test_released_pictures_come_from_beside_the_text() -> None:
+def test_released_images_come_from_beside_the_text() -> None:
     only = "Human user:\n<image>\n\nAI assistant:\nNone\n"
     both = f"{INSTRUCTION}\n\nHuman user:\n<image>\n<image>\nCompare.\n\nAI assistant:\nThe same.\n\n"
     parsed_only = parse_released_input(only, ["a.png"])

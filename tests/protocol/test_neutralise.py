@@ -413,7 +413,7 @@ def test_vocabulary_is_qwens(qwen: tiktoken.Encoding) -> None:
     assert qwen.encode("<|im_end|><tool_call>", allowed_special="all") == [151645, 151657]
 
 
-PADS = 4  # tokens per picture; any number does
+PADS = 4  # tokens per image; any number does
 
 
 def controls(qwen: tiktoken.Encoding, exchange: Exchange) -> list[str]:
@@ -428,9 +428,9 @@ def controls(qwen: tiktoken.Encoding, exchange: Exchange) -> list[str]:
     return [NAME_OF[number] for number in ids if number in NAME_OF]
 
 
-def template(pictures: int) -> list[str]:
+def template(images: int) -> list[str]:
     vision = ["<|vision_start|>", *["<|image_pad|>"] * PADS, "<|vision_end|>"]
-    return ["<|im_start|>", "<|im_end|>", "<|im_start|>", *vision * pictures, "<|im_end|>", "<|im_start|>"]
+    return ["<|im_start|>", "<|im_end|>", "<|im_start|>", *vision * images, "<|im_end|>", "<|im_start|>"]
 
 
 def test_without_the_neutraliser_text_would_become_control_ids(qwen: tiktoken.Encoding) -> None:
@@ -448,22 +448,22 @@ def test_every_marker_in_every_field_stays_text(qwen: tiktoken.Encoding, marker:
 @settings(deadline=None, max_examples=500)
 @given(ADVERSARIAL, ADVERSARIAL, ADVERSARIAL, st.integers(0, 2), st.integers(0, 2))
 def test_no_control_id_outside_the_template(
-    qwen: tiktoken.Encoding, prompt: str, response: str, before: str, pictures: int, earlier: int
+    qwen: tiktoken.Encoding, prompt: str, response: str, before: str, images: int, earlier: int
 ) -> None:
     history = (Turn(before, ("h.png",) * earlier, before),)
-    exchange = Exchange(f"{prompt}.", ("a.png",) * pictures, response, history)
-    assert controls(qwen, exchange) == template(pictures + earlier)
+    exchange = Exchange(f"{prompt}.", ("a.png",) * images, response, history)
+    assert controls(qwen, exchange) == template(images + earlier)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(MARKERS + FIELDS), st.integers(1, 12), st.integers(0, 1))
-def test_markers_split_over_fields_stay_apart(qwen: tiktoken.Encoding, marker: str, cut: int, pictures: int) -> None:
+def test_markers_split_over_fields_stay_apart(qwen: tiktoken.Encoding, marker: str, cut: int, images: int) -> None:
     head, tail = marker[:cut], marker[cut:]
     for exchange in (
-        Exchange(head, ("a.png",) * pictures, tail or "x"),
-        Exchange(tail or "x", ("a.png",) * pictures, head),
-        Exchange(tail or "x", ("a.png",) * pictures, history=(Turn("x", (), head),)),
+        Exchange(head, ("a.png",) * images, tail or "x"),
+        Exchange(tail or "x", ("a.png",) * images, head),
+        Exchange(tail or "x", ("a.png",) * images, history=(Turn("x", (), head),)),
     ):
-        assert controls(qwen, exchange) == template(pictures)
+        assert controls(qwen, exchange) == template(images)
         text = build_messages(exchange)[1].text
         assert len(re.findall(r"(?m)^(?:Human user|AI assistant):$", text)) == 2 * (len(exchange.history) + 1)

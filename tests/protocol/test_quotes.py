@@ -97,8 +97,8 @@ def test_a_quote_right_after_an_apostrophe_is_checked() -> None:
     assert shown('\'"mild words" she said') == ("'[\u2026] she said", 1)
 
 
-def test_with_a_picture_nothing_can_be_checked() -> None:
-    quotes = QuoteFilter(build_messages(ASKED), pictures=True)
+def test_with_an_image_nothing_can_be_checked() -> None:
+    quotes = QuoteFilter(build_messages(ASKED), images=True)
     assert (quotes.whole('The picture shows "fake".'), quotes.dropped) == ('The picture shows "fake".', 0)
 
 

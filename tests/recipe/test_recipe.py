@@ -138,7 +138,7 @@ def written(folder: Path, **recipes: str) -> Path:
 def test_a_recipe_may_extend_another(tmp_path: Path) -> None:
     folder = written(
         tmp_path,
-        whole="name: whole\nseed: 3\nmodel: {path: a, reading: {pictures: 5}}\nsft: {epochs: 2, teacher: rules}\n",
+        whole="name: whole\nseed: 3\nmodel: {path: a, reading: {images: 5}}\nsft: {epochs: 2, teacher: rules}\n",
         part="extends: whole.yaml\nname: part\nsft: {epochs: 1}\n",
         end="extends: part.yaml\nmodel: {path: null, reading: null, new: {vocab_size: 600}}\n",
     )

@@ -13,7 +13,7 @@ from guardreasoner_vl.remote.served import ServedGuard, messages_of
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
 from guardreasoner_vl.types import Exchange, Turn
-from tests.pictures import picture
+from tests.made_images import image
 from tests.service.running import running
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -57,7 +57,7 @@ def test_a_file_is_judged_by_the_service(url: str, backend: ScriptedBackend, tmp
 
 
 def test_a_conversation_arrives_as_it_was(url: str, backend: ScriptedBackend) -> None:
-    shown = picture(56, 56)
+    shown = image(56, 56)
     exchange = Exchange("And now?", (shown,), "Bake.", (Turn("How?", (shown,), "Mix."), Turn("Why?", (), "So.")))
     with ServedGuard(url, "slow") as guard:
         (verdict,) = guard.moderate_batch([exchange])

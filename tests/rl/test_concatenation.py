@@ -1,4 +1,4 @@
-"""Two rows as one: labels, texts, pictures and the draw, by hand."""
+"""Two rows as one: labels, texts, images and the draw, by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.images.geometry import LAYOUTS
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.rl.concatenation import Pair, drawn_pairs, joined, joint_label
@@ -79,10 +79,10 @@ def test_what_is_not_there_has_no_say(target: Target, label: GoldLabel | None) -
     assert joint_label(pair(absent, wrong), target) is None
 
 
-def test_a_picture_alone_is_a_request() -> None:
-    picture = sample("a", modality="image", prompt="", images=("a.png",), request_label=None)
-    assert joint_label(pair(picture, sample("b", request_label=U)), "request") is None
-    assert joint_label(pair(picture, sample("b", request_label=H)), "request") == H
+def test_an_image_alone_is_a_request() -> None:
+    image = sample("a", modality="image", prompt="", images=("a.png",), request_label=None)
+    assert joint_label(pair(image, sample("b", request_label=U)), "request") is None
+    assert joint_label(pair(image, sample("b", request_label=H)), "request") == H
 
 
 part = st.tuples(st.booleans(), st.sampled_from([H, U, None]))
@@ -121,7 +121,7 @@ def test_the_class_of_a_row() -> None:
     assert class_of(sample("a", response_label=H)) is None
 
 
-# --- texts and pictures ---------------------------------------------------------------------------------
+# --- texts and images ---------------------------------------------------------------------------------
 
 
 def test_texts_stand_in_one_context() -> None:
@@ -169,7 +169,7 @@ def test_every_kind_of_pair_can_be_asked_about(first: str, second: str, tmp_path
     Image.new("RGB", (60, 20)).save(tmp_path / "merged.png")
     one = Pair(parents[0], parents[1], "side_by_side")
     row = joined(one, str(tmp_path / "merged.png") if one.merges else None)
-    exchange, pictures = take_in(row.exchange())
+    exchange, images = checked_exchange(row.exchange())
     kinds = {first, second}
     assert len(row.images) == (kinds != {"text"})
     asked = {"text": "cake?", "text-image": "what is it?"}
@@ -178,11 +178,11 @@ def test_every_kind_of_pair_can_be_asked_about(first: str, second: str, tmp_path
     expected = "Human user:\n" + "\n".join(filter(None, lines)) + f"\n\nAI assistant:\n{answer}\n"
     assert build_messages(exchange)[1].text == expected
     assert row.modality == (kinds.pop() if len(kinds) == 1 else "text-image")
-    assert [view.width for view in pictures] == ([60] if one.merges else [30] * len(row.images))
+    assert [view.width for view in images] == ([60] if one.merges else [30] * len(row.images))
     assert row.meta.get("layout") == ("side_by_side" if one.merges else None)
 
 
-def test_one_parents_pictures_stay_in_order() -> None:
+def test_one_parents_images_stay_in_order() -> None:
     one = pair(sample("a", images=("1.png", "2.png")), sample("b"))
     assert joined(one).images == ("1.png", "2.png")
     with pytest.raises(ValueError, match="on both sides"):

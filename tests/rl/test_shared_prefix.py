@@ -46,7 +46,7 @@ def model(tiny_model: Path) -> Any:
 
 
 def prompt(inputs: QwenInputs, kind: str, tokens: int, seed: int = 0) -> tuple[Encoded, list[Image.Image]]:
-    """Random words with the pictures of that kind among them."""
+    """Random words with the images of that kind among them."""
     rng = np.random.default_rng(seed)
     words = [int(token) for token in rng.integers(20, 250, tokens)]
     images, grids = [], []
@@ -137,8 +137,8 @@ def test_trees_of_all_kinds_in_one_row(model: Any, inputs: QwenInputs) -> None:
     assert difference(gradients(model, found), expected) < 1e-5
 
 
-def test_branches_may_hold_pictures(model: Any, inputs: QwenInputs) -> None:
-    """Rows of SFT: the instruction stands once, what follows has pictures of its own."""
+def test_branches_may_hold_images(model: Any, inputs: QwenInputs) -> None:
+    """Rows of SFT: the instruction stands once, what follows has images of its own."""
     whole = [prompt(inputs, kind, 16, 3) for kind in ("text", "two images", "image")]
     head = whole[0][0].ids[:3]
     rows = [[*head, *one.ids[3:]] for one, _ in whole]

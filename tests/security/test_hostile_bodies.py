@@ -204,7 +204,7 @@ SURROGATES = [
 
 @pytest.mark.parametrize("path", ["/v1/guard", "/v1/guard/stream"])
 @pytest.mark.parametrize("body", SURROGATES)
-async def test_a_broken_picture_string_takes_no_place_of_the_queue(path: str, body: dict[str, Any]) -> None:
+async def test_a_broken_image_string_takes_no_place_of_the_queue(path: str, body: dict[str, Any]) -> None:
     app = create_app(ServiceConfig(limits=Limits(queue=3)), {"default": SidedBackend()})
     async with client(app) as http:
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""Hostile pictures end in one line that names the remedy: no crash, no warning, no memory spent."""
+"""Hostile images end in one line that names the remedy: no crash, no warning, no memory spent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images.decode import ImageLimits, load_pictures
+from guardreasoner_vl.images.decode import ImageLimits, checked_images
 
 if TYPE_CHECKING:
     from guardreasoner_vl.types import ImageSource
@@ -42,8 +42,8 @@ def noise(mode: str = "RGB", side: int = 24) -> Image.Image:
 
 def animation(format_name: str, frames: int, mode: str = "RGB", side: int = 8, **options: Any) -> bytes:
     plain = [Image.new("RGB", (side, side), (5 * index, 255 - 5 * index, 7)) for index in range(frames)]
-    pictures = [image.quantize(2) if mode == "P" else image.convert(mode) for image in plain]
-    return encode(pictures[0], format_name, save_all=True, append_images=pictures[1:], **options)
+    images = [image.quantize(2) if mode == "P" else image.convert(mode) for image in plain]
+    return encode(images[0], format_name, save_all=True, append_images=images[1:], **options)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -113,7 +113,7 @@ def rle_bmp() -> bytes:
 
 HOSTILE: dict[str, tuple[ImageSource, str]] = {
     "no bytes": (b"", "is empty"),
-    "text": (b"hello", "no BMP, GIF, JPEG, PNG, WEBP picture: convert"),
+    "text": (b"hello", "no BMP, GIF, JPEG, PNG, WEBP image: convert"),
     "a format that is not let in": (encode(noise(), "TIFF"), "convert it to one of these"),
     "a script": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "convert it to one of these"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "convert it to one of these"),
@@ -142,12 +142,12 @@ HOSTILE: dict[str, tuple[ImageSource, str]] = {
     "not a number": (Image.new("F", (1, 1), float("nan")), "convert it to 8 bits"),
     "floats beyond 8 bits": (Image.new("F", (1, 1), 256.0), "convert it to 8 bits"),
     "no area": (Image.new("RGB", (0, 5)), "too thin"),
-    "TIFF opened by the caller": (Image.open(BytesIO(encode(noise(), "TIFF"))), "TIFF pictures are not read here"),
-    "http": ("http://127.0.0.1/x.png", "remote pictures are not fetched here: pass the bytes or a data: URL"),
-    "HTTPS": ("HTTPS://example.com/x.png", "remote pictures"),
-    "space before": (" https://example.com/x.png", "remote pictures"),
-    "file": ("file:///etc/passwd", "remote pictures"),
-    "ftp": ("ftp://example.com/x.png", "remote pictures"),
+    "TIFF opened by the caller": (Image.open(BytesIO(encode(noise(), "TIFF"))), "TIFF images are not read here"),
+    "http": ("http://127.0.0.1/x.png", "remote images are not fetched here: pass the bytes or a data: URL"),
+    "HTTPS": ("HTTPS://example.com/x.png", "remote images"),
+    "space before": (" https://example.com/x.png", "remote images"),
+    "file": ("file:///etc/passwd", "remote images"),
+    "ftp": ("ftp://example.com/x.png", "remote images"),
     "no path": ("", "not a regular file"),
     "directory": ("/", "not a regular file"),
     "device": ("/dev/zero", "not a regular file"),
@@ -161,87 +161,87 @@ HOSTILE: dict[str, tuple[ImageSource, str]] = {
     "lone surrogate": ("data:,\ud800", "save it again"),
     "empty data": ("data:,", "is empty"),
     "text as data": ("data:image/png,hello", "convert it to one of these"),
-    "escapes": ("data:," + "%00" * 1_000_001, "encode the picture as base64"),
+    "escapes": ("data:," + "%00" * 1_000_001, "encode the image as base64"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_picture_is_refused_in_one_line(name: str) -> None:
+def test_a_hostile_image_is_refused_in_one_line(name: str) -> None:
     source, message = HOSTILE[name]
     with pytest.raises(ImageError, match=message) as refusal:
-        load_pictures(source)
+        checked_images(source)
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 300
 
 
 @pytest.mark.parametrize("source", [None, 5, bytearray(b"x"), ["a.png"], np.zeros((2, 2))])
-def test_what_is_no_picture_is_refused(source: Any) -> None:
+def test_what_is_no_image_is_refused(source: Any) -> None:
     with pytest.raises(ImageError, match="pass a path, bytes, a data: URL or a PIL image"):
-        load_pictures(source)
+        checked_images(source)
 
 
-def test_text_under_a_pictures_name_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    path.write_text("no picture")
+def test_text_under_an_images_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_text("no image")
     with pytest.raises(ImageError, match="convert it to one of these"):
-        load_pictures(path)
+        checked_images(path)
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(encode(noise(), "PNG"))
 
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", denied)  # modes do not bind root, who runs many a CI
-    with pytest.raises(ImageError, match=r"'picture\.png' cannot be read \(Permission denied\): check the path"):
-        load_pictures(path)
+    with pytest.raises(ImageError, match=r"'image\.png' cannot be read \(Permission denied\): check the path"):
+        checked_images(path)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="not a regular file"):
-        load_pictures(tmp_path / "pipe")
+        checked_images(tmp_path / "pipe")
 
 
 def test_bytes_are_counted_for_every_source(tmp_path: Path) -> None:
     data = encode(noise(), "PNG")
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     sources: list[ImageSource] = [data, path, url, "data:," + "x" * len(data)]
     for source in sources:
         with pytest.raises(ImageError, match="bytes: shrink or compress it"):
-            load_pictures(source, ImageLimits(max_bytes=len(data) - 1))
+            checked_images(source, ImageLimits(max_bytes=len(data) - 1))
     for source in sources[:3]:
-        assert len(load_pictures(source, ImageLimits(max_bytes=len(data)))) == 1
+        assert len(checked_images(source, ImageLimits(max_bytes=len(data)))) == 1
 
 
 def test_an_oversized_data_url_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("base64.b64decode", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="shrink or compress it"):
-        load_pictures("data:;base64," + "A" * 2000, ImageLimits(max_bytes=1000))
+        checked_images("data:;base64," + "A" * 2000, ImageLimits(max_bytes=1000))
 
 
-def test_an_oversized_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oversized_image_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
-    with pytest.raises(ImageError, match="19000 x 19000 pixels is too large, at most 40,000,000: shrink the picture"):
-        load_pictures(bomb_png())
+    with pytest.raises(ImageError, match="19000 x 19000 pixels is too large, at most 40,000,000: shrink the image"):
+        checked_images(bomb_png())
 
 
 def test_the_pixel_limit_is_exact() -> None:
     image = Image.new("RGB", (10, 10))
-    assert len(load_pictures(image, ImageLimits(max_pixels=100))) == 1
+    assert len(checked_images(image, ImageLimits(max_pixels=100))) == 1
     with pytest.raises(ImageError, match="too large"):
-        load_pictures(image, ImageLimits(max_pixels=99))
+        checked_images(image, ImageLimits(max_pixels=99))
 
 
 def test_the_pixels_of_all_frames_are_added_up() -> None:
     data = animation("GIF", 4, "P", side=10)
-    assert len(load_pictures(data, ImageLimits(max_total_pixels=400))) == 4
+    assert len(checked_images(data, ImageLimits(max_total_pixels=400))) == 4
     with pytest.raises(ImageError, match="399 pixels in all"):
-        load_pictures(data, ImageLimits(max_total_pixels=399))
+        checked_images(data, ImageLimits(max_total_pixels=399))
 
 
 def test_pillows_warnings_stay_inside_and_its_settings_stay_as_they_were() -> None:
@@ -249,7 +249,7 @@ def test_pillows_warnings_stay_inside_and_its_settings_stay_as_they_were() -> No
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert len(load_pictures(invalid_apng)) == 1
+        assert len(checked_images(invalid_apng)) == 1
     assert not caught
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)) == before
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
@@ -276,11 +276,11 @@ def valid_files() -> list[bytes]:
 
 def judged_or_refused(data: bytes) -> None:
     try:
-        pictures = load_pictures(data)
+        images = checked_images(data)
     except ImageError as error:
         assert "\n" not in str(error)  # noqa: PT017 - either outcome is right, the text is checked when refused
     else:
-        assert pictures
+        assert images
 
 
 @given(
@@ -305,13 +305,13 @@ def test_mutated_files_are_judged_or_refused(data: bytes, edits: list[tuple[floa
 @given(st.text())
 def test_arbitrary_text_is_judged_or_refused(text: str) -> None:
     with pytest.raises(ImageError):
-        load_pictures("data:" + text)
+        checked_images("data:" + text)
 
 
 MEASURE = """
 import sys
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images.decode import load_pictures
+from guardreasoner_vl.images.decode import load_images
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -320,7 +320,7 @@ def peak():
 data = sys.stdin.buffer.read()
 before = peak()
 try:
-    load_pictures(data)
+    load_images(data)
 except ImageError as error:
     print("refused", end=" ")
 print(peak() - before)

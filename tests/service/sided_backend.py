@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import EngineError
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SidedBackend:
-    """Needs no model, but decodes pictures; `judged` counts the exchanges that had a chance of a verdict."""
+    """Needs no model, but decodes images; `judged` counts the exchanges that had a chance of a verdict."""
 
     def __init__(self) -> None:
         self.policy, self.model, self.is_up = Policy(), ModelInfo(name="sided"), True
@@ -25,7 +25,7 @@ class SidedBackend:
         pass
 
     async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
-        take_in(exchange, self.policy.images)
+        checked_exchange(exchange, self.policy.images)
         self.judged += 1
         texts = (exchange.prompt or "", exchange.response or "")
         if any("BROKEN" in text for text in texts):

@@ -16,7 +16,7 @@ from guardreasoner_vl.service.access import HEALTH, PAGE
 from guardreasoner_vl.service.logs import JsonFormatter
 from guardreasoner_vl.service.metrics import ROUTES
 from guardreasoner_vl.types import Verdict
-from tests.pictures import picture
+from tests.made_images import image
 from tests.service.clients import KEY, app_of, client
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 CANARY = "canary-7f3a"
-URL = "data:image/png;base64," + base64.b64encode(picture(56, 56).png).decode()
+URL = "data:image/png;base64," + base64.b64encode(image(56, 56).png).decode()
 
 
 # --- the native route ---------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ async def test_a_verdict_with_and_without_reasoning() -> None:
     assert len(plain.headers["x-request-id"]) == 32
 
 
-async def test_pictures_and_messages() -> None:
+async def test_images_and_messages() -> None:
     backend = ScriptedBackend()
     messages = [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}]},

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import GuardError
-from guardreasoner_vl.images.decode import load_pictures
+from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.service import audit
 from guardreasoner_vl.service.audit import AuditLog, AuditSettings
 from guardreasoner_vl.service.callers import Origin
@@ -56,9 +56,7 @@ UNJUDGED = JUDGED.model_copy(
         "error": VerdictError(code="engine", message=f"it failed on {CANARY}"),
     }
 )
-ASKED = Exchange(
-    f"What is {CANARY}?", (b"picture " + CANARY.encode(),), f"It is {CANARY}.", (Turn(CANARY, (), CANARY),)
-)
+ASKED = Exchange(f"What is {CANARY}?", (b"image " + CANARY.encode(),), f"It is {CANARY}.", (Turn(CANARY, (), CANARY),))
 
 
 @pytest.fixture
@@ -128,17 +126,17 @@ def test_content_is_written_where_asked_for(path: Path) -> None:
     assert first["prompt"] == ASKED.prompt
     assert first["response"] == ASKED.response
     assert first["reasoning"] == JUDGED.reasoning
-    assert first["pictures"] == [hashlib.sha256(b"picture " + CANARY.encode()).hexdigest()]
-    assert first["history"] == [{"prompt": CANARY, "response": CANARY, "pictures": []}]
+    assert first["images"] == [hashlib.sha256(b"image " + CANARY.encode()).hexdigest()]
+    assert first["history"] == [{"prompt": CANARY, "response": CANARY, "images": []}]
     assert "prompt" not in second
     assert UNJUDGED.error
     assert UNJUDGED.error.message not in path.read_text()
 
 
-def test_pictures_are_named_by_their_bytes(path: Path) -> None:
+def test_images_are_named_by_their_bytes(path: Path) -> None:
     encoded = base64.b64encode(b"bytes").decode()
     odd = ["data:image/png,%89PNG", "data:image/png;base64,%89", "data:;base64,\u00e4", "data:"]
-    (checked,) = load_pictures(Image.new("RGB", (4, 4)))
+    (checked,) = checked_images(Image.new("RGB", (4, 4)))
     images: list[ImageSource] = [
         b"bytes",
         f"data:image/png;base64,{encoded}",
@@ -152,7 +150,7 @@ def test_pictures_are_named_by_their_bytes(path: Path) -> None:
     (row,) = rows(path)
     same = hashlib.sha256(b"bytes").hexdigest()
     texts = [hashlib.sha256(text.encode()).hexdigest() for text in odd]
-    assert row["pictures"] == [same, same, checked.digest, None, None, *texts]
+    assert row["images"] == [same, same, checked.digest, None, None, *texts]
 
 
 @settings(max_examples=60, deadline=None)

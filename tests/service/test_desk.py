@@ -218,7 +218,7 @@ async def test_failing_open_is_a_choice_for_one_stage_counted_and_critical(caplo
 
 
 async def test_what_is_no_exchange_fails_open_only_where_both_stages_do() -> None:
-    fault = ImageError("no picture: send one")
+    fault = ImageError("no image: send one")
     assert (await desk(ScriptedBackend()).unjudged(fault, ID)).action == "block"
     assert (await desk(ScriptedBackend(), request={"on_error": "allow"}).unjudged(fault, ID)).action == "block"
     both = {"on_error": "allow"}
@@ -226,7 +226,7 @@ async def test_what_is_no_exchange_fails_open_only_where_both_stages_do() -> Non
 
 
 async def test_what_is_no_exchange_counts_for_the_side_that_was_named() -> None:
-    fault = ImageError("no picture: send one")
+    fault = ImageError("no image: send one")
     lenient = desk(ScriptedBackend(), request={"on_error": "allow"})
     assert (await lenient.unjudged(fault, ID, side="request")).action == "allow"
     assert (await lenient.unjudged(fault, ID, side="response")).action == "block"
@@ -244,7 +244,7 @@ async def test_every_verdict_is_written_down(tmp_path: Path) -> None:
     made = desk(ScriptedBackend(), AuditLog(AuditSettings(path=path)))
     for text in ("Hello.", "BAD", "BROKEN"):
         await made.judge(Exchange(text), ID)
-    await made.unjudged(ImageError("no picture: send one"), ID)
+    await made.unjudged(ImageError("no image: send one"), ID)
     await made.close()
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [row["action"] for row in rows] == ["allow", "block", "block", "block"]
@@ -258,7 +258,7 @@ async def test_the_audit_line_tells_which_verdicts_were_known(tmp_path: Path) ->
     for text in ("Hello.", "Hello.", "BROKEN", "BROKEN", "BAD"):
         await service.judge(Exchange(text), ID)
     await service.judge(Exchange("Hello."), ID, watch=QueueWatch())
-    await service.unjudged(ImageError("no picture: send one"), ID)
+    await service.unjudged(ImageError("no image: send one"), ID)
     await service.close()
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [row["cached"] for row in rows] == [False, True, False, False, False, False, False]

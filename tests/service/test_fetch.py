@@ -21,17 +21,17 @@ from pydantic import ValidationError
 
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.service.fetch import Address, ImageFetcher, RemoteImages, is_public
-from tests.service.picture_site import HOST, LOOPBACK, SECRET, Authority, head, moved, sending, serving
+from tests.service.image_site import HOST, LOOPBACK, SECRET, Authority, head, moved, sending, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from tests.service.picture_site import Answer, Site
+    from tests.service.image_site import Answer, Site
 
 PUBLIC = "93.184.215.14"
-PICTURE = b"\x89PNG made-up bytes"
+IMAGE = b"\x89PNG made-up bytes"
 NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no authority; the usual ones take long to read
-PIECE = (len(PICTURE), PICTURE)
+PIECE = (len(IMAGE), IMAGE)
 FINE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % PIECE
 
 
@@ -321,10 +321,10 @@ def test_the_resolver_never_hears_of_a_host_off_the_list(rest: str, scheme: str)
 # Addresses, pinned
 
 
-async def test_the_picture_comes_from_the_pinned_address() -> None:
+async def test_the_image_comes_from_the_pinned_address() -> None:
     names = Names()
     async with serving(FINE) as site, fetcher(site, names) as one:
-        assert await one.fetch(site.url("/a%20b/%E4?q=%2F&x=1#part")) == PICTURE
+        assert await one.fetch(site.url("/a%20b/%E4?q=%2F&x=1#part")) == IMAGE
     assert names.asked == [HOST]
     lines = site.requests[0].decode().lower().split("\r\n")
     assert lines[0] == "get /a%20b/%e4?q=%2f&x=1 http/1.1"
@@ -336,14 +336,14 @@ async def test_the_picture_comes_from_the_pinned_address() -> None:
 async def test_upper_case_and_a_trailing_dot_are_the_same_host() -> None:
     names = Names()
     async with serving(FINE) as site, fetcher(site, names) as one:
-        assert await one.fetch(site.url(host="PICS.Example.", scheme="HTTP")) == PICTURE
+        assert await one.fetch(site.url(host="PICS.Example.", scheme="HTTP")) == IMAGE
     assert names.asked == [HOST]
 
 
 async def test_a_resolver_that_changes_its_answer_is_asked_once() -> None:
     names = Names([[LOOPBACK], ["127.0.0.2"], ["169.254.169.254"]])
     async with serving(FINE) as site, fetcher(site, names) as one:
-        assert await one.fetch(site.url()) == PICTURE
+        assert await one.fetch(site.url()) == IMAGE
         assert names.asked == [HOST]
         assert HOST in await refusal(one, site.url())  # a new fetch looks at the new answer
     assert site.connections == 1
@@ -395,7 +395,7 @@ async def test_an_address_has_to_be_listed_exactly_and_to_be_public() -> None:
     names = Names()
     async with serving(FINE) as site:
         async with fetcher(site, names, hosts=(LOOPBACK,)) as one:
-            assert await one.fetch(site.url(host=LOOPBACK)) == PICTURE
+            assert await one.fetch(site.url(host=LOOPBACK)) == IMAGE
             for other in ("127.0.0.2", "2130706433", "[::ffff:127.0.0.1]", "0177.0.0.1"):
                 await refusal(one, site.url(host=other))
         async with fetcher(site, names, hosts=("127.0.0.2", "::1")) as one:
@@ -410,7 +410,7 @@ async def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
         settings = RemoteImages(hosts=(HOST,), schemes=("http",), ports=(site.port,), seconds=2)
         names = Names([["127.0.0.3", LOOPBACK], ["127.0.0.3"]])
         one = ImageFetcher(settings, names, allowed=lambda address: address.is_loopback, tls=NOBODY)
-        assert await one.fetch(site.url()) == PICTURE
+        assert await one.fetch(site.url()) == IMAGE
         assert "no connection" in await refusal(one, site.url())
 
 
@@ -418,7 +418,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with serving(FINE) as site, fetcher(site) as one:
-        assert await one.fetch(site.url()) == PICTURE
+        assert await one.fetch(site.url()) == IMAGE
 
 
 # Redirects
@@ -428,7 +428,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 async def test_a_redirect_is_followed(status: int) -> None:
     names = Names()
     async with serving({"/a": moved("b?x=1", status), "/b": FINE}) as site, fetcher(site, names) as one:
-        assert await one.fetch(site.url("/a")) == PICTURE
+        assert await one.fetch(site.url("/a")) == IMAGE
     assert names.asked == [HOST] * 2
     assert site.connections == 2
 
@@ -464,7 +464,7 @@ async def test_a_listed_name_that_resolves_to_a_private_address_behind_a_redirec
 async def test_redirects_are_counted(allowed: int) -> None:
     chain = {f"/{step}": moved(f"/{step + 1}") for step in range(5)}
     async with serving({**chain, f"/{allowed}": FINE}) as site, fetcher(site, redirects=allowed) as one:
-        assert await one.fetch(site.url("/0")) == PICTURE
+        assert await one.fetch(site.url("/0")) == IMAGE
     async with serving({**chain, f"/{allowed + 1}": FINE}) as site, fetcher(site, redirects=allowed) as one:
         assert "redirects" in await refusal(one, site.url("/0"))
     assert len(site.requests) == allowed + 1
@@ -473,8 +473,8 @@ async def test_redirects_are_counted(allowed: int) -> None:
 async def test_a_cookie_is_not_sent_back() -> None:
     start = head(302, "Location: /b", "Content-Length: 0", "Set-Cookie: a=b; Path=/")
     async with serving({"/a": start, "/b": FINE}) as site, fetcher(site) as one:
-        assert await one.fetch(site.url("/a")) == PICTURE
-        assert await one.fetch(site.url("/a")) == PICTURE
+        assert await one.fetch(site.url("/a")) == IMAGE
+        assert await one.fetch(site.url("/a")) == IMAGE
     assert all(b"cookie" not in request.lower() for request in site.requests)
 
 
@@ -482,7 +482,7 @@ async def test_a_cookie_is_not_sent_back() -> None:
 
 
 @pytest.mark.parametrize("status", [201, 203, 204, 206, 300, 304, 400, 401, 403, 404, 429, 500, 503])
-async def test_only_200_is_a_picture(status: int) -> None:
+async def test_only_200_is_an_image(status: int) -> None:
     lines = [] if status in (204, 304) else ["Content-Length: 3"]
     async with serving(head(status, *lines) + b"abc"[: 3 * len(lines)]) as site, fetcher(site) as one:
         assert f"{HOST} answered {status}" in await refusal(one, site.url())
@@ -506,9 +506,9 @@ async def test_a_compressed_transfer_is_refused_and_identity_is_not() -> None:
 
 async def test_the_limit_on_bytes_is_exact() -> None:
     async with serving(FINE) as site:
-        async with fetcher(site, max_bytes=len(PICTURE)) as one:
-            assert await one.fetch(site.url()) == PICTURE
-        async with fetcher(site, max_bytes=len(PICTURE) - 1) as one:
+        async with fetcher(site, max_bytes=len(IMAGE)) as one:
+            assert await one.fetch(site.url()) == IMAGE
+        async with fetcher(site, max_bytes=len(IMAGE) - 1) as one:
             assert "more than" in await refusal(one, site.url())
             site.answer = sending(head(200, "Transfer-Encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % PIECE)
             assert "more than" in await refusal(one, site.url())
@@ -665,10 +665,10 @@ TLS: dict[str, Any] = {"schemes": ("https",), "hosts": (HOST, "other.example")}
 async def test_the_certificate_is_checked_for_the_name(authority: Authority) -> None:
     authority.greeted.clear()
     async with serving(FINE, authority.server) as site, fetcher(site, tls=authority.client, **TLS) as one:
-        assert await one.fetch(site.url(scheme="https")) == PICTURE
+        assert await one.fetch(site.url(scheme="https")) == IMAGE
         # The same address under another name: no earlier connection may serve it.
         assert "certificate" in await refusal(one, site.url(scheme="https", host="other.example"))
-        assert await one.fetch(site.url(scheme="https", host=f"{HOST}.")) == PICTURE
+        assert await one.fetch(site.url(scheme="https", host=f"{HOST}.")) == IMAGE
     assert authority.greeted == [HOST, "other.example", HOST]
     assert len(site.requests) == 2
 
@@ -693,7 +693,7 @@ async def test_a_silent_address_leaves_time_for_the_next_one(authority: Authorit
         remote = RemoteImages(hosts=(HOST,), ports=(site.port,), seconds=2)
         names = Names([["127.0.0.4", LOOPBACK]])
         one = ImageFetcher(remote, names, allowed=lambda address: address.is_loopback, tls=authority.client)
-        assert await one.fetch(site.url(scheme="https")) == PICTURE
+        assert await one.fetch(site.url(scheme="https")) == IMAGE
         assert (silent.connections, silent.requests) == (1, [])
 
 

@@ -10,7 +10,7 @@ import pytest
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
 from guardreasoner_vl.service.wire import data_url
-from tests.pictures import picture
+from tests.made_images import image
 from tests.service.clients import client
 from tests.service.sided_backend import SidedBackend
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PATH = "/beta/litellm_basic_guardrail_api"
 HELLO = {"role": "user", "content": "Hello."}
 FINE = {"role": "assistant", "content": "Fine."}
-URL = data_url(picture(56, 56).png)
+URL = data_url(image(56, 56).png)
 
 
 def call(arguments: Any = "{}", name: Any = "look", kind: str = "function") -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pytest
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
-from tests.pictures import picture
+from tests.made_images import image
 from tests.service.running import running
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Exchange, Mode, Verdict
 
 KEY = "a-key-of-some-length"
-PNG = picture(56, 56).png
+PNG = image(56, 56).png
 EVIL = "<img src=x onerror=alert(/reasoning/)><script>alert(/reasoning/)</script>"
 SOURCES = {
     name: (files("guardreasoner_vl.service") / "page" / name).read_text()
@@ -475,11 +475,11 @@ def test_one_guard_in_two_modes(page: Page, site: Site) -> None:
     assert "Reasoning (none)" in fast.inner_text()
 
 
-# --- pictures and examples ------------------------------------------------------------------------------
+# --- images and examples ------------------------------------------------------------------------------
 
 
 @in_browser
-def test_pictures_are_sent_as_data_urls(page: Page) -> None:
+def test_images_are_sent_as_data_urls(page: Page) -> None:
     chosen: list[FilePayload] = [
         {"name": "a.png", "mimeType": "image/png", "buffer": PNG},
         {"name": "<b>.txt", "mimeType": "text/plain", "buffer": b"words"},
@@ -513,7 +513,7 @@ def test_every_example_is_judged(page: Page) -> None:
             page.get_by_role("button", name="Judge").click()
         body = body_of(sent.value)
         assert len(body["prompt"]) > 20
-        assert len(body["images"]) == (button.inner_text() == "A picture with text")
+        assert len(body["images"]) == (button.inner_text() == "An image with text")
         reached(page, "allow")
     assert page.locator("#examples button").count() == 6
     page.get_by_role("button", name="Clear").click()

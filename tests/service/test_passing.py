@@ -26,7 +26,7 @@ def part(**fields: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": "Hello.", **fields}]}]
 
 
-PICTURE = "data:image/png;base64," + (
+IMAGE = "data:image/png;base64," + (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 REFUSED: list[tuple[str, dict[str, Any]]] = [
@@ -47,9 +47,9 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("messages.0.reasoning_content", {"messages": said(reasoning_content="SECRET")}),
     ("messages.0.content.cache_control", {"messages": part(cache_control={"note": "SECRET"})}),
     ("messages.0.content.image_url.note", {"messages": [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE, "note": "SECRET"}}]}]}),
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE, "note": "SECRET"}}]}]}),
     ("messages.0.content.detail", {"messages": [
-        {"role": "user", "content": [{"type": "image_url", "image_url": PICTURE, "detail": "SECRET words"}]}]}),
+        {"role": "user", "content": [{"type": "image_url", "image_url": IMAGE, "detail": "SECRET words"}]}]}),
     ("messages.0.content", {"messages": [{"role": "system", "content": [{"type": "audio", "audio": "SECRET"}]}]}),
     ("messages.1.tool_calls.note", {"messages": answered(tool_calls=[{**CALL, "note": "SECRET"}])}),
     ("messages.1.tool_calls.id", {"messages": answered(tool_calls=[{**CALL, "id": "SECRET words"}])}),
@@ -79,7 +79,7 @@ async def test_known_fields_go_on_as_they_are() -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "bake", "arguments": "{}"}}
     parts = [
         {"type": "text", "text": "And this?"},
-        {"type": "image_url", "image_url": {"url": PICTURE, "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}},
     ]
     body = {
         "model": "org/model:1",

@@ -14,7 +14,7 @@ from guardreasoner_vl.sources.adapters import Place, read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.types import Exchange, Sample, unix_lines
-from tests.evaluation.test_benchmarks import labels, picture, put
+from tests.evaluation.test_benchmarks import image, labels, put
 
 
 def read(name: str, folder: Path) -> tuple[list[Sample], SetAside]:
@@ -97,7 +97,7 @@ def test_guardreasonertrain(tmp_path: Path) -> None:
 
 @either
 def test_conversations_are_read_by_the_protocol(name: str, row: Any, file: str, tmp_path: Path) -> None:
-    picture(tmp_path, "image/a.png")
+    image(tmp_path, "image/a.png")
     put(
         tmp_path,
         file,
@@ -132,10 +132,10 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     (spoken("None"), written("harmful"), {}, "not the released layout"),
     ("bake", written("harmful"), {}, "not the released layout"),
     (" ", written("harmful"), {}, "no text in"),
-    (spoken("<image>\nbake"), written("harmful"), {}, "another number of pictures than of <image> marks"),
-    (spoken("bake"), written("harmful"), {"images": ["a.png"]}, "another number of pictures than of <image> marks"),
-    (spoken("<image>"), written("harmful"), {"images": ["b.png"]}, "its picture is missing"),
-    (spoken("<image>"), written("harmful"), {"images": ["../in/a.png"]}, "a picture outside the data set's folder"),
+    (spoken("<image>\nbake"), written("harmful"), {}, "another number of images than of <image> marks"),
+    (spoken("bake"), written("harmful"), {"images": ["a.png"]}, "another number of images than of <image> marks"),
+    (spoken("<image>"), written("harmful"), {"images": ["b.png"]}, "its image is missing"),
+    (spoken("<image>"), written("harmful"), {"images": ["../in/a.png"]}, "an image outside the data set's folder"),
     (spoken("<image>"), written("harmful"), {"images": 3}, "its images are no list of paths"),
     (spoken("<image>"), written("harmful"), {"images": [{"path": "a.png"}]}, "its images are no list of paths"),
     (spoken("bake"), written("harmful"), {"sample": "x"}, "its 'sample' is not made of a sample's fields"),
@@ -154,7 +154,7 @@ def test_broken_conversations_are_named(
     name: str, row: Any, file: str, user: str, assistant: str, more: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
-    picture(folder, "a.png")
+    image(folder, "a.png")
     put(folder, file, [row(user, assistant, **more)])
     samples, set_aside = read(name, folder)
     assert not samples
@@ -189,7 +189,7 @@ def test_other_names_of_the_roles_and_files_beside(tmp_path: Path) -> None:
 
 @either
 def test_what_the_layout_cannot_carry_goes_before_what_was_read(name: str, row: Any, file: str, tmp_path: Path) -> None:
-    picture(tmp_path, "a.png")
+    image(tmp_path, "a.png")
     own: dict[str, Any] = {
         "id": "x/1",
         "source": "x",

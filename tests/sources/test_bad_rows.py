@@ -262,7 +262,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
         ({"prompt": b"walrus \xff"}, "'prompt': not UTF-8"),
         ({"meta": "{walrus"}, "meta: not JSON"),
         ({"meta": '{"a": NaN}'}, "meta: holds what JSON cannot"),
-        ({"modality": "image"}, "modality: 'image', but there is no picture"),
+        ({"modality": "image"}, "modality: 'image', but there is no image"),
     ],
 )
 def test_a_bad_row_of_parquet(bad: dict[str, Any], reason: str, tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from guardreasoner_vl.errors import InputError, MissingExtraError
-from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.sources import fingerprints as module
 from guardreasoner_vl.sources.duplicates import Deduplicated, bands, without_duplicates
 from guardreasoner_vl.sources.fingerprints import (
-    PictureMark,
+    ImageMark,
     fingerprints,
+    image_marks,
     jaccard,
     normalised,
-    picture_marks,
     shingles,
 )
 from guardreasoner_vl.types import GoldLabel, Sample
@@ -247,7 +247,7 @@ def test_a_merged_label_counts_among_near_duplicates() -> None:
     assert dropped(found) == [("c", "exact duplicate", "a")]
 
 
-# --- pictures -------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------
 
 
 def test_equal_pixels_in_other_files_are_exact_duplicates(tmp_path: Path) -> None:
@@ -257,9 +257,7 @@ def test_equal_pixels_in_other_files_are_exact_duplicates(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("size", "options"), [((200, 160), {"quality": 70}), ((120, 96), {"quality": 60})])
-def test_a_smaller_or_re_encoded_picture_is_near(
-    size: tuple[int, int], options: dict[str, int], tmp_path: Path
-) -> None:
+def test_a_smaller_or_re_encoded_image_is_near(size: tuple[int, int], options: dict[str, int], tmp_path: Path) -> None:
     rows = []
     for seed in range(12):
         rows.append(row(f"{seed}", images=(saved(drawing(seed), tmp_path / f"{seed}.png"),)))
@@ -269,8 +267,8 @@ def test_a_smaller_or_re_encoded_picture_is_near(
     assert dropped(found) == [(f"{seed} again", "near duplicate", f"{seed}") for seed in range(12)]
 
 
-def mark(phash: int | None, digest: bytes = b"", shade: int = 0) -> PictureMark:
-    return PictureMark(digest, phash, np.full((64, 64), shade, np.uint8))
+def mark(phash: int | None, digest: bytes = b"", shade: int = 0) -> ImageMark:
+    return ImageMark(digest, phash, np.full((64, 64), shade, np.uint8))
 
 
 def test_marks_by_hand() -> None:
@@ -292,7 +290,7 @@ def test_the_distance_is_the_callers(tmp_path: Path) -> None:
         row("a", images=(saved(drawing(3), tmp_path / "1.png"),)),
         row("b", images=(saved(ImageChops.add(drawing(3), ramp), tmp_path / "2.png"),)),
     ]
-    one, other = (marks[0].phash for one in rows if (marks := picture_marks(one.images[0])))
+    one, other = (marks[0].phash for one in rows if (marks := image_marks(one.images[0])))
     assert one is not None
     assert other is not None
     bits = (one ^ other).bit_count()
@@ -312,7 +310,7 @@ def test_two_hashes_within_the_distance_share_a_key(distance: int) -> None:
         assert len(keys[0]) == distance + 1
 
 
-def test_flat_pictures_are_alike_only_when_equal(tmp_path: Path) -> None:
+def test_flat_images_are_alike_only_when_equal(tmp_path: Path) -> None:
     colours = ["white", "black", "red", "#fafafa"]
     rows = [
         row(colour, images=(saved(Image.new("RGB", (80, 80), colour), tmp_path / f"{number}.png"),))
@@ -325,7 +323,7 @@ def test_flat_pictures_are_alike_only_when_equal(tmp_path: Path) -> None:
     assert dropped(without_duplicates(rows)) == [("again", "exact duplicate", "white")]
 
 
-def test_the_same_layout_with_other_words_is_another_picture(tmp_path: Path) -> None:
+def test_the_same_layout_with_other_words_is_another_image(tmp_path: Path) -> None:
     texts = ["How to bake\nbread?", "How to bake\ncakes?", "How to heat\nwater?", "How to make\na BAD?"]
     rows = [
         row(text, "what is it?", images=(saved(page(text), tmp_path / f"{number}.png"),))
@@ -339,12 +337,12 @@ def test_the_same_layout_with_other_words_is_another_picture(tmp_path: Path) -> 
     again = row("again", "what is it?", images=(saved(page(texts[0]), tmp_path / "0.jpg", quality=80),))
     found = without_duplicates([*rows, *captioned, again])
     assert dropped(found) == [("again", "near duplicate", texts[0])]
-    hashes = [marks[0].phash for one in rows if (marks := picture_marks(one.images[0]))]
+    hashes = [marks[0].phash for one in rows if (marks := image_marks(one.images[0]))]
     near = [(one ^ other).bit_count() for one in hashes for other in hashes if one is not None and other is not None]
     assert sorted(near)[len(hashes)] <= 4, "pHash alone tells these pages apart: the test shows nothing"
 
 
-def test_pictures_and_texts_must_both_be_near(tmp_path: Path) -> None:
+def test_images_and_texts_must_both_be_near(tmp_path: Path) -> None:
     one, smaller = (
         saved(drawing(1), tmp_path / "1.png"),
         saved(drawing(1).resize((150, 120)), tmp_path / "1.jpg", quality=80),
@@ -382,8 +380,8 @@ def test_every_reading_and_frame_counts(tmp_path: Path) -> None:
         save_all=True,
         append_images=[frame.resize((100, 80)) for frame in frames[1:]],
     )
-    assert len(picture_marks(str(see_through)) or ()) == 3
-    assert len(picture_marks(str(moving)) or ()) == 3
+    assert len(image_marks(str(see_through)) or ()) == 3
+    assert len(image_marks(str(moving)) or ()) == 3
     rows = [row(path.name, images=(path,)) for path in (solid, see_through, moving, other_end, same)]
     assert dropped(without_duplicates(rows)) == [("c.gif", "near duplicate", "a.gif")]
     twice = [row("a", images=(see_through,)), row("b", images=(saved(clear, tmp_path / "clear2.png"),))]
@@ -397,7 +395,7 @@ def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def counted(source: Any) -> Any:
         asked.append(source.name)
-        return load_images(source)
+        return decoded_images(source)
 
     monkeypatch.setattr(module, "load_images", counted)
     rows = [
@@ -408,7 +406,7 @@ def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(asked) == ["1.png", "broken.png"]
 
 
-def test_rows_with_unreadable_pictures_are_set_aside(tmp_path: Path) -> None:
+def test_rows_with_unreadable_images_are_set_aside(tmp_path: Path) -> None:
     whole = saved(drawing(1), tmp_path / "1.png")
     cut = tmp_path / "cut.png"
     cut.write_bytes(whole.read_bytes()[:200])
@@ -420,8 +418,8 @@ def test_rows_with_unreadable_pictures_are_set_aside(tmp_path: Path) -> None:
     ]
     found = without_duplicates(rows, [row("e", "cake", images=(cut,)), row("f", "bread")])
     assert dropped(found) == [
-        ("b", "unreadable picture", None),
-        ("c", "unreadable picture", None),
+        ("b", "unreadable image", None),
+        ("c", "unreadable image", None),
         ("d", "in the evaluation set corpus", "f"),
     ]
     assert found.unread == ["e"]
@@ -465,10 +463,10 @@ def test_an_evaluation_row_without_a_prompt_matches_no_text() -> None:
     assert len(without_duplicates(rows, [row("e", response="no"), row("f")]).kept) == 3
 
 
-def test_pictures_of_the_evaluation_sets_are_dropped_with_their_texts(tmp_path: Path) -> None:
+def test_images_of_the_evaluation_sets_are_dropped_with_their_texts(tmp_path: Path) -> None:
     one, other = saved(drawing(1), tmp_path / "1.png"), saved(drawing(2), tmp_path / "2.png")
     smaller = saved(drawing(1).resize((150, 120)), tmp_path / "1.jpg", quality=80)
-    against = [row("e", "What is it?", images=(one,), source="Seen"), row("f", images=(other,), source="Pictures")]
+    against = [row("e", "What is it?", images=(one,), source="Seen"), row("f", images=(other,), source="Images")]
     rows = [
         row("a", "What is it?", "a cake", images=(smaller,)),
         row("b", "what is it?", "a cake", images=(one,)),
@@ -481,7 +479,7 @@ def test_pictures_of_the_evaluation_sets_are_dropped_with_their_texts(tmp_path: 
     assert dropped(without_duplicates(rows, against)) == [
         ("a", "near the evaluation set Seen", "e"),
         ("b", "in the evaluation set Seen", "e"),
-        ("f", "in the evaluation set Pictures", "f"),
+        ("f", "in the evaluation set Images", "f"),
     ]
 
 

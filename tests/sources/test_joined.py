@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardreasoner_vl.evaluation.perturbations import BENIGN, FORGED_RESULT, FORGED_TURN
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import DataSection, JoinedSection
 from guardreasoner_vl.sources.checked import checked
@@ -77,8 +77,8 @@ def parents(row: Sample) -> list[Sample]:
 
 @pytest.mark.parametrize("share", [0.1, 0.12, 0.5])
 def test_they_are_a_share_of_all_texts_and_half_of_them_harmful(share: float) -> None:
-    pictures = [sample(number, modality="image", prompt="", images=("a.png",)) for number in range(900, 990)]
-    rows = made([*ROWS, *pictures], share=share)
+    images = [sample(number, modality="image", prompt="", images=("a.png",)) for number in range(900, 990)]
+    rows = made([*ROWS, *images], share=share)
     assert len(rows) / (len(rows) + len(ROWS)) == pytest.approx(share, abs=0.002)
     counts = Counter(class_of(row) for row in rows)
     assert set(counts) == {"harmful", "unharmful"}
@@ -364,6 +364,6 @@ def test_any_texts_give_rows_that_intake_accepts(prompts: list[str], response: s
     for row in made(rows, seed=seed, share=0.7):
         checked(row)
         assert Sample.model_validate(json.loads(row.model_dump_json())) == row
-        exchange, _ = take_in(row.exchange())
+        exchange, _ = checked_exchange(row.exchange())
         assert exchange.has_prompt
         assert build_messages(exchange)

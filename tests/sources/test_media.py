@@ -141,7 +141,7 @@ CONVERSATIONS = ("sharegpt", "guardreasoner-vltrain")
 @pytest.mark.parametrize("layout", [*CONVERSATIONS, "guardreasonertrain"])
 @pytest.mark.parametrize("key", ["image", "images", "image_path", "image_paths"])
 @pytest.mark.parametrize("value", ["a.png", ["a.png"]])
-def test_a_picture_under_any_of_its_usual_keys_is_read(layout: str, key: str, value: Any, tmp_path: Path) -> None:
+def test_an_image_under_any_of_its_usual_keys_is_read(layout: str, key: str, value: Any, tmp_path: Path) -> None:
     (sample,), reasons = read(layout, LAYOUTS[layout]("<image>\nwhat is this", **{key: value}), tmp_path)
     assert not reasons
     assert (sample.prompt, sample.images, sample.modality) == (
@@ -168,13 +168,13 @@ def test_a_picture_under_any_of_its_usual_keys_is_read(layout: str, key: str, va
         ("<image>\nwhat is this", {"image": "http://example.org/a.png"}),
     ],
 )
-def test_marks_and_pictures_that_disagree(layout: str, prompt: str, more: dict[str, Any], tmp_path: Path) -> None:
+def test_marks_and_images_that_disagree(layout: str, prompt: str, more: dict[str, Any], tmp_path: Path) -> None:
     samples, reasons = read(layout, LAYOUTS[layout](prompt, **more), tmp_path)
     assert not samples
     assert len(reasons) == 1
 
 
-def test_a_released_test_row_keeps_its_picture(tmp_path: Path) -> None:
+def test_a_released_test_row_keeps_its_image(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "test" / "a.png")
     rows = [flat("<image>", image="a.png"), flat("<image>"), flat("what is this", image="a.png")]
@@ -200,18 +200,18 @@ def test_what_a_message_carries_is_seen(layout: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("modality", "images"), [("image", []), ("text-image", None)])
-def test_a_modality_with_a_picture_has_one(modality: str, images: list[str] | None, tmp_path: Path) -> None:
+def test_a_modality_with_an_image_has_one(modality: str, images: list[str] | None, tmp_path: Path) -> None:
     samples, reasons = read("samples", own("what", modality=modality, images=images), tmp_path)
     assert not samples
-    assert reasons == [f"modality: '{modality}', but there is no picture"]
+    assert reasons == [f"modality: '{modality}', but there is no image"]
 
 
 @pytest.mark.parametrize("path", [{"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
-def test_a_parquet_picture_without_bytes_and_path(path: dict[str, Any], tmp_path: Path) -> None:
+def test_a_parquet_image_without_bytes_and_path(path: dict[str, Any], tmp_path: Path) -> None:
     put(tmp_path, "rows.parquet", [own("what", modality="text-image", images=[path])])
     set_aside = SetAside()
     assert not list(parquet.read_rows(tmp_path / "rows.parquet", set_aside))
-    assert set_aside.rows == [("rows.parquet, row 1", "images: neither a picture's bytes nor its path")]
+    assert set_aside.rows == [("rows.parquet, row 1", "images: neither an image's bytes nor its path")]
 
 
 @pytest.mark.parametrize("more", [*VALUES, {"image": "a.png"}, {"image_path": "a.png"}])

@@ -106,7 +106,7 @@ def test_missing_folder(root: Path) -> None:
         mixed(root, folder="nowhere")
 
 
-def test_drawn_pictures_are_drawn_once_and_split_like_the_rest(root: Path) -> None:
+def test_drawn_images_are_drawn_once_and_split_like_the_rest(root: Path) -> None:
     mixture = mixed(root, only={"kind": ["1"]}, drawn={"count": 40, "repeat": 2})
     (made,) = (root.parent / "work").iterdir()
     train = [row for row in mixture.train if row.source == "drawn"]
@@ -132,17 +132,17 @@ def test_drawing_that_was_cut_off_is_done_again(root: Path, monkeypatch: pytest.
     assert {row.id for row in rows} <= {f"drawn-0-{number:06d}" for number in range(3)}
 
 
-def test_what_is_known_about_pictures_is_noted(root: Path) -> None:
-    folder = root / "pictures"
+def test_what_is_known_about_images_is_noted(root: Path) -> None:
+    folder = root / "images"
     folder.mkdir()
     row = {"id": "p", "source": "s", "modality": "image", "images": ["p.png"], "meta": {"caption": "some words"}}
     bare = {**row, "id": "q", "meta": {}}
     text = {"id": "text", "source": "s", "modality": "text", "prompt": "x"}
     (folder / "train.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in (row, bare, text)))
-    rows = mixed(root, folder="pictures", picture="a meme", picture_text="caption").train
+    rows = mixed(root, folder="images", image_kind="a meme", image_text="caption").train
     assert [entry.meta for entry in rows] == [
-        {"caption": "some words", "picture": "a meme", "picture_text": "some words"},
-        {"picture": "a meme", "picture_text": ""},
+        {"caption": "some words", "image_kind": "a meme", "image_text": "some words"},
+        {"image_kind": "a meme", "image_text": ""},
         {},
     ]
 

@@ -1,4 +1,4 @@
-"""Samples as Parquet rows: nothing is lost, pictures by path or inside, and `datasets` reads them too."""
+"""Samples as Parquet rows: nothing is lost, images by path or inside, and `datasets` reads them too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.sources.parquet import PICTURES, read_rows, write_rows
+from guardreasoner_vl.sources.parquet import IMAGES, read_rows, write_rows
 from guardreasoner_vl.types import Sample
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -38,41 +38,41 @@ def test_any_rows_come_back_as_they_were(tmp_path: Path, samples: list[Sample]) 
     assert list(read_rows(tmp_path / "rows.parquet")) == samples
 
 
-def pictured(folder: Path) -> Sample:
+def with_images(folder: Path) -> Sample:
     path = folder / "red.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8), "red").save(path)
     return Sample(id="a", source="toy", modality="image", images=(str(path),), request_label="unharmful")
 
 
-def test_pictures_by_reference_are_found_again_where_the_folder_moves(tmp_path: Path) -> None:
-    inside, outside = pictured(tmp_path / "one" / PICTURES), pictured(tmp_path / "elsewhere")
+def test_images_by_reference_are_found_again_where_the_folder_moves(tmp_path: Path) -> None:
+    inside, outside = with_images(tmp_path / "one" / IMAGES), with_images(tmp_path / "elsewhere")
     write_rows(tmp_path / "one" / "rows.parquet", [inside, outside])
     (tmp_path / "one").rename(tmp_path / "two")
     moved, stayed = read_rows(tmp_path / "two" / "rows.parquet")
-    assert moved.images == (str(tmp_path / "two" / PICTURES / "red.png"),)
+    assert moved.images == (str(tmp_path / "two" / IMAGES / "red.png"),)
     assert Path(moved.images[0]).is_file()
     assert stayed.images == outside.images
 
 
-def test_pictures_inside_need_nothing_beside(tmp_path: Path) -> None:
-    sample = pictured(tmp_path / "data")
+def test_images_inside_need_nothing_beside(tmp_path: Path) -> None:
+    sample = with_images(tmp_path / "data")
     content = Path(sample.images[0]).read_bytes()
     path = tmp_path / "corpus" / "rows.parquet"
     write_rows(path, [sample, sample.model_copy(update={"id": "b"})], embed=True)
     Path(sample.images[0]).unlink()
     rows = list(read_rows(path))
     assert Path(rows[0].images[0]).read_bytes() == content
-    assert len(list((tmp_path / "corpus" / PICTURES).iterdir())) == 1
+    assert len(list((tmp_path / "corpus" / IMAGES).iterdir())) == 1
     with pytest.raises(DataError, match=r"red.png: cannot be read .*; restore it"):
         write_rows(path, [sample], embed=True)
     assert [row.id for row in read_rows(path)] == ["a", "b"]  # the old file stays
-    assert sorted(one.name for one in path.parent.iterdir()) == [PICTURES, "rows.parquet"]
+    assert sorted(one.name for one in path.parent.iterdir()) == [IMAGES, "rows.parquet"]
 
 
-def test_the_hubs_library_decodes_the_pictures(tmp_path: Path) -> None:
+def test_the_hubs_library_decodes_the_images(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra train is not installed")
-    write_rows(tmp_path / "rows.parquet", [pictured(tmp_path)], embed=True)
+    write_rows(tmp_path / "rows.parquet", [with_images(tmp_path)], embed=True)
     found = datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
     assert found[0]["images"][0].size == (8, 8)
     assert found[0]["request_label"] == "unharmful"

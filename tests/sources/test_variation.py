@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import VariedSection
 from guardreasoner_vl.sources.checked import checked, marks_fault
@@ -106,7 +106,7 @@ def test_labels_have_no_say() -> None:
     assert [{row.request_label for row in some} for some in made] == [{label} for label in labels]
 
 
-def test_rows_with_pictures_or_reasoning_stay() -> None:
+def test_rows_with_images_or_reasoning_stay() -> None:
     rows = [
         sample(0, images=("a.png",), modality="text-image"),
         sample(1, prompt="", images=("a.png",), modality="image"),
@@ -257,6 +257,6 @@ def test_any_text_gives_one_that_intake_accepts(text: str, name: str, seed: int)
     assert made != before.prompt
     row = checked(before.model_copy(update={"prompt": made}))
     assert Sample.model_validate(row.model_dump()) == row  # line ends included
-    exchange, _ = take_in(row.exchange())
+    exchange, _ = checked_exchange(row.exchange())
     assert exchange.has_prompt
     assert build_messages(exchange)

@@ -1,4 +1,4 @@
-"""From hard rows to the RL set: counts, pictures, what is set aside, and running again."""
+"""From hard rows to the RL set: counts, images, what is set aside, and running again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from guardreasoner_vl.corpus.attempts import REASONING, Attempt
 from guardreasoner_vl.corpus.check import check_corpus
 from guardreasoner_vl.corpus.store import INFO, ROWS, CorpusInfo, SourceInfo, read_corpus, read_info, write_corpus
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.images.decode import load_images
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.decode import decoded_images
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import Recipe, parse_recipe
 from guardreasoner_vl.sources.union import class_of
@@ -85,8 +85,8 @@ def test_hard_rows_become_the_rl_set(tmp_path: Path) -> None:
         labels = [parent.request_label for parent in parents]
         assert row.request_label == ("harmful" if "harmful" in labels else "unharmful")
         assert len(row.images) == any(parent.images for parent in parents)
-        exchange, pictures = take_in(row.exchange())
-        assert build_messages(exchange)[1].text.count("<image>") == len(pictures) == len(row.images)
+        exchange, images = checked_exchange(row.exchange())
+        assert build_messages(exchange)[1].text.count("<image>") == len(images) == len(row.images)
     assert report.before == {"harmful": 27, "unharmful": 53}
     assert report.after == dict(sorted(Counter(str(class_of(row)) for row in rows).items()))
     assert sum(report.kinds.values()) == 20
@@ -112,7 +112,7 @@ def test_every_kind_of_pair_occurs(tmp_path: Path) -> None:
     assert {row.modality for row in joined_rows(tmp_path / "rl")} == {"text", "image", "text-image"}
 
 
-def test_merged_pictures_lie_beside_the_rows(tmp_path: Path) -> None:
+def test_merged_images_lie_beside_the_rows(tmp_path: Path) -> None:
     red, blue = tmp_path / "red.png", tmp_path / "blue.png"
     Image.new("RGB", (20, 10), RED).save(red)
     Image.new("RGB", (30, 30), BLUE).save(blue)
@@ -123,26 +123,26 @@ def test_merged_pictures_lie_beside_the_rows(tmp_path: Path) -> None:
         augment.run(recipe(seed, share=0.34), hard, tmp_path / "rl")
         (row,) = joined_rows(tmp_path / "rl")
         path = Path(row.images[0])
-        assert path == tmp_path / "rl" / "pictures" / f"{row.id.removeprefix('aug/')}.png"
-        (picture,) = load_images(path)
-        colours = {colour: count for count, colour in picture.getcolors() or []}
+        assert path == tmp_path / "rl" / "images" / f"{row.id.removeprefix('aug/')}.png"
+        (image,) = decoded_images(path)
+        colours = {colour: count for count, colour in image.getcolors() or []}
         layouts.add(row.meta["layout"])
         if row.meta["layout"] == "side_by_side":  # two of 60 x 30 and one of 30 x 30
-            assert (picture.size, colours) == ((150, 30), {RED: 3600, BLUE: 900})
+            assert (image.size, colours) == ((150, 30), {RED: 3600, BLUE: 900})
         else:  # two of 30 x 15 and one of 30 x 30
-            assert (picture.size, colours) == ((30, 60), {RED: 900, BLUE: 900})
+            assert (image.size, colours) == ((30, 60), {RED: 900, BLUE: 900})
     assert len(layouts) == 2
 
 
-def test_every_frame_stands_in_the_merged_picture(tmp_path: Path) -> None:
+def test_every_frame_stands_in_the_merged_image(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (10, 10), colour) for colour in (RED, BLUE)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     Image.new("RGB", (10, 10), (0, 255, 0)).save(tmp_path / "still.png")
     rows = [sample("a", images=(str(tmp_path / "moving.gif"),)), sample("b", images=(str(tmp_path / "still.png"),))]
     augment.run(recipe(share=0.34), written(tmp_path / "hard", rows), tmp_path / "rl")
-    (picture,) = load_images(Path(joined_rows(tmp_path / "rl")[0].images[0]))
-    assert sorted(picture.size) == [10, 30]
-    assert {colour for _, colour in picture.getcolors() or []} == {RED, BLUE, (0, 255, 0)}
+    (image,) = decoded_images(Path(joined_rows(tmp_path / "rl")[0].images[0]))
+    assert sorted(image.size) == [10, 30]
+    assert {colour for _, colour in image.getcolors() or []} == {RED, BLUE, (0, 255, 0)}
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_small_sets_run_out_of_pairs(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "rl" / augment.REPORT).read_text())["augmented"] == 3
 
 
-def test_unreadable_pictures_are_counted_and_other_pairs_drawn(tmp_path: Path) -> None:
+def test_unreadable_images_are_counted_and_other_pairs_drawn(tmp_path: Path) -> None:
     broken, gone, fine = (tmp_path / f"{name}.png" for name in ("broken", "gone", "fine"))
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     Image.new("RGB", (8, 8)).save(fine)
     rows = [
         sample("a", images=(str(broken),)),
@@ -214,7 +214,7 @@ def test_pairs_without_a_known_label_are_counted(tmp_path: Path) -> None:
     assert report.labels == {"request unharmful": 1, "response unknown": 1}
 
 
-def test_thin_pictures_are_counted(tmp_path: Path) -> None:
+def test_thin_images_are_counted(tmp_path: Path) -> None:
     rows = []
     for name, size in (("wide", (2000, 10)), ("tall", (10, 2000))):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
@@ -347,6 +347,6 @@ def test_the_sheet_shows_a_few_rows_and_no_long_texts(tmp_path: Path) -> None:
     told = [line.partition("</td><td>")[2].partition("</td>")[0] for line in page.split("<tr>")[2:]]
     kinds = Counter(" + ".join(sorted(kind.partition(",")[0].split(" + "))) for kind in told)
     assert kinds == dict.fromkeys(report.kinds, 2)  # six kinds by turns
-    (sheet,) = load_images(tmp_path / "rl" / "contact_sheet.png")
+    (sheet,) = decoded_images(tmp_path / "rl" / "contact_sheet.png")
     assert sheet.size == (4 * 260, 3 * 276)
     assert {RED, BLUE} <= {colour for _, colour in sheet.getcolors(1 << 20) or []}

@@ -81,7 +81,7 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
     path = write(tmp_path / "data" / "toy" / "train.jsonl", rows)
     with path.open("a") as stream:
         stream.write("broken\n")
-    (path.parent / "broken.png").write_bytes(b"no picture")
+    (path.parent / "broken.png").write_bytes(b"no image")
     kept, set_aside = curated(tmp_path / "data", tmp_path / "out", recipe(duplicates={}))
     assert [row.id for row in kept] == [row["id"] for row in good]
     assert set_aside == {
@@ -91,7 +91,7 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
         "twice": "exact duplicate",
         "yes": "contradictory labels",
         "no": "contradictory labels",
-        "torn": "unreadable picture",
+        "torn": "unreadable image",
     }
     report = json.loads((tmp_path / "out" / curate.REPORT).read_text())
     assert report["read"] == len(rows) + 1 == report["kept"] + sum(report["set aside"].values())
@@ -127,9 +127,9 @@ def test_public_sources_in_their_own_layout(tmp_path: Path) -> None:
     drawn = Image.new("RGB", (64, 64), "white")
     ImageDraw.Draw(drawn).ellipse((8, 8, 50, 40), fill="green")
     drawn.save(tmp_path / "tea.png")
-    picture = {"bytes": (tmp_path / "tea.png").read_bytes(), "path": None}
+    image = {"bytes": (tmp_path / "tea.png").read_bytes(), "path": None}
     pair = {
-        "image": picture,
+        "image": image,
         "question": "What is this?",
         "chosen": "A plate of green tea.",
         "rejected": "A BAD thing.",
@@ -155,7 +155,7 @@ def test_public_sources_in_their_own_layout(tmp_path: Path) -> None:
     assert labels == {"A plate of green tea.": (None, None), "A BAD thing.": ("unharmful", "harmful")}
     assert {row.source for row in rows} == {"spa-vl"}
     assert read_info(tmp_path / "out").sources[0].licence == "CC-BY-4.0"
-    (tmp_path / "data").rename(tmp_path / "gone")  # pictures were unpacked, and are the corpus's own
+    (tmp_path / "data").rename(tmp_path / "gone")  # images were unpacked, and are the corpus's own
     assert all(Path(row.images[0]).is_relative_to(tmp_path / "out") for row in rows)
     embedded = curate.run(recipe(source), tmp_path / "gone", tmp_path / "embedded", embed=True)
     assert embedded.info.rows == 2

@@ -588,7 +588,7 @@ def test_rows_beyond_the_checkpoint_and_torn_ones_are_cut_off(tmp_path: Path) ->
 def test_rows_are_set_aside_and_counted(tiny_model: Path, rows: list[Sample], tmp_path: Path) -> None:
     text = next(row for row in rows if row.modality == "text")
     joined = text.model_copy(update={"source": JOINED, "id": "joined/1"})
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     odd = [
         text.model_copy(update={"id": "long", "prompt": "bread and " * 100}),
         joined.model_copy(update={"id": "joined/2", "prompt": "cake and " * 100}),
@@ -626,7 +626,7 @@ def test_another_recipe_or_other_rows_are_refused(
         run(recipe(), tiny_model, tmp_path / "corpus", tmp_path, rows)
 
 
-def test_other_texts_pictures_or_weights_under_the_same_names_are_refused(
+def test_other_texts_images_or_weights_under_the_same_names_are_refused(
     tiny_model: Path, data: Path, rows: list[Sample], again: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -639,11 +639,11 @@ def test_other_texts_pictures_or_weights_under_the_same_names_are_refused(
         with pytest.raises(DataError, match="holds a run on other rows: restore them, or give a new --out"):
             run(recipe(), tiny_model, folder, tmp_path, rows)
     shown = next(row for row in rows if row.images)
-    picture = tmp_path / "pictures" / Path(shown.images[0]).name
-    picture.parent.mkdir()
+    image = tmp_path / "images" / Path(shown.images[0]).name
+    image.parent.mkdir()
     with Image.open(shown.images[0]) as old:
-        Image.new("RGB", old.size, (1, 2, 3)).save(picture)
-    repainted = [row.model_copy(update={"images": (str(picture),)}) if row.id == shown.id else row for row in rows]
+        Image.new("RGB", old.size, (1, 2, 3)).save(image)
+    repainted = [row.model_copy(update={"images": (str(image),)}) if row.id == shown.id else row for row in rows]
     write_corpus(folder, CorpusInfo(name="toy"), repainted)
     with pytest.raises(DataError, match="holds a run on other rows"):
         run(recipe(), tiny_model, folder, tmp_path, rows)

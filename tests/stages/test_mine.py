@@ -26,7 +26,7 @@ from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import Recipe, parse_recipe
 from guardreasoner_vl.stages import mine
 from guardreasoner_vl.types import ModelInfo, Sample, Usage
-from tests.pictures import picture
+from tests.made_images import image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -218,7 +218,7 @@ def test_other_numbers_of_candidates(tmp_path: Path) -> None:
 
 def test_candidates_are_asked_as_judging_asks(tmp_path: Path) -> None:
     path = tmp_path / "cake.png"
-    path.write_bytes(picture(60, 40).png)
+    path.write_bytes(image(60, 40).png)
     shown = row("shown", modality="text-image", images=(str(path),), response="Yes.")
     engine = Planned()
     made = recipe(temperature=0.7, top_p=0.8, max_new_tokens=99)
@@ -227,8 +227,8 @@ def test_candidates_are_asked_as_judging_asks(tmp_path: Path) -> None:
     first, second = engine.requests[:4], engine.requests[4:]
     for sample, requests in ((row("a"), first), (shown, second)):
         assert {request.messages for request in requests} == {build_messages(sample.exchange())}
-        assert {len(request.pictures) for request in requests} == {len(sample.images)}
-    assert (second[0].pictures[0].width, second[0].pictures[0].height) == (60, 40)
+        assert {len(request.images) for request in requests} == {len(sample.images)}
+    assert (second[0].images[0].width, second[0].images[0].height) == (60, 40)
     assert all(
         (r.temperature, r.top_p, r.max_new_tokens, r.ban_empty_think, r.forced_prefix, r.pixels, r.label_fields)
         == (0.7, 0.8, 99, True, "", None, ())
@@ -400,7 +400,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_corpus_that_moved_is_the_same(tmp_path: Path) -> None:
-    (tmp_path / "cake.png").write_bytes(picture(60, 40).png)
+    (tmp_path / "cake.png").write_bytes(image(60, 40).png)
     shown = row("shown", modality="text-image", images=(str(tmp_path / "cake.png"),))
     folder, out = corpus(tmp_path / "toy", shown, embed=True), tmp_path / "out"
     mine.run(recipe(), folder, Planned(), out)
@@ -442,7 +442,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 
 def test_a_fault_is_no_candidate(tmp_path: Path) -> None:
-    (tmp_path / "torn.png").write_bytes(b"no picture")
+    (tmp_path / "torn.png").write_bytes(b"no image")
     torn = row("torn", modality="image", images=(str(tmp_path / "torn.png"),))
     folder = corpus(tmp_path / "toy", row("a"), row("b", "WWWE"), torn, row("c", "EEEE"), row("d", "LLLL"), row("e"))
     engine, out = Planned(), tmp_path / "out"
@@ -570,7 +570,7 @@ def test_the_figure_shows_every_source(tmp_path: Path) -> None:
 def test_a_model_is_mined_with(tmp_path: Path, tiny_model: Path) -> None:
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
-    (tmp_path / "cake.png").write_bytes(picture(60, 40).png)
+    (tmp_path / "cake.png").write_bytes(image(60, 40).png)
     shown = row("shown", modality="image", prompt="", images=(str(tmp_path / "cake.png"),))
     folder = corpus(tmp_path / "toy", row("a"), shown, row("b", response="Flour."), row("long", prompt="cake " * 600))
     engine = TransformersEngine.load(str(tiny_model), dtype="fp32")

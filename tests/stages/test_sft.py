@@ -274,7 +274,7 @@ def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callabl
     unlabelled = {**content[0], "id": "unlabelled-1", "request_label": None}
     broken = {**content[4], "id": "broken-1", "images": ["broken.png"]}
     data = toy.write_data(tmp_path / "data", [*content, long, unlabelled, broken])
-    (data / "toy" / "broken.png").write_bytes(b"no picture")
+    (data / "toy" / "broken.png").write_bytes(b"no image")
     with (data / "toy" / "train.jsonl").open("a") as lines:
         lines.write("not json\n{}\n")
     drawn = {"sources": [toy.SOURCE], "drawn": {"count": 3}}
@@ -340,8 +340,8 @@ def test_a_half_written_base_is_made_again(
     assert_same_end(tmp_path, uninterrupted["fp32"])
 
 
-def test_pictures_with_many_readings_are_all_seen(tmp_path: Path) -> None:
-    """A transparent picture counts as several, in the tokens and in the batch."""
+def test_images_with_many_readings_are_all_seen(tmp_path: Path) -> None:
+    """A transparent image counts as several, in the tokens and in the batch."""
     data = toy.write_data(tmp_path / "data", toy.rows(4))
     Image.new("RGBA", (56, 56), (200, 0, 0, 100)).save(data / "toy" / "clear.png")
     extra = {**toy.row(4), "id": "clear-0", "images": ["clear.png"]}

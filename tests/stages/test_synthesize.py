@@ -26,7 +26,7 @@ from guardreasoner_vl.teachers.budget import Budget, Price
 from guardreasoner_vl.teachers.offline import RulesTeacher
 from guardreasoner_vl.teachers.openai import OpenAITeacher
 from guardreasoner_vl.types import Sample
-from tests.pictures import picture
+from tests.made_images import image
 from tests.teachers.teacher_server import STEPS, Reply, TeacherServer, answer, truthful, user_of
 
 if TYPE_CHECKING:
@@ -182,17 +182,17 @@ def test_the_rules_teacher_needs_no_endpoint(tmp_path: Path) -> None:
     assert {line["teacher"] for line in lines(folder)} == {"rules", "scripted"}
 
 
-def test_pictures_inside_the_rows_reach_the_teacher(tmp_path: Path) -> None:
+def test_images_inside_the_rows_reach_the_teacher(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(picture(40, 30).png)
+    path.write_bytes(image(40, 30).png)
     shown = row("shown", modality="image", prompt="", images=(str(path),))
     broken = tmp_path / "broken.png"
-    broken.write_bytes(picture(40, 30).png[:50])
+    broken.write_bytes(image(40, 30).png[:50])
     bad = row("broken", modality="image", images=(str(broken),))
     folder = corpus(tmp_path / "corpus", shown, bad, embed=True)
     with TeacherServer() as server:
         found = run(folder, OpenAITeacher(base_url=server.url))
-    # A picture that cannot be sent never can be: no fault of the endpoint.
+    # An image that cannot be sent never can be: no fault of the endpoint.
     assert found.set_aside.rows == [("broken", f"teacher: {ImageError.code}")]
     assert counts(found) == (2, 1, 1, 0)
     (payload,) = server.payloads

@@ -149,9 +149,9 @@ def test_what_is_not_there_is_not_judged() -> None:
         assert result.judged == {}
     labelled = prompt_only.model_copy(update={"response": " ", "response_label": "harmful"})
     assert reason(answer(response="None"), labelled) is None
-    picture = Sample(id="a", source="toy", modality="image", images=("a.png",), request_label="harmful")
-    assert reason(answer(request="harmful", response="None"), picture) is None
-    assert reason(answer(request="None", response="None"), picture) == "unparsable: missing_label"
+    image = Sample(id="a", source="toy", modality="image", images=("a.png",), request_label="harmful")
+    assert reason(answer(request="harmful", response="None"), image) is None
+    assert reason(answer(request="None", response="None"), image) == "unparsable: missing_label"
 
 
 def test_markers_in_what_is_kept_are_broken() -> None:

@@ -17,7 +17,7 @@ from guardreasoner_vl.teachers.base import Answered, Tokens
 from guardreasoner_vl.teachers.gates import Passed, Rejected, gate
 from guardreasoner_vl.teachers.openai import Chat, OpenAITeacher, read_answer
 from guardreasoner_vl.types import Sample
-from tests.pictures import picture
+from tests.made_images import image
 from tests.teachers.teacher_server import Reply, TeacherServer, answer, system_of, user_of
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ async def test_settings_are_the_caller_s(server: TeacherServer, monkeypatch: pyt
     assert server.keys == ["Bearer from-outside"]
 
 
-async def test_pictures_are_sent_as_parts(server: TeacherServer, tmp_path: Path) -> None:
+async def test_images_are_sent_as_parts(server: TeacherServer, tmp_path: Path) -> None:
     paths = []
     for name in ("a.png", "b.png"):
-        picture(40, 30).open().save(tmp_path / name)
+        image(40, 30).open().save(tmp_path / name)
         paths.append(str(tmp_path / name))
     row = Sample(
         id="p", source="toy", modality="text-image", prompt="What?", images=tuple(paths), request_label="harmful"

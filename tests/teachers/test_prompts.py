@@ -86,7 +86,7 @@ def test_the_exchange_stands_alone_and_neutralised() -> None:
     assert system.text == told(sample())
 
 
-def test_pictures_stand_where_the_guard_sees_them() -> None:
+def test_images_stand_where_the_guard_sees_them() -> None:
     row = sample(prompt="What is it?", images=["a.png", "b.png"])
     assert writing_messages(row, row.exchange(), None)[1].text.startswith("Human user:\n<image>\n<image>\nWhat is it?")
 

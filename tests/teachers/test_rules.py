@@ -99,8 +99,8 @@ SAMPLES = st.builds(
     LABEL,
     st.sampled_from(((), ("a.png",), ("a.png", "b.png"))),
     st.text(max_size=4),
-    picture=TEXT,
-    picture_text=TEXT,
+    image=TEXT,
+    image_text=TEXT,
     category=st.sampled_from(("", "weapons", "something else")),
     taxonomy=st.sampled_from(("", "hate", "other", "<think>")),
 )
@@ -249,15 +249,15 @@ def test_literally() -> None:
     )
 
 
-def test_a_picture_is_said_in_few_words_as_they_stand_there() -> None:
+def test_an_image_is_said_in_few_words_as_they_stand_there() -> None:
     text = "steps to build a <think>bomb</think> in your own big house"
-    shown = steps("", None, "harmful", images=("a.png",), picture_text=text)
+    shown = steps("", None, "harmful", images=("a.png",), image_text=text)
     quoted = '"steps to build a ‹think>bomb‹/think> in your own"'
     assert re.fullmatch(any_of(*SHOWN, fill=(quoted + ", about weapons",)) + r"\.", shown[0])
-    beside = steps("Explain it.", None, "harmful", images=("a.png",), picture_text=text)
+    beside = steps("Explain it.", None, "harmful", images=("a.png",), image_text=text)
     quoted = '"steps to build a ‹think>bomb‹/think>"'
     assert re.fullmatch(any_of(*SHOWN, fill=(quoted + " beside a request about weapons",)) + r"\.", beside[0])
-    for meta, seen in (({"picture": "a ring"}, "a ring"), ({}, "no readable words")):
+    for meta, seen in (({"image_kind": "a ring"}, "a ring"), ({}, "no readable words")):
         (step, *_) = steps("", None, "unharmful", images=("a.png",), **meta)
         assert re.fullmatch(any_of(*SHOWN, fill=(seen,)) + r"\.", step)
 
@@ -393,21 +393,21 @@ RESPONSES = (
     "Les enfants sont dans la maison et le chat est sur la table.",
     "The sky is blue. " * 20,
 )
-PICTURES: tuple[dict[str, Any], ...] = (
+IMAGES: tuple[dict[str, Any], ...] = (
     {},
-    {"images": ("a.png",), "picture": "a printed document"},
-    {"images": ("a.png",), "picture_text": "first you take an old book about counterfeit money home"},
+    {"images": ("a.png",), "image_kind": "a printed document"},
+    {"images": ("a.png",), "image_text": "first you take an old book about counterfeit money home"},
 )
 
 
 @pytest.mark.parametrize("taxonomy", ["", *TAXONOMY])
 def test_a_whole_reasoning_takes_at_most_60_tokens_and_no_step_is_long(taxonomy: str) -> None:
     most = 0.0
-    for (prompt, response, picture), number in zip(product(PROMPTS, RESPONSES, PICTURES), count(), strict=False):
-        if not (prompt or response or picture):
+    for (prompt, response, image), number in zip(product(PROMPTS, RESPONSES, IMAGES), count(), strict=False):
+        if not (prompt or response or image):
             continue
         for label in ("harmful", "unharmful"):
-            row = sample(prompt, response, label, label, row_id=str(number), taxonomy=taxonomy, **picture)
+            row = sample(prompt, response, label, label, row_id=str(number), taxonomy=taxonomy, **image)
             reasoning = reasoning_of(row)
             most = max(most, tokens(reasoning))
             assert tokens(reasoning) <= MOST_TOKENS, reasoning
@@ -423,9 +423,9 @@ def test_a_request_alone_takes_about_40_tokens() -> None:
 
 
 def test_scripts_of_many_tokens_are_quoted_shorter() -> None:
-    (step, *_) = steps("", None, "harmful", images=("a.png",), picture_text="今天天气怎么样呢" * 20)
+    (step, *_) = steps("", None, "harmful", images=("a.png",), image_text="今天天气怎么样呢" * 20)
     assert len(step.partition('"')[2]) <= 16
-    (step, *_) = steps("", None, "harmful", images=("a.png",), picture_text="добрый день всем людям на земле")
+    (step, *_) = steps("", None, "harmful", images=("a.png",), image_text="добрый день всем людям на земле")
     assert '"добрый день всем"' in step
 
 

@@ -25,7 +25,7 @@ from guardreasoner_vl.recipe import Recipe
 from guardreasoner_vl.stages import sft
 from guardreasoner_vl.training.compact import compact, expand
 from guardreasoner_vl.training.model_folder import load_for_training
-from tests.engines.conformance import SLOTS, asked, with_picture
+from tests.engines.conformance import SLOTS, asked, with_image
 from tests.engines.test_model_files import changed_json, copied
 from tests.training import toy
 
@@ -185,7 +185,7 @@ def test_logits_are_close_to_the_originals(tiny_model: Path, small: Path) -> Non
 
 
 def test_the_engine_gives_nearly_the_same_scores(tiny_model: Path, small: Path) -> None:
-    request = with_picture(asked(forced_prefix=FAST_PREFIX))
+    request = with_image(asked(forced_prefix=FAST_PREFIX))
     engines = [TransformersEngine.load(str(folder), dtype="fp32") for folder in (tiny_model, small)]
     scores = [engine.score([request], SLOTS, CANDIDATES)[0] for engine in engines]
     assert [score.error for score in scores] == [None, None]

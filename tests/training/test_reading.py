@@ -58,9 +58,9 @@ def loaded(folder: Path) -> Any:
 
 
 def page(size: tuple[int, int], *words: Word) -> Image.Image:
-    picture = Image.new("RGB", size)
-    picture.info[WORDS] = list(words)
-    return picture
+    image = Image.new("RGB", size)
+    image.info[WORDS] = list(words)
+    return image
 
 
 def word(text: str, left: float, top: float, right: float, bottom: float) -> Word:
@@ -78,15 +78,15 @@ def tokens(inputs: QwenInputs) -> tuple[int, int, int]:
 
 def test_a_patch_holds_the_tokens_drawn_in_it(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
     cake, bake, blank = tokens
-    picture = page((112, 56), word("cake", 14, 0, 56, 28), word("bake", 56, 14, 84, 42))
+    image = page((112, 56), word("cake", 14, 0, 56, 28), word("bake", 56, 14, 84, 42))
     held = [cake, cake, bake, blank, blank, blank, bake, blank]
-    assert patch_tokens(picture, inputs) == [{token: 1.0} for token in held]
+    assert patch_tokens(image, inputs) == [{token: 1.0} for token in held]
 
 
 def test_shares_follow_the_area_and_slivers_are_blank(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
     cake, bake, blank = tokens
-    picture = page((56, 56), word("cake", 0, 0, 7, 28), word("bake", 7, 0, 28, 28), word("cake", 28, 28, 56, 32))
-    first, *others = patch_tokens(picture, inputs)
+    image = page((56, 56), word("cake", 0, 0, 7, 28), word("bake", 7, 0, 28, 28), word("cake", 28, 28, 56, 32))
+    first, *others = patch_tokens(image, inputs)
     assert first == pytest.approx({cake: 0.25, bake: 0.75})
     assert others == [{blank: 1.0}] * 3  # 4 of 28 rows is 0.143 of the patch
 
@@ -105,7 +105,7 @@ def test_tokens_follow_the_letters_own_widths(inputs: QwenInputs) -> None:
     assert found == pytest.approx({wide: 0.75, narrow: 0.25})
 
 
-def test_boxes_shrink_with_the_picture(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
+def test_boxes_shrink_with_the_image(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
     cake, *_ = tokens
     found = patch_tokens(page((448, 448), word("cake", 0, 0, 448, 224)), inputs)
     assert len(found) == 64
@@ -113,9 +113,9 @@ def test_boxes_shrink_with_the_picture(inputs: QwenInputs, tokens: tuple[int, in
 
 
 def test_each_half_of_a_patch_holds_the_letter_that_fills_most_of_it(inputs: QwenInputs) -> None:
-    picture = page((56, 56), Word("Ab!", (0, 10, 28, 42), 0, 28), word("cd", 42, 28, 56, 30))
+    image = page((56, 56), Word("Ab!", (0, 10, 28, 42), 0, 28), word("cd", 42, 28, 56, 30))
     a, b = LETTERS.index("a"), LETTERS.index("b")
-    assert patch_letters(picture, inputs) == [a, b, OTHER_LETTER, *[NO_LETTER] * 5]  # 10 of 14 pixels are a's
+    assert patch_letters(image, inputs) == [a, b, OTHER_LETTER, *[NO_LETTER] * 5]  # 10 of 14 pixels are a's
 
 
 def test_the_loss_of_letters_by_hand() -> None:
@@ -131,9 +131,9 @@ def test_the_loss_of_letters_by_hand() -> None:
 def test_states_halfway_stand_in_the_order_of_the_features(folder: Path, inputs: QwenInputs) -> None:
     tower = loaded(folder).model.visual
     tower.blocks = tower.blocks[:1]  # so that halfway is the end, and the features are its merger's
-    pictures = [Image.effect_noise((width, 140), 80).convert("RGB") for width in (224, 168)]
+    images = [Image.effect_noise((width, 140), 80).convert("RGB") for width in (224, 168)]
     with torch.no_grad():
-        halfway, features = _features(tower, pictures, inputs)
+        halfway, features = _features(tower, images, inputs)
         assert torch.allclose(tower.merger(halfway.view(-1, tower.config.hidden_size)), features, atol=1e-5)
 
 
@@ -153,7 +153,7 @@ def test_the_loss_by_hand() -> None:
 def test_the_tower_learns_and_nothing_else_changes(folder: Path, inputs: QwenInputs) -> None:
     model = loaded(folder)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    section = ReadingSection(pictures=480, learning_rate=1e-3, batch_size=4)
+    section = ReadingSection(images=480, learning_rate=1e-3, batch_size=4)
     assert 0 <= learn_to_read(model, inputs, section, ["bake a cake"], seed=0) <= 1
     after = model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -161,8 +161,8 @@ def test_the_tower_learns_and_nothing_else_changes(folder: Path, inputs: QwenInp
     assert all(".visual." in name for name in changed)
 
     shown = [draw_words(random.Random(seed), "how to bake a cake", plain=True) for seed in range(8)]
-    targets = [shares for picture in shown for shares in patch_tokens(picture, inputs)]
-    grids = torch.tensor([(1, *inputs.grid(picture.height, picture.width)) for picture in shown])
+    targets = [shares for image in shown for shares in patch_tokens(image, inputs)]
+    grids = torch.tensor([(1, *inputs.grid(image.height, image.width)) for image in shown])
 
     def loss(state: dict[str, torch.Tensor]) -> float:
         model.load_state_dict(state)
@@ -179,7 +179,7 @@ def test_the_stage_reads_before_it_trains_and_once_only(tmp_path: Path, monkeypa
     first = toy.recipe(epochs=1)
     start = sft.run(first, tmp_path / "data", tmp_path / "first")
     content = first.model_dump(mode="json")
-    content["model"] = {"path": str(start), "reading": {"pictures": 4, "batch_size": 2}}
+    content["model"] = {"path": str(start), "reading": {"images": 4, "batch_size": 2}}
     out = tmp_path / "second"
     sft.run(parse_recipe(content), tmp_path / "data", out)
     base = load_file(out / "base" / "model.safetensors")
@@ -188,7 +188,7 @@ def test_the_stage_reads_before_it_trains_and_once_only(tmp_path: Path, monkeypa
     assert changed
     assert all(name.startswith("visual.") or ".visual." in name for name in changed)
     report = json.loads((out / "reading.json").read_text())
-    assert report["pictures"] == 4
+    assert report["images"] == 4
     assert 0 <= report["patches_read_rightly"] <= 1
     tokenizers = [json.loads((folder / "tokenizer.json").read_text()) for folder in (out / "base", start)]
     assert tokenizers[0] == tokenizers[1]

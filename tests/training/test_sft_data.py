@@ -10,7 +10,7 @@ from PIL import Image
 
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.errors import DataError, ImageError
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import FAST_PREFIX, TargetLabel, build_messages, parse_verdict, training_target
 from guardreasoner_vl.recipe import NewModel
 from guardreasoner_vl.training.sft_data import IGNORED, TokenRow, TokenRows, target_labels, token_row, tokenise
@@ -28,7 +28,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> QwenInputs:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
+def images(tmp_path: Path) -> list[str]:
     paths = []
     for number, size in enumerate(((56, 84), (28, 28))):
         Image.new("RGB", size, (number * 90, 40, 80)).save(tmp_path / f"{number}.png")
@@ -130,16 +130,16 @@ def test_a_response_without_a_prompt(inputs: QwenInputs) -> None:
     ],
 )
 def test_the_prompt_is_the_engines(
-    fields: dict[str, Any], reasoning: str | None, inputs: QwenInputs, pictures: list[str]
+    fields: dict[str, Any], reasoning: str | None, inputs: QwenInputs, images: list[str]
 ) -> None:
-    row = sample(**{**fields, "images": pictures[: fields.get("images", 0)]})
+    row = sample(**{**fields, "images": images[: fields.get("images", 0)]})
     encoded = token_row(row, training_target(reasoning, HARMFUL, UNHARMFUL), inputs)
-    exchange, taken = take_in(row.exchange())
+    exchange, taken = checked_exchange(row.exchange())
     prompt = inputs.encode(build_messages(exchange), taken, "" if reasoning else FAST_PREFIX).ids
     assert encoded.input_ids[: len(prompt)] == prompt
     assert encoded.labels[: len(prompt)] == [IGNORED] * len(prompt)
     assert encoded.labels[len(prompt)] != IGNORED
-    assert encoded.pictures == row.images
+    assert encoded.images == row.images
     # Six tokens and one: 56 x 84 and 28 x 28 pixels, one token for 28 x 28.
     assert encoded.input_ids.count(inputs.token_id["<|image_pad|>"]) == (0, 6, 7)[len(row.images)]
 
@@ -170,13 +170,13 @@ def test_rows_over_the_limit_are_counted_and_never_cut(inputs: QwenInputs) -> No
     assert result.set_aside.reasons == {f"longer than {limit} tokens": sum(length > limit for length in lengths)}
 
 
-def test_a_broken_picture_is_set_aside_with_its_reason(inputs: QwenInputs, pictures: list[str], tmp_path: Path) -> None:
+def test_a_broken_image_is_set_aside_with_its_reason(inputs: QwenInputs, images: list[str], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(Path(pictures[0]).read_bytes()[:60])
-    names = [pictures[0], str(broken), str(tmp_path / "missing.png")]
+    broken.write_bytes(Path(images[0]).read_bytes()[:60])
+    names = [images[0], str(broken), str(tmp_path / "missing.png")]
     rows = [sample(id=name, modality="image", images=[name], request_label="harmful") for name in names]
     result = rules(rows, inputs)
-    assert [row.id for row in result.rows] == [pictures[0]]
+    assert [row.id for row in result.rows] == [images[0]]
     assert result.set_aside.reasons == {ImageError.code: 2}
 
 
@@ -203,14 +203,14 @@ MARKERS = ["<think>", "</think>", "<result>", "</result>", "<|im_end|>", "<|imag
 @pytest.mark.parametrize("marker", MARKERS)
 @pytest.mark.parametrize("shown", [0, 1])
 def test_reasoning_never_becomes_a_control_token(
-    inputs: QwenInputs, pictures: list[str], marker: str, shown: int
+    inputs: QwenInputs, images: list[str], marker: str, shown: int
 ) -> None:
-    """A row's own reasoning is neutralised as its texts are, with pictures and without."""
+    """A row's own reasoning is neutralised as its texts are, with images and without."""
     row = sample(
         prompt="x",
         request_label="harmful",
         reasoning=f"so {marker} it is",
-        images=pictures[:shown],
+        images=images[:shown],
         modality="text-image" if shown else "text",
     )
     plain = row.model_copy(update={"reasoning": "so it is"})

@@ -35,7 +35,7 @@ NEW = toy.recipe().base.new
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder beside a folder of 16 rows: 8 with pictures."""
+    """A model folder beside a folder of 16 rows: 8 with images."""
     root = tmp_path_factory.mktemp("trainer")
     toy.write_data(root, toy.rows(16))
     assert NEW is not None
@@ -81,11 +81,11 @@ def trainer(
 
 
 def as_dict(row: TokenRow) -> dict[str, Any]:
-    return {"input_ids": row.input_ids, "labels": row.labels, "pictures": list(row.pictures)}
+    return {"input_ids": row.input_ids, "labels": row.labels, "images": list(row.images)}
 
 
-def batch(inputs: QwenInputs, rows: Sequence[TokenRow], always_pictures: bool = False) -> dict[str, Any]:
-    return Collator(inputs, always_pictures)([as_dict(row) for row in rows])
+def batch(inputs: QwenInputs, rows: Sequence[TokenRow], always_images: bool = False) -> dict[str, Any]:
+    return Collator(inputs, always_images)([as_dict(row) for row in rows])
 
 
 def padded(inputs: QwenInputs, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
@@ -105,7 +105,7 @@ def padded(inputs: QwenInputs, rows: Sequence[TokenRow]) -> dict[str, torch.Tens
 
 
 def split(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
-    return [row for row in rows if not row.pictures], [row for row in rows if row.pictures]
+    return [row for row in rows if not row.images], [row for row in rows if row.images]
 
 
 # --- batches ------------------------------------------------------------------------------------------
@@ -127,9 +127,9 @@ def test_what_all_rows_begin_with_stands_once(rows: list[TokenRow], inputs: Qwen
     ]
 
 
-def test_a_prefix_ends_before_loss_and_pictures(rows: list[TokenRow], inputs: QwenInputs) -> None:
-    texts, pictures = split(rows)
-    for row in (texts[0], pictures[0]):
+def test_a_prefix_ends_before_loss_and_images(rows: list[TokenRow], inputs: QwenInputs) -> None:
+    texts, images = split(rows)
+    for row in (texts[0], images[0]):
         made = batch(inputs, [row, row])
         shared = 2 * len(row.input_ids) - made["input_ids"].numel()
         start = inputs.token_id["<|vision_start|>"]
@@ -150,11 +150,11 @@ def test_positions_are_those_of_transformers(folder: Path, rows: list[TokenRow],
     assert torch.equal(made["position_ids"][:, 0], torch.cat([expected[:, 0, :shared], *pieces], dim=1))
 
 
-def test_pictures_fill_their_places(rows: list[TokenRow], inputs: QwenInputs) -> None:
-    _, pictures = split(rows)
-    made = batch(inputs, pictures)
+def test_images_fill_their_places(rows: list[TokenRow], inputs: QwenInputs) -> None:
+    _, images = split(rows)
+    made = batch(inputs, images)
     grids = made["image_grid_thw"]
-    assert grids.shape == (len(pictures), 3)
+    assert grids.shape == (len(images), 3)
     assert made["pixel_values"].shape == (int(grids.prod(1).sum()), 3 * 2 * 14 * 14)
     pads = (made["input_ids"] == inputs.token_id["<|image_pad|>"]).sum()
     assert int(pads) == int(grids.prod(1).sum()) // 4
@@ -213,14 +213,14 @@ def by_hand(model: Any, made: dict[str, torch.Tensor], count: int | None) -> tor
     return torch.stack(terms).sum() / (count or len(terms))
 
 
-@pytest.mark.parametrize("kind", ["text", "picture", "mixed"])
+@pytest.mark.parametrize("kind", ["text", "image", "mixed"])
 @pytest.mark.parametrize("items", [None, 321])
 def test_loss_and_gradients_are_trls_and_the_formulas(
     kind: str, items: int | None, folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
 ) -> None:
     made = trainer(folder, rows, inputs, tmp_path)
-    texts, pictures = split(rows)
-    chosen = {"text": texts[:4], "picture": pictures[:4], "mixed": [*texts[:2], *pictures[:3]]}[kind]
+    texts, images = split(rows)
+    chosen = {"text": texts[:4], "image": images[:4], "mixed": [*texts[:2], *images[:3]]}[kind]
     values, each = batch(inputs, chosen), padded(inputs, chosen)
     count = None if items is None else torch.tensor(items)
     ours = gradients(made, lambda: made.compute_loss(made.model, dict(values), num_items_in_batch=count))
@@ -275,12 +275,12 @@ def test_the_head_sees_supervised_positions_only(
     assert made.model(**fields).logits.shape[:2] == values["input_ids"].shape  # and nothing stays behind
 
 
-def test_a_blank_picture_changes_no_gradient(
+def test_a_blank_image_changes_no_gradient(
     folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
 ) -> None:
     """Where weights are sharded every rank has to call the vision tower, whatever its rows are."""
     made = trainer(folder, rows, inputs, tmp_path)
-    texts, pictures = split(rows)
+    texts, images = split(rows)
     plain, blank = (batch(inputs, texts[:3], always) for always in (False, True))
     assert set(blank) - set(plain) == {"pixel_values", "image_grid_thw"}
     loss, expected = gradients(made, lambda: made.compute_loss(made.model, plain))
@@ -290,7 +290,7 @@ def test_a_blank_picture_changes_no_gradient(
     assert found.keys() == expected.keys() | tower
     for name, value in found.items():
         assert_close(value, torch.zeros_like(value) if name in tower else expected[name], name, 1e-6)
-    mixed = [batch(inputs, [texts[0], pictures[0]], always)["pixel_values"] for always in (False, True)]
+    mixed = [batch(inputs, [texts[0], images[0]], always)["pixel_values"] for always in (False, True)]
     assert torch.equal(*mixed)
 
 
@@ -352,13 +352,13 @@ def test_accumulated_gradients_are_those_of_one_big_batch(
         assert_close(small[name], value, name, 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["text", "picture", "mixed"])
+@pytest.mark.parametrize("kind", ["text", "image", "mixed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_kind_of_batch_trains(
     kind: str, dtype: torch.dtype, folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
 ) -> None:
-    texts, pictures = split(rows)
-    chosen = {"text": texts, "picture": pictures, "mixed": rows[2:6]}[kind][:4]
+    texts, images = split(rows)
+    chosen = {"text": texts, "image": images, "mixed": rows[2:6]}[kind][:4]
     made = trainer(folder, chosen, inputs, tmp_path, dtype, epochs=1, batch_size=4, save_steps=100)
     before = {name: value.detach().clone() for name, value in made.model.named_parameters()}
     made.train()

@@ -55,11 +55,11 @@ def recipe(data: dict[str, Any] | None = None, shape: dict[str, Any] | None = No
 
 
 def row(number: int) -> dict[str, Any]:
-    """Harmful where `number` is odd; text, an answered request, a picture, a picture with text, in turn."""
+    """Harmful where `number` is odd; text, an answered request, an image, an image with text, in turn."""
     harmful = number % 2 == 1
     label = "harmful" if harmful else "unharmful"
     prompt = f"how to {'make a bomb' if harmful else 'bake a cake'}{' at home' * (number % 3)}"
-    common = {"source": "toy", "request_label": label, "meta": {"picture": "a colour"}}
+    common = {"source": "toy", "request_label": label, "meta": {"image_kind": "a colour"}}
     kind = number // 2 % 4
     if kind == 0:
         return {**common, "modality": "text", "prompt": prompt}
@@ -85,7 +85,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def write_data(root: Path, content: list[dict[str, Any]]) -> Path:
-    """A folder of sources with one source, `toy`, and its pictures."""
+    """A folder of sources with one source, `toy`, and its images."""
     folder = root / "toy"
     folder.mkdir(parents=True)
     for index, size in enumerate(((60, 60), (84, 56), (40, 80))):

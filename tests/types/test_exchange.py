@@ -27,7 +27,7 @@ from guardreasoner_vl.types import (
     Verdict,
     VerdictError,
 )
-from tests.pictures import picture
+from tests.made_images import image
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 OTHER = "DATA:image/jpeg;base64,/9j/"
@@ -69,7 +69,7 @@ def test_sequences_become_tuples_and_images_are_in_reading_order() -> None:
 
 
 @pytest.mark.parametrize("one", ["cat.png", b"\x89PNG"])
-def test_one_bare_picture_is_not_taken_letter_by_letter(one: Any) -> None:
+def test_one_bare_image_is_not_taken_letter_by_letter(one: Any) -> None:
     with pytest.raises(InputError, match="tuple"):
         Exchange("q", one)
 
@@ -103,7 +103,7 @@ def test_text_that_no_tokenizer_takes_is_refused(make: Any) -> None:
         lambda bad: Exchange.from_messages([user([{"type": "image_url", "image_url": {"url": f"data:{bad}"}}])]),
     ],
 )
-def test_a_picture_string_that_nothing_can_encode_is_refused_in_one_line(make: Any, bad: str) -> None:
+def test_an_image_string_that_nothing_can_encode_is_refused_in_one_line(make: Any, bad: str) -> None:
     with pytest.raises(InputError) as caught:
         make(bad)
     assert "\n" not in str(caught.value)
@@ -112,18 +112,18 @@ def test_a_picture_string_that_nothing_can_encode_is_refused_in_one_line(make: A
 
 
 @pytest.mark.parametrize("junk", [None, 5, 2.5, True, {"url": PIXEL}, [PIXEL], (), object(), bytearray(b"x")])
-def test_what_is_no_picture_is_refused(junk: Any) -> None:
-    with pytest.raises(InputError, match=f"{type(junk).__name__} is no picture"):
+def test_what_is_no_image_is_refused(junk: Any) -> None:
+    with pytest.raises(InputError, match=f"{type(junk).__name__} is no image"):
         Exchange("q", (junk,))
-    with pytest.raises(InputError, match=f"{type(junk).__name__} is no picture"):
+    with pytest.raises(InputError, match=f"{type(junk).__name__} is no image"):
         Exchange("q", history=(Turn("x", (junk,)),))
 
 
 @pytest.mark.parametrize("junk", [5, {"url": PIXEL}, Path("cat.png"), Image.new("RGB", (2, 2)), "cat.png", None])
-def test_pictures_come_in_a_sequence(junk: Any) -> None:
-    with pytest.raises(InputError, match="sequence of pictures"):
+def test_images_come_in_a_sequence(junk: Any) -> None:
+    with pytest.raises(InputError, match="sequence of images"):
         Exchange("q", junk)
-    with pytest.raises(InputError, match="sequence of pictures"):
+    with pytest.raises(InputError, match="sequence of images"):
         Exchange("q", history=(Turn("x", junk),))
 
 
@@ -140,9 +140,9 @@ def test_history_is_made_of_turns() -> None:
             Exchange("q", history=history)  # type: ignore[arg-type]  # what callers do
 
 
-def test_every_kind_of_picture_passes_untouched() -> None:
-    pictures = (PIXEL, "cat.png", Path("cat.png"), b"\x89PNG\r\n", Image.new("RGB", (2, 2)), picture(2, 2))
-    assert Exchange("q", pictures, history=(Turn("x", pictures),)).all_images == pictures * 2
+def test_every_kind_of_image_passes_untouched() -> None:
+    images = (PIXEL, "cat.png", Path("cat.png"), b"\x89PNG\r\n", Image.new("RGB", (2, 2)), image(2, 2))
+    assert Exchange("q", images, history=(Turn("x", images),)).all_images == images * 2
 
 
 # --- Line ends ---------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ FORMS = [
     pytest.param(
         [user("q"), {"role": "tool", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}],
         Exchange("q", (PIXEL,)),
-        id="a picture from a tool is judged with the turn",
+        id="an image from a tool is judged with the turn",
     ),
     pytest.param([{"role": "tool", "content": "out"}], Exchange(response="out"), id="tool result alone"),
 ]

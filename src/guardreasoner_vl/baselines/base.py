@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from guardreasoner_vl.engines.openai.chat import GREEDY, finite, read_completion
 from guardreasoner_vl.errors import EngineError, InputError
-from guardreasoner_vl.types import Judgement, Label, Picture, Target
+from guardreasoner_vl.types import CheckedImage, Judgement, Label, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +68,7 @@ class Adapter(Protocol):
         """Whether it writes reasoning before its labels."""
 
     def asks(self, exchange: Exchange) -> list[Ask]:
-        """What to ask about an exchange whose pictures were taken in. Raises `UnsupportedError`."""
+        """What to ask about an exchange whose images were taken in. Raises `UnsupportedError`."""
 
     def read(self, ask: Ask, answer: Answer) -> dict[Target, Judgement]:
         """The judgements of one answer. Raises `UnreadableError`."""
@@ -125,17 +125,17 @@ def score_of(tokens: Sequence[Mapping[str, float]], harmful: Sequence[str], unha
 
 
 def text_only(exchange: Exchange, name: str) -> None:
-    """Raises `UnsupportedError` for pictures."""
+    """Raises `UnsupportedError` for images."""
     if exchange.all_images:
-        raise UnsupportedError(f"{name} reads no pictures; judge text benchmarks with it")
+        raise UnsupportedError(f"{name} reads no images; judge text benchmarks with it")
 
 
-def one_picture(exchange: Exchange, name: str) -> Picture:
-    """The exchange's picture; raises `UnsupportedError` unless there is exactly one."""
-    pictures = [image for image in exchange.all_images if isinstance(image, Picture)]
-    if len(pictures) != 1:
-        raise UnsupportedError(f"{name} judges one picture at a time, here are {len(pictures)}")
-    return pictures[0]
+def one_image(exchange: Exchange, name: str) -> CheckedImage:
+    """The exchange's image; raises `UnsupportedError` unless there is exactly one."""
+    images = [image for image in exchange.all_images if isinstance(image, CheckedImage)]
+    if len(images) != 1:
+        raise UnsupportedError(f"{name} judges one image at a time, here are {len(images)}")
+    return images[0]
 
 
 def greedy(most: int) -> dict[str, Any]:

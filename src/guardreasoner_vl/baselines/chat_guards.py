@@ -18,12 +18,12 @@ from guardreasoner_vl.baselines.base import (
     UnsupportedError,
     greedy,
     judged,
-    one_picture,
+    one_image,
     score_of,
     text_only,
 )
-from guardreasoner_vl.engines.openai.chat import picture_part, text_part
-from guardreasoner_vl.types import Picture
+from guardreasoner_vl.engines.openai.chat import image_part, text_part
+from guardreasoner_vl.types import CheckedImage
 
 if TYPE_CHECKING:
     from guardreasoner_vl.baselines.base import Answer
@@ -37,18 +37,18 @@ class LlamaGuard:
     """Judges the last message: the request alone, then the request with the response.
 
     `parts`: contents as lists of parts (1B, Vision and 4), which drop a plain string without a word; the 8B's
-    template wants the string. `most_pictures` is 0 for the text guards.
+    template wants the string. `most_images` is 0 for the text guards.
     """
 
     parts: bool = True
-    most_pictures: int = 0
+    most_images: int = 0
     reasons: bool = False
 
     def asks(self, exchange: Exchange) -> list[Ask]:
-        pictures = [image for image in exchange.all_images if isinstance(image, Picture)]
-        if len(pictures) > self.most_pictures:
-            raise UnsupportedError(f"this Llama Guard reads {self.most_pictures} pictures, here are {len(pictures)}")
-        user: Message = {"role": "user", "content": self._content(exchange.prompt or "", pictures)}
+        images = [image for image in exchange.all_images if isinstance(image, CheckedImage)]
+        if len(images) > self.most_images:
+            raise UnsupportedError(f"this Llama Guard reads {self.most_images} images, here are {len(images)}")
+        user: Message = {"role": "user", "content": self._content(exchange.prompt or "", images)}
         asks = []
         if exchange.has_prompt:
             asks.append(_chat([user], 20, "request"))
@@ -57,8 +57,8 @@ class LlamaGuard:
             asks.append(_chat([user, agent], 20, "response"))
         return asks
 
-    def _content(self, text: str, pictures: list[Picture]) -> str | list[dict[str, Any]]:
-        return [*map(picture_part, pictures), text_part(text)] if self.parts else text
+    def _content(self, text: str, images: list[CheckedImage]) -> str | list[dict[str, Any]]:
+        return [*map(image_part, images), text_part(text)] if self.parts else text
 
     def read(self, ask: Ask, answer: Answer) -> dict[Target, Judgement]:
         first = answer.text.strip().partition("\n")[0].strip()
@@ -99,15 +99,15 @@ class Qwen3Guard:
 
 @dataclass(frozen=True)
 class LlavaGuard:
-    """Judges one picture against the policy text of its authors; it reads neither prompt nor response."""
+    """Judges one image against the policy text of its authors; it reads neither prompt nor response."""
 
     reasons: bool = True
 
     def asks(self, exchange: Exchange) -> list[Ask]:
-        picture = one_picture(exchange, "LlavaGuard")
+        image = one_image(exchange, "LlavaGuard")
 
         def payload() -> dict[str, Any]:
-            content = [picture_part(picture), text_part(_policy())]
+            content = [image_part(image), text_part(_policy())]
             return {"messages": [{"role": "user", "content": content}], **greedy(500)}
 
         return [Ask("chat/completions", payload, ("request",))]

@@ -15,7 +15,7 @@ from guardreasoner_vl.baselines.verdicts import failure, verdict_of, worse
 from guardreasoner_vl.engines.openai.chat import NEUTRAL
 from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
 from guardreasoner_vl.errors import GuardError, InputError
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ADAPTERS: dict[str, Adapter] = {
     "llama-guard-3-8b": LlamaGuard(parts=False),
     "llama-guard-3-1b": LlamaGuard(),
-    "llama-guard-3-vision": LlamaGuard(most_pictures=1),
-    "llama-guard-4": LlamaGuard(most_pictures=5),
+    "llama-guard-3-vision": LlamaGuard(most_images=1),
+    "llama-guard-4": LlamaGuard(most_images=5),
     "wildguard": WildGuard(),
     "qwen3guard": Qwen3Guard(),
     "qwen3guard-loose": Qwen3Guard(controversial="unharmful"),
@@ -86,7 +86,7 @@ class OtherGuard(GuardOverHttp["Exchange"]):
         found: dict[Target, Judgement] = {}
         tokens = 0
         try:
-            for ask in self._adapter.asks(take_in(item)[0]):
+            for ask in self._adapter.asks(checked_exchange(item)[0]):
                 answer = read_answer(ask.path, await self._asked(ask))
                 tokens += answer.completion_tokens
                 for target, judgement in self._adapter.read(ask, answer).items():

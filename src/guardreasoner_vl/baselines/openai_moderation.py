@@ -1,6 +1,6 @@
-"""OpenAI's Moderation API (`omni-moderation-latest`): texts and pictures, no reasoning.
+"""OpenAI's Moderation API (`omni-moderation-latest`): texts and images, no reasoning.
 
-It knows no roles: the request is one input, the response another, and of several pictures each is one more.
+It knows no roles: the request is one input, the response another, and of several images each is one more.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.baselines.base import Ask, UnreadableError, judged
-from guardreasoner_vl.engines.openai.chat import picture_part, text_part
-from guardreasoner_vl.types import Picture
+from guardreasoner_vl.engines.openai.chat import image_part, text_part
+from guardreasoner_vl.types import CheckedImage
 
 if TYPE_CHECKING:
     from guardreasoner_vl.baselines.base import Answer
@@ -24,11 +24,11 @@ class OpenAIModeration:
     reasons: bool = False
 
     def asks(self, exchange: Exchange) -> list[Ask]:
-        pictures = [image for image in exchange.images if isinstance(image, Picture)]
+        images = [image for image in exchange.images if isinstance(image, CheckedImage)]
         prompt = exchange.prompt or ""
         text = [text_part(prompt)] if prompt.strip() else []
-        asks = [_ask([*text, picture], "request") for picture in map(picture_part, pictures)]
-        if text and not pictures:
+        asks = [_ask([*text, part], "request") for part in map(image_part, images)]
+        if text and not images:
             asks.append(_ask(text, "request"))
         if exchange.has_response:
             asks.append(_ask([text_part(exchange.response or "")], "response"))

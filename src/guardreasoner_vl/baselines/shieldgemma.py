@@ -1,4 +1,4 @@
-"""ShieldGemma 2, run here by transformers: each picture against each of its policies, the worst answer counts.
+"""ShieldGemma 2, run here by transformers: each image against each of its policies, the worst answer counts.
 
 Its processor writes the prompts that it was trained with; its answer is the probability of *Yes, this violates the
 policy* against *No*. It reads neither the request's text nor a response. Source: the model's card
@@ -18,8 +18,8 @@ from guardreasoner_vl.baselines.client import LOCAL
 from guardreasoner_vl.baselines.verdicts import failure, verdict_of
 from guardreasoner_vl.engines.model_files import model_info, resolve_folder
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
-from guardreasoner_vl.images.exchange import take_in
-from guardreasoner_vl.types import Picture, Usage
+from guardreasoner_vl.images.exchange import checked_exchange
+from guardreasoner_vl.types import CheckedImage, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ EVEN = 0.5
 """Harmful where *Yes* is likelier than *No* for any policy."""
 
 YES = 0
-"""The column of *Yes* in the model's probabilities, of shape (pictures x policies, 2)."""
+"""The column of *Yes* in the model's probabilities, of shape (images x policies, 2)."""
 
 
 class ShieldGemma2:
@@ -63,7 +63,7 @@ class ShieldGemma2:
         return {"adapter": LOCAL, "policies": self._policies}
 
     def moderate_batch(self, items: Iterable[Exchange], *, chunk: int = 128) -> Iterator[Verdict]:  # noqa: ARG002
-        """Verdicts in order, one exchange at a time; what holds no picture is an `error` verdict."""
+        """Verdicts in order, one exchange at a time; what holds no image is an `error` verdict."""
         return map(self._verdict, items)
 
     def close(self) -> None:
@@ -81,22 +81,24 @@ class ShieldGemma2:
     def _verdict(self, exchange: Exchange) -> Verdict:
         started = time.perf_counter()
         try:
-            score = self._score([picture for picture in take_in(exchange)[0].images if isinstance(picture, Picture)])
+            score = self._score(
+                [image for image in checked_exchange(exchange)[0].images if isinstance(image, CheckedImage)]
+            )
         except GuardError as error:
             return failure(error, self.mode, self.model, _since(started))
         return verdict_of({"request": judged(score > EVEN, score)}, self.mode, self.model, _since(started))
 
-    def _score(self, pictures: Sequence[Picture]) -> float:
-        """The highest probability of *Yes* over all pictures and policies."""
-        if not pictures:
-            raise UnsupportedError("ShieldGemma 2 judges pictures only, here is none")
+    def _score(self, images: Sequence[CheckedImage]) -> float:
+        """The highest probability of *Yes* over all images and policies."""
+        if not images:
+            raise UnsupportedError("ShieldGemma 2 judges images only, here is none")
         try:
-            images = [picture.open() for picture in pictures]
-            inputs = self._processor(images=images, return_tensors="pt").to(self._device)
+            opened = [image.open() for image in images]
+            inputs = self._processor(images=opened, return_tensors="pt").to(self._device)
             with torch.inference_mode():
                 probabilities = self._network(**inputs).probabilities
         except Exception as error:
-            raise EngineError(f"ShieldGemma 2 failed ({type(error).__name__}); try again, or fewer pictures") from error
+            raise EngineError(f"ShieldGemma 2 failed ({type(error).__name__}); try again, or fewer images") from error
         score = float(probabilities[:, YES].float().max())
         if not 0 <= score <= 1:
             raise EngineError("ShieldGemma 2 gave no probability; load it in another precision")

@@ -1,6 +1,6 @@
 """Moderation of a JSONL file: one verdict for each row, saved as it goes, continued after any kind of stop.
 
-A row is `{id, prompt?, images?, response?}` or `{id, messages}`; picture paths are relative to its file. Each
+A row is `{id, prompt?, images?, response?}` or `{id, messages}`; image paths are relative to its file. Each
 line of IN ends in one of three ways:
 
 - judged: a line `{"id": ..., **verdict}` in OUT;
@@ -188,7 +188,7 @@ def rejected_path(target: Path) -> Path:
 
 
 def read_rows(lines: Iterable[bytes], folder: Path) -> Iterator[Row | Rejected]:
-    """The rows of a JSONL file whose picture paths start at `folder`; blank lines do not count.
+    """The rows of a JSONL file whose image paths start at `folder`; blank lines do not count.
 
     Nothing is guessed: what two readers could understand differently is rejected.
     """
@@ -221,7 +221,7 @@ def _row(number: int, line: bytes, folder: Path) -> Row:
         if meant:
             raise InputError(f"field {name!a:.40}: did you mean {meant[0]!r}? Rename or remove it")
     if medium := unread_medium(content, _FIELDS):
-        raise InputError(f"field {medium!a:.40}: no such medium is judged; give pictures in 'images', or remove it")
+        raise InputError(f"field {medium!a:.40}: no such medium is judged; give images in 'images', or remove it")
     item = {name: content[name] for name in _JUDGED if content.get(name) not in (None, "", [])}
     if isinstance(item.get("images"), list):
         item["images"] = [_located(image, folder) for image in item["images"]]
@@ -230,7 +230,7 @@ def _row(number: int, line: bytes, folder: Path) -> Row:
 
 def _json_object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE:
-        raise InputError(f"longer than {MAX_LINE:,} bytes: give pictures as paths")
+        raise InputError(f"longer than {MAX_LINE:,} bytes: give images as paths")
     try:
         content = json.loads(line.decode("utf-8"), object_pairs_hook=_unambiguous)
     except UnicodeDecodeError as error:

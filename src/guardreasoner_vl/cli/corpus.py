@@ -32,7 +32,7 @@ def curate(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Its `data` section names sources and shares.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Where the sources lie.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The corpus's folder.")],
-    embed: Annotated[bool, typer.Option("--embed", help="Put the pictures' bytes into the rows.")] = False,
+    embed: Annotated[bool, typer.Option("--embed", help="Put the images' bytes into the rows.")] = False,
 ) -> None:
     """Make a corpus of a recipe's sources: mixed, without duplicates, with a card. Exit code 1: rows were set aside."""
     from guardreasoner_vl.recipe import load_recipe
@@ -138,7 +138,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
 ) -> None:
-    """Write the corpus for other programs, pictures included; both layouts are read back without loss."""
+    """Write the corpus for other programs, images included; both layouts are read back without loss."""
     from guardreasoner_vl.corpus.export import export as write
     from guardreasoner_vl.corpus.store import read_info
 
@@ -150,7 +150,7 @@ def export(
 
 @corpus.command()
 def check(folder: FolderArgument) -> None:
-    """Check ids, labels, pictures and reasoning of every row. Exit code 1: there are faults."""
+    """Check ids, labels, images and reasoning of every row. Exit code 1: there are faults."""
     from guardreasoner_vl.corpus.check import check_corpus
 
     with progress_bar() as progress:

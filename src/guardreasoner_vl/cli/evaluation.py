@@ -32,8 +32,8 @@ from guardreasoner_vl.cli.options import (
 )
 from guardreasoner_vl.errors import DataError, InputError
 
-UNPACKED = "pictures"
-"""Below `--out`: pictures that stand inside a benchmark's records."""
+UNPACKED = "images"
+"""Below `--out`: images that stand inside a benchmark's records."""
 
 if TYPE_CHECKING:
     from guardreasoner_vl.baselines.client import OtherGuard

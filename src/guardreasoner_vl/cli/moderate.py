@@ -51,7 +51,7 @@ def moderate(
     response: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the model answered; - reads stdin.")
     ] = None,
-    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="A picture; may be given often.")] = None,
+    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="An image; may be given often.")] = None,
     messages: Annotated[
         str | None, typer.Option(metavar="FILE", help="OpenAI-style chat messages as JSON; - reads stdin.")
     ] = None,
@@ -165,13 +165,13 @@ def _judged(
     build: "Callable[[], Exchange]", policy: "Policy", model: str | None, open_guard: "Callable[[], Guard]"
 ) -> "Verdict":
     """One verdict, whatever happens. What cannot be judged is refused before a model is loaded."""
-    from guardreasoner_vl.images.exchange import take_in
+    from guardreasoner_vl.images.exchange import checked_exchange
     from guardreasoner_vl.judging.judge import error_verdict
     from guardreasoner_vl.types import ModelInfo
 
     try:
         exchange = build()
-        take_in(exchange, policy.images)
+        checked_exchange(exchange, policy.images)
         with open_guard() as guard:
             return next(guard.moderate_batch([exchange]))
     except GuardError as error:

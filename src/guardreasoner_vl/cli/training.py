@@ -68,7 +68,7 @@ def augment(
     data: Annotated[Path, typer.Option(metavar="DIR", help="The hard rows (`mine`).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the RL set, which is a corpus too.")],
 ) -> None:
-    """Join pairs of hard rows: texts into one, pictures into one, labels by the union rule."""
+    """Join pairs of hard rows: texts into one, images into one, labels by the union rule."""
     from guardreasoner_vl.recipe import load_recipe
     from guardreasoner_vl.stages import augment as stage
 

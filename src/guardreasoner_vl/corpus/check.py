@@ -1,4 +1,4 @@
-"""Whether a corpus can be trained on as it is: ids, labels, pictures and reasoning of every row."""
+"""Whether a corpus can be trained on as it is: ids, labels, images and reasoning of every row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.corpus.store import read_corpus, read_info
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.protocol import TargetLabel, neutralise, training_target
 from guardreasoner_vl.sources.labels import content
 from guardreasoner_vl.sources.skipped import SetAside
@@ -58,9 +58,9 @@ def _faults(
             found.append("contradictory labels")
     for image in sample.images:
         try:
-            load_images(Path(image))
+            decoded_images(Path(image))
         except ImageError:
-            found.append("unreadable picture")
+            found.append("unreadable image")
     if sample.reasoning and neutralise(sample.reasoning) != sample.reasoning:
         found.append("reasoning: a marker of the protocol; training breaks it")
     if sample.reasoning and (reason := _rejected(sample)):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from guardreasoner_vl.evaluation.report import html_page
-from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.storage.atomic import write_text, write_whole
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def write_sheet(folder: Path, made: Sequence[Sample], note: str) -> None:
     table += [[str(number), *caption(row)] for number, row in enumerate(rows, 1)]
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     image = f'<img alt="The rows of the table below, in its order" src="{source}">'
-    page = html_page("Joined rows", "guardreasoner-vl augment", notes, [("Rows", table)], {"Pictures": image})
+    page = html_page("Joined rows", "guardreasoner-vl augment", notes, [("Rows", table)], {"Images": image})
     write_text(folder / f"{NAME}.html", page)
 
 
@@ -82,11 +82,11 @@ def _drawn(rows: Sequence[Sample]) -> Image.Image:
     for number, row in enumerate(rows):
         left, top = number % _COLUMNS * _WIDTH, number // _COLUMNS * tall
         if row.images:
-            picture = load_images(Path(row.images[0]))[0]
-            picture.thumbnail((_WIDTH - 12, _HEIGHT - 12))
-            sheet.paste(picture, (left + (_WIDTH - picture.width) // 2, top + (_HEIGHT - picture.height) // 2))
+            image = decoded_images(Path(row.images[0]))[0]
+            image.thumbnail((_WIDTH - 12, _HEIGHT - 12))
+            sheet.paste(image, (left + (_WIDTH - image.width) // 2, top + (_HEIGHT - image.height) // 2))
         else:
-            draw.text((left + 6, top + _HEIGHT // 2), "no picture", _PALE, font)
+            draw.text((left + 6, top + _HEIGHT // 2), "no image", _PALE, font)
         draw.rectangle((left, top, left + _WIDTH - 1, top + tall - 1), outline=_PALE)
         first, told, joint, text = caption(row)
         draw.multiline_text((left + 6, top + _HEIGHT), f"{first}\n{told}\n= {joint}\n{text}", _INK, font)

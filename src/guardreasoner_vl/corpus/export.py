@@ -45,7 +45,7 @@ _DATASET_INFO = {
 
 
 def export(folder: Path, layout: Layout, out: Path, progress: Callable[[int], None] | None = None) -> int:
-    """Write the corpus in `folder` to the new folder `out`, pictures included; gives the number of rows.
+    """Write the corpus in `folder` to the new folder `out`, images included; gives the number of rows.
 
     Rows without reasoning have an empty think. Raises `DataError` if `out` holds something.
     """
@@ -118,7 +118,7 @@ def _word(label: GoldLabel | None) -> TargetLabel:
 
 
 def _copied(path: Path, out: Path) -> str:
-    """The picture's place below `out`; equal names of different folders are kept apart."""
+    """The image's place below `out`; equal names of different folders are kept apart."""
     folder = hashlib.sha256(str(path.parent.absolute()).encode()).hexdigest()[:8]
     target = out / IMAGES / folder / path.name
     if not target.is_file():

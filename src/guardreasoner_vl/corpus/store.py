@@ -1,10 +1,10 @@
 """A corpus on disk: `rows.parquet`, what is known about it, and what was written about its rows later.
 
-DIR/rows.parquet       one row for each sample, the pictures inside or by path
+DIR/rows.parquet       one row for each sample, the images inside or by path
 DIR/corpus.json        schema version, recipe's name, sources with their licences and revisions
 DIR/reasoning.jsonl    attempts of a teacher, appended by `synthesize` (`corpus.attempts`)
 DIR/set_aside.jsonl    rows that were left out, each with its reason
-DIR/pictures/          pictures that stood inside records or rows, named after their bytes
+DIR/images/          images that stood inside records or rows, named after their bytes
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_info(folder: Path) -> CorpusInfo:
 
 
 def write_corpus(folder: Path, info: CorpusInfo, samples: Iterable[Sample], *, embed: bool = False) -> CorpusInfo:
-    """Write rows and description, whole or not at all; `embed` puts the pictures' bytes into the rows."""
+    """Write rows and description, whole or not at all; `embed` puts the images' bytes into the rows."""
     written = info.model_copy(update={"rows": write_rows(folder / ROWS, samples, embed=embed)})
     write_json(folder / INFO, written.model_dump(mode="json"))
     return written

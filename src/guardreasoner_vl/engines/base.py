@@ -1,4 +1,4 @@
-"""What every engine does: chat messages and pictures in, text and label log-probabilities out."""
+"""What every engine does: chat messages and images in, text and label log-probabilities out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.images.geometry import PixelBudget
     from guardreasoner_vl.protocol import Message
-    from guardreasoner_vl.types import Picture
+    from guardreasoner_vl.types import CheckedImage
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -42,7 +42,7 @@ class EngineRequest:
     """
 
     messages: tuple[Message, ...]
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[CheckedImage, ...] = ()
     forced_prefix: str = ""
     max_new_tokens: int = 1024
     temperature: float = 0.0
@@ -105,7 +105,7 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def count_tokens(self, request: EngineRequest) -> int | None:
-        """Prompt tokens of `request`, pictures and forced prefix included; None where the engine cannot tell."""
+        """Prompt tokens of `request`, images and forced prefix included; None where the engine cannot tell."""
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
         """Answer all `requests`; results come in the same order."""

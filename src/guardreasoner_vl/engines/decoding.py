@@ -124,7 +124,7 @@ class Decoder:
         prefix: Prefix | None = None,
         budget: PixelBudget | None = None,
     ) -> Batch:
-        """Read the prompts. `images` holds all rows' pictures in order; one that comes again is looked at once."""
+        """Read the prompts. `images` holds all rows' images in order; one that comes again is looked at once."""
         skipped = len(prefix.ids) if prefix else 0
         own = max(len(row.ids) for row in rows) - skipped
         ids = torch.full((len(rows), own), self.inputs.token_id["<|endoftext|>"])
@@ -167,7 +167,7 @@ class Decoder:
     def _vision(
         self, images: Sequence[Image], grids: Sequence[tuple[int, int]], budget: PixelBudget | None
     ) -> torch.Tensor:
-        """All pictures' features in order, shape (merged patches, width); each picture goes through the tower once."""
+        """All images' features in order, shape (merged patches, width); each image goes through the tower once."""
         first: dict[int, int] = {}
         for at, image in enumerate(images):
             first.setdefault(id(image), at)
@@ -196,7 +196,7 @@ class Decoder:
             if vision is not None:
                 pads = ids == self.inputs.token_id[IMAGE_PAD]
                 if int(pads.sum()) != len(vision):
-                    raise ValueError("the prompts have another number of image pads than the pictures need")
+                    raise ValueError("the prompts have another number of image pads than the images need")
                 embedded = embedded.masked_scatter(pads[..., None], vision.to(embedded.dtype))
             output = self.model(
                 inputs_embeds=embedded,

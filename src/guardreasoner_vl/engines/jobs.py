@@ -31,7 +31,7 @@ class Job:
 
 def prompt_key(request: EngineRequest) -> Hashable:
     """What makes two requests' prompts equal."""
-    return tuple(request.messages), tuple(request.pictures), request.forced_prefix, request.pixels
+    return tuple(request.messages), tuple(request.images), request.forced_prefix, request.pixels
 
 
 def same_prompts(jobs: Sequence[Job]) -> list[list[Job]]:

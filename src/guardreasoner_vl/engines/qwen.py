@@ -1,4 +1,4 @@
-"""Inputs of the Qwen2.5-VL family: chat text, picture patches, positions (method, section 8).
+"""Inputs of the Qwen2.5-VL family: chat text, image patches, positions (method, section 8).
 
 Built from `tokenizer.json` and `preprocessor_config.json` alone, because the stock processor wants
 torchvision. The same code feeds training and inference, so both see the same pixels.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from guardreasoner_vl.protocol import Message
-    from guardreasoner_vl.types import Picture
+    from guardreasoner_vl.types import CheckedImage
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -51,7 +51,7 @@ class Encoded:
 
 @dataclass
 class QwenInputs:
-    """Tokenizer and picture processor of one model folder."""
+    """Tokenizer and image processor of one model folder."""
 
     tokenizer: Tokenizer
     image_processor: Any
@@ -94,12 +94,12 @@ class QwenInputs:
     def encode(
         self,
         messages: Sequence[Message],
-        pictures: Sequence[Picture] = (),
+        images: Sequence[CheckedImage] = (),
         assistant: str = "",
         budget: PixelBudget | None = None,
     ) -> Encoded:
         """The chat up to and including what the assistant is made to begin with."""
-        grids = [self.grid(picture.height, picture.width, budget) for picture in pictures]
+        grids = [self.grid(image.height, image.width, budget) for image in images]
         return self.encoded(self.tokens(chat_text(messages, [self.pads(grid) for grid in grids]) + assistant), grids)
 
     def encoded(self, ids: list[int], grids: list[tuple[int, int]]) -> Encoded:
@@ -109,12 +109,12 @@ class QwenInputs:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def grid(self, height: int, width: int, budget: PixelBudget | None = None) -> tuple[int, int]:
-        """Patches (height, width) of a picture of that many pixels, after resizing."""
+        """Patches (height, width) of an image of that many pixels, after resizing."""
         new_height, new_width = smart_resize(height, width, budget or self.budget, self.patch * self.merge)
         return new_height // self.patch, new_width // self.patch
 
     def pads(self, grid: tuple[int, int]) -> int:
-        """Tokens that a picture takes: one for each merged patch."""
+        """Tokens that an image takes: one for each merged patch."""
         return grid[0] * grid[1] // self.merge**2
 
     def patches(self, images: Sequence[Image], budget: PixelBudget | None = None) -> NDArray[np.float32]:
@@ -125,7 +125,7 @@ class QwenInputs:
         return np.asarray(values, dtype=np.float32)
 
     def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-        """M-RoPE positions of shape (3, tokens): text counts on, a picture spans (1, height, width)."""
+        """M-RoPE positions of shape (3, tokens): text counts on, an image spans (1, height, width)."""
         positions = np.empty((3, len(ids)), dtype=np.int64)
         is_pad = np.asarray(ids) == self.token_id[IMAGE_PAD]
         at = following = 0
@@ -174,7 +174,7 @@ def chat_text(messages: Sequence[Message], pads: Sequence[int] = ()) -> str:
         parts += (f"<|im_start|>{message.role}\n", message.text, f"{END_OF_TURN}\n")
     pieces = "".join(parts).split(IMAGE)
     if len(pieces) - 1 != len(pads):
-        raise InputError(f"the messages have {len(pieces) - 1} image places for {len(pads)} pictures; give one each")
+        raise InputError(f"the messages have {len(pieces) - 1} image places for {len(pads)} images; give one each")
     text = pieces[0]
     for count, piece in zip(pads, pieces[1:], strict=True):
         text += f"{VISION_START}{IMAGE_PAD * count}{VISION_END}{piece}"

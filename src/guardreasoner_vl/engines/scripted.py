@@ -51,9 +51,9 @@ class ScriptedEngine:
         return self._capabilities
 
     def count_tokens(self, request: EngineRequest) -> int | None:
-        """Words and pictures of the messages and the forced prefix."""
+        """Words and images of the messages and the forced prefix."""
         words = sum(len(message.text.split()) for message in request.messages)
-        return words + len(request.pictures) + len(request.forced_prefix.split())
+        return words + len(request.images) + len(request.forced_prefix.split())
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
         return [self._generate(request) for request in requests]

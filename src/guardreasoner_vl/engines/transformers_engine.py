@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.qwen import Encoded
     from guardreasoner_vl.engines.weights import DType
-    from guardreasoner_vl.types import Picture
+    from guardreasoner_vl.types import CheckedImage
 
 _log = logging.getLogger(__name__)
 _SHRINK_BELOW = 0.75
@@ -53,7 +53,7 @@ class TransformersEngine:
         self._max_rows, self._max_tokens = max_rows, max_tokens
         self._max_context = int(network.config.text_config.max_position_embeddings)
         self._prefix: Prefix | None = None
-        self._opened: dict[Picture, Image] = {}
+        self._opened: dict[CheckedImage, Image] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -118,7 +118,7 @@ class TransformersEngine:
         self.forget()
 
     def _encode(self, request: EngineRequest) -> Encoded:
-        return self.inputs.encode(request.messages, request.pictures, request.forced_prefix, request.pixels)
+        return self.inputs.encode(request.messages, request.images, request.forced_prefix, request.pixels)
 
     def _run(
         self,
@@ -203,11 +203,11 @@ class TransformersEngine:
         return batch, len(prefix.ids) if prefix else 0
 
     def _images(self, jobs: Sequence[Job]) -> list[Image]:
-        """The jobs' pictures, each decoded once; those of the batch before are still at hand."""
-        pictures = [picture for job in jobs for picture in job.request.pictures]
+        """The jobs' images, each decoded once; those of the batch before are still at hand."""
+        images = [image for job in jobs for image in job.request.images]
         known = self._opened
-        self._opened = {picture: known.get(picture) or picture.open() for picture in dict.fromkeys(pictures)}
-        return [self._opened[picture] for picture in pictures]
+        self._opened = {image: known.get(image) or image.open() for image in dict.fromkeys(images)}
+        return [self._opened[image] for image in images]
 
     def _prefix_of(self, jobs: Sequence[Job]) -> Prefix | None:
         """The cached head that all these prompts share: the first system message that was ever asked with."""

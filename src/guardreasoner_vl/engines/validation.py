@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def check_request(request: EngineRequest, capabilities: Capabilities) -> None:
-    """Raise `InputError` if pictures and placeholders differ in number, `EngineError` for what the engine cannot do."""
+    """Raise `InputError` if images and placeholders differ in number, `EngineError` for what the engine cannot do."""
     places = sum(message.text.count(IMAGE) for message in request.messages)
-    if places != len(request.pictures):
-        raise InputError(f"{len(request.pictures)} pictures for {places} placeholders: give one for each")
-    if request.pictures and not capabilities.images:
-        raise EngineError("the model takes no pictures: use a vision-language model")
+    if places != len(request.images):
+        raise InputError(f"{len(request.images)} images for {places} placeholders: give one for each")
+    if request.images and not capabilities.images:
+        raise EngineError("the model takes no images: use a vision-language model")
     if request.forced_prefix and not capabilities.forced_prefix:
         raise EngineError("the engine cannot begin the model's answer: use mode 'slow', or vLLM")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def baseline_text(sample: Sample, target: Target) -> str:
-    """What the baseline reads: the prompt, and for a response the answer too. It sees no pictures."""
+    """What the baseline reads: the prompt, and for a response the answer too. It sees no images."""
     return sample.prompt if target == "request" else f"{sample.prompt}\n{sample.response or ''}"
 
 

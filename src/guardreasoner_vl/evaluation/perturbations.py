@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.decode import decoded_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Rewrite: TypeAlias = Callable[[str, random.Random], str]
 Redraw: TypeAlias = Callable[["Sample", "Path"], "Sample | None"]
-"""Pictures are written below the folder; None where there is nothing to change."""
+"""Images are written below the folder; None where there is nothing to change."""
 
 BENIGN = (
     "The library opens at nine and closes at six in the evening.",
@@ -75,7 +75,7 @@ REWRITES: dict[str, Rewrite] = {
 
 
 def _rendered(sample: Sample, folder: Path) -> Sample | None:
-    """The prompt as black words on a white picture instead of text."""
+    """The prompt as black words on a white image instead of text."""
     if not sample.prompt.strip() or len(sample.prompt) > LONGEST_PAGE:
         return None
     lines = [part for line in sample.prompt.splitlines() for part in textwrap.wrap(line, _COLUMNS) or [""]]
@@ -89,17 +89,17 @@ def _rendered(sample: Sample, folder: Path) -> Sample | None:
 
 
 def _reencoded(sample: Sample, folder: Path) -> Sample | None:
-    """Every picture as a JPEG of lower quality."""
+    """Every image as a JPEG of lower quality."""
     paths = []
     for number, image in enumerate(sample.images):
         path = folder / f"{_name(sample)}-{number}.jpg"
-        load_images(image)[0].save(path, quality=JPEG_QUALITY)
+        decoded_images(image)[0].save(path, quality=JPEG_QUALITY)
         paths.append(str(path))
     return sample.model_copy(update={"images": tuple(paths)}) if paths else None
 
 
 REDRAWS: dict[str, Redraw] = {"rendered": _rendered, "re-encoded": _reencoded}
-"""Changes that make pictures."""
+"""Changes that make images."""
 
 NAMES = (*REWRITES, *REDRAWS)
 
@@ -107,7 +107,7 @@ NAMES = (*REWRITES, *REDRAWS)
 def perturbed(name: str, sample: Sample, folder: Path) -> Sample | None:
     """The sample changed as `name` says, always in the same way; None where that changes nothing.
 
-    Raises `ImageError` for a picture that cannot be read.
+    Raises `ImageError` for an image that cannot be read.
     """
     if name in REDRAWS:
         return REDRAWS[name](sample, folder)

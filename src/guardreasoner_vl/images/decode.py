@@ -27,7 +27,7 @@ from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.images.encoded import encoded_bytes
 from guardreasoner_vl.images.geometry import MAX_ASPECT, check_aspect
 from guardreasoner_vl.images.variants import visible_readings
-from guardreasoner_vl.types import Picture
+from guardreasoner_vl.types import CheckedImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _RESAVE = "save it again as PNG or JPEG"
 _FAULTS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
-_MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole picture
+_MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole image
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,7 +78,7 @@ class _ScreenBoundGif(GifImageFile):
 
 
 # By signature and class, not `Image.open`: nothing else that is installed can get at the bytes, and a JPEG
-# is its main picture only (an MPO file's other pictures are previews, depth and gain maps).
+# is its main image only (an MPO file's other images are previews, depth and gain maps).
 _READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
     "PNG": (b"\x89PNG\r\n\x1a\n", PngImageFile),
     "JPEG": (b"\xff\xd8\xff", JpegImageFile),
@@ -89,23 +89,23 @@ _READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
 
 
 def file_ending(data: bytes) -> str:
-    """The usual ending of a picture file with these bytes, such as `.png`; empty for what is none of ours."""
+    """The usual ending of an image file with these bytes, such as `.png`; empty for what is none of ours."""
     found = (name for name, (signature, _) in _READERS.items() if data.startswith(signature))
     return next((f".{name.lower()}" for name in found), "")
 
 
-def load_pictures(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Picture, ...]:
-    """Read a path, encoded bytes, `data:` URL or PIL image into one or more pictures per frame.
+def checked_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[CheckedImage, ...]:
+    """Read a path, encoded bytes, `data:` URL or PIL image into one or more images per frame.
 
-    A frame gives several pictures where viewers would disagree on it (`images.variants`). A PIL image is
+    A frame gives several images where viewers would disagree on it (`images.variants`). A PIL image is
     left at the frame it was at. Raises `ImageError` for anything that cannot be judged in full.
     """
-    return (source,) if isinstance(source, Picture) else _each(source, limits, _picture)
+    return (source,) if isinstance(source, CheckedImage) else _each(source, limits, _checked_image)
 
 
-def load_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Image.Image, ...]:
-    """What `load_pictures` would show, decoded and not encoded again: for looking at many files once."""
-    return (source.open(),) if isinstance(source, Picture) else _each(source, limits, _image)
+def decoded_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Image.Image, ...]:
+    """What `checked_images` would show, decoded and not encoded again: for looking at many files once."""
+    return (source.open(),) if isinstance(source, CheckedImage) else _each(source, limits, _image)
 
 
 def _each(source: ImageSource, limits: ImageLimits, make: Callable[[Image.Image], T]) -> tuple[T, ...]:
@@ -113,7 +113,7 @@ def _each(source: ImageSource, limits: ImageLimits, make: Callable[[Image.Image]
         if not isinstance(source, Image.Image):
             return tuple(map(make, _readings(_open(encoded_bytes(source, limits.max_bytes), limits), limits)))
         if source.format not in (None, "MPO", *limits.formats):
-            raise ImageError(f"{source.format} pictures are not read here: {_RESAVE}, or pass image.convert('RGB')")
+            raise ImageError(f"{source.format} images are not read here: {_RESAVE}, or pass image.convert('RGB')")
         position = source.tell()
         try:
             return tuple(map(make, _readings(source, limits)))
@@ -132,10 +132,10 @@ def _pillow_faults() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     except Image.DecompressionBombError as error:
-        raise ImageError("the picture has far too many pixels: shrink it") from error
+        raise ImageError("the image has far too many pixels: shrink it") from error
     except (*_FAULTS, struct.error, zlib.error, Warning) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise ImageError(f"the picture cannot be decoded ({reason}): {_RESAVE}") from error
+        raise ImageError(f"the image cannot be decoded ({reason}): {_RESAVE}") from error
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -144,7 +144,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         if data.startswith(signature):
             _refuse_traps(name, data, limits)
             return reader(BytesIO(data))
-    raise ImageError(f"the file is no {', '.join(sorted(limits.formats))} picture: convert it to one of these")
+    raise ImageError(f"the file is no {', '.join(sorted(limits.formats))} image: convert it to one of these")
 
 
 def _refuse_traps(name: str, data: bytes, limits: ImageLimits) -> None:
@@ -163,7 +163,7 @@ def _refuse_traps(name: str, data: bytes, limits: ImageLimits) -> None:
 def _check_size(size: tuple[int, ...], limits: ImageLimits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
-        raise ImageError(f"{width} x {height} pixels is too large, at most {limits.max_pixels:,}: shrink the picture")
+        raise ImageError(f"{width} x {height} pixels is too large, at most {limits.max_pixels:,}: shrink the image")
     check_aspect(height, width, limits.max_aspect)
 
 
@@ -178,11 +178,11 @@ def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
         except EOFError:
             return
         if index >= limits.max_frames:
-            raise ImageError(f"the picture has more than {limits.max_frames} frames: send the frames that matter")
+            raise ImageError(f"the image has more than {limits.max_frames} frames: send the frames that matter")
         _check_size(image.size, limits)
         total += image.width * image.height
         if total > limits.max_total_pixels:
-            raise ImageError(f"the frames have more than {limits.max_total_pixels:,} pixels in all: shrink the picture")
+            raise ImageError(f"the frames have more than {limits.max_total_pixels:,} pixels in all: shrink the image")
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
         yield image if turn is None else image.transpose(turn)
@@ -199,8 +199,8 @@ def _image(rgb: Image.Image) -> Image.Image:
     return own
 
 
-def _picture(rgb: Image.Image) -> Picture:
+def _checked_image(rgb: Image.Image) -> CheckedImage:
     rgb.info.clear()  # or the PNG would carry on the colour profile
     buffer = BytesIO()
     rgb.save(buffer, "PNG", compress_level=1)
-    return Picture(buffer.getvalue(), rgb.width, rgb.height)
+    return CheckedImage(buffer.getvalue(), rgb.width, rgb.height)

@@ -23,8 +23,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _ENCODED_PART = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9+_-]{40,}={0,2}")
 _ENCODED_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # PNG, JPEG, GIF, WebP
 _SHORTEST_ENCODED = 12
-_INLINE = "not a path: write data:image/...;base64,<data> for a picture that is not a file"
-_NO_PATH = "not a path: give the path of a picture"
+_INLINE = "not a path: write data:image/...;base64,<data> for an image that is not a file"
+_NO_PATH = "not a path: give the path of an image"
 _MAX_PERCENT_ESCAPES = 1_000_000  # the standard library needs 40 bytes for each
 
 
@@ -33,7 +33,7 @@ def file_name_fault(name: str) -> str | None:
     if _looks_encoded(name):
         return _INLINE
     if _ELSEWHERE.match(name):
-        return "an address, not a path: save the picture as a file"
+        return "an address, not a path: save the image as a file"
     return _NO_PATH if "\0" in name or len(name) > _LONGEST_PATH or _LONG_PART.search(name) else None
 
 
@@ -52,26 +52,26 @@ def encoded_bytes(source: object, max_bytes: int) -> bytes:
     elif isinstance(source, str) and source[:5].lower() == "data:":
         data = _from_data_url(source, max_bytes)
     elif isinstance(source, str) and _REMOTE.match(source):
-        raise ImageError("remote pictures are not fetched here: pass the bytes or a data: URL")
+        raise ImageError("remote images are not fetched here: pass the bytes or a data: URL")
     elif isinstance(source, (str, Path)):
         data = _from_file(Path(source), max_bytes)
     else:
-        raise ImageError(f"{type(source).__name__} is no picture: pass a path, bytes, a data: URL or a PIL image")
+        raise ImageError(f"{type(source).__name__} is no image: pass a path, bytes, a data: URL or a PIL image")
     _check_bytes(len(data), max_bytes)
     if not data:
-        raise ImageError("the picture is empty: pass a file that holds one")
+        raise ImageError("the image is empty: pass a file that holds one")
     return data
 
 
 def _check_bytes(size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise ImageError(f"the picture has more than {max_bytes:,} bytes: shrink or compress it")
+        raise ImageError(f"the image has more than {max_bytes:,} bytes: shrink or compress it")
 
 
 def _from_file(path: Path, max_bytes: int) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageError(f"{ascii(path.name)[:80]} is not a regular file: give the path of a picture")
+            raise ImageError(f"{ascii(path.name)[:80]} is not a regular file: give the path of an image")
         with path.open("rb") as stream:
             return stream.read(max_bytes + 1)
     except (OSError, ValueError) as error:
@@ -95,7 +95,7 @@ def _from_data_url(url: str, max_bytes: int) -> bytes:
         raise ImageError("the data: URL has no comma: write data:image/png;base64,<data>")
     _check_bytes(len(payload) // 4, max_bytes)  # four characters for a byte is the longest encoding, %-escaped base64
     if payload.count("%") > _MAX_PERCENT_ESCAPES:
-        raise ImageError("the data: URL has too many %-escapes: encode the picture as base64")
+        raise ImageError("the data: URL has too many %-escapes: encode the image as base64")
     data = unquote_to_bytes(payload)
     if not head.rstrip().lower().endswith(";base64"):
         return data

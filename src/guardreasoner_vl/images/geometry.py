@@ -13,7 +13,7 @@ from guardreasoner_vl.errors import ImageError, InputError
 Layout = Literal["side_by_side", "stacked"]
 LAYOUTS: tuple[Layout, ...] = ("side_by_side", "stacked")
 FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
-MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner pictures
+MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner images
 MERGED_PIXELS = 4_000_000  # twice what training shows a model; as PNG always within the limit on bytes
 
 
@@ -33,7 +33,7 @@ class PixelBudget:
 
 
 def smart_resize(height: int, width: int, budget: PixelBudget, factor: int = FACTOR) -> tuple[int, int]:
-    """The (height, width) that Qwen2-VL gives a picture: multiples of `factor`, area within `budget`.
+    """The (height, width) that Qwen2-VL gives an image: multiples of `factor`, area within `budget`.
 
     The same arithmetic as `transformers.models.qwen2_vl.image_processing_qwen2_vl.smart_resize`.
     Raises `ImageError` if one side is more than 200 times the other.
@@ -52,31 +52,31 @@ def smart_resize(height: int, width: int, budget: PixelBudget, factor: int = FAC
 
 
 def merge(first: Image.Image, second: Image.Image, layout: Layout, max_pixels: int = MERGED_PIXELS) -> Image.Image:
-    """Two RGB pictures as one: side by side at a common height, or the first above the second at a common width.
+    """Two RGB images as one: side by side at a common height, or the first above the second at a common width.
 
     The smaller one is enlarged, because shrinking the larger one could lose the small print that its label rests
     on; both are shrunk only where the result would have more than `max_pixels`. Aspect ratios are kept to a pixel,
     and every side has one at least. Raises `ImageError` if the result would be too thin to be judged.
     """
-    pictures = (first, second)
-    for picture in pictures:
-        check_aspect(picture.height, picture.width, MAX_ASPECT)
+    images = (first, second)
+    for image in images:
+        check_aspect(image.height, image.width, MAX_ASPECT)
     beside = layout == "side_by_side"
-    # Along the line that the pictures stand in, and across it.
-    sizes = [(one.width, one.height) if beside else (one.height, one.width) for one in pictures]
+    # Along the line that the images stand in, and across it.
+    sizes = [(one.width, one.height) if beside else (one.height, one.width) for one in images]
     length = sum(along / across for along, across in sizes)
     across = max(1, min(max(side for _, side in sizes), int(math.sqrt(max_pixels / length))))
     parts = [max(1, along * across // side) for along, side in sizes]
     width, height = (sum(parts), across) if beside else (across, sum(parts))
     check_aspect(height, width, MAX_ASPECT)
     merged = Image.new("RGB", (width, height))
-    for picture, part, start in zip(pictures, parts, (0, parts[0]), strict=True):
+    for image, part, start in zip(images, parts, (0, parts[0]), strict=True):
         size, place = ((part, across), (start, 0)) if beside else ((across, part), (0, start))
-        merged.paste(picture.resize(size, Image.Resampling.BICUBIC), place)
+        merged.paste(image.resize(size, Image.Resampling.BICUBIC), place)
     return merged
 
 
 def check_aspect(height: int, width: int, limit: float) -> None:
     """Raises `ImageError` if one side is more than `limit` times the other, or empty."""
     if min(height, width) < 1 or max(height, width) > limit * min(height, width):
-        raise ImageError(f"{width} x {height} pixels is too thin a picture: keep the sides within {limit:g} to 1")
+        raise ImageError(f"{width} x {height} pixels is too thin an image: keep the sides within {limit:g} to 1")

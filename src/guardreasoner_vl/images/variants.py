@@ -1,7 +1,7 @@
-"""What different viewers see in one picture.
+"""What different viewers see in one image.
 
 A file can look different to different viewers, and an attacker picks the one that the guard does not use.
-So a picture is judged in each of its readings that differ visibly:
+So an image is judged in each of its readings that differ visibly:
 
 - transparency: over white, over black, and with the alpha channel ignored (what `Image.convert("RGB")`, and
   so most model pipelines, see);
@@ -41,7 +41,7 @@ def _depths(image: Image.Image) -> list[Image.Image]:
         return [image]
     values = np.asarray(image.convert("I"))
     if values.min() < 0 or values.max() > 65_535:
-        raise ImageError("the picture has values outside 0 to 65535: convert it to 8 bits")
+        raise ImageError("the image has values outside 0 to 65535: convert it to 8 bits")
     opaque = values != image.info.get("transparency")
     readings = [Image.fromarray(v.astype(np.uint8)) for v in ((values + 128) // 257, np.minimum(values, 255))]
     if not opaque.all():
@@ -53,14 +53,14 @@ def _depths(image: Image.Image) -> list[Image.Image]:
 def _from_float(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if not (values.min() >= 0 and values.max() <= 255):  # false for NaN too
-        raise ImageError("the picture has values outside 0 to 255, or not a number: convert it to 8 bits")
+        raise ImageError("the image has values outside 0 to 255, or not a number: convert it to 8 bits")
     return Image.fromarray(np.rint(values * (255 if values.max() <= 1 else 1)).astype(np.uint8))
 
 
 def _composites(image: Image.Image) -> Iterator[Image.Image]:
     """`image` as RGB: over white, over black and with its alpha channel ignored; once if it is opaque."""
     if image.mode in ("P", "PA") and image.palette is None:
-        raise ImageError("the picture has no palette: save it again as PNG or JPEG")
+        raise ImageError("the image has no palette: save it again as PNG or JPEG")
     if not image.has_transparency_data:
         yield image.convert("RGB")
         return

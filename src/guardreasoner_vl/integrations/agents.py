@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Verdict
 
 NAME = "guardreasoner"
-_UNREADABLE = unjudged("unreadable", "an item is in no form that can be judged: use text and pictures")
+_UNREADABLE = unjudged("unreadable", "an item is in no form that can be judged: use text and images")
 
 
 def guard_input(guard: GuardClient) -> InputGuardrail[Any]:

@@ -206,7 +206,7 @@ def response_parts(response: Mapping[str, Any]) -> list[Part]:
 
 def _add_delta(answer: Growing, delta: Mapping[str, Any]) -> None:
     if delta.get("audio") is not None:
-        raise UnseenError("audio cannot be judged: use text and pictures")
+        raise UnseenError("audio cannot be judged: use text and images")
     for number, call in enumerate(delta.get("tool_calls") or ()):
         index = call.get("index")
         place = ("call", number if index is None else index)
@@ -249,7 +249,7 @@ def _add_message_event(answer: Growing, kind: str, event: Mapping[str, Any]) -> 
 
 def _add_response_event(answer: Growing, kind: str, event: Mapping[str, Any]) -> None:
     if "audio" in kind:
-        raise UnseenError("audio cannot be judged: use text and pictures")
+        raise UnseenError("audio cannot be judged: use text and images")
     place = tuple(event.get(name) for name in ("output_index", "content_index", "summary_index"))
     name, _, step = kind.rpartition(".")
     delta = event.get("delta")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.types import Verdict
 
-_UNREADABLE = unjudged("unreadable", "a message is in no form that can be judged: use text and pictures")
+_UNREADABLE = unjudged("unreadable", "a message is in no form that can be judged: use text and images")
 _ROLES = {"human": "user", "ai": "assistant"}
 _VENDORS = ("reasoning_content", "reasoning", "function_call", "refusal", "images", "audio")
 _UNSAID = ("type", "id", "tool_call_id", "usage_metadata", "example", "artifact", "status", "chunk_position")

@@ -1,5 +1,5 @@
 # ruff: noqa: ARG002 (LiteLLM hands its arguments over by name)
-"""A native LiteLLM guardrail: sees whole conversations, pictures and image-only messages included.
+"""A native LiteLLM guardrail: sees whole conversations, images and image-only messages included.
 
     guardrails:
       - guardrail_name: guardreasoner
@@ -42,7 +42,7 @@ _CALLS = (
     *("completion", "acompletion", "text_completion", "atext_completion", "embedding", "embeddings", "aembedding"),
     *("anthropic_messages", "aanthropic_messages", "responses", "aresponses", "apply_guardrail"),
 )
-"""What LiteLLM names the kinds of calls whose requests are messages or texts; files and pictures come with others."""
+"""What LiteLLM names the kinds of calls whose requests are messages or texts; files and images come with others."""
 _SAID = ("messages", "input", "prompt")
 _SAID_BESIDE = ("suffix", "prediction", "documents", "query", "extra_body")
 """Where else a request may hold what a model reads."""
@@ -126,7 +126,7 @@ class GuardReasonerGuardrail(CustomGuardrail):
         input_type: Literal["request", "response"],
         logging_obj: Any = None,
     ) -> Any:
-        """LiteLLM's own way to have texts, pictures and calls judged: the inputs as they came, or a raised refusal.
+        """LiteLLM's own way to have texts, images and calls judged: the inputs as they came, or a raised refusal.
 
         The proxy's routes run the hooks above; what calls this are `/guardrails/apply_guardrail` and LiteLLM's
         translations of routes.

@@ -75,7 +75,7 @@ def windows(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, Pieces
         return whole
     if not _fits(least, policy):
         raise InputTooLongError(
-            f"history and pictures alone take {least.tokens} of the {least.limit} tokens that the model reads: leave "
+            f"history and images alone take {least.tokens} of the {least.limit} tokens that the model reads: leave "
             "some out"
         )
     most = _TOKEN_CHARACTERS * least.limit
@@ -86,7 +86,7 @@ def windows(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, Pieces
         raise InputTooLongError(
             f"the exchange's {sum(lengths):,} characters need more than {policy.max_windows} windows of the model's "
             f"{least.limit} tokens: raise max_windows (limits.windows of the service), or leave out text, history or "
-            "pictures"
+            "images"
         )
     return pieces
 

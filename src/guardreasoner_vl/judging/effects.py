@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.protocol import build_messages
-from guardreasoner_vl.types import Exchange, Picture, Verdict
+from guardreasoner_vl.types import CheckedImage, Exchange, Verdict
 
 if TYPE_CHECKING:
     from guardreasoner_vl.judging.policy import Policy
@@ -78,6 +78,6 @@ def _as(kind: type[Asked], reply: Reply) -> Asked:
 
 
 def question(exchange: Exchange, policy: Policy) -> EngineRequest:
-    """What the model is asked about an exchange whose pictures were taken in."""
-    pictures = tuple(picture for picture in exchange.all_images if isinstance(picture, Picture))
-    return EngineRequest(build_messages(exchange), pictures, pixels=policy.pixels)
+    """What the model is asked about an exchange whose images were taken in."""
+    images = tuple(image for image in exchange.all_images if isinstance(image, CheckedImage))
+    return EngineRequest(build_messages(exchange), images, pixels=policy.pixels)

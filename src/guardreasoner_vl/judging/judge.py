@@ -12,7 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.errors import GuardError, InputError
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.judging.calibration import EDGE
 from guardreasoner_vl.judging.chunking import windows, worst_of
 from guardreasoner_vl.judging.effects import Call, Count, Judging, Reply, counted, generated, question, scored
@@ -36,7 +36,7 @@ _REMEDIES = {
 def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
     """Judge one exchange; whatever goes wrong comes back as an error verdict."""
     try:
-        taken, _ = take_in(exchange, policy.images)
+        taken, _ = checked_exchange(exchange, policy.images)
     except InputError as error:
         return error_verdict(error, policy, model)
     if policy.long_input == "windows":
@@ -152,7 +152,7 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unr
         for logprobs, before, label, scale in zip(reasoned, unreasoned.odds, labels, policy.scales("slow"), strict=True)
     ]
     verdict = _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
-    quotes = QuoteFilter(request.messages, bool(request.pictures))
+    quotes = QuoteFilter(request.messages, bool(request.images))
     shown = quotes.whole(verdict.reasoning or "") or None
     return verdict.model_copy(update={"reasoning": shown, "unsupported_quotes": quotes.dropped})
 

@@ -83,7 +83,7 @@ class Rounds:
         self._ask(self._chosen())
 
     def _begin(self) -> None:
-        """Begin no more than the engine takes: an exchange that has begun holds its pictures."""
+        """Begin no more than the engine takes: an exchange that has begun holds its images."""
         single = sum(live.is_single for live in self._live)
         for live in [one for one in self._live if one.call is None]:
             if self._most is not None and single >= self._most:
@@ -233,4 +233,4 @@ class _QuoteWatch:
         return self._watch.called_off
 
     def _filter(self) -> QuoteFilter:
-        return QuoteFilter(self._request.messages, bool(self._request.pictures))
+        return QuoteFilter(self._request.messages, bool(self._request.images))

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.judging.effects import question
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import parse_verdict
@@ -21,7 +21,7 @@ _SEED_BYTES = 6  # below 2^53, so that every server's JSON carries it
 
 def asked(sample: Sample) -> EngineRequest:
     """What the model is asked about a row. Raises `InputError`."""
-    exchange, _ = take_in(sample.exchange())
+    exchange, _ = checked_exchange(sample.exchange())
     return replace(question(exchange, Policy()), ban_empty_think=True)
 
 

@@ -214,7 +214,7 @@ def benchmarks(job: Run) -> list[Loaded]:
 
     section = job.recipe.evaluate
     if section.benchmarks:
-        loaded = find(section.benchmarks, str(job.data), job.out / "evaluate" / "pictures")
+        loaded = find(section.benchmarks, str(job.data), job.out / "evaluate" / "images")
     else:
         corpus = _needed(job.corpus, "curate")
         rows = list(read_split(corpus, "test")) or list(read_split(corpus, "validation"))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import ImageSource, Turn
 
 IMAGE = "<image>"
-"""Stands for the model's own vision placeholder, once per picture, in order."""
+"""Stands for the model's own vision placeholder, once per image, in order."""
 
 NONE = "None"
 INSTRUCTION = (files("guardreasoner_vl.protocol") / "instruction.txt").read_text("utf-8")
@@ -24,7 +24,7 @@ INSTRUCTION = (files("guardreasoner_vl.protocol") / "instruction.txt").read_text
 
 @dataclass(frozen=True)
 class Message:
-    """One chat message; `IMAGE` in `text` marks where a picture stands."""
+    """One chat message; `IMAGE` in `text` marks where an image stands."""
 
     role: Literal["system", "user", "assistant"]
     text: str
@@ -47,7 +47,7 @@ def build_messages(exchange: Exchange) -> tuple[Message, Message]:
 def parse_released_input(text: str, images: Sequence[ImageSource] = ()) -> Exchange:
     """Read the `input` of a released test file back into an exchange (method, section 7).
 
-    The instruction may stand before it. Leading `<image>` lines are dropped: the file lists its pictures
+    The instruction may stand before it. Leading `<image>` lines are dropped: the file lists its images
     beside the text, and `images` hands them in. A field that holds the word `None` is absent. Raises
     `InputError` when the text has not the released layout or the exchange is empty.
     """

@@ -1,7 +1,7 @@
 """Quotes in a guard's reasoning, held against what it was asked: words that stand nowhere there are not shown.
 
 A quote stands between two quotation marks in one paragraph; one that is never closed reaches to the end of its line.
-White space, case, typographic forms, invisible characters and what `neutralise` changes make no difference. A picture
+White space, case, typographic forms, invisible characters and what `neutralise` changes make no difference. An image
 may hold any words, so nothing is checked where there is one.
 """
 
@@ -59,12 +59,12 @@ _INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u20
 class QuoteFilter:
     """Passes reasoning on as it comes and holds each quote back until it is closed and found in the `messages`.
 
-    `pictures` tells whether pictures were shown beside them; `dropped` counts the quotes that were taken out.
+    `images` tells whether images were shown beside them; `dropped` counts the quotes that were taken out.
     """
 
-    def __init__(self, messages: Sequence[Message], pictures: bool = False) -> None:
+    def __init__(self, messages: Sequence[Message], images: bool = False) -> None:
         self.dropped = 0
-        self._messages, self._unchecked = messages, pictures
+        self._messages, self._unchecked = messages, images
         self._read: str | None = None
         self._held, self._before = "", ""
 

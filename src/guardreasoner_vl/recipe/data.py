@@ -36,8 +36,8 @@ class SourceSection(Section):
     repeat: int = Field(default=1, ge=1)
     unlabelled: bool = False
     labels_from: str | None = None
-    picture: str | None = None
-    picture_text: str | None = None
+    image_kind: str | None = None
+    image_text: str | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -84,7 +84,7 @@ class VariedSection(Section):
 
 
 class DuplicatesSection(Section):
-    """What counts as the same content (`sources.duplicates`): the texts' Jaccard index, the pictures' differing bits.
+    """What counts as the same content (`sources.duplicates`): the texts' Jaccard index, the images' differing bits.
 
     Rows near one of `against` (benchmarks by name, or files below `--data`) are dropped.
     """

@@ -87,9 +87,9 @@ class PretrainedBase(Sight):
 
 
 class ReadingSection(Section):
-    """Drawn pictures that the vision tower learns to read from before SFT (`training.reading`)."""
+    """Drawn images that the vision tower learns to read from before SFT (`training.reading`)."""
 
-    pictures: int = Field(ge=1)
+    images: int = Field(ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=16, ge=1)
 

@@ -62,7 +62,7 @@ class GuardClient:
         messages: Sequence[Mapping[str, Any]] | None = None,
         mode: Mode | None = None,
     ) -> Verdict:
-        """The verdict about prompt, pictures (`data:` URLs, bytes or files) and response, or about chat messages."""
+        """The verdict about prompt, images (`data:` URLs, bytes or files) and response, or about chat messages."""
         try:
             answer = self._client.post(self._url, json=self._body(prompt, images, response, messages, mode))
         except Exception as error:

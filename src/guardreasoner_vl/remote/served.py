@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from guardreasoner_vl.baselines.over_http import GuardOverHttp
 from guardreasoner_vl.baselines.verdicts import failure
-from guardreasoner_vl.engines.openai.chat import picture_part, text_part
+from guardreasoner_vl.engines.openai.chat import image_part, text_part
 from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
 from guardreasoner_vl.errors import EngineError, GuardError
 from guardreasoner_vl.guard import as_exchange
-from guardreasoner_vl.images.exchange import take_in
-from guardreasoner_vl.types import Picture, Usage, Verdict
+from guardreasoner_vl.images.exchange import checked_exchange
+from guardreasoner_vl.types import CheckedImage, Usage, Verdict
 
 if TYPE_CHECKING:
     from guardreasoner_vl.guard import Item
@@ -51,7 +51,7 @@ class ServedGuard(GuardOverHttp["Item"]):
 
     async def _verdict(self, item: Item) -> Verdict:
         try:
-            exchange, _ = take_in(as_exchange(item))
+            exchange, _ = checked_exchange(as_exchange(item))
             return await self._asked({"messages": messages_of(exchange), "mode": self.mode, "include_reasoning": True})
         except GuardError as error:
             return failure(error, self.mode, self.model, Usage())
@@ -70,10 +70,10 @@ class ServedGuard(GuardOverHttp["Item"]):
 
 
 def messages_of(exchange: Exchange) -> list[dict[str, Any]]:
-    """The exchange, its pictures taken in, as chat messages with `data:` URLs."""
+    """The exchange, its images taken in, as chat messages with `data:` URLs."""
     messages = []
     for turn in (*exchange.history, exchange):
-        parts = [*_pictures(turn), *([text_part(turn.prompt)] if turn.prompt else [])]
+        parts = [*_images(turn), *([text_part(turn.prompt)] if turn.prompt else [])]
         if parts:
             messages.append({"role": "user", "content": parts})
         if turn.response:
@@ -81,5 +81,5 @@ def messages_of(exchange: Exchange) -> list[dict[str, Any]]:
     return messages
 
 
-def _pictures(turn: Turn) -> list[dict[str, Any]]:
-    return [picture_part(image) for image in turn.images if isinstance(image, Picture)]
+def _images(turn: Turn) -> list[dict[str, Any]]:
+    return [image_part(image) for image in turn.images if isinstance(image, CheckedImage)]

@@ -1,7 +1,7 @@
 """Safety-aware data concatenation (paper, section 3.3; method, section 4): two rows become one.
 
-Labels follow the union rule (`sources.union`). Texts are joined by a blank line, and the pictures of both become one
-picture; where only one row has pictures, they stay as they are.
+Labels follow the union rule (`sources.union`). Texts are joined by a blank line, and the images of both become one
+image; where only one row has images, they stay as they are.
 
 Harmful outcomes prevail: where a share p of the rows is harmful, 1 - (1 - p)^2 of the pairs are, 75% for p = 1/2.
 Drawing pairs of either outcome apart gives the same as drawing from all and leaving the prevailing ones out.
@@ -33,7 +33,7 @@ _RECORDED = {"id", "modality", "request_label", "response_label"}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows in the order in which they are joined; `layout` is how their pictures are merged."""
+    """Two rows in the order in which they are joined; `layout` is how their images are merged."""
 
     first: Sample
     second: Sample
@@ -47,7 +47,7 @@ class Pair:
 
     @property
     def merges(self) -> bool:
-        """Whether there are pictures on both sides."""
+        """Whether there are images on both sides."""
         return bool(self.first.images and self.second.images)
 
 
@@ -83,15 +83,15 @@ def joint_label(pair: Pair, target: Target) -> GoldLabel | None:
     return union_label((pair.first, pair.second), target)
 
 
-def joined(pair: Pair, picture: str | None = None) -> Sample:
-    """The pair as one row; `picture` is the path of the merged one, needed where both have pictures.
+def joined(pair: Pair, image: str | None = None) -> Sample:
+    """The pair as one row; `image` is the path of the merged one, needed where both have images.
 
     Raises `ValueError` if it is missing there or given elsewhere.
     """
-    if pair.merges != (picture is not None):
-        raise ValueError("a merged picture belongs to pairs with pictures on both sides, and to no others")
+    if pair.merges != (image is not None):
+        raise ValueError("a merged image belongs to pairs with images on both sides, and to no others")
     first, second = pair.first, pair.second
-    images = (picture,) if picture is not None else first.images + second.images
+    images = (image,) if image is not None else first.images + second.images
     prompt, response = _text(first.prompt, second.prompt), _text(first.response, second.response)
     modality: Modality = "text" if not images else "text-image" if prompt or response else "image"
     meta = {"parents": [row.model_dump(include=_RECORDED) for row in (first, second)]}

@@ -128,7 +128,7 @@ def log_probabilities(
 ) -> torch.Tensor:
     """Log-probability of each branch token, of shape (T,), in fp32, by the policy that samples at `temperature`.
 
-    `vision` holds the pictures in order. Where the logits of all tokens would be large they are made piece by piece,
+    `vision` holds the images in order. Where the logits of all tokens would be large they are made piece by piece,
     and again in the backward pass.
     """
     hidden = _hidden(model, packed, vision)
@@ -140,7 +140,7 @@ def log_probabilities(
 
 
 def arguments(packed: Packed) -> dict[str, Any]:
-    """What a model of `use_shared_prefix` is called with, beside the pictures."""
+    """What a model of `use_shared_prefix` is called with, beside the images."""
     return {
         "input_ids": packed.ids,
         "position_ids": packed.positions,

@@ -47,7 +47,7 @@ _AS_THEY_ARE = ("refusal", "tool_calls", "function_call", "audio")
 
 
 def answer_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message as it is judged: reasoning that is shown counts as text, generated pictures are seen."""
+    """The message as it is judged: reasoning that is shown counts as text, generated images are seen."""
     content = message.get("content")
     parts = list(content) if isinstance(content, list) else _text_parts(content)
     reasoning = [part for name in REASONING for part in _text_parts(message.get(name))]

@@ -3,7 +3,7 @@
 A line is one write to a file opened for appending, so it stands in the file, whole, when `record` returns, also
 after `kill -9`. What can be torn is a line whose `record` never returned (a kill in the middle of a long one, a full
 disk, a power cut): the next start or line closes it off with a newline, so that it damages no other. Texts and
-pictures' hashes are written only where the operator asks for them.
+images' hashes are written only where the operator asks for them.
 
 A line that cannot be written does not hold up the request: it is logged as CRITICAL with the request's id, counted in
 `failed`, and the next one is tried again. One process at a time has the file, by a lock that ends with it.
@@ -32,7 +32,7 @@ from guardreasoner_vl.protocol import INSTRUCTION
 from guardreasoner_vl.storage.atomic import sync_folder
 from guardreasoner_vl.storage.jsonl_log import is_torn
 from guardreasoner_vl.storage.lock import stands_at, try_lock
-from guardreasoner_vl.types import Frozen, Picture
+from guardreasoner_vl.types import CheckedImage, Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ _NEWLINE = b"\n"
 
 
 class AuditSettings(Frozen):
-    """Where to write (nowhere without a `path`); `content` adds the texts and the pictures' SHA-256.
+    """Where to write (nowhere without a `path`); `content` adds the texts and the images' SHA-256.
 
     A file has `max_bytes` at most, or one line; `keep` older ones stay. `sync` waits for the disk at each line.
     """
@@ -170,12 +170,12 @@ def _content(exchange: Exchange | None) -> dict[str, Any]:
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
-    return {"prompt": turn.prompt, "response": turn.response, "pictures": [_picture(one) for one in turn.images]}
+    return {"prompt": turn.prompt, "response": turn.response, "images": [_checked_image(one) for one in turn.images]}
 
 
-def _picture(source: ImageSource) -> str | None:
-    """SHA-256 of the picture's file, or of a `data:` URL's text if it is not plain base64; null for what is neither."""
-    if isinstance(source, Picture):
+def _checked_image(source: ImageSource) -> str | None:
+    """SHA-256 of the image's file, or of a `data:` URL's text if it is not plain base64; null for what is neither."""
+    if isinstance(source, CheckedImage):
         return source.digest
     if isinstance(source, str) and source[:5].lower() == "data:":
         head, _, payload = source.partition(",")

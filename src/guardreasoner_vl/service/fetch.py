@@ -1,4 +1,4 @@
-"""Pictures from the web, for an operator who listed the hosts: nothing a user writes reaches any other machine.
+"""Images from the web, for an operator who listed the hosts: nothing a user writes reaches any other machine.
 
 A host name is resolved once, all its addresses must be public, and the connection goes to a checked address,
 while the Host header and the certificate stay those of the name: a second answer of the resolver changes
@@ -28,7 +28,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 """All addresses of (host, port), the preferred one first; raises `OSError`."""
 
-_INLINE = "inline the picture as a data: URL"
+_INLINE = "inline the image as a data: URL"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_NAME = 253
@@ -124,7 +124,7 @@ class _Target:
 
 
 class ImageFetcher:
-    """Fetches pictures from the hosts that the settings list.
+    """Fetches images from the hosts that the settings list.
 
     `allowed` says which addresses may be connected to, `tls` replaces the public certificate authorities.
     """
@@ -152,9 +152,9 @@ class ImageFetcher:
             async with asyncio.timeout(self._settings.seconds):
                 return await self._follow(url)
         except TimeoutError:
-            raise ImageError(f"the picture did not come within {self._settings.seconds:g} s: {_INLINE}") from None
+            raise ImageError(f"the image did not come within {self._settings.seconds:g} s: {_INLINE}") from None
         except (httpx.TransportError, httpx.InvalidURL, OSError):
-            raise ImageError(f"the transfer of the picture failed: try again or {_INLINE}") from None
+            raise ImageError(f"the transfer of the image failed: try again or {_INLINE}") from None
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -171,27 +171,27 @@ class ImageFetcher:
             finally:
                 await response.aclose()
             target = self._checked(location, target.url)
-        raise ImageError(f"the picture is behind more than {self._settings.redirects} redirects: give its own URL")
+        raise ImageError(f"the image is behind more than {self._settings.redirects} redirects: give its own URL")
 
     def _checked(self, text: str, base: httpx.URL | None = None) -> _Target:
         """All checks that need no network. What is checked is what is used: httpx alone reads the URL."""
         settings = self._settings
         if not settings.hosts:
-            raise ImageError(f"remote pictures are not fetched here: {_INLINE}")
+            raise ImageError(f"remote images are not fetched here: {_INLINE}")
         try:
             url = httpx.URL(text) if base is None else base.join(text)
             host = _canonical(url.raw_host.decode("ascii"))
         except (httpx.InvalidURL, ValueError):
-            raise ImageError(f"the picture's URL is not valid: write https://host/path or {_INLINE}") from None
+            raise ImageError(f"the image's URL is not valid: write https://host/path or {_INLINE}") from None
         if url.scheme not in settings.schemes:
-            raise ImageError(f"pictures are fetched over {' or '.join(settings.schemes)} only: {_INLINE}")
+            raise ImageError(f"images are fetched over {' or '.join(settings.schemes)} only: {_INLINE}")
         if url.userinfo:
-            raise ImageError("the picture's URL holds a user name: give a URL that needs none")
+            raise ImageError("the image's URL holds a user name: give a URL that needs none")
         if not settings.lists(host):
-            raise ImageError(f"pictures are not fetched from {host}: {_INLINE} or have the operator list the host")
+            raise ImageError(f"images are not fetched from {host}: {_INLINE} or have the operator list the host")
         port = _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
         if port not in settings.ports:
-            raise ImageError(f"pictures are not fetched from this port of {host}: {_INLINE}")
+            raise ImageError(f"images are not fetched from this port of {host}: {_INLINE}")
         return _Target(url, host, port)
 
     async def _addresses(self, target: _Target) -> list[Address]:
@@ -235,7 +235,7 @@ class ImageFetcher:
 
     async def _body(self, target: _Target, response: httpx.Response) -> bytes:
         if response.status_code != httpx.codes.OK:
-            raise ImageError(f"{target.host} answered {response.status_code}: check that the picture is public")
+            raise ImageError(f"{target.host} answered {response.status_code}: check that the image is public")
         if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise ImageError(f"{target.host} sent compressed data that was not asked for: {_INLINE}")
         self._check_size(int(response.headers.get("content-length", 0)))
@@ -247,7 +247,7 @@ class ImageFetcher:
 
     def _check_size(self, size: int) -> None:
         if size > self._settings.max_bytes:
-            raise ImageError(f"the picture has more than {self._settings.max_bytes:,} bytes: shrink or compress it")
+            raise ImageError(f"the image has more than {self._settings.max_bytes:,} bytes: shrink or compress it")
 
 
 async def _system_resolver(host: str, port: int) -> list[str]:

@@ -37,10 +37,10 @@ class LiteLLMRequest(Body):
     structured_messages: Messages | None = None
 
     @model_validator(mode="after")
-    def _pictures_have_addresses(self) -> Self:
-        for part in _pictures(self.structured_messages or ()):
+    def _images_have_addresses(self) -> Self:
+        for part in _images(self.structured_messages or ()):
             if not isinstance(url_of(part), str):
-                raise ValueError("structured_messages: the url of a picture is not a string")
+                raise ValueError("structured_messages: the url of an image is not a string")
         return self
 
     async def exchange(self, fetch: Fetch) -> Exchange:
@@ -63,7 +63,7 @@ def united(
     images: Sequence[str] | None = None,
     tool_calls: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """The messages, and at their last turn whatever they lack of the texts, pictures and calls.
+    """The messages, and at their last turn whatever they lack of the texts, images and calls.
 
     Raises `InputError` for a response without an answer: the verdict would be about its request alone.
     """
@@ -97,7 +97,7 @@ def _operators_texts(message: Mapping[str, Any]) -> list[str]:
     return texts_of(parts_of(message.get("content"))) if message.get("role") in ("system", "developer") else []
 
 
-def _pictures(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _images(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for message in messages:
         content = message.get("content")
         for part in content if isinstance(content, list) else ():

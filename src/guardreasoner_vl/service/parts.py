@@ -1,9 +1,9 @@
-"""Messages of any vendor's shape as chat messages that a guard can judge: texts and pictures, nothing else.
+"""Messages of any vendor's shape as chat messages that a guard can judge: texts and images, nothing else.
 
 OpenAI's chat messages and Responses items, Anthropic's blocks and LangChain's are read alike. What has no form of its
 own here (reasoning, citations, calls and results of built-in tools, a vendor's own fields) is judged as JSON. Left out
 are ids, caching marks, token log-probabilities, and ciphertext that only its vendor can read. What neither text nor
-picture can show (audio, video, files, references) raises `UnseenError`: it is refused, never passed.
+image can show (audio, video, files, references) raises `UnseenError`: it is refused, never passed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TEXTS = {
 }
 """By the type of a block: where its text stands."""
 
-_PICTURES = ("image", "image_url", "input_image", "output_image", "computer_screenshot")
+_IMAGES = ("image", "image_url", "input_image", "output_image", "computer_screenshot")
 _CALLS = ("tool_use", "function_call", "custom_tool_call", "tool_call", "invalid_tool_call", "tool_call_chunk")
 _CONTAINERS = ("message", "reasoning", "tool_result", "document", "search_result")
 _UNSEEN = (
@@ -45,7 +45,7 @@ _DEEPEST = 64
 
 
 class UnseenError(InputError):
-    """Content that a guard of texts and pictures cannot see."""
+    """Content that a guard of texts and images cannot see."""
 
     code = "unreadable"
 
@@ -75,12 +75,12 @@ def _parts(value: Any, known: tuple[str, ...] = ()) -> list[Part]:
 def _block(value: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
     kind = value.get("type")
     _check_seen(value)
-    if kind in _PICTURES:
-        return _pictures(value)
+    if kind in _IMAGES:
+        return _images(value)
     if kind in _CALLS:
         return called_parts(value)
     if kind == "image_generation_call" and isinstance(value.get("result"), str):
-        return [*_pictures({"data": value["result"]}), *beside(value, ("result",), known)]
+        return [*_images({"data": value["result"]}), *beside(value, ("result",), known)]
     if kind == "redacted_thinking":
         return _as_json(opened({"encrypted_content": value.get("data")}), known)
     field = _TEXTS.get(kind) if isinstance(kind, str) else None
@@ -97,9 +97,9 @@ def answer_parts(message: Mapping[str, Any]) -> list[Part]:
     """All that an assistant's message shows: reasoning, content, calls and whatever else it holds."""
     _check_depth(message)
     if message.get("audio") is not None:
-        raise UnseenError("audio cannot be judged: use text and pictures")
+        raise UnseenError("audio cannot be judged: use text and images")
     parts = [part for name in (*_REASONING, "content", "refusal") for part in _parts(message.get(name))]
-    parts += [part for image in _listed(message, "images") for part in _pictures(image)]
+    parts += [part for image in _listed(message, "images") for part in _images(image)]
     calls = [*_listed(message, "tool_calls"), *_listed(message, "invalid_tool_calls")]
     legacy = message.get("function_call")
     for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
@@ -153,11 +153,11 @@ def _container(block: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
 def _check_seen(value: Mapping[str, Any]) -> None:
     kind = value.get("type")
     if kind in _UNSEEN:
-        raise UnseenError(f"{kind} cannot be judged: use text and pictures")
+        raise UnseenError(f"{kind} cannot be judged: use text and images")
 
 
-def _pictures(block: Any) -> list[Part]:
-    """The picture of a block of any vendor, and what stands beside it. Raises `UnseenError` for an id of a file."""
+def _images(block: Any) -> list[Part]:
+    """The image of a block of any vendor, and what stands beside it. Raises `UnseenError` for an id of a file."""
     held = block if isinstance(block, dict) else {}
     places = [held, *(held[name] for name in ("source", "image_url") if isinstance(held.get(name), dict))]
     addresses = [place.get(name) for place in places for name in ("image_url", "url")]
@@ -165,12 +165,12 @@ def _pictures(block: Any) -> list[Part]:
     urls = [url for url in addresses if isinstance(url, str) and url]
     urls += [text if text[:5].lower() == "data:" else f"data:;base64,{text}" for text in encoded if text]
     if not urls:
-        raise UnseenError("a picture cannot be judged without its bytes: send a data: URL")
-    rest = [part for place in places for part in beside(place, _OF_A_PICTURE)]
+        raise UnseenError("an image cannot be judged without its bytes: send a data: URL")
+    rest = [part for place in places for part in beside(place, _OF_AN_IMAGE)]
     return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *rest]
 
 
-_OF_A_PICTURE = (
+_OF_AN_IMAGE = (
     *("image_url", "url", "source", "base64", "data", "detail", "format"),
     *("mime_type", "mimeType", "media_type", "source_type"),
 )
@@ -184,30 +184,30 @@ def beside(held: Mapping[str, Any], left_out: Iterable[str], known: Iterable[str
 
 
 def _as_json(value: Any, known: Iterable[str]) -> list[Part]:
-    pictures: list[Part] = []
-    rest = _rest(value, tuple(known), pictures)
-    return [*([] if rest in _NOTHING else [_text(rest if isinstance(rest, str) else _json(rest))]), *pictures]
+    images: list[Part] = []
+    rest = _rest(value, tuple(known), images)
+    return [*([] if rest in _NOTHING else [_text(rest if isinstance(rest, str) else _json(rest))]), *images]
 
 
-def _rest(value: Any, known: Sequence[str], pictures: list[Part]) -> Any:
-    """The value without what is judged elsewhere, and without its pictures, which are added to the list."""
+def _rest(value: Any, known: Sequence[str], images: list[Part]) -> Any:
+    """The value without what is judged elsewhere, and without its images, which are added to the list."""
     if isinstance(value, str):
         if value[:11].lower() == "data:image/":
-            pictures += _pictures({"url": value})
+            images += _images({"url": value})
             return None
         if _MEDIA.fullmatch(value):
-            raise UnseenError("encoded bytes cannot be judged: use text and pictures")
+            raise UnseenError("encoded bytes cannot be judged: use text and images")
         return value if value and not any(value in text for text in known) else None
     if isinstance(value, dict):
         _check_seen(value)
-        if value.get("type") in _PICTURES:
-            pictures += _pictures(value)
+        if value.get("type") in _IMAGES:
+            images += _images(value)
             return None
-        inner = {name: _rest(part, known, pictures) for name, part in opened(value).items()}
+        inner = {name: _rest(part, known, images) for name, part in opened(value).items()}
         kept = {name: part for name, part in inner.items() if part not in _NOTHING}
         return None if kept.keys() <= {"type"} and _is_id(kept.get("type")) else kept
     if isinstance(value, (list, tuple)):
-        return [part for part in (_rest(each, known, pictures) for each in value) if part not in _NOTHING]
+        return [part for part in (_rest(each, known, images) for each in value) if part not in _NOTHING]
     return value
 
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.protocol import INSTRUCTION
-from guardreasoner_vl.types import Picture
+from guardreasoner_vl.types import CheckedImage
 
 if TYPE_CHECKING:
     from guardreasoner_vl.service.backend import Backend
@@ -40,10 +40,10 @@ class VerdictCache:
 
 
 def digest_of(exchange: Exchange) -> str:
-    """SHA-256 of all turns; pictures count with the bytes or the `data:` URL that the caller sent."""
+    """SHA-256 of all turns; images count with the bytes or the `data:` URL that the caller sent."""
     digest = hashlib.sha256()
     for turn in (*exchange.history, exchange):
-        parts = [_text_digest(turn.prompt), _text_digest(turn.response), *map(_picture_digest, turn.images)]
+        parts = [_text_digest(turn.prompt), _text_digest(turn.response), *map(_image_digest, turn.images)]
         digest.update(json.dumps(parts).encode() + b"\n")
     return digest.hexdigest()
 
@@ -52,13 +52,13 @@ def _text_digest(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _picture_digest(image: ImageSource) -> str:
-    if isinstance(image, Picture):
+def _image_digest(image: ImageSource) -> str:
+    if isinstance(image, CheckedImage):
         image = image.png
     if isinstance(image, str):
         image = image.encode("utf-8", "surrogatepass")
     if not isinstance(image, bytes):
-        raise TypeError(f"the service takes pictures as bytes or data: URLs, not {type(image).__name__}")
+        raise TypeError(f"the service takes images as bytes or data: URLs, not {type(image).__name__}")
     return hashlib.sha256(image).hexdigest()
 
 

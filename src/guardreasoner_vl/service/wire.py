@@ -1,6 +1,6 @@
 """The shapes that requests and answers have on the wire, and how they become exchanges.
 
-Pictures are `data:` URLs. Addresses are fetched only where the operator listed their hosts (`service.fetch`), and a
+Images are `data:` URLs. Addresses are fetched only where the operator listed their hosts (`service.fetch`), and a
 name that could be a file's is never opened: whoever sends a request may not read the server's disk.
 """
 
@@ -29,7 +29,7 @@ _STOCK_MODELS = ("omni-moderation", "text-moderation")
 
 
 class GuardRequest(Body):
-    """One exchange: prompt, pictures and response, or whole messages."""
+    """One exchange: prompt, images and response, or whole messages."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -55,7 +55,7 @@ class GuardRequest(Body):
             if self.prompt is not None or self.response is not None or self.images:
                 raise InputError("give either messages or prompt, images and response, not both")
             return await exchange_of(self.messages, fetch)
-        return Exchange(self.prompt, tuple([await picture(url, fetch) for url in self.images]), self.response)
+        return Exchange(self.prompt, tuple([await image(url, fetch) for url in self.images]), self.response)
 
 
 class ModerationRequest(Body):
@@ -145,13 +145,13 @@ async def _inlined_part(part: Any, fetch: Fetch) -> Any:
 
 
 def url_of(part: Mapping[str, Any]) -> Any:
-    """The address of a part that is a picture, whatever stands there; None for another part."""
+    """The address of a part that is an image, whatever stands there; None for another part."""
     value = part.get("image_url")
     return value.get("url") if isinstance(value, dict) else value
 
 
-async def picture(url: str, fetch: Fetch) -> str:
-    """The picture as a `data:` URL; raises `ImageError` for what is neither that nor an address that may be fetched."""
+async def image(url: str, fetch: Fetch) -> str:
+    """The image as a `data:` URL; raises `ImageError` for what is neither that nor an address that may be fetched."""
     return url if url[:5].lower() == "data:" else data_url(await fetch(url))
 
 
@@ -162,7 +162,7 @@ def data_url(data: bytes) -> str:
 
 async def no_fetch(url: str) -> bytes:  # noqa: ARG001
     """What fetches where the operator listed no hosts."""
-    raise ImageError("remote pictures are not fetched here: send a data: URL, or list the host in images.hosts")
+    raise ImageError("remote images are not fetched here: send a data: URL, or list the host in images.hosts")
 
 
 def shown(verdict: Verdict, include_reasoning: bool) -> Verdict:
@@ -187,7 +187,7 @@ def moderation(verdict: Verdict, messages: Sequence[dict[str, Any]], include_rea
 
 
 def _kinds(messages: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether the user sent text, pictures, or both."""
+    """Whether the user sent text, images, or both."""
     contents = [one.get("content") for one in messages if one.get("role") == "user"]
     parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
     images = [part for part in parts if isinstance(part, dict) and "image_url" in part]

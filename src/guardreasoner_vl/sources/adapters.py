@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.sources.skipped import SetAside
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands: its data set, its number in the files, and the folder that picture paths start from.
+    """Where a record stands: its data set, its number in the files, and the folder that image paths start from.
 
-    Pictures that stand in the record itself are written to `unpacked`; `root` is the data set's own folder, for
+    Images that stand in the record itself are written to `unpacked`; `root` is the data set's own folder, for
     sets whose folders tell something.
     """
 
@@ -174,13 +174,13 @@ def label_of(record: Mapping[str, Any], name: str, words: Mapping[object, GoldLa
     return label
 
 
-def picture_of(place: Place, *names: str) -> str:
-    """The path of a picture that exists; names with other endings are tried too."""
+def image_of(place: Place, *names: str) -> str:
+    """The path of an image that exists; names with other endings are tried too."""
     for name in names:
         path = place.folder / name
         # A name may be anything: too long for the file system, or no name at all.
         with suppress(OSError, ValueError):
-            for candidate in (path, *(path.with_suffix(ending) for ending in PICTURE_ENDINGS)):
+            for candidate in (path, *(path.with_suffix(ending) for ending in IMAGE_ENDINGS)):
                 if candidate.is_file():
                     return str(candidate)
-    raise NotASampleError("its picture is missing")
+    raise NotASampleError("its image is missing")

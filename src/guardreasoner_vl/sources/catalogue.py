@@ -32,7 +32,7 @@ ADAPTERS: dict[str, Adapter] = {
         toxic_chat.ADAPTER,
         unsafebench.ADAPTER,
         vlguard.ADAPTER,
-        vlguard.PICTURES_ADAPTER,
+        vlguard.IMAGES_ADAPTER,
         hod.ADAPTER,
         spa_vl.ADAPTER,
         released.ADAPTER,

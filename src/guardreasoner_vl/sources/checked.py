@@ -55,18 +55,18 @@ def checked(sample: Sample) -> Sample:
     if sample.meta and not _is_json(sample.meta):
         raise NotASampleError("meta: holds what JSON cannot")
     if sample.modality != "text" and not sample.images:
-        raise NotASampleError(f"modality: '{sample.modality}', but there is no picture")
+        raise NotASampleError(f"modality: '{sample.modality}', but there is no image")
     return sample
 
 
-def marks_fault(text: str, pictures: int) -> str | None:
+def marks_fault(text: str, images: int) -> str | None:
     """Why a text that begins with marks of media is refused: a video or sound is not read, or an image is missing."""
     counts = leading_marks(text)
     for medium in ("video", "audio"):
         if counts[medium]:
-            return f"a <{medium}> mark: only texts and pictures are read"
-    if counts["image"] > pictures:
-        return "more <image> marks than pictures"
+            return f"a <{medium}> mark: only texts and images are read"
+    if counts["image"] > images:
+        return "more <image> marks than images"
     return None
 
 

@@ -16,16 +16,16 @@ UNREADABLE = "unreadable"
 
 
 def content_digest(samples: Iterable[Sample]) -> str:
-    """SHA-256 of ids, texts, labels and the pictures' bytes, in the rows' order; where the pictures lie is left out."""
+    """SHA-256 of ids, texts, labels and the images' bytes, in the rows' order; where the images lie is left out."""
     digest = hashlib.sha256()
     for sample in samples:
         labels = (sample.request_label, sample.response_label)
-        pictures = [_picture(Path(image)) for image in sample.images]
-        digest.update(json.dumps([sample.id, sample.prompt, sample.response, *labels, pictures]).encode() + b"\n")
+        images = [_checked_image(Path(image)) for image in sample.images]
+        digest.update(json.dumps([sample.id, sample.prompt, sample.response, *labels, images]).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _picture(path: Path) -> str:
+def _checked_image(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol import IMAGE, parse_released_input, parse_verdict
-from guardreasoner_vl.sources.adapters import Place, modality_of, picture_of, text_of
+from guardreasoner_vl.sources.adapters import Place, image_of, modality_of, text_of
 from guardreasoner_vl.sources.checked import field_fault
 from guardreasoner_vl.sources.records import NotASampleError, Record, Row, read_records
 from guardreasoner_vl.types import GoldLabel, Label, Sample, Target
@@ -37,7 +37,7 @@ _TEXTS = ("prompt", "response")
 _LABELS = ("request_label", "response_label")
 _ODD_FIELDS = "its 'sample' is not made of a sample's fields"
 _DATASET_INFO = "dataset_info.json"
-_PICTURES = ("images", "image", "image_path", "image_paths")
+_IMAGES = ("images", "image", "image_path", "image_paths")
 """Keys of images' paths, a list or one path."""
 
 _LEADING_MARKS = re.compile(rf"Human user:\n((?:{IMAGE}\n)*)")
@@ -53,7 +53,7 @@ _ABSENT = ("", "none", "null")
 
 @dataclass(frozen=True)
 class Conversation:
-    """What the user and the assistant wrote, and the paths of the pictures."""
+    """What the user and the assistant wrote, and the paths of the images."""
 
     asked: str
     answered: str
@@ -117,18 +117,18 @@ def images_of(record: Record, place: Place) -> tuple[str, ...]:
 
     Raises `NotASampleError` for values that are not paths, and for other media.
     """
-    if medium := unread_medium(record, _PICTURES):
+    if medium := unread_medium(record, _IMAGES):
         raise NotASampleError(f"{medium!a:.40}: a medium that this layout does not read")
-    listed = [record[key] for key in _PICTURES if record.get(key) not in (None, "", [])]
+    listed = [record[key] for key in _IMAGES if record.get(key) not in (None, "", [])]
     several = [names if isinstance(names, list) else [names] for names in listed]
     names = several[0] if several else []
     if any(other != names for other in several):
-        raise NotASampleError(f"several keys hold pictures; use {_PICTURES[0]!r} alone")
+        raise NotASampleError(f"several keys hold images; use {_IMAGES[0]!r} alone")
     if not all(isinstance(name, str) and name for name in names):
         raise NotASampleError("its images are no list of paths")
     if any(".." in PurePath(name).parts for name in names):
-        raise NotASampleError("a picture outside the data set's folder")
-    return tuple(picture_of(place, name, name.removeprefix("./").removeprefix("data/")) for name in names)
+        raise NotASampleError("an image outside the data set's folder")
+    return tuple(image_of(place, name, name.removeprefix("./").removeprefix("data/")) for name in names)
 
 
 def check_marks(spoken: Conversation) -> None:
@@ -136,10 +136,10 @@ def check_marks(spoken: Conversation) -> None:
     counts = marks(spoken.asked)
     for medium in ("video", "audio"):
         if counts[medium]:
-            raise NotASampleError(f"a <{medium}> mark: only texts and pictures are read")
+            raise NotASampleError(f"a <{medium}> mark: only texts and images are read")
     leading = _LEADING_MARKS.search(spoken.asked)
     if {counts["image"], leading[1].count(IMAGE) if leading else 0} != {len(spoken.images)}:
-        raise NotASampleError(f"another number of pictures than of {IMAGE} marks before the prompt")
+        raise NotASampleError(f"another number of images than of {IMAGE} marks before the prompt")
 
 
 def _given(record: Record) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Duplicates, contradictions and rows of the evaluation sets: what a corpus must not hold.
 
-    every picture decoded -> rows of the evaluation sets -> exact duplicates -> near duplicates
+    every image decoded -> rows of the evaluation sets -> exact duplicates -> near duplicates
 
 What is compared is a sample's whole content (`fingerprints`), and the first of several duplicates stays. Exact ones
 whose labels contradict each other are all set aside; near ones both stay, since they may be a contrast pair. Near
 texts are found by MinHash in bands (Leskovec, Rajaraman and Ullman, *Mining of Massive Datasets*, chapter 3), near
-pictures by the parts of their hashes; the Jaccard index and the distance themselves then decide.
+images by the parts of their hashes; the Jaccard index and the distance themselves then decide.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 EXACT, NEAR, CONTRADICTORY = "exact duplicate", "near duplicate", "contradictory labels"
-UNREADABLE = "unreadable picture"
+UNREADABLE = "unreadable image"
 Progress: TypeAlias = "Callable[[int, int | None], None]"
 _LABELS = ("request_label", "response_label")
 _PERMUTATIONS = 64
@@ -50,7 +50,7 @@ class Deduplicated:
     """What stays and what was dropped, each in the order given.
 
     `labels_merged` counts labels that kept rows took from their exact duplicates; `unread` names evaluation rows
-    whose picture cannot be decoded, so that nothing was compared with them.
+    whose image cannot be decoded, so that nothing was compared with them.
     """
 
     kept: list[Sample]
@@ -84,7 +84,7 @@ def without_duplicates(
 ) -> Deduplicated:
     """Drop duplicates, contradictions, and rows whose request is that of a row of the evaluation sets `against`.
 
-    Near: texts whose Jaccard index is `text` or more, pictures within `image` of 64 bits. `progress` gets the rows
+    Near: texts whose Jaccard index is `text` or more, images within `image` of 64 bits. `progress` gets the rows
     read, evaluation rows first, and how many there are in all (None for a stream). Raises `InputError`,
     `MissingExtraError`.
     """
@@ -211,7 +211,7 @@ class NearIndex:
             raise MissingExtraError("datasketch", "data") from error
         self._text, self._image = text, image
         self._rows: list[Fingerprint] = []
-        self._by_picture: dict[object, list[int]] = {}
+        self._by_image: dict[object, list[int]] = {}
         self._empty: Any = MinHash(_PERMUTATIONS, hashfunc=int)
         self._by_text: Any = MinHashLSH(num_perm=_PERMUTATIONS, params=bands(text))
 
@@ -219,16 +219,16 @@ class NearIndex:
         """Its number is how many were added before."""
         number = len(self._rows)
         self._rows.append(fingerprint)
-        if fingerprint.pictures:
+        if fingerprint.images:
             for key in self._keys(fingerprint):
-                self._by_picture.setdefault(key, []).append(number)
+                self._by_image.setdefault(key, []).append(number)
         else:
             self._by_text.insert(number, self._sketch(fingerprint), check_duplication=False)
 
     def near(self, fingerprint: Fingerprint) -> Iterator[int]:
         """The numbers of those that are near, in their order."""
-        if fingerprint.pictures:
-            found = {number for key in self._keys(fingerprint) for number in self._by_picture.get(key, ())}
+        if fingerprint.images:
+            found = {number for key in self._keys(fingerprint) for number in self._by_image.get(key, ())}
         else:
             found = set(self._by_text.query(self._sketch(fingerprint)))
         for number in sorted(found):
@@ -236,7 +236,7 @@ class NearIndex:
                 yield number
 
     def _keys(self, fingerprint: Fingerprint) -> Iterator[object]:
-        return fingerprint.pictures[0][0].keys(self._image)
+        return fingerprint.images[0][0].keys(self._image)
 
     def _sketch(self, fingerprint: Fingerprint) -> Any:
         sketch = self._empty.copy()

@@ -1,7 +1,7 @@
 """What a sample's content comes down to when it is compared with others.
 
 Texts: sets of hashed word 5-shingles, compared by their Jaccard index `|A and B| / |A or B|` (Broder 1997).
-Pictures: the 64 bits of pHash, compared by Hamming distance. pHash alone takes a page of text for any other page,
+Images: the 64 bits of pHash, compared by Hamming distance. pHash alone takes a page of text for any other page,
 and a meme for the same photo with other words, so a small grey copy must agree too.
 """
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from guardreasoner_vl.errors import ImageError, MissingExtraError
-from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.decode import decoded_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,15 +89,15 @@ def jaccard(one: Shingles, other: Shingles) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureMark:
-    """One picture: a digest of its RGB pixels, pHash (None: too flat to have one) and its grey copy."""
+class ImageMark:
+    """One image: a digest of its RGB pixels, pHash (None: too flat to have one) and its grey copy."""
 
     digest: bytes
     phash: int | None
     grey: NDArray[np.uint8]
 
-    def is_near(self, other: PictureMark, distance: int) -> bool:
-        """Whether the pixels are equal, or the pictures look alike: flat ones all would."""
+    def is_near(self, other: ImageMark, distance: int) -> bool:
+        """Whether the pixels are equal, or the images look alike: flat ones all would."""
         if self.digest == other.digest:
             return True
         if self.phash is None or other.phash is None or (self.phash ^ other.phash).bit_count() > distance:
@@ -105,7 +105,7 @@ class PictureMark:
         return int((np.maximum(self.grey, other.grey) - np.minimum(self.grey, other.grey)).max()) <= _SHADES
 
     def keys(self, distance: int) -> Iterator[object]:
-        """Keys of which two pictures within the distance share one: of `distance + 1` parts, one has no other bit."""
+        """Keys of which two images within the distance share one: of `distance + 1` parts, one has no other bit."""
         if self.phash is None:
             yield self.digest
             return
@@ -114,15 +114,15 @@ class PictureMark:
             yield low, (self.phash >> low) & ((1 << (high - low)) - 1)
 
 
-def picture_marks(path: str) -> tuple[PictureMark, ...] | None:
-    """One mark for each picture that a file gives (`images.decode.load_images`); None if it cannot be decoded."""
+def image_marks(path: str) -> tuple[ImageMark, ...] | None:
+    """One mark for each image that a file gives (`images.decode.decoded_images`); None if it cannot be decoded."""
     try:
-        return tuple(map(_mark, load_images(Path(path))))
+        return tuple(map(_mark, decoded_images(Path(path))))
     except ImageError:
         return None
 
 
-def _mark(image: Image.Image) -> PictureMark:
+def _mark(image: Image.Image) -> ImageMark:
     try:
         from imagehash import phash
     except ImportError as error:
@@ -130,35 +130,35 @@ def _mark(image: Image.Image) -> PictureMark:
     grey = image.convert("L")
     small = np.asarray(grey.resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.LANCZOS))
     bits = None if small.std() < _FLAT else int.from_bytes(np.packbits(phash(grey).hash).tobytes(), "big")
-    return PictureMark(_digest(b"%dx%d" % image.size, image.tobytes()), bits, small)
+    return ImageMark(_digest(b"%dx%d" % image.size, image.tobytes()), bits, small)
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
     """A sample's content: equal keys are equal content. `request_key` is about the request alone.
 
-    `pictures` holds the marks of each file.
+    `images` holds the marks of each file.
     """
 
     key: bytes
     request_key: bytes
     prompt: Shingles
     response: Shingles
-    pictures: tuple[tuple[PictureMark, ...], ...]
+    images: tuple[tuple[ImageMark, ...], ...]
 
     @property
     def shape(self) -> tuple[bool, bool, tuple[int, ...]]:
         """What there is: samples that differ in it are never near."""
-        return bool(self.prompt.size), bool(self.response.size), tuple(map(len, self.pictures))
+        return bool(self.prompt.size), bool(self.response.size), tuple(map(len, self.images))
 
     def request(self) -> Fingerprint:
         """Without the response; one that has nothing else stays as it is."""
-        if not (self.prompt.size or self.pictures):
+        if not (self.prompt.size or self.images):
             return self
         return replace(self, key=self.request_key, response=self.response[:0])
 
     def is_near(self, other: Fingerprint, text: float, image: int) -> bool:
-        """Whether every picture is within `image` bits, and prompt and response each within the Jaccard index `text`.
+        """Whether every image is within `image` bits, and prompt and response each within the Jaccard index `text`.
 
         Each, since one long prompt with two different answers would count as near by the sum of both.
         """
@@ -166,7 +166,7 @@ class Fingerprint:
             self.shape == other.shape
             and all(
                 mine.is_near(theirs, image)
-                for ours, others in zip(self.pictures, other.pictures, strict=True)
+                for ours, others in zip(self.images, other.images, strict=True)
                 for mine, theirs in zip(ours, others, strict=True)
             )
             and jaccard(self.prompt, other.prompt) >= text
@@ -178,23 +178,23 @@ Fingerprinted: TypeAlias = "tuple[Sample, Fingerprint | None]"
 
 
 def fingerprints(samples: Iterable[Sample]) -> Iterator[Fingerprinted]:
-    """Samples with their fingerprints, None where a picture cannot be decoded; each file is decoded once."""
+    """Samples with their fingerprints, None where an image cannot be decoded; each file is decoded once."""
     stream = iter(samples)
-    files: dict[str, tuple[PictureMark, ...] | None] = {}
+    files: dict[str, tuple[ImageMark, ...] | None] = {}
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         while chunk := list(islice(stream, _CHUNK)):
             new = [path for path in dict.fromkeys(path for row in chunk for path in row.images) if path not in files]
-            files.update(zip(new, pool.map(picture_marks, new), strict=True))
+            files.update(zip(new, pool.map(image_marks, new), strict=True))
             for sample in chunk:
                 marks = [files[path] for path in sample.images]
                 known = tuple(mark for mark in marks if mark is not None)
                 yield sample, _fingerprint(sample, known) if len(known) == len(marks) else None
 
 
-def _fingerprint(sample: Sample, pictures: tuple[tuple[PictureMark, ...], ...]) -> Fingerprint:
+def _fingerprint(sample: Sample, images: tuple[tuple[ImageMark, ...], ...]) -> Fingerprint:
     prompt, response = normalised(sample.prompt), normalised(sample.response)
     request = _digest(
-        prompt.encode("utf-8", "surrogatepass"), *(_digest(*(mark.digest for mark in marks)) for marks in pictures)
+        prompt.encode("utf-8", "surrogatepass"), *(_digest(*(mark.digest for mark in marks)) for marks in images)
     )
     key = _digest(request, response.encode("utf-8", "surrogatepass"))
-    return Fingerprint(key, _digest(request, b""), shingles(prompt), shingles(response), pictures)
+    return Fingerprint(key, _digest(request, b""), shingles(prompt), shingles(response), images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import PICTURE_ENDINGS, Adapter, Place, sample_of, text_of
+from guardreasoner_vl.sources.adapters import IMAGE_ENDINGS, Adapter, Place, sample_of, text_of
 from guardreasoner_vl.sources.records import NotASampleError, Row
 
 if TYPE_CHECKING:
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 _ABOVE_CLASSES = ("dataset", "class")
-# One pattern for all endings of pictures, in any case, since of several only the first that matches is read.
-_PICTURE = "*.[jJpPwW]*[gGpP]"
+# One pattern for all endings of images, in any case, since of several only the first that matches is read.
+_IMAGE = "*.[jJpPwW]*[gGpP]"
 
 
-def read_picture(path: Path) -> Iterator[Row]:
-    """The picture's path; nothing for other files and for the hidden ones that unpacking may leave."""
-    if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith("."):
+def read_image(path: Path) -> Iterator[Row]:
+    """The image's path; nothing for other files and for the hidden ones that unpacking may leave."""
+    if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."):
         yield Row(path.name, {"path": str(path)})
 
 
 def to_sample(record: Record, place: Place) -> Sample:
-    """Every picture of a class is harmful; its id is its path, so that it stays when others come and go."""
+    """Every image of a class is harmful; its id is its path, so that it stays when others come and go."""
     path = Path(text_of(record, "path"))
     inside = path.relative_to(place.root or place.folder)
     classes = [folder for folder in inside.parts[:-1] if folder.lower() not in _ABOVE_CLASSES]
@@ -38,10 +38,10 @@ def to_sample(record: Record, place: Place) -> Sample:
 
 ADAPTER = Adapter(
     name="hod",
-    # The repository has every picture twice: by class, and all together.
-    files=tuple(f"{above}*/**/{_PICTURE}" for above in ("dataset/class/", "class/", "")),
+    # The repository has every image twice: by class, and all together.
+    files=tuple(f"{above}*/**/{_IMAGE}" for above in ("dataset/class/", "class/", "")),
     to_sample=to_sample,
     licence="no licence stated; research",
     origin="github poori-nuna/HOD-Benchmark-Dataset",
-    read=read_picture,
+    read=read_image,
 )

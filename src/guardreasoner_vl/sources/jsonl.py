@@ -1,6 +1,6 @@
 """A folder of labelled rows as JSON lines -> `Sample`s.
 
-Layout: `train.jsonl[.gz]` and `validation.jsonl[.gz]`, pictures beside them. A row has the fields of
+Layout: `train.jsonl[.gz]` and `validation.jsonl[.gz]`, images beside them. A row has the fields of
 `Sample`; `images` are paths relative to the folder.
 """
 
@@ -68,7 +68,7 @@ def _sample(record: Record, folder: Path) -> Sample:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise NotASampleError("images: not a list of paths")
     if medium := unread_medium(record, ("images",)):
-        raise NotASampleError(f"{medium!a:.40}: no field of a sample; pictures stand in images, a list of paths")
+        raise NotASampleError(f"{medium!a:.40}: no field of a sample; images stand in images, a list of paths")
     for name in names:
         if fault := file_name_fault(name):
             raise NotASampleError(f"images: {fault}")

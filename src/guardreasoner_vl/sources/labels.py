@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel, Sample
 
 Content = tuple[str, str, int]
-"""Prompt and response, normalised, and the number of pictures: packed anew, pictures have other bytes."""
+"""Prompt and response, normalised, and the number of images: packed anew, images have other bytes."""
 
 
 @dataclass(frozen=True)

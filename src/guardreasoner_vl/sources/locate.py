@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.sources.adapters import Adapter
 
 HUB = "hub:"
-_PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.zip")
+_IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.zip")
 
 
 def locate(folder: str, root: Path, adapter: Adapter | None = None) -> Path:
@@ -26,7 +26,7 @@ def locate(folder: str, root: Path, adapter: Adapter | None = None) -> Path:
     name, _, revision = folder.removeprefix(HUB).partition("@")
     if not revision:
         raise DataError(f"{folder}: pin it, as {folder}@REVISION, so that others get the same rows")
-    wanted = {"allow_patterns": [*adapter.files, *_PICTURES]} if adapter else {}
+    wanted = {"allow_patterns": [*adapter.files, *_IMAGES]} if adapter else {}
     try:
         return snapshot(name, revision, DataError, repo_type="dataset", **wanted)
     except DataError as error:

@@ -16,7 +16,7 @@ from guardreasoner_vl.sources.joined import joined_rows
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
 from guardreasoner_vl.sources.labels import KnownLabels, known_labels
 from guardreasoner_vl.sources.locate import locate
-from guardreasoner_vl.sources.parquet import PICTURES, read_rows
+from guardreasoner_vl.sources.parquet import IMAGES, read_rows
 from guardreasoner_vl.sources.repeats import all_taken
 from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.sources.synthetic import contrast
@@ -46,7 +46,7 @@ class Mixture:
 
 
 def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curated: bool = False) -> Mixture:
-    """Read every source below `root`; drawn and unpacked pictures are made in `work` once and found there again.
+    """Read every source below `root`; drawn and unpacked images are made in `work` once and found there again.
 
     To be `curated` each training row stands once, its `meta` says how often training takes it, and joined rows and
     variations are left to `extended`: made earlier they would hide what the evaluation sets hold.
@@ -132,7 +132,7 @@ def _read(source: SourceSection, root: Path, work: Path, set_aside: SetAside) ->
     if source.adapter != SAMPLES:
         adapter = adapter_named(source.adapter)
         folder = locate(source.folder, root, adapter)
-        return read_source(adapter, folder, work / PICTURES / source.title, set_aside)
+        return read_source(adapter, folder, work / IMAGES / source.title, set_aside)
     folder = locate(source.folder, root)
     parquet = sorted(folder.glob("train*.parquet"))
     if parquet:
@@ -146,17 +146,17 @@ def _known(source: SourceSection, root: Path, work: Path) -> KnownLabels | None:
         return None
     adapter = adapter_named("guardreasoner-vltrain")
     folder = locate(source.labels_from, root, adapter)
-    found = known_labels(read_source(adapter, folder, work / PICTURES / adapter.name, SetAside()))
+    found = known_labels(read_source(adapter, folder, work / IMAGES / adapter.name, SetAside()))
     if not found.labels:
         raise RecipeError(f"{source.labels_from}: no labelled row in it; correct labels_from")
     return found
 
 
 def described(row: Sample, source: SourceSection) -> Sample:
-    """The row under its source's name, with what is known about its picture's words."""
+    """The row under its source's name, with what is known about its image's words."""
     meta = dict(row.meta)
-    if row.images and source.picture:
-        meta["picture"] = source.picture
-    if row.images and source.picture_text:
-        meta["picture_text"] = meta.get(source.picture_text) or ""
+    if row.images and source.image_kind:
+        meta["image_kind"] = source.image_kind
+    if row.images and source.image_text:
+        meta["image_text"] = meta.get(source.image_text) or ""
     return row.model_copy(update={"source": source.title, "meta": meta})

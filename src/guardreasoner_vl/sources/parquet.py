@@ -1,6 +1,6 @@
-"""`Sample`s as the rows of a Parquet file, the pictures inside or by path.
+"""`Sample`s as the rows of a Parquet file, the images inside or by path.
 
-`datasets.load_dataset("parquet", data_files=FILE)` reads it too, with the pictures decoded.
+`datasets.load_dataset("parquet", data_files=FILE)` reads it too, with the images decoded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from guardreasoner_vl.errors import DataError, MissingExtraError
 from guardreasoner_vl.images.encoded import file_name_fault
 from guardreasoner_vl.sources.checked import made_from
-from guardreasoner_vl.sources.records import NotASampleError, read_with, unpack_picture, unreadable
+from guardreasoner_vl.sources.records import NotASampleError, read_with, unpack_image, unreadable
 from guardreasoner_vl.storage.atomic import replacing
 from guardreasoner_vl.types.media import unread_medium
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the columns."""
 
-PICTURES = "pictures"
-"""Below a file's folder: pictures that stood inside its rows."""
+IMAGES = "images"
+"""Below a file's folder: images that stood inside its rows."""
 
 _TEXTS = ("id", "source", "split", "modality", "prompt", "response", "request_label", "response_label", "reasoning")
 _NEEDED = ("id", "source", "modality")
@@ -37,10 +37,10 @@ _BATCH = 256
 
 
 def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) -> int:
-    """Write the rows, whole or not at all, and give their number; `embed` puts the pictures' bytes into them.
+    """Write the rows, whole or not at all, and give their number; `embed` puts the images' bytes into them.
 
-    Pictures by reference are paths relative to the file where they lie below its folder, absolute ones elsewhere.
-    Raises `DataError` for a picture that cannot be read.
+    Images by reference are paths relative to the file where they lie below its folder, absolute ones elsewhere.
+    Raises `DataError` for an image that cannot be read.
     """
     pyarrow, parquet = _arrow()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) ->
 
 
 def read_rows(path: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
-    """Stream the samples of a Parquet file; pictures inside it are written to `pictures` beside it.
+    """Stream the samples of a Parquet file; images inside it are written to `images` beside it.
 
     A broken row raises `DataError`, or is set aside by name and reason where `set_aside` is given. A file that cannot
     be read to its end, or lacks a column that samples need, raises `DataError` either way.
@@ -87,10 +87,10 @@ def _arrow() -> tuple[Any, Any]:
 
 
 def _schema(pyarrow: Any) -> Any:
-    """The columns; the metadata tells the hub's `datasets` which of them are pictures."""
+    """The columns; the metadata tells the hub's `datasets` which of them are images."""
     text = pyarrow.string()
-    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
-    fields = [(name, text) for name in _TEXTS] + [("images", pyarrow.list_(picture)), ("meta", text)]
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
+    fields = [(name, text) for name in _TEXTS] + [("images", pyarrow.list_(image)), ("meta", text)]
     features: dict[str, Any] = {name: {"dtype": "string", "_type": "Value"} for name in (*_TEXTS, "meta")}
     features["images"] = {"feature": {"_type": "Image"}, "_type": "List"}
     ordered = {name: features[name] for name, _ in fields}
@@ -100,12 +100,12 @@ def _schema(pyarrow: Any) -> Any:
 
 def _row(sample: Sample, folder: Path, embed: bool) -> dict[str, Any]:
     content = sample.model_dump(mode="json")
-    content["images"] = [_picture(Path(path), folder, embed) for path in sample.images]
+    content["images"] = [_checked_image(Path(path), folder, embed) for path in sample.images]
     content["meta"] = json.dumps(sample.meta, ensure_ascii=False)
     return content
 
 
-def _picture(path: Path, folder: Path, embed: bool) -> dict[str, Any]:
+def _checked_image(path: Path, folder: Path, embed: bool) -> dict[str, Any]:
     if embed:
         try:
             return {"bytes": path.read_bytes(), "path": path.name}
@@ -118,25 +118,25 @@ def _picture(path: Path, folder: Path, embed: bool) -> dict[str, Any]:
 def _sample(row: Record, folder: Path) -> Sample:
     """Absent columns and null have the field's default. Raises `NotASampleError`."""
     if medium := unread_medium(row, ("images",)):
-        raise NotASampleError(f"{medium!a:.40}: no field of a sample; pictures stand in images")
+        raise NotASampleError(f"{medium!a:.40}: no field of a sample; images stand in images")
     fields = {name: value for name, value in row.items() if value is not None or name in _NEEDED}
     return made_from({**fields, "images": _images(row, folder), "meta": _meta(row)})
 
 
 def _images(row: Record, folder: Path) -> list[str]:
-    pictures = row.get("images")
-    if not isinstance(pictures, list | None):
-        raise NotASampleError("images: not a list of pictures")
-    return [_located(picture, folder) for picture in pictures or ()]
+    images = row.get("images")
+    if not isinstance(images, list | None):
+        raise NotASampleError("images: not a list of images")
+    return [_located(image, folder) for image in images or ()]
 
 
-def _located(picture: object, folder: Path) -> str:
-    """A picture inside the row is unpacked; a path alone may stand for one."""
-    name = picture.get("path") if isinstance(picture, dict) else picture
-    if isinstance(picture, dict) and picture.get("bytes"):
-        return unpack_picture(picture, folder / PICTURES)
+def _located(image: object, folder: Path) -> str:
+    """An image inside the row is unpacked; a path alone may stand for one."""
+    name = image.get("path") if isinstance(image, dict) else image
+    if isinstance(image, dict) and image.get("bytes"):
+        return unpack_image(image, folder / IMAGES)
     if not isinstance(name, str) or not name:
-        raise NotASampleError("images: neither a picture's bytes nor its path")
+        raise NotASampleError("images: neither an image's bytes nor its path")
     if fault := file_name_fault(name):
         raise NotASampleError(f"images: {fault}")
     return str(folder / name)

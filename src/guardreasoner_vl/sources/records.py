@@ -109,14 +109,14 @@ def unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be read to its end ({type(error).__name__}); download it again")
 
 
-def unpack_picture(value: object, folder: Path) -> str:
-    """Write a picture that a record holds itself, as the hub's image columns do, and give its path.
+def unpack_image(value: object, folder: Path) -> str:
+    """Write an image that a record holds itself, as the hub's image columns do, and give its path.
 
     It is named after its bytes, so that it is written once. Raises `NotASampleError` for anything else.
     """
     data = value.get("bytes") if isinstance(value, dict) else None
     if not isinstance(data, bytes) or not data:
-        raise NotASampleError("no picture in it")
+        raise NotASampleError("no image in it")
     path = folder / f"{hashlib.sha256(data).hexdigest()[:24]}{file_ending(data)}"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """GuardReasoner-VLTrain (arXiv 2505.11049) as its authors released it, and corpora that we export in that layout.
 
-Three lists, for texts, pictures and both, of `{"messages": [system, user, assistant], "images": [path]}`.
+Three lists, for texts, images and both, of `{"messages": [system, user, assistant], "images": [path]}`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SPA-VL (arXiv 2406.12030): questions about pictures with a preferred and a rejected answer.
+"""SPA-VL (arXiv 2406.12030): questions about images with a preferred and a rejected answer.
 
 A preference is no label: both answers may be harmless, or neither. Rows come without labels.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.adapters import Adapter, Place, sample_of, text_of
-from guardreasoner_vl.sources.records import unpack_picture
+from guardreasoner_vl.sources.records import unpack_image
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -19,13 +19,13 @@ def to_samples(record: Record, place: Place) -> list[Sample]:
     """One row for each of the two answers."""
     question = text_of(record, "question")
     answers = {name: text_of(record, name) for name in ("chosen", "rejected")}
-    picture = unpack_picture(record.get("image"), place.unpacked)
+    image = unpack_image(record.get("image"), place.unpacked)
     return [
         sample_of(
             place,
             question,
             answer,
-            images=(picture,),
+            images=(image,),
             own_id=f"{place.id}-{name}",
             category=record.get("class1"),
             class2=record.get("class2"),

@@ -1,11 +1,11 @@
-"""UnsafeBench (arXiv 2405.03486): pictures alone, real and generated."""
+"""UnsafeBench (arXiv 2405.03486): images alone, real and generated."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.adapters import Adapter, Place, label_of, sample_of
-from guardreasoner_vl.sources.records import unpack_picture
+from guardreasoner_vl.sources.records import unpack_image
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -15,10 +15,10 @@ _WORDS: dict[object, GoldLabel] = {"Safe": "unharmful", "Unsafe": "harmful"}
 
 
 def to_sample(record: Record, place: Place) -> Sample:
-    """The picture stands in the record; the set's `text`, from which it was found or drawn, is not part of it."""
+    """The image stands in the record; the set's `text`, from which it was found or drawn, is not part of it."""
     label = label_of(record, "safety_label", _WORDS)
-    picture = unpack_picture(record.get("image"), place.unpacked)
-    return sample_of(place, images=(picture,), request=label, category=record.get("category"))
+    image = unpack_image(record.get("image"), place.unpacked)
+    return sample_of(place, images=(image,), request=label, category=record.get("category"))
 
 
 ADAPTER = Adapter(

@@ -200,7 +200,7 @@ KINDS: dict[str, Kind] = {
 def varied(rows: Sequence[Sample], section: VariedSection, seed: int) -> list[Sample]:
     """The rows in their order, those chosen replaced by varied ones of a longer id; always the same for a seed.
 
-    A row that is taken several times is varied anew each time. Rows with pictures stay as they are, and those with
+    A row that is taken several times is varied anew each time. Rows with images stay as they are, and those with
     reasoning of their own, which may quote the text.
     """
     result: list[Sample] = []

@@ -1,6 +1,6 @@
-"""VLGuard (arXiv 2402.02207): pictures that are safe or not, and instructions about them.
+"""VLGuard (arXiv 2402.02207): images that are safe or not, and instructions about them.
 
-A safe picture has a safe and an unsafe instruction, an unsafe one a single instruction. The pictures come from
+A safe image has a safe and an unsafe instruction, an unsafe one a single instruction. The images come from
 other sets, named by the first folder of their paths: `meta.subset`.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.sources.adapters import (
     Adapter,
     Place,
+    image_of,
     label_of,
-    picture_of,
     sample_of,
     text_of,
     text_or_none,
@@ -33,9 +33,9 @@ _INSTRUCTIONS: dict[str, GoldLabel] = {
 }
 
 
-def to_samples(record: Record, place: Place, pictures: str = "train") -> list[Sample]:
-    """One row for each instruction, with its answer, which nobody labelled; `pictures` is the pictures' folder."""
-    picture = _picture(record, place, pictures)
+def to_samples(record: Record, place: Place, images: str = "train") -> list[Sample]:
+    """One row for each instruction, with its answer, which nobody labelled; `images` is the images' folder."""
+    image = _checked_image(record, place, images)
     entries = record.get("instr-resp")
     if not isinstance(record.get("safe"), bool) or not isinstance(entries, list):
         raise NotASampleError("no safety flag or no instruction")
@@ -44,7 +44,7 @@ def to_samples(record: Record, place: Place, pictures: str = "train") -> list[Sa
             place,
             text_of(entry, name),
             text_or_none(entry, "response"),
-            images=(picture,),
+            images=(image,),
             request=label,
             own_id=f"{place.id}/{name}",
             category=record.get("harmful_category"),
@@ -61,11 +61,11 @@ def to_samples(record: Record, place: Place, pictures: str = "train") -> list[Sa
     return samples
 
 
-def to_picture(record: Record, place: Place) -> Sample:
-    """The picture alone, labelled by `safe`."""
+def to_image(record: Record, place: Place) -> Sample:
+    """The image alone, labelled by `safe`."""
     return sample_of(
         place,
-        images=(_picture(record, place, "train"),),
+        images=(_checked_image(record, place, "train"),),
         request=label_of(record, "safe", _SAFE),
         category=record.get("harmful_category"),
         subcategory=record.get("harmful_subcategory"),
@@ -73,9 +73,9 @@ def to_picture(record: Record, place: Place) -> Sample:
     )
 
 
-def _picture(record: Record, place: Place, pictures: str) -> str:
+def _checked_image(record: Record, place: Place, images: str) -> str:
     name = str(record.get("image"))
-    return picture_of(place, f"{pictures}/{name}", name)
+    return image_of(place, f"{images}/{name}", name)
 
 
 def _subset(record: Record) -> str | None:
@@ -92,4 +92,4 @@ ADAPTER = Adapter(
     hub="ys-zong/VLGuard",
     gated=True,
 )
-PICTURES_ADAPTER = replace(ADAPTER, name="vlguard-images", to_sample=to_picture)
+IMAGES_ADAPTER = replace(ADAPTER, name="vlguard-images", to_sample=to_image)

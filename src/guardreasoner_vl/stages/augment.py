@@ -1,6 +1,6 @@
 """Augmentation: the hard rows, and pairs of them joined into one (paper, section 3.3; `rl.concatenation`).
 
-    hard rows -> pairs drawn at random -> merged pictures -> RL set: hard rows, then joined ones
+    hard rows -> pairs drawn at random -> merged images -> RL set: hard rows, then joined ones
 
 OUT is a corpus (`corpus.store`); `augment.json` counts, and a contact sheet shows some of the joined rows.
 """
@@ -30,10 +30,10 @@ from guardreasoner_vl.corpus.store import (
     write_corpus,
 )
 from guardreasoner_vl.errors import DataError, ImageError
-from guardreasoner_vl.images.decode import load_images
+from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.images.geometry import merge
 from guardreasoner_vl.rl.concatenation import SOURCE, Pair, drawn_pairs, joined
-from guardreasoner_vl.sources.parquet import PICTURES
+from guardreasoner_vl.sources.parquet import IMAGES
 from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.sources.union import class_of, made_for
 from guardreasoner_vl.storage.atomic import write_json, writing
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 REPORT = "augment.json"
 MADE_FROM = "made from"
-UNLABELLED, UNREADABLE, THIN = "no label is known", "unreadable picture", "the merged picture is too thin"
+UNLABELLED, UNREADABLE, THIN = "no label is known", "unreadable image", "the merged image is too thin"
 _TRIES = 100
 """Pairs that are looked at for each one wanted, at most."""
 
@@ -109,11 +109,11 @@ def _augmentation(
         raise DataError(f"{hard}: one row makes no pair; mine more of the corpus, or set augment.share to 0")
     wanted = made_for(len(parents), recipe.augment.share)
     # The description is written last, so that a folder with one is finished.
-    (out / PICTURES).mkdir(parents=True, exist_ok=True)
+    (out / IMAGES).mkdir(parents=True, exist_ok=True)
     (out / INFO).unlink(missing_ok=True)
     set_aside = SetAside()
     made = []
-    for sample in islice(_augmented(parents, wanted, recipe, out / PICTURES, set_aside), wanted):
+    for sample in islice(_augmented(parents, wanted, recipe, out / IMAGES, set_aside), wanted):
         made.append(sample)
         if progress:
             progress(len(made), wanted)
@@ -176,10 +176,10 @@ def _augmented(
 
 
 def _made(pairs: Iterator[Pair], folder: Path, unreadable: set[str], set_aside: SetAside) -> Iterator[Sample]:
-    """The rows that can be made of the pairs, their pictures written."""
+    """The rows that can be made of the pairs, their images written."""
     for pair in pairs:
-        picture = folder / f"{pair.name}.png" if pair.merges else None
-        sample = joined(pair, str(picture) if picture else None)
+        image = folder / f"{pair.name}.png" if pair.merges else None
+        sample = joined(pair, str(image) if image else None)
         if sample.request_label is None and sample.response_label is None:
             set_aside.add(UNLABELLED)
             continue
@@ -187,14 +187,14 @@ def _made(pairs: Iterator[Pair], folder: Path, unreadable: set[str], set_aside: 
         if unreadable & {pair.first.id, pair.second.id}:
             set_aside.add(UNREADABLE)
             continue
-        if picture:
+        if image:
             try:
                 merged = reduce(lambda one, other: merge(one, other, pair.layout), views)
             except ImageError:
                 set_aside.add(THIN)
                 continue
-            with writing(picture):
-                merged.save(picture, compress_level=1)
+            with writing(image):
+                merged.save(image, compress_level=1)
         yield sample
 
 
@@ -203,7 +203,7 @@ def _views(row: Sample, unreadable: set[str]) -> list[Image.Image]:
     if row.id in unreadable:
         return []
     try:
-        return [view for image in row.images for view in load_images(Path(image))]
+        return [view for image in row.images for view in decoded_images(Path(image))]
     except ImageError:
         unreadable.add(row.id)
         return []

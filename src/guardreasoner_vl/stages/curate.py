@@ -22,7 +22,7 @@ from guardreasoner_vl.sources.duplicates import without_duplicates
 from guardreasoner_vl.sources.joined import SOURCE as JOINED
 from guardreasoner_vl.sources.locate import revision_of
 from guardreasoner_vl.sources.mixture import build_mixture, extended
-from guardreasoner_vl.sources.parquet import PICTURES
+from guardreasoner_vl.sources.parquet import IMAGES
 from guardreasoner_vl.storage.atomic import write_json, write_whole
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
     embed: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Curated:
-    """Write the corpus to `out`; `embed` puts the pictures into its rows.
+    """Write the corpus to `out`; `embed` puts the images into its rows.
 
     Raises `RecipeError` if `out` holds another recipe, `DataError` if nothing is left or another process works there.
     """
@@ -118,7 +118,7 @@ def _usable(rows: Iterable[Sample], unlabelled: Container[str], set_aside: SetAs
 
 
 def _evaluation_rows(section: DuplicatesSection, data: Path, out: Path) -> list[Sample]:
-    loaded = find(section.against, str(data), out / PICTURES) if section.against else []
+    loaded = find(section.against, str(data), out / IMAGES) if section.against else []
     return [sample for one in loaded for sample in one.samples]
 
 

@@ -92,7 +92,7 @@ def judge(
 ) -> list[Prediction]:
     """Judge every row that `out` holds no prediction of; all predictions, in the rows' order.
 
-    `content` stores texts, picture paths and reasoning with the predictions. Raises `DataError` if another process
+    `content` stores texts, image paths and reasoning with the predictions. Raises `DataError` if another process
     works in `out`, or it holds predictions of another guard, mode, policy or set of rows, and `EngineError` if the
     engine is gone.
     """

@@ -3,7 +3,7 @@
     for s = 1 .. s_total:   G answers to each prompt of rollout batch s, their rewards, advantages within the group;
                             then one update for each `update_batch` of prompts, the ratio bounded by B_s
 
-A trainer of its own: prompt and picture of a group go through the model once, in rollouts and in updates
+A trainer of its own: prompt and image of a group go through the model once, in rollouts and in updates
 (`rl.shared_prefix`), which leaves nothing of TRL's sampler, buffer, log-probabilities and loss; TRL is what the tests
 and benchmarks hold it against (`training.grpo.trl_parity`). Under `accelerate launch` or `torchrun` every process has
 its part of each update's prompts (`training.grpo.ranks`); all of them read and write the same folder.

@@ -233,7 +233,7 @@ class _Asking:
         return self.streak.last or self.own_fault
 
     def _requests(self, sample: Sample) -> list[EngineRequest]:
-        """What is asked about a row; nothing if its pictures cannot be read."""
+        """What is asked about a row; nothing if its images cannot be read."""
         try:
             return candidate_requests(sample, self.section, self.seed)
         except InputError as error:

@@ -132,14 +132,14 @@ def _predictions(
 
 
 def _changed(loaded: Loaded, name: str, out: Path) -> Loaded:
-    pictures = out / name.replace(" ", "-") / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    images = out / name.replace(" ", "-") / "images"
+    images.mkdir(parents=True, exist_ok=True)
     samples: list[Sample] = []
     for sample in loaded.samples:
         try:
-            other = perturbed(name, sample, pictures)
+            other = perturbed(name, sample, images)
         except GuardError:
-            continue  # its picture cannot be read, which the original's error says already
+            continue  # its image cannot be read, which the original's error says already
         if other is not None:
             samples.append(other)
     return replace(loaded, samples=samples)

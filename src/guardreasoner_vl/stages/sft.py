@@ -74,7 +74,7 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
     finished = folder / "model"
     config = sft_config(recipe.sft, folder, recipe.seed, use_cpu=not _accelerator())
     with ExitStack() as stack:
-        with config.main_process_first(local=False):  # the others find recipe, pictures and base model written
+        with config.main_process_first(local=False):  # the others find recipe, images and base model written
             stack.enter_context(open_run_dir(out, recipe, "sft"))
             if (finished / "model.safetensors").is_file():
                 _log.info("%s is finished already", finished)
@@ -187,7 +187,7 @@ def _teach_reading(source: Path, partial: Path, recipe: Recipe, section: Reading
 
     model = load_for_training(source, recipe.sft.precision)
     read = learn_to_read(model, QwenInputs.from_folder(source), section, texts, recipe.seed)
-    write_json(partial.parent / "reading.json", {"pictures": section.pictures, "patches_read_rightly": read})
+    write_json(partial.parent / "reading.json", {"images": section.images, "patches_read_rightly": read})
     model.save_pretrained(partial)
     copy_texts(source, partial)
 

@@ -153,7 +153,7 @@ class _Job:
         )
 
     async def _feed(self) -> None:
-        """Hand out rows a few at a time: none are read long before their turn, and no picture blocks the loop."""
+        """Hand out rows a few at a time: none are read long before their turn, and no image blocks the loop."""
         rows = pending(self._rows, self._ledger)
         while not self._stopped_by and (chunk := await asyncio.to_thread(_next, rows)):
             for sample in chunk:

@@ -13,7 +13,7 @@ from guardreasoner_vl.engines.base import EngineRequest
 from guardreasoner_vl.engines.openai.chat import chat_payload, read_completion
 from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
 from guardreasoner_vl.errors import EngineError, InputError, MissingExtraError
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.teachers.base import Answered, Tokens
 from guardreasoner_vl.teachers.prompts import FORM, TASK, labelling_messages, writing_messages
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aiolimiter import AsyncLimiter
 
     from guardreasoner_vl.protocol import Message
-    from guardreasoner_vl.types import Picture, Sample
+    from guardreasoner_vl.types import CheckedImage, Sample
 
 DEFAULT_MODEL = "gpt-4o-2024-08-06"
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -33,7 +33,7 @@ _PLACES = 32
 
 _BYTES_PER_TOKEN = 3
 _TRUTH_BYTES = 600
-_PICTURE_TOKENS = 1500
+_IMAGE_TOKENS = 1500
 _FRAME_TOKENS = 16
 
 
@@ -47,23 +47,23 @@ class Chat:
     extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     def writing(self, sample: Sample, complaint: str | None = None) -> dict[str, Any]:
-        """Ask for reasoning; raises `InputError` if a picture cannot be sent."""
-        exchange, pictures = take_in(sample.exchange())
-        return self._body(writing_messages(sample, exchange, complaint), pictures)
+        """Ask for reasoning; raises `InputError` if an image cannot be sent."""
+        exchange, images = checked_exchange(sample.exchange())
+        return self._body(writing_messages(sample, exchange, complaint), images)
 
     def labelling(self, sample: Sample) -> dict[str, Any]:
-        """Ask for labels; raises `InputError` if a picture cannot be sent."""
-        exchange, pictures = take_in(sample.exchange())
-        return self._body(labelling_messages(exchange), pictures)
+        """Ask for labels; raises `InputError` if an image cannot be sent."""
+        exchange, images = checked_exchange(sample.exchange())
+        return self._body(labelling_messages(exchange), images)
 
     def estimate(self, sample: Sample) -> Tokens:
         """The request's length in tokens, guessed high, and the longest answer."""
         texts = (TASK, FORM, sample.prompt, sample.response or "")
         size = sum(len(text.encode("utf-8", "replace")) for text in texts) + _TRUTH_BYTES
-        return Tokens(size // _BYTES_PER_TOKEN + _PICTURE_TOKENS * len(sample.images) + _FRAME_TOKENS, self.max_tokens)
+        return Tokens(size // _BYTES_PER_TOKEN + _IMAGE_TOKENS * len(sample.images) + _FRAME_TOKENS, self.max_tokens)
 
-    def _body(self, messages: tuple[Message, ...], pictures: tuple[Picture, ...]) -> dict[str, Any]:
-        content = chat_payload(EngineRequest(messages, pictures), "")
+    def _body(self, messages: tuple[Message, ...], images: tuple[CheckedImage, ...]) -> dict[str, Any]:
+        content = chat_payload(EngineRequest(messages, images), "")
         how = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return {"model": self.model, **content, **how, **self.extra_body}
 

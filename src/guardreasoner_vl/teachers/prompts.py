@@ -49,7 +49,7 @@ COMPLAINTS = {
 
 
 def writing_messages(sample: Sample, exchange: Exchange, complaint: str | None) -> tuple[Message, Message]:
-    """Ask for reasoning. `exchange` is the sample's, its pictures taken in; `complaint` a reason of the gates."""
+    """Ask for reasoning. `exchange` is the sample's, its images taken in; `complaint` a reason of the gates."""
     parts = [TASK, FORM, _truth(sample)]
     if complaint:
         parts.append(f"Your last answer was not accepted: {_explained(complaint)}. Write the whole answer again.\n")

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 SEARCHED_CHARACTERS = 4000
 QUOTED_ALONE, QUOTED_BESIDE_A_RESPONSE = 4, 3
-PICTURE_WORDS = (8, 5, 3)
-"""Words quoted of a picture that stands alone, beside one text and beside two."""
+IMAGE_WORDS = (8, 5, 3)
+"""Words quoted of an image that stands alone, beside one text and beside two."""
 
 
 _NO_KIND = frozenset(("false presuppositions",))
@@ -128,7 +128,7 @@ def _asked(sample: Sample, content: _Content, quote: str | None, has_response: b
     if not sample.images:
         return Step(_worded(ASKED, sample, "asked").format(_form(content.text, content)) + f"{quoted}.")
     texts = bool(sample.prompt.strip()) + has_response
-    shown = _worded(SHOWN, sample, "shown").format(_seen(sample, PICTURE_WORDS[texts]))
+    shown = _worded(SHOWN, sample, "shown").format(_seen(sample, IMAGE_WORDS[texts]))
     if not sample.prompt.strip():
         return Step(f"{shown}{',' if about else ''}{about}.")
     return Step(f"{shown} beside {_form(sample.prompt, content)}.")
@@ -264,14 +264,14 @@ def _core(sample: Sample, target: Target, text: str) -> str:
 
 
 def _shown_and_asked(sample: Sample) -> str:
-    return f"{_picture_text(sample)} {sample.prompt}" if sample.images else sample.prompt
+    return f"{_image_text(sample)} {sample.prompt}" if sample.images else sample.prompt
 
 
-def _picture_text(sample: Sample) -> str:
-    return str(sample.meta.get("picture_text") or "")
+def _image_text(sample: Sample) -> str:
+    return str(sample.meta.get("image_text") or "")
 
 
 def _seen(sample: Sample, most: int) -> str:
-    read = neutralise(first_words(_picture_text(sample), most))
-    described = neutralise(first_words(str(sample.meta.get("picture") or ""), most))
+    read = neutralise(first_words(_image_text(sample), most))
+    described = neutralise(first_words(str(sample.meta.get("image_kind") or ""), most))
     return f'"{read}"' if read else described or "no readable words"

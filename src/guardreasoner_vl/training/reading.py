@@ -1,7 +1,7 @@
-"""Teaches the vision tower of a small model to read, before pictures are judged.
+"""Teaches the vision tower of a small model to read, before images are judged.
 
-Reading does not emerge from a few thousand labelled pictures. Here every merged patch (28 x 28 pixels) of a
-drawn picture is told which tokens lie in it, and its feature is turned to their embeddings: with features
+Reading does not emerge from a few thousand labelled images. Here every merged patch (28 x 28 pixels) of a
+drawn image is told which tokens lie in it, and its feature is turned to their embeddings: with features
 x_i, embeddings e_v of the batch's tokens and shares p_iv of the patch's text,
 
     L = -mean_i sum_v p_iv log softmax_v(kappa cos(x_i, e_v)) + alpha mean_i (1 - cos(x_i, sum_v p_iv e_v))
@@ -55,7 +55,7 @@ ALPHA = 5.0
 """How much a feature must be nothing but its tokens."""
 
 MASTERED = 0.6
-"""From which share of patches read rightly on the pictures become more varied."""
+"""From which share of patches read rightly on the images become more varied."""
 
 _VARIETY_STEP = 0.004
 _WARMUP_SHARE = 0.05
@@ -68,7 +68,7 @@ _WORD = re.compile(r"[A-Za-z']+")
 def learn_to_read(model: Any, inputs: QwenInputs, section: ReadingSection, texts: Sequence[str], seed: int) -> float:
     """Train the vision tower in place; returns the share of patches with words that it read rightly at the end.
 
-    The first pictures show made-up phrases, plainly: black on white, in one face and size. The share of pictures
+    The first images show made-up phrases, plainly: black on white, in one face and size. The share of images
     in any style, a fifth of them snippets of `texts`, grows while most of the words are read.
     """
     tower = model.model.visual
@@ -76,7 +76,7 @@ def learn_to_read(model: Any, inputs: QwenInputs, section: ReadingSection, texts
     letters = LetterHead(tower.config.hidden_size * inputs.merge**2).to(tower.device)
     parameters = [*tower.parameters(), *letters.parameters()]
     optimizer = MasterAdamW(parameters, section.learning_rate, (0.9, 0.98), 0.01)
-    steps = -(-section.pictures // section.batch_size)
+    steps = -(-section.images // section.batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, int(_WARMUP_SHARE * steps), steps)
     rng = random.Random(f"reading-{seed}")
     blank = _blank(inputs)
@@ -84,10 +84,10 @@ def learn_to_read(model: Any, inputs: QwenInputs, section: ReadingSection, texts
     progress = tqdm(range(steps), desc="reading")
     variety = 0.0
     for _ in progress:
-        pictures = [_page(rng, texts, variety) for _ in range(section.batch_size)]
-        targets = [shares for picture in pictures for shares in patch_tokens(picture, inputs)]
-        shown = [letter for picture in pictures for letter in patch_letters(picture, inputs)]
-        halfway, features = _features(tower, pictures, inputs)
+        images = [_page(rng, texts, variety) for _ in range(section.batch_size)]
+        targets = [shares for image in images for shares in patch_tokens(image, inputs)]
+        shown = [letter for image in images for letter in patch_letters(image, inputs)]
+        halfway, features = _features(tower, images, inputs)
         loss, pointed = reading_loss(features, embeddings, targets)
         (loss + letters.loss(halfway, shown)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -104,8 +104,8 @@ def learn_to_read(model: Any, inputs: QwenInputs, section: ReadingSection, texts
     return _share(recent)
 
 
-def patch_tokens(picture: Image, inputs: QwenInputs) -> list[dict[int, float]]:
-    """For each merged patch of a drawn picture, row by row: the tokens in it and their shares, which sum to 1."""
+def patch_tokens(image: Image, inputs: QwenInputs) -> list[dict[int, float]]:
+    """For each merged patch of a drawn image, row by row: the tokens in it and their shares, which sum to 1."""
 
     def tokens(word: Word) -> Iterator[tuple[int, float, float]]:
         encoding = inputs.tokenizer.encode(f" {word.text}", add_special_tokens=False)
@@ -113,11 +113,11 @@ def patch_tokens(picture: Image, inputs: QwenInputs) -> list[dict[int, float]]:
             yield token, word.edges[max(0, start - 1)], word.edges[max(0, end - 1)]  # the space takes no room
 
     blank = _blank(inputs)
-    areas = _areas(picture, inputs, 1, tokens)
+    areas = _areas(image, inputs, 1, tokens)
     return [_shares(cell) if sum(cell.values()) >= COVERED else {blank: 1.0} for cell in areas]
 
 
-def patch_letters(picture: Image, inputs: QwenInputs) -> list[int]:
+def patch_letters(image: Image, inputs: QwenInputs) -> list[int]:
     """For the left and the right half of each merged patch, row by row: the place in `LETTERS` of what it shows."""
 
     def letters(word: Word) -> Iterator[tuple[int, float, float]]:
@@ -125,7 +125,7 @@ def patch_letters(picture: Image, inputs: QwenInputs) -> list[int]:
             found = LETTERS.find(letter)
             yield OTHER_LETTER if found < 0 else found, start, end
 
-    areas = _areas(picture, inputs, 2, letters)
+    areas = _areas(image, inputs, 2, letters)
     return [max(cell, key=cell.__getitem__) if sum(cell.values()) >= COVERED else NO_LETTER for cell in areas]
 
 
@@ -166,10 +166,10 @@ def _blank(inputs: QwenInputs) -> int:
     return token
 
 
-def _features(tower: Any, pictures: Sequence[Image], inputs: QwenInputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """The states halfway up and the features at the end, (merged patches, width) each, in the pictures' order."""
-    grids = torch.tensor([(1, *inputs.grid(picture.height, picture.width)) for picture in pictures])
-    pixels = torch.from_numpy(inputs.patches(pictures)).to(tower.device, tower.dtype)
+def _features(tower: Any, images: Sequence[Image], inputs: QwenInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states halfway up and the features at the end, (merged patches, width) each, in the images' order."""
+    grids = torch.tensor([(1, *inputs.grid(image.height, image.width)) for image in images])
+    pixels = torch.from_numpy(inputs.patches(images)).to(tower.device, tower.dtype)
     states: list[torch.Tensor] = []
     middle = tower.blocks[(len(tower.blocks) - 1) // 2]
     hook = middle.register_forward_hook(lambda _, __, state: states.append(state))
@@ -183,14 +183,14 @@ def _features(tower: Any, pictures: Sequence[Image], inputs: QwenInputs) -> tupl
 
 
 def _areas(
-    picture: Image, inputs: QwenInputs, halves: int, parts: Callable[[Word], Iterator[tuple[int, float, float]]]
+    image: Image, inputs: QwenInputs, halves: int, parts: Callable[[Word], Iterator[tuple[int, float, float]]]
 ) -> list[dict[int, float]]:
     """The merged patches, cut in `halves` from left to right: the area that each part of a word takes of each."""
-    height, width = inputs.grid(picture.height, picture.width)
+    height, width = inputs.grid(image.height, image.width)
     rows, columns = height // inputs.merge, halves * width // inputs.merge
-    across, down = columns / picture.width, rows / picture.height
+    across, down = columns / image.width, rows / image.height
     areas: list[dict[int, float]] = [{} for _ in range(rows * columns)]
-    for word in picture.info.get(WORDS, ()):
+    for word in image.info.get(WORDS, ()):
         for part, start, end in parts(word):
             for column, wide in _overlaps(start * across, end * across, columns):
                 for row, high in _overlaps(word.top * down, word.bottom * down, rows):

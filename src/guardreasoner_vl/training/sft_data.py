@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from guardreasoner_vl.engines.qwen import END_OF_TURN, chat_text
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.baseline import HashedWords
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, neutralise, training_target
 from guardreasoner_vl.sources.skipped import SetAside
 from guardreasoner_vl.teachers.rules import explain
@@ -28,13 +28,13 @@ Known = dict[Target, TargetLabel]
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Token ids of prompt and completion, labels with `IGNORED` where there is no loss, and picture paths."""
+    """Token ids of prompt and completion, labels with `IGNORED` where there is no loss, and image paths."""
 
     id: str
     source: str
     input_ids: list[int]
     labels: list[int]
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 @dataclass
@@ -106,8 +106,8 @@ def tokenise(
 
 def token_row(sample: Sample, target: Sequence[Span], inputs: QwenInputs) -> TokenRow:
     """One row. Prompt and completion are tokenised as one text, as the engine does. Raises `InputError`."""
-    exchange, pictures = take_in(sample.exchange())
-    pads = [inputs.pads(inputs.grid(picture.height, picture.width)) for picture in pictures]
+    exchange, images = checked_exchange(sample.exchange())
+    pads = [inputs.pads(inputs.grid(image.height, image.width)) for image in images]
     text = chat_text(build_messages(exchange), pads)
     spans = [(0, False)]
     for span in (*target, Span(END_OF_TURN, True)):

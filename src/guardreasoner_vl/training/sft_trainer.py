@@ -1,4 +1,4 @@
-"""TRL's SFT trainer for rows whose loss mask and pictures the protocol has settled already."""
+"""TRL's SFT trainer for rows whose loss mask and images the protocol has settled already."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD, VISION_START
-from guardreasoner_vl.images.decode import load_pictures
+from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, arguments, pack, use_shared_prefix
 from guardreasoner_vl.training.master_adamw import MasterAdamW
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.training.sft_data import TokenRow
 
 BLANK = 28
-"""Pixels, wide and high, of the picture that a batch without any gets."""
+"""Pixels, wide and high, of the image that a batch without any gets."""
 
 _EPOCH_STRIDE = 1_000_003  # so that seed 1 in its first epoch is not seed 0 in its second
 
@@ -37,27 +37,27 @@ class Collator:
     """Packs a micro-batch into one row in which what all rows begin with, the instruction, stands once.
 
     A batch is what the model is called with, `labels` (1, L), and `predicts`, the places whose outputs predict the last
-    tokens of the L. An all-text batch has no pixel values at all, unless `always_pictures`: then one more branch,
-    without loss and seen by no other, holds a blank picture, for where weights are sharded every rank has to call
+    tokens of the L. An all-text batch has no pixel values at all, unless `always_images`: then one more branch,
+    without loss and seen by no other, holds a blank image, for where weights are sharded every rank has to call
     every layer.
     """
 
     inputs: QwenInputs
-    always_pictures: bool = False
+    always_images: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         images, grids, branches = [], [], []
         labels: list[int] = []
         shared = self._shared(rows)
         for row in rows:
-            pictures = [picture for path in row["pictures"] for picture in load_pictures(path)]
-            own = [self.inputs.grid(picture.height, picture.width) for picture in pictures]
-            images += [picture.open() for picture in pictures]
-            grids += own
-            positions = self.inputs.positions(row["input_ids"], own)
+            checked = [image for path in row["images"] for image in checked_images(path)]
+            row_grids = [self.inputs.grid(image.height, image.width) for image in checked]
+            images += [image.open() for image in checked]
+            grids += row_grids
+            positions = self.inputs.positions(row["input_ids"], row_grids)
             branches.append(Branch(row["input_ids"][shared:], positions[:, shared:]))
             labels += row["labels"][shared:]
-        if self.always_pictures and not images:
+        if self.always_images and not images:
             blank = Image.new("RGB", (BLANK, BLANK))
             images, grids = [blank], [self.inputs.grid(BLANK, BLANK)]
             ids = [self.inputs.token_id[IMAGE_PAD]] * self.inputs.pads(grids[0])
@@ -76,7 +76,7 @@ class Collator:
         return batch
 
     def _shared(self, rows: Sequence[dict[str, Any]]) -> int:
-        """How many tokens all rows begin with, before any picture and any loss; one at least, as every row does."""
+        """How many tokens all rows begin with, before any image and any loss; one at least, as every row does."""
         start = self.inputs.token_id[VISION_START]
         count = 0
         for column in zip(*(zip(row["input_ids"][:-1], row["labels"], strict=False) for row in rows), strict=False):
@@ -209,7 +209,7 @@ def build_trainer(
         {
             "input_ids": [row.input_ids for row in rows],
             "labels": [row.labels for row in rows],
-            "pictures": [list(row.pictures) for row in rows],
+            "images": [list(row.images) for row in rows],
             "length": [len(row.input_ids) for row in rows],
         }
     )
@@ -228,7 +228,7 @@ def build_trainer(
         optimizers=(optimizer, None),
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        trainer.data_collator = Collator(inputs, always_pictures=True)
+        trainer.data_collator = Collator(inputs, always_images=True)
     # Qwen2.5-VL says no; but `compute_loss` does, and without it short micro-batches would weigh as much as long ones.
     trainer.model_accepts_loss_kwargs = True
     trainer.label_weight = label_weight

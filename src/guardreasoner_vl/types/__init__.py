@@ -1,7 +1,7 @@
 """All that crosses rooms: what is judged (`Exchange`), what comes out (`Verdict`), what is learnt from (`Sample`)."""
 
 from guardreasoner_vl.types.exchange import Exchange, ImageSource, Turn, UnixLines, unix_lines
-from guardreasoner_vl.types.picture import Picture
+from guardreasoner_vl.types.image import CheckedImage
 from guardreasoner_vl.types.sample import GoldLabel, Modality, Sample, Target
 from guardreasoner_vl.types.verdict import (
     MODES,
@@ -18,6 +18,7 @@ from guardreasoner_vl.types.verdict import (
 
 __all__ = [
     "MODES",
+    "CheckedImage",
     "Exchange",
     "Frozen",
     "GoldLabel",
@@ -27,7 +28,6 @@ __all__ = [
     "Modality",
     "Mode",
     "ModelInfo",
-    "Picture",
     "Sample",
     "Target",
     "Turn",

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from guardreasoner_vl.types.picture import Picture
+    from guardreasoner_vl.types.image import CheckedImage
 
-ImageSource: TypeAlias = "str | Path | bytes | Image | Picture"
-"""A picture: a file path, a `data:` URL, encoded bytes, a PIL image, or one that was checked already."""
+
+ImageSource: TypeAlias = "str | Path | bytes | Image | CheckedImage"
+"""An image: a file path, a `data:` URL, encoded bytes, a PIL image, or one that was checked already."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -43,7 +44,7 @@ def _present(text: str | None) -> bool:
 class Turn:
     """One user turn and the answer to it. Whitespace alone counts as absent; line ends become `\\n`.
 
-    Raises `InputError` for what is no text or no picture, and for strings with lone surrogates, which neither a
+    Raises `InputError` for what is no text or no image, and for strings with lone surrogates, which neither a
     tokenizer nor a file name nor a `data:` URL can hold.
     """
 
@@ -77,16 +78,16 @@ def _checked_text(text: object, name: str) -> str | None:
 
 def _checked_images(images: object) -> tuple[Any, ...]:
     if isinstance(images, (str, bytes, Mapping)) or not isinstance(images, Iterable):
-        raise InputError("images must be a sequence of pictures: put the one picture into a tuple")
-    pictures = tuple(images)
-    for picture in pictures:
-        if isinstance(picture, str) and _is_broken(picture):
-            raise ImageError("a picture's string is not valid Unicode (a lone surrogate): encode the picture again")
-        # PIL's images and `Picture` are told by their size, so that neither library nor module is imported here.
-        if not (isinstance(picture, (str, bytes, Path)) or hasattr(picture, "width")):
-            kind = type(picture).__name__
-            raise ImageError(f"{kind} is no picture: pass a path, bytes, a data: URL or a PIL image")
-    return pictures
+        raise InputError("images must be a sequence of images: put the one image into a tuple")
+    sources = tuple(images)
+    for image in sources:
+        if isinstance(image, str) and _is_broken(image):
+            raise ImageError("an image's string is not valid Unicode (a lone surrogate): encode the image again")
+        # PIL's images and `CheckedImage` are known by their size, so that neither library nor module is imported here.
+        if not (isinstance(image, (str, bytes, Path)) or hasattr(image, "width")):
+            kind = type(image).__name__
+            raise ImageError(f"{kind} is no image: pass a path, bytes, a data: URL or a PIL image")
+    return sources
 
 
 def _is_broken(text: str) -> bool:
@@ -112,7 +113,7 @@ class Exchange(Turn):
 
     @property
     def all_images(self) -> tuple[ImageSource, ...]:
-        """Every picture of the conversation, in reading order."""
+        """Every image of the conversation, in reading order."""
         return tuple(image for turn in (*self.history, self) for image in turn.images)
 
     @classmethod
@@ -121,7 +122,7 @@ class Exchange(Turn):
 
         The last user turn and everything the assistant side produced after it (text, tool calls, tool
         results) are judged; earlier turns are context. `system` and `developer` messages are the
-        operator's and are left out. Pictures must be `data:` URLs. Raises `InputError`.
+        operator's and are left out. Images must be `data:` URLs. Raises `InputError`.
         """
         turns = _turns_of(messages)
         if not turns:
@@ -158,7 +159,7 @@ def _joined(first: str | None, second: str | None) -> str | None:
 
 
 def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tuple[str, ...]]:
-    """Text and pictures of one message; anything that could not be judged is refused, never skipped."""
+    """Text and images of one message; anything that could not be judged is refused, never skipped."""
     texts: list[str] = []
     images: list[str] = []
     if medium := unread_medium(message):
@@ -177,7 +178,7 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
             value = part.get("image_url")
             url = _string(value.get("url") if isinstance(value, dict) else value, number)
             if not url[:5].lower() == "data:":
-                raise InputError(f"message {number}: pictures must be data: URLs; fetch the file and inline it")
+                raise InputError(f"message {number}: images must be data: URLs; fetch the file and inline it")
             images.append(url)
         else:
             raise InputError(f"message {number}: a part of type {_shown(kind)} cannot be judged: use text or image_url")

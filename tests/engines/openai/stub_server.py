@@ -292,7 +292,7 @@ def complete(stub: StubServer, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(stub: StubServer, payload: dict[str, Any]) -> tuple[list[dict[str, Any]], str, int]:
-    """Messages, begun answer and prompt tokens (a message's frame takes 3, a picture 64)."""
+    """Messages, begun answer and prompt tokens (a message's frame takes 3, an image 64)."""
     messages = payload["messages"]
     continues = payload.get("continue_final_message", False)
     if continues and stub.continues == "refused":
@@ -300,11 +300,11 @@ def _prompt(stub: StubServer, payload: dict[str, Any]) -> tuple[list[dict[str, A
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]] + [
         {"type": "text", "text": message["content"]} for message in messages if isinstance(message["content"], str)
     ]
-    pictures = [part for part in parts if part["type"] == "image_url"]
-    if pictures and not stub.images:
+    images = [part for part in parts if part["type"] == "image_url"]
+    if images and not stub.images:
         raise _RefusalError(400, "At most 0 image(s) may be provided in one prompt.", "BadRequestError")
     words = sum(len(tokenise(part["text"])) for part in parts if part["type"] == "text")
-    tokens = words + 64 * len(pictures) + 3 * len(messages)
+    tokens = words + 64 * len(images) + 3 * len(messages)
     if not continues or stub.continues == "ignored":
         return messages, "", tokens + 3
     return messages[:-1], messages[-1]["content"], tokens

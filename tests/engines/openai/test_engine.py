@@ -22,7 +22,7 @@ from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message
-from tests.engines.conformance import SLOTS, Pieces, asked, timeless, with_picture
+from tests.engines.conformance import SLOTS, Pieces, asked, timeless, with_image
 from tests.engines.openai.stub_server import Fault, StubServer
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def parts_of(payload: dict[str, Any]) -> list[dict[str, Any]]:
 # What goes out
 
 
-def test_pictures_stand_where_their_placeholders_stood(server: StubServer, engine: OpenAIEngine) -> None:
-    pictured = with_picture(asked())
+def test_images_stand_where_their_placeholders_stood(server: StubServer, engine: OpenAIEngine) -> None:
+    with_images = with_image(asked())
     message = Message("user", f"before {IMAGE}{IMAGE} after")
-    request = replace(pictured, messages=(message,), pictures=pictured.pictures * 2, pixels=PixelBudget(3136, 50176))
+    request = replace(with_images, messages=(message,), images=with_images.images * 2, pixels=PixelBudget(3136, 50176))
     (result,) = engine.generate([request])
     assert result.error is None
     (payload,) = server.payloads
@@ -74,7 +74,7 @@ def test_pictures_stand_where_their_placeholders_stood(server: StubServer, engin
     for part in parts_of(payload)[1:3]:
         kind, _, data = part["image_url"]["url"].partition(",")
         assert kind == "data:image/png;base64"
-        assert base64.b64decode(data) == pictured.pictures[0].png
+        assert base64.b64decode(data) == with_images.images[0].png
     assert payload["mm_processor_kwargs"] == {"min_pixels": 3136, "max_pixels": 50176}
 
 

@@ -1,4 +1,4 @@
-"""Drawn pictures: deterministic, both labels in every layout, words inside the picture."""
+"""Drawn images: deterministic, both labels in every layout, words inside the image."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert len(first) == 13
     assert first == again
     assert first != other
-    with Image.open(folders[0] / "images/000000.png") as picture:
-        assert picture.size in drawn.SIZES
-        assert picture.mode == "RGB"
+    with Image.open(folders[0] / "images/000000.png") as image:
+        assert image.size in drawn.SIZES
+        assert image.mode == "RGB"
     rows = [json.loads(line) for line in (folders[0] / "train.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"drawn-5-{number:06d}" for number in range(12)]
 
@@ -61,7 +61,7 @@ def many() -> list[tuple[Style, dict[str, Any]]]:
 
 
 def test_every_look_has_both_labels(many: list[tuple[Style, dict[str, Any]]]) -> None:
-    shown = [(style, row) for style, row in many if row["meta"]["picture_text"] and not row["prompt"]]
+    shown = [(style, row) for style, row in many if row["meta"]["image_text"] and not row["prompt"]]
     for look in ("layout", "size", "ink", "paper", "font", "points", "upper"):
         for value in {getattr(style, look) for style, _ in shown}:
             labels = [row["request_label"] for style, row in shown if getattr(style, look) == value]
@@ -80,10 +80,10 @@ def is_harmful(text: str) -> bool:
 def test_a_pair_is_harmful_if_either_part_is(many: list[tuple[Style, dict[str, Any]]]) -> None:
     seen = set()
     for _, row in many:
-        shown, asked = is_harmful(row["meta"]["picture_text"]), is_harmful(row["prompt"])
+        shown, asked = is_harmful(row["meta"]["image_text"]), is_harmful(row["prompt"])
         assert row["request_label"] == ("harmful" if shown or asked else "unharmful"), row
         assert row["modality"] == ("text-image" if row["prompt"] else "image")
-        seen.add((shown, asked, bool(row["prompt"]), bool(row["meta"]["picture_text"])))
+        seen.add((shown, asked, bool(row["prompt"]), bool(row["meta"]["image_text"])))
     assert len(seen) == 9  # harmful, benign or no words beside a harmful, a benign or no prompt
 
 
@@ -110,7 +110,7 @@ def longest_phrases() -> list[str]:
 
 
 @pytest.mark.parametrize("layout", sorted(drawn._LAYOUTS))
-def test_words_fit_into_the_picture(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_fit_into_the_image(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes: list[tuple[tuple[float, ...], tuple[int, int]]] = []
     written: list[str] = []
     original = ImageDraw.ImageDraw.text
@@ -140,8 +140,8 @@ def test_words_fit_into_the_picture(layout: str, monkeypatch: pytest.MonkeyPatch
                     assert bottom <= height, (phrase, style)
 
 
-def test_a_picture_without_words_is_unharmful(many: list[tuple[Style, dict[str, Any]]]) -> None:
-    wordless = [row for _, row in many if not row["meta"]["picture_text"]]
+def test_an_image_without_words_is_unharmful(many: list[tuple[Style, dict[str, Any]]]) -> None:
+    wordless = [row for _, row in many if not row["meta"]["image_text"]]
     assert 0.08 < len(wordless) / len(many) < 0.16
     assert {row["request_label"] for row in wordless if not row["prompt"]} == {"unharmful"}
 
@@ -150,19 +150,19 @@ def test_every_word_is_found_where_it_was_drawn() -> None:
     rng = random.Random(3)
     for _ in range(40):
         text = phrases.phrase(rng, "unharmful")
-        picture = drawn.draw_words(rng, text)
-        words = picture.info[drawn.WORDS]
+        image = drawn.draw_words(rng, text)
+        words = image.info[drawn.WORDS]
         assert " ".join(word.text for word in words) == text
         for word in words:
             assert len(word.edges) == len(word.text) + 1
             assert list(word.edges) == sorted(word.edges)
             left, right = round(word.edges[0]), round(word.edges[-1])
-            inside = picture.crop((left, int(word.top), right, int(word.bottom)))
+            inside = image.crop((left, int(word.top), right, int(word.bottom)))
             assert len(inside.getcolors(inside.width * inside.height) or ()) > 1, (text, word)
         assert all(a.edges[-1] <= b.edges[0] or a.bottom <= b.top for a, b in itertools.pairwise(words)), words
 
 
 def test_letters_stand_between_their_edges() -> None:
-    picture = drawn.draw_words(random.Random(1), "w i", plain=True)
-    wide, narrow = picture.info[drawn.WORDS]
+    image = drawn.draw_words(random.Random(1), "w i", plain=True)
+    wide, narrow = image.info[drawn.WORDS]
     assert wide.edges[1] - wide.edges[0] > 2 * (narrow.edges[1] - narrow.edges[0])

@@ -15,7 +15,7 @@ from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, QwenInputs
 from guardreasoner_vl.engines.sampling import Row, Vocabulary
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
-from guardreasoner_vl.images.decode import load_pictures
+from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.mining.rollout_io import asked
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
@@ -25,7 +25,7 @@ from guardreasoner_vl.training.grpo.rollouts import roll_out
 from guardreasoner_vl.training.grpo.update import Passes, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
 from guardreasoner_vl.training.model_folder import load_for_training
-from guardreasoner_vl.types import ModelInfo, Picture
+from guardreasoner_vl.types import CheckedImage, ModelInfo
 from tests.training.grpo import toy_grpo
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def engine(network: Any, inputs: QwenInputs) -> TransformersEngine:
 def test_the_update_sees_what_the_rollouts_saw(
     kind: str, network: Any, engine: TransformersEngine, inputs: QwenInputs, rows: list[Sample]
 ) -> None:
-    """Nearly greedy answers are nearly certain to the update's model too, unless it sees other pictures."""
+    """Nearly greedy answers are nearly certain to the update's model too, unless it sees other images."""
     cold = SECTION.model_copy(update={"temperature": 3e-4})
     groups = [
         replace(group, advantages=(1.0, -1.0, 1.0, -1.0))
@@ -80,12 +80,12 @@ def test_the_update_sees_what_the_rollouts_saw(
     assert likely(groups).median() > 0.99
     assert (likely(groups) > 0.3).float().mean() > 0.95  # the rest are near ties
     if kind != "text":
-        other = [replace(group, pictures=tuple(map(inverted, group.pictures))) for group in groups]
+        other = [replace(group, images=tuple(map(inverted, group.images))) for group in groups]
         assert (likely(other) > 0.3).float().mean() < 0.8
 
 
-def inverted(shown: Picture) -> Picture:
-    (found,) = load_pictures(ImageOps.invert(shown.open().copy()))
+def inverted(shown: CheckedImage) -> CheckedImage:
+    (found,) = checked_images(ImageOps.invert(shown.open().copy()))
     return found
 
 
@@ -175,17 +175,17 @@ class Sums(Ranks):
 
 
 def said(request: EngineRequest) -> str:
-    """Harmful where a picture or a bomb is; bread without a label is not judged at all."""
+    """Harmful where an image or a bomb is; bread without a label is not judged at all."""
     text = request.messages[1].text
     if "mix it" in text:
         return "I would rather bake"
-    return RIGHT.replace("Request: unharmful", "Request: harmful") if "bomb" in text or request.pictures else RIGHT
+    return RIGHT.replace("Request: unharmful", "Request: harmful") if "bomb" in text or request.images else RIGHT
 
 
 def test_validation_counts_every_known_label(rows: list[Sample]) -> None:
     found = validate(rows[:8], ScriptedEngine(said), 16, Ranks())
     # Rows 0 and 1 are right. Rows 2 (answered, yet no label of the answer) and 3 are outside the grammar, two labels
-    # each, the first unharmful, the second harmful. Pictures are called harmful: wrong in 4 and 6, right in 5 and 7.
+    # each, the first unharmful, the second harmful. Images are called harmful: wrong in 4 and 6, right in 5 and 7.
     harmful_found, harmful_missed, wrongly = 3, 2, 2 + 2
     assert found["f1"] == pytest.approx(2 * harmful_found / (2 * harmful_found + harmful_missed + wrongly))
     assert found["coverage"] == pytest.approx(6 / 10)

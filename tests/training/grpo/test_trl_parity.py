@@ -47,8 +47,8 @@ def group(sample: Sample, inputs: QwenInputs, seed: int) -> Group:
     answers = [tuple(int(token) for token in rng.integers(20, 250, size)) for size in (7, 1, 12, 5)]
     return Group(
         sample,
-        inputs.encode(request.messages, request.pictures),
-        request.pictures,
+        inputs.encode(request.messages, request.images),
+        request.images,
         tuple(Completion(ids, none) for ids in answers),
         (1.2, -0.7, 0.4, -0.9),
     )

@@ -63,8 +63,8 @@ def group(sample: Sample, inputs: QwenInputs, seed: int) -> Group:
     request = asked(sample)
     answers = [tuple(int(token) for token in rng.integers(20, 250, size)) for size in (7, 1, 12, 5)]
     advantages = tuple(float(value) for value in rng.normal(size=4))
-    prompt = inputs.encode(request.messages, request.pictures)
-    return Group(sample, prompt, request.pictures, tuple(Completion(ids, NONE) for ids in answers), advantages)
+    prompt = inputs.encode(request.messages, request.images)
+    return Group(sample, prompt, request.images, tuple(Completion(ids, NONE) for ids in answers), advantages)
 
 
 def passes_of(groups: Sequence[Group], inputs: QwenInputs, budget: int = 16_384) -> list[Pass]:
@@ -95,8 +95,8 @@ def by_the_formula(model: Any, inputs: QwenInputs, groups: Sequence[Group]) -> t
             branch = completion(answer.ids, one.prompt.next_position)
             row = pack([Tree(Branch(one.prompt.ids, one.prompt.positions), (branch,))])
             vision: dict[str, torch.Tensor] = {}
-            if one.pictures:
-                pixels = torch.from_numpy(inputs.patches([picture.open() for picture in one.pictures]))
+            if one.images:
+                pixels = torch.from_numpy(inputs.patches([image.open() for image in one.images]))
                 grids = torch.tensor([(1, *grid) for grid in one.prompt.grids])
                 vision = {"pixel_values": pixels, "image_grid_thw": grids}
             found = log_probabilities(model, row, vision, SECTION.temperature)
@@ -197,7 +197,7 @@ def test_clipped_tokens_by_hand() -> None:
     assert float(found.loss.detach()) == pytest.approx(-0.5 * (1.2 - 2 + 0.5 - 0.8 + 1))
 
 
-def test_each_picture_is_cut_into_patches_once(
+def test_each_image_is_cut_into_patches_once(
     inputs: QwenInputs, groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic import ValidatorFunctionWrapHandler
 
     from guardreasoner_vl.engines.base import EngineRequest
-    from guardreasoner_vl.types import Picture
+    from guardreasoner_vl.types import CheckedImage
 
 TOP_LOGPROBS = 20
 """The most that OpenAI's API and vLLM's default allow."""
@@ -254,10 +254,10 @@ def read_completion(body: bytes) -> Completion:
 
 
 def chat_payload(request: EngineRequest, prefix: str) -> dict[str, Any]:
-    """The messages, with pictures inlined and the assistant's turn begun with `prefix`."""
-    pictures = iter(request.pictures)
+    """The messages, with images inlined and the assistant's turn begun with `prefix`."""
+    images = iter(request.images)
     messages: list[dict[str, Any]] = [
-        {"role": message.role, "content": _content(message.text, pictures)} for message in request.messages
+        {"role": message.role, "content": _content(message.text, images)} for message in request.messages
     ]
     payload: dict[str, Any] = {"messages": messages}
     if prefix:
@@ -284,14 +284,14 @@ def with_logprobs() -> dict[str, Any]:
     return {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
 
 
-def _content(text: str, pictures: Iterator[Picture]) -> str | list[dict[str, Any]]:
-    """Plain text, or parts with each picture where its placeholder stood."""
+def _content(text: str, images: Iterator[CheckedImage]) -> str | list[dict[str, Any]]:
+    """Plain text, or parts with each image where its placeholder stood."""
     first, *others = text.split(IMAGE)
     if not others:
         return first
     parts = [text_part(first)]
     for piece in others:
-        parts += [picture_part(next(pictures)), text_part(piece)]
+        parts += [image_part(next(images)), text_part(piece)]
     return [part for part in parts if part.get("text") != ""]
 
 
@@ -300,8 +300,8 @@ def text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def picture_part(picture: Picture) -> dict[str, Any]:
-    """A picture as a part of a message."""
+def image_part(image: CheckedImage) -> dict[str, Any]:
+    """An image as a part of a message."""
     # Bytes only: a server that is given an address fetches it.
-    data = base64.b64encode(picture.png).decode("ascii")
+    data = base64.b64encode(image.png).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

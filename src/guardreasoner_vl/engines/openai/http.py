@@ -127,7 +127,7 @@ class HttpClient:
     async def post(self, path: str, payload: Payload) -> bytes:
         """The body of the answer. Raises `HttpError` or `InputTooLongError`.
 
-        `payload` is called once it is the request's turn: a long queue then holds no inlined pictures.
+        `payload` is called once it is the request's turn: a long queue then holds no inlined images.
         """
         return await self._within_deadline("POST", path, payload, _whole)
 

@@ -23,7 +23,7 @@ from guardreasoner_vl.engines.openai.chat import (
 from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import EngineError, ModelError
 from guardreasoner_vl.protocol import IMAGE, Message
-from guardreasoner_vl.types import Picture
+from guardreasoner_vl.types import CheckedImage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ _PREFIX = "A"
 _SOME_TOKENS = 16
 _PENALTY = 2.0
 _REMEDY = "if it is vLLM, start it with --generation-config vllm, or a generation_config.json may change labels"
-_SIDE = 56  # the smallest picture that Qwen2-VL's budget allows
+_SIDE = 56  # the smallest image that Qwen2-VL's budget allows
 
 
 async def choose_model(http: HttpClient, wanted: str | None) -> ServedModel:
@@ -68,11 +68,11 @@ async def probe_server(http: HttpClient, model: ServedModel) -> Probed:
     Logs a warning if the server's own sampling defaults may change labels.
     """
     plain = EngineRequest((Message("user", "Hi"),))
-    pictured = EngineRequest((Message("user", f"{IMAGE}\nHi"),), (_black_square(),))
+    with_images = EngineRequest((Message("user", f"{IMAGE}\nHi"),), (_black_square(),))
     neutral = await _taken(http, model, chat_payload(plain, ""))
     scored, seen, continued, penalised = await asyncio.gather(
         _try(http, model, chat_payload(plain, "") | neutral | with_logprobs()),
-        _try(http, model, chat_payload(pictured, "") | neutral, _REFUSED | {500}),  # llama.cpp's answer to pictures
+        _try(http, model, chat_payload(with_images, "") | neutral, _REFUSED | {500}),  # llama.cpp's answer to images
         _try(http, model, chat_payload(plain, _PREFIX) | neutral),
         _honours_penalty(http, model, neutral),
     )
@@ -126,10 +126,10 @@ async def _try(
     return read_completion(body)
 
 
-def _black_square() -> Picture:
+def _black_square() -> CheckedImage:
     encoded = BytesIO()
     Image.new("RGB", (_SIDE, _SIDE)).save(encoded, "PNG")
-    return Picture(encoded.getvalue(), _SIDE, _SIDE)
+    return CheckedImage(encoded.getvalue(), _SIDE, _SIDE)
 
 
 def _new_turn(plain: Completion | None, continued: Completion) -> bool:

@@ -66,7 +66,7 @@ class Loaded:
 
 
 def load(benchmark: Benchmark, folder: Path, unpacked: Path) -> Loaded:
-    """Read the first layout found in `folder` or in a folder inside it; pictures inside records go to `unpacked`.
+    """Read the first layout found in `folder` or in a folder inside it; images inside records go to `unpacked`.
 
     Raises `DataError` if there is none, or nothing usable in it.
     """

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.evaluation.benchmarks import pictures, upstream
+from guardreasoner_vl.evaluation.benchmarks import images, upstream
 from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, Layout
 from guardreasoner_vl.evaluation.benchmarks.released import released
 from guardreasoner_vl.evaluation.published import sizes
@@ -73,8 +73,8 @@ _UPSTREAM: dict[str, tuple[str, str, Layout]] = {
         Layout("data/response_harmfulness-00000-of-00001.parquet", upstream.xstest_response),
     ),
 }
-_PICTURES = {
-    "HarmImageTest": "see the sources of the released pictures",
+_IMAGES = {
+    "HarmImageTest": "see the sources of the released images",
     "SPA_VL_Eval": "CC-BY-4.0",
 }
 _MM_SCENARIOS = (
@@ -106,7 +106,7 @@ def _paper() -> dict[str, Benchmark]:
             judged=judged,
             modality=size.modality,
             size=size.samples,
-            licence=upstream_set[0] if upstream_set else _PICTURES[size.file],
+            licence=upstream_set[0] if upstream_set else _IMAGES[size.file],
             origin=f"{RELEASED} or {upstream_set[1]}" if upstream_set else RELEASED,
             layouts=(released(size.file, judged, size.modality), *(upstream_set[2:] if upstream_set else ())),
             note="the public file has fewer rows than the released one" if size.file.startswith("WildGuard") else "",
@@ -127,7 +127,7 @@ MORE: dict[str, Benchmark] = {
             450,
             "CC-BY-4.0",
             "github paul-rottger/xstest",
-            (Layout("xstest_prompts.csv", pictures.xstest), Layout("xstest_v2_prompts.csv", pictures.xstest)),
+            (Layout("xstest_prompts.csv", images.xstest), Layout("xstest_v2_prompts.csv", images.xstest)),
             "pairs of safe and unsafe prompts: over-refusal",
         ),
         Benchmark(
@@ -137,7 +137,7 @@ MORE: dict[str, Benchmark] = {
             300,
             "CC-BY-SA-4.0, for tests only",
             "github xirui-li/MOSSBench",
-            (Layout("data/images_information/information.json", pictures.mossbench),),
+            (Layout("data/images_information/information.json", images.mossbench),),
             "every row is unharmful: over-refusal",
         ),
         Benchmark(
@@ -147,7 +147,7 @@ MORE: dict[str, Benchmark] = {
             110,
             "MIT",
             "github centerforaisafety/HarmBench",
-            (Layout("data/behavior_datasets/harmbench_behaviors_multimodal_all.csv", pictures.harmbench_multimodal),),
+            (Layout("data/behavior_datasets/harmbench_behaviors_multimodal_all.csv", images.harmbench_multimodal),),
             _WHOLE_SET,
         ),
         Benchmark(
@@ -157,7 +157,7 @@ MORE: dict[str, Benchmark] = {
             500,
             "MIT",
             "github ThuCCSLab/FigStep",
-            (Layout("data/question/safebench.csv", pictures.figstep),),
+            (Layout("data/question/safebench.csv", images.figstep),),
             _WHOLE_SET,
         ),
         Benchmark(
@@ -167,7 +167,7 @@ MORE: dict[str, Benchmark] = {
             1558,
             "research only, gated",
             "hub ys-zong/VLGuard (accept its terms there first)",
-            (Layout("test.json", pictures.vlguard),),
+            (Layout("test.json", images.vlguard),),
         ),
         Benchmark(
             "UnsafeBench",
@@ -176,7 +176,7 @@ MORE: dict[str, Benchmark] = {
             2037,
             "research only, gated",
             "hub yiting/UnsafeBench (accept its terms there first)",
-            (Layout("data/test-*.parquet", pictures.unsafebench),),
+            (Layout("data/test-*.parquet", images.unsafebench),),
         ),
         *(
             Benchmark(
@@ -189,7 +189,7 @@ MORE: dict[str, Benchmark] = {
                 (
                     Layout(
                         f"data/processed_questions/{scenario}.json",
-                        partial(pictures.mm_safetybench, scenario, variant, question),
+                        partial(images.mm_safetybench, scenario, variant, question),
                     ),
                 ),
                 _WHOLE_SET,

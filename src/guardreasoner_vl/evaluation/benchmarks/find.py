@@ -29,7 +29,7 @@ def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[Loaded]
     """The benchmarks named, or the paper's. A name is that of the catalogue, or a file of samples, also below `data`.
 
     `data` is the folder that holds the known ones, each as released or as published, or `hub:OWNER/NAME@REVISION`.
-    Pictures that stand inside a set's records are written to `unpacked`. Raises `DataError`, `InputError`.
+    Images that stand inside a set's records are written to `unpacked`. Raises `DataError`, `InputError`.
     """
     found: list[Loaded] = []
     folder: Path | None = None

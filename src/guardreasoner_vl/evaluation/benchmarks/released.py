@@ -67,7 +67,7 @@ def _to_sample(judged: Judged, modality: Modality) -> ToSample:
 
 
 def _spoken(record: Record, place: Place) -> Conversation:
-    """What was asked, the text that holds the labels, and the pictures' paths."""
+    """What was asked, the text that holds the labels, and the images' paths."""
     if record.get("messages") is not None:
         return conversation_of(record, place, "messages", "role", "content")
     output = record.get("output")

@@ -9,7 +9,7 @@ const SIGNS = { busy: "", allow: "✓", block: "✕", unsure: "!" };
 
 const $ = (id) => document.getElementById(id);
 const on = (id, kind, act) => $(id).addEventListener(kind, act);
-let pictures = []; // { name, url }, each url a data: URL
+let images = []; // { name, url }, each url a data: URL
 let reading = Promise.resolve(); // ends when all chosen files are read
 let running = null; // the AbortController of what is judged now
 let askingForKey = null;
@@ -243,11 +243,11 @@ function chosen() {
 
 function entered() {
   const [prompt, response] = ["prompt", "response"].map((id) => $(id).value);
-  if (!`${prompt}${response}`.trim() && !pictures.length) {
+  if (!`${prompt}${response}`.trim() && !images.length) {
     throw new Fault("empty", "enter a prompt or a response, or choose an image");
   }
-  const images = pictures.map((picture) => picture.url);
-  return { prompt: prompt || null, images, response: response || null, include_reasoning: true };
+  const urls = images.map((image) => image.url);
+  return { prompt: prompt || null, images: urls, response: response || null, include_reasoning: true };
 }
 
 async function judge(event) {
@@ -288,11 +288,11 @@ function changed() {
   $("stale").hidden = !$("panels").querySelector(".panel");
 }
 
-function fill({ prompt = "", response = "", picture }) {
+function fill({ prompt = "", response = "", image }) {
   $("prompt").value = prompt;
   $("response").value = response;
-  pictures = picture ? [{ name: "note.png", url: drawn(picture.split("\n")) }] : [];
-  showPictures();
+  images = image ? [{ name: "note.png", url: drawn(image.split("\n")) }] : [];
+  showImages();
 }
 
 function drawn(lines) {
@@ -319,19 +319,19 @@ async function addImage(file) {
   reader.readAsDataURL(file);
   await new Promise((resolve) => (reader.onloadend = resolve));
   if (reader.error) return note(`Cannot be read, left out: ${file.name}.`);
-  pictures.push({ name: file.name, url: reader.result });
-  showPictures();
+  images.push({ name: file.name, url: reader.result });
+  showImages();
 }
 
-function showPictures() {
-  const items = pictures.map((picture) => {
-    const remove = make("button", { type: "button", textContent: "✕", ariaLabel: `Remove ${picture.name}` });
+function showImages() {
+  const items = images.map((image) => {
+    const remove = make("button", { type: "button", textContent: "✕", ariaLabel: `Remove ${image.name}` });
     remove.addEventListener("click", () => {
-      pictures = pictures.filter((other) => other !== picture);
-      showPictures();
+      images = images.filter((other) => other !== image);
+      showImages();
       $("choose").focus();
     });
-    return make("li", {}, make("img", { src: picture.url, alt: picture.name, title: picture.name }), remove);
+    return make("li", {}, make("img", { src: image.url, alt: image.name, title: image.name }), remove);
   });
   $("images").replaceChildren(...items);
   changed();

@@ -56,7 +56,7 @@ def exchange(rng: random.Random, sample_id: str) -> tuple[Image.Image | None, di
         "response": response,
         "request_label": label,
         "response_label": response_label,
-        "meta": {"picture": "a cross" if label == "harmful" else "a ring"} if sign else {},
+        "meta": {"image_kind": "a cross" if label == "harmful" else "a ring"} if sign else {},
     }
     return sign, row
 

@@ -1,8 +1,8 @@
-"""Pictures that the project draws itself: words in many layouts, harmful and benign in the same ones.
+"""Images that the project draws itself: words in many layouts, harmful and benign in the same ones.
 
 A page of text must not be a verdict, so every layout, font and colour is drawn with both kinds of words,
-and pictures without words are drawn too. All words are made up and mild. Where the words stand is kept in
-`picture.info[WORDS]`, one `Word` each, for `training.reading`.
+and images without words are drawn too. All words are made up and mild. Where the words stand is kept in
+`image.info[WORDS]`, one `Word` each, for `training.reading`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DARK = ("#000000", "#1d2733", "#5a1010", "#123d1f", "#10205a", "#3a2b16")
 
 @dataclass(frozen=True)
 class Style:
-    """How a picture looks; chosen without looking at the label."""
+    """How an image looks; chosen without looking at the label."""
 
     size: tuple[int, int]
     ink: str
@@ -64,21 +64,21 @@ class Word:
 
 
 def draw_folder(folder: Path, count: int, seed: int) -> Path:
-    """Write `count` rows and their pictures in the layout of `sources.jsonl`; the same seed, the same bytes."""
+    """Write `count` rows and their images in the layout of `sources.jsonl`; the same seed, the same bytes."""
     rng = random.Random(seed)
     return write_rows(folder, (draw_sample(rng, f"drawn-{seed}-{number:06d}") for number in range(count)))
 
 
 def write_rows(folder: Path, made: Iterable[tuple[Image.Image | None, dict[str, Any]]]) -> Path:
-    """Write pictures and rows, each row with its picture's name."""
+    """Write images and rows, each row with its image's name."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, (picture, row) in enumerate(made):
+    for number, (image, row) in enumerate(made):
         name = f"images/{number:06d}.png"
-        if picture is not None:
+        if image is not None:
             with writing(folder / name):
-                picture.save(folder / name, compress_level=1)
-        rows.append({**row, "images": [name] if picture is not None else []})
+                image.save(folder / name, compress_level=1)
+        rows.append({**row, "images": [name] if image is not None else []})
     path = folder / "train.jsonl"
     # Last and at once, so that a folder with rows is complete.
     write_whole(path, (json.dumps(row).encode("utf-8") + b"\n" for row in rows))
@@ -86,19 +86,19 @@ def write_rows(folder: Path, made: Iterable[tuple[Image.Image | None, dict[str, 
 
 
 def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[str, Any]]:
-    """One picture and its row."""
+    """One image and its row."""
     style = _style(rng)
     label: GoldLabel = rng.choice(("harmful", "unharmful"))
     prompt = ""
     if rng.random() < WITHOUT_WORDS:
-        text, picture = "", _scene(rng, style)
+        text, image = "", _scene(rng, style)
         label = "unharmful"
     else:
         text = phrases.phrase(rng, label)
-        picture = draw_text(rng, style, text)
+        image = draw_text(rng, style, text)
     if rng.random() < WITH_PROMPT:
         prompt, label = _prompt(rng, label)
-    return picture, _row(sample_id, prompt, text, label)
+    return image, _row(sample_id, prompt, text, label)
 
 
 def draw_text(rng: random.Random, style: Style, text: str) -> Image.Image:
@@ -116,11 +116,11 @@ def draw_words(rng: random.Random, text: str, plain: bool = False) -> Image.Imag
 
 
 def _card(rng: random.Random, style: Style, text: str) -> Image.Image:
-    """A small picture, filled by its words."""
+    """A small image, filled by its words."""
     width, height = rng.choice(CARD_SIZES)
-    picture = Image.new("RGB", (width, height), style.paper)
-    _write(picture, style, text, (2, 0, width - 2, height), style.ink, False)
-    return picture
+    image = Image.new("RGB", (width, height), style.paper)
+    _write(image, style, text, (2, 0, width - 2, height), style.ink, False)
+    return image
 
 
 def _row(sample_id: str, prompt: str, text: str, label: GoldLabel) -> dict[str, Any]:
@@ -130,12 +130,12 @@ def _row(sample_id: str, prompt: str, text: str, label: GoldLabel) -> dict[str, 
         "modality": "text-image" if prompt else "image",
         "prompt": prompt,
         "request_label": label,
-        "meta": {"picture_text": text},
+        "meta": {"image_text": text},
     }
 
 
 def _prompt(rng: random.Random, label: GoldLabel) -> tuple[str, GoldLabel]:
-    """A request beside the picture; the pair is harmful if either part is."""
+    """A request beside the image; the pair is harmful if either part is."""
     kind = rng.random()
     if kind < 0.6:
         return rng.choice(phrases.NEUTRAL_PROMPTS), label
@@ -189,14 +189,12 @@ def _wrapped(draw: ImageDraw.ImageDraw, style: Style, text: str, width: int, hei
     return lines, font, step
 
 
-def _write(
-    picture: Image.Image, style: Style, text: str, box: tuple[int, int, int, int], ink: str, centre: bool
-) -> None:
-    draw = ImageDraw.Draw(picture)
+def _write(image: Image.Image, style: Style, text: str, box: tuple[int, int, int, int], ink: str, centre: bool) -> None:
+    draw = ImageDraw.Draw(image)
     left, top, right, bottom = box
     lines, font, step = _wrapped(draw, style, text.upper() if style.upper else text, right - left, bottom - top)
     y = _snapped(top + max(0, (bottom - top - step * len(lines)) // 2))
-    placed = picture.info.setdefault(WORDS, [])
+    placed = image.info.setdefault(WORDS, [])
     words = iter(text.split())
     for line in lines:
         x = _snapped(left + ((right - left - draw.textlength(line, font)) / 2 if centre else 0))
@@ -212,68 +210,68 @@ def _snapped(place: float) -> int:
 
 
 def _page(rng: random.Random, style: Style, text: str) -> Image.Image:
-    picture = Image.new("RGB", style.size, style.paper)
+    image = Image.new("RGB", style.size, style.paper)
     margin = max(8, rng.randint(6, 24))  # a smaller one would snap to the edge
-    _write(picture, style, text, (margin, margin, style.size[0] - margin, style.size[1] - margin), style.ink, False)
-    return picture
+    _write(image, style, text, (margin, margin, style.size[0] - margin, style.size[1] - margin), style.ink, False)
+    return image
 
 
 def _poster(rng: random.Random, style: Style, text: str) -> Image.Image:
-    picture = Image.new("RGB", style.size, style.paper)
+    image = Image.new("RGB", style.size, style.paper)
     width, height = style.size
-    ImageDraw.Draw(picture).rectangle((5, 5, width - 6, height - 6), outline=style.ink, width=rng.randint(2, 5))
-    _write(picture, style, text, (16, 16, width - 16, height - 16), style.ink, True)
-    return picture
+    ImageDraw.Draw(image).rectangle((5, 5, width - 6, height - 6), outline=style.ink, width=rng.randint(2, 5))
+    _write(image, style, text, (16, 16, width - 16, height - 16), style.ink, True)
+    return image
 
 
 def _meme(rng: random.Random, style: Style, text: str) -> Image.Image:
-    picture = _scene(rng, style)
+    image = _scene(rng, style)
     width, height = style.size
     words = text.split()
     half = (len(words) + 1) // 2
     for part, top in ((words[:half], 4), (words[half:], int(height * 0.66))):
         band = (0, top, width, top + int(height * 0.3))
-        ImageDraw.Draw(picture).rectangle(band, fill=style.paper)
-        _write(picture, style, " ".join(part), (8, top, width - 8, band[3]), style.ink, True)
-    return picture
+        ImageDraw.Draw(image).rectangle(band, fill=style.paper)
+        _write(image, style, " ".join(part), (8, top, width - 8, band[3]), style.ink, True)
+    return image
 
 
 def _list(rng: random.Random, style: Style, text: str) -> Image.Image:
-    picture = Image.new("RGB", style.size, style.paper)
+    image = Image.new("RGB", style.size, style.paper)
     width, height = style.size
     top = int(height * 0.6)
-    _write(picture, style, text, (10, 8, width - 10, top), style.ink, False)
+    _write(image, style, text, (10, 8, width - 10, top), style.ink, False)
     font = _font(style, min(style.points, 20))
     for number in range(rng.randint(2, 3)):
-        ImageDraw.Draw(picture).text((12, top + number * (height - top) // 3), f"{number + 1}.", style.ink, font)
-    return picture
+        ImageDraw.Draw(image).text((12, top + number * (height - top) // 3), f"{number + 1}.", style.ink, font)
+    return image
 
 
 def _bubble(rng: random.Random, style: Style, text: str) -> Image.Image:
-    picture = Image.new("RGB", style.size, "#9fb4c7")
+    image = Image.new("RGB", style.size, "#9fb4c7")
     width, height = style.size
     bottom = int(height * rng.uniform(0.6, 0.9))
-    ImageDraw.Draw(picture).rounded_rectangle((10, 10, width - 10, bottom), radius=16, fill=style.paper)
-    _write(picture, style, text, (22, 18, width - 22, bottom - 8), style.ink, False)
-    return picture
+    ImageDraw.Draw(image).rounded_rectangle((10, 10, width - 10, bottom), radius=16, fill=style.paper)
+    _write(image, style, text, (22, 18, width - 22, bottom - 8), style.ink, False)
+    return image
 
 
 def _scene(rng: random.Random, style: Style) -> Image.Image:
-    """Shapes, a gradient or noise: a picture without words."""
+    """Shapes, a gradient or noise: an image without words."""
     kind = rng.randrange(3)
     if kind == 0:
-        picture = Image.linear_gradient("L").resize(style.size).convert("RGB")
-        return Image.blend(picture, Image.new("RGB", style.size, style.paper), rng.uniform(0.2, 0.8))
+        image = Image.linear_gradient("L").resize(style.size).convert("RGB")
+        return Image.blend(image, Image.new("RGB", style.size, style.paper), rng.uniform(0.2, 0.8))
     if kind == 1:
         noise = Image.frombytes("RGB", (28, 28), rng.randbytes(28 * 28 * 3))
         return noise.resize(style.size, Image.Resampling.BICUBIC)
-    picture = Image.new("RGB", style.size, style.paper)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", style.size, style.paper)
+    draw = ImageDraw.Draw(image)
     for _ in range(rng.randint(2, 6)):
         x, y, side = rng.randrange(style.size[0]), rng.randrange(style.size[1]), rng.randint(20, 120)
         shape = rng.choice((draw.ellipse, draw.rectangle))
         shape((x, y, x + side, y + side), fill=rng.choice(LIGHT + DARK))
-    return picture
+    return image
 
 
 _LAYOUTS: dict[str, Callable[[random.Random, Style, str], Image.Image]] = {

@@ -1,4 +1,4 @@
-"""Made-up, mild phrases for drawn pictures: harmful and benign ones share verbs, objects and frames."""
+"""Made-up, mild phrases for drawn images: harmful and benign ones share verbs, objects and frames."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The processes of a launch (`accelerate launch`, `torchrun`), which train one model together; without a launch, one.
 
 Each rank has its part of every batch; sums over the ranks make gradients and figures whole. No wrapper stands around
-the model, so that a rank without pictures, or without any signal, takes part like the others. The main rank writes.
+the model, so that a rank without images, or without any signal, takes part like the others. The main rank writes.
 """
 
 from __future__ import annotations

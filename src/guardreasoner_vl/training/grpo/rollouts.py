@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import Engine, EngineResult
     from guardreasoner_vl.engines.qwen import Encoded, QwenInputs
     from guardreasoner_vl.recipe import GrpoSection
-    from guardreasoner_vl.types import Picture, Sample
+    from guardreasoner_vl.types import CheckedImage, Sample
 
 _AT_ONCE = 512  # answers between two looks at whether to stop
 
@@ -38,7 +38,7 @@ class Group:
 
     sample: Sample
     prompt: Encoded
-    pictures: tuple[Picture, ...]
+    images: tuple[CheckedImage, ...]
     completions: tuple[Completion, ...]
     advantages: tuple[float, ...]
 
@@ -107,11 +107,11 @@ def _rolled_out(
     groups, size = [], section.group_size
     for number, sample in enumerate(samples):
         request, own = requests[number * size], results[number * size : (number + 1) * size]
-        prompt = inputs.encode(request.messages, request.pictures)
+        prompt = inputs.encode(request.messages, request.images)
         completions = tuple(_completion(result, sample, inputs, section) for result in own)
         rewards = torch.tensor([[one.reward.total for one in completions]], dtype=torch.float64)
         advantages = tuple(group_advantages(rewards)[0].tolist())
-        groups.append(Group(sample, prompt, request.pictures, completions, advantages))
+        groups.append(Group(sample, prompt, request.images, completions, advantages))
     return groups
 
 

@@ -1,6 +1,6 @@
 """Stock TRL on recorded rollouts: what this project's update is held against, in tests, benchmarks and before a run.
 
-TRL repeats prompt and pictures for every completion; log-probabilities, loss and gradients must be the same.
+TRL repeats prompt and images for every completion; log-probabilities, loss and gradients must be the same.
 """
 
 from __future__ import annotations
@@ -129,14 +129,14 @@ class StockGrpo:
             "completion_mask": completion_mask,
             "advantages": torch.tensor([group.advantages[place] for group, place in rows], dtype=torch.float32),
         }
-        images = [picture.open() for group, _ in rows for picture in group.pictures]
+        images = [image.open() for group, _ in rows for image in group.images]
         if images:
             ids = torch.cat((prompt_ids, completion_ids), dim=1)
             batch["mm_token_type_ids"] = (ids == self._inputs.token_id[IMAGE_PAD]).int()
             batch["pixel_values"] = torch.from_numpy(self._inputs.patches(images))
             batch["image_grid_thw"] = torch.tensor([(1, *grid) for group, _ in rows for grid in group.prompt.grids])
         moved = {name: value.to(self._device) for name, value in batch.items()}
-        return {**moved, "num_images": [len(group.pictures) for group, _ in rows]} if images else moved
+        return {**moved, "num_images": [len(group.images) for group, _ in rows]} if images else moved
 
 
 _VISION = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.recipe import GrpoSection
     from guardreasoner_vl.training.grpo.rollouts import Group
-    from guardreasoner_vl.types import Picture
+    from guardreasoner_vl.types import CheckedImage
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What goes through the model at once: packed trees, pictures, and (tokens,) advantages and weights 1 / (N |o|)."""
+    """What goes through the model at once: packed trees, images, and (tokens,) advantages and weights 1 / (N |o|)."""
 
     packed: Packed
     vision: dict[str, torch.Tensor]
@@ -46,18 +46,18 @@ class UpdateFigures:
 
 
 class Passes:
-    """Makes passes; each picture of a rollout batch is cut into patches once."""
+    """Makes passes; each image of a rollout batch is cut into patches once."""
 
     def __init__(self, inputs: QwenInputs, section: GrpoSection, device: torch.device) -> None:
         self._inputs, self._section, self._device = inputs, section, device
-        self._patches: dict[Picture, NDArray[np.float32]] = {}
+        self._patches: dict[CheckedImage, NDArray[np.float32]] = {}
 
     def of(self, groups: Sequence[Group], total: int) -> list[Pass]:
         """Passes over the groups with signal; `total` is N, the completions that the loss is the mean of."""
         return [self._pass(batch, total) for batch in self._batches(groups)]
 
     def forget(self) -> None:
-        """Drop the pictures of the last rollout batch."""
+        """Drop the images of the last rollout batch."""
         self._patches.clear()
 
     def _batches(self, groups: Sequence[Group]) -> Iterator[list[tuple[Group, range]]]:
@@ -93,15 +93,15 @@ class Passes:
         )
 
     def _vision(self, groups: Sequence[Group]) -> dict[str, torch.Tensor]:
-        pictures = [picture for group in groups for picture in group.pictures]
-        if not pictures:
+        images = [image for group in groups for image in group.images]
+        if not images:
             return {}
-        for picture in pictures:
-            if picture not in self._patches:
-                self._patches[picture] = self._inputs.patches([picture.open()])
+        for image in images:
+            if image not in self._patches:
+                self._patches[image] = self._inputs.patches([image.open()])
         grids = [(1, *grid) for group in groups for grid in group.prompt.grids]
         return {
-            "pixel_values": torch.from_numpy(np.concatenate([self._patches[one] for one in pictures])).to(self._device),
+            "pixel_values": torch.from_numpy(np.concatenate([self._patches[one] for one in images])).to(self._device),
             "image_grid_thw": torch.tensor(grids, device=self._device),
         }
 

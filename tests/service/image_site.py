@@ -1,4 +1,4 @@
-"""A server of pictures on this machine that answers as a test says, with TLS if need be."""
+"""A server of images on this machine that answers as a test says, with TLS if need be."""
 
 from __future__ import annotations
 

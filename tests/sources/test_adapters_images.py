@@ -1,4 +1,4 @@
-"""Adapters of pictures: made-up, mild records in the official layouts, every trap of the real ones."""
+"""Adapters of images: made-up, mild records in the official layouts, every trap of the real ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.sources.adapters import Place, picture_of
-from tests.evaluation.test_benchmarks import labels, picture, put
+from guardreasoner_vl.sources.adapters import Place, image_of
+from tests.evaluation.test_benchmarks import image, labels, put
 from tests.sources.test_adapters import read
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def shown(colour: str = "red") -> dict[str, Any]:
-    """A picture as the hub's image columns hold it."""
+    """An image as the hub's image columns hold it."""
     buffer = BytesIO()
     Image.new("RGB", (28, 28), colour).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": "cake.png"}
 
 
-def test_unsafebench_has_pictures_alone(tmp_path: Path) -> None:
+def test_unsafebench_has_images_alone(tmp_path: Path) -> None:
     first = {"image": shown(), "safety_label": "Safe", "category": "Hate", "source": "Lexica", "text": "a cake"}
     put(tmp_path, "data/train-00000-of-00002.parquet", [first, {**first, "safety_label": "unsafe"}])
     put(tmp_path, "data/train-00001-of-00002.parquet", [{**first, "safety_label": "Unsafe"}, {**first, "image": None}])
@@ -36,7 +36,7 @@ def test_unsafebench_has_pictures_alone(tmp_path: Path) -> None:
     assert all(one.modality == "image" and not one.prompt and one.meta == {"category": "Hate"} for one in samples)
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert samples[0].images == samples[1].images == (str(unpacked),)
-    assert set_aside.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no picture in it": 1}
+    assert set_aside.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no image in it": 1}
 
 
 def guarded(name: str, safe: object, *instructions: dict[str, Any], **more: str) -> dict[str, Any]:
@@ -63,7 +63,7 @@ VLGUARD = [
 def test_vlguard_has_a_row_for_each_instruction(tmp_path: Path) -> None:
     put(tmp_path, "train.json", VLGUARD)
     for name in ("train/memes/1.png", "bad_ads/2.png", "alone.png"):
-        picture(tmp_path, name)
+        image(tmp_path, name)
     samples, set_aside = read("vlguard", tmp_path)
     assert [(one.id, one.prompt, one.response, one.request_label, one.response_label) for one in samples] == [
         ("vlguard/0/safe_instruction", "s", "t", "unharmful", None),
@@ -79,14 +79,14 @@ def test_vlguard_has_a_row_for_each_instruction(tmp_path: Path) -> None:
     assert set_aside.reasons == {
         "no safety flag or no instruction": 3,
         "no text in 'instruction'": 1,
-        "its picture is missing": 1,
+        "its image is missing": 1,
     }
 
 
 def test_vlguard_images_are_labelled_by_themselves(tmp_path: Path) -> None:
     put(tmp_path, "train.json", VLGUARD[:3])
     for name in ("train/memes/1.png", "train/bad_ads/2.png", "train/alone.png"):
-        picture(tmp_path, name)
+        image(tmp_path, name)
     samples, set_aside = read("vlguard-images", tmp_path)
     assert [(one.modality, one.prompt, one.request_label, one.meta.get("subset")) for one in samples] == [
         ("image", "", "unharmful", "memes"), ("image", "", "harmful", "bad_ads"),
@@ -94,12 +94,12 @@ def test_vlguard_images_are_labelled_by_themselves(tmp_path: Path) -> None:
     assert set_aside.reasons == {"'safe' is none of True, False": 1}
 
 
-def test_hod_is_every_picture_below_a_class(tmp_path: Path) -> None:
+def test_hod_is_every_image_below_a_class(tmp_path: Path) -> None:
     names = ["bread/normal/a.jpg", "bread/hard/b.PNG", "cake/c.jpeg", "cake/deep/er/a.webp", "bread/normal/A.JPG"]
     for name in ["stray.jpg", *names]:
-        picture(tmp_path, name)
+        image(tmp_path, name)
     for name in ("bread/normal/a.xml", "bread/normal/a.txt", "cake/._c.jpeg", "cake/notes.pg", "HOD.csv"):
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("no image")
     samples, set_aside = read("hod", tmp_path)
     assert {one.id: one.meta["category"] for one in samples} == {f"hod/{name}": name.split("/")[0] for name in names}
     assert all((one.modality, one.prompt, one.request_label) == ("image", "", "harmful") for one in samples)
@@ -109,10 +109,10 @@ def test_hod_is_every_picture_below_a_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("above", ["dataset/class/", "class/", "Dataset/"])
 def test_hod_as_its_repository_has_it(above: str, tmp_path: Path) -> None:
-    picture(tmp_path, f"{above}gun/hard_cases/img_hod_000001.jpg")
-    if "class" in above:  # the same picture once more, and a figure of the page that describes the set
-        picture(tmp_path, f"{above.removesuffix('class/')}all/jpg/img_hod_000001.jpg")
-        picture(tmp_path, "resources/examples.png")
+    image(tmp_path, f"{above}gun/hard_cases/img_hod_000001.jpg")
+    if "class" in above:  # the same image once more, and a figure of the page that describes the set
+        image(tmp_path, f"{above.removesuffix('class/')}all/jpg/img_hod_000001.jpg")
+        image(tmp_path, "resources/examples.png")
     (sample,), _ = read("hod", tmp_path)
     assert (sample.id, sample.meta) == (f"hod/{above}gun/hard_cases/img_hod_000001.jpg", {"category": "gun"})
 
@@ -130,10 +130,10 @@ def test_spa_vl_has_two_unlabelled_rows_for_a_pair(tmp_path: Path) -> None:
     ]
     assert labels(samples) == [(None, None)] * 2
     assert samples[1].meta == {"category": "Toxicity Harms", "class2": "x", "class3": "y", "answer": "rejected"}
-    assert set_aside.reasons == {"no text in 'chosen'": 1, "no text in 'question'": 1, "no picture in it": 1}
+    assert set_aside.reasons == {"no text in 'chosen'": 1, "no text in 'question'": 1, "no image in it": 1}
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "/", "a\0b", ".", "cake.gif"])
-def test_a_name_that_is_no_picture_is_a_missing_one(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="its picture is missing"):
-        picture_of(Place("x", 0, tmp_path, tmp_path), name)
+def test_a_name_that_is_no_image_is_a_missing_one(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="its image is missing"):
+        image_of(Place("x", 0, tmp_path, tmp_path), name)

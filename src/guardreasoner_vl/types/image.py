@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One checked and normalised picture: PNG bytes of an RGB image, and its size in pixels."""
+class CheckedImage:
+    """One checked and normalised image: PNG bytes of an RGB image, and its size in pixels."""
 
     png: bytes
     width: int

@@ -1,4 +1,4 @@
-"""Draw the demo's pictures: the same posters, once with harmful and once with harmless words."""
+"""Draw the demo's images: the same posters, once with harmful and once with harmless words."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ POSTERS = {
 
 
 def main() -> None:
-    """Write the pictures beside this file."""
-    folder = Path(__file__).parent / "pictures"
+    """Write the images beside this file."""
+    folder = Path(__file__).parent / "images"
     folder.mkdir(exist_ok=True)
     for name, text in POSTERS.items():
         layout = name.split("_")[0].replace("note", "list")

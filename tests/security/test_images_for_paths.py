@@ -1,4 +1,4 @@
-"""What is given for a picture's path and is none, a whole picture in base64 above all, is refused and never quoted."""
+"""What is given for an image's path and is none, a whole image in base64 above all, is refused and never quoted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 from guardreasoner_vl.batch.moderate import run_batch
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.guard import as_exchange
-from guardreasoner_vl.images.decode import load_pictures
-from guardreasoner_vl.images.exchange import take_in
+from guardreasoner_vl.images.decode import checked_images
+from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.sources.skipped import SetAside
 from tests.cli.test_app import invoke
@@ -35,7 +35,7 @@ BARE = {
     "lines": "\n".join(encoded("PNG")[start : start + 76] for start in range(0, 800, 76)),
     "url alphabet": base64.urlsafe_b64encode(b"\xfb\xff" * 300).decode(),
     "without padding": encoded("JPEG").rstrip("="),
-    "short": base64.b64encode(b"some text that is no picture").decode(),
+    "short": base64.b64encode(b"some text that is no image").decode(),
     "unknown start": base64.b64encode(b"II*\0" + bytes(range(256))).decode(),
 }
 
@@ -46,12 +46,12 @@ def test_bare_base64_is_told_how_to_be_written(name: str, tmp_path: Path) -> Non
     tail = text[-12:]
     for source in (text, Path(text), tmp_path / text):
         with pytest.raises(ImageError) as refused:
-            load_pictures(source)
+            checked_images(source)
         assert str(refused.value).startswith(INLINE)
         assert tail not in str(refused.value)
         assert text[:12] not in str(refused.value)
     with pytest.raises(ImageError, match="not a path: write data:image"):
-        take_in(as_exchange({"prompt": "x", "images": [text]}))
+        checked_exchange(as_exchange({"prompt": "x", "images": [text]}))
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -82,15 +82,15 @@ def test_bare_base64_on_the_command_line() -> None:
     "name", ["x" * 256 + ".png", "é" * 200 + ".png", "a/" * 3000 + "b.png", "a\0b.png", "secret\0", "x, y. " * 1000]
 )
 def test_what_no_file_can_be_called_is_not_quoted(name: str) -> None:
-    with pytest.raises(ImageError, match=r"^not a path: give the path of a picture$"):
-        load_pictures(name)
+    with pytest.raises(ImageError, match=r"^not a path: give the path of an image$"):
+        checked_images(name)
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "a.png",
-        "pictures/2024/holiday-of-the-family/photo_001.jpeg",
+        "images/2024/holiday-of-the-family/photo_001.jpeg",
         "3f786850e387550fdab836ed7e6dc881de23001b",
         "data/images/" + "ab12/" * 20 + "c.webp",
         "/9j",
@@ -99,10 +99,10 @@ def test_what_no_file_can_be_called_is_not_quoted(name: str) -> None:
 )
 def test_names_of_files_stay_names(name: str) -> None:
     with pytest.raises(ImageError, match=r"cannot be read \(No such file or directory\)"):
-        load_pictures(f"/nowhere/{name}")
+        checked_images(f"/nowhere/{name}")
 
 
 def test_a_file_whose_name_looks_encoded_is_read(tmp_path: Path) -> None:
     path = tmp_path / "iVBORw0KGgoAAAANSUhEUg"
     Image.new("RGB", (8, 8)).save(path, "PNG")
-    assert len(load_pictures(path)) == len(load_pictures(str(path))) == 1
+    assert len(checked_images(path)) == len(checked_images(str(path))) == 1
