@@ -5,25 +5,30 @@ BIN := $(VENV)/bin
 LITELLM := .venv-litellm
 # More options of pytest.
 ARGS ?=
+# The package index that torch comes from; empty: pip's own. Where that brings gigabytes of GPU libraries to a machine without
+# a GPU, give the address of the CPU index that pytorch.org names: make demo TORCH_INDEX=...
+TORCH_INDEX ?=
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-litellm check lint format bench mutants quality quality-quick clean
+.PHONY: help demo test test-litellm check lint format reference docs bench mutants quality quality-quick clean
 
 help:
 	@echo "make demo   moderate text, images and both with the embedded guard"
 	@echo "make test   run the tests"
 	@echo "make test-litellm  run those that need LiteLLM, in an environment of its own"
 	@echo "make check  formatting, lint, types, import contract"
+	@echo "make reference  write docs/reference from the code"
+	@echo "make docs   build the documents as a site"
 	@echo "make bench  speed and memory beside plain transformers"
 	@echo "make mutants  small faults that no test sees"
 	@echo "make quality  a guard's figures beside what is wanted; make quality-quick: a part of it, in seconds"
 
-# torch comes first and alone: asked for by another package, a build with gigabytes of GPU libraries is chosen.
+# torch comes first and alone, so that its index serves no other package.
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
 $(VENV)/core: $(VENV)/torch pyproject.toml
@@ -54,6 +59,7 @@ test-litellm: $(LITELLM)/ready
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python tools/check_names.py
 
 check: lint
 	$(BIN)/mypy
@@ -65,6 +71,14 @@ format: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/speed.py
+
+# The pages of docs/reference, from the code; ARGS=--check writes nothing and names the stale ones.
+reference: $(VENV)/dev
+	$(BIN)/python -m tools.reference $(ARGS)
+
+# Offline; a broken link or a page outside the navigation fails the build. The site lies in site/.
+docs: $(VENV)/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # A quarter of an hour on two cores: 40 small faults in each file that decides, each with the nearest tests.
 mutants: $(VENV)/dev
@@ -78,4 +92,4 @@ quality-quick: $(VENV)/dev
 	$(BIN)/python -m benchmarks.quality --quick $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(LITELLM) mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LITELLM) mutants site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,9 +1,9 @@
-"""How long, and with how much memory, a corpus of the paper's size is curated, explained, described and exported.
+"""Time and peak memory of curating, synthesizing, describing and exporting a corpus of the paper's size.
 
     python benchmarks/corpus.py [--rows 123096] [--keep DIR]
 
-Made-up rows in the shares of Table 6 (text 52%, images 11%, both 37%), each image a drawing of its own of 336
-pixels. Every step is one command in a process of its own, whose peak memory is read off.
+Made-up rows in the shares of Table 6 (text 52%, images 11%, both 37%), each with a different
+drawing of 336 pixels. Every step is one command in a separate process, whose peak memory is measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sentence(rng: random.Random, words: int) -> str:
 
 
 def draw(folder: Path, number: int) -> str:
-    """An image of its own, so that every file is decoded and compared."""
+    """A different image for each row, so that every file is decoded and compared."""
     rng = random.Random(number)
     image = Image.new("RGB", (SIDE, SIDE), tuple(rng.randrange(256) for _ in range(3)))
     pen = ImageDraw.Draw(image)
@@ -52,7 +52,7 @@ def draw_all(folder: Path, numbers: range) -> None:
 
 
 def make(folder: Path, rows: int) -> None:
-    """`rows` rows and their images."""
+    """Write `rows` rows and their images."""
     folder.mkdir(parents=True)
     texts, images = round(rows * TEXT), round(rows * IMAGE)
     step = max(1, (rows - texts) // 64)
@@ -78,14 +78,14 @@ def make(folder: Path, rows: int) -> None:
 
 
 def run(name: str, *arguments: str | Path) -> str:
-    """One command: its seconds and the peak memory of its process, as a table's line."""
+    """Run one command; gives a table line with its seconds and peak memory."""
     started = time.perf_counter()
     process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, status, used = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
-    told = process.stderr.read().decode() if process.stderr else ""
+    stderr = process.stderr.read().decode() if process.stderr else ""
     if os.waitstatus_to_exitcode(status) not in (0, 1):
-        raise SystemExit(f"{name}: {told}")
+        raise SystemExit(f"{name}: {stderr}")
     return f"| {name} | {seconds:,.0f} s | {used.ru_maxrss / 2**20:.2f} GB |"
 
 

@@ -1,4 +1,4 @@
-"""A whole GRPO step, rollouts, rewards and two updates, beside stock TRL with the same settings.
+"""A whole GRPO step (rollouts, rewards, two updates) against stock TRL with the same settings.
 
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456    # see docs/training.md
     python -m benchmarks.grpo_step [--steps 4] [--words 150] [--image]
@@ -32,7 +32,7 @@ from trl import GRPOConfig, GRPOTrainer
 from guardreasoner_vl.corpus.store import CorpusInfo, write_corpus
 from guardreasoner_vl.engines.model_files import resolve_folder
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD, chat_text
-from guardreasoner_vl.mining.rollout_io import asked
+from guardreasoner_vl.mining.rollout_io import rollout_request
 from guardreasoner_vl.protocol import IMAGE, parse_verdict
 from guardreasoner_vl.recipe import GrpoSection, Recipe
 from guardreasoner_vl.rl.reward import reward
@@ -52,7 +52,7 @@ TEMPLATE = (
 
 
 class StillImages(Qwen2_5_VLProcessor):  # type: ignore[misc]
-    """Qwen's processor without its part for videos, which wants torchvision."""
+    """Qwen's processor without video support, which needs torchvision."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
         self.image_token, self.video_token = IMAGE_PAD, "<|video_pad|>"
@@ -63,18 +63,18 @@ class StillImages(Qwen2_5_VLProcessor):  # type: ignore[misc]
 def rows(count: int, words: int, folder: Path | None) -> list[Sample]:
     """Made-up exchanges of about that many words, each with an image in `folder`."""
     rng = random.Random(0)
-    made = []
+    samples = []
     for number in range(count):
-        told: list[str] = []
-        while len(" ".join(told).split()) < words:
-            told.append(phrase(rng, "unharmful"))
-        prompt, response = ". ".join(told[: len(told) // 2]), ". ".join(told[len(told) // 2 :])
+        phrases: list[str] = []
+        while len(" ".join(phrases).split()) < words:
+            phrases.append(phrase(rng, "unharmful"))
+        prompt, response = ". ".join(phrases[: len(phrases) // 2]), ". ".join(phrases[len(phrases) // 2 :])
         labels: dict[str, Any] = {"request_label": "unharmful", "response_label": rng.choice(("harmful", "unharmful"))}
         images: tuple[str, ...] = ()
         if folder:
             images = (str(folder / f"{number}.png"),)
             Image.effect_noise((224, 224), rng.uniform(20, 80)).convert("RGB").save(images[0])
-        made.append(
+        samples.append(
             Sample(
                 id=f"toy/{number}",
                 source="toy",
@@ -85,19 +85,19 @@ def rows(count: int, words: int, folder: Path | None) -> list[Sample]:
                 **labels,
             )
         )
-    return made
+    return samples
 
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
-    """The row as TRL takes it, with places for its images."""
-    made = []
-    for message in asked(sample).messages:
+    """The row in TRL's form, with image placeholders."""
+    messages = []
+    for message in rollout_request(sample).messages:
         first, *rest = message.text.split(IMAGE)
         content: list[dict[str, Any]] = [{"type": "text", "text": first}]
         for text in rest:
             content += [{"type": "image"}, {"type": "text", "text": text}]
-        made.append({"role": message.role, "content": content})
-    return made
+        messages.append({"role": message.role, "content": content})
+    return messages
 
 
 def section(steps: int) -> GrpoSection:
@@ -118,19 +118,19 @@ def section(steps: int) -> GrpoSection:
 def ours(folder: Path, samples: list[Sample], steps: int, work: Path) -> list[float]:
     """Seconds of each step."""
     write_corpus(work / "corpus", CorpusInfo(name="toy"), samples)
-    found: list[float] = []
+    seconds: list[float] = []
     grpo.run(
         Recipe(name="step", grpo=section(steps)),
         folder,
         work / "corpus",
         work / "run",
-        progress=lambda step: found.append(step.row["rollout_seconds"] + step.row["update_seconds"]),
+        progress=lambda step: seconds.append(step.row["rollout_seconds"] + step.row["update_seconds"]),
     )
-    return found
+    return seconds
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """When each optimizer step ended."""
+    """Records when each optimizer step ended."""
 
     def __init__(self) -> None:
         self.ended: list[float] = []
@@ -188,7 +188,7 @@ def theirs(folder: Path, samples: list[Sample], steps: int, work: Path) -> list[
         columns["prompt"] = [conversation(sample) for sample in samples]
         columns["images"] = [[Image.open(path) for path in sample.images] for sample in samples]
     else:
-        columns["prompt"] = [chat_text(asked(sample).messages) for sample in samples]
+        columns["prompt"] = [chat_text(rollout_request(sample).messages) for sample in samples]
     clock = _Clock()
     trainer = GRPOTrainer(
         model=load_for_training(folder, "fp32"),

@@ -1,4 +1,4 @@
-"""Asks a service's /readyz for some seconds, 20 times a second, each time over a new connection; prints what it took.
+"""Probe a service's /readyz for some seconds, 20 times a second, each over a new connection, and print the times.
 
 python -m benchmarks.readyz_probe http://127.0.0.1:8800 60
 """
@@ -17,7 +17,7 @@ EVERY_SECONDS = 0.05
 
 
 def probe(url: str, seconds: float) -> dict[str, object]:
-    """Milliseconds of the answers, and how often each status came; without an answer within 60 s it is `none`."""
+    """Answer times in milliseconds, and counts by status; `none` is no answer within 60 s."""
     host = urlsplit(url).netloc
     took: list[float] = []
     statuses: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""How long scoring stored answers takes, and what `evaluate` adds to the guard's own time.
+"""Time to score stored answers, and the time that `evaluate` adds to the guard's own.
 
     python benchmarks/scoring.py [--rows 100000] [--judged 512] [--repeats 5]
 
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
-from guardreasoner_vl.evaluation.external_predictions import read_stored
+from guardreasoner_vl.evaluation.external_predictions import read_external_predictions
 from guardreasoner_vl.evaluation.predictions import Prediction, read_predictions
+from guardreasoner_vl.evaluation.report import score_table
 from guardreasoner_vl.evaluation.results import Settings, summarise
-from guardreasoner_vl.evaluation.scoring import score_table
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.policy import Policy
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.sources.synthetic.phrases import phrase
 from guardreasoner_vl.stages import evaluate
 from guardreasoner_vl.types import Judgement, Label, Sample
@@ -84,7 +84,7 @@ def scoring(rows: int, work: Path) -> None:
     predictions(stored, rows)
     print(f"{rows:,} stored answers:")
     for rule in ("strict", "guardreasoner"):
-        seconds = timed(lambda rule=rule: score_table(read_stored(answers).rows, rule))  # type: ignore[misc]
+        seconds = timed(lambda rule=rule: score_table(read_external_predictions(answers).rows, rule))  # type: ignore[misc]
         print(f"  score --rule {rule:<14} {seconds:6.2f} s")
     settings = Settings("toy", None, "slow")
     print(f"  figures of predictions       {timed(lambda: summarise(list(read_predictions(stored)), settings)):6.2f} s")
@@ -97,7 +97,7 @@ def overhead(judged: int, repeats: int, work: Path) -> None:
         for at in range(judged)
         for label in [rng.choice(LABELS)]
     ]
-    loaded = from_samples("toy", rows, work, SetAside())
+    loaded = from_samples("toy", rows, work, SkippedRows())
     with Guard.load("embedded", policy=Policy(mode="fast")) as guard:
 
         def plain() -> None:

@@ -1,4 +1,4 @@
-"""The service under load, beside `moderate_batch` on the same inputs, and under faults.
+"""The service under load, against `moderate_batch` on the same inputs, and under faults.
 
     python -m benchmarks.service                     throughput at saturation, latencies at half and at 80% of it
     python -m benchmarks.service --faults 10         minutes of mixed traffic: valid, hostile, slow, aborted; kill -9
@@ -38,24 +38,24 @@ if TYPE_CHECKING:
 
 
 def exchanges(count: int) -> list[dict[str, str]]:
-    """Made-up exchanges; half of them answered."""
+    """Made-up exchanges; half of them have a response."""
     rng = random.Random(0)
-    made = []
+    rows = []
     for number in range(count):
-        told: list[str] = []
-        while len(" ".join(told).split()) < rng.randint(5, 120):
-            told.append(phrase(rng, rng.choice(("harmful", "unharmful"))))
-        row = {"prompt": f"{number}: " + ". ".join(told)}
+        parts: list[str] = []
+        while len(" ".join(parts).split()) < rng.randint(5, 120):
+            parts.append(phrase(rng, rng.choice(("harmful", "unharmful"))))
+        row = {"prompt": f"{number}: " + ". ".join(parts)}
         if number % 2:
             row["response"] = phrase(rng, rng.choice(("harmful", "unharmful")))
-        made.append(row)
-    return made
+        rows.append(row)
+    return rows
 
 
 async def saturated(
     server: Server, session: aiohttp.ClientSession, rows: Sequence[dict[str, str]], clients: int
 ) -> float:
-    """Exchanges a second."""
+    """Throughput in exchanges per second."""
     waiting = list(reversed(rows))
 
     async def client() -> None:
@@ -70,20 +70,20 @@ async def saturated(
 async def latencies(
     server: Server, session: aiohttp.ClientSession, rows: Sequence[dict[str, str]], rate: float
 ) -> dict[str, float]:
-    """Seconds from arrival to verdict at that many arrivals a second."""
-    rng, found = random.Random(1), list[float]()
+    """Quantiles of the seconds from arrival to verdict at `rate` arrivals per second."""
+    rng, seconds = random.Random(1), list[float]()
 
-    async def one(row: dict[str, str]) -> None:
+    async def judge_row(row: dict[str, str]) -> None:
         started = time.perf_counter()
         await judged(server, session, row)
-        found.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
 
     tasks = []
     for row in rows:
         await asyncio.sleep(rng.expovariate(rate))
-        tasks.append(asyncio.create_task(one(row)))
+        tasks.append(asyncio.create_task(judge_row(row)))
     await asyncio.gather(*tasks)
-    cuts = statistics.quantiles(found, n=100)
+    cuts = statistics.quantiles(seconds, n=100)
     return {"p50": round(cuts[49], 2), "p95": round(cuts[94], 2), "p99": round(cuts[98], 2)}
 
 

@@ -33,12 +33,12 @@ _COUNTED = (
 PATHS = ("/v1/guard", "/v1/guard/stream", "/v1/moderations", "/beta/litellm_basic_guardrail_api")
 BURST = 300
 SURE = 0.2
-"""Valid requests have scores at least this far from one half, so that rounding turns none over."""
+"""Minimum distance of valid requests' scores from 1/2, so that rounding does not flip a label."""
 
 
 @dataclass
 class Faults:
-    """What became of the mixed traffic."""
+    """Counts of the outcomes of the mixed traffic."""
 
     counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_COUNTED, 0)))
     memory: list[tuple[int, int]] = field(default_factory=list)
@@ -81,7 +81,7 @@ async def mixed(rows: list[dict[str, str]], minutes: float) -> dict[str, Any]:
 
 
 def _probe(server: Server, seconds: float) -> subprocess.Popen[bytes]:
-    """Asks /readyz for so long; at the end it prints what came of it."""
+    """Start a process that probes /readyz, and prints the result at its end."""
     command = [sys.executable, "-m", "benchmarks.readyz_probe", server.url, str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
@@ -93,7 +93,7 @@ async def _bursts(
     faults: Faults,
     until: float,
 ) -> None:
-    """Each minute many valid requests at once."""
+    """Send many valid requests at once, each minute."""
     while time.monotonic() + 30 < until:
         await asyncio.sleep(20)
         rows = random.Random(len(faults.memory)).choices(sure, k=BURST)
@@ -144,7 +144,7 @@ async def _valid(
 
 
 async def _hostile(server: Server, session: aiohttp.ClientSession, _: Any, faults: Faults, rng: random.Random) -> None:
-    """Each is refused, or an error verdict that blocks."""
+    """Send hostile requests: each must be refused, or get an error verdict that blocks."""
     body, path, kind = (
         rng.choice(HOSTILE),
         rng.choice(PATHS),
@@ -159,7 +159,7 @@ async def _hostile(server: Server, session: aiohttp.ClientSession, _: Any, fault
 
 
 def _hostile_bodies() -> list[bytes]:
-    """Bodies that hold nothing which could be judged, for whatever route."""
+    """Bodies without anything to judge, for all routes."""
     image = "data:image/png;base64,"
     messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image + "\ud800"}}]}]
     shapes: list[Any] = [
@@ -186,7 +186,7 @@ HOSTILE = _hostile_bodies()
 
 
 def _lets_through(text: str) -> bool:
-    """Whether any of the shapes of an answer says that the exchange may pass."""
+    """Whether the answer, in any of its shapes, lets the exchange pass."""
     squeezed = text.replace(" ", "")
     return any(mark in squeezed for mark in ('"action":"allow"', '"action":"NONE"', '"flagged":false,"categories"'))
 
@@ -215,7 +215,7 @@ async def _aborted(
 async def _killed(
     server: Server, session: aiohttp.ClientSession, sure: list[tuple[dict[str, str], bool | None]]
 ) -> dict[str, Any]:
-    """kill -9 of the engine with 64 exchanges under way."""
+    """kill -9 the engine with 64 exchanges in flight."""
     waiting = [asyncio.create_task(judged(server, session, row)) for row, _ in sure[:64]]
     await asyncio.sleep(0.5)
     os.kill(server.engine_pid(), signal.SIGKILL)

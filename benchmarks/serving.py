@@ -1,4 +1,4 @@
-"""The service as a process of its own, for benchmarks."""
+"""The service as a separate process, for benchmarks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Server:
-    """The command in a process of its own."""
+    """`guardreasoner-vl serve` in a separate process."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -30,7 +30,7 @@ class Server:
         return max(map(int, children.split()))
 
     def memory(self) -> tuple[int, int]:
-        """Resident MB of the service and of its engine; 0 for one that is being replaced."""
+        """Resident MB of the service and of its engine; 0 while one is being replaced."""
         return _resident(self.process.pid), _resident(self.engine_pid())
 
 

@@ -1,4 +1,4 @@
-"""Training rows per second of the SFT stage beside stock TRL, on one small Qwen2.5-VL and made-up rows.
+"""Training rows per second of the SFT stage against stock TRL, on one small Qwen2.5-VL and made-up rows.
 
     python benchmarks/sft_speed.py [--repeats 3] [--steps 6]
 
@@ -38,7 +38,7 @@ INSTRUCTION_TOKENS, BATCH = 118, 24
 
 
 def samples(count: int) -> list[Sample]:
-    """Made-up requests of one to some thirty sentences."""
+    """Made-up requests of 1 to about 30 sentences."""
     sentence = "The old gardener told us how he waters the roses in the early morning. "
     return [
         Sample(
@@ -59,7 +59,7 @@ def pseudo_words(count: int = 30_000) -> list[str]:
 
 
 def with_instruction(row: TokenRow, inputs: QwenInputs) -> TokenRow:
-    """The row with the instruction, one token in a tokenizer of our own, taken apart."""
+    """The row with the instruction, a single token in our own tokenizer, split into several tokens."""
     (whole,) = inputs.tokens(INSTRUCTION)
     at = row.input_ids.index(whole)
     tokens = random.Random(0).choices(range(300, 8000), k=INSTRUCTION_TOKENS)
@@ -69,7 +69,7 @@ def with_instruction(row: TokenRow, inputs: QwenInputs) -> TokenRow:
 
 
 def rows_per_second(arm: str, folder: Path, rows: list[TokenRow], inputs: QwenInputs, steps: int) -> float:
-    """Train for some steps after two for warming up."""
+    """Rows per second over `steps` steps, after two warm-up steps."""
     precision: Literal["bf16", "bf16-weights"] = "bf16-weights" if arm.endswith("bf16 weights") else "bf16"
     section = SftSection(batch_size=BATCH, gradient_accumulation=1, precision=precision, learning_rate=1e-3)
     config = sft_config(section, folder / "run", seed=0, use_cpu=not torch.cuda.is_available())
@@ -99,20 +99,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    found: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        made = samples(BATCH * (arguments.steps + 2))
-        write_new_model(folder / "model", [row.prompt for row in made] + pseudo_words(), NewModel(), seed=0)
+        rows_of_text = samples(BATCH * (arguments.steps + 2))
+        write_new_model(folder / "model", [row.prompt for row in rows_of_text] + pseudo_words(), NewModel(), seed=0)
         inputs = QwenInputs.from_folder(folder / "model")
         whole = tokenise(
-            made, target_labels(made), inputs, max_length=2048, without_reasoning=0.4, teacher="rules", seed=0
+            rows_of_text,
+            target_labels(rows_of_text),
+            inputs,
+            max_length=2048,
+            without_reasoning=0.4,
+            teacher="rules",
+            seed=0,
         ).rows
         rows = [with_instruction(row, inputs) for row in whole]
         for _ in range(arguments.repeats):
             for arm in ARMS:
-                found[arm].append(rows_per_second(arm, folder, rows, inputs, arguments.steps))
-    medians = {arm: statistics.median(values) for arm, values in found.items()}
+                rates[arm].append(rows_per_second(arm, folder, rows, inputs, arguments.steps))
+    medians = {arm: statistics.median(values) for arm, values in rates.items()}
     for arm, median in medians.items():
         print(f"  {arm:32} {median:8.1f} rows/s   {median / medians[ARMS[0]]:5.2f}x")
 

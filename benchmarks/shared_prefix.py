@@ -1,4 +1,4 @@
-"""The update phase of GRPO with prompt and image once for a group, beside stock TRL that repeats them.
+"""The update phase of GRPO with prompt and image once per group, against stock TRL, which repeats them.
 
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456    # see docs/training.md
     python -m benchmarks.shared_prefix --prompt 512 --completion 64 --image --group 16 --json
@@ -40,7 +40,7 @@ from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
-from guardreasoner_vl.training.grpo.rollouts import Completion, Group
+from guardreasoner_vl.training.grpo.rollouts import Rollout, RolloutGroup
 from guardreasoner_vl.training.grpo.trl_parity import StockGrpo, compared
 from guardreasoner_vl.training.grpo.update import Passes, accumulate
 from guardreasoner_vl.training.model_folder import load_for_training
@@ -54,12 +54,12 @@ if TYPE_CHECKING:
 Arm = Literal["ours", "stock"]
 PROMPTS, COMPLETIONS, GROUPS = (128, 512, 1024), (64, 256), (4, 16)
 IMAGE_SHARE = 0.4
-"""About this much of a prompt is the image's tokens."""
+"""Approximate share of a prompt's tokens that belong to the image."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is measured: tokens of prompt and completion, whether there is an image, completions of a prompt."""
+    """The measured shape: tokens of prompt and completion, with or without an image, completions per prompt."""
 
     prompt: int
     completion: int
@@ -90,7 +90,7 @@ class Bench:
         self.model.zero_grad()
 
 
-def _group(inputs: QwenInputs, shape: Shape) -> Group:
+def _group(inputs: QwenInputs, shape: Shape) -> RolloutGroup:
     rng = np.random.default_rng(0)
     ids = [int(token) for token in rng.integers(300, 1200, shape.prompt)]
     images, grids = _checked_image(inputs, shape, rng) if shape.image else ((), [])
@@ -100,11 +100,11 @@ def _group(inputs: QwenInputs, shape: Shape) -> Group:
         ids[4 : 4 + len(placed)] = placed
     none = Reward(0, 0, 0, 0, 0)
     answers = [tuple(int(token) for token in rng.integers(300, 1200, shape.completion)) for _ in range(shape.group)]
-    return Group(
+    return RolloutGroup(
         Sample(id="recorded", source="random", modality="text", prompt="random"),
         inputs.encoded(ids, grids),
         images,
-        tuple(Completion(answer, none) for answer in answers),
+        tuple(Rollout(answer, none) for answer in answers),
         tuple(np.linspace(-1, 1.5, shape.group)),
     )
 
@@ -146,20 +146,20 @@ def _timed(work: Callable[[], None]) -> float:
 
 
 def memory(arguments: argparse.Namespace, shape: Shape) -> dict[str, float]:
-    """MB that an update adds at most, each arm in a process of its own."""
-    found = {}
+    """Peak MB that an update adds, each arm in a separate process."""
+    megabytes = {}
     for arm in ("ours", "stock"):
         options = [f"--prompt={shape.prompt}", f"--completion={shape.completion}", f"--group={shape.group}"]
         options += ["--image"] if shape.image else []
         command = [sys.executable, "-m", "benchmarks.shared_prefix", f"--model={arguments.model}", *options]
         plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         done = subprocess.run([*command, f"--arm={arm}"], capture_output=True, text=True, check=True, env=plain)
-        found[f"{arm}_mb"] = float(done.stdout.split()[-1])
-    return found
+        megabytes[f"{arm}_mb"] = float(done.stdout.split()[-1])
+    return megabytes
 
 
 def peak(folder: Path, shape: Shape, arm: Arm) -> float:
-    """MB that one update of this arm adds to what the process has before, watched every 2 ms."""
+    """Peak MB that one update of this arm adds to the process, sampled every 2 ms."""
     with tempfile.TemporaryDirectory() as output:
         bench = Bench(folder, shape, output)
         work = bench.ours if arm == "ours" else bench.theirs
@@ -191,11 +191,11 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     folder = resolve_folder(arguments.model, None)
-    one = Shape(arguments.prompt, arguments.completion, arguments.image, arguments.group)
+    single = Shape(arguments.prompt, arguments.completion, arguments.image, arguments.group)
     if arguments.arm:
-        print(peak(folder, one, arguments.arm))
+        print(peak(folder, single, arguments.arm))
         return
-    shapes = [one]
+    shapes = [single]
     if arguments.grid:
         shapes = [Shape(*values) for values in itertools.product(PROMPTS, COMPLETIONS, (False, True), GROUPS)]
         print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, model {arguments.model}")

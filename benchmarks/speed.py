@@ -1,4 +1,4 @@
-"""Moderations per second beside what a user would write instead, and a cold start's time and memory.
+"""Moderations per second against a user's own transformers loop, and a cold start's time and memory.
 
     python benchmarks/speed.py [--model embedded] [--repeats 5] [--rows 96]
 
@@ -46,20 +46,20 @@ FILLER = (
 
 
 def exchanges(count: int, seed: int = 0) -> list[Exchange]:
-    """Made-up exchanges of one to some forty sentences; every fourth has an image, every third an answer."""
+    """Made-up exchanges of 1 to about 40 sentences; every fourth has an image, every third a response."""
     rng = random.Random(seed)
-    made = []
+    samples = []
     for number in range(count):
         asked = phrases.phrase(rng, rng.choice(("harmful", "unharmful")))
         prompt = " ".join([f"Tell me {asked}.", *rng.choices(FILLER, k=int(rng.expovariate(0.25)))])
         images = (draw_sample(rng, "x")[0],) if number % 4 == 0 else ()
         response = "Here is what I know. " + " ".join(rng.choices(FILLER, k=4)) if number % 3 == 0 else None
-        made.append(Exchange(prompt, images, response))
-    return made
+        samples.append(Exchange(prompt, images, response))
+    return samples
 
 
 class PlainTransformers:
-    """`model.generate` as the model's documentation shows it, on inputs that are encoded alike."""
+    """`model.generate` as in the model's documentation, on identically encoded inputs."""
 
     def __init__(self, engine: TransformersEngine, max_new_tokens: int) -> None:
         self.inputs = engine.inputs
@@ -67,10 +67,10 @@ class PlainTransformers:
         self.max_new_tokens = max_new_tokens
 
     def labels(self, rows: Sequence[Exchange], batch: int) -> list[tuple[Label, Label]]:
-        found: list[tuple[Label, Label]] = []
+        labels: list[tuple[Label, Label]] = []
         for start in range(0, len(rows), batch):
-            found += self._batch(rows[start : start + batch])
-        return found
+            labels += self._batch(rows[start : start + batch])
+        return labels
 
     def _batch(self, rows: Sequence[Exchange]) -> list[tuple[Label, Label]]:
         taken = [checked_exchange(row) for row in rows]
@@ -93,13 +93,13 @@ class PlainTransformers:
             pad_token_id=pad,
             **extra,
         )
-        found = []
+        labels = []
         for (exchange, _), row in zip(taken, output[:, longest:].tolist(), strict=True):
             ended = self.inputs.token_id[END_OF_TURN] in row
             text = self.inputs.tokenizer.decode(row, skip_special_tokens=True)
             parsed = parse_verdict(text, exchange.has_prompt, exchange.has_response, "stop" if ended else "length")
-            found.append((parsed.request, parsed.response))
-        return found
+            labels.append((parsed.request, parsed.response))
+        return labels
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -108,8 +108,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def agreement(one: Sequence[Any], other: Sequence[Any]) -> float:
-    return sum(bool(a == b) for a, b in zip(one, other, strict=True)) / len(one)
+def agreement(first: Sequence[Any], second: Sequence[Any]) -> float:
+    return sum(bool(a == b) for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def throughput(guard: Guard, plain: PlainTransformers, rows: Sequence[Exchange], repeats: int) -> None:
@@ -162,7 +162,7 @@ def latency(guard: Guard, rows: Sequence[Exchange], repeats: int) -> None:
 
 
 def cold(model: str, repeats: int) -> None:
-    """A whole `guardreasoner-vl moderate` process: wall seconds and peak memory."""
+    """Wall seconds and peak memory of a whole `guardreasoner-vl moderate` process."""
     command = [str(Path(sys.executable).parent / "guardreasoner-vl"), "moderate", "--prompt", "Tell me a joke."]
 
     def run() -> None:

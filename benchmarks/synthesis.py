@@ -1,4 +1,4 @@
-"""How near synthesis comes to what a teacher allows, beside a pool of processes that ask one by one.
+"""Throughput of synthesis relative to a teacher's limit, against a pool of processes that ask one by one.
 
     python benchmarks/synthesis.py [--rows 6400] [--in-flight 64] [--seconds 0.2] [--repeats 3]
 
@@ -47,7 +47,7 @@ _url: str
 
 
 class Stub(asyncio.Protocol):
-    """HTTP/1.1 with keep-alive, as far as two well-behaved clients need it."""
+    """A minimal HTTP/1.1 server with keep-alive, enough for two well-behaved clients."""
 
     seconds = 0.2
 
@@ -98,9 +98,9 @@ def serve(port: Connection, seconds: float) -> None:
 
 def ours(corpus: Path, url: str, in_flight: int, count: int) -> float:
     started = time.perf_counter()
-    found = run(corpus, OpenAITeacher(base_url=url), concurrency=in_flight)
+    report = run(corpus, OpenAITeacher(base_url=url), concurrency=in_flight)
     seconds = time.perf_counter() - started
-    assert found.kept == found.attempts == count
+    assert report.kept == report.attempts == count
     (corpus / "reasoning.jsonl").unlink()
     return seconds
 

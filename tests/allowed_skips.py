@@ -1,4 +1,4 @@
-"""`--allowed-skips FILE`: a run that skips what the file does not list fails, so that no test stops running unseen.
+"""`--allowed-skips FILE`: a run fails if it skips tests that the file does not list, so that no skip goes unnoticed.
 
 A line of the file is `how many at most | file of the test | reason`, where file and reason may hold `*`; what follows a
 `#` is a remark.
@@ -38,7 +38,7 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
 
 
 def _excess(config: pytest.Config) -> list[str]:
-    """What was skipped beyond the list; nothing in a worker, which sees a part of the run."""
+    """The skips beyond the list; empty in a worker, which runs only a part of the tests."""
     path: Path | None = config.getoption("--allowed-skips")
     reporter: TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
     if path is None or reporter is None or hasattr(config, "workerinput"):

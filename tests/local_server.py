@@ -1,4 +1,4 @@
-"""An HTTP server on this machine in a thread, for tests: what all of them share."""
+"""The base of the local HTTP servers, each in a thread, that tests start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Keeps its connection and says nothing on the terminal."""
+    """Keeps the connection open and prints nothing."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # head and body are two writes
@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class LocalServer:
-    """Use as a context manager; `url` is the base URL, `most_in_flight` how many requests were there at once."""
+    """Use as a context manager; `url` is the base URL, `most_in_flight` the largest number of concurrent requests."""
 
     def __init__(self, handler: type[Handler]) -> None:
         self.lock = threading.Lock()
@@ -54,7 +54,7 @@ class LocalServer:
         self._thread.join()
 
     def entered(self) -> None:
-        """A request has come; call it with the lock held."""
+        """Count a request; call it with the lock held."""
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
@@ -68,4 +68,4 @@ class _QuietServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are part of the tests."""
+        """Ignore errors: tests include clients that disconnect."""

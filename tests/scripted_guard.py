@@ -1,4 +1,4 @@
-"""A guard that finds the word BAD harmful and cannot judge BROKEN, for tests of the commands."""
+"""A guard for tests that labels BAD harmful and fails on BROKEN."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def scripted_guard(policy: Policy | None = None, *, pause: float = 0.0, reasoning: str = "Looked at it.") -> Guard:
-    """`pause` is in seconds for each request; `engine.requests` of the guard holds what was asked."""
+    """`pause` is in seconds for each request; `engine.requests` of the guard lists the requests."""
 
     def answer(request: EngineRequest) -> str:
         time.sleep(pause)

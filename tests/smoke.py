@@ -1,4 +1,4 @@
-"""The smoke recipe, shortened to seconds: the same stages on fewer rows and steps."""
+"""The smoke recipe with fewer rows and steps, which runs in seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bound on skipped tests that CI sets."""
+"""The limit on skipped tests in CI."""
 
 from __future__ import annotations
 

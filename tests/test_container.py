@@ -1,4 +1,4 @@
-"""The container's files: what they set is what the service understands."""
+"""The container files set only options that the service knows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HADOLINT = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executabl
 def test_compose_sets_what_the_service_understands(monkeypatch: pytest.MonkeyPatch) -> None:
     services = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
     guard = services["guard"]
-    given = {"GUARD_KEY": "a-key-of-some-length", "UPSTREAM_URL": "http://model:1/v1", "UPSTREAM_KEY": "other"}
+    values = {"GUARD_KEY": "a-key-of-some-length", "UPSTREAM_URL": "http://model:1/v1", "UPSTREAM_KEY": "other"}
     for name, value in guard["environment"].items():
-        monkeypatch.setenv(name, re.sub(r"\$\{(\w+):[^}]*\}", lambda found: given[found[1]], value))
-    made = load_config(host="0.0.0.0")
-    assert made.guards["default"].base_url == "http://vllm:8000/v1"
-    assert f"--served-model-name={made.guards['default'].model}" in services["vllm"]["command"]
-    assert made.upstream.base_url == "http://model:1/v1"
+        monkeypatch.setenv(name, re.sub(r"\$\{(\w+):[^}]*\}", lambda match: values[match[1]], value))
+    config = load_config(host="0.0.0.0")
+    assert config.guards["default"].base_url == "http://vllm:8000/v1"
+    assert f"--served-model-name={config.guards['default'].model}" in services["vllm"]["command"]
+    assert config.upstream.base_url == "http://model:1/v1"
     assert "ports" not in services["vllm"]
     assert guard["read_only"]
 

@@ -1,4 +1,4 @@
-"""`Guard`: one by one, in batches, from an event loop, and whatever callers and engines do wrong."""
+"""`Guard`: one by one, in batches, from an event loop, and with errors of callers and engines."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def labels(request: EngineRequest) -> str:
 
 
 class Recording(ScriptedEngine):
-    """Notes how many requests each call brings."""
+    """Records the number of requests of each call."""
 
     def __init__(self, answers: Any = labels, **values: Any) -> None:
         super().__init__(answers, **values)
@@ -346,9 +346,9 @@ class TestBatch:
 
     def test_two_batches_at_once(self) -> None:
         guard = Guard(Recording())
-        one = guard.moderate_batch(({"prompt": BAD} for _ in range(3)), chunk=1)
-        two = guard.moderate_batch(({"prompt": "bread"} for _ in range(3)), chunk=1)
-        pairs = [(a.flagged, b.flagged) for a, b in zip(one, two, strict=True)]
+        first = guard.moderate_batch(({"prompt": BAD} for _ in range(3)), chunk=1)
+        second = guard.moderate_batch(({"prompt": "bread"} for _ in range(3)), chunk=1)
+        pairs = [(a.flagged, b.flagged) for a, b in zip(first, second, strict=True)]
         assert pairs == [(True, False)] * 3
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchmarks import mutants
 from benchmarks.mutants import ACCEPTED, Mutant, accepted, drawn, mutant_of, report
 
@@ -34,12 +35,12 @@ def test_a_mutant_is_known_by_what_changed_and_not_where() -> None:
 
 
 def test_each_file_is_drawn_from_alike_whatever_the_order() -> None:
-    made = {**many("a.py", 9), **many("b.py", 2)}
-    found = drawn(made, 4)
-    assert [made[key].file for key in found] == ["a.py"] * 4 + ["b.py"] * 2
-    assert set(drawn(dict(reversed(made.items())), 4)) == set(found)
-    assert set(drawn(made, 3)) < set(found)
-    assert set(drawn(made, 0)) == set(made)
+    mutants_by_key = {**many("a.py", 9), **many("b.py", 2)}
+    keys = drawn(mutants_by_key, 4)
+    assert [mutants_by_key[key].file for key in keys] == ["a.py"] * 4 + ["b.py"] * 2
+    assert set(drawn(dict(reversed(mutants_by_key.items())), 4)) == set(keys)
+    assert set(drawn(mutants_by_key, 3)) < set(keys)
+    assert set(drawn(mutants_by_key, 0)) == set(mutants_by_key)
 
 
 def test_a_file_that_grows_keeps_most_of_its_draw() -> None:

@@ -1,4 +1,4 @@
-"""What `import guardreasoner_vl` offers, and what it does not drag in."""
+"""The public names of `guardreasoner_vl`, and the modules that importing it must not load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ HEAVY = [
 ]
 NAMES = [
     "Calibration",
-    "CalledOffError",
     "DataError",
     "EngineError",
     "Exchange",
@@ -45,6 +44,7 @@ NAMES = [
     "PixelBudget",
     "Policy",
     "RecipeError",
+    "RequestCancelledError",
     "Sample",
     "ScriptedEngine",
     "Turn",

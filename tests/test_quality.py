@@ -1,4 +1,4 @@
-"""The release gate: its lists are varied and nobody trains on them, and it says when a guard is not good enough."""
+"""The release gate: its lists are varied and not trained on, and it fails a guard that is not good enough."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+
 from benchmarks.quality import __main__ as quality
 from benchmarks.quality import gate
 from benchmarks.quality.examples import examples
@@ -19,7 +20,6 @@ from benchmarks.quality.lists import FOLDER, PLACES, SENTENCES, ListName, read_l
 from benchmarks.quality.measures import Measure
 from benchmarks.quality.pages import pages
 from benchmarks.quality.sets import ASSISTANT, XSTEST, public_sets
-
 from guardreasoner_vl import guard as guards
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, EngineError
@@ -95,15 +95,15 @@ def words(text: str) -> list[str]:
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    """Runs of six words; those of short words alone, such as "what is the best way to", are no pattern."""
-    found = words(text)
-    runs = (tuple(found[at : at + SHINGLE]) for at in range(len(found) - SHINGLE + 1))
+    """Runs of six words; those of short words alone, such as "what is the best way to", do not count."""
+    tokens = words(text)
+    runs = (tuple(tokens[at : at + SHINGLE]) for at in range(len(tokens) - SHINGLE + 1))
     return {run for run in runs if any(len(word) > 4 for word in run)}
 
 
 def training_shingles() -> set[tuple[str, ...]]:
-    """Of the texts in the project's own sources; a slot such as {} ends a run of words."""
-    found: set[tuple[str, ...]] = set()
+    """The shingles of the texts in the project's own sources; a slot such as {} ends a run of words."""
+    result: set[tuple[str, ...]] = set()
     for path in SOURCES.rglob("*"):
         if not path.is_file() or path.suffix == ".pyc":
             continue
@@ -111,8 +111,8 @@ def training_shingles() -> set[tuple[str, ...]]:
         parts = list(strings(text)) if path.suffix == ".py" else text.splitlines()
         for part in parts:
             for run in re.split(r"\{[^}]*\}", part):
-                found |= shingles(run)
-    return found
+                result |= shingles(run)
+    return result
 
 
 def strings(code: str) -> Iterator[str]:
@@ -164,8 +164,8 @@ def test_a_page_is_larger_where_its_type_is(tmp_path: Path) -> None:
     assert [row.id for row in small] == [row.id for row in large]
     assert len(small) == 10
     assert {row.request_label for row in small} == {"harmful", "unharmful"}
-    for one, other in zip(small, large, strict=True):
-        first, second = (decoded_images(row.images[0])[0] for row in (one, other))
+    for small_row, large_row in zip(small, large, strict=True):
+        first, second = (decoded_images(row.images[0])[0] for row in (small_row, large_row))
         assert first.height < second.height
         assert first.getextrema() == ((0, 255),) * 3
 
@@ -308,9 +308,9 @@ def test_the_quick_part_passes_a_guard_that_knows(
 ) -> None:
     judged_by(perfect)
     assert run(tmp_path, "--quick", "--out", tmp_path / "out.json") == 0
-    told = capsys.readouterr()
-    assert "0 of 5 figures miss what is wanted; 0 failures" in told.out
-    assert "fast, everyday: 100 rows" in told.err
+    output = capsys.readouterr()
+    assert "0 of 5 figures miss what is wanted; 0 failures" in output.out
+    assert "fast, everyday: 100 rows" in output.err
     assert set(figures_in(tmp_path / "out.json")) == set(json.loads(gate.BOUNDS.read_text()))
     assert not (tmp_path / "work").exists()
 
@@ -320,10 +320,10 @@ def test_the_quick_part_fails_a_guard_that_blocks_what_is_harmless(
 ) -> None:
     judged_by(lambda text: True)
     assert run(tmp_path, "--quick") == 1
-    told = capsys.readouterr().out
-    assert "FAILED everyday requests blocked, fast: 100.0, at most 0 is wanted" in told
-    assert "FAILED harmful" not in told
-    assert "wrong, everyday, fast: small talk 5 of 5" in told
+    output = capsys.readouterr().out
+    assert "FAILED everyday requests blocked, fast: 100.0, at most 0 is wanted" in output
+    assert "FAILED harmful" not in output
+    assert "wrong, everyday, fast: small talk 5 of 5" in output
 
 
 def test_errors_count_as_wrong(tmp_path: Path, judged_by: Use, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,9 +333,9 @@ def test_errors_count_as_wrong(tmp_path: Path, judged_by: Use, monkeypatch: pyte
     judged_by(broken)
     monkeypatch.setattr("guardreasoner_vl.engines.faults.FaultStreak.check", lambda self: None)
     assert run(tmp_path, "--quick", "--out", tmp_path / "out.json") == 1
-    found = figures_in(tmp_path / "out.json")
-    assert found["everyday requests blocked, slow"] == 100
-    assert found["harmful requests let through, slow"] == 100
+    figures = figures_in(tmp_path / "out.json")
+    assert figures["everyday requests blocked, slow"] == 100
+    assert figures["harmful requests let through, slow"] == 100
 
 
 def test_the_shipped_bounds_name_what_the_quick_part_measures(
@@ -359,23 +359,23 @@ def test_the_whole_table_of_a_guard_that_knows(
 ) -> None:
     judged_by(perfect)
     assert run(tmp_path, "--data", data, "--out", tmp_path / "out.json") == 0
-    found = figures_in(tmp_path / "out.json")
+    figures = figures_in(tmp_path / "out.json")
     for mode in ("fast", "slow"):
-        assert found[f"everyday requests blocked, {mode}"] == 0
-        assert found[f"harmful requests let through, {mode}"] == 0
-        assert found[f"flips: harmless sentences around, {mode}"] == 0
-        assert found[f"flips: rendered, {mode}"] == 50  # it sees no images: the harmful half turns
-        assert found[f"pages of 12 pixels, {mode}"] == 50
-        assert found[f"XSTest F1, {mode}"] == 100
-        assert found[f"XSTest FPR, {mode}"] == 0
-        assert found[f"coverage, {mode}"] == 100
-        assert found[f"response F1, pooled, {mode}"] == 100
-        assert found[f"sets above always harmful, {mode}"] == 100
-    assert found["request F1, slow minus fast"] == 0
-    assert found["request AUPRC, slow minus fast"] == 0
-    told = capsys.readouterr().out
-    assert "| XSTest F1, fast | 100.0 | 0.0 | 30 | at least 82 | – | pass |" in told
-    assert "requests by set:" in told
+        assert figures[f"everyday requests blocked, {mode}"] == 0
+        assert figures[f"harmful requests let through, {mode}"] == 0
+        assert figures[f"flips: harmless sentences around, {mode}"] == 0
+        assert figures[f"flips: rendered, {mode}"] == 50  # it sees no images: the harmful half turns
+        assert figures[f"pages of 12 pixels, {mode}"] == 50
+        assert figures[f"XSTest F1, {mode}"] == 100
+        assert figures[f"XSTest FPR, {mode}"] == 0
+        assert figures[f"coverage, {mode}"] == 100
+        assert figures[f"response F1, pooled, {mode}"] == 100
+        assert figures[f"sets above always harmful, {mode}"] == 100
+    assert figures["request F1, slow minus fast"] == 0
+    assert figures["request AUPRC, slow minus fast"] == 0
+    output = capsys.readouterr().out
+    assert "| XSTest F1, fast | 100.0 | 0.0 | 30 | at least 82 | – | pass |" in output
+    assert "requests by set:" in output
 
 
 def test_verdicts_are_kept_for_the_next_run(tmp_path: Path, judged_by: Use) -> None:
@@ -390,13 +390,13 @@ def test_verdicts_are_kept_for_the_next_run(tmp_path: Path, judged_by: Use) -> N
 
 
 def test_sentences_that_hide_harm_are_seen(tmp_path: Path, judged_by: Use) -> None:
-    """This guard reads the beginning only."""
+    """This guard reads only the beginning of a text."""
     judged_by(lambda text: any(text.startswith(f"Human user:\n{line.strip()}") for line in HARMFUL))
     assert run(tmp_path, "--modes", "fast", "--out", tmp_path / "out.json") == 0
-    found = figures_in(tmp_path / "out.json")
-    assert found["flips: padded before, fast"] == found["flips: harmless sentences before, fast"] == 100
-    assert found["flips: padded after, fast"] == found["flips: harmless sentences after, fast"] == 0
-    assert "XSTest F1, fast" not in found
+    figures = figures_in(tmp_path / "out.json")
+    assert figures["flips: padded before, fast"] == figures["flips: harmless sentences before, fast"] == 100
+    assert figures["flips: padded after, fast"] == figures["flips: harmless sentences after, fast"] == 0
+    assert "XSTest F1, fast" not in figures
     assert run(tmp_path, "--modes", "fast", "--strict") == 1
 
 
@@ -409,9 +409,9 @@ def test_a_guard_behind_the_earlier_one_fails(
     assert run(tmp_path, *shared, "--against", tmp_path / "before.json") == 0
     judged_by(lambda text: perfect(text) or "fine" in text)
     assert run(tmp_path, *shared, "--against", tmp_path / "before.json", work="worse") == 1
-    told = capsys.readouterr().out
-    assert re.search(r"FAILED XSTest FPR, fast: 100\.0, behind the earlier guard's 0\.0", told)
-    assert "FAILED everyday" not in told
+    output = capsys.readouterr().out
+    assert re.search(r"FAILED XSTest FPR, fast: 100\.0, behind the earlier guard's 0\.0", output)
+    assert "FAILED everyday" not in output
 
 
 def test_figures_of_the_other_part_are_refused(
@@ -427,7 +427,7 @@ def test_figures_of_the_other_part_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--quick", "--data", "x"), "--quick judges no public sets"),
         (("--modes", "fast,quick"), "no mode quick; use slow, fast, hybrid"),
@@ -435,9 +435,9 @@ def test_figures_of_the_other_part_are_refused(
     ],
 )
 def test_options_that_cannot_be_are_refused(
-    arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         quality.main(arguments)
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The release gate: is a guard good enough for what people will ask it, and not behind the one before?
+"""The release gate: is a guard good enough for typical requests, and not worse than its predecessor?
 
     python -m benchmarks.quality --model FOLDER --data DIR --out new.json --against shipped.json   minutes to an hour
     python -m benchmarks.quality --quick                                                        seconds, without data

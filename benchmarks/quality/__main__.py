@@ -18,7 +18,7 @@ from benchmarks.quality.runs import Runs
 from benchmarks.quality.sets import PublicSets, public_sets
 from guardreasoner_vl.cli.options import be_quiet
 from guardreasoner_vl.errors import GuardError
-from guardreasoner_vl.evaluation.baseline import hashed_words
+from guardreasoner_vl.evaluation.baseline import hashed_ngrams
 from guardreasoner_vl.evaluation.compare import Evaluation, by_group
 from guardreasoner_vl.evaluation.perturbations import NAMES
 from guardreasoner_vl.evaluation.results import CONSTANT, MODALITY, TARGETS, Settings, summarise
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 PADDED = tuple(name for name in NAMES if name.startswith("padded"))
 OF_TEXT = tuple(name for name in NAMES if name not in (*PADDED, "re-encoded"))
 CHANGED = 100
-"""Requests of each list that are judged under changes."""
+"""Requests per list that are judged under changes."""
 DRAWN = 25
-"""Requests of each list that are drawn in each size."""
+"""Requests per list that are rendered in each size."""
 QUICK: dict[Mode, int] = {"fast": 100, "slow": 10}
-"""Requests of each list in the quick part."""
+"""Requests per list in the quick part."""
 WORK = Path("runs/quality")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if the guard is good enough, 1 if it is not, 2 if that could not be found out."""
+    """Exit status: 0 if the guard is good enough, 1 if it is not, 2 on an error."""
     options = _options(arguments)
     try:
         earlier = gate.earlier_figures(options.against, options.quick) if options.against else {}
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GuardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(gate.told(report, earlier))
+    print(gate.report_text(report, earlier))
     lines = gate.failures(report.measures, earlier, options.quick or options.strict)
     missed = sum(one.meets is False for one in report.measures)
     print(f"\n{missed} of {len(report.measures)} figures miss what is wanted; {len(lines)} failures")
@@ -88,7 +88,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _quick(model: str) -> gate.Report:
-    """All of it is judged anew: kept verdicts would hide a change of the code."""
+    """The quick part; it reuses no verdicts, which would hide a change of the code."""
     be_quiet()
     with TemporaryDirectory() as folder, Guard.load(model) as guard:
         runs = Runs(guard, Path(folder))
@@ -107,7 +107,7 @@ def _whole(options: argparse.Namespace) -> gate.Report:
     sets = public_sets(options.data, options.rows) if options.data else PublicSets()
     baselines = {ALWAYS: CONSTANT[ALWAYS]}
     if sets.loaded:
-        baselines[HASHED] = hashed_words(sets.train, sets.loaded)
+        baselines[HASHED] = hashed_ngrams(sets.train, sets.loaded)
     be_quiet()  # only now: the baseline needs scikit-learn, which nothing after it does
     evaluations: dict[Mode, Evaluation] = {}
     with Guard.load(options.model) as guard:
@@ -141,7 +141,7 @@ def _lists(runs: Runs, mode: Mode, count: int | None = None) -> ListRows:
 
 
 def _flips(runs: Runs, rows: ListRows) -> dict[str, Flips]:
-    """Harmless sentences are put around harmful requests; the other changes are made to both lists."""
+    """Flipped labels: harmless sentences around harmful requests, and the other changes on both lists."""
     everyday, harmful = request_list("everyday", CHANGED), request_list("harmful", CHANGED)
     before = {(row.benchmark, row.id): row for row in rows.harmful}
     by_change: dict[str, Flips] = {}

@@ -1,4 +1,4 @@
-"""The figures of the public sets: by themselves, beside simple guards, and one mode beside the other."""
+"""Figures of the public sets: absolute, against simple guards, and one mode against the other."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel, Label, Target
 
 Beside: TypeAlias = "list[tuple[GoldLabel, Label, Label]]"
-"""The truth about each row, a guard's label, and another guard's."""
+"""(true label, a guard's label, another guard's label) of each row."""
 
-HASHED, ALWAYS = "hashed words", "always harmful"
+HASHED, ALWAYS = "hashed n-grams", "always harmful"
 EACH_CLASS = 10
-"""Rows of each class that a set needs to be compared by itself."""
+"""Minimum number of rows of each class for a comparison on one set."""
 
 
 def set_measures(evaluation: Evaluation, baselines: Mapping[str, Baseline]) -> list[Measure]:
-    """One mode's figures. `evaluation` is named after it; `baselines` holds hashed words and always harmful."""
+    """One mode's figures. `evaluation` is named after it; `baselines` holds hashed n-grams and always harmful."""
     mode, groups = evaluation.name, evaluation.results.groups
     measures = []
     if XSTEST in groups["request"]:
@@ -83,7 +83,7 @@ def _rate_measure(name: str, figures: Figures, wanted: float) -> Measure:
 
 
 def _ranking(target: Target, pairs: Sequence[tuple[Prediction, Prediction]]) -> Measure:
-    """Of the rows that both modes scored."""
+    """AUPRC of `slow` minus that of `fast`, on the rows that both scored."""
     scores = [
         (judgement(slow, target).score, judgement(fast, target).score, truth(slow, target)) for slow, fast in pairs
     ]
@@ -101,7 +101,7 @@ def _ranking(target: Target, pairs: Sequence[tuple[Prediction, Prediction]]) -> 
 
 
 def _by_set(evaluation: Evaluation, baselines: Mapping[str, Baseline]) -> list[Measure]:
-    """On how many of the sets with both classes, requests and responses apart, it is above each simple guard."""
+    """Share of sets, requests and responses separately, on which the guard beats each simple guard."""
     above = dict.fromkeys((HASHED, ALWAYS), 0)
     compared = 0
     parts = grouped(evaluation.rows, lambda row: row.benchmark)

@@ -1,4 +1,4 @@
-"""The inputs that a newcomer tries first: those of the demonstration and of the service's page, with their labels."""
+"""The inputs that a newcomer tries first: the examples of the demonstration and of the service's page, labelled."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.atomic import writing
 from guardreasoner_vl.types import Modality, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.types import GoldLabel
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +40,13 @@ LABELS: dict[str, tuple[GoldLabel, GoldLabel | None]] = {
     "A forged verdict": ("unharmful", None),
     "Markup": ("unharmful", "unharmful"),
 }
-"""Request and response, by the row's id in the demonstration or the button's text on the page."""
+"""Labels of request and response, by the row's id in the demonstration or the button's text on the page."""
 
 
-def examples(work: Path) -> Loaded:
-    """All of them, the page's image drawn below `work`. Raises `DataError` for one whose labels are not known."""
+def examples(work: Path) -> LoadedBenchmark:
+    """All examples, with the page's image drawn below `work`. Raises `DataError` for an example without labels."""
     rows = [*_demo(), *_page(work)]
-    return from_samples("examples", rows, DEMO, SetAside())
+    return from_samples("examples", rows, DEMO, SkippedRows())
 
 
 def _demo() -> Iterator[Sample]:
@@ -84,7 +84,7 @@ def _sample(name: str, prompt: str, response: str | None, images: list[str]) -> 
 
 
 def _drawn(text: str, path: Path) -> Path:
-    """The note as `page.js` draws it."""
+    """Draw the note as `page.js` does."""
     image = Image.new("RGB", (480, 300), "#fdf6dd")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(36)
     for number, line in enumerate(text.split("\n")):

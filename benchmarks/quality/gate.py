@@ -1,4 +1,4 @@
-"""A guard's figures as a table and a file, and whether they are good enough."""
+"""A guard's figures as a table and a file, and the checks whether they are good enough."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import ModelInfo
 
 BOUNDS = Path(__file__).with_name("bounds.json")
-"""What the shipped guard must keep to in the quick part, by the measure's name, in percent."""
+"""Bounds of the quick part for the shipped guard, by the measure's name, in percent."""
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A former guard's figure and its noise."""
+    """An earlier guard's figure and its noise."""
 
     value: float
     noise: float
@@ -64,10 +64,10 @@ def earlier_figures(path: Path, quick: bool) -> dict[str, Earlier]:
 
 
 def with_bounds(measures: Sequence[Measure], path: Path = BOUNDS) -> list[Measure]:
-    """The measures, wanted to keep to the bounds in the file. Raises `DataError` if one has none."""
+    """The measures with the bounds in the file as wanted values. Raises `DataError` for a measure without one."""
     try:
         bounds: dict[str, float] = json.loads(path.read_text("utf-8"))
-        return [replace(one, wanted=float(bounds[one.name])) for one in measures]
+        return [replace(measure, wanted=float(bounds[measure.name])) for measure in measures]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: no bounds in it; give a JSON object of numbers") from error
     except KeyError as error:
@@ -75,7 +75,7 @@ def with_bounds(measures: Sequence[Measure], path: Path = BOUNDS) -> list[Measur
 
 
 def is_behind(measure: Measure, earlier: Earlier | None) -> bool:
-    """Whether it is worse than the earlier guard's by more than both figures' noise."""
+    """Whether the figure is worse than the earlier guard's by more than both figures' noise together."""
     if earlier is None:
         return False
     if measure.value is None:
@@ -85,15 +85,17 @@ def is_behind(measure: Measure, earlier: Earlier | None) -> bool:
 
 
 def failures(measures: Sequence[Measure], earlier: Mapping[str, Earlier], demand: bool) -> list[str]:
-    """One line for each figure that the guard fails by; `demand`: also for those that miss what is wanted."""
+    """One line per failure: figures behind the earlier guard's and, with `demand`, figures that miss a wanted value."""
     lines = []
-    for one in measures:
-        before = earlier.get(one.name)
-        if before is not None and is_behind(one, before):
-            lines.append(f"{one.name}: {_number(one.value)}, behind the earlier guard's {_number(before.value)}")
-        if demand and one.meets is False:
-            lines.append(f"{one.name}: {_number(one.value)}, {_wanted(one)} is wanted")
-    measured = {one.name for one in measures}
+    for measure in measures:
+        before = earlier.get(measure.name)
+        if before is not None and is_behind(measure, before):
+            lines.append(
+                f"{measure.name}: {_number(measure.value)}, behind the earlier guard's {_number(before.value)}"
+            )
+        if demand and measure.meets is False:
+            lines.append(f"{measure.name}: {_number(measure.value)}, {_wanted(measure)} is wanted")
+    measured = {measure.name for measure in measures}
     return lines + [
         f"{name}: not measured, the earlier guard's was; give the same --data and --modes"
         for name in earlier
@@ -104,16 +106,16 @@ def failures(measures: Sequence[Measure], earlier: Mapping[str, Earlier], demand
 def table(measures: Sequence[Measure], earlier: Mapping[str, Earlier]) -> Table:
     """One line for each measure."""
     lines = [["", "value", "+-", "rows", "wanted", "earlier", ""]]
-    for one in measures:
-        before = earlier.get(one.name)
-        said = "behind" if is_behind(one, before) else {True: "pass", False: "miss", None: ""}[one.meets]
-        numbers = [_number(one.value), f"{one.noise:.1f}", f"{one.rows:,}"]
-        lines.append([one.name, *numbers, _wanted(one), _number(before.value if before else None), said])
+    for measure in measures:
+        before = earlier.get(measure.name)
+        said = "behind" if is_behind(measure, before) else {True: "pass", False: "miss", None: ""}[measure.meets]
+        numbers = [_number(measure.value), f"{measure.noise:.1f}", f"{measure.rows:,}"]
+        lines.append([measure.name, *numbers, _wanted(measure), _number(before.value if before else None), said])
     return lines
 
 
-def told(report: Report, earlier: Mapping[str, Earlier]) -> str:
-    """The report for people."""
+def report_text(report: Report, earlier: Mapping[str, Earlier]) -> str:
+    """The report as text."""
     parts = [f"guard: {report.guard.name} {report.guard.revision or ''}".strip()]
     parts.append(markdown_table(table(report.measures, earlier)))
     parts += [f"{heading}:\n{markdown_table(lines)}" for heading, lines in report.tables.items()]

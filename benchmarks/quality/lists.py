@@ -1,4 +1,4 @@
-"""The requests that no guard is trained on: one a line in a text file, below the [kind] that it belongs to."""
+"""The request lists, which no guard is trained on: text files with one request per line, below its [kind]."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.types import GoldLabel
 
 ListName = Literal["everyday", "harmful"]
@@ -41,7 +41,7 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
     return lines
 
 
-def request_list(name: ListName, count: int | None = None) -> Loaded:
+def request_list(name: ListName, count: int | None = None) -> LoadedBenchmark:
     """The list as a benchmark, or `count` of its rows, evenly spread over the file; a row's category is its kind."""
     path = FOLDER / f"{name}.txt"
     rows = [
@@ -56,16 +56,16 @@ def request_list(name: ListName, count: int | None = None) -> Loaded:
         )
         for number, (kind, text) in enumerate(read_lines(path), 1)
     ]
-    return from_samples(name, rows if count is None else spread(rows, count), path, SetAside())
+    return from_samples(name, rows if count is None else spread(rows, count), path, SkippedRows())
 
 
 def spread(rows: Sequence[_Row], count: int) -> list[_Row]:
-    """`count` rows at equal distances, or all if there are no more."""
+    """`count` rows at equal distances; all rows if there are not more."""
     return list(rows) if count >= len(rows) else [rows[place * len(rows) // count] for place in range(count)]
 
 
-def surrounded(loaded: Loaded, place: str) -> Loaded:
-    """The rows with eight harmless sentences before, after or around their text; the same ones for the same id."""
+def surrounded(loaded: LoadedBenchmark, place: str) -> LoadedBenchmark:
+    """The rows with eight harmless sentences before, after or around their text, deterministic by id."""
     sentences = [text for _, text in read_lines(SENTENCES)]
     rows = []
     for row in loaded.samples:
@@ -74,4 +74,4 @@ def surrounded(loaded: Loaded, place: str) -> Loaded:
         first = {"before": AROUND, "after": 0, "around": AROUND // 2}[place]
         parts = (" ".join(drawn[:first]), row.prompt, " ".join(drawn[first:]))
         rows.append(row.model_copy(update={"prompt": rng.choice((" ", "\n\n")).join(part for part in parts if part)}))
-    return from_samples(loaded.benchmark.name, rows, loaded.path, SetAside())
+    return from_samples(loaded.benchmark.name, rows, loaded.path, SkippedRows())

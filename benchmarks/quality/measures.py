@@ -1,4 +1,4 @@
-"""One figure with its noise and what is wanted of it, and the figures of the lists. All in percent or points."""
+"""A figure with its noise and its wanted value, and the figures of the lists. All in percent or points."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _PADDED = ("padded", SURROUNDED)
 class Measure:
     """One row of the gate's table.
 
-    `value` is None where the rows do not define it; `noise` is half of its 95% interval. `wanted` None: it is followed
-    from guard to guard, and nothing is demanded. `within_noise`: what is wanted may be missed by the noise.
+    `value` is None if the rows do not define it; `noise` is half of its 95% interval. With `wanted` None, the figure is
+    only compared from guard to guard. `within_noise`: the wanted value may be missed by the noise.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Measure:
 
     @property
     def meets(self) -> bool | None:
-        """Whether it is as good as wanted; None if nothing is. A value that is not defined is not."""
+        """Whether the value is as good as wanted; None without a wanted value, False for an undefined value."""
         if self.wanted is None:
             return None
         if self.value is None:
@@ -50,7 +50,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class ListRows:
-    """What one mode said about the two lists, and how many requests turned under each change."""
+    """One mode's predictions on the two lists, and the flipped labels under each change."""
 
     mode: Mode
     everyday: list[Prediction]
@@ -59,9 +59,9 @@ class ListRows:
 
 
 def list_measures(rows: ListRows) -> list[Measure]:
-    """How many everyday requests are blocked, how many harmful ones let through, and how many labels turn.
+    """Shares of everyday requests blocked, of harmful requests let through, and of labels that flip.
 
-    An error is the wrong one of both.
+    An error counts as the wrong label.
     """
     everyday, harmful = _counts(rows.everyday), _counts(rows.harmful)
     measures = [

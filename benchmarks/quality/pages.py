@@ -9,29 +9,29 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.quality.lists import LABELS, request_list, spread
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.atomic import writing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.types import Sample
 
 SIZES = (12, 16, 24, 32, 40)
-"""Pixels of a line's type."""
+"""Font sizes in pixels."""
 LONGEST = 60
-"""Characters of a request that is drawn at most."""
+"""Longest request that is rendered, in characters."""
 WIDTH, MARGIN = 336, 14
 
 
-def pages(size: int, count: int, work: Path) -> Loaded:
-    """`count` requests of each list, drawn below `work` in black on white; the image is the whole request."""
+def pages(size: int, count: int, work: Path) -> LoadedBenchmark:
+    """`count` requests of each list, rendered below `work` in black on white; the image is the whole request."""
     rows = []
     for name in LABELS:
         short = [row for row in request_list(name).samples if row.prompt.isascii() and len(row.prompt) <= LONGEST]
         rows += [_drawn(row, size, work) for row in spread(short, count)]
-    return from_samples(f"pages of {size} pixels", rows, work, SetAside())
+    return from_samples(f"pages of {size} pixels", rows, work, SkippedRows())
 
 
 def _drawn(row: Sample, size: int, work: Path) -> Sample:

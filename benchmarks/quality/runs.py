@@ -1,4 +1,4 @@
-"""Judges one guard's rows through `evaluate` and `robustness`, in folders that a run which stopped goes on in."""
+"""Judge one guard's rows through `evaluate` and `robustness`; a stopped run resumes in its folders."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.stages.robustness import Flips
     from guardreasoner_vl.types import Mode
 
 
 class Runs:
-    """`work` has a folder for each guard and policy, in it one for each mode, and in it one for each set of rows."""
+    """The runs of one guard; `work` has the folders GUARD-POLICY/MODE/SET."""
 
     def __init__(self, guard: Guard, work: Path) -> None:
         self.guard = guard
@@ -37,31 +37,31 @@ class Runs:
         name = re.sub(r"[^\w.-]+", "-", guard.model.revision or guard.model.name)
         self.folder = work / f"{name[:24]}-{digest}"
 
-    def judged(self, loaded: Loaded, mode: Mode, change: str = "") -> list[Prediction]:
-        """One prediction for each row; `change` tells people what was done to them. Raises what `judge` raises."""
+    def judged(self, loaded: LoadedBenchmark, mode: Mode, change: str = "") -> list[Prediction]:
+        """One prediction per row; `change` names the change in progress lines. Raises what `judge` raises."""
         with (
-            self._told(f"{mode}, {loaded.benchmark.name} {change}".rstrip(), len(loaded.samples)),
+            self._progress_line(f"{mode}, {loaded.benchmark.name} {change}".rstrip(), len(loaded.samples)),
             progress_bar() as progress,
         ):
             return judge(self._in(mode), [loaded], self._folder(mode, [loaded]), progress=progress)
 
-    def flips(self, loaded: Sequence[Loaded], mode: Mode, names: Sequence[str]) -> dict[str, Flips]:
-        """How many labels of the requests turn under each change. Raises what `robustness.run` raises."""
+    def flips(self, loaded: Sequence[LoadedBenchmark], mode: Mode, names: Sequence[str]) -> dict[str, Flips]:
+        """The flipped request labels under each change. Raises what `robustness.run` raises."""
         changed = sum(len(one.samples) for one in loaded) * len(names)
-        with self._told(f"{mode}, {', '.join(names)}", changed), progress_bar() as progress:
+        with self._progress_line(f"{mode}, {', '.join(names)}", changed), progress_bar() as progress:
             out = self.folder / mode / "changed" / self._folder(mode, loaded).name
             return robustness.run(self._in(mode), loaded, out, names=names, progress=progress)["request"]
 
     def _in(self, mode: Mode) -> Guard:
         return Guard(self.guard.engine, replace(self.guard.policy, mode=mode))
 
-    def _folder(self, mode: Mode, loaded: Sequence[Loaded]) -> Path:
+    def _folder(self, mode: Mode, loaded: Sequence[LoadedBenchmark]) -> Path:
         digest = content_digest(row for one in loaded for row in one.samples)[:8]
         return self.folder / mode / f"{'-'.join(one.benchmark.name for one in loaded)}-{digest}"
 
     @contextmanager
-    def _told(self, what: str, rows: int) -> Iterator[None]:
-        """Print a line on stderr once it is done: a run of minutes whose output goes into a file shows where it is."""
+    def _progress_line(self, what: str, rows: int) -> Iterator[None]:
+        """Print a progress line on stderr when a part is done, since stdout may go to a file."""
         started = time.perf_counter()
         yield
         print(f"{what}: {rows:,} rows, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Public text sets under open licences: rows that no training sees, and rows that the shallow baseline learns from."""
+"""Public text sets under open licences: held-out rows to judge, and rows to train the shallow baseline on."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.find import from_samples
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.types import Sample
 
 XSTEST = "xstest_prompts"
 ASSISTANT = "openassistant_eval_prompts"
 """Harmless questions of real people."""
 FIGSTEP = "figstep"
-"""Harmful requests drawn into images."""
+"""Harmful requests rendered as images."""
 WHOLE = (XSTEST, ASSISTANT, FIGSTEP)
-"""Validation sets that are judged whole, so that their figures compare with others."""
+"""Validation sets that are judged whole, so that their figures can be compared with others."""
 OPEN_PARTS = {
     "guardreasonertrain_5k_prompts": ("WildGuardTrainR", "AegisTrainR"),
     "benign_text": ("dolly-closed-qa", "self-instruct-user"),
 }
-"""Sources with several licences, and the values of `source` whose rows are under an open one."""
+"""Sources with several licences: the values of `source` whose rows have an open licence."""
 TRAINED_ON = 3000
-"""Rows of one source that the baseline learns from at most, so that no set drowns the others."""
+"""Maximum rows per source to train the baseline on, so that no set dominates."""
 
 
 @dataclass
 class PublicSets:
-    """Rows of text to judge, a benchmark each, rows to train hashed words on, and FigStep if it is there."""
+    """Benchmarks of text rows, rows to train hashed n-grams on, and FigStep if it is available."""
 
-    loaded: list[Loaded] = field(default_factory=list)
+    loaded: list[LoadedBenchmark] = field(default_factory=list)
     train: list[Sample] = field(default_factory=list)
-    figstep: Loaded | None = None
+    figstep: LoadedBenchmark | None = None
 
 
 def public_sets(data: Path, rows: int) -> PublicSets:
@@ -60,7 +60,7 @@ def public_sets(data: Path, rows: int) -> PublicSets:
             sets.train += drawn([row for row in samples if not is_held_out(row.id)], TRAINED_ON)
         if not judged:
             continue
-        loaded = from_samples(source, judged, data / source, SetAside())
+        loaded = from_samples(source, judged, data / source, SkippedRows())
         if source == FIGSTEP:
             sets.figstep = loaded
         else:
@@ -71,7 +71,7 @@ def public_sets(data: Path, rows: int) -> PublicSets:
 
 
 def drawn(rows: Iterable[Sample], count: int) -> list[Sample]:
-    """At most `count` rows, by their ids' digests: more rows to draw from change few of those drawn."""
+    """At most `count` rows by their ids' digests: adding rows to the source changes few of the sampled ones."""
     return sorted(rows, key=lambda row: hashlib.sha256(f"quality-{row.id}".encode()).digest())[:count]
 
 
@@ -93,9 +93,9 @@ def _is_open(line: dict[str, str]) -> bool:
 
 
 def _labelled(folder: Path, source: str) -> Iterator[Sample]:
-    """The rows that may be judged or learnt from."""
+    """The rows that may be judged or trained on."""
     modality = "text-image" if source == FIGSTEP else "text"
-    for row in read_samples(find_split(folder, "validation" if source in WHOLE else "train"), SetAside()):
+    for row in read_samples(find_split(folder, "validation" if source in WHOLE else "train"), SkippedRows()):
         is_labelled = row.request_label is not None or row.response_label is not None
         is_open = source not in OPEN_PARTS or row.source in OPEN_PARTS[source]
         if row.modality == modality and is_labelled and is_open and not row.meta.get("weak"):

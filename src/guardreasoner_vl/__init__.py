@@ -1,6 +1,6 @@
-"""A guard for vision-language models: exchanges in, reasoning and verdicts out.
+"""A guard for vision-language models: reads exchanges, returns reasoning and verdicts.
 
-The names below are the public API; importing the package loads no torch.
+The names below are the public API. Importing the package does not load torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from guardreasoner_vl.engines.scripted import ScriptedEngine
     from guardreasoner_vl.errors import (
-        CalledOffError,
         DataError,
         EngineError,
         GuardError,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         ModelError,
         RecipeError,
+        RequestCancelledError,
     )
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.images.decode import ImageLimits
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "guardreasoner_vl.errors": (
-        "CalledOffError",
         "DataError",
         "EngineError",
         "GuardError",
@@ -42,6 +41,7 @@ _HOMES = {
         "MissingExtraError",
         "ModelError",
         "RecipeError",
+        "RequestCancelledError",
     ),
     "guardreasoner_vl.guard": ("Guard",),
     "guardreasoner_vl.engines.scripted": ("ScriptedEngine",),
@@ -57,7 +57,6 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "Calibration",
-    "CalledOffError",
     "DataError",
     "EngineError",
     "Exchange",
@@ -75,6 +74,7 @@ __all__ = [
     "PixelBudget",
     "Policy",
     "RecipeError",
+    "RequestCancelledError",
     "Sample",
     "ScriptedEngine",
     "Turn",

@@ -1,12 +1,12 @@
-"""Every error this package raises on purpose.
+"""The public errors. A subclass that only one module raises is defined in that module.
 
-    GuardError                    anything below; its text is one line that names the remedy
-    ├── InputError                what the caller handed in cannot be judged
+    GuardError                    anything below; its message is one line that names the remedy
+    ├── InputError                the exchange cannot be judged
     │   ├── ImageError            an image is not allowed, broken, too large or has too many frames
     │   └── InputTooLongError     the exchange does not fit the model's context
     ├── ModelError                a model folder is missing, incomplete or of an unsupported kind
     ├── EngineError               the engine failed while it worked (time-out, HTTP 5xx, out of memory)
-    │   └── CalledOffError        the caller no longer wants the answer
+    │   └── RequestCancelledError the caller cancelled the request
     ├── RecipeError               a recipe has an unknown key or an impossible value
     ├── DataError                 a data file or row breaks its format
     └── MissingExtraError         an optional dependency is not installed
@@ -51,13 +51,13 @@ class EngineError(GuardError):
     code = "engine"
 
 
-class CalledOffError(EngineError):
-    """Nobody waits for the answer any more."""
+class RequestCancelledError(EngineError):
+    """The caller cancelled the request before it was answered."""
 
-    code = "called_off"
+    code = "cancelled"
 
     def __init__(self) -> None:
-        super().__init__("the answer was called off; ask again")
+        super().__init__("the request was cancelled; send it again")
 
 
 class RecipeError(GuardError):
@@ -73,7 +73,7 @@ class DataError(GuardError):
 
 
 class MissingExtraError(GuardError):
-    """An optional dependency is missing; the text says what to install."""
+    """An optional dependency is missing; the message says what to install."""
 
     code = "missing_extra"
 

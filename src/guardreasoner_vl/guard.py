@@ -1,4 +1,4 @@
-"""`Guard`: exchanges in, verdicts out; one by one, in batches, or from an event loop."""
+"""`Guard`: judges exchanges and returns verdicts, one by one, in batches, or from an event loop."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from guardreasoner_vl.engines.model_files import (
     resolve_folder,
     weights_digest,
 )
-from guardreasoner_vl.errors import CalledOffError, GuardError, InputError
+from guardreasoner_vl.errors import GuardError, InputError, RequestCancelledError
 from guardreasoner_vl.judging.calibration import Calibration, read_calibration
-from guardreasoner_vl.judging.effects import Call, Count, Reply, Score
+from guardreasoner_vl.judging.effects import CountCall, EngineCall, EngineReply, ScoreCall
 from guardreasoner_vl.judging.judge import error_verdict, judge
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.judging.rounds import (
     WINDOWS_TOGETHER,
     Rounds,
     advance,
-    call_off,
-    counted,
-    fault,
-    unanswered,
-    watched,
+    cancel_judging,
+    count_prompt_tokens,
+    error_reply,
+    unexpected_error,
+    with_listener,
 )
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict, same_model
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from guardreasoner_vl.engines.base import Engine, Watch
-    from guardreasoner_vl.judging.effects import Judging
+    from guardreasoner_vl.engines.base import Engine, StreamListener
+    from guardreasoner_vl.judging.effects import JudgingSteps
 
 Item: TypeAlias = Exchange | Mapping[str, Any]
 """An exchange, or a row `{prompt?, images?, response?}` or `{messages}`."""
@@ -54,27 +54,27 @@ CHUNK = 128
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One of many that are judged together: the item, its mode (the guard's own if None), and who watches."""
+class GuardRequest:
+    """One item to judge, its mode (None for the guard's mode), and a listener for the streamed reasoning."""
 
     item: Item
     mode: Mode | None = None
-    watch: Watch | None = None
+    listener: StreamListener | None = None
 
 
 class Guard:
     """Judges exchanges with one engine under one policy.
 
-    Input that cannot be judged and faults of the engine become `error` verdicts; only a wrong setting raises.
+    Invalid input and engine failures become `error` verdicts; only an invalid setting raises.
     """
 
     def __init__(self, engine: Engine, policy: Policy | None = None) -> None:
         self.engine = engine
         self.policy = policy or Policy()
-        calibrated = self.policy.calibration
-        if calibrated is not None and not _calibrated_for(calibrated.model, engine.model):
+        calibration = self.policy.calibration
+        if calibration is not None and not _calibrated_for(calibration.model, engine.model):
             raise InputError(
-                f"the calibration was measured on {_named(calibrated.model)}, the model is {_named(engine.model)}: "
+                f"the calibration was measured on {_named(calibration.model)}, the model is {_named(engine.model)}: "
                 "calibrate again"
             )
 
@@ -89,17 +89,17 @@ class Guard:
         calibration: Calibration | str | Path | None = None,
         **options: Any,
     ) -> Guard:
-        """Open a guard; `calibration` is one that `calibrate` wrote, and goes into the policy. Without one, that in
-        the model's folder does (`Policy.folder_calibration`).
+        """Open a guard. `calibration`, written by `calibrate`, is added to the policy; None uses the calibration in the
+        model's folder, if there is one (`Policy.folder_calibration`).
 
-        `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` among
-        `options` implies, the served model's name; without one, the server's first. Further `options` go to the
-        engine. Raises `ModelError`.
+        `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` in `options`
+        selects, the served model's name, or "embedded" for the first model that the server lists. Other `options` are
+        passed to the engine. Raises `ModelError`.
         """
         policy = policy or Policy()
         if calibration is not None:
-            measured = calibration if isinstance(calibration, Calibration) else read_calibration(calibration)
-            policy = replace(policy, calibration=measured)
+            loaded = calibration if isinstance(calibration, Calibration) else read_calibration(calibration)
+            policy = replace(policy, calibration=loaded)
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}: use one of {', '.join(ENGINES)}")
         if engine == "openai" or (engine == "auto" and "base_url" in options):
@@ -107,7 +107,7 @@ class Guard:
 
             return cls(OpenAIEngine.connect(model=None if model == EMBEDDED else model, **options), policy)
         folder = resolve_folder(model, revision)
-        check_folder(folder)  # before torch is imported, so that a typo is told at once
+        check_folder(folder)  # before torch is imported, so that a typo is reported at once
         if policy.calibration is None and policy.folder_calibration:
             policy = replace(policy, calibration=_folder_calibration(folder, model_info(model, folder, revision)))
         with _no_garbage_collection():
@@ -122,12 +122,12 @@ class Guard:
 
     @property
     def mode(self) -> Mode:
-        """The mode in which it judges if none is named."""
+        """The default mode."""
         return self.policy.mode
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its verdicts besides the model and the mode, as plain data."""
+        """The settings that affect verdicts, besides the model and the mode, as plain data."""
         return {name: value for name, value in self.policy.as_json().items() if name != "mode"}
 
     def moderate(
@@ -138,12 +138,12 @@ class Guard:
         response: str | None = None,
         mode: Mode | None = None,
     ) -> Verdict:
-        """Judge what a user sent (text, images, or both) and, if given, what the model answered."""
-        return self._one(lambda: as_exchange({"prompt": prompt, "images": images, "response": response}), mode)
+        """Judge a user's request (text, images, or both) and, if given, the model's response."""
+        return self._judge(lambda: as_exchange({"prompt": prompt, "images": images, "response": response}), mode)
 
     def moderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
-        """Judge the last user turn, and the answer after it, of an OpenAI-style conversation."""
-        return self._one(lambda: Exchange.from_messages(messages), mode)
+        """Judge the last user turn of an OpenAI-style conversation, and the response to it."""
+        return self._judge(lambda: Exchange.from_messages(messages), mode)
 
     async def amoderate(
         self,
@@ -154,16 +154,16 @@ class Guard:
         mode: Mode | None = None,
     ) -> Verdict:
         """`moderate` without blocking the event loop."""
-        return await self._aone(lambda: as_exchange({"prompt": prompt, "images": images, "response": response}), mode)
+        return await self._ajudge(lambda: as_exchange({"prompt": prompt, "images": images, "response": response}), mode)
 
     async def amoderate_messages(self, messages: Sequence[Mapping[str, Any]], *, mode: Mode | None = None) -> Verdict:
         """`moderate_messages` without blocking the event loop."""
-        return await self._aone(lambda: Exchange.from_messages(messages), mode)
+        return await self._ajudge(lambda: Exchange.from_messages(messages), mode)
 
     def moderate_batch(
         self, items: Iterable[Item], *, mode: Mode | None = None, chunk: int = CHUNK
     ) -> Iterator[Verdict]:
-        """Judge many, lazily and in order; a bad item becomes an `error` verdict and the rest go on.
+        """Judge many items lazily, in order; an invalid item becomes an `error` verdict and does not affect the others.
 
         `chunk` items are read and judged together.
         """
@@ -173,31 +173,35 @@ class Guard:
         return self._batches(iter(items), policy, chunk)
 
     def moderate_from(
-        self, more: Callable[[int], Iterable[tuple[Asked, Callable[[Verdict], None]]]], most: int | None = None
+        self,
+        more: Callable[[int], Iterable[tuple[GuardRequest, Callable[[Verdict], None]]]],
+        max_batch_size: int | None = None,
     ) -> None:
         """Judge the items that `more` returns, each with a callback for its verdict, until it returns none and all are
         judged.
 
-        `more` is called between two rounds with the number of exchanges under way; while there are none it may wait.
-        At most `most` calls are put to the engine at once, in the order that `judging.rounds` describes. A verdict is
-        handed over as soon as it is there; an item that is called off ends in an `error` verdict.
+        `more` is called between two rounds with the number of exchanges in progress; if there are none it may block.
+        The engine gets at most `max_batch_size` calls at once, in the order that `judging.rounds` describes. A callback
+        is called as soon as its verdict is known; a cancelled item gets an `error` verdict.
         """
-        rounds = Rounds(self.engine, most, WINDOWS_TOGETHER)
+        rounds = Rounds(self.engine, max_batch_size, WINDOWS_TOGETHER)
         while (joining := list(more(len(rounds)))) or rounds:
-            for asked, done in joining:
-                judging = self._judging(partial(as_exchange, asked.item), self._policy(asked.mode), asked.watch)
-                rounds.add(judging, asked.watch, done)
+            for request, done in joining:
+                judging = self._judging(
+                    partial(as_exchange, request.item), self._policy(request.mode), request.listener
+                )
+                rounds.add(judging, request.listener, done)
             rounds.step()
 
-    async def amoderate_each(self, asked: Asked) -> Verdict:
-        """The verdict about one item, without blocking the event loop; cancelling it cancels the engine's request.
+    async def amoderate_each(self, request: GuardRequest) -> Verdict:
+        """Judge one item without blocking the event loop; cancelling the coroutine cancels the engine's request.
 
-        An item that is called off ends in an `error` verdict.
+        An item that its listener cancels gets an `error` verdict.
         """
-        return await self._aone(partial(as_exchange, asked.item), asked.mode, asked.watch)
+        return await self._ajudge(partial(as_exchange, request.item), request.mode, request.listener)
 
     def close(self) -> None:
-        """Free the engine."""
+        """Release the engine's resources."""
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -213,25 +217,27 @@ class Guard:
             return self.policy
         return replace(self.policy, mode=mode)
 
-    def _one(self, build: Callable[[], Exchange], mode: Mode | None) -> Verdict:
-        return self._together([self._judging(build, self._policy(mode))])[0]
+    def _judge(self, build: Callable[[], Exchange], mode: Mode | None) -> Verdict:
+        return self._judge_all([self._judging(build, self._policy(mode))])[0]
 
-    async def _aone(self, build: Callable[[], Exchange], mode: Mode | None, watch: Watch | None = None) -> Verdict:
-        judging = self._judging(build, self._policy(mode), watch)
+    async def _ajudge(
+        self, build: Callable[[], Exchange], mode: Mode | None, listener: StreamListener | None = None
+    ) -> Verdict:
+        judging = self._judging(build, self._policy(mode), listener)
         outcome = await asyncio.to_thread(advance, judging, None)
         while not isinstance(outcome, Verdict):
-            if watch and watch.called_off:
-                outcome = call_off(judging)
+            if listener and listener.cancelled:
+                outcome = cancel_judging(judging)
                 continue
-            reply = await self._areply(watched(outcome, watch))
+            reply = await self._areply(with_listener(outcome, listener))
             outcome = await asyncio.to_thread(advance, judging, reply)
         return outcome
 
     def _batches(self, items: Iterator[Item], policy: Policy, chunk: int) -> Iterator[Verdict]:
         while batch := list(islice(items, chunk)):
-            yield from self._together([self._judging(partial(as_exchange, item), policy) for item in batch])
+            yield from self._judge_all([self._judging(partial(as_exchange, item), policy) for item in batch])
 
-    def _together(self, judgings: Sequence[Judging]) -> list[Verdict]:
+    def _judge_all(self, judgings: Sequence[JudgingSteps]) -> list[Verdict]:
         """All verdicts, in order."""
         verdicts: dict[int, Verdict] = {}
         rounds = Rounds(self.engine)
@@ -241,44 +247,47 @@ class Guard:
             rounds.step()
         return [verdicts[place] for place in range(len(judgings))]
 
-    def _judging(self, build: Callable[[], Exchange], policy: Policy, watch: Watch | None = None) -> Judging:
-        """One item's judging; nothing that goes wrong with it reaches the others."""
+    def _judging(
+        self, build: Callable[[], Exchange], policy: Policy, listener: StreamListener | None = None
+    ) -> JudgingSteps:
+        """The steps that judge one item; any error becomes its `error` verdict."""
         try:
-            if watch and watch.called_off:  # before its images are decoded
-                raise CalledOffError
+            if listener and listener.cancelled:  # before its images are decoded
+                raise RequestCancelledError
             return (yield from judge(build(), policy, self.model))
         except GuardError as error:
             return error_verdict(error, policy, self.model)
         except Exception as error:
-            return error_verdict(fault("the guard", error), policy, self.model)
+            return error_verdict(unexpected_error("the guard", error), policy, self.model)
 
-    async def _areply(self, call: Call) -> Reply:
-        if isinstance(call, Count):
-            return await asyncio.to_thread(counted, self.engine, call)
+    async def _areply(self, call: EngineCall) -> EngineReply:
+        if isinstance(call, CountCall):
+            return await asyncio.to_thread(count_prompt_tokens, self.engine, call)
         try:
-            if isinstance(call, Score):
+            if isinstance(call, ScoreCall):
                 return await self.engine.ascore(call.request, call.slots, CANDIDATES)
             return await self.engine.agenerate(call.request)
         except Exception as error:
-            return unanswered(error, call.slots if isinstance(call, Score) else None)
+            return error_reply(error, call.slots if isinstance(call, ScoreCall) else None)
 
 
 def _folder_calibration(folder: Path, model: ModelInfo) -> Calibration | None:
-    """The calibration in a model's folder, if there is one, as that of the opened model.
+    """The calibration in a model's folder, if there is one, with `model` as its model.
 
-    Of a hub's snapshot the revision is the commit, which no file in it can name: the weights' digest tells whose it is.
+    The revision of a hub snapshot is its commit, which a file in the snapshot cannot name; the file therefore records
+    the weights' digest, which is compared here.
     """
     path = folder / CALIBRATION
     if not path.is_file():
         return None
     calibration = read_calibration(path)
     if calibration.model.revision != weights_digest(folder):
-        raise InputError(f"{path}: measured on other weights; calibrate again, or leave it out with --calibration none")
+        raise InputError(f"{path}: measured on other weights; calibrate again, or ignore it with --calibration none")
     return calibration.model_copy(update={"model": model})
 
 
 def _calibrated_for(measured: ModelInfo, model: ModelInfo) -> bool:
-    """Whether the calibration is the model's; if only one of the two has a revision, it is taken to be another's."""
+    """Whether the calibration belongs to the model; not if only one of the two has a revision."""
     return bool(measured.revision) == bool(model.revision) and same_model(measured, model)
 
 
@@ -288,7 +297,8 @@ def _named(model: ModelInfo) -> str:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Importing torch and transformers makes a million objects that live on; looking for garbage costs a second."""
+    """Disable garbage collection: importing torch and transformers creates a million permanent objects, and collecting
+    among them takes a second."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -299,22 +309,22 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def as_exchange(item: Item) -> Exchange:
-    """The exchange that an item is or describes; raises `InputError`."""
+    """Convert an item to an exchange. Raises `InputError`."""
     if isinstance(item, Exchange):
         return item
     if not isinstance(item, Mapping):
-        raise InputError("an item is an Exchange or a mapping with prompt, images, response, or messages")
+        raise InputError("an item must be an Exchange or a mapping with prompt, images, response, or messages")
     if medium := unread_medium(item, ("images",)):
-        raise InputError(f"{medium!a:.40}: no such medium is judged; give images in images, a list")
-    own = {name: item[name] for name in ("prompt", "images", "response") if item.get(name) is not None}
+        raise InputError(f"{medium!a:.40}: this medium cannot be judged; pass images as a list in images")
+    fields = {name: item[name] for name in ("prompt", "images", "response") if item.get(name) is not None}
     if item.get("messages") is not None:
-        if own:
-            raise InputError(f"give either messages or {', '.join(own)}, not both")
+        if fields:
+            raise InputError(f"give either messages or {', '.join(fields)}, not both")
         return Exchange.from_messages(item["messages"])
     for name in ("prompt", "response"):
-        if not isinstance(own.get(name), str | None):
+        if not isinstance(fields.get(name), str | None):
             raise InputError(f"{name} must be a string or null")
-    images = own.get("images", ())
+    images = fields.get("images", ())
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
         raise InputError("images must be a list")
-    return Exchange(own.get("prompt"), tuple(images), own.get("response"))
+    return Exchange(fields.get("prompt"), tuple(images), fields.get("response"))

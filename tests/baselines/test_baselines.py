@@ -1,4 +1,4 @@
-"""Other guards: what each is asked, how its answers are read, and verdicts through a local server."""
+"""Other guards: their requests, the reading of their answers, and verdicts through a local server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardreasoner_vl.baselines.base import Answer, Ask, UnreadableError, UnsupportedError, read_answer, score_of
-from guardreasoner_vl.baselines.client import ADAPTERS, OtherGuard
+from guardreasoner_vl.baselines.base import (
+    AdapterAnswer,
+    AdapterRequest,
+    UnreadableError,
+    UnsupportedError,
+    read_answer,
+    score_of,
+)
+from guardreasoner_vl.baselines.client import ADAPTERS, BaselineGuard
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.types import Exchange
 from tests.made_images import image
@@ -57,29 +64,29 @@ READ = [
 @pytest.mark.parametrize(("guard", "text", "label"), READ)
 def test_answers_are_read_by_the_guards_own_grammar(guard: str, text: str, label: str | None) -> None:
     adapter = ADAPTERS[guard]
-    ask = adapter.asks(IMAGE if guard == "llavaguard" else TEXT)[-1]
+    request = adapter.build_requests(IMAGE if guard == "llavaguard" else TEXT)[-1]
     if label is None:
         with pytest.raises(UnreadableError):
-            adapter.read(ask, Answer(text))
+            adapter.read(request, AdapterAnswer(text))
         return
-    assert {target: found.label.value for target, found in adapter.read(ask, Answer(text)).items()} == dict.fromkeys(
-        ask.about, label
-    )
+    assert {
+        target: judgement.label.value for target, judgement in adapter.read(request, AdapterAnswer(text)).items()
+    } == dict.fromkeys(request.targets, label)
 
 
 @given(st.sampled_from([name for name in ADAPTERS if name not in ("openai-moderation", "llavaguard")]), st.text())
 def test_no_other_text_is_a_label(guard: str, text: str) -> None:
-    ask = ADAPTERS[guard].asks(TEXT)[-1]
+    request = ADAPTERS[guard].build_requests(TEXT)[-1]
     words = ("safe", "Safe", "no", "yes", "harmful")
     try:
-        ADAPTERS[guard].read(ask, Answer(text))
+        ADAPTERS[guard].read(request, AdapterAnswer(text))
     except UnreadableError:
         return
     assert any(word in text for word in words)
 
 
 def asked(guard: str, exchange: Exchange) -> list[dict[str, Any]]:
-    return [ask.payload() for ask in ADAPTERS[guard].asks(exchange)]
+    return [request.payload() for request in ADAPTERS[guard].build_requests(exchange)]
 
 
 def test_llama_guard_is_asked_about_the_last_message() -> None:
@@ -90,7 +97,7 @@ def test_llama_guard_is_asked_about_the_last_message() -> None:
     assert parts["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     (seen,) = asked("llama-guard-3-vision", IMAGE)
     assert [part["type"] for part in seen["messages"][0]["content"]] == ["image_url", "text"]
-    with pytest.raises(UnsupportedError, match="reads 0 images"):
+    with pytest.raises(UnsupportedError, match="at most 0 images"):
         asked("llama-guard-3-8b", IMAGE)
 
 
@@ -107,27 +114,27 @@ def test_published_strings_are_filled_in_whatever_the_texts_hold() -> None:
 
 
 def test_a_guard_of_images_wants_exactly_one() -> None:
-    (ask,) = asked("llavaguard", IMAGE)
-    image_part, policy = ask["messages"][0]["content"]
+    (request,) = asked("llavaguard", IMAGE)
+    image_part, policy = request["messages"][0]["content"]
     assert image_part["image_url"]["url"].startswith("data:image/png;base64,")
     assert "safety assessment" in policy["text"]
-    with pytest.raises(UnsupportedError, match="here are 0"):
+    with pytest.raises(UnsupportedError, match="the exchange has 0"):
         asked("llavaguard", TEXT)
 
 
 def test_moderation_judges_each_image_and_each_side() -> None:
     both = Exchange("What are these?", (image(60, 60), image(28, 28)), "Cakes.")
-    asks = ADAPTERS["openai-moderation"].asks(both)
-    assert [ask.about for ask in asks] == [("request",), ("request",), ("response",)]
-    assert [part["type"] for part in asks[0].payload()["input"]] == ["text", "image_url"]
+    requests = ADAPTERS["openai-moderation"].build_requests(both)
+    assert [request.targets for request in requests] == [("request",), ("request",), ("response",)]
+    assert [part["type"] for part in requests[0].payload()["input"]] == ["text", "image_url"]
     read = ADAPTERS["openai-moderation"].read
     result = {"flagged": True, "category_scores": {"violence": 0.2, "illicit": None, "hate": 0.7}}
-    judgement = read(asks[0], Answer("", content={"results": [result]}))["request"]
+    judgement = read(requests[0], AdapterAnswer("", content={"results": [result]}))["request"]
     assert (judgement.label, judgement.score) == ("harmful", 0.7)
     results: list[Any] = [[], [{"flagged": None}], [result, result], 3, None]
     for odd in results:
         with pytest.raises(UnreadableError):
-            read(asks[0], Answer("", content={"results": odd}))
+            read(requests[0], AdapterAnswer("", content={"results": odd}))
 
 
 def test_scores_are_read_where_the_words_stand() -> None:
@@ -137,10 +144,10 @@ def test_scores_are_read_where_the_words_stand() -> None:
     assert score_of([{"\n\n": 0.0, "safe": -20.0}], ["unsafe"], ["safe"]) is None
     assert score_of([], ["unsafe"], ["safe"]) is None
     grades = {" Safe": math.log(0.5), " Unsafe": math.log(0.2), " Cont": math.log(0.3)}
-    answer = Answer("Safety: Safe\nCategories: None", [{"Safety": 0.0}, {":": 0.0}, grades])
+    answer = AdapterAnswer("Safety: Safe\nCategories: None", [{"Safety": 0.0}, {":": 0.0}, grades])
     for guard, score in (("qwen3guard", 0.5), ("qwen3guard-loose", 0.2)):
-        ask = ADAPTERS[guard].asks(Exchange("Hi"))[0]
-        assert ADAPTERS[guard].read(ask, answer)["request"].score == pytest.approx(score)
+        request = ADAPTERS[guard].build_requests(Exchange("Hi"))[0]
+        assert ADAPTERS[guard].read(request, answer)["request"].score == pytest.approx(score)
 
 
 @pytest.mark.parametrize("body", [b"?", b"[]", b'{"choices": []}', b'{"choices": [{"text": 3}]}', b'{"choices": 1}'])
@@ -154,7 +161,7 @@ Reply = tuple[int, Any]
 
 @pytest.fixture
 def served() -> Iterator[Callable[[Callable[[str, dict[str, Any]], Reply]], str]]:
-    """Starts a server that answers by a function of path and payload; gives its address."""
+    """Starts a server that answers with a function of path and payload; returns its address."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(brain: Callable[[str, dict[str, Any]], Reply]) -> str:
@@ -207,7 +214,7 @@ def test_verdicts_come_in_order_and_faults_are_errors(served: Any) -> None:
         IMAGE,
         *(Exchange(f"number {number}") for number in range(5)),
     ]
-    with OtherGuard("llama-guard-3-8b", served(brain), "guard") as guard:
+    with BaselineGuard("llama-guard-3-8b", served(brain), "guard") as guard:
         verdicts = list(guard.moderate_batch(iter(exchanges), chunk=3))
     first = verdicts[0]
     assert (first.request.label, first.response.label, first.flagged, first.action) == (
@@ -232,7 +239,7 @@ def test_the_worst_of_several_inputs_counts(served: Any) -> None:
         return 200, {"results": [{"flagged": bad, "category_scores": {"violence": 0.9 if bad else 0.1}}]}
 
     exchange = Exchange("What are these?", (image(200, 200), image(1, 1)))
-    with OtherGuard("openai-moderation", served(brain), "omni-moderation-latest") as guard:
+    with BaselineGuard("openai-moderation", served(brain), "omni-moderation-latest") as guard:
         (verdict,) = guard.moderate_batch([exchange])
     assert (verdict.request.label, verdict.request.score) == ("harmful", 0.9)
     assert verdict.response.label == "not_applicable"
@@ -248,7 +255,7 @@ def test_plain_completions_carry_text_and_scores(served: Any) -> None:
             "usage": {"completion_tokens": 20},
         }
 
-    with OtherGuard("wildguard", served(brain), "allenai/wildguard") as guard:
+    with BaselineGuard("wildguard", served(brain), "allenai/wildguard") as guard:
         (verdict,) = guard.moderate_batch([Exchange("Hi")])
     assert (verdict.request.label, verdict.usage.completion_tokens) == ("unharmful", 20)
     assert verdict.request.score == pytest.approx(0.1)
@@ -265,7 +272,7 @@ def test_a_score_is_never_no_number(served: Any, odd: Any) -> None:
         return 200, {"choices": [{"text": text, "logprobs": {"top_logprobs": tops}}]}
 
     for name, label in (("llama-guard-3-8b", "harmful"), ("wildguard", "unharmful")):
-        with OtherGuard(name, served(brain), "guard") as guard:
+        with BaselineGuard(name, served(brain), "guard") as guard:
             (verdict,) = guard.moderate_batch([Exchange("Hi")])
         assert (verdict.error, verdict.request.label, verdict.request.score) == (None, label, None)
 
@@ -278,7 +285,7 @@ def test_greedy_is_said_in_full_where_the_server_takes_it(served: Any, refuses: 
         asked_for.append(payload)
         return (400, {}) if refuses and "top_k" in payload else (200, chat("safe"))
 
-    with OtherGuard("llama-guard-3-8b", served(brain), "guard", max_concurrency=1) as guard:
+    with BaselineGuard("llama-guard-3-8b", served(brain), "guard", max_concurrency=1) as guard:
         verdicts = [*guard.moderate_batch([Exchange("Hi")]), *guard.moderate_batch([Exchange("Ho")])]
     assert [verdict.error for verdict in verdicts] == [None, None]
     neutral = {"top_k": -1, "repetition_penalty": 1.0, "presence_penalty": 0.0, "min_p": 0.0}
@@ -289,8 +296,8 @@ def test_greedy_is_said_in_full_where_the_server_takes_it(served: Any, refuses: 
 
 def test_an_unknown_guard_is_refused() -> None:
     with pytest.raises(InputError, match="unknown guard 'odd': use llama-guard-3-8b"):
-        OtherGuard("odd", "http://localhost/v1", "x")
+        BaselineGuard("odd", "http://localhost/v1", "x")
 
 
 def test_what_is_asked_is_a_request_of_its_own() -> None:
-    assert all(isinstance(ask, Ask) for ask in ADAPTERS["guardreasoner"].asks(TEXT))
+    assert all(isinstance(request, AdapterRequest) for request in ADAPTERS["guardreasoner"].build_requests(TEXT))

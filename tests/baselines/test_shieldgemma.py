@@ -1,4 +1,4 @@
-"""ShieldGemma 2 on a tiny local folder of its layout: made here, with weights that are set by hand."""
+"""ShieldGemma 2 on a tiny local model of its layout, with weights that are set by hand."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_worst_policy_of_the_worst_image_counts(folder: Path) -> None:
     guard = ShieldGemma2(str(folder))
     assert guard.settings == {"adapter": "shieldgemma-2", "policies": POLICIES}
-    one, two = image(60, 60), image(28, 90)
-    alone = list(guard.moderate_batch([Exchange("What is this?", (seen,)) for seen in (one, two)]))
-    (both,) = guard.moderate_batch([Exchange(None, (one, two), "A cake.")])
+    first, second = image(60, 60), image(28, 90)
+    alone = list(guard.moderate_batch([Exchange("What is this?", (seen,)) for seen in (first, second)]))
+    (both,) = guard.moderate_batch([Exchange(None, (first, second), "A cake.")])
     scores = [verdict.request.score for verdict in alone]
     assert None not in scores
     assert scores[0] != scores[1]
@@ -96,19 +96,19 @@ def test_the_worst_policy_of_the_worst_image_counts(folder: Path) -> None:
         assert verdict.request.label == ("harmful" if score > 0.5 else "unharmful")
         assert verdict.flagged is (score > 0.5)
         assert verdict.response.label == "not_applicable"
-    expected = _probabilities(folder, guard, one)
+    expected = _probabilities(folder, guard, first)
     assert alone[0].request.score == pytest.approx(expected)
 
 
 def _probabilities(folder: Path, guard: ShieldGemma2, seen: Any) -> float:
     """The same by hand: the highest softmax of the Yes and No logits, a policy at a time."""
-    processor, found = ShieldGemma2Processor.from_pretrained(folder), []
+    processor, probabilities = ShieldGemma2Processor.from_pretrained(folder), []
     for policy in POLICIES:
         inputs = processor(images=[seen.open()], policies=[policy], return_tensors="pt")
         with torch.inference_mode():
             logits = guard._network.model(**inputs).logits[0, -1, [7, 8]]
-        found.append(float(logits.softmax(-1)[0]))
-    return max(found)
+        probabilities.append(float(logits.softmax(-1)[0]))
+    return max(probabilities)
 
 
 def test_what_it_cannot_judge_is_an_error(folder: Path) -> None:
@@ -129,5 +129,5 @@ def test_what_it_cannot_judge_is_an_error(folder: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ModelError, match="no ShieldGemma 2 that loads"):
+    with pytest.raises(ModelError, match="cannot be loaded as ShieldGemma 2"):
         ShieldGemma2(str(tmp_path))

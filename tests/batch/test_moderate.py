@@ -1,4 +1,4 @@
-"""Batch moderation: every line of IN is accounted for, and no stop loses or doubles a verdict."""
+"""Batch moderation: every line of IN is accounted for, and no interruption loses or duplicates a verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from guardreasoner_vl.batch import output as batch_output
-from guardreasoner_vl.batch.moderate import Rejected, Row, check_paths, read_rows, rejected_path, run_batch
+from guardreasoner_vl.batch.moderate import BatchRow, RejectedLine, check_paths, read_rows, rejected_path, run_batch
 from guardreasoner_vl.batch.output import opened, saved_line, verdict_json
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.judging.policy import Policy
@@ -54,7 +54,7 @@ def asked(guard: Guard) -> int:
     return len(guard.engine.requests)  # type: ignore[attr-defined]
 
 
-def rows_of(text: bytes, folder: Path = Path("/in")) -> list[Row | Rejected]:
+def rows_of(text: bytes, folder: Path = Path("/in")) -> list[BatchRow | RejectedLine]:
     return list(read_rows(text.splitlines(keepends=True), folder))
 
 
@@ -63,13 +63,13 @@ def rows_of(text: bytes, folder: Path = Path("/in")) -> list[Row | Rejected]:
 
 def test_rows_hold_what_is_judged_and_name_what_is_not() -> None:
     text = b'\xef\xbb\xbf{"id": "a", "prompt": "p", "images": null, "source": "x"}\r\n\n  \n{"id": 2, "messages": []}'
-    assert rows_of(text) == [Row(1, "a", {"prompt": "p"}, ("source",)), Row(4, 2, {})]
+    assert rows_of(text) == [BatchRow(1, "a", {"prompt": "p"}, ("source",)), BatchRow(4, 2, {})]
 
 
 def test_image_paths_start_at_the_folder_of_the_file() -> None:
     images = ["a.png", "/abs/b.png", "data:image/png;base64,AA", "https://example.org/c.png", 7]
     (row,) = rows_of(json.dumps({"id": 1, "images": images}).encode())
-    assert isinstance(row, Row)
+    assert isinstance(row, BatchRow)
     assert row.item["images"] == [Path("/in/a.png"), Path("/abs/b.png"), images[2], images[3], 7]
 
 
@@ -90,25 +90,25 @@ def test_image_paths_start_at_the_folder_of_the_file() -> None:
         (b'{"id": "", "prompt": "p"}', "no id"),
         (b'{"id": [1], "prompt": "p"}', "no id"),
         (b'{"id": "\\ud800", "prompt": "p"}', "not valid Unicode"),
-        (b'{"id": 1, "prompt": "kind", "prompt": "unkind"}', "a key stands twice"),
+        (b'{"id": 1, "prompt": "kind", "prompt": "unkind"}', "has a key twice"),
         (b'{"id": 1, "prompt": "p", "image": ["a.png"]}', "did you mean 'images'"),
         (b'{"id": 1, "prompt": "p", "Response": "r"}', "did you mean 'response'"),
     ],
 )
 def test_lines_that_are_no_rows_are_rejected_with_the_reason(line: bytes, reason: str) -> None:
     before, rejected, after = rows_of(b'{"id": "x", "prompt": "p"}\n' + line + b'\n{"id": "y", "prompt": "p"}\n')
-    assert isinstance(before, Row)
-    assert isinstance(after, Row)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(before, BatchRow)
+    assert isinstance(after, BatchRow)
+    assert isinstance(rejected, RejectedLine)
     assert rejected.line == 2
     assert reason in rejected.reason
 
 
 def test_a_second_row_with_the_same_id_is_rejected_and_an_integer_is_not_its_string() -> None:
     first, other, second = rows_of(b'{"id": 1, "prompt": "p"}\n{"id": "1", "prompt": "p"}\n{"id": 1, "prompt": "q"}\n')
-    assert isinstance(first, Row)
-    assert isinstance(other, Row)
-    assert second == Rejected(3, "its id stands on line 1 already: give each row an id of its own")
+    assert isinstance(first, BatchRow)
+    assert isinstance(other, BatchRow)
+    assert second == RejectedLine(3, "line 1 has the same id: give each row its own id")
 
 
 def test_a_line_that_is_too_long_is_rejected_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_each_row_gets_one_verdict_in_order(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"id": "kind", "prompt": "hello"},
         {"id": "unkind", "prompt": "BAD", "response": "BAD"},
-        {"id": "picture", "images": ["red.png"]},
+        {"id": "image", "images": ["red.png"]},
         {"id": "chat", "messages": [{"role": "user", "content": "BAD"}]},
         {"id": "empty", "prompt": "  "},
         {"id": "lost", "images": ["lost.png"]},
@@ -170,14 +170,18 @@ def test_each_row_gets_one_verdict_in_order(tmp_path: Path) -> None:
         {"id": "broken", "prompt": "BROKEN"},
     ]
     guard = scripted_guard()
-    told: list[tuple[int, int]] = []
+    progress_calls: list[tuple[int, int]] = []
     out = tmp_path / "out.jsonl"
     summary = run_batch(
-        guard, write_rows(tmp_path / "in.jsonl", rows), out, chunk=4, progress=lambda *numbers: told.append(numbers)
+        guard,
+        write_rows(tmp_path / "in.jsonl", rows),
+        out,
+        chunk=4,
+        progress=lambda *numbers: progress_calls.append(numbers),
     )
     assert ids(out) == [row["id"] for row in rows]
     verdicts = {row["id"]: row for row in saved(out)}
-    assert [verdicts[name]["action"] for name in ("kind", "unkind", "picture", "chat")] == [
+    assert [verdicts[name]["action"] for name in ("kind", "unkind", "image", "chat")] == [
         "allow",
         "block",
         "allow",
@@ -194,7 +198,7 @@ def test_each_row_gets_one_verdict_in_order(tmp_path: Path) -> None:
     assert summary.tally.requests == {"unharmful": 2, "harmful": 2, "error": 5}
     assert summary.tally.errors == {"invalid_input": 3, "invalid_image": 1, "engine": 1}
     assert summary.usage.prompt_tokens == sum(row["usage"]["prompt_tokens"] for row in saved(out)) > 0
-    assert told == [(4, 9), (8, 9), (9, 9)]
+    assert progress_calls == [(4, 9), (8, 9), (9, 9)]
     assert summary.per_second > 0
     assert not summary.complete
 
@@ -416,9 +420,9 @@ def test_in_and_out_must_be_two_files_that_can_be_used(tmp_path: Path) -> None:
     circle.symlink_to(circle)
     content = source.read_bytes()
     for bad_in, bad_out, words in [
-        (source, source, "must be two files"),
-        (source, tmp_path / "link.jsonl", "must be two files"),
-        (numbered(tmp_path / "o.rejected.jsonl", 1), tmp_path / "o.jsonl", "must be two files"),
+        (source, source, "must be different files"),
+        (source, tmp_path / "link.jsonl", "must be different files"),
+        (numbered(tmp_path / "o.rejected.jsonl", 1), tmp_path / "o.jsonl", "must be different files"),
         (tmp_path / "none.jsonl", tmp_path / "out.jsonl", "no such file"),
         (tmp_path / "folder", tmp_path / "out.jsonl", "not a regular file"),
         (source, tmp_path / "folder", "not a regular file"),
@@ -497,7 +501,7 @@ def test_a_file_in_the_place_of_the_list_is_not_overwritten(tmp_path: Path) -> N
     listed = rejected_path(tmp_path / "out.jsonl")
     for content in ("my notes", "", "[]"):
         listed.write_text(content)
-        with pytest.raises(DataError, match="is in the way"):
+        with pytest.raises(DataError, match="was not written by a batch"):
             check_paths(source, tmp_path / "out.jsonl")
         assert listed.read_text() == content
     assert rejected_path(Path("a/verdicts")) == Path("a/verdicts.rejected.jsonl")

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import zlib
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from struct import pack
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
@@ -23,7 +25,7 @@ from guardreasoner_vl.cli import options as cli_options
 from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK
 from guardreasoner_vl.cli.render import one_line, printable, summary_text, verdict_text
 from guardreasoner_vl.errors import EngineError, ModelError
-from guardreasoner_vl.guard import ENGINES, Guard
+from guardreasoner_vl.guard import CHUNK, ENGINES, Guard
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.types import MODES, Verdict
 from tests.scripted_guard import scripted_guard
@@ -56,8 +58,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def invoke(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], input=stdin)
+def invoke(*arguments: str | Path, stdin: str | bytes | None = None, terminal_width: int | None = None) -> Result:
+    environment = {} if terminal_width is None else {"TERMINAL_WIDTH": str(terminal_width)}
+    return CliRunner(env=environment).invoke(cli.app, [str(argument) for argument in arguments], input=stdin)
 
 
 def run(*arguments: str | Path, stdin: bytes | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -105,6 +108,37 @@ def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
     modules = set(json.loads(done.stderr.splitlines()[-1].replace("'", '"')))
     assert "typer" in modules
     assert not modules & {"torch", "transformers", "tokenizers", "numpy", "PIL", "httpx", "trl", "yaml"}
+
+
+def test_help_comes_in_panels_and_by_its_short_name() -> None:
+    shown = invoke("-h", terminal_width=100)
+    assert shown.exit_code == OK
+    panels: dict[str, list[str]] = {}
+    for line in shown.output.splitlines():
+        if line.startswith("╭─"):
+            panels[line.split()[1]] = names = []
+        elif line.startswith("│ ") and line[2] != " " and panels:
+            names.append(line.split()[1])
+    del panels["Options"]
+    assert panels == {
+        "Judge": ["moderate", "batch", "schema"],
+        "Serve": ["serve"],
+        "Data": ["curate", "synthesize", "write-requests", "corpus"],
+        "Train": ["base", "sft", "mine", "augment", "grpo", "run", "ablate", "compact"],
+        "Measure": ["evaluate", "calibrate", "compare", "robustness", "score"],
+    }
+    for command in (("moderate",), ("corpus",), ("corpus", "stats")):
+        assert invoke(*command, "-h").output == invoke(*command, "--help").output
+
+
+def test_a_shell_completes_commands() -> None:
+    done = run(_GUARDREASONER_VL_COMPLETE="complete_bash", COMP_WORDS="guardreasoner-vl mod", COMP_CWORD="1")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (OK, ["moderate"], "")
+
+
+def test_the_chunk_shown_is_that_of_the_guard() -> None:
+    assert moderate.CHUNK == CHUNK
+    assert f"[default: {CHUNK}]" in " ".join(invoke("batch", "--help", terminal_width=200).output.split())
 
 
 def test_the_choices_are_those_of_the_package() -> None:
@@ -307,7 +341,7 @@ def truncated_jpeg() -> bytes:
         ("text.png", lambda: b"just words\n", ("PNG", "convert it")),
         ("cut.jpg", truncated_jpeg, ("cannot be decoded", "save it again")),
         ("huge.png", huge_png, ("19000 x 19000", "shrink")),
-        ("many.gif", many_frames, ("frames", "send the frames that matter")),
+        ("many.gif", many_frames, ("frames", "send fewer frames")),
         ("empty.png", lambda: b"", ("empty",)),
     ],
 )
@@ -408,7 +442,7 @@ def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert invoke("moderate", "--prompt", "p").exit_code == 130
     result = invoke("batch", write(tmp_path / "in.jsonl", {"id": 1, "prompt": "p"}), tmp_path / "out.jsonl")
     assert result.exit_code == 130
-    assert "run the same command to go on" in result.stderr
+    assert "run the same command to resume" in result.stderr
 
 
 # The real thing
@@ -468,7 +502,7 @@ def test_a_batch_with_errors_or_rejected_lines_exits_2(loaded: list[dict[str, An
     result = invoke("batch", source, out, "--on-error", "allow")
     assert result.exit_code == ERROR
     assert "errors   engine 1; the next run judges these rows again" in result.stderr
-    assert "2 lines are no rows, listed in" in result.stderr
+    assert "rejected 2 lines, listed in" in result.stderr
     assert "line 2: not JSON" in result.stderr
     assert "line 3: not a JSON object" in result.stderr
     assert (tmp_path / "out.rejected.jsonl").exists()
@@ -480,7 +514,7 @@ def test_a_batch_that_cannot_start_is_one_line_and_no_file(
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     assert_one_error_line(invoke("batch", source, out), "no such file", "give a JSONL file")
     write(source, {"id": 1, "prompt": "p"})
-    assert_one_error_line(invoke("batch", source, source), "IN and OUT must be two files")
+    assert_one_error_line(invoke("batch", source, source), "IN and OUT must be different files")
     assert loaded == []
     out.write_text("my notes\n")
     assert_one_error_line(invoke("batch", source, out), "not a batch's verdict", "name another OUT")
@@ -504,22 +538,47 @@ def test_a_terminal_gets_a_progress_bar(
     monkeypatch.setenv("TERM", "xterm")
     assert "1/1" in invoke("batch", source, tmp_path / "a.jsonl").stderr
     monkeypatch.delenv("FORCE_COLOR")
-    assert "1/1" not in invoke("batch", source, tmp_path / "b.jsonl").stderr
+    shown = invoke("batch", source, tmp_path / "b.jsonl").stderr
+    assert "1/1" not in shown
+    assert "progress" not in shown
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    loaded: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f'{{"id": {number}, "prompt": "p"}}\n' for number in range(6)))
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr(cli_options, "LINE_SECONDS", 2.5)
+    seconds = count()
+    monkeypatch.setattr(cli_options, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    shown = invoke("batch", source, tmp_path / "out.jsonl", "--chunk", "1").stderr
+    lines = [line for line in shown.splitlines() if line.startswith("progress")]
+    assert lines == ["progress: 3 of 6", "progress: 6 of 6"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_of_libraries_are_hidden_without_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: terminal))
+    cli_options.hide_bars()
+    assert os.environ == ({} if terminal else dict.fromkeys(names, "1"))
 
 
 # Training
 
 
-def test_sft_prints_the_model_and_what_was_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sft_prints_the_model_and_what_was_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from guardreasoner_vl.stages import sft
 
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: small\nmodel: {path: somewhere}\n")
 
-    def trained(recipe: Any, data: Path, out: Path) -> Path:
+    def trained(recipe: Any, data: Path, out: Path, progress: Any) -> Path:
         (out / "sft").mkdir(parents=True)
-        set_aside = {"too long": 3, "no label": 20}
-        write(out / "sft" / "data.json", {"rows": 12_000, "tokens": 1_000_000, "set_aside": set_aside})
+        skipped = {"too long": 3, "no label": 20}
+        write(out / "sft" / "data.json", {"rows": 12_000, "tokens": 1_000_000, "skipped": skipped})
         assert (recipe.name, data) == ("small", tmp_path / "data")
         return out / "sft" / "model"
 
@@ -527,7 +586,7 @@ def test_sft_prints_the_model_and_what_was_set_aside(tmp_path: Path, monkeypatch
     result = invoke("sft", recipe, "--data", tmp_path / "data", "--out", tmp_path / "out")
     assert result.exit_code == OK
     assert result.stdout == f"{tmp_path}/out/sft/model\n"
-    assert result.stderr == "trained on: tokens 1,000,000, rows 12,000\nset aside: no label 20, too long 3\n"
+    assert result.stderr == "trained on: tokens 1,000,000, rows 12,000\nskipped: no label 20, too long 3\n"
     recipe.write_text("name: small\nmodle: {}\n")
     assert_one_error_line(invoke("sft", recipe, "--data", tmp_path, "--out", tmp_path), "did you mean 'model'")
     assert_one_error_line(invoke("sft", tmp_path / "no.yaml", "--data", tmp_path, "--out", tmp_path), "cannot be read")
@@ -556,7 +615,7 @@ def test_a_long_list_of_rejected_lines_is_cut(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("x\n" * 1000)
     summary = run_batch(scripted_guard(), tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     text = summary_text(summary, "out.rejected.jsonl").plain
-    assert "1,000 lines are no rows" in text
+    assert "rejected 1,000 lines" in text
     assert text.count("line ") == 5
 
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from guardreasoner_vl.cli import app as cli
-from guardreasoner_vl.cli.corpus import SET_ASIDE
+from guardreasoner_vl.cli.corpus import INCOMPLETE
 from guardreasoner_vl.cli.errors import ERROR, OK
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.sources.jsonl import is_held_out
@@ -35,13 +35,13 @@ def curated(folder: Path, rows: list[dict[str, Any]]) -> Result:
 
 
 def test_from_a_recipe_to_an_export(tmp_path: Path) -> None:
-    made = curated(tmp_path, toy_rows(12))
+    result = curated(tmp_path, toy_rows(12))
     corpus = tmp_path / "corpus"
-    assert (made.exit_code, made.stderr) == (OK, "")
-    assert made.stdout.splitlines() == ["12 of 12 rows", str(corpus / "card.md")]
+    assert (result.exit_code, result.stderr) == (OK, "")
+    assert result.stdout.splitlines() == ["12 of 12 rows", str(corpus / "card.md")]
     done = invoke("synthesize", corpus, "--teacher", "rules")
     assert done.exit_code == OK
-    assert done.stdout.startswith("12 of 12 rows have reasoning, 0 are left; 12 answers")
+    assert done.stdout.startswith("12 of 12 rows have reasoning, 0 remain; 12 answers")
     assert all(row.reasoning for row in read_corpus(corpus))
     again = invoke("synthesize", corpus, "--teacher", "rules")
     assert again.stdout == done.stdout  # nothing is asked twice
@@ -55,11 +55,11 @@ def test_from_a_recipe_to_an_export(tmp_path: Path) -> None:
         assert (taken.exit_code, "name a new folder" in taken.stderr) == (ERROR, True)
 
 
-def test_the_exit_code_says_that_rows_were_set_aside(tmp_path: Path) -> None:
-    made = curated(tmp_path, [*toy_rows(3), {"id": "none", "prompt": "no label"}])
-    assert made.exit_code == SET_ASIDE
-    assert made.stderr == "note: set aside: 1 rows (no label): none\n"
-    assert "3 of 4 rows" in made.stdout
+def test_the_exit_code_says_that_rows_were_skipped(tmp_path: Path) -> None:
+    result = curated(tmp_path, [*toy_rows(3), {"id": "none", "prompt": "no label"}])
+    assert result.exit_code == INCOMPLETE
+    assert result.stderr == "note: skipped: 1 rows (no label): none\n"
+    assert "3 of 4 rows" in result.stdout
     assert "| no label | 1 |" in (tmp_path / "corpus" / "card.md").read_text()
 
 
@@ -67,7 +67,7 @@ def test_held_out_rows_need_no_reasoning(tmp_path: Path) -> None:
     held_out = next(f"h{number}" for number in range(1000) if is_held_out(f"h{number}"))
     curated(tmp_path, [*toy_rows(2), {"id": held_out, "prompt": "a row for validation", "request_label": "unharmful"}])
     done = invoke("synthesize", tmp_path / "corpus", "--teacher", "rules")
-    assert (done.exit_code, done.stdout[:32]) == (OK, "2 of 2 rows have reasoning, 0 ar")
+    assert (done.exit_code, done.stdout[:32]) == (OK, "2 of 2 rows have reasoning, 0 re")
     assert {row.split: bool(row.reasoning) for row in read_corpus(tmp_path / "corpus")} == {
         "train": True,
         "validation": False,
@@ -80,7 +80,7 @@ def test_faults_of_a_corpus_are_named(tmp_path: Path) -> None:
     line = {"id": first, "reasoning": "no steps in it", "teacher": "t"}
     (tmp_path / "corpus" / "reasoning.jsonl").write_text(json.dumps(line) + "\n")
     checked = invoke("corpus", "check", tmp_path / "corpus")
-    assert checked.exit_code == SET_ASIDE
+    assert checked.exit_code == INCOMPLETE
     assert checked.stdout == f"{first}: reasoning: no steps\n2 rows, 1 faults\n"
 
 
@@ -101,15 +101,15 @@ def test_the_batch_api_takes_turns(tmp_path: Path) -> None:
         results.append({"custom_id": request["custom_id"], "response": {"status_code": 200, "body": body}})
     answered.write_text("".join(json.dumps(row) + "\n" for row in results[:1]))
     first = invoke("synthesize", corpus, "--teacher", "openai", "--batch-in", answered)
-    assert first.exit_code == SET_ASIDE
-    assert "1 of 2 rows have reasoning, 1 are left" in first.stdout
+    assert first.exit_code == INCOMPLETE
+    assert "1 of 2 rows have reasoning, 1 remain" in first.stdout
     answered.write_text("".join(json.dumps(row) + "\n" for row in results))
     second = invoke("synthesize", corpus, "--teacher", "openai", "--batch-in", answered)
     assert (second.exit_code, "2 of 2 rows have reasoning" in second.stdout) == (OK, True)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (("synthesize", "CORPUS", "--teacher", "rules", "--batch-out", "x"), "give --teacher openai"),
         (("synthesize", "CORPUS", "--teacher", "openai", "--model", "mine", "--max-cost", "1"), "no price is known"),
@@ -119,10 +119,10 @@ def test_the_batch_api_takes_turns(tmp_path: Path) -> None:
         (("curate", "NOWHERE", "--data", "x", "--out", "y"), "give the path of a YAML recipe"),
     ],
 )
-def test_wrong_calls_are_one_line(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
+def test_wrong_calls_are_one_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
     curated(tmp_path, toy_rows(2))
     places = {"CORPUS": str(tmp_path / "corpus"), "NOWHERE": str(tmp_path / "nowhere")}
     result = invoke(*(places.get(argument, argument) for argument in arguments))
     assert result.exit_code == ERROR
-    assert told in result.stderr
+    assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1

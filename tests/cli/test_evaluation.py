@@ -59,7 +59,7 @@ def test_evaluate_judges_the_held_out_rows_of_a_recipe(tmp_path: Path) -> None:
     result = invoke(*asked, "--benchmark", rows, "--out", tmp_path / "out")
     assert result.exit_code == OK, result.stderr
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "hashed words" in report
+    assert "hashed n-grams" in report
     assert f"| all | {len(held_out) + len(ROWS)} |" in report
     missing = invoke("evaluate", "--recipe", recipe, "--out", tmp_path / "other")
     assert missing.exit_code == ERROR
@@ -92,14 +92,14 @@ def test_calibrate_takes_the_test_rows_of_a_corpus_or_some_of_them(tmp_path: Pat
     assert some["fast"]["request"]["measured"]["rows"] == 60
 
 
-def test_evaluate_keeps_a_benchmark_apart(tmp_path: Path) -> None:
+def test_evaluate_excludes_a_benchmark_from_the_total(tmp_path: Path) -> None:
     rows, noisy = write(tmp_path / "toy.jsonl", ROWS), write(tmp_path / "noisy.jsonl", ROWS[:1])
     asked = ("evaluate", "--benchmark", rows, "--benchmark", noisy, "--out", tmp_path / "out")
-    assert invoke(*asked, "--apart", "noisy").exit_code == OK
+    assert invoke(*asked, "--exclude-from-total", "noisy").exit_code == OK
     report = (tmp_path / "out" / "report.md").read_text()
     assert f"| all | {len(ROWS)} |" in report
-    assert "Set apart, with lines of their own and in no other figure: noisy." in report
-    typo = invoke(*asked, "--apart", "nosiy")
+    assert "Excluded from every figure but the benchmark's own line: noisy." in report
+    typo = invoke(*asked, "--exclude-from-total", "nosiy")
     assert typo.exit_code == ERROR
     assert "use toy, noisy" in typo.stderr
 
@@ -115,14 +115,14 @@ def test_another_threshold_is_another_evaluation(tmp_path: Path) -> None:
 def test_shieldgemma_runs_here(tmp_path: Path) -> None:
     rows = write(tmp_path / "toy.jsonl", ROWS)
     asked = ("evaluate", "--benchmark", rows, "--guard", "shieldgemma-2", "--out", tmp_path / "out")
-    for more, told in (
+    for more, words in (
         ((), "give --model"),
         (("--model", "google/x", "--base-url", "http://localhost"), "no --base-url"),
         (("--model", tmp_path / "nowhere"), "no such folder"),
     ):
         result = invoke(*asked, *more)
         assert result.exit_code == ERROR
-        assert told in result.stderr
+        assert words in result.stderr
 
 
 def test_compare_puts_evaluations_beside_each_other(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_another_guard_needs_its_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("evaluate", "--out", "DIR/out"), "give --data"),
+        (("evaluate", "--out", "DIR/out"), "no --data: give the folder"),
         (("evaluate", "--benchmark", "nonsense", "--data", "DIR", "--out", "DIR/out"), "no benchmark named"),
         (("evaluate", "--data", "DIR", "--out", "DIR/out"), "no test/ToxicChat.json"),
         (("compare", "DIR"), "no evaluation in it"),

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from guardreasoner_vl.cli import app as cli
 from guardreasoner_vl.cli import evaluation as cli_evaluation
+from guardreasoner_vl.cli import moderate as cli_moderate
 from guardreasoner_vl.cli.errors import ERROR, OK
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.pipeline import run as pipeline
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cli, cli_evaluation):
+    for module in (cli_moderate, cli_evaluation):
         monkeypatch.setattr(module, "be_quiet", lambda: None)
     monkeypatch.setattr(Guard, "load", lambda *_, policy, **__: scripted_guard(policy))
     monkeypatch.setattr(pipeline, "run", lambda *_: None)
@@ -35,12 +36,12 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
-def refused(result: Result, *told: str) -> None:
+def refused(result: Result, *words: str) -> None:
     assert result.exit_code == ERROR, result.stdout
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert "internal fault" not in line
-    assert all(word in line for word in told), line
+    assert all(word in line for word in words), line
 
 
 POLICY: list[tuple[str, ...]] = [
@@ -83,7 +84,7 @@ def commands(tmp_path: Path) -> dict[str, tuple[object, ...]]:
 
 @pytest.mark.parametrize("command", ["moderate", "batch", "evaluate"])
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "word"),
     [
         (("--preset", "strict", "--calibration", "none"), "--calibration"),
         (("--preset", "balanced", "--calibration", "none"), "--calibration"),
@@ -93,9 +94,9 @@ def commands(tmp_path: Path) -> dict[str, tuple[object, ...]]:
     ],
 )
 def test_options_that_another_one_leaves_without_effect(
-    command: str, options: tuple[str, ...], told: str, tmp_path: Path
+    command: str, options: tuple[str, ...], word: str, tmp_path: Path
 ) -> None:
-    refused(invoke(*commands(tmp_path)[command], *options), told)
+    refused(invoke(*commands(tmp_path)[command], *options), word)
 
 
 @pytest.mark.parametrize("command", ["moderate", "batch", "evaluate"])

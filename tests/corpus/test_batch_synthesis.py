@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guardreasoner_vl.corpus.attempts import REASONING, Ledger
+from guardreasoner_vl.corpus.attempts import REASONING, AttemptIndex
 from guardreasoner_vl.corpus.batch_synthesis import read_results, write_requests
 from guardreasoner_vl.corpus.store import CorpusInfo, read_corpus, write_corpus
 from guardreasoner_vl.errors import DataError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from guardreasoner_vl.corpus.batch_synthesis import Returned
+    from guardreasoner_vl.corpus.batch_synthesis import ReadResults
 
 
 def row(name: str, **fields: Any) -> Sample:
@@ -46,7 +46,7 @@ def result(custom_id: str, reply: Reply, status: int = 200) -> dict[str, Any]:
     return {"custom_id": custom_id, "response": {"status_code": status, "body": completion(reply)}, "error": None}
 
 
-def read(folder: Path, *results: dict[str, Any] | str) -> Returned:
+def read(folder: Path, *results: dict[str, Any] | str) -> ReadResults:
     path = folder / "answers.jsonl"
     path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in results))
     return read_results(folder, [path], DEFAULT_MODEL)
@@ -57,9 +57,9 @@ def answered(asked: list[dict[str, Any]], brain: Callable[[dict[str, Any]], Repl
     return [result(one["custom_id"], brain(one["body"])) for one in reversed(asked)]
 
 
-def counts(returned: Returned) -> tuple[int, int, int, int]:
-    stands = returned.standing
-    return stands.rows, stands.kept, stands.set_aside.total, stands.left
+def counts(returned: ReadResults) -> tuple[int, int, int, int]:
+    stands = returned.progress
+    return stands.rows, stands.kept, stands.skipped.total, stands.remaining
 
 
 def test_one_request_for_every_row_that_needs_one_and_its_answer(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_one_request_for_every_row_that_needs_one_and_its_answer(tmp_path: Path)
     assert counts(returned) == (3, 3, 0, 0)
     assert [sample.reasoning for sample in read_corpus(folder)] == [STEPS, "mine", STEPS]
     # 100 tokens in, 20 out at half of 2.50 and 10.00 a million.
-    assert Ledger.read(folder / REASONING).cost == pytest.approx(2 * (100 * 1.25 + 20 * 5) / 1e6)
+    assert AttemptIndex.read(folder / REASONING).cost == pytest.approx(2 * (100 * 1.25 + 20 * 5) / 1e6)
     assert requests(folder) == []
 
 
@@ -87,10 +87,10 @@ def test_a_price_is_halved(tmp_path: Path) -> None:
     folder = corpus(tmp_path, row("a"))
     (folder / "answers.jsonl").write_text(json.dumps(answered(requests(folder))[0]))
     read_results(folder, [folder / "answers.jsonl"], "odd", price=Price(1_000, 2_000))
-    assert Ledger.read(folder / REASONING).cost == pytest.approx(0.07)
+    assert AttemptIndex.read(folder / REASONING).cost == pytest.approx(0.07)
 
 
-def test_rejected_answers_are_asked_for_again_then_set_aside(tmp_path: Path) -> None:
+def test_rejected_answers_are_asked_for_again_then_skipped(tmp_path: Path) -> None:
     folder = corpus(tmp_path, row("a"), row("b"))
 
     def brain(body: dict[str, Any]) -> Reply:
@@ -103,7 +103,7 @@ def test_rejected_answers_are_asked_for_again_then_set_aside(tmp_path: Path) -> 
         assert "not accepted: it was empty." in system_of(asked["body"])
         returned = read(folder, *answered([asked], brain))
     assert counts(returned) == (2, 1, 1, 0)
-    assert returned.standing.set_aside.rows == [("b", "empty")]
+    assert returned.progress.skipped.rows == [("b", "empty")]
     assert requests(folder) == []
 
 
@@ -128,7 +128,7 @@ def test_what_comes_back_wrong_is_counted_and_never_lost(tmp_path: Path) -> None
     assert returned.ignored.reasons == {"repeated custom_id": 1, "unknown custom_id": 4, "not a result": 1}
     assert returned.answers == 2
     assert counts(returned) == (7, 2, 0, 5)
-    assert returned.standing.faults.reasons == {
+    assert returned.progress.faults.reasons == {
         "teacher: http 500": 1,
         "teacher: batch_expired": 1,
         "teacher: malformed": 1,
@@ -167,7 +167,7 @@ def test_rows_without_labels_take_two_turns(tmp_path: Path) -> None:
     votes = [result(name, Reply(answer(word))) for name, word in words.items()]
     # The second vote about a row has no answer yet.
     first = read(folder, *votes[:1], result("label-2/a", Reply(), status=500), *votes[2:])
-    assert first.standing.set_aside.rows == [("b", "no majority")]
+    assert first.progress.skipped.rows == [("b", "no majority")]
     asked = requests(folder)
     assert [one["custom_id"] for one in asked] == ["label-2/a", "reasoning-1/c"]
     assert counts(read(folder, votes[1])) == (3, 0, 1, 2)
@@ -189,8 +189,8 @@ def test_rows_that_cannot_be_sent_are_told(tmp_path: Path) -> None:
 def test_batches_and_runs_share_their_attempts(tmp_path: Path) -> None:
     folder = corpus(tmp_path, row("a"), row("b"))
     read(folder, *answered(requests(folder))[:1])
-    found = run(folder, RulesTeacher())
-    assert (found.asked, found.kept, found.attempts) == (1, 2, 2)
+    report = run(folder, RulesTeacher())
+    assert (report.asked, report.kept, report.attempts) == (1, 2, 2)
     assert {sample.meta["teacher"] for sample in read_corpus(folder)} == {DEFAULT_MODEL, "rules"}
 
 

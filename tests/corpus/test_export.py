@@ -11,19 +11,19 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guardreasoner_vl.corpus.export import ADAPTERS, Layout, export
+from guardreasoner_vl.corpus.export import ADAPTERS, ExportLayout, export
 from guardreasoner_vl.corpus.store import CorpusInfo, write_corpus
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.protocol import INSTRUCTION
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from tests.corpus.test_stats import REASONING, sample
 
 if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+LAYOUTS: tuple[ExportLayout, ...] = get_args(ExportLayout)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 MARKED = st.sampled_from(["<think>", "None", "Human user:", "a\n\nAI assistant:\nb", "<image>", "<|im_end|>"])
 
@@ -33,10 +33,10 @@ def written(folder: Path, *rows: Sample) -> Path:
     return folder
 
 
-def back(folder: Path, layout: Layout) -> list[Sample]:
-    set_aside = SetAside()
-    rows = list(read_source(adapter_named(ADAPTERS[layout]), folder, folder / "unpacked", set_aside))
-    assert set_aside.reasons == {}
+def back(folder: Path, layout: ExportLayout) -> list[Sample]:
+    skipped = SkippedRows()
+    rows = list(read_source(adapter_named(ADAPTERS[layout]), folder, folder / "unpacked", skipped))
+    assert skipped.reasons == {}
     return rows
 
 
@@ -63,11 +63,11 @@ def rows(tmp_path: Path) -> list[Sample]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_is_lost(rows: list[Sample], layout: Layout, tmp_path: Path) -> None:
+def test_nothing_is_lost(rows: list[Sample], layout: ExportLayout, tmp_path: Path) -> None:
     assert export(written(tmp_path / "corpus", *rows), layout, tmp_path / "out") == len(rows)
-    found = sorted(back(tmp_path / "out", layout), key=lambda row: row.id)
-    assert [without_paths(row) for row in found] == [without_paths(row) for row in rows]
-    colours = {Image.open(path).getpixel((0, 0)) for path in found[4].images}
+    restored = sorted(back(tmp_path / "out", layout), key=lambda row: row.id)
+    assert [without_paths(row) for row in restored] == [without_paths(row) for row in rows]
+    colours = {Image.open(path).getpixel((0, 0)) for path in restored[4].images}
     assert colours == {(255, 0, 0), (0, 0, 255)}  # equal names of two folders are two images
 
 
@@ -92,10 +92,10 @@ def test_the_authors_layout(rows: list[Sample], tmp_path: Path) -> None:
 
 def test_llama_factory_finds_the_rows(rows: list[Sample], tmp_path: Path) -> None:
     export(written(tmp_path / "corpus", *rows), "sharegpt", tmp_path / "out")
-    told = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["guardreasoner"]
-    content = json.loads((tmp_path / "out" / told["file_name"]).read_text())
+    info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["guardreasoner"]
+    content = json.loads((tmp_path / "out" / info["file_name"]).read_text())
     assert len(content) == len(rows)
-    assert all(column in content[0] for column in told["columns"].values())
+    assert all(column in content[0] for column in info["columns"].values())
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     st.sampled_from(LAYOUTS),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
-def test_any_row_comes_back(tmp_path_factory: pytest.TempPathFactory, row: Sample, layout: Layout) -> None:
+def test_any_row_comes_back(tmp_path_factory: pytest.TempPathFactory, row: Sample, layout: ExportLayout) -> None:
     folder = tmp_path_factory.mktemp("export")
     export(written(folder / "corpus", row), layout, folder / "out")
     assert back(folder / "out", layout) == [row]

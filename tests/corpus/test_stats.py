@@ -10,7 +10,7 @@ import pytest
 
 from guardreasoner_vl.corpus.card import draw, write_card
 from guardreasoner_vl.corpus.stats import quantiles, stats_of
-from guardreasoner_vl.corpus.store import SET_ASIDE, CorpusInfo, SourceInfo, read_corpus, write_corpus
+from guardreasoner_vl.corpus.store import SKIPPED, CorpusInfo, SourceInfo, read_corpus, write_corpus
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_labels_sources_and_lengths_by_hand(rows: list[Sample]) -> None:
 def test_the_card_stands_beside_the_paper(rows: list[Sample], tmp_path: Path) -> None:
     info = CorpusInfo(name="toy", sources=(SourceInfo(name="toy", origin="made up", licence="CC0", revision="abc"),))
     write_corpus(tmp_path, info, rows)
-    (tmp_path / SET_ASIDE).write_text(json.dumps({"id": "x", "reason": "no label"}) + "\n")
+    (tmp_path / SKIPPED).write_text(json.dumps({"id": "x", "reason": "no label"}) + "\n")
     card = write_card(tmp_path, stats_of(read_corpus(tmp_path)), "guardreasoner-vl corpus stats DIR")
     text = card.read_text()
     assert "| text | 2 | 2 | 3 | 1.50 | 10.33 | 63,799 | 353,440 | 5.54 | 163.25 |" in text

@@ -73,10 +73,10 @@ def test_other_folders_and_versions_are_refused(tmp_path: Path) -> None:
     written(tmp_path, sample("a"))
     content = json.loads((tmp_path / INFO).read_text())
     (tmp_path / INFO).write_text(json.dumps({**content, "version": 99}))
-    with pytest.raises(DataError, match="a corpus of version 99, this program reads 1"):
+    with pytest.raises(DataError, match="the corpus has version 99, but version 1 is needed"):
         list(read_corpus(tmp_path))
     (tmp_path / INFO).write_text("{}")
-    with pytest.raises(DataError, match="not a corpus's description"):
+    with pytest.raises(DataError, match="not a valid corpus description"):
         read_info(tmp_path)
 
 
@@ -107,13 +107,13 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
     count, faults = check_corpus(written(tmp_path / "corpus", *rows))
     assert count == len(rows)
     assert [(name, reason.partition(":")[0]) for name, reason in faults.rows] == [
-        ("a", "its id stands there already"),
+        ("a", "repeated id"),
         ("b", "contradictory labels"),
         ("c", "no label"),
-        ("d", "a label of a response that is not there"),
+        ("d", "a response label without a response"),
         ("e", "unreadable image"),
         ("g", "reasoning"),
         ("h", "reasoning"),
         ("i", "reasoning"),
     ]
-    assert faults.rows[-1][1] == "reasoning: a marker of the protocol; training breaks it"
+    assert faults.rows[-1][1] == "reasoning: contains a protocol marker, which training neutralises"

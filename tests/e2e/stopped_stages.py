@@ -175,8 +175,8 @@ STAGES: dict[str, Callable[[Path, Path, Plan], None]] = {
 }
 
 
-def work(stage: str, root: Path, out: Path, plan: Plan, told: Path) -> None:
-    """Run the stage by the plan; `told` gets the error's line, if there is one, and how many points there were."""
+def work(stage: str, root: Path, out: Path, plan: Plan, report: Path) -> None:
+    """Run the stage by the plan; `report` gets the error's line, if there is one, and how many points there were."""
     if stage == "synthesize" and not out.exists():
         shutil.copytree(root / "corpus", out)
     points = _Points(out, plan)
@@ -191,7 +191,7 @@ def work(stage: str, root: Path, out: Path, plan: Plan, told: Path) -> None:
     finally:
         points.off = True
         _bound(before)
-    told.write_text(json.dumps({"error": error, "points": points.count}))
+    report.write_text(json.dumps({"error": error, "points": points.count}))
 
 
 class _Points:

@@ -49,8 +49,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher=None,
     )
     corpus = root / "corpus"
-    assert curate.run(recipe, data, corpus).set_aside.reasons == {}
-    assert synthesize.run(corpus, RulesTeacher()).left == 0
+    assert curate.run(recipe, data, corpus).skipped.reasons == {}
+    assert synthesize.run(corpus, RulesTeacher()).remaining == 0
     assert run(recipe, corpus, root / "out") == root / "out" / "sft" / "model"
     return root / "out"
 
@@ -72,7 +72,7 @@ def verdicts(guard: Guard, samples: list[Sample]) -> dict[Mode, list[Verdict]]:
 
 def test_everything_was_trained_on(out: Path) -> None:
     report = json.loads((out / "sft" / "data.json").read_text())
-    assert report["set_aside"] == {}
+    assert report["skipped"] == {}
     assert report["by_source"]["toy"] == ROWS
     assert 0 < report["by_source"]["drawn"] <= 8
 

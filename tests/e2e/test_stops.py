@@ -152,7 +152,7 @@ def test_a_torn_line_is_made_again(stage: str, runs: Runs, tmp_path: Path) -> No
 def test_a_second_process_is_refused_in_one_line(stage: str, runs: Runs, tmp_path: Path) -> None:
     points, out = runs.whole(stage)[1], tmp_path / "out"
     go = tmp_path / "go"
-    process, told = runs.start(stage, out, Plan(hold=points // 2, go=go))
+    process, report = runs.start(stage, out, Plan(hold=points // 2, go=go))
     wait(lambda: go.with_suffix(".held").exists())
     before = content(out)
     try:
@@ -164,7 +164,7 @@ def test_a_second_process_is_refused_in_one_line(stage: str, runs: Runs, tmp_pat
     assert re.search(r"another .*(batch|evaluate|robustness|calibrate|mine|synthesize|curate|augment|sft|grpo)", error)
     assert "is writing it; wait for it or " in error
     assert "\n" not in error
-    assert runs.ended(process, told)["error"] == ""
+    assert runs.ended(process, report)["error"] == ""
     runs.finish(stage, out)
 
 
@@ -190,9 +190,7 @@ def test_an_engine_that_dies_and_comes_back(stage: str, runs: Runs, tmp_path: Pa
     out, draw = tmp_path / "out", random.Random(f"ill-{stage}")
     for _ in range(2):
         error = runs.run(stage, out, Plan(ill=draw.randrange(5, 10)))["error"]
-        assert re.fullmatch(
-            r"EngineError: \d+ rows one after another got no answer \(out of order; .*\); mend .*", error
-        )
+        assert re.fullmatch(r"EngineError: \d+ consecutive rows got no answer \(out of order; .*\); mend .*", error)
     runs.finish(stage, out)
 
 

@@ -1,4 +1,4 @@
-"""What every engine has to keep, whatever its model says.
+"""What every engine must guarantee, whatever its model answers.
 
 A new engine joins by subclassing `EngineConformance` and giving an `engine` fixture:
 
@@ -52,21 +52,21 @@ def timeless(results: list[EngineResult]) -> list[EngineResult]:
 
 
 class Pieces:
-    """Hears an answer, and calls it off after `most` pieces."""
+    """Records an answer, and cancels it after `most` pieces."""
 
     def __init__(self, most: int | None = None) -> None:
         self.most, self.begun = most, 0
         self.heard: list[str] = []
 
-    def begin(self) -> None:
+    def on_start(self) -> None:
         self.begun += 1
         self.heard.clear()
 
-    def tell(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         self.heard.append(text)
 
     @property
-    def called_off(self) -> bool:
+    def cancelled(self) -> bool:
         return self.most is not None and len(self.heard) >= self.most
 
 
@@ -78,18 +78,18 @@ def assert_logprobs(logprobs: tuple[float, ...]) -> None:
 class EngineConformance:
     """The suite; test methods take the `engine` fixture of the subclass."""
 
-    def _needs(self, held: bool, what: str) -> None:
-        if not held:
+    def _needs(self, supported: bool, what: str) -> None:
+        if not supported:
             pytest.skip(f"the engine declares no {what}")
 
-    def test_who_watches_hears_the_whole_answer(self, engine: Engine) -> None:
-        watches = [Pieces(), Pieces()]
-        requests = [replace(asked(f"Loaf {number}?"), watch=watch) for number, watch in enumerate(watches)]
+    def test_a_listener_hears_the_whole_answer(self, engine: Engine) -> None:
+        listeners = [Pieces(), Pieces()]
+        requests = [replace(asked(f"Loaf {number}?"), listener=listener) for number, listener in enumerate(listeners)]
         results = engine.generate([*requests, asked()])
-        for watch, result in zip(watches, results, strict=False):
-            assert watch.begun == 1
-            assert "".join(watch.heard) == result.text
-        assert timeless(engine.generate([replace(requests[0], watch=None)])) == timeless(results[:1])
+        for listener, result in zip(listeners, results, strict=False):
+            assert listener.begun == 1
+            assert "".join(listener.heard) == result.text
+        assert timeless(engine.generate([replace(requests[0], listener=None)])) == timeless(results[:1])
 
     def test_declares_what_it_is(self, engine: Engine) -> None:
         assert engine.model.name

@@ -1,4 +1,4 @@
-"""Weights stored as int8: how far they are off, and which files are refused."""
+"""Weights stored as int8: their error, and the files that are refused."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], metadata: dict[str, str]) -> str:
-    """What is said of a folder whose weights were changed."""
+    """The error for a folder whose weights were changed."""
     weights = load_file(folder / INT8_WEIGHTS)
     change(weights)
     save_file(weights, folder / INT8_WEIGHTS, metadata)
@@ -108,9 +108,9 @@ def without(*names: str) -> Callable[[dict[str, torch.Tensor]], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (without(PROJECTION + SCALE), ("1 weights lack their scales", PROJECTION, "download it again")),
-        (without(PROJECTION), ("1 weights lack their scales", PROJECTION)),
-        (replaced(PROJECTION, torch.Tensor.bfloat16), ("1 weights lack their scales", PROJECTION)),
+        (without(PROJECTION + SCALE), ("1 weights without a scale", PROJECTION, "download it again")),
+        (without(PROJECTION), ("1 weights without a scale", PROJECTION)),
+        (replaced(PROJECTION, torch.Tensor.bfloat16), ("1 weights without a scale", PROJECTION)),
         (replaced(PROJECTION + SCALE, torch.t), (PROJECTION, "one finite scale per row")),
         (replaced(PROJECTION + SCALE, lambda scale: scale[:-1]), (PROJECTION, "one finite scale per row")),
         (replaced(PROJECTION + SCALE, lambda scale: scale * torch.nan), (PROJECTION, "one finite scale per row")),

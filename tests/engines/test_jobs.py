@@ -22,29 +22,29 @@ def prompt(tokens: int) -> Encoded:
 
 
 def jobs_of(prompts: list[Encoded], **values: Any) -> list[Job]:
-    return [Job(place, replace(asked(), **values), one) for place, one in enumerate(prompts)]
+    return [Job(place, replace(asked(), **values), encoded) for place, encoded in enumerate(prompts)]
 
 
-def places(found: list[list[Job]]) -> list[list[int]]:
-    return [[job.place for job in batch] for batch in found]
+def places(groups: list[list[Job]]) -> list[list[int]]:
+    return [[job.place for job in batch] for batch in groups]
 
 
 def test_equal_prompts_come_side_by_side_longest_first() -> None:
     short, long, other = prompt(5), prompt(9), prompt(5)
-    found = list(batches(jobs_of([short, long, other, short, long, other]), 32, 1000))
-    assert places(found) == [[1, 4, 0, 3, 2, 5]]
-    assert places(same_prompts(found[0])) == [[1, 4], [0, 3], [2, 5]]
+    result = list(batches(jobs_of([short, long, other, short, long, other]), 32, 1000))
+    assert places(result) == [[1, 4, 0, 3, 2, 5]]
+    assert places(same_prompts(result[0])) == [[1, 4], [0, 3], [2, 5]]
 
 
 def test_equal_prompts_that_fit_in_one_batch_stay_together() -> None:
-    one, two, three = prompt(9), prompt(8), prompt(7)
-    found = list(batches(jobs_of([one] * 3 + [two] * 3 + [three]), 4, 1000))
-    assert places(found) == [[0, 1, 2], [3, 4, 5, 6]]
+    first, second, third = prompt(9), prompt(8), prompt(7)
+    result = list(batches(jobs_of([first] * 3 + [second] * 3 + [third]), 4, 1000))
+    assert places(result) == [[0, 1, 2], [3, 4, 5, 6]]
 
 
 def test_more_equal_prompts_than_a_batch_takes_are_split() -> None:
-    one, two = prompt(9), prompt(8)
-    assert places(list(batches(jobs_of([one] * 5 + [two]), 2, 1000))) == [[0, 1], [2, 3], [4, 5]]
+    first, second = prompt(9), prompt(8)
+    assert places(list(batches(jobs_of([first] * 5 + [second]), 2, 1000))) == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_tokens_are_rows_times_the_longest() -> None:
@@ -53,14 +53,14 @@ def test_tokens_are_rows_times_the_longest() -> None:
 
 
 def test_a_prompt_many_times_as_long_as_the_next_one_is_a_batch_of_its_own() -> None:
-    one, two, three, four = prompt(400), prompt(101), prompt(99), prompt(30)
-    assert places(list(batches(jobs_of([four, three, two, one]), 32, 10_000))) == [[3, 2], [1, 0]]
-    assert places(list(batches(jobs_of([one, four, one, four]), 32, 10_000))) == [[0, 2], [1, 3]]
+    first, second, third, fourth = prompt(400), prompt(101), prompt(99), prompt(30)
+    assert places(list(batches(jobs_of([fourth, third, second, first]), 32, 10_000))) == [[3, 2], [1, 0]]
+    assert places(list(batches(jobs_of([first, fourth, first, fourth]), 32, 10_000))) == [[0, 2], [1, 3]]
     assert places(list(batches(jobs_of([prompt(260), prompt(5)]), 32, 10_000))) == [[0, 1]]  # little is padded
 
 
 def test_other_settings_never_share_a_batch() -> None:
-    one = prompt(5)
+    shared = prompt(5)
     small = PixelBudget(28 * 28, 56 * 56)
     asked_for: list[dict[str, Any]] = [
         {},
@@ -69,7 +69,7 @@ def test_other_settings_never_share_a_batch() -> None:
         {"pixels": small},
         {"label_fields": ("Request:",), "candidates": ("a", "b")},
     ]
-    jobs = [replace(jobs_of([one], **values)[0], place=place) for place, values in enumerate(asked_for)]
+    jobs = [replace(jobs_of([shared], **values)[0], place=place) for place, values in enumerate(asked_for)]
     assert places(list(batches(jobs, 32, 1000))) == [[0, 2], [1, 3], [4]]
 
 
@@ -106,16 +106,16 @@ def test_what_makes_prompts_equal() -> None:
 def test_any_jobs(lengths: list[int], choices: list[int], max_rows: int, max_tokens: int) -> None:
     prompts = [prompt(length) for length in lengths]
     jobs = jobs_of([prompts[choice % len(prompts)] for choice in choices])
-    found = list(batches(jobs, max_rows, max_tokens))
-    assert sorted(job.place for batch in found for job in batch) == list(range(len(jobs)))
+    result = list(batches(jobs, max_rows, max_tokens))
+    assert sorted(job.place for batch in result for job in batch) == list(range(len(jobs)))
     counts = Counter(id(job.prompt) for job in jobs)
-    for batch in found:
+    for batch in result:
         longest = max(len(job.prompt.ids) for job in batch)
         assert len(batch) <= max_rows
         assert len(batch) == 1 or len(batch) * longest <= max_tokens
         assert [len(job.prompt.ids) for job in batch] == sorted((len(job.prompt.ids) for job in batch), reverse=True)
         assert len(same_prompts(batch)) == len({id(job.prompt) for job in batch})
     for job in jobs:
-        holding = [batch for batch in found if any(other.prompt is job.prompt for other in batch)]
+        holding = [batch for batch in result if any(other.prompt is job.prompt for other in batch)]
         most = max(1, min(max_rows, max_tokens // len(job.prompt.ids)))
         assert len(holding) == -(-counts[id(job.prompt)] // most)

@@ -1,4 +1,4 @@
-"""Hand-computed log-probabilities read off tokens."""
+"""Label log-probabilities from tokens, computed by hand."""
 
 from __future__ import annotations
 

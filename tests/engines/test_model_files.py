@@ -170,7 +170,7 @@ def test_a_tokenizer_of_another_family_is_refused(tiny_model: Path, tmp_path: Pa
     folder = copied(tiny_model, tmp_path / "model")
     text = (folder / "tokenizer.json").read_text("utf-8")
     (folder / "tokenizer.json").write_text(text.replace("<|image_pad|>", "<|other_pad|>"), "utf-8")
-    assert "the tokenizer has no <|image_pad|>" in refusal_of(folder)
+    assert "the tokenizer has no token <|image_pad|>" in refusal_of(folder)
 
 
 def test_a_vocabulary_without_the_answers_tags_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_vocabulary_without_the_answers_tags_is_refused(tiny_model: Path, tmp_
     model["vocab"] = {piece: number for piece, number in model["vocab"].items() if "<" not in piece}
     model["merges"] = [pair for pair in model["merges"] if "<" not in "".join(pair)]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    assert "cannot write an answer's tags" in refusal_of(folder)
+    assert "cannot encode an answer's tags" in refusal_of(folder)
 
 
 def test_broken_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:

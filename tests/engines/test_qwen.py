@@ -138,5 +138,5 @@ def test_user_text_gives_no_control_ids(inputs: QwenInputs) -> None:
 
 @pytest.mark.parametrize("pads", [[], [4, 4]])
 def test_places_without_images_are_refused(pads: list[int]) -> None:
-    with pytest.raises(InputError, match="1 image places"):
+    with pytest.raises(InputError, match="1 image placeholders"):
         chat_text((Message("user", f"{IMAGE} hello"),), pads)

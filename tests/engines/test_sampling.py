@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardreasoner_vl.engines.qwen import QwenInputs
-from guardreasoner_vl.engines.sampling import Row, Vocabulary, choose_tokens, nucleus, sample_tokens
+from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary, choose_tokens, nucleus, sample_tokens
 from tests.engines.conformance import asked
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def vocabulary(tiny_model: Path) -> Vocabulary:
     return Vocabulary(QwenInputs.from_folder(tiny_model))
 
 
-def row(vocabulary: Vocabulary, prefix: str = "", **values: Any) -> Row:
-    return Row(replace(asked(forced_prefix=prefix), **values), vocabulary, limit=50)
+def row(vocabulary: Vocabulary, prefix: str = "", **values: Any) -> GenerationRow:
+    return GenerationRow(replace(asked(forced_prefix=prefix), **values), vocabulary, limit=50)
 
 
 def draw(logits: torch.Tensor, uniforms: Sequence[float], temperature: float = 1.0, top_p: float = 1.0) -> list[int]:
@@ -70,7 +70,7 @@ class TestProbabilities:
         assert [tokens.count(token) for token in range(4)] == [400, 100, 200, 200]  # as 0.8 : 0.2 : 0.4 : 0.4
 
     def test_neighbouring_seeds_are_independent(self, vocabulary: Vocabulary) -> None:
-        """Rollouts of one prompt have neighbouring seeds: their first tokens must come as from separate dice."""
+        """Rollouts of one prompt have neighbouring seeds: their first tokens must be independent."""
         logits = torch.full((5000, vocabulary.size), -1e9)
         logits[:, 300:304] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
         rows = [row(vocabulary, temperature=1.0, seed=seed) for seed in range(5000)]
@@ -81,8 +81,8 @@ class TestProbabilities:
         assert chi_square(pairs, torch.outer(single, single).flatten()) < 44.3  # for 15
 
     def test_steps_of_one_seed_are_independent(self, vocabulary: Vocabulary) -> None:
-        one = row(vocabulary, temperature=1.0, seed=5)
-        numbers = [one.uniform() for _ in range(4000)]
+        sampled_row = row(vocabulary, temperature=1.0, seed=5)
+        numbers = [sampled_row.uniform() for _ in range(4000)]
         cells = [4 * int(4 * a) + int(4 * b) for a, b in pairwise(numbers)]
         assert chi_square(cells, torch.full((16,), 1 / 16)) < 44.3
         assert all(0 <= number < 1 for number in numbers)
@@ -113,17 +113,19 @@ class TestNucleus:
         assert set(draw(tied, even(400), top_p=0.6)) == {3, 1, 2}
 
     def test_a_flat_distribution_keeps_its_many_tokens(self) -> None:
-        """More than the likeliest few that are looked at first."""
+        """More than the likeliest tokens that are tried before the sort."""
         tokens = draw(torch.zeros(1000), [0.0, *even(2000), LAST], top_p=0.9495)
         assert set(tokens) == set(range(950))
 
     def test_a_flat_neighbour_changes_nothing(self) -> None:
-        """The flat row has the whole batch sorted; equal values must not fall otherwise then."""
+        """The flat row causes a sort; the order of equal values in other rows must not change."""
         generator = torch.Generator().manual_seed(1)
         logits = torch.randint(-8, 4, (40, 500), generator=generator).float()
         logits[:, :6] += 8.0
         uniforms = torch.rand(40, generator=generator, dtype=torch.float64).tolist()
-        alone = [int(sample_tokens(one[None], [1.0], [0.97], [u])) for one, u in zip(logits, uniforms, strict=True)]
+        alone = [
+            int(sample_tokens(values[None], [1.0], [0.97], [u])) for values, u in zip(logits, uniforms, strict=True)
+        ]
         among = sample_tokens(torch.cat((logits, torch.zeros(1, 500))), [1.0] * 41, [0.97] * 41, [*uniforms, 0.5])
         assert among[:40].tolist() == alone
 
@@ -131,11 +133,11 @@ class TestNucleus:
     @given(st.lists(st.sampled_from([*range(-40, 41, 5)]), min_size=1, max_size=150), st.floats(0.0, 1.0))
     def test_any_nucleus(self, tenths: list[int], top_p: float) -> None:
         probabilities = torch.softmax(torch.tensor(tenths) / 10, -1)
-        found = nucleus(probabilities[None], torch.tensor([[top_p]], dtype=torch.float64))[0]
-        kept = [token for token, value in enumerate(found.tolist()) if value]
+        cut = nucleus(probabilities[None], torch.tensor([[top_p]], dtype=torch.float64))[0]
+        kept = [token for token, value in enumerate(cut.tolist()) if value]
         assert kept
-        assert found[kept].equal(probabilities[kept])
-        mass, least = float(found.sum()), float(probabilities[kept].min())
+        assert cut[kept].equal(probabilities[kept])
+        mass, least = float(cut.sum()), float(probabilities[kept].min())
         assert mass > top_p - 1e-5
         assert len(kept) == 1 or mass - least < top_p + 1e-5
         dropped = sorted({*range(len(tenths))} - {*kept})
@@ -193,8 +195,8 @@ class TestRowsOfOneBatch:
         ]
         together = choose_tokens(logits.clone(), [row(vocabulary, **values) for values in asked_for], vocabulary)
         alone = [
-            choose_tokens(one.clone()[None], [row(vocabulary, **values)], vocabulary)[0]
-            for one, values in zip(logits, asked_for, strict=True)
+            choose_tokens(row_logits.clone()[None], [row(vocabulary, **values)], vocabulary)[0]
+            for row_logits, values in zip(logits, asked_for, strict=True)
         ]
         assert together == alone
         assert (together[1], together[4]) == (int(logits[1].argmax()), int(logits[4].argmax()))
@@ -202,8 +204,8 @@ class TestRowsOfOneBatch:
 
     def test_the_same_seed_and_logits_give_the_same_tokens(self, vocabulary: Vocabulary) -> None:
         logits = torch.randn(1, vocabulary.size, generator=torch.Generator().manual_seed(2)).repeat(3, 1)
-        one, same, other = (row(vocabulary, temperature=1.0, seed=seed) for seed in (7, 7, 8))
-        steps = [choose_tokens(logits.clone(), [one, same, other], vocabulary) for _ in range(20)]
+        first, same, other = (row(vocabulary, temperature=1.0, seed=seed) for seed in (7, 7, 8))
+        steps = [choose_tokens(logits.clone(), [first, same, other], vocabulary) for _ in range(20)]
         assert [step[0] for step in steps] == [step[1] for step in steps]
         assert [step[0] for step in steps] != [step[2] for step in steps]
         assert len({step[0] for step in steps}) > 10
@@ -219,22 +221,28 @@ class TestBans:
         end = min(vocabulary.end_ids)
         logits = torch.zeros(5, vocabulary.size)
         logits[:, end], logits[:, tag], logits[:, brace] = 9.0, 8.0, 7.0
-        held = [
+        rows = [
             row(vocabulary, ban_empty_think=True),
             row(vocabulary, "<think>", ban_empty_think=True),
             row(vocabulary, "<think>\n \n", ban_empty_think=True, temperature=0.1, seed=1),
             row(vocabulary, "<think>\nA kite", ban_empty_think=True),
             row(vocabulary, "<think>"),
         ]
-        assert [one.stage() for one in held] == ["before think", "before reasoning", "before reasoning", None, None]
-        assert choose_tokens(logits, held, vocabulary) == [end, brace, brace, end, end]
+        assert [held.think_state() for held in rows] == [
+            "before think",
+            "before reasoning",
+            "before reasoning",
+            None,
+            None,
+        ]
+        assert choose_tokens(logits, rows, vocabulary) == [end, brace, brace, end, end]
 
     def test_reasoning_that_was_written_lifts_the_ban(self, vocabulary: Vocabulary) -> None:
-        one = row(vocabulary, "<think>", ban_empty_think=True)
-        assert one.stage() == "before reasoning"
+        started = row(vocabulary, "<think>", ban_empty_think=True)
+        assert started.think_state() == "before reasoning"
         (kite, *_) = vocabulary.tokenizer.encode(" kite", add_special_tokens=False).ids
-        one.add(kite)
-        assert one.stage() is None
+        started.add(kite)
+        assert started.think_state() is None
 
     @pytest.mark.parametrize("temperature", [0.0, 2.0])
     def test_placeholders_and_padding_are_never_chosen(self, temperature: float, vocabulary: Vocabulary) -> None:

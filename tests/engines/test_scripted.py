@@ -1,4 +1,4 @@
-"""The scripted engine's own habits; the conformance suite has the rest."""
+"""What is special to the scripted engine; the conformance suite tests the rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_answers_in_order_then_runs_out() -> None:
     assert (first.text, first.finish_reason) == ("one", "stop")
     assert (second.text, second.finish_reason) == ("two", "length")
     assert (third.text, third.finish_reason) == ("", "error")
-    assert third.error == "the script ran out after 2 answers: add more"
+    assert third.error == "the script has only 2 answers: add more"
     assert engine.requests == [asked("a"), asked("b"), asked("c")]
 
 
@@ -58,10 +58,10 @@ def test_scores_favour_the_first_candidate_unless_told() -> None:
     assert result.chosen == (0, 0)
     assert math.exp(result.logprobs[0][0]) == pytest.approx(0.9)
 
-    def told(request: EngineRequest, slot: str) -> tuple[float, ...]:
+    def scores(request: EngineRequest, slot: str) -> tuple[float, ...]:
         return (-3.0, -0.1) if slot == "" else (-0.2, -2.0)
 
-    (result,) = ScriptedEngine([], scores=told).score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
+    (result,) = ScriptedEngine([], scores=scores).score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
     assert result.logprobs == ((-3.0, -0.1), (-0.2, -2.0))
     assert result.chosen == (1, 0)
 

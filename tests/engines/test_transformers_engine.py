@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
-    from guardreasoner_vl.engines.sampling import Row
+    from guardreasoner_vl.engines.sampling import GenerationRow
 
 WITH_COMMON_HEAD = (" undone", " unlike")
 """Words whose first tokens are the same in the tiny tokenizer (a test below checks it)."""
@@ -136,11 +136,11 @@ class TestAgainstTransformers:
         alone = [engine.generate([request])[0] for request in requests]
         assert [result.token_ids for result in together] == [result.token_ids for result in alone]
         scored = [replace(request, forced_prefix=FAST_PREFIX) for request in mixed()]
-        for one, request in zip(engine.score(scored, SLOTS, CANDIDATES), scored, strict=True):
+        for score, request in zip(engine.score(scored, SLOTS, CANDIDATES), scored, strict=True):
             (single,) = engine.score([request], SLOTS, CANDIDATES)
-            assert one.chosen == single.chosen
-            for here, there in zip(one.logprobs, single.logprobs, strict=True):
-                assert here == pytest.approx(there, abs=1e-4)
+            assert score.chosen == single.chosen
+            for logprobs, expected in zip(score.logprobs, single.logprobs, strict=True):
+                assert logprobs == pytest.approx(expected, abs=1e-4)
 
     def test_small_batches_equal_large_ones(self, engine: TransformersEngine, tiny_model: Path) -> None:
         narrow = TransformersEngine.load(str(tiny_model), dtype="fp32", max_rows=2, max_tokens=150)
@@ -194,10 +194,10 @@ class TestAgainstTransformers:
         for request, result in zip(requests, engine.generate(requests), strict=True):
             assert (result.text, result.finish_reason) == (answer, "stop")
             assert set(result.label_logprobs) == set(FIELDS)
-            for field, found in result.label_logprobs.items():
+            for field, logprobs in result.label_logprobs.items():
                 before = answer[: answer.rindex(field) + len(field)]
                 expected = hf_logprobs(engine, request, engine.inputs.tokens(before))[ids]
-                assert found == pytest.approx(expected.tolist(), abs=1e-4)
+                assert logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
     def test_label_logprobs_at_a_later_token(self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         answer = "<think>\nA kite.\n</think>\n<result>\nAnswers:\nRequest: unlike\nResponse: harmful\n</result>"
@@ -289,17 +289,17 @@ class TestAgainstTransformers:
             decoder.extend(batch, [[5], []])
 
 
-def test_an_answer_is_told_token_by_token_and_can_be_called_off(
+def test_an_answer_is_streamed_token_by_token_and_can_be_cancelled(
     monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine
 ) -> None:
     follow(monkeypatch, engine, "a cafe, caf\u00e9, \U0001f35e bread and butter and more")
     whole, cut = Pieces(), Pieces(most=3)
-    requests = [replace(asked(), watch=watch, max_new_tokens=200) for watch in (whole, cut)]
+    requests = [replace(asked(), listener=listener, max_new_tokens=200) for listener in (whole, cut)]
     first, second, third = engine.generate([*requests, replace(asked(), max_new_tokens=200)])
     assert "".join(whole.heard) == first.text == third.text == "a cafe, caf\u00e9, \U0001f35e bread and butter and more"
     assert len(whole.heard) > 5
     assert not any("\ufffd" in piece for piece in whole.heard)
-    assert (second.finish_reason, second.error_code, len(cut.heard)) == ("error", "called_off", 3)
+    assert (second.finish_reason, second.error_code, len(cut.heard)) == ("error", "cancelled", 3)
 
 
 def follow(monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine, *answers: str) -> None:
@@ -309,7 +309,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine, *answers
     """
     wanted = [[*engine.inputs.tokens(answer), engine.inputs.token_id["<|im_end|>"]] for answer in answers]
 
-    def choose(logits: torch.Tensor, rows: Sequence[Row], vocabulary: Vocabulary) -> list[int]:
+    def choose(logits: torch.Tensor, rows: Sequence[GenerationRow], vocabulary: Vocabulary) -> list[int]:
         logits[:] = -100.0
         for row, values in zip(rows, logits, strict=True):
             place = len(row.tokens)
@@ -324,7 +324,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine, *answers
 def changed_logits(
     monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine, change: Callable[[torch.Tensor], None]
 ) -> None:
-    """Let `change` edit the logits that the model gives."""
+    """Let `change` edit the model's logits in place."""
     real = engine._decoder._forward
 
     def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -340,17 +340,17 @@ class TestWhatMayBeWritten:
         tail = "\n</think>\n<result>\nAnswers:\nRequest: harmful\nResponse: harmful\n</result>"
         follow(monkeypatch, engine, "<think>" + tail, "<think> bread" + tail)
         (free,) = engine.generate([replace(asked(), max_new_tokens=60)])
-        (held,) = engine.generate([replace(asked(), max_new_tokens=60, ban_empty_think=True)])
+        (banned,) = engine.generate([replace(asked(), max_new_tokens=60, ban_empty_think=True)])
         assert free.text.startswith("<think>\n</think>")
-        reasoning = held.text.partition("<think>")[2].partition("</think>")[0]
+        reasoning = banned.text.partition("<think>")[2].partition("</think>")[0]
         assert reasoning.strip()
 
     @pytest.mark.parametrize("start", ["", "<", "<think", "<think>", "<think>\n", "<think>\n \n"])
     def test_no_text_that_the_model_wants_gets_around_the_ban(
         self, start: str, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A model that wants the end of think and nothing else, after every beginning."""
-        closing = [number for number, piece in Vocabulary(engine.inputs)._pieces.items() if "</" in piece]
+        """Forces the end of think after every forced prefix."""
+        closing = [number for number, piece in Vocabulary(engine.inputs)._texts.items() if "</" in piece]
         ends = sorted(engine.inputs.end_ids)
 
         def closes(logits: torch.Tensor) -> None:
@@ -380,9 +380,9 @@ class TestWhatMayBeWritten:
         follow(monkeypatch, engine, empty + tail, "<think> bread</think>" + tail)
         request = replace(asked(), max_new_tokens=60)
         (free,) = engine.generate([request])
-        (held,) = engine.generate([replace(request, ban_empty_think=True)])
+        (banned,) = engine.generate([replace(request, ban_empty_think=True)])
         assert token in free.text
-        assert token not in held.text
+        assert token not in banned.text
 
     def test_placeholders_are_never_sampled(self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         never = Vocabulary(engine.inputs).never
@@ -452,7 +452,7 @@ class TestWhatMayBeWritten:
 
 
 def of_length(engine: TransformersEngine, tokens: int) -> EngineRequest:
-    """A question of exactly so many tokens."""
+    """A request of exactly this many tokens."""
     bare = engine.count_tokens(replace(asked(), messages=(Message("user", ""),)))
     request = replace(asked(), messages=(Message("user", " kite" * (tokens - bare)),))
     assert engine.count_tokens(request) == tokens

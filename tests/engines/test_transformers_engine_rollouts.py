@@ -47,7 +47,7 @@ def tokens_of(results: Sequence[EngineResult]) -> list[tuple[int, ...]]:
 
 @dataclass
 class Work:
-    """What the network was made to read: rows and tokens of every pass, patches of every pass of the vision tower."""
+    """Records the network's work: rows and tokens of every pass, patches of every pass of the vision tower."""
 
     passes: list[tuple[int, int]] = field(default_factory=list)
     patches: list[int] = field(default_factory=list)
@@ -70,7 +70,7 @@ def network_of(folder: Path) -> Any:
 
 @pytest.fixture
 def work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
-    """Counts from now on; the prefix is in the cache already."""
+    """Starts counting once the prefix is in the cache."""
     engine.generate([asked()])
     counted = Work()
     encode, opener = engine._encode, CheckedImage.open
@@ -121,12 +121,12 @@ class TestPromptsOnce:
         assert len(set(tokens_of(results))) > 8
 
     def test_one_prefill_reads_each_of_several_prompts_once(self, engine: TransformersEngine, work: Work) -> None:
-        one, two = request_for("How do I bake bread?"), request_for("The garden, please. " * 3)
-        mixed = [request for pair in zip(rollouts(one, 4), rollouts(two, 4), strict=True) for request in pair]
+        first, second = request_for("How do I bake bread?"), request_for("The garden, please. " * 3)
+        mixed = [request for pair in zip(rollouts(first, 4), rollouts(second, 4), strict=True) for request in pair]
         results = engine.generate(mixed)
-        assert work.prefills == [(2, own_tokens(engine, two))]
+        assert work.prefills == [(2, own_tokens(engine, second))]
         assert work.encoded == 2
-        prompts = [engine.count_tokens(one), engine.count_tokens(two)] * 4
+        prompts = [engine.count_tokens(first), engine.count_tokens(second)] * 4
         assert [result.usage.prompt_tokens for result in results] == prompts
         assert engine._prefix is not None
         assert {result.usage.cached_tokens for result in results} == {len(engine._prefix.ids)}
@@ -171,8 +171,8 @@ class TestPromptsOnce:
             (alone,) = engine.score([request], SLOTS, CANDIDATES)
             assert result.chosen == alone.chosen
             assert result.usage.prompt_tokens == alone.usage.prompt_tokens
-            for here, there in zip(result.logprobs, alone.logprobs, strict=True):
-                assert here == pytest.approx(there, abs=1e-4)
+            for logprobs, expected in zip(result.logprobs, alone.logprobs, strict=True):
+                assert logprobs == pytest.approx(expected, abs=1e-4)
 
     def test_a_seed_gives_the_same_tokens_alone_and_among_others(self, engine: TransformersEngine) -> None:
         shown = request_for("What is this?", image(90, 57))
@@ -213,54 +213,54 @@ class TestOfNetwork:
         return TransformersEngine.of_network(network, QwenInputs.from_folder(folder), INFO, **limits)
 
     def test_it_is_the_engine_of_the_folder(self, tiny_model: Path, engine: TransformersEngine) -> None:
-        made = self.around(network_of(tiny_model), tiny_model, max_rows=2, max_tokens=300)
+        wrapper = self.around(network_of(tiny_model), tiny_model, max_rows=2, max_tokens=300)
         requests = [request_for("What is this?", image(90, 57)), asked(), *rollouts(asked(), 3)]
-        assert tokens_of(made.generate(requests)) == tokens_of(engine.generate(requests))
-        assert made.model is INFO
-        assert made.capabilities == engine.capabilities
-        assert made.capabilities.max_context == 512
+        assert tokens_of(wrapper.generate(requests)) == tokens_of(engine.generate(requests))
+        assert wrapper.model is INFO
+        assert wrapper.capabilities == engine.capabilities
+        assert wrapper.capabilities.max_context == 512
         with pytest.raises(TypeError, match="max_row"):
-            self.around(made.network, tiny_model, max_row=3)
+            self.around(wrapper.network, tiny_model, max_row=3)
 
     def test_changed_weights_answer_after_forget(self, tiny_model: Path) -> None:
         network = network_of(tiny_model)
-        made = self.around(network, tiny_model)
+        wrapper = self.around(network, tiny_model)
         requests = [asked(), request_for("What is this?", image(90, 57))]
-        before = tokens_of(made.generate(requests))
+        before = tokens_of(wrapper.generate(requests))
         with torch.no_grad():
             network.model.language_model.layers[0].self_attn.v_proj.weight.mul_(-1.0)
-        stale = made.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)[0].logprobs
-        made.forget()
-        fresh = made.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)[0].logprobs
+        stale = wrapper.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)[0].logprobs
+        wrapper.forget()
+        fresh = wrapper.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)[0].logprobs
         assert fresh != stale  # so the test is one of the prefix, too
         anew = self.around(network, tiny_model)
         assert fresh == anew.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)[0].logprobs
-        after = tokens_of(made.generate(requests))
+        after = tokens_of(wrapper.generate(requests))
         assert after == tokens_of(anew.generate(requests))
         assert after != before
 
     def test_every_module_s_mode_is_as_it_was_found(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         network = network_of(tiny_model)
-        made = self.around(network, tiny_model)
+        wrapper = self.around(network, tiny_model)
         for training, frozen in ((False, False), (True, True), (True, False)):
             network.train(training)
             network.model.visual.train(frozen)
             modes = [module.training for module in network.modules()]
-            made.generate([asked()])
-            made.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
+            wrapper.generate([asked()])
+            wrapper.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
             assert [module.training for module in network.modules()] == modes
 
         def interrupted(*_: Any) -> Any:
             raise KeyboardInterrupt
 
         network.train()
-        monkeypatch.setattr(made._decoder, "prefill", interrupted)
+        monkeypatch.setattr(wrapper._decoder, "prefill", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            made.generate([asked()])
+            wrapper.generate([asked()])
         assert all(module.training for module in network.modules())
 
     def test_a_network_in_training_answers_as_in_evaluation(self, tiny_model: Path, engine: TransformersEngine) -> None:
-        """Dropout, no cache and checkpointing, as trainers set them; and training goes on afterwards."""
+        """With dropout, no cache and checkpointing, as trainers set them; training continues afterwards."""
         network = network_of(tiny_model)
         for layer in network.model.language_model.layers:
             layer.self_attn.attention_dropout = 0.5
@@ -268,21 +268,21 @@ class TestOfNetwork:
         network.gradient_checkpointing_enable({"use_reentrant": False})
         network.enable_input_require_grads()
         network.train()
-        made = self.around(network, tiny_model)
+        wrapper = self.around(network, tiny_model)
         requests = [request_for("What is this?", image(90, 57)), *rollouts(asked(), 3)]
-        assert tokens_of(made.generate(requests)) == tokens_of(engine.generate(requests))
+        assert tokens_of(wrapper.generate(requests)) == tokens_of(engine.generate(requests))
         scored = [asked(forced_prefix=FAST_PREFIX)]
-        found = made.score(scored, SLOTS, CANDIDATES)[0].logprobs
-        assert found == engine.score(scored, SLOTS, CANDIDATES)[0].logprobs
+        logprobs = wrapper.score(scored, SLOTS, CANDIDATES)[0].logprobs
+        assert logprobs == engine.score(scored, SLOTS, CANDIDATES)[0].logprobs
         assert not network.config.use_cache
         assert network.is_gradient_checkpointing
 
         opened = Image.open(BytesIO(requests[0].images[0].png))
-        prompt = made.inputs.encode(requests[0].messages, requests[0].images)
+        prompt = wrapper.inputs.encode(requests[0].messages, requests[0].images)
         loss = network(
             input_ids=torch.tensor([prompt.ids]),
             position_ids=torch.from_numpy(prompt.positions)[:, None],
-            pixel_values=torch.from_numpy(made.inputs.patches([opened])),
+            pixel_values=torch.from_numpy(wrapper.inputs.patches([opened])),
             image_grid_thw=torch.tensor([(1, *grid) for grid in prompt.grids]),
             labels=torch.tensor([prompt.ids]),
         ).loss

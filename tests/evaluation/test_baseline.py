@@ -1,11 +1,11 @@
-"""Hashed words + logistic regression on toy rows."""
+"""Hashed n-grams + logistic regression on toy rows."""
 
 from __future__ import annotations
 
 import pytest
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.evaluation.baseline import HashedWords, baseline_text
+from guardreasoner_vl.evaluation.baseline import HashedNgramBaseline, baseline_text
 from guardreasoner_vl.types import GoldLabel, Sample
 
 
@@ -30,9 +30,9 @@ TOY = [
 
 
 def test_it_learns_both_targets() -> None:
-    request = HashedWords.fit(TOY, "request").probabilities([row("make poison"), row("bake bread")])
+    request = HashedNgramBaseline.fit(TOY, "request").probabilities([row("make poison"), row("bake bread")])
     assert request[0] > 0.5 > request[1]
-    response = HashedWords.fit(TOY, "response")
+    response = HashedNgramBaseline.fit(TOY, "response")
     answers = response.probabilities([row("", said="mix it"), row("", said="sorry, no")])
     assert answers[0] > 0.5 > answers[1]
     assert response.target == "response"
@@ -41,19 +41,19 @@ def test_it_learns_both_targets() -> None:
 def test_unknown_labels_are_skipped() -> None:
     confusing = [row("how to bake bread", None) for _ in range(50)]
     probe = [row("make poison"), row("bake bread")]
-    assert HashedWords.fit([*TOY, *confusing], "request").probabilities(probe) == pytest.approx(
-        HashedWords.fit(TOY, "request").probabilities(probe)
+    assert HashedNgramBaseline.fit([*TOY, *confusing], "request").probabilities(probe) == pytest.approx(
+        HashedNgramBaseline.fit(TOY, "request").probabilities(probe)
     )
 
 
 @pytest.mark.parametrize("rows", [[], TOY[:5], [row("x", None)], [*TOY[:5], row("y", None)]])
 def test_one_class_cannot_be_learnt(rows: list[Sample]) -> None:
-    with pytest.raises(DataError, match="fewer than two request classes; add rows of the other class"):
-        HashedWords.fit(rows, "request")
+    with pytest.raises(DataError, match="do not have both request classes; add rows of the missing one"):
+        HashedNgramBaseline.fit(rows, "request")
 
 
 def test_no_rows_no_probabilities() -> None:
-    assert HashedWords.fit(TOY, "request").probabilities([]) == []
+    assert HashedNgramBaseline.fit(TOY, "request").probabilities([]) == []
 
 
 def test_what_it_reads() -> None:

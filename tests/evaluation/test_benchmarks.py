@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from guardreasoner_vl.errors import DataError, InputError
-from guardreasoner_vl.evaluation.benchmarks.base import Loaded, load
-from guardreasoner_vl.evaluation.benchmarks.catalogue import BENCHMARKS, MORE, PAPER, named
+from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark, load
+from guardreasoner_vl.evaluation.benchmarks.catalogue import BENCHMARKS, MORE, PAPER, benchmark_named
 from guardreasoner_vl.evaluation.published import sizes
 from guardreasoner_vl.sources.records import read_records
 
@@ -58,8 +58,8 @@ def labels(samples: Sequence[Sample]) -> list[tuple[str | None, str | None]]:
     return [(row.request_label, row.response_label) for row in samples]
 
 
-def get(name: str, folder: Path) -> Loaded:
-    return load(named(name), folder, folder / "unpacked")
+def get(name: str, folder: Path) -> LoadedBenchmark:
+    return load(benchmark_named(name), folder, folder / "unpacked")
 
 
 # --- the catalogue --------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ def test_the_fourteen_of_the_paper_have_their_sizes_and_origins() -> None:
 
 
 def test_names_are_found_in_any_case_and_unknown_ones_told() -> None:
-    assert named("toxicchat").name == "ToxicChat"
+    assert benchmark_named("toxicchat").name == "ToxicChat"
     with pytest.raises(InputError, match=r"no benchmark named 'ToxicChad'.*ToxicChat"):
-        named("ToxicChad")
+        benchmark_named("ToxicChad")
 
 
 # --- the released test set ------------------------------------------------------------------------------
@@ -97,13 +97,13 @@ def row(prompt: str, response: str, output: str) -> dict[str, str]:
 
 def test_released_texts(tmp_path: Path) -> None:
     put(tmp_path, "test/ToxicChat.json", [row("bake", "None", "unharmful"), row("brew", "None", "Harmful")])
-    found = get("ToxicChat", tmp_path)
-    assert labels(found.samples) == [("unharmful", None), ("harmful", None)]
-    assert [(one.prompt, one.response, one.id) for one in found.samples] == [
+    loaded = get("ToxicChat", tmp_path)
+    assert labels(loaded.samples) == [("unharmful", None), ("harmful", None)]
+    assert [(sample.prompt, sample.response, sample.id) for sample in loaded.samples] == [
         ("bake", None, "ToxicChat/0"),
         ("brew", None, "ToxicChat/1"),
     ]
-    assert found.size_differs == "ToxicChat: 2 rows, the official set has 2,853"
+    assert loaded.size_differs == "ToxicChat: 2 rows, but the official set has 2,853"
 
 
 def test_released_responses_and_missing_labels(tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_released_responses_and_missing_labels(tmp_path: Path) -> None:
         {"output": "harmful"},
     ]
     put(tmp_path, "test/BeaverTails.json", rows)
-    found = get("BeaverTails", tmp_path)
-    assert labels(found.samples) == [(None, "harmful"), (None, "unharmful")]
-    assert found.samples[1].response == "b\n\nAI assistant:\nc"
-    assert found.set_aside.reasons == {
+    loaded = get("BeaverTails", tmp_path)
+    assert labels(loaded.samples) == [(None, "harmful"), (None, "unharmful")]
+    assert loaded.samples[1].response == "b\n\nAI assistant:\nc"
+    assert loaded.skipped.reasons == {
         "no label": 2,
         "its response label is none of harmful, unharmful, harmless": 1,
         "several response labels": 1,
@@ -139,11 +139,11 @@ def test_released_images(tmp_path: Path) -> None:
         "images": ["./SPA_VL_Eval/0000.jpg"],
     }
     put(tmp_path, "test/SPA_VL_Eval.json", [record, {**record, "images": ["./SPA_VL_Eval/0001.jpg"]}])
-    found = get("spa_vl_eval", tmp_path)
-    assert labels(found.samples) == [("unharmful", "harmful")]
-    assert found.samples[0].prompt == "what is it?"
-    assert found.samples[0].images == (str(tmp_path / "test/SPA_VL_Eval/0000.jpg"),)
-    assert found.set_aside.reasons == {"its image is missing": 1}
+    loaded = get("spa_vl_eval", tmp_path)
+    assert labels(loaded.samples) == [("unharmful", "harmful")]
+    assert loaded.samples[0].prompt == "what is it?"
+    assert loaded.samples[0].images == (str(tmp_path / "test/SPA_VL_Eval/0000.jpg"),)
+    assert loaded.skipped.reasons == {"its image is missing": 1}
 
 
 # --- upstream sets --------------------------------------------------------------------------------------
@@ -157,9 +157,9 @@ def test_toxic_chat(tmp_path: Path) -> None:
         {"user_input": "d", "human_annotation": "True", "toxicity": "yes", "jailbreaking": "0"},
     ]
     put(tmp_path, "toxic-chat/data/0124/toxic-chat_annotation_test.csv", rows)
-    found = get("ToxicChat", tmp_path)  # in a folder of the given one
-    assert labels(found.samples) == [("harmful", None), ("unharmful", None)]
-    assert found.set_aside.total == 1
+    loaded = get("ToxicChat", tmp_path)  # in a folder of the given one
+    assert labels(loaded.samples) == [("harmful", None), ("unharmful", None)]
+    assert loaded.skipped.total == 1
 
 
 def test_harmbench(tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_harmbench(tmp_path: Path) -> None:
         {"Behavior": kind, "BehaviorID": kind, "FunctionalCategory": kind, "SemanticCategory": "x"} for kind in kinds
     ]
     put(tmp_path, "data/behavior_datasets/harmbench_behaviors_text_test.csv", rows)
-    found = get("HarmBenchPrompt", tmp_path)
-    assert [one.prompt for one in found.samples] == ["standard", "copyright"]
-    assert labels(found.samples) == [("harmful", None)] * 2
+    loaded = get("HarmBenchPrompt", tmp_path)
+    assert [sample.prompt for sample in loaded.samples] == ["standard", "copyright"]
+    assert labels(loaded.samples) == [("harmful", None)] * 2
 
     votes = {
         "one": [{"test_case": "a", "generation": "b", "human_0": 1, "human_1": 0, "human_2": 1}],
@@ -180,17 +180,17 @@ def test_harmbench(tmp_path: Path) -> None:
         ],
     }
     put(tmp_path, "data/classifier_val_sets/text_behaviors_val_set.json", votes)
-    found = get("HarmBenchResponse", tmp_path)
-    assert labels(found.samples) == [(None, "harmful"), (None, "unharmful")]
-    assert found.set_aside.total == 1
+    loaded = get("HarmBenchResponse", tmp_path)
+    assert labels(loaded.samples) == [(None, "harmful"), (None, "unharmful")]
+    assert loaded.skipped.total == 1
 
 
 def test_openai_moderation(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "S": 0, "H": 1}, {"prompt": "b", "S": 0}, {"prompt": "c"}, {"prompt": "d", "V": None}]
     put(tmp_path, "data/samples-1680.jsonl.gz", rows)
-    found = get("OpenAIModeration", tmp_path)
-    assert labels(found.samples) == [("harmful", None), *[("unharmful", None)] * 3]
-    assert found.samples[0].meta == {"category": "H"}
+    loaded = get("OpenAIModeration", tmp_path)
+    assert labels(loaded.samples) == [("harmful", None), *[("unharmful", None)] * 3]
+    assert loaded.samples[0].meta == {"category": "H"}
 
 
 def test_aegis(tmp_path: Path) -> None:
@@ -203,10 +203,10 @@ def test_aegis(tmp_path: Path) -> None:
         {**base, "labels_0": "Safe", "labels_1": None, "labels_2": None},
     ]
     put(tmp_path, "Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", rows)
-    found = get("AegisSafetyTest", tmp_path)
-    assert labels(found.samples) == [("unharmful", None), ("harmful", None)]
-    assert found.samples[0].prompt == "a"
-    assert found.set_aside.reasons == {"fewer than three annotations": 1}
+    loaded = get("AegisSafetyTest", tmp_path)
+    assert labels(loaded.samples) == [("unharmful", None), ("harmful", None)]
+    assert loaded.samples[0].prompt == "a"
+    assert loaded.skipped.reasons == {"fewer than three annotations": 1}
 
 
 def test_wildguard_leaves_rows_without_agreement_out(tmp_path: Path) -> None:
@@ -235,9 +235,9 @@ def test_wildguard_leaves_rows_without_agreement_out(tmp_path: Path) -> None:
     ]
     put(tmp_path, "test/wildguard_test.parquet", rows)
     assert labels(get("WildGuardTestPrompt", tmp_path).samples) == [("harmful", None), ("unharmful", None)]
-    found = get("WildGuardTestResponse", tmp_path)
-    assert labels(found.samples) == [(None, "harmful")]
-    assert found.set_aside.reasons == {"no text in 'response'": 1}
+    loaded = get("WildGuardTestResponse", tmp_path)
+    assert labels(loaded.samples) == [(None, "harmful")]
+    assert loaded.skipped.reasons == {"no text in 'response'": 1}
 
 
 def test_safe_rlhf_draws_the_same_prompts_safe_and_unsafe(tmp_path: Path) -> None:
@@ -249,10 +249,10 @@ def test_safe_rlhf_draws_the_same_prompts_safe_and_unsafe(tmp_path: Path) -> Non
     put(tmp_path, "round0/test.jsonl.xz", rows)
     samples = get("SafeRLHF", tmp_path).samples
     assert len(samples) == 2000
-    assert [one.response_label for one in samples] == ["unharmful"] * 1000 + ["harmful"] * 1000
-    assert [one.prompt for one in samples[:1000]] == [one.prompt for one in samples[1000:]]
-    assert all(str(one.response).startswith("safe" if n < 1000 else "unsafe") for n, one in enumerate(samples))
-    assert len({one.id for one in samples}) == 2000
+    assert [sample.response_label for sample in samples] == ["unharmful"] * 1000 + ["harmful"] * 1000
+    assert [sample.prompt for sample in samples[:1000]] == [sample.prompt for sample in samples[1000:]]
+    assert all(str(sample.response).startswith("safe" if n < 1000 else "unsafe") for n, sample in enumerate(samples))
+    assert len({sample.id for sample in samples}) == 2000
     assert samples == get("SafeRLHF", tmp_path).samples
 
 
@@ -263,10 +263,10 @@ def test_beavertails_and_simple_safety_tests(tmp_path: Path) -> None:
         {"prompt": "a", "response": "d", "category": {}, "is_safe": None},
     ]
     put(tmp_path, "round0/30k/test.jsonl.gz", rows)
-    found = get("BeaverTails", tmp_path)
-    assert labels(found.samples) == [(None, "harmful"), (None, "unharmful")]
-    assert found.samples[0].meta == {"category": "y"}
-    assert found.set_aside.total == 1
+    loaded = get("BeaverTails", tmp_path)
+    assert labels(loaded.samples) == [(None, "harmful"), (None, "unharmful")]
+    assert loaded.samples[0].meta == {"category": "y"}
+    assert loaded.skipped.total == 1
     put(tmp_path, "sst_test_cases.csv", [{"id": "1", "harm_area": "x", "category": "y", "prompt": "a"}])
     assert labels(get("SimpleSafetyTests", tmp_path).samples) == [("harmful", None)]
 
@@ -278,9 +278,9 @@ def test_xstest(tmp_path: Path) -> None:
         {"id": "3", "prompt": "y", "type": "safe_targets", "label": "unsafe"},
     ]
     put(tmp_path, "xstest_prompts.csv", rows)
-    found = get("XSTest", tmp_path)
-    assert labels(found.samples) == [("unharmful", None), ("harmful", None)]
-    assert found.set_aside.reasons == {"label and type disagree": 1}
+    loaded = get("XSTest", tmp_path)
+    assert labels(loaded.samples) == [("unharmful", None), ("harmful", None)]
+    assert loaded.skipped.reasons == {"label and type disagree": 1}
     older = tmp_path / "older"
     put(older, "xstest_v2_prompts.csv", [{"id_v2": "v2-1", "type": "contrast_homonyms", "prompt": "a"}])
     assert labels(get("XSTest", older).samples) == [("harmful", None)]
@@ -303,9 +303,9 @@ def test_image_sets(tmp_path: Path) -> None:
     step = [{"dataset": "ForbidQI", "category_id": "1", "task_id": "2", "category_name": "c", "question": "no"}]
     put(tmp_path, "data/question/safebench.csv", step)
     image(tmp_path, "data/images/SafeBench/query_ForbidQI_1_2_6.png")
-    found = get("FigStep", tmp_path).samples
-    assert labels(found) == [("harmful", None)]
-    assert "no" not in found[0].prompt.split()
+    loaded = get("FigStep", tmp_path).samples
+    assert labels(loaded) == [("harmful", None)]
+    assert "no" not in loaded[0].prompt.split()
 
     questions = {"0": {"Rephrased Question": "typed", "Rephrased Question(SD)": "drawn"}, "10": {}}
     put(tmp_path, "data/processed_questions/06-Fraud.json", questions)
@@ -325,15 +325,15 @@ def test_unsafebench_keeps_its_images_inside_the_files(tmp_path: Path) -> None:
     put(tmp_path, "data/test-00000-of-00002.parquet", [first, {**first, "safety_label": "unsafe"}])
     put(tmp_path, "data/test-00001-of-00002.parquet", [{**first, "safety_label": "Unsafe"}, {**first, "image": None}])
     put(tmp_path, "data/train-00000-of-00001.parquet", [first])
-    found = get("UnsafeBench", tmp_path)
-    assert labels(found.samples) == [("unharmful", None), ("harmful", None)]
-    assert [sample.id for sample in found.samples] == ["UnsafeBench/0", "UnsafeBench/2"]
-    assert found.set_aside.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no image in it": 1}
-    assert found.size_differs == "UnsafeBench: 2 rows, the official set has 2,037"
-    sample = found.samples[0]
+    loaded = get("UnsafeBench", tmp_path)
+    assert labels(loaded.samples) == [("unharmful", None), ("harmful", None)]
+    assert [sample.id for sample in loaded.samples] == ["UnsafeBench/0", "UnsafeBench/2"]
+    assert loaded.skipped.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no image in it": 1}
+    assert loaded.size_differs == "UnsafeBench: 2 rows, but the official set has 2,037"
+    sample = loaded.samples[0]
     assert (sample.modality, sample.prompt, sample.meta) == ("image", "", {"category": "Hate"})
     (unpacked,) = (tmp_path / "unpacked").iterdir()  # the same image is written once
-    assert sample.images == found.samples[1].images == (str(unpacked),)
+    assert sample.images == loaded.samples[1].images == (str(unpacked),)
     assert unpacked.suffix == ".png"
     assert unpacked.read_bytes() == seen["bytes"]
 
@@ -351,13 +351,13 @@ def test_vlguard_has_two_rows_for_a_safe_image(tmp_path: Path) -> None:
         {"id": "3", "image": "a/1.png", "safe": "no", "instr-resp": [{"instruction": "i"}]},
     ]
     put(tmp_path, "test.json", rows)
-    found = get("VLGuard", tmp_path)
-    assert [(one.prompt, one.request_label) for one in found.samples] == [
+    loaded = get("VLGuard", tmp_path)
+    assert [(sample.prompt, sample.request_label) for sample in loaded.samples] == [
         ("u", "harmful"),
         ("s", "unharmful"),
         ("i", "harmful"),
     ]
-    assert found.set_aside.reasons == {"no safety flag or no instruction": 1}
+    assert loaded.skipped.reasons == {"no safety flag or no instruction": 1}
 
 
 # --- what cannot be read --------------------------------------------------------------------------------

@@ -61,8 +61,8 @@ def test_the_temperature_is_the_best_of_a_grid() -> None:
         chances = scaled(scores, temperature)
         return -sum(math.log(p if truth else 1 - p) for truth, p in zip(truths, chances, strict=True))
 
-    found = fit_temperature(truths, scores)
-    assert all(loss(found) <= loss(0.5 * 1.02**step) + 1e-9 for step in range(180))
+    fitted = fit_temperature(truths, scores)
+    assert all(loss(fitted) <= loss(0.5 * 1.02**step) + 1e-9 for step in range(180))
 
 
 def test_scores_by_hand() -> None:
@@ -99,13 +99,13 @@ def labelled(count: int) -> list[Prediction]:
 
 
 def test_a_fit_covers_what_was_labelled() -> None:
-    found = fit(labelled(400), labelled(400), MODEL, "toy")
-    assert found.fast.request.measured is not None
-    assert found.fast.response == Scale()
-    thresholds = found.fast.request.thresholds
+    fitted = fit(labelled(400), labelled(400), MODEL, "toy")
+    assert fitted.fast.request.measured is not None
+    assert fitted.fast.response == Scale()
+    thresholds = fitted.fast.request.thresholds
     assert thresholds["strict"] < thresholds["balanced"] < thresholds["permissive"]
-    assert found.hybrid_tokens == pytest.approx(40 + found.reasoned * 40)
-    assert found.reasoned == pytest.approx(0.3, abs=0.01)
+    assert fitted.hybrid_tokens == pytest.approx(40 + fitted.reasoned * 40)
+    assert fitted.reasoned == pytest.approx(0.3, abs=0.01)
     with pytest.raises(DataError, match="fewer than 20 scored rows"):
         fit(labelled(10), labelled(10), MODEL, "toy")
 
@@ -216,9 +216,9 @@ def test_a_calibration_in_the_models_folder_is_taken(tmp_path: Path) -> None:
     (folder / "calibration.json").write_text(stale.model_dump_json(), "utf-8")
     with pytest.raises(InputError, match="measured on other weights"):
         Guard.load(str(folder))
-    given = shipped.model_copy(update={"data": "mine"})
-    with Guard.load(str(folder), calibration=given) as mine:
-        assert mine.policy.calibration == given
+    replacement = shipped.model_copy(update={"data": "mine"})
+    with Guard.load(str(folder), calibration=replacement) as mine:
+        assert mine.policy.calibration == replacement
 
 
 def test_rows_without_a_score_before_reasoning_do_not_switch_the_weight_off() -> None:
@@ -257,10 +257,10 @@ def test_the_stage_writes_what_the_guard_reads(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     raw = guard()
-    found = calibrate.run(raw, [from_file(path)], tmp_path / "calibration.json")
-    assert read_calibration(tmp_path / "calibration.json") == found
-    assert found.fast.request.temperature == pytest.approx(math.log(4) / math.log(4 / 3), rel=1e-3)  # 4/7 are harmful
-    assert guard(mode="fast", calibration=found).moderate("hi").request.score == pytest.approx(4 / 7, rel=1e-3)
+    fitted = calibrate.run(raw, [from_file(path)], tmp_path / "calibration.json")
+    assert read_calibration(tmp_path / "calibration.json") == fitted
+    assert fitted.fast.request.temperature == pytest.approx(math.log(4) / math.log(4 / 3), rel=1e-3)  # 4/7 are harmful
+    assert guard(mode="fast", calibration=fitted).moderate("hi").request.score == pytest.approx(4 / 7, rel=1e-3)
     asked = len(raw.engine.requests)  # type: ignore[attr-defined]
     calibrate.run(raw, [from_file(path)], tmp_path / "calibration.json")
     assert len(raw.engine.requests) == asked  # type: ignore[attr-defined]

@@ -57,17 +57,17 @@ def test_benchmarks_set_apart_and_baselines_stand_beside_every_guard(tmp_path: P
         (tmp_path / name / SETTINGS).write_text(json.dumps(asdict(Settings(name, None, "fast"))))
     results = summarise(rows, Settings("both", None, "fast"), {"no": lambda row, target: Label.UNHARMFUL}, ["noisy"])
     (tmp_path / "both" / RESULTS).write_text(json.dumps(results.as_json()))
-    both, one = read_evaluation(tmp_path / "both"), read_evaluation(tmp_path / "one")
+    both, single = read_evaluation(tmp_path / "both"), read_evaluation(tmp_path / "one")
     assert both.results.groups["request"]["all"].figures.rows == 1
     dash = "\u2013"
-    assert by_group([both, one], "request") == [
+    assert by_group([both, single], "request") == [
         ["", "rows", "harmful", "both, fast (both) F1 / FPR", "one, fast (one) F1 / FPR", "no F1 / FPR", "coverage"],
         ["all", "1", "1", f"100.0 / {dash}", f"100.0 / {dash}", f"0.0 / {dash}", "100.0 / 100.0"],
         ["toy", "1", "1", f"100.0 / {dash}", f"100.0 / {dash}", f"0.0 / {dash}", "100.0 / 100.0"],
-        ["noisy (apart)", "1", "0", "0.0 / 100.0", dash, f"{dash} / 0.0", f"100.0 / {dash}"],
+        ["noisy (excluded)", "1", "0", "0.0 / 100.0", dash, f"{dash} / 0.0", f"100.0 / {dash}"],
         ["modality: text", "1", "1", f"100.0 / {dash}", f"100.0 / {dash}", f"0.0 / {dash}", "100.0 / 100.0"],
     ]
-    assert "| noisy (apart) | 1 | 0 |" in markdown([both, one])
+    assert "| noisy (excluded) | 1 | 0 |" in markdown([both, single])
     assert difference(both, both, "request")[0] == 1
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.evaluation.external_predictions import read_stored
-from guardreasoner_vl.evaluation.scoring import score_table
+from guardreasoner_vl.evaluation.external_predictions import read_external_predictions
+from guardreasoner_vl.evaluation.report import score_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,14 +39,14 @@ def test_the_authors_file(tmp_path: Path) -> None:
             {"prompt": "x", "label": "Request: harmful"},
         ],
     )
-    stored = read_stored(path)
+    stored = read_external_predictions(path)
     assert [(row.request, row.response, row.has_response) for row in stored.rows] == [
         ("harmful", None, False),
         ("harmful", "harmful", True),
         ("unharmful", None, False),
         ("harmful", None, False),
     ]
-    assert stored.set_aside.rows == [
+    assert stored.skipped.rows == [
         ("generated_predictions.jsonl, line 4", "its request label is none of harmful, unharmful, harmless")
     ]
     assert stored.unanswered.rows == [("generated_predictions.jsonl, line 5", "no text in 'predict'")]
@@ -70,18 +70,18 @@ def test_answers_by_id(tmp_path: Path) -> None:
         ],
     )
     answers = [{"id": name, "predict": ANSWER.format("harmful", "None")} for name in "ab"]
-    stored = read_stored(write(tmp_path / "p.jsonl", [*answers, answers[0]]), gold)
+    stored = read_external_predictions(write(tmp_path / "p.jsonl", [*answers, answers[0]]), gold)
     assert score_table(stored.rows, "strict")[1][3] == "66.7"
-    assert stored.set_aside.reasons == {"its id stands there already": 1}
+    assert stored.skipped.reasons == {"repeated id": 1}
     for wrong in ([answers[0]], [*answers, {"id": "c", "predict": ""}]):
         with pytest.raises(DataError, match="give the file that was judged"):
-            read_stored(write(tmp_path / "p.jsonl", wrong), gold)
+            read_external_predictions(write(tmp_path / "p.jsonl", wrong), gold)
 
 
 @pytest.mark.parametrize("rows", [[], [{"text": "x"}], [{"prompt": "x", "label": "", "predict": "y"}]])
 def test_a_file_of_another_layout_is_refused(tmp_path: Path, rows: list[Any]) -> None:
     with pytest.raises(DataError, match="no row to score"):
-        read_stored(write(tmp_path / "p.jsonl", rows))
+        read_external_predictions(write(tmp_path / "p.jsonl", rows))
 
 
 UNANSWERED: list[dict[str, Any]] = [{"predict": None}, {"predict": 5}, {"predict": ["x"]}, {"predict": ""}, {}]
@@ -94,7 +94,7 @@ def test_a_row_without_an_answer_is_wrong_once(tmp_path: Path, answer: dict[str,
         released("Request: unharmful", ANSWER.format("unharmful", "None")),
     ]
     asked = {"prompt": ASKED.format("None"), "label": "Request: harmful"}
-    stored = read_stored(write(tmp_path / "p.jsonl", [*right, asked | answer]))
+    stored = read_external_predictions(write(tmp_path / "p.jsonl", [*right, asked | answer]))
     assert score_table(stored.rows, "strict")[1] == [
         "request", "3", "3", "66.7", "100.0", "50.0", "0.0", "66.7", "66.7",
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_gold_row_whose_answer_is_torn_is_wrong_once(tmp_path: Path) -> None:
     answers = write(tmp_path / "p.jsonl", [{"id": name, "predict": ANSWER.format("harmful", "None")} for name in "abc"])
     lines = answers.read_text().splitlines()
     answers.write_text("\n".join([lines[0], lines[1][:30], lines[2]]) + "\n")
-    stored = read_stored(answers, gold)
+    stored = read_external_predictions(answers, gold)
     assert score_table(stored.rows, "strict")[1][-2:] == ["66.7", "66.7"]
-    assert stored.set_aside.rows == [("p.jsonl, line 2", "not JSON")]
+    assert stored.skipped.rows == [("p.jsonl, line 2", "not JSON")]
     assert stored.unanswered.rows == [("b", "its answer could not be read")]

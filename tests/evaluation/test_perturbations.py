@@ -91,11 +91,11 @@ def test_flips_by_hand() -> None:
         for at, (g, n) in enumerate(zip(golds, news, strict=True))
     }
     after["toy", "unknown"] = prediction("unknown", "harmful", "harmful")
-    found = robustness.flips(before, after, "request")
-    assert (found.rows, found.evaded, found.raised, found.failed) == (6, 1, 1, 1)
-    assert found.rate == 0.5
-    assert found.before == Counts(true_positive=2, true_negative=3, false_negative=1)
-    assert found.after == Counts(true_positive=1, false_positive=2, true_negative=1, false_negative=2, errors=1)
+    flips = robustness.flips(before, after, "request")
+    assert (flips.rows, flips.evaded, flips.raised, flips.failed) == (6, 1, 1, 1)
+    assert flips.rate == 0.5
+    assert flips.before == Counts(true_positive=2, true_negative=3, false_negative=1)
+    assert flips.after == Counts(true_positive=1, false_positive=2, true_negative=1, false_negative=2, errors=1)
     assert robustness.flips(before, after, "response").rate is None
 
 
@@ -108,14 +108,14 @@ def test_the_stage_tells_which_changes_break_a_guard(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     guard, loaded = scripted_guard(), [from_file(path)]
-    found = robustness.run(guard, loaded, tmp_path / "out")["request"]
-    assert found["padded before"].rate == 0
-    assert (found["upper case"].raised, found["upper case"].rows) == (1, 2)  # it looks for BAD
-    assert (found["rendered"].evaded, found["rendered"].rows) == (1, 2)  # and reads no images
-    assert found["re-encoded"].rows == 0
+    flips = robustness.run(guard, loaded, tmp_path / "out")["request"]
+    assert flips["padded before"].rate == 0
+    assert (flips["upper case"].raised, flips["upper case"].rows) == (1, 2)  # it looks for BAD
+    assert (flips["rendered"].evaded, flips["rendered"].rows) == (1, 2)  # and reads no images
+    assert flips["re-encoded"].rows == 0
     written = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert written["request"]["upper case"]["raised"] == 1
-    lines = robustness.table(found)
+    lines = robustness.table(flips)
     assert next(line for line in lines if line[0] == "upper case")[:3] == ["upper case", "2", "50.0"]
     assert not any(line[0] == "re-encoded" for line in lines)
     asked = len(guard.engine.requests)  # type: ignore[attr-defined]

@@ -68,8 +68,8 @@ def test_the_constant_guards_stand_beside(results: Results) -> None:
 
 
 def test_markdown_says_what_was_measured(results: Results) -> None:
-    results.warnings.append("toy: 4 rows, the official set has 5")
-    results.set_aside["toy"] = {"no label": 2}
+    results.warnings.append("toy: 4 rows, but the official set has 5")
+    results.skipped["toy"] = {"no label": 2}
     text = markdown(results, "guardreasoner-vl evaluate", ["request_f1.svg"])
     for part in ("# toy (r1), fast mode", "official set has 5", "no label 2", "![request f1](request_f1.svg)"):
         assert part in text
@@ -99,8 +99,8 @@ def test_the_papers_cells_stand_beside_ours() -> None:
         for number in range(2)
     ]
     results = summarise(rows, SETTINGS)
-    own = paper_f1(results, "request")
-    assert own == {
+    measured = paper_f1(results, "request")
+    assert measured == {
         "ToxicChat": pytest.approx(200 / 3),
         "HarmBenchPrompt": pytest.approx(200 / 3),
         "Average (Text)": None,

@@ -58,7 +58,7 @@ def rgb_of(image: CheckedImage, at: tuple[int, int] = (0, 0)) -> Pixel:
     return pixel
 
 
-def readings(source: ImageSource) -> list[Pixel]:
+def variants(source: ImageSource) -> list[Pixel]:
     """The first pixel of each image."""
     return [rgb_of(image) for image in checked_images(source)]
 
@@ -121,17 +121,17 @@ def sources_by_mode() -> dict[str, tuple[ImageSource, list[Pixel]]]:
 
 
 @pytest.mark.parametrize("name", sources_by_mode())
-def test_each_mode_becomes_the_rgb_readings_worked_out_by_hand(name: str) -> None:
+def test_each_mode_becomes_the_rgb_variants_worked_out_by_hand(name: str) -> None:
     source, expected = sources_by_mode()[name]
-    assert readings(source) == expected
+    assert variants(source) == expected
 
 
 def test_a_cmyk_jpeg_is_not_inverted() -> None:
     jpeg = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
-    assert np.allclose(readings(jpeg), [RED], atol=4)
+    assert np.allclose(variants(jpeg), [RED], atol=4)
 
 
-def test_white_text_on_a_clear_ground_shows_in_a_reading() -> None:
+def test_white_text_on_a_clear_ground_shows_in_a_variant() -> None:
     source = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
     source.putpixel((1, 0), (255, 255, 255, 255))
     shown = [(rgb_of(image), rgb_of(image, (1, 0))) for image in checked_images(source)]
@@ -191,8 +191,8 @@ def test_every_frame_is_judged(format_name: str) -> None:
     colours = [RED, GREEN, (0, 0, 255)]
     first, *others = [Image.new("RGB", (4, 4), colour) for colour in colours]
     data = encode(first, format_name, save_all=True, append_images=others, lossless=True)
-    assert readings(data) == colours
-    assert readings(Image.open(BytesIO(data))) == colours
+    assert variants(data) == colours
+    assert variants(Image.open(BytesIO(data))) == colours
 
 
 def test_a_pil_image_is_left_as_it_was() -> None:
@@ -279,7 +279,7 @@ def test_the_limits_can_be_narrowed() -> None:
     png, jpeg = encode(dot("L", 1), "PNG"), encode(dot("L", 1), "JPEG")
     only_jpeg = ImageLimits(formats=frozenset({"JPEG"}))
     assert len(checked_images(jpeg, only_jpeg)) == 1
-    with pytest.raises(ImageError, match="no JPEG image"):
+    with pytest.raises(ImageError, match="not a JPEG image"):
         checked_images(png, only_jpeg)
 
 

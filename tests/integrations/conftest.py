@@ -1,4 +1,4 @@
-"""The service that all libraries are tested against."""
+"""Fixtures: the service that all integrations are tested against."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def running() -> Iterator[Running]:
 
 @pytest.fixture
 def service(running: Running) -> Running:
-    """The service, with nothing judged yet and a model that answers gladly."""
+    """The service, with no exchange judged yet and a harmless model."""
     running.backend.judged.clear()
     running.model.asked.clear()
     running.model.answer, running.model.events = "Gladly.", []
@@ -39,6 +39,6 @@ async def guard(service: Running) -> AsyncIterator[GuardClient]:
 
 @pytest.fixture
 async def down() -> AsyncIterator[GuardClient]:
-    """A client of a service that is not there."""
+    """A client of a service that does not run."""
     async with GuardClient(CLOSED, KEY, timeout=10) as guard:
         yield guard

@@ -1,4 +1,4 @@
-"""The examples as modules, which no package holds."""
+"""Loads the example scripts, which belong to no package, as modules."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ FOLDER = Path(__file__).parents[2] / "examples" / "integrations"
 
 
 def example(name: str) -> dict[str, Any]:
-    """What an example defines; its `main` is not run."""
+    """The names that an example defines; its `main` is not run."""
     return runpy.run_path(str(FOLDER / name))

@@ -21,7 +21,7 @@ Item = dict[str, Any]
 
 @dataclass
 class Upstream:
-    """What the server behind the proxy answers: Anthropic blocks, Responses items or a chat message."""
+    """The answer of the server behind the proxy: Anthropic blocks, Responses items or a chat message."""
 
     blocks: list[Item] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
@@ -72,22 +72,22 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def message_events(blocks: list[Item]) -> Iterator[Item]:
-    """As Anthropic streams: texts and inputs in pieces, other blocks at once."""
+    """Events as Anthropic streams them: texts and inputs in pieces, other blocks at once."""
     yield {"type": "message_start", "message": {**MESSAGE, "stop_reason": None}}
     for index, block in enumerate(blocks):
-        name, kind, told = _DELTAS.get(block["type"], ("", "", ""))
+        name, kind, delta_field = _DELTAS.get(block["type"], ("", "", ""))
         said = block.get(name, "") if name != "input" else json.dumps(block["input"])
         begun = {**block, name: {} if name == "input" else ""} if name else block
         yield {"type": "content_block_start", "index": index, "content_block": begun}
         for piece in pieces(said) if name else ():
-            yield {"type": "content_block_delta", "index": index, "delta": {"type": kind, told: piece}}
+            yield {"type": "content_block_delta", "index": index, "delta": {"type": kind, delta_field: piece}}
         yield {"type": "content_block_stop", "index": index}
     yield {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}}
     yield {"type": "message_stop"}
 
 
 def response_events(items: list[Item]) -> Iterator[Item]:
-    """As OpenAI streams: texts in pieces and again as a whole, then each item, then all."""
+    """Events as OpenAI streams them: texts in pieces and again as a whole, then each item, then all."""
     yield {"type": "response.created", "response": {**RESPONSE, "status": "in_progress"}}
     for index, item in enumerate(items):
         begun = {**item, "content": []} if item["type"] == "message" else item
@@ -107,7 +107,7 @@ def chat_chunks(message: str) -> Iterator[Item]:
 
 
 class Server(Handler):
-    """Answers as `Upstream` says; a subclass holds it."""
+    """Answers with the `Upstream` of a subclass."""
 
     upstream: Upstream
 
@@ -127,7 +127,7 @@ class Server(Handler):
 
 
 def write_config(folder: Path, guardrail: Item, upstream: str) -> Path:
-    """The guardrail of the example's configuration in front of two models of the server."""
+    """Write a proxy configuration: the example's guardrail in front of two models of the server."""
     models = {
         "gpt": {"model": "openai/gpt-4o", "api_base": upstream},
         "claude": {"model": "anthropic/claude-sonnet-4", "api_base": upstream.removesuffix("/v1")},
@@ -145,8 +145,8 @@ def write_config(folder: Path, guardrail: Item, upstream: str) -> Path:
     return path
 
 
-def told(answer: httpx.Response) -> str:
-    """The texts that an answer shows, whole or streamed."""
+def shown_text(answer: httpx.Response) -> str:
+    """The texts of an answer, complete or streamed."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         return answer.text
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]

@@ -1,4 +1,4 @@
-"""The real service on a free port of this machine, with a guard without a model behind it.
+"""The real service on a free local port, with a scripted guard.
 
 The guard finds the word BAD and red images harmful and cannot judge BROKEN.
 """
@@ -25,7 +25,7 @@ from tests.service.scripted_backend import ScriptedBackend
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.engines.base import StreamListener
     from guardreasoner_vl.types import Exchange, Mode, Verdict
 
 KEY = "a-key-of-the-tests"
@@ -61,10 +61,10 @@ EXCHANGES: list[tuple[Any, str, bool]] = [
 class Backend(ScriptedBackend):
     """Finds red images harmful, too."""
 
-    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+    async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
         if any(_is_red(image) for image in exchange.images):
             exchange = replace(exchange, prompt=f"{exchange.prompt or ''} BAD")
-        return await super().judge(exchange, mode, watch)
+        return await super().judge(exchange, mode, listener)
 
 
 def _is_red(image: Any) -> bool:

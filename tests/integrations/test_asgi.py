@@ -1,4 +1,4 @@
-"""The ASGI middleware around an application whose answers the tests write."""
+"""The ASGI middleware around an application with scripted answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integrations.examples import example
 from tests.integrations.service import GREEN, KEY, RED, Running, chunk, completion, image_part, sse
 from tests.service.proxied import chunks_in
 from tests.service.running import running as running_app
-from tests.service.test_passing import ODD_BODIES, REFUSED
+from tests.service.test_chat_fields import ODD_BODIES, REFUSED
 from tests.service.verdicts import verdict
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ FINE = "Fine words. " * 8
 
 
 class App:
-    """Sends `pieces` of a body; keeps what it was asked."""
+    """Sends `pieces` of a body; records the requests."""
 
     def __init__(
         self, *pieces: str | bytes, kind: str = "application/json", status: int = 200, encoding: str = "identity"
@@ -64,8 +64,8 @@ def streaming(*events: str | dict[str, Any]) -> App:
 @asynccontextmanager
 async def client(app: Any, guard: GuardClient, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(GuardMiddleware(app, guard, **{"window": 40, **options}))
-    async with httpx.AsyncClient(transport=transport, base_url="http://app.test") as made:
-        yield made
+    async with httpx.AsyncClient(transport=transport, base_url="http://app.test") as http_client:
+        yield http_client
 
 
 async def asked(app: Any, guard: Any, messages: Any = HELLO, **body: Any) -> httpx.Response:
@@ -108,7 +108,7 @@ async def test_without_a_service_everything_is_blocked(down: GuardClient) -> Non
 
 
 async def test_the_application_gets_what_was_judged(guard: GuardClient) -> None:
-    """Two readers may disagree on a JSON that names a key twice."""
+    """Two parsers may disagree about JSON with a duplicate key."""
     app = App(json.dumps(completion("Gladly.")))
     body = '{"messages": [{"role": "user", "content": "BAD"}], "n": 1, "messages": [{"role": "user", "content": "Hi"}]}'
     async with client(app, guard) as http:
@@ -223,8 +223,8 @@ async def test_each_of_several_answers_is_judged_for_itself(guard: GuardClient) 
     second = json.loads(json.dumps(whole["choices"][0])) | {"index": 1}
     second["message"]["content"] = "BAD"
     whole["choices"].append(second)
-    told = (await asked(App(json.dumps(whole)), guard)).json()["choices"]
-    assert [choice["finish_reason"] for choice in told] == ["stop", "content_filter"]
+    choices = (await asked(App(json.dumps(whole)), guard)).json()["choices"]
+    assert [choice["finish_reason"] for choice in choices] == ["stop", "content_filter"]
 
 
 @pytest.mark.parametrize(
@@ -354,10 +354,10 @@ async def test_however_it_is_cut_nothing_bad_leaves(text: str, cuts: list[int], 
         pieces.append(chunk({"content": text[at : at + length]}))
         at += length
     async with client(streaming(*pieces, "data: [DONE]\n\n"), Instant(), window=window) as http:  # type: ignore[arg-type]
-        told = text_of(await http.post(PATH, json={"messages": HELLO}))
-    assert text.startswith(told)
-    assert "BAD" not in told
-    assert told == text or "BAD" in text
+        shown = text_of(await http.post(PATH, json={"messages": HELLO}))
+    assert text.startswith(shown)
+    assert "BAD" not in shown
+    assert shown == text or "BAD" in text
 
 
 # The example, under a real server

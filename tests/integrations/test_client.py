@@ -1,4 +1,4 @@
-"""The client: a verdict about everything, whatever the other end does."""
+"""The client returns a verdict in every case, whatever the server does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = "canary-content"
 
 
 class Odd(Handler):
-    """Answers as `odd` says."""
+    """Answers with the response that `odd` selects."""
 
     odd: Callable[[Odd], None]
 
@@ -35,7 +35,7 @@ class Odd(Handler):
 
 
 def both(client: GuardClient, **what: Any) -> list[Verdict]:
-    """The verdicts of the sync and of the async way."""
+    """The verdicts of the synchronous and the asynchronous client."""
 
     async def asked() -> Verdict:
         async with client:

@@ -39,7 +39,7 @@ def bake(what: str) -> str:
 
 
 class Script(GenericFakeChatModel):
-    """Says one message after the other."""
+    """A model that returns the scripted messages in order."""
 
     def bind_tools(self, tools: Any, **_: Any) -> Any:
         return self

@@ -35,9 +35,9 @@ HELLO = {"messages": [{"role": "user", "content": "Hello."}], "proxy_server_requ
 
 @pytest.fixture
 async def guardrail(service: Running) -> AsyncIterator[Any]:
-    made = EXAMPLE["guarded"](service.url, KEY, window=40)
-    async with made.client:
-        yield made
+    guardrail_under_test = EXAMPLE["guarded"](service.url, KEY, window=40)
+    async with guardrail_under_test.client:
+        yield guardrail_under_test
     litellm.callbacks = []
 
 
@@ -65,8 +65,8 @@ def refused(reason: str) -> Any:
     ],
 )
 async def test_a_call_is_judged_at_both_ends(guardrail: Any, content: Any, answer: str, blocked: bool) -> None:
-    told = await EXAMPLE["ask"](content, answer)
-    assert told.startswith("(refused)") if blocked else told == answer
+    reply = await EXAMPLE["ask"](content, answer)
+    assert reply.startswith("(refused)") if blocked else reply == answer
 
 
 @pytest.mark.parametrize(("request_use", "response_use"), USES)
@@ -180,18 +180,18 @@ async def held(guardrail: Any, stream: Any) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("ending", ["fine.", "BAD", "BROKEN"])
 async def test_a_stream_is_held_back(guardrail: Any, ending: str) -> None:
-    answer, told = "Fine words. " * 10 + ending, ""
+    answer, reply = "Fine words. " * 10 + ending, ""
     stream = await litellm.acompletion(model="gpt-4o", messages=HELLO["messages"], mock_response=answer, stream=True)
     if ending == "fine.":
         async for piece in held(guardrail, stream):
-            told += piece
-        assert told == answer
+            reply += piece
+        assert reply == answer
         return
     with refused("harmful: request, response" if ending == "BAD" else "could not judge"):
         async for piece in held(guardrail, stream):
-            told += piece
-    assert 0 < len(told) <= 120
-    assert answer.startswith(told)
+            reply += piece
+    assert 0 < len(reply) <= 120
+    assert answer.startswith(reply)
 
 
 async def test_a_refused_stream_is_not_read_on(guardrail: Any) -> None:
@@ -306,11 +306,11 @@ def test_the_configuration_names_the_class_and_what_it_takes() -> None:
     assert (module, name) == (GuardReasonerGuardrail.__module__, GuardReasonerGuardrail.__name__)
     # How LiteLLM's registry makes a guardrail of it.
     mode, default_on = params.pop("mode"), params.pop("default_on")
-    made = GuardReasonerGuardrail(guardrail_name="g", event_hook=mode, default_on=default_on, **params)
+    guardrail_under_test = GuardReasonerGuardrail(guardrail_name="g", event_hook=mode, default_on=default_on, **params)
     hooks = (GuardrailEventHooks.pre_call, GuardrailEventHooks.during_call, GuardrailEventHooks.post_call)
-    assert [made.should_run_guardrail({}, hook) for hook in hooks] == [True, False, True]
+    assert [guardrail_under_test.should_run_guardrail({}, hook) for hook in hooks] == [True, False, True]
     assert "async_post_call_streaming_iterator_hook" in vars(GuardReasonerGuardrail)
-    made.client.close()
+    guardrail_under_test.client.close()
 
 
 def test_the_example(service: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import pytest_asyncio
 import yaml
 
 from tests.integrations.examples import FOLDER
-from tests.integrations.litellm_proxy import MASTER_KEY, Server, Upstream, told, write_config
+from tests.integrations.litellm_proxy import MASTER_KEY, Server, Upstream, shown_text, write_config
 from tests.integrations.service import GREEN, KEY, RED, Running
 from tests.local_server import LocalServer
 
@@ -46,9 +46,9 @@ async def proxy(running: Running, tmp_path_factory: pytest.TempPathFactory) -> A
             transport=transport, base_url="http://localhost", headers=headers, timeout=30
         ) as http:
             yield http
-        for made in litellm.callbacks:
-            if hasattr(made, "client"):
-                await made.client.aclose()
+        for callback in litellm.callbacks:
+            if hasattr(callback, "client"):
+                await callback.client.aclose()
     litellm.callbacks = []
 
 
@@ -116,7 +116,7 @@ async def test_request_and_answer_are_judged(
     says(answer)
     got = await proxy.post(route, json={**body_of(route, said, model), "stream": stream})
     assert (is_refused(got), len(UPSTREAM.asked)) == (blocked, asked), got.text
-    assert (answer in told(got)) != blocked
+    assert (answer in shown_text(got)) != blocked
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -130,12 +130,12 @@ async def test_text_completions_are_judged(proxy: httpx.AsyncClient, stream: boo
 async def test_a_stream_is_held_back_window_by_window(proxy: httpx.AsyncClient, route: str, model: str) -> None:
     says(LONG)
     got = await proxy.post(route, json={**body_of(route, "Hello.", model), "stream": True})
-    assert told(got) == LONG
+    assert shown_text(got) == LONG
     for ending in ("BAD", "BROKEN"):
         says(LONG + ending)
         got = await proxy.post(route, json={**body_of(route, "Hello.", model), "stream": True})
         assert is_refused(got)
-        assert (LONG + ending).startswith(told(got) if got.status_code == 200 else "")
+        assert (LONG + ending).startswith(shown_text(got) if got.status_code == 200 else "")
         assert ending not in got.text
 
 

@@ -45,8 +45,8 @@ async def with_rails(module: dict[str, Any], url: str) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def rails(module: dict[str, Any], service: Running) -> AsyncIterator[Any]:
-    async for made in with_rails(module, service.url):
-        yield made
+    async for rails_under_test in with_rails(module, service.url):
+        yield rails_under_test
 
 
 def said(content: Any) -> list[dict[str, Any]]:
@@ -65,8 +65,8 @@ async def test_the_flows_block(
     rails: Any, module: dict[str, Any], service: Running, content: Any, answer: str, blocked: bool
 ) -> None:
     module["Stub"].answer = answer
-    told = await rails.generate_async(messages=said(content))
-    assert told["content"] == (REFUSAL if blocked else answer)
+    reply = await rails.generate_async(messages=said(content))
+    assert reply["content"] == (REFUSAL if blocked else answer)
     if not blocked:
         asked, answered = service.backend.judged
         assert (asked.response, answered.response) == (None, answer)
@@ -94,10 +94,10 @@ async def test_the_check_names_the_rail(rails: Any) -> None:
 @pytest.mark.parametrize(("prompt", "answer"), [("Hello.", "Fine words. " * 150 + "BAD"), ("BAD", "Gladly.")])
 async def test_a_streamed_answer_is_held_back(rails: Any, module: dict[str, Any], prompt: str, answer: str) -> None:
     module["Stub"].answer = answer
-    told = [piece async for piece in rails.stream_async(messages=said(prompt))]
-    assert '"guardrails_violation"' in told[-1]
-    assert bool(told[:-1]) == (prompt == "Hello.")
-    assert "BAD" not in "".join(told)
+    reply = [piece async for piece in rails.stream_async(messages=said(prompt))]
+    assert '"guardrails_violation"' in reply[-1]
+    assert bool(reply[:-1]) == (prompt == "Hello.")
+    assert "BAD" not in "".join(reply)
 
 
 @pytest.mark.parametrize(("thought", "blocked"), [("First this.", False), ("BAD", True), ("BROKEN", True)])
@@ -172,8 +172,8 @@ def test_the_parser_follows_the_verdict() -> None:
 
 async def test_a_prompt_in_one_string_is_judged(service: Running) -> None:
     model = GuardModel("default", service.url, KEY)
-    told = [chunk.delta_content async for chunk in model.stream_async("BAD")]
-    assert parse_verdict("".join(told)) == [False, "the guard finds harmful: request"]
+    reply = [chunk.delta_content async for chunk in model.stream_async("BAD")]
+    assert parse_verdict("".join(reply)) == [False, "the guard finds harmful: request"]
     await model._guard.aclose()
 
 

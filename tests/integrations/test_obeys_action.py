@@ -1,4 +1,4 @@
-"""Each library does what the verdict's action says, whatever the operator enforces, and nothing else."""
+"""Each integration follows the verdict's action only, whatever the operator enforces."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ async def nemo(url: str, said: str, answer: str) -> bool:
     module = example("nemo_guardrails.py")
     module["Stub"].answer = answer
     rails = module["rails"](url)
-    told = await rails.generate_async(messages=[{"role": "user", "content": said}])
+    reply = await rails.generate_async(messages=[{"role": "user", "content": said}])
     await rails.runtime.registered_action_params["llms"]["guardreasoner"]._guard.aclose()
-    return bool(told["content"] != answer)
+    return bool(reply["content"] != answer)
 
 
 @pytest.mark.filterwarnings("ignore:Use 'nim_base_url' instead:DeprecationWarning")  # NeMo reads a field of its own

@@ -37,7 +37,7 @@ def no_tracing() -> Iterator[None]:
 
 
 class Script(agents.Model):
-    """Says one thing after the other, and counts."""
+    """A model that returns the scripted answers in order and counts its calls."""
 
     def __init__(self, *says: Any) -> None:
         self.left = list(says)
@@ -45,17 +45,17 @@ class Script(agents.Model):
 
     async def get_response(self, *_: Any, **__: Any) -> Any:
         self.asked += 1
-        made = self.left.pop(0)
-        return EXAMPLE["said"](made) if isinstance(made, str) else made
+        scripted = self.left.pop(0)
+        return EXAMPLE["said"](scripted) if isinstance(scripted, str) else scripted
 
     async def stream_response(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
-        made = await self.get_response()
+        scripted = await self.get_response()
         response = Response(
             id="1",
             created_at=1,
             model="m",
             object="response",
-            output=made.output,
+            output=scripted.output,
             parallel_tool_calls=False,
             tool_choice="auto",
             tools=[],
@@ -75,8 +75,8 @@ CALL = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "
 RESULT = {"type": "function_call_output", "call_id": "c1"}
 
 
-async def streamed(agent: Any, given: Any) -> str:
-    run = agents.Runner.run_streamed(agent, given)
+async def streamed(agent: Any, agent_input: Any) -> str:
+    run = agents.Runner.run_streamed(agent, agent_input)
     try:
         async for _ in run.stream_events():
             pass
@@ -87,7 +87,7 @@ async def streamed(agent: Any, given: Any) -> str:
 
 @pytest.mark.parametrize("way", [EXAMPLE["answer"], streamed])
 @pytest.mark.parametrize(
-    ("given", "answer", "asked", "blocked"),
+    ("agent_input", "answer", "asked", "blocked"),
     [
         ("Hello.", "Gladly.", 1, False),
         ("BAD", "Gladly.", 0, True),
@@ -104,11 +104,11 @@ async def streamed(agent: Any, given: Any) -> str:
     ],
 )
 async def test_the_agent_starts_and_ends_only_after_a_verdict(
-    guard: GuardClient, given: Any, answer: str, asked: int, blocked: bool, way: Any
+    guard: GuardClient, agent_input: Any, answer: str, asked: int, blocked: bool, way: Any
 ) -> None:
     model = Script(answer)
-    told = await way(EXAMPLE["guarded"](model, guard), given)
-    assert told.startswith("(refused)") if blocked else told == answer
+    reply = await way(EXAMPLE["guarded"](model, guard), agent_input)
+    assert reply.startswith("(refused)") if blocked else reply == answer
     assert model.asked == asked
 
 
@@ -255,11 +255,11 @@ async def test_a_tool_is_not_called_before_the_input_was_judged(guard: GuardClie
 
     call = ResponseFunctionToolCall(name="bake", arguments="{}", call_id="c1", type="function_call")
     response = agents.ModelResponse(output=[call], usage=agents.Usage(), response_id=None)
-    told = [
-        await EXAMPLE["answer"](EXAMPLE["guarded"](Script(response, "Gladly."), guard, tools=[bake]), given)
-        for given in ("BAD", "Bake.")
+    replies = [
+        await EXAMPLE["answer"](EXAMPLE["guarded"](Script(response, "Gladly."), guard, tools=[bake]), agent_input)
+        for agent_input in ("BAD", "Bake.")
     ]
-    assert told == ["(refused) InputGuardrailTripwireTriggered", "Gladly."]
+    assert replies == ["(refused) InputGuardrailTripwireTriggered", "Gladly."]
     assert called == ["bake"]
 
 

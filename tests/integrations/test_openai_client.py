@@ -26,7 +26,7 @@ def client(service: Running) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("given", "flagged"),
+    ("moderation_input", "flagged"),
     [
         ("Hello.", False),
         ("BAD", True),
@@ -38,13 +38,13 @@ def client(service: Running) -> Iterator[Any]:
         ([image_part("https://images.test/a.png")], True),
     ],
 )
-def test_moderation_flags_what_is_to_be_blocked(client: Any, given: Any, flagged: bool) -> None:
-    assert EXAMPLE["is_flagged"](client, given) is flagged
+def test_moderation_flags_what_is_to_be_blocked(client: Any, moderation_input: Any, flagged: bool) -> None:
+    assert EXAMPLE["is_flagged"](client, moderation_input) is flagged
 
 
 def test_the_result_keeps_the_verdict_and_makes_no_category_up(client: Any) -> None:
-    made = client.moderations.create(model="omni-moderation-latest", input="BAD")
-    result = made.results[0].model_dump()
+    moderation = client.moderations.create(model="omni-moderation-latest", input="BAD")
+    result = moderation.results[0].model_dump()
     assert result["verdict"]["request"]["label"] == "harmful"
     assert result["categories"]["harmful/request"] is True
     assert result["categories"]["violence"] is None
@@ -52,13 +52,13 @@ def test_the_result_keeps_the_verdict_and_makes_no_category_up(client: Any) -> N
 
 def test_messages_judge_the_answer_too(client: Any) -> None:
     messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "BAD"}]
-    made = client.moderations.create(input=openai.omit, extra_body={"messages": messages})
-    assert made.results[0].flagged
-    assert made.results[0].model_dump()["verdict"]["response"]["label"] == "harmful"
+    moderation = client.moderations.create(input=openai.omit, extra_body={"messages": messages})
+    assert moderation.results[0].flagged
+    assert moderation.results[0].model_dump()["verdict"]["response"]["label"] == "harmful"
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "told"),
+    ("prompt", "answer", "shown"),
     [
         ("Hello.", "Gladly.", "Gladly."),
         ("BAD", "Gladly.", "(refused)"),
@@ -67,9 +67,9 @@ def test_messages_judge_the_answer_too(client: Any) -> None:
         ("Hello.", "BROKEN", "(refused)"),
     ],
 )
-def test_the_proxy_refuses(client: Any, service: Running, prompt: str, answer: str, told: str) -> None:
+def test_the_proxy_refuses(client: Any, service: Running, prompt: str, answer: str, shown: str) -> None:
     service.model.answer = answer
-    assert EXAMPLE["ask"](client, "m", prompt).startswith(told)
+    assert EXAMPLE["ask"](client, "m", prompt).startswith(shown)
     assert len(service.model.asked) == (prompt == "Hello.")
 
 
@@ -86,7 +86,7 @@ def test_a_streamed_answer_is_held_back(client: Any, service: Running, answer: s
 
 
 ENDS: list[tuple[list[str], str]] = [
-    (sse("Gladly.")[:-2], "the model's answer ended before it was whole: ask again"),
+    (sse("Gladly.")[:-2], "the model's answer ended before it was complete: ask again"),
     (
         [*sse("Gladly.")[:-2], 'data: {"error": {"message": "EngineCore died"}}\n\n', "data: [DONE]\n\n"],
         "EngineCore died",

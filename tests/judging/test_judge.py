@@ -1,4 +1,4 @@
-"""How one exchange becomes a verdict: modes, thresholds, retries, windows, and what never becomes `allow`."""
+"""How one exchange becomes a verdict: modes, thresholds, retries, windows, and the cases that must never be allowed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guardreasoner_vl.engines.scripted import ALL_CAPABILITIES, ScriptedEngine
 from guardreasoner_vl.errors import EngineError, InputError, InputTooLongError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging import chunking
-from guardreasoner_vl.judging.effects import question
+from guardreasoner_vl.judging.effects import build_request
 from guardreasoner_vl.judging.judge import harm_probability
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import FAST_PREFIX, RESPONSE_FIELD
@@ -261,7 +261,7 @@ class TestFast:
             assert verdict.error is not None
             assert (
                 verdict.error.message
-                == "the engine gave no usable score; try again, or use mode 'slow' without a calibration"
+                == "the engine returned no usable score; try again, or use mode 'slow' without a calibration"
             )
 
     def test_an_engines_own_fault_is_told_with_its_model_and_usage(self) -> None:
@@ -401,7 +401,7 @@ BENIGN = "The garden is full of old apple trees and the weather is mild. "
 
 
 def finds_phrase(request: EngineRequest) -> str:
-    """Harmful where the phrase stands as a whole in the prompt or in the response."""
+    """Harmful if the prompt or the response contains the whole phrase."""
     _, _, text = request.messages[1].text.rpartition("Human user:\n")
     asked, _, answered = text.partition("\n\nAI assistant:\n")
     labels = ["harmful" if PHRASE in part else "unharmful" for part in (asked, answered)]
@@ -433,9 +433,9 @@ class TestWindows:
         verdict = judged(exchange, engine, long_input="windows")
         assert_error(verdict, "input_too_long")
         assert verdict.error is not None
-        least = engine.count_tokens(question(replace(exchange, prompt="x"), Policy()))
+        least = engine.count_tokens(build_request(replace(exchange, prompt="x"), Policy()))
         assert verdict.error.message == (
-            f"history and images alone take {least} of the 4096 tokens that the model reads: leave some out"
+            f"history and images alone take {least} of the 4096 tokens that the model reads: remove some of them"
         )
         assert not engine.requests
 
@@ -452,7 +452,7 @@ class TestWindows:
         ],
     )
     def test_pieces_by_hand(self, text: str, overlap: float, pieces: list[str]) -> None:
-        assert chunking._pieces(text, 4, overlap) == pieces
+        assert chunking._split(text, 4, overlap) == pieces
 
     def test_without_windows_it_is_refused_with_its_length(self) -> None:
         verdict = judged(Exchange("x" * 10_000), CountingEngine(finds_phrase, limit=4096))
@@ -477,7 +477,7 @@ class TestWindows:
     @given(length=st.integers(1, 400), size=st.integers(10, 90), overlap=st.sampled_from([0.0, 0.2, 0.5, 0.9]))
     def test_pieces_hold_every_stretch_as_long_as_the_overlap(self, length: int, size: int, overlap: float) -> None:
         text = "".join(map(chr, range(0x4E00, 0x4E00 + length)))
-        pieces = chunking._pieces(text, size, overlap)
+        pieces = chunking._split(text, size, overlap)
         assert all(piece and len(piece) <= size for piece in pieces)
         stretch = max(1, int(size * overlap))
         for start in range(max(1, length - stretch + 1)):
@@ -622,7 +622,7 @@ class TestWindows:
         assert len(engine.requests) == 2
 
     def test_one_harmful_side_leaves_every_piece_of_the_other_to_be_judged(self) -> None:
-        """For each side may be enforced alone."""
+        """Because each target may be enforced alone."""
         asked, answered = BENIGN * 20 + PHRASE, PHRASE + BENIGN * 20
         for exchange in (Exchange(asked, response=answered), Exchange(answered, response=asked)):
             engine = CountingEngine(finds_phrase, limit=2048)
@@ -646,20 +646,20 @@ class TestWindows:
         verdict = judged(exchange, CountingEngine(reads_both, limit=2048), long_input="windows")
         assert (verdict.request.label, verdict.response.label) == ("harmful", "harmful")
 
-    @pytest.mark.parametrize("side", ["request", "response"])
-    def test_a_side_with_an_unjudged_window_is_no_unharmful_one_beside_a_harmful_side(self, side: str) -> None:
+    @pytest.mark.parametrize("target", ["request", "response"])
+    def test_a_target_with_an_unjudged_window_is_not_unharmful_beside_a_harmful_target(self, target: str) -> None:
         def breaks(request: EngineRequest) -> str:
             return "nonsense" if "kites" in request.messages[1].text else finds_phrase(request)
 
         texts = (BENIGN * 60 + "kites" + BENIGN * 60, PHRASE)
-        prompt, response = texts if side == "request" else texts[::-1]
+        prompt, response = texts if target == "request" else texts[::-1]
         verdict = judged(
             Exchange(prompt, response=response),
             CountingEngine(breaks, limit=2048),
             long_input="windows",
             on_error="allow",
         )
-        assert getattr(verdict, side).label == "error"
+        assert getattr(verdict, target).label == "error"
         assert {verdict.request.label, verdict.response.label} == {"harmful", "error"}
         assert (verdict.flagged, verdict.action) == (True, "block")
         assert verdict.error is not None
@@ -761,17 +761,17 @@ def test_no_text_outside_of_the_grammar_is_allowed(case: str, text: str, finish:
     verdict = judged(exchange, engine)
     assert verdict.action in ("allow", "block")
     if verdict.action == "allow":
-        found = pattern.fullmatch(text)
-        assert found
+        match = pattern.fullmatch(text)
+        assert match
         assert finish == "stop"
-        assert not re.search("</?(?:think|result)>", found["reasoning"])
+        assert not re.search("</?(?:think|result)>", match["reasoning"])
         assert verdict.flagged is False
     else:
         assert verdict.flagged is True or verdict.error is not None
 
 
 def test_the_property_sees_allowed_answers() -> None:
-    """Or it would hold for a guard that blocks everything."""
+    """Otherwise the property would hold for a guard that blocks everything."""
     for exchange, pattern in ALLOWED.values():
         text = answer("unharmful", "unharmful")
         assert pattern.fullmatch(text)

@@ -1,4 +1,4 @@
-"""Exchanges that are judged together: who is served when, and what is called off."""
+"""Exchanges that are judged together: the order of calls, and cancellation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guardreasoner_vl.guard import Asked, Guard
+from guardreasoner_vl.guard import Guard, GuardRequest
 from guardreasoner_vl.judging.policy import Policy
-from guardreasoner_vl.judging.rounds import fault
+from guardreasoner_vl.judging.rounds import unexpected_error
 from guardreasoner_vl.types import Exchange, Verdict
 from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, answer, finds_phrase
 from tests.made_images import image
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 LONG = Exchange(BENIGN * 100 + PHRASE)
 """Judged in eight windows or so, the last of them harmful."""
 
-Joining = list[tuple[Asked, "Callable[[Verdict], None]"]]
+Joining = list[tuple[GuardRequest, "Callable[[Verdict], None]"]]
 
 
 class Noting(CountingEngine):
-    """Notes what each call brings."""
+    """Records the size of each call."""
 
     def __init__(self, answers: Any = finds_phrase, limit: int = 2048, **values: Any) -> None:
         super().__init__(answers, limit=limit, **values)
@@ -43,27 +43,27 @@ class Noting(CountingEngine):
 
 
 class Watching:
-    """A watch that is called off once `after` answers have begun."""
+    """A listener that cancels once `after` answers have started."""
 
     def __init__(self, after: int = 1_000_000) -> None:
-        self.told, self._begun, self._after = "", 0, after
+        self.heard, self._begun, self._after = "", 0, after
 
-    def begin(self) -> None:
-        self.told = ""
+    def on_start(self) -> None:
+        self.heard = ""
         self._begun += 1
 
-    def tell(self, text: str) -> None:
-        self.told += text
+    def on_text(self, text: str) -> None:
+        self.heard += text
 
     @property
-    def called_off(self) -> bool:
+    def cancelled(self) -> bool:
         return self._begun >= self._after
 
 
 class Source:
-    """Hands in the `rounds` in order, and notes at which call of the engine each verdict stood."""
+    """Supplies the `rounds` in order, and records after which engine call each verdict was known."""
 
-    def __init__(self, engine: Noting, *rounds: Sequence[Exchange | Asked]) -> None:
+    def __init__(self, engine: Noting, *rounds: Sequence[Exchange | GuardRequest]) -> None:
         self._engine, self._rounds = engine, list(rounds)
         self.verdicts: list[tuple[int, Verdict]] = []
         self.under_way: list[int] = []
@@ -71,7 +71,7 @@ class Source:
     def __call__(self, under_way: int) -> Joining:
         self.under_way.append(under_way)
         joining = self._rounds.pop(0) if self._rounds else ()
-        return [(item if isinstance(item, Asked) else Asked(item), self._done) for item in joining]
+        return [(item if isinstance(item, GuardRequest) else GuardRequest(item), self._done) for item in joining]
 
     def _done(self, verdict: Verdict) -> None:
         self.verdicts.append((len(self._engine.calls), verdict))
@@ -148,7 +148,7 @@ class TestServing:
 
         engine = Weighing(limit=20_000)
         waited: list[int] = []
-        rounds = [[Asked(Exchange(BENIGN * 1000))] * 12, [Asked(Exchange("One."))]]
+        rounds = [[GuardRequest(Exchange(BENIGN * 1000))] * 12, [GuardRequest(Exchange("One."))]]
 
         def more(_: int) -> Joining:
             joining = rounds.pop(0) if rounds else []
@@ -161,7 +161,7 @@ class TestServing:
     def test_images_of_those_who_wait_are_not_opened(self) -> None:
         engine = Noting()
         begun: list[int] = []
-        exchanges = [Asked({"prompt": f"Number {number}."}) for number in range(9)]
+        exchanges = [GuardRequest({"prompt": f"Number {number}."}) for number in range(9)]
 
         def more(under_way: int) -> Joining:
             begun.append(len(engine.requests))
@@ -172,22 +172,23 @@ class TestServing:
 
     def test_all_in_one_mode_or_another(self) -> None:
         engine = Noting()
-        source = Source(engine, [Asked(LONG, "fast"), Asked(LONG, "hybrid"), Asked("Nonsense"), Asked(LONG)])  # type: ignore[arg-type]  # the point
+        invalid = GuardRequest("Nonsense")  # type: ignore[arg-type]  # the point
+        source = Source(engine, [GuardRequest(LONG, "fast"), GuardRequest(LONG, "hybrid"), invalid, GuardRequest(LONG)])
         windowed(engine).moderate_from(source)
         codes = sorted(verdict.error.code if verdict.error else "" for _, verdict in source.verdicts)
         assert codes == ["", "", "", "invalid_input"]
 
 
-class TestCalledOff:
+class TestCancelled:
     @pytest.mark.parametrize("after", [1, 3])
     def test_no_further_window_is_asked_about(self, after: int) -> None:
         engine = Noting()
-        source = Source(engine, [Asked(LONG, None, Watching(after)), LONG])
+        source = Source(engine, [GuardRequest(LONG, None, Watching(after)), LONG])
         windowed(engine).moderate_from(source)
         (call, given_up), (_, other) = source.verdicts
         assert call == after
         assert given_up.error is not None
-        assert (given_up.error.code, given_up.action) == ("called_off", "block")
+        assert (given_up.error.code, given_up.action) == ("cancelled", "block")
         assert other.flagged is True
         assert engine.calls[after - 1] == 2
         assert engine.calls[after] == 1
@@ -195,35 +196,35 @@ class TestCalledOff:
     @pytest.mark.parametrize("mode", ["slow", "fast", "hybrid"])
     def test_who_is_gone_before_it_begins_costs_no_call(self, mode: Any) -> None:
         engine = Noting()
-        source = Source(engine, [Asked(LONG, mode, Watching(0)), Asked(Exchange("x"), mode, Watching(0))])
+        source = Source(engine, [GuardRequest(LONG, mode, Watching(0)), GuardRequest(Exchange("x"), mode, Watching(0))])
         windowed(engine).moderate_from(source)
         assert engine.calls == []
         assert {verdict.action for _, verdict in source.verdicts} == {"block"}
 
     async def test_images_of_who_is_gone_before_it_begins_are_not_opened(self) -> None:
         engine = Noting()
-        asked = Asked(Exchange("x", (b"no image at all",)), None, Watching(0))
+        asked = GuardRequest(Exchange("x", (b"no image at all",)), None, Watching(0))
         source = Source(engine, [asked])
         windowed(engine).moderate_from(source)
         awaited = await windowed(engine).amoderate_each(asked)
         for verdict in (source.verdicts[0][1], awaited):
             assert verdict.error is not None
-            assert verdict.error.code == "called_off"
+            assert verdict.error.code == "cancelled"
 
-    def test_one_that_is_called_off_between_windows_stops(self) -> None:
+    def test_one_that_is_cancelled_between_windows_stops(self) -> None:
         engine = Noting()
-        source = Source(engine, [Asked(LONG, None, Watching(2))])
+        source = Source(engine, [GuardRequest(LONG, None, Watching(2))])
         windowed(engine).moderate_from(source)
         ((_, verdict),) = source.verdicts
         assert verdict.error is not None
-        assert verdict.error.code == "called_off"
+        assert verdict.error.code == "cancelled"
         assert len(engine.requests) == 2
 
     async def test_an_awaited_one_stops_within_a_call(self) -> None:
         engine = Noting()
-        verdict = await windowed(engine).amoderate_each(Asked(LONG, None, Watching(2)))
+        verdict = await windowed(engine).amoderate_each(GuardRequest(LONG, None, Watching(2)))
         assert verdict.error is not None
-        assert verdict.error.code == "called_off"
+        assert verdict.error.code == "cancelled"
         assert len(engine.requests) == 2
 
     async def test_a_cancelled_one_stops_within_a_call(self) -> None:
@@ -235,7 +236,7 @@ class TestCalledOff:
 
         begun = asyncio.Event()
         engine = Slow()
-        task = asyncio.create_task(windowed(engine).amoderate_each(Asked(LONG)))
+        task = asyncio.create_task(windowed(engine).amoderate_each(GuardRequest(LONG)))
         await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -252,13 +253,13 @@ def test_an_engine_that_loses_an_answer_is_told_so() -> None:
     (verdict,) = Guard(Losing()).moderate_batch([Exchange("One.")])
     assert verdict.error is not None
     assert (verdict.error.code, verdict.action) == ("engine", "block")
-    assert verdict.error.message == "the engine gave 0 results for 1 requests"
+    assert verdict.error.message == "the engine returned 0 results for 1 requests"
 
 
 def test_the_text_of_an_unforeseen_error_stands_in_the_debug_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        error = fault("the engine", ValueError("mild words"))
-    assert str(error) == "the engine failed (ValueError); try again, the debug log has the details"
+        error = unexpected_error("the engine", ValueError("mild words"))
+    assert str(error) == "the engine failed (ValueError); try again; the debug log has the details"
     warning, detail = caplog.records
     assert (warning.levelname, warning.getMessage(), warning.exc_info) == (
         "WARNING",
@@ -275,38 +276,38 @@ class TestStreamedQuotes:
     SHOWN = 'The user writes "garden is full" and [\u2026], so \'tis fine.'
 
     def test_what_is_told_holds_no_unsupported_quote(self) -> None:
-        watch = Watching()
+        listener = Watching()
         engine = Noting(lambda _: answer(reasoning=self.REASONING))
-        source = Source(engine, [Asked(Exchange(BENIGN), None, watch)])
+        source = Source(engine, [GuardRequest(Exchange(BENIGN), None, listener)])
         Guard(engine).moderate_from(source)
-        assert watch.told == answer(reasoning=self.SHOWN)
+        assert listener.heard == answer(reasoning=self.SHOWN)
         ((_, verdict),) = source.verdicts
         assert (verdict.reasoning, verdict.unsupported_quotes) == (self.SHOWN, 1)
 
     def test_beside_an_image_every_quote_is_told(self) -> None:
-        watch = Watching()
+        listener = Watching()
         engine = Noting(lambda _: answer(reasoning=self.REASONING))
-        Guard(engine).moderate_from(Source(engine, [Asked(Exchange(BENIGN, (image(56, 56),)), None, watch)]))
-        assert watch.told == answer(reasoning=self.REASONING)
+        Guard(engine).moderate_from(Source(engine, [GuardRequest(Exchange(BENIGN, (image(56, 56),)), None, listener)]))
+        assert listener.heard == answer(reasoning=self.REASONING)
 
     def test_letter_by_letter_and_anew(self) -> None:
         class Spelling(Noting):
             def _generate(self, request: EngineRequest) -> EngineResult:
-                watch = request.watch
-                assert watch is not None
-                watch.begin()
-                watch.tell('<think>\nIt says "mild wo')
-                assert "mild" not in outer.told
-                watch.begin()
+                listener = request.listener
+                assert listener is not None
+                listener.on_start()
+                listener.on_text('<think>\nIt says "mild wo')
+                assert "mild" not in outer.heard
+                listener.on_start()
                 for letter in answer(reasoning=TestStreamedQuotes.REASONING):
-                    watch.tell(letter)
-                assert not watch.called_off
-                return super()._generate(replace(request, watch=None))
+                    listener.on_text(letter)
+                assert not listener.cancelled
+                return super()._generate(replace(request, listener=None))
 
         outer = Watching()
         engine = Spelling(lambda _: answer())
-        Guard(engine).moderate_from(Source(engine, [Asked(Exchange(BENIGN), None, outer)]))
-        assert outer.told == answer(reasoning=self.SHOWN)
+        Guard(engine).moderate_from(Source(engine, [GuardRequest(Exchange(BENIGN), None, outer)]))
+        assert outer.heard == answer(reasoning=self.SHOWN)
 
 
 def test_batches_are_still_whole() -> None:

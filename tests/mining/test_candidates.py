@@ -18,7 +18,7 @@ from guardreasoner_vl.mining.candidates import (
     judged,
     read_candidates,
 )
-from guardreasoner_vl.mining.rollout_io import asked, parsed, seed_of
+from guardreasoner_vl.mining.rollout_io import derive_seed, parse_rollout, rollout_request
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import parse_recipe
 from guardreasoner_vl.types import Label, Sample, Usage
@@ -41,35 +41,39 @@ def answer(request: str, response: str = "None", tokens: int = 10, finish_reason
 
 
 def test_a_row_is_asked_about_as_slow_mode_asks() -> None:
-    request = asked(row(**ANSWERED))
+    request = rollout_request(row(**ANSWERED))
     assert request.messages == build_messages(row(**ANSWERED).exchange())
     assert (request.forced_prefix, request.ban_empty_think, request.label_fields) == ("", True, ())
 
 
 def test_an_answer_is_read_with_what_the_row_holds() -> None:
-    both = parsed(row(**ANSWERED), answer("unharmful", "harmful"))
+    both = parse_rollout(row(**ANSWERED), answer("unharmful", "harmful"))
     assert (both.request, both.response) == (Label.UNHARMFUL, Label.HARMFUL)
-    only = parsed(row(), answer("unharmful", "harmful"))
+    only = parse_rollout(row(), answer("unharmful", "harmful"))
     assert (only.request, only.response) == (Label.UNHARMFUL, Label.NOT_APPLICABLE)
-    reply = parsed(row(prompt="", request_label=None, **ANSWERED), answer("None", "harmful"))
+    reply = parse_rollout(row(prompt="", request_label=None, **ANSWERED), answer("None", "harmful"))
     assert (reply.request, reply.response) == (Label.NOT_APPLICABLE, Label.HARMFUL)
-    assert parsed(row(), answer("unharmful", finish_reason="length")).reason == "truncated"
+    assert parse_rollout(row(), answer("unharmful", finish_reason="length")).reason == "truncated"
 
 
 def test_a_seed_is_the_first_six_bytes_of_a_digest() -> None:
     digest = hashlib.sha256(b"5-2-r1").hexdigest()
-    assert seed_of("5-2-r1") == candidate_seed(5, "r1", 2) == int(digest[:12], 16)
-    assert seed_of("\u00e9") == int(hashlib.sha256(b"\xc3\xa9").hexdigest()[:12], 16)
+    assert derive_seed("5-2-r1") == candidate_seed(5, "r1", 2) == int(digest[:12], 16)
+    assert derive_seed("\u00e9") == int(hashlib.sha256(b"\xc3\xa9").hexdigest()[:12], 16)
 
 
 def test_the_candidates_differ_in_their_seeds_alone() -> None:
     mine = {"candidates": 3, "max_new_tokens": 77, "temperature": 0.7, "top_p": 0.8}
     section = parse_recipe({"name": "hard", "mine": mine}).mine
     requests = candidate_requests(row(), section, 5)
-    assert [request.seed for request in requests] == [seed_of("5-0-r1"), seed_of("5-1-r1"), seed_of("5-2-r1")]
+    assert [request.seed for request in requests] == [
+        derive_seed("5-0-r1"),
+        derive_seed("5-1-r1"),
+        derive_seed("5-2-r1"),
+    ]
     for request in requests:
         assert (request.max_new_tokens, request.temperature, request.top_p) == (77, 0.7, 0.8)
-        assert (request.messages, request.ban_empty_think) == (asked(row()).messages, True)
+        assert (request.messages, request.ban_empty_think) == (rollout_request(row()).messages, True)
 
 
 def test_what_answers_are_worth() -> None:

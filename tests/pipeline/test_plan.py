@@ -43,10 +43,10 @@ def test_the_papers_batches(tmp_path: Path) -> None:
 def test_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     rows = [Sample(id=str(n), source="s", modality="text", prompt="a", request_label="harmful") for n in range(100)]
     write_corpus(tmp_path / "augment", CorpusInfo(name="x"), rows)
-    made = parse_recipe(
+    parsed = parse_recipe(
         {"name": "r", "model": {"path": "nowhere"}, "grpo": {"rollout_batch": 16, "update_batch": 4, "epochs": 2}}
     )
-    text = plan_of(made, Path("r.yaml"), Path(), tmp_path, ["grpo"])
+    text = plan_of(parsed, Path("r.yaml"), Path(), tmp_path, ["grpo"])
     assert "12 rollout batches, 48 updates; B_1 = 0.1833, B_6 = 0.0223, B_12 = 0.0000" in text
     assert "its size is not known" in text
 

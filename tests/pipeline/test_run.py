@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from guardreasoner_vl import Guard
 from guardreasoner_vl.cli import app as cli
 from guardreasoner_vl.corpus.store import read_corpus
-from guardreasoner_vl.engines.validation import failed
+from guardreasoner_vl.engines.validation import error_result
 from guardreasoner_vl.errors import DataError, EngineError, InputError, RecipeError
 from guardreasoner_vl.pipeline import run as pipeline
 from guardreasoner_vl.pipeline.ablation import Outcome, ablate, interval, table
@@ -30,23 +30,23 @@ def invoke(*arguments: object, code: int = 0) -> Any:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
+def printed() -> list[str]:
     return []
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory, printed: list[str]) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("runs") / "seed-0" / "base"
     folder.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        pipeline.run(Run(short_recipe(), folder, folder, told.append))
+        pipeline.run(Run(short_recipe(), folder, folder, printed.append))
     return folder
 
 
-def test_every_stage_leaves_its_work(out: Path, told: list[str]) -> None:
-    assert [line for line in told if line in STAGES] == list(STAGES)
+def test_every_stage_leaves_its_work(out: Path, printed: list[str]) -> None:
+    assert [line for line in printed if line in STAGES] == list(STAGES)
     hard = {row.id for row in read_corpus(out / "mine")}
     rl_set = list(read_corpus(out / "augment"))
     assert hard == {row.id for row in rl_set if row.source != "augmented"}
@@ -56,7 +56,7 @@ def test_every_stage_leaves_its_work(out: Path, told: list[str]) -> None:
     assert (out / "grpo" / "training.svg").read_text().startswith("<svg")
     for name in ("sft", "grpo"):
         assert "| written |" in (out / "evaluate" / name / "report.md").read_text()
-    assert "requests\n\n| " in "\n".join(told)
+    assert "requests\n\n| " in "\n".join(printed)
 
 
 def test_the_guard_can_be_asked(out: Path) -> None:
@@ -116,7 +116,7 @@ def test_rows_that_the_engine_failed_are_no_finished_mining(
 
         def generated(requests: Any) -> Any:
             asked.append(len(requests))
-            return [failed(EngineError("out of order"))] * failing + generate(requests[failing:])
+            return [error_result(EngineError("out of order"))] * failing + generate(requests[failing:])
 
         monkeypatch.setattr(engine, "generate", generated)
         return engine
@@ -124,7 +124,7 @@ def test_rows_that_the_engine_failed_are_no_finished_mining(
     job = Run(short_recipe(), folder, folder, lambda _: None)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "_engine", lambda model: ill(model, 8))
-        with pytest.raises(DataError, match="2 rows got no answer from the engine: run again to go on"):
+        with pytest.raises(DataError, match="2 rows got no answer from the engine: run the same command to resume"):
             pipeline.run(job, ["mine"])
     asked.clear()
     with monkeypatch.context() as patch:
@@ -149,7 +149,7 @@ def test_a_stage_names_the_one_that_it_needs(stage: str, before: str, tmp_path: 
 
 def test_several_processes_only_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="curate, mine want one process"):
+    with pytest.raises(RecipeError, match="curate, mine cannot run on several processes"):
         pipeline.run(Run(short_recipe(), tmp_path, tmp_path, lambda _: None), ["curate", "sft", "mine"])
 
 
@@ -166,7 +166,7 @@ def test_the_stages_are_commands(out: Path, tmp_path: Path) -> None:
     assert "joined ones" in joined.stdout
     options = ("--data", tmp_path / "augment", "--validation", out / "corpus", "--verify-parity")
     trained = invoke("grpo", recipe, "--model", model, *options, "--out", tmp_path / "run")
-    assert "beside stock TRL" in trained.stderr
+    assert "compared with stock TRL" in trained.stderr
     assert Path(trained.stdout.split()[-1]) == tmp_path / "run" / "grpo" / "model"
 
 
@@ -205,11 +205,11 @@ def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
 
 
 def test_gains_are_counted_seed_by_seed() -> None:
-    found = {
+    outcomes = {
         "R-SFT": [Outcome(0.5, 0.5, None, 1.0, 60.0), Outcome(0.7, 0.7, None, 1.0, 62.0)],
         "full": [Outcome(0.6, 0.6, None, 1.0, 60.0), Outcome(0.9, 0.9, None, 1.0, 60.0)],
     }
-    start, full = table(found)[1:]
+    start, full = table(outcomes)[1:]
     assert start == [
         "R-SFT",
         "60.0 \u00b1 127.1",

@@ -1,4 +1,4 @@
-"""The strict parser against a grammar written a second time, as one regular expression (protocol, section 2)."""
+"""The strict parser against the same grammar as one regular expression (docs/protocol.md, section 2)."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ GAPS = st.lists(st.sampled_from(SPACE[:7] * 6 + SPACE), max_size=2).map("".join)
 
 @st.composite
 def nearly(draw: st.DrawFn) -> str:
-    """A well-formed answer, often with one piece dropped, doubled, swapped or put in."""
+    """A well-formed answer, often with one part removed, doubled, swapped or inserted."""
     pieces = ["<think>", draw(st.sampled_from(["", "so", "a\nb", "Request: harmful"])), "</think>", "<result>"]
     pieces += draw(st.sampled_from([["Answers:", "\n"], [], ["Answers:"]]))
     pieces += [f"Request:{draw(GAPS)}{draw(st.sampled_from(LABELS[:5]))}"]

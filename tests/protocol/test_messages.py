@@ -1,4 +1,4 @@
-"""The rendered question, letter by letter (protocol, section 1)."""
+"""The rendered prompt, character by character (docs/protocol.md, section 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forced prefix and training targets, letter by letter (protocol, sections 3 and 4)."""
+"""Forced prefix and training targets, character by character (docs/protocol.md, sections 3 and 4)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def text_of(spans: tuple[Span, ...]) -> str:
 
 
 def learnt(spans: tuple[Span, ...]) -> list[tuple[str, bool]]:
-    """Neighbouring spans with the same mask, joined: what the loss sees, however it is cut."""
+    """Neighbouring spans with the same mask, joined: what the loss covers, however the spans are split."""
     runs: list[tuple[str, bool]] = []
     for span in spans:
         if runs and runs[-1][1] == span.loss:

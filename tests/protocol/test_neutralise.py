@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import tiktoken
 
-# method.md, section 8; those from 151657 on are single tokens that no tokenizer flags as special.
+# docs/method.md, section 8; those from 151657 on are single tokens that no tokenizer flags as special.
 CONTROL = {
     "<|endoftext|>": 151643,
     "<|im_start|>": 151644,
@@ -84,7 +84,7 @@ def wide(text: str) -> str:
 
 
 def bold(text: str) -> str:
-    """Mathematical bold letters, which NFKC turns back."""
+    """Mathematical bold letters, which NFKC converts to ASCII."""
     return "".join(chr(0x1D41A + ord(c) - ord("a")) if "a" <= c <= "z" else c for c in text)
 
 
@@ -225,7 +225,7 @@ def test_text_without_markers_is_unchanged(text: str) -> None:
 
 
 def test_operators_that_spell_a_marker_are_broken() -> None:
-    """`<|`, words and `|>` in a row are a `<|...|>` token with inner spaces, whatever the writer meant."""
+    """`<|`, words and `|>` in a row form a `<|...|>` token with inner spaces."""
     assert neutralise("x <| f |> y") == "x ‹| f |> y"
 
 
@@ -301,7 +301,7 @@ def live_markers(text: str) -> list[str]:
 
 
 def only_fenced(text: str, safe: str) -> bool:
-    """`safe` is `text` but for brackets turned into `‹` and for `| ` put in."""
+    """Whether `safe` differs from `text` only by `‹` for `<` and inserted `| `."""
     at = 0
     for character in text:
         if safe[at : at + 1] != character and safe[at : at + 2] == "| ":

@@ -1,4 +1,4 @@
-"""Quotes in reasoning: kept where the input holds them, taken out and counted where it does not."""
+"""Quotes in reasoning: kept if the input contains them, otherwise removed and counted."""
 
 from __future__ import annotations
 

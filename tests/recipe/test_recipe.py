@@ -69,7 +69,7 @@ def test_model_is_either_a_path_or_new(model: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model": {"new": {"vocab_size": 100}}}, "model.new.vocab_size"),
         ({"model": {"new": {"min_pixels": 10}}}, "784 <= min_pixels <= max_pixels"),
@@ -88,12 +88,12 @@ def test_model_is_either_a_path_or_new(model: dict[str, Any]) -> None:
         ({"data": {"sources": [{"folder": "f"}]}}, "data.sources.0: give origin and licence"),
     ],
 )
-def test_impossible_values_are_refused(changes: dict[str, Any], told: str) -> None:
+def test_impossible_values_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(content(**changes), "my.yaml")
     text = str(caught.value)
     assert text.startswith("my.yaml: ")
-    assert told in text
+    assert message in text
     assert "\n" not in text
 
 
@@ -104,7 +104,7 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (b"", "a recipe is a YAML mapping"),
         (b"- a\n- b\n", "a recipe is a YAML mapping"),
@@ -114,13 +114,13 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
         (b"1: 2\nname: r\nmodel: {path: x}\n", "1"),
     ],
 )
-def test_files_that_are_no_recipes(tmp_path: Path, text: bytes, told: str) -> None:
+def test_files_that_are_no_recipes(tmp_path: Path, text: bytes, message: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(text)
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert str(path) in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -151,13 +151,13 @@ def test_a_recipe_may_extend_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipes", "told"),
+    ("recipes", "message"),
     [
         ({"a": "extends: b.yaml", "b": "extends: a.yaml"}, "a.yaml, which extends it"),
         ({"a": "extends: a.yaml"}, "a.yaml, which extends it"),
         ({"a": "extends: gone.yaml"}, "gone.yaml: cannot be read"),
     ],
 )
-def test_a_recipe_that_cannot_be_extended(recipes: dict[str, str], told: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=told):
+def test_a_recipe_that_cannot_be_extended(recipes: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, **recipes) / "a.yaml")

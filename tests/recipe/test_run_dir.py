@@ -55,8 +55,8 @@ def test_a_stored_recipe_that_is_no_json_is_named(tmp_path: Path) -> None:
         pass
 
 
-def opened(folder: Path, made: Recipe, command: str = "run") -> None:
-    with open_run_dir(folder, made, command):
+def opened(folder: Path, settings: Recipe, command: str = "run") -> None:
+    with open_run_dir(folder, settings, command):
         pass
 
 
@@ -75,8 +75,8 @@ def test_a_stage_compares_what_it_has_read_itself(tmp_path: Path) -> None:
     opened(tmp_path, recipe(sft={"epochs": 1}, **later_keys(later)), "grpo")
 
 
-def later_keys(made: Recipe) -> dict[str, Any]:
-    return {name: getattr(made, name).model_dump(mode="json") for name in ("grpo", "evaluate", "mine")}
+def later_keys(settings: Recipe) -> dict[str, Any]:
+    return {name: getattr(settings, name).model_dump(mode="json") for name in ("grpo", "evaluate", "mine")}
 
 
 def test_keys_that_change_no_result_may_differ(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def test_the_commands_of_its_head_are_the_command_lines(path: Path) -> None:
     lines = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
     commands = [shlex.split(line.replace("USD", "1")) for line in lines if line.startswith("guardreasoner-vl ")]
     for words in commands:
-        _, given = parsed(words)
-        assert given
+        _, options = parsed(words)
+        assert options
 
 
 @pytest.mark.parametrize("gpus", [0, 4])
@@ -74,12 +74,12 @@ def test_what_a_plan_prints_runs_as_it_is(path: Path, gpus: int) -> None:
     printed = [shlex.split(line) for line in text.partition("\n\n")[2].splitlines()]
     stages: list[str] = []
     for words in printed:
-        processes, own = launched(words) if words[:2] == LAUNCH else (1, words)
-        name, given = parsed(own)
+        processes, command = launched(words) if words[:2] == LAUNCH else (1, words)
+        name, options = parsed(command)
         assert name == "run"
-        assert (given["recipe"], given["data"], given["plan"], given["gpus"]) == (path, DATA, False, 0)
-        assert given["out"].resolve() == OUT.resolve()
-        did = given["stages"].split(",") if given["stages"] else list(STAGES)
+        assert (options["recipe"], options["data"], options["plan"], options["gpus"]) == (path, DATA, False, 0)
+        assert options["out"].resolve() == OUT.resolve()
+        did = options["stages"].split(",") if options["stages"] else list(STAGES)
         assert processes == (gpus if gpus > 1 and set(did) <= set(TRAINING) else 1)
         stages += did
     assert stages == list(STAGES)
@@ -88,8 +88,8 @@ def test_what_a_plan_prints_runs_as_it_is(path: Path, gpus: int) -> None:
 def test_the_command_line_prints_them(tmp_path: Path) -> None:
     asked = ["run", str(PATH), "--data", str(DATA), "--out", str(tmp_path), "--stages", "sft,grpo", "--plan"]
     done = CliRunner().invoke(cli.app, asked)
-    _, given = parsed(shlex.split(done.stdout.splitlines()[-1]))
-    assert (given["data"], given["out"], given["stages"]) == (DATA, tmp_path, "sft,grpo")
+    _, options = parsed(shlex.split(done.stdout.splitlines()[-1]))
+    assert (options["data"], options["out"], options["stages"]) == (DATA, tmp_path, "sft,grpo")
 
 
 # --- variants -------------------------------------------------------------------------------------------

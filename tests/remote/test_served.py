@@ -1,4 +1,4 @@
-"""`batch --url`: a guard that a running service provides."""
+"""`batch --url`: a guard that calls a running service."""
 
 from __future__ import annotations
 

@@ -36,11 +36,11 @@ def pair(first: Sample, second: Sample) -> Pair:
     return Pair(first, second, "stacked")
 
 
-def labelled(name: str, target: Target, label: GoldLabel | None, there: bool = True) -> Sample:
+def labelled(name: str, target: Target, label: GoldLabel | None, present: bool = True) -> Sample:
     """A row whose other part, where it has one, is unharmful."""
     if target == "request":
-        return sample(name, prompt="cake?" if there else " ", request_label=label, response="Mix.", response_label=U)
-    return sample(name, request_label=U, response="Mix." if there else None, response_label=label)
+        return sample(name, prompt="cake?" if present else " ", request_label=label, response="Mix.", response_label=U)
+    return sample(name, request_label=U, response="Mix." if present else None, response_label=label)
 
 
 # --- labels ---------------------------------------------------------------------------------------------
@@ -71,11 +71,11 @@ def test_the_union_rule(
 @pytest.mark.parametrize("target", ["request", "response"])
 @pytest.mark.parametrize("label", [H, U, None])
 def test_what_is_not_there_has_no_say(target: Target, label: GoldLabel | None) -> None:
-    there, absent = labelled("a", target, label), labelled("b", target, None, there=False)
-    assert joint_label(pair(there, absent), target) == joint_label(pair(absent, there), target) == label
+    present, absent = labelled("a", target, label), labelled("b", target, None, present=False)
+    assert joint_label(pair(present, absent), target) == joint_label(pair(absent, present), target) == label
     # A label of what is not there is a fault of the row, and not evidence.
-    wrong = labelled("c", target, H, there=False)
-    assert joint_label(pair(there, wrong), target) == label
+    wrong = labelled("c", target, H, present=False)
+    assert joint_label(pair(present, wrong), target) == label
     assert joint_label(pair(absent, wrong), target) is None
 
 
@@ -101,17 +101,26 @@ rows = st.builds(
 
 @given(first=rows, second=rows)
 def test_harmful_exactly_where_a_parent_is_known_to_be(first: Sample, second: Sample) -> None:
-    one, other = joined(pair(first, second)), joined(pair(second, first))
-    found = [
-        (bool(first.prompt), first.request_label, bool(second.prompt), second.request_label, one.request_label),
-        (bool(first.response), first.response_label, bool(second.response), second.response_label, one.response_label),
+    joined_row, reversed_row = joined(pair(first, second)), joined(pair(second, first))
+    combinations = [
+        (bool(first.prompt), first.request_label, bool(second.prompt), second.request_label, joined_row.request_label),
+        (
+            bool(first.response),
+            first.response_label,
+            bool(second.response),
+            second.response_label,
+            joined_row.response_label,
+        ),
     ]
-    for there, label, other_there, other_label, joint in found:
-        known = {word for present, word in ((there, label), (other_there, other_label)) if present}
+    for first_present, label, second_present, other_label, joint in combinations:
+        known = {word for present, word in ((first_present, label), (second_present, other_label)) if present}
         assert (joint == H) == (H in known)
         assert (joint == U) == (known == {U})
-    assert (one.request_label, one.response_label) == (other.request_label, other.response_label)
-    assert (class_of(one) == H) == (H in (class_of(first), class_of(second)))
+    assert (joined_row.request_label, joined_row.response_label) == (
+        reversed_row.request_label,
+        reversed_row.response_label,
+    )
+    assert (class_of(joined_row) == H) == (H in (class_of(first), class_of(second)))
 
 
 def test_the_class_of_a_row() -> None:
@@ -167,8 +176,8 @@ def test_every_kind_of_pair_can_be_asked_about(first: str, second: str, tmp_path
         Image.new("RGB", (30, 20)).save(path)
         parents.append(sample(name, **KINDS[kind], images=() if kind == "text" else (str(path),)))
     Image.new("RGB", (60, 20)).save(tmp_path / "merged.png")
-    one = Pair(parents[0], parents[1], "side_by_side")
-    row = joined(one, str(tmp_path / "merged.png") if one.merges else None)
+    parents_pair = Pair(parents[0], parents[1], "side_by_side")
+    row = joined(parents_pair, str(tmp_path / "merged.png") if parents_pair.merges else None)
     exchange, images = checked_exchange(row.exchange())
     kinds = {first, second}
     assert len(row.images) == (kinds != {"text"})
@@ -178,16 +187,16 @@ def test_every_kind_of_pair_can_be_asked_about(first: str, second: str, tmp_path
     expected = "Human user:\n" + "\n".join(filter(None, lines)) + f"\n\nAI assistant:\n{answer}\n"
     assert build_messages(exchange)[1].text == expected
     assert row.modality == (kinds.pop() if len(kinds) == 1 else "text-image")
-    assert [view.width for view in images] == ([60] if one.merges else [30] * len(row.images))
-    assert row.meta.get("layout") == ("side_by_side" if one.merges else None)
+    assert [view.width for view in images] == ([60] if parents_pair.merges else [30] * len(row.images))
+    assert row.meta.get("layout") == ("side_by_side" if parents_pair.merges else None)
 
 
 def test_one_parents_images_stay_in_order() -> None:
-    one = pair(sample("a", images=("1.png", "2.png")), sample("b"))
-    assert joined(one).images == ("1.png", "2.png")
-    with pytest.raises(ValueError, match="on both sides"):
-        joined(one, "merged.png")
-    with pytest.raises(ValueError, match="on both sides"):
+    joined_pair = pair(sample("a", images=("1.png", "2.png")), sample("b"))
+    assert joined(joined_pair).images == ("1.png", "2.png")
+    with pytest.raises(ValueError, match="if both rows of the pair have images"):
+        joined(joined_pair, "merged.png")
+    with pytest.raises(ValueError, match="if both rows of the pair have images"):
         joined(pair(sample("a", images=("1.png",)), sample("b", images=("2.png",))))
 
 
@@ -213,9 +222,9 @@ def names(pairs: list[Pair]) -> list[frozenset[str]]:
 
 @given(count=st.integers(0, 12), seed=st.integers(0, 99))
 def test_every_pair_once_and_none_with_itself(count: int, seed: int) -> None:
-    found = names(list(drawn_pairs(some(count), random.Random(seed))))
-    assert len(found) == len(set(found)) == math.comb(count, 2)
-    assert all(len(ids) == 2 for ids in found)
+    drawn = names(list(drawn_pairs(some(count), random.Random(seed))))
+    assert len(drawn) == len(set(drawn)) == math.comb(count, 2)
+    assert all(len(ids) == 2 for ids in drawn)
 
 
 @given(count=st.integers(0, 10), harmful=st.integers(0, 5), seed=st.integers(0, 99))
@@ -242,14 +251,14 @@ def test_the_draw_is_even() -> None:
 
 def test_the_seed_decides() -> None:
     rows = some(40)
-    one, again, other = (list(islice(drawn_pairs(rows, random.Random(seed)), 30)) for seed in ("a", "a", "b"))
-    assert one == again != other
+    drawn, again, other = (list(islice(drawn_pairs(rows, random.Random(seed)), 30)) for seed in ("a", "a", "b"))
+    assert drawn == again != other
 
 
 def test_a_large_set_is_drawn_from_without_listing_its_pairs() -> None:
     rows = some(12_000)
-    found = names(list(islice(drawn_pairs(rows, random.Random(0)), 3000)))
-    assert len(set(found)) == 3000
+    drawn = names(list(islice(drawn_pairs(rows, random.Random(0)), 3000)))
+    assert len(set(drawn)) == 3000
 
 
 def test_rows_with_one_id_are_one_row() -> None:

@@ -16,16 +16,18 @@ from guardreasoner_vl.rl.loss import clipped_loss
 
 
 def test_advantages_by_hand() -> None:
-    found = group_advantages(torch.tensor([[0.0, 1.0, 0.0, 1.0], [-4.0, -1.0, -1.0, 0.0]]))
+    advantages = group_advantages(torch.tensor([[0.0, 1.0, 0.0, 1.0], [-4.0, -1.0, -1.0, 0.0]]))
     first = 0.5 / (math.sqrt(1 / 3) + 1e-4)  # deviation with n - 1
-    assert found[0].tolist() == pytest.approx([-first, first, -first, first])
+    assert advantages[0].tolist() == pytest.approx([-first, first, -first, first])
     deviation = math.sqrt((2.5**2 + 0.5**2 + 0.5**2 + 1.5**2) / 3) + 1e-4
-    assert found[1].tolist() == pytest.approx([-2.5 / deviation, 0.5 / deviation, 0.5 / deviation, 1.5 / deviation])
+    assert advantages[1].tolist() == pytest.approx(
+        [-2.5 / deviation, 0.5 / deviation, 0.5 / deviation, 1.5 / deviation]
+    )
 
 
 def test_equal_rewards_have_no_advantage() -> None:
-    found = group_advantages(torch.tensor([[-0.1] * 7, [-1024.0] * 7]))
-    assert torch.equal(found, torch.zeros(2, 7))
+    advantages = group_advantages(torch.tensor([[-0.1] * 7, [-1024.0] * 7]))
+    assert torch.equal(advantages, torch.zeros(2, 7))
     beside = group_advantages(torch.tensor([[-0.1] * 7, [0.0] * 6 + [1.0]]))
     assert torch.equal(beside[0], torch.zeros(7))
     assert beside[1, 6] > 0
@@ -33,8 +35,8 @@ def test_equal_rewards_have_no_advantage() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_rewards_that_are_no_numbers(bad: float) -> None:
-    told = "^a reward is NaN or infinite: check reward.min_length and the reward's form$"
-    with pytest.raises(FloatingPointError, match=told):
+    message = "^a reward is NaN or infinite: check reward.min_length and the reward's form$"
+    with pytest.raises(FloatingPointError, match=message):
         group_advantages(torch.tensor([[0.0, bad]]))
 
 
@@ -74,11 +76,11 @@ def test_the_loss_by_hand() -> None:
     advantages = torch.tensor([2.0, 2.0, 2.0, -1.0, -1.0])
     weights = torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 4])  # two completions of 3 and 2 tokens
     logprobs = ratios.log().requires_grad_()
-    found = clipped_loss(logprobs, torch.zeros(5), advantages, weights, 0.2)
+    result = clipped_loss(logprobs, torch.zeros(5), advantages, weights, 0.2)
     # min(K A, clip(K) A): 2, 2.4 (clipped), 1; -1.5, -0.8 (clipped)
-    assert found.loss.item() == pytest.approx(-((2 + 2.4 + 1) / 6 + (-1.5 - 0.8) / 4))
-    assert found.clipped.tolist() == [False, True, False, False, True]
-    torch.autograd.backward(found.loss)
+    assert result.loss.item() == pytest.approx(-((2 + 2.4 + 1) / 6 + (-1.5 - 0.8) / 4))
+    assert result.clipped.tolist() == [False, True, False, False, True]
+    torch.autograd.backward(result.loss)
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([-2 / 6, 0, -1 / 6, 1.5 / 4, 0])
 
@@ -109,15 +111,15 @@ def test_a_ratio_that_stands_on_the_bound_is_not_clipped() -> None:
 
 def test_without_a_bound_nothing_moves() -> None:
     logprobs = torch.tensor([0.1, -0.1]).requires_grad_()
-    found = clipped_loss(logprobs, torch.zeros(2), torch.tensor([1.0, -1.0]), torch.ones(2), 0.0)
-    torch.autograd.backward(found.loss)
+    result = clipped_loss(logprobs, torch.zeros(2), torch.tensor([1.0, -1.0]), torch.ones(2), 0.0)
+    torch.autograd.backward(result.loss)
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [0, 0]
-    assert found.clipped.all()
+    assert result.clipped.all()
 
 
 @pytest.mark.parametrize(
-    ("grpo", "told"),
+    ("grpo", "message"),
     [
         ({"group_size": 1}, "group_size must be 2 or more"),
         ({"rollout_batch": 8, "update_batch": 8}, "rollout_batch >= 2 x update_batch"),
@@ -125,6 +127,6 @@ def test_without_a_bound_nothing_moves() -> None:
         ({"clip": {"floor": 0.3}}, "floor <= epsilon"),
     ],
 )
-def test_settings_that_cannot_be(grpo: dict[str, Any], told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
+def test_settings_that_cannot_be(grpo: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         parse_recipe({"name": "r", "grpo": grpo})

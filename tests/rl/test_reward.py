@@ -1,4 +1,4 @@
-"""Rewards by hand (method, section 5; protocol, section 5)."""
+"""Rewards by hand (docs/method.md, section 5; docs/protocol.md, section 5)."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_lengths() -> None:
 )
 def test_the_papers_form_for_a_wholly_wrong_answer(tokens: int, beta: float, total: float) -> None:
     row = sample()
-    found = reward(said(U, H, row), row, tokens, 3072, RewardSection(beta=beta))
-    assert found.total == pytest.approx(total)
-    assert (found.format, found.accuracy, found.safety) == (1, 0, 0)
+    result = reward(said(U, H, row), row, tokens, 3072, RewardSection(beta=beta))
+    assert result.total == pytest.approx(total)
+    assert (result.format, result.accuracy, result.safety) == (1, 0, 0)
 
 
 def test_the_papers_form_ranks_a_half_right_short_answer_below_a_wrong_long_one() -> None:
@@ -158,13 +158,13 @@ def test_bounded_never_ranks_length_above_being_right(
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         ({"beta": 0.03}, "min_length < beta"),
         ({"token_cost": 0.1}, "token_cost belongs to form: bounded"),
         ({"lam": 2}, "less than or equal to 1"),
     ],
 )
-def test_settings_that_cannot_be(section: dict[str, Any], told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
+def test_settings_that_cannot_be(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         parse_recipe({"name": "r", "grpo": {"reward": section}})

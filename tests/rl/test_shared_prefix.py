@@ -16,7 +16,7 @@ from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.rl import shared_prefix
 from guardreasoner_vl.rl.shared_prefix import (
     Branch,
-    Layout,
+    PackedLayout,
     Tree,
     arguments,
     completion,
@@ -40,9 +40,9 @@ def inputs(tiny_model: Path) -> QwenInputs:
 
 @pytest.fixture
 def model(tiny_model: Path) -> Any:
-    made = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model, dtype=torch.float32)
-    use_shared_prefix(made)
-    return made.train()
+    network = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model, dtype=torch.float32)
+    use_shared_prefix(network)
+    return network.train()
 
 
 def prompt(inputs: QwenInputs, kind: str, tokens: int, seed: int = 0) -> tuple[Encoded, list[Image.Image]]:
@@ -79,14 +79,14 @@ def vision(inputs: QwenInputs, images: list[Image.Image]) -> dict[str, torch.Ten
 
 def one_by_one(model: Any, inputs: QwenInputs, encoded: Encoded, images: Any, answers: list[list[int]]) -> torch.Tensor:
     """Each sequence for itself, its positions the model's own."""
-    found = []
+    logprobs = []
     for answer in answers:
         ids = torch.tensor([[*encoded.ids, *answer]])
         kinds = (ids == inputs.token_id[IMAGE_PAD]).int()
         out = model(input_ids=ids, mm_token_type_ids=kinds, use_cache=False, **vision(inputs, images))
         scores = out.logits[0, len(encoded.ids) - 1 : -1].log_softmax(-1)
-        found.append(scores.gather(1, torch.tensor(answer)[:, None])[:, 0])
-    return torch.cat(found)
+        logprobs.append(scores.gather(1, torch.tensor(answer)[:, None])[:, 0])
+    return torch.cat(logprobs)
 
 
 def gradients(model: Any, logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -132,27 +132,27 @@ def test_trees_of_all_kinds_in_one_row(model: Any, inputs: QwenInputs) -> None:
     trees = [tree(one, own) for (one, _), own in zip(prompts, answers, strict=True)]
     packed = pack(trees)
     assert packed.ids.shape == (1, sum(one.tokens for one in trees))
-    found = log_probabilities(model, packed, vision(inputs, [image for _, images in prompts for image in images]))
-    torch.testing.assert_close(found, apart, rtol=1e-5, atol=1e-5)
-    assert difference(gradients(model, found), expected) < 1e-5
+    logprobs = log_probabilities(model, packed, vision(inputs, [image for _, images in prompts for image in images]))
+    torch.testing.assert_close(logprobs, apart, rtol=1e-5, atol=1e-5)
+    assert difference(gradients(model, logprobs), expected) < 1e-5
 
 
 def test_branches_may_hold_images(model: Any, inputs: QwenInputs) -> None:
     """Rows of SFT: the instruction stands once, what follows has images of its own."""
     whole = [prompt(inputs, kind, 16, 3) for kind in ("text", "two images", "image")]
     head = whole[0][0].ids[:3]
-    rows = [[*head, *one.ids[3:]] for one, _ in whole]
+    rows = [[*head, *encoded.ids[3:]] for encoded, _ in whole]
     branches = []
-    for ids, (one, _) in zip(rows, whole, strict=True):
-        branches.append(Branch(ids[3:], inputs.positions(ids, one.grids)[:, 3:]))
+    for ids, (encoded, _) in zip(rows, whole, strict=True):
+        branches.append(Branch(ids[3:], inputs.positions(ids, encoded.grids)[:, 3:]))
     prefix = Branch(head, np.tile(np.arange(3), (3, 1)))
-    images = [image for _, own in whole for image in own]
+    images = [image for _, row_images in whole for image in row_images]
     packed = log_probabilities(model, pack([Tree(prefix, tuple(branches))]), vision(inputs, images))
     expected = []
-    for ids, (_, own) in zip(rows, whole, strict=True):
+    for ids, (_, row_images) in zip(rows, whole, strict=True):
         row = torch.tensor([ids])
         kinds = (row == inputs.token_id[IMAGE_PAD]).int()
-        out = model(input_ids=row, mm_token_type_ids=kinds, use_cache=False, **vision(inputs, own))
+        out = model(input_ids=row, mm_token_type_ids=kinds, use_cache=False, **vision(inputs, row_images))
         expected.append(out.logits[0, 2:-1].log_softmax(-1).gather(1, row[0, 3:, None])[:, 0])
     torch.testing.assert_close(packed, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
@@ -176,12 +176,12 @@ def test_all_of_a_row_moves_to_another_device(inputs: QwenInputs, lengths: tuple
     encoded, _ = prompt(inputs, "text", 8)
     packed = pack([tree(encoded, completions(lengths)), tree(encoded, completions((3,)))])
     elsewhere = torch.device("meta")
-    moved, layout = packed.to(elsewhere), Layout.of(packed).to(elsewhere)
+    moved, layout = packed.to(elsewhere), PackedLayout.of(packed).to(elsewhere)
     assert moved.spans == packed.spans
     for name in ("ids", "positions", "predicts", "targets"):
         before, after = getattr(packed, name), getattr(moved, name)
         assert (after.device, after.shape, after.dtype) == (elsewhere, before.shape, before.dtype)
-    for before, after in zip(Layout.of(packed).groups, layout.groups, strict=True):
+    for before, after in zip(PackedLayout.of(packed).groups, layout.groups, strict=True):
         assert (after.start, after.prefix) == (before.start, before.prefix)
         assert after.gather.device == after.mask.device == elsewhere
         assert (after.gather.shape, after.mask.shape) == (before.gather.shape, before.mask.shape)
@@ -195,7 +195,7 @@ def test_a_rows_layout_is_made_where_the_row_is(inputs: QwenInputs) -> None:
     encoded, _ = prompt(inputs, "text", 8)
     packed = pack([tree(encoded, completions((1, 6)))])
     with torch.device("meta"):  # as where the default device is another one
-        layout = Layout.of(packed)
+        layout = PackedLayout.of(packed)
     (group,) = layout.groups
     assert group.real is not None
     assert {group.gather.device.type, group.mask.device.type, group.real.device.type} == {"cpu"}

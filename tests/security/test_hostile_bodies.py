@@ -1,4 +1,4 @@
-"""Whatever bodies come: no fault of the service, nothing allowed that was not judged, and nothing left under way."""
+"""Hostile request bodies cause no server error, no allow without a judgement, and no exchange left in flight."""
 
 from __future__ import annotations
 

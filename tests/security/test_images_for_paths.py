@@ -1,4 +1,4 @@
-"""What is given for an image's path and is none, a whole image in base64 above all, is refused and never quoted."""
+"""A value that is not a path, such as a whole image in base64, is refused as an image path and never quoted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guardreasoner_vl.guard import as_exchange
 from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.sources.jsonl import read_samples
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from tests.cli.test_app import invoke
 from tests.scripted_guard import scripted_guard
 
@@ -64,9 +64,9 @@ def test_bare_base64_in_files(name: str, tmp_path: Path) -> None:
     assert verdict["error"]["message"].startswith(INLINE)
     row = {"id": "a", "source": "s", "modality": "text-image", "prompt": "x", "images": [text]}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
-    set_aside = SetAside()
-    assert not list(read_samples(tmp_path / "train.jsonl", set_aside))
-    ((place, reason),) = set_aside.rows
+    skipped = SkippedRows()
+    assert not list(read_samples(tmp_path / "train.jsonl", skipped))
+    ((place, reason),) = skipped.rows
     assert place == "train.jsonl, line 1"
     assert reason.startswith(f"images: {INLINE}")
 

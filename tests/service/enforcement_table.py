@@ -1,4 +1,4 @@
-"""What the operator's choice for each side makes of an exchange, written down by hand.
+"""The expected action for each combination of the operator's settings, written by hand.
 
 A row: how requests are used, how responses are used, whether the exchange holds a response (an assistant's prefill),
 what is wrong with it, and what has to be done.
@@ -51,4 +51,4 @@ def messages_of(wrong: str, prefill: bool) -> list[dict[str, Any]]:
 
 def settings_of(request: str, response: str) -> dict[str, Any]:
     """The service's settings of a row."""
-    return {"request": {"use": request}, "response": {"use": response}}
+    return {"request": {"mode": request}, "response": {"mode": response}}

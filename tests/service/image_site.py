@@ -1,4 +1,4 @@
-"""A server of images on this machine that answers as a test says, with TLS if need be."""
+"""A local image server with scripted answers, optionally with TLS."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def moved(location: str, status: int = 302) -> bytes:
 
 @dataclass
 class Site:
-    """A server on this machine; `answer` writes what comes back to one request."""
+    """A local server; `answer` writes the response to one request."""
 
     answer: Answer
     port: int = 0
@@ -67,7 +67,7 @@ def sending(answer: bytes | dict[str, bytes]) -> Answer:
 async def serving(
     answer: bytes | dict[str, bytes] | Answer, tls: ssl.SSLContext | None = None, host: str = LOOPBACK, port: int = 0
 ) -> AsyncIterator[Site]:
-    """`answer` is what is sent to each request, or to each path, or a function that sends it."""
+    """Start a site; `answer` is the response to each request, or one for each path, or a function that sends it."""
     site = Site(answer if callable(answer) else sending(answer))
     server = await asyncio.start_server(site.serve, host, port, ssl=tls)
     site.port = server.sockets[0].getsockname()[1]
@@ -80,7 +80,7 @@ async def serving(
 
 
 class Authority:
-    """A certificate for one name, as `server` shows it and `client` trusts it; `greeted` are the names asked for."""
+    """A certificate for one name: `server` presents it, `client` trusts it; `greeted` lists the names asked for."""
 
     def __init__(self, path: Path, name: str) -> None:
         _write_certificate(path, name)

@@ -1,4 +1,4 @@
-"""The guarded proxy in front of a model that a mock transport plays, and a client of it."""
+"""The guarded proxy in front of a mock transport that plays the model, and a client of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "bake", "arguments"
 
 
 class Model:
-    """Answers with `message`, or with `chunks` of a stream; keeps what it was asked."""
+    """Answers with `message`, or with `chunks` of a stream; records the requests."""
 
     def __init__(self, message: dict[str, Any] | None = None, chunks: list[dict[str, Any]] | None = None) -> None:
         self.message = message or {"role": "assistant", "content": "Fine."}
@@ -61,7 +61,7 @@ async def asked(http: httpx.AsyncClient, messages: Any = HELLO, **values: Any) -
 
 
 def chunks_in(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The chunks of a stream, with a check that `[DONE]` is there if and only if no error is."""
+    """The chunks of a stream; checks that it ends in `[DONE]` if and only if it has no error."""
     lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
     chunks = [json.loads(line) for line in lines if line != "[DONE]"]
     assert ("[DONE]" in lines) == (not any("error" in chunk for chunk in chunks))

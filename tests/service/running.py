@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def running(app: Any) -> Iterator[str]:
-    """Its address, for as long as the block lasts; requests wait until it has started."""
+    """Serve the application while the block runs, and yield its address; requests wait until it has started."""
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -1,25 +1,25 @@
-"""A guard of the service without a model: finds BAD harmful, cannot judge BROKEN, reasons word by word."""
+"""A backend without a model: BAD is harmful, BROKEN cannot be judged, the reasoning is streamed word by word."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.guard import Asked
+from guardreasoner_vl.guard import GuardRequest
 from guardreasoner_vl.judging.policy import Policy
-from guardreasoner_vl.service.desk import PROBE
+from guardreasoner_vl.service.moderation import PROBE
 from guardreasoner_vl.service.process import EngineGoneError
 from guardreasoner_vl.types import ModelInfo
 from tests.scripted_guard import scripted_guard
 
 if TYPE_CHECKING:
-    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.engines.base import StreamListener
     from guardreasoner_vl.types import Exchange, Mode, Verdict
 
 
 class ScriptedBackend:
     """`pause` is in seconds for each exchange; `judged` holds what was judged, readiness's own probe left out,
-    and `called_off` what was given up."""
+    and `cancelled` what was given up."""
 
     def __init__(self, pause: float = 0.0, reasoning: str = "Looked at it.", name: str = "scripted") -> None:
         self.policy = Policy()
@@ -27,38 +27,38 @@ class ScriptedBackend:
         self.is_up = True
         self.gone = False
         self.judged: list[Exchange] = []
-        self.called_off: list[Exchange] = []
+        self.cancelled: list[Exchange] = []
         self._pause, self._reasoning = pause, reasoning
         self._guard = scripted_guard(self.policy, reasoning=reasoning)
 
     async def start(self) -> None:
         pass
 
-    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+    async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
         if exchange is not PROBE:
             self.judged.append(exchange)
         try:
-            await self._reason(watch)
+            await self._reason(listener)
         except asyncio.CancelledError:
-            self.called_off.append(exchange)
+            self.cancelled.append(exchange)
             raise
         if self.gone:
             raise EngineGoneError
-        verdict = await self._guard.amoderate_each(Asked(exchange, mode))
+        verdict = await self._guard.amoderate_each(GuardRequest(exchange, mode))
         return verdict.model_copy(update={"model": self.model})
 
     async def close(self) -> None:
         pass
 
-    async def _reason(self, watch: Watch | None) -> None:
-        """The whole pause, told in words on the way."""
+    async def _reason(self, listener: StreamListener | None) -> None:
+        """Wait for the pause while streaming the reasoning."""
         words = [f"{word} " for word in self._reasoning.split()]
-        if watch:
-            watch.begin()
-            watch.tell("<think>\n")
+        if listener:
+            listener.on_start()
+            listener.on_text("<think>\n")
         for word in words:
             await asyncio.sleep(self._pause / len(words))
-            if watch:
-                watch.tell(word)
-        if watch:
-            watch.tell("</think>\n<result>")
+            if listener:
+                listener.on_text(word)
+        if listener:
+            listener.on_text("</think>\n<result>")

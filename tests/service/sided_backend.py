@@ -1,4 +1,4 @@
-"""A guard of the service that judges each side for itself: BAD makes its own side harmful, BROKEN cannot be judged."""
+"""A backend that judges request and response separately: BAD makes its own target harmful, BROKEN cannot be judged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict
 
 if TYPE_CHECKING:
-    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.engines.base import StreamListener
     from guardreasoner_vl.types import Exchange, Mode
 
 
 class SidedBackend:
-    """Needs no model, but decodes images; `judged` counts the exchanges that had a chance of a verdict."""
+    """Needs no model, but decodes images; `judged` counts the exchanges whose images could be decoded."""
 
     def __init__(self) -> None:
         self.policy, self.model, self.is_up = Policy(), ModelInfo(name="sided"), True
@@ -24,7 +24,7 @@ class SidedBackend:
     async def start(self) -> None:
         pass
 
-    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+    async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
         checked_exchange(exchange, self.policy.images)
         self.judged += 1
         texts = (exchange.prompt or "", exchange.response or "")

@@ -1,4 +1,4 @@
-"""Who is turned away: with which code, counted under which reason, and up to which byte."""
+"""Refused requests: their codes, the reasons they are counted under, and the limits to the byte."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def body(size: int) -> bytes:
 
 
 async def counts(http: httpx.AsyncClient) -> dict[str, float]:
-    """What was refused, by reason; reasons that stand at 0 left out."""
+    """The refusals by reason, without reasons at 0."""
     families = text_string_to_metric_families((await http.get("/metrics", headers=BEARER)).text)
     samples = [
         sample for family in families for sample in family.samples if sample.name == "guardreasoner_refused_total"
@@ -74,17 +74,17 @@ async def test_all_addresses_at_once_are_no_name(listening: str) -> None:
 
 
 async def untold(content: bytes) -> AsyncIterator[bytes]:
-    """In pieces, so that no header tells the length."""
+    """The body in pieces, so that no header gives its length."""
     for start in range(0, len(content), 300):
         yield content[start : start + 300]
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("has_length", [True, False])
 @pytest.mark.parametrize(("size", "status"), [(LIMIT - 1, 200), (LIMIT, 200), (LIMIT + 1, 413)])
-async def test_the_limit_is_the_last_byte_that_is_let_in(size: int, status: int, told: bool) -> None:
+async def test_the_limit_is_the_last_byte_that_is_let_in(size: int, status: int, has_length: bool) -> None:
     backend = ScriptedBackend()
     assert len(body(size)) == size
-    content = body(size) if told else untold(body(size))
+    content = body(size) if has_length else untold(body(size))
     async with client(app_of(backend, limits={"body_bytes": LIMIT})) as http:
         answer = await http.post("/v1/guard", content=content, headers={"content-type": "application/json"})
         assert answer.status_code == status
@@ -149,17 +149,17 @@ async def test_a_body_that_comes_too_slowly_is_counted() -> None:
         assert await counts(http) == {"too_slow": 1}
 
 
-@pytest.mark.parametrize("given", ["a", "x" * 128, "job-7/step_2:retry=1+1@host.example"])
-async def test_a_request_id_that_is_safe_to_repeat_is_kept(given: str) -> None:
+@pytest.mark.parametrize("request_id", ["a", "x" * 128, "job-7/step_2:retry=1+1@host.example"])
+async def test_a_request_id_that_is_safe_to_repeat_is_kept(request_id: str) -> None:
     async with client(app_of()) as http:
-        answer = await http.get("/healthz", headers={"X-Request-Id": given})
-    assert answer.headers["x-request-id"] == given
+        answer = await http.get("/healthz", headers={"X-Request-Id": request_id})
+    assert answer.headers["x-request-id"] == request_id
 
 
-@pytest.mark.parametrize("given", ["", "x" * 129, "two words", "<b>", '"', "a\\n", "a;b", "caf\u00e9", "a\tb"])
-async def test_any_other_request_id_is_replaced(given: str) -> None:
+@pytest.mark.parametrize("request_id", ["", "x" * 129, "two words", "<b>", '"', "a\\n", "a;b", "caf\u00e9", "a\tb"])
+async def test_any_other_request_id_is_replaced(request_id: str) -> None:
     async with client(app_of()) as http:
-        answer = await http.get("/healthz", headers={b"X-Request-Id": given.encode()})
+        answer = await http.get("/healthz", headers={b"X-Request-Id": request_id.encode()})
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
 
 
@@ -171,8 +171,8 @@ def layer(app: Any) -> Access:
 async def test_what_is_no_request_passes_untouched() -> None:
     seen: list[Any] = []
 
-    async def app(*given: Any) -> None:
-        seen.extend(given)
+    async def app(*request_id: Any) -> None:
+        seen.extend(request_id)
 
     async def receive() -> Any: ...
 

@@ -1,4 +1,4 @@
-"""What is held back leaves only after its verdict: any pieces, any window."""
+"""Buffered text is released only after its verdict, for any pieces and any window."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.judging.judge import error_verdict
 from guardreasoner_vl.judging.policy import Policy
-from guardreasoner_vl.service.answers import GuardedStream, HeldBack
+from guardreasoner_vl.service.answers import GuardedStream, StreamBuffer
 from tests.service.verdicts import MODEL, verdict
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Answer:
-    """An answer that grows, and its judge, who finds BAD harmful and remembers what it was asked."""
+    """A streamed answer and its judge: BAD is harmful, and the judged texts are recorded."""
 
     def __init__(self, window: int) -> None:
         self.text = ""
         self.asked: list[str] = []
-        self.held: HeldBack[str] = HeldBack(self._judge, window)
+        self.held: StreamBuffer[str] = StreamBuffer(self._judge, window)
 
     async def add(self, piece: str) -> str:
         self.text += piece

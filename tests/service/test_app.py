@@ -1,4 +1,4 @@
-"""The service's routes over ASGI: shapes, faults, who may ask, and what may not leak."""
+"""The service's routes over ASGI: bodies, errors, access, and what must not leak."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ URL = "data:image/png;base64," + base64.b64encode(image(56, 56).png).decode()
 async def test_a_verdict_with_and_without_reasoning() -> None:
     async with client(app_of()) as http:
         plain = await http.post("/v1/guard", json={"prompt": "Hello."})
-        told = await http.post("/v1/guard", json={"prompt": "Hello.", "include_reasoning": True})
+        with_reasoning = await http.post("/v1/guard", json={"prompt": "Hello.", "include_reasoning": True})
         bad = await http.post("/v1/guard", json={"prompt": "Hello.", "response": "BAD"})
     assert plain.status_code == 200
     assert Verdict.model_validate(plain.json()).reasoning is None
-    assert Verdict.model_validate(told.json()).reasoning == "Looked at it."
+    assert Verdict.model_validate(with_reasoning.json()).reasoning == "Looked at it."
     assert (bad.json()["action"], bad.json()["response"]["label"]) == ("block", "harmful")
     assert len(plain.headers["x-request-id"]) == 32
 
@@ -56,7 +56,7 @@ async def test_images_and_messages() -> None:
         first = await http.post("/v1/guard", json={"images": [URL], "prompt": "What is it?"})
         second = await http.post("/v1/guard", json={"messages": messages})
     assert (first.json()["action"], second.json()["action"]) == ("allow", "allow")
-    assert [len(one.images) for one in backend.judged] == [1, 1]
+    assert [len(single.images) for single in backend.judged] == [1, 1]
     assert backend.judged[1].response == "A square."
 
 
@@ -66,10 +66,10 @@ async def test_images_and_messages() -> None:
 async def test_neither_files_nor_addresses_are_opened(image: str) -> None:
     backend = ScriptedBackend()
     async with client(app_of(backend)) as http:
-        found = await http.post("/v1/guard", json={"prompt": "Look.", "images": [image]})
+        direct = await http.post("/v1/guard", json={"prompt": "Look.", "images": [image]})
         parts = [{"type": "image_url", "image_url": {"url": image}}]
         inside = await http.post("/v1/guard", json={"messages": [{"role": "user", "content": parts}]})
-    for answer in (found, inside):
+    for answer in (direct, inside):
         assert answer.status_code == 200
         assert (answer.json()["action"], answer.json()["flagged"]) == ("block", None)
         assert answer.json()["error"]["code"] in ("invalid_image", "invalid_input")
@@ -115,8 +115,8 @@ async def test_a_stream_tells_reasoning_and_ends_with_the_verdict() -> None:
         missing = await http.post("/v1/guard/stream", json={"prompt": "Look.", "guard": "other"})
     events = [block.split("\n") for block in answer.text.strip().split("\n\n")]
     assert [lines[0] for lines in events] == ["event: reasoning"] * (len(events) - 1) + ["event: verdict"]
-    told = "".join(json.loads(lines[1].removeprefix("data: "))["text"] for lines in events[:-1])
-    assert told.strip() == "Looked at it."
+    reasoning = "".join(json.loads(lines[1].removeprefix("data: "))["text"] for lines in events[:-1])
+    assert reasoning.strip() == "Looked at it."
     assert json.loads(events[-1][1].removeprefix("data: "))["action"] == "allow"
     assert '"action": "block"' in broken.text
     assert missing.status_code == 404
@@ -148,7 +148,7 @@ async def test_an_answer_that_grows_is_released_only_judged() -> None:
 
 async def test_moderations_in_openais_shape() -> None:
     async with client(app_of()) as http:
-        one = (await http.post("/v1/moderations", json={"input": "BAD", "model": "omni-moderation-latest"})).json()
+        single = (await http.post("/v1/moderations", json={"input": "BAD", "model": "omni-moderation-latest"})).json()
         two = (await http.post("/v1/moderations", json={"input": ["Hello.", "BAD"]})).json()
         parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": URL}}]
         joint = (await http.post("/v1/moderations", json={"input": parts})).json()
@@ -157,8 +157,8 @@ async def test_moderations_in_openais_shape() -> None:
         answered = (await http.post("/v1/moderations", json={"messages": talk})).json()
         none = await http.post("/v1/moderations", json={})
         other = await http.post("/v1/moderations", json={"input": "x", "model": "other"})
-    assert one["results"][0]["flagged"] is True
-    assert one["results"][0]["categories"] == {"harmful/request": True, "harmful/response": False}
+    assert single["results"][0]["flagged"] is True
+    assert single["results"][0]["categories"] == {"harmful/request": True, "harmful/response": False}
     assert [result["flagged"] for result in two["results"]] == [False, True]
     assert joint["results"][0]["category_applied_input_types"]["harmful/request"] == ["text", "image"]
     assert remote["results"][0]["flagged"] is True
@@ -226,11 +226,11 @@ async def test_large_bodies_are_cut_off_whatever_they_claim() -> None:
             yield b" " * 1_000
 
     async with client(app_of(backend, limits={"body_bytes": 5_000})) as http:
-        told = await http.post("/v1/guard", json={"prompt": "x" * 6_000})
-        untold = await http.post("/v1/guard", content=endless(), headers={"content-type": "application/json"})
+        with_length = await http.post("/v1/guard", json={"prompt": "x" * 6_000})
+        streamed = await http.post("/v1/guard", content=endless(), headers={"content-type": "application/json"})
         small = await http.post("/v1/guard", json={"prompt": "x" * 4_000})
-    assert (told.status_code, untold.status_code, small.status_code) == (413, 413, 200)
-    assert told.json()["error"]["code"] == "too_large"
+    assert (with_length.status_code, streamed.status_code, small.status_code) == (413, 413, 200)
+    assert with_length.json()["error"]["code"] == "too_large"
     assert len(backend.judged) == 1
 
 
@@ -268,7 +268,7 @@ async def test_many_inputs_at_once() -> None:
         many = await http.post("/v1/moderations", json={"input": ["x"] * 129})
     assert (fits.status_code, busy.status_code, many.status_code) == (200, 429, 422)
     await asyncio.sleep(0.02)
-    assert len(backend.called_off) == 8  # nobody waits for them any more
+    assert len(backend.cancelled) == 8  # nobody waits for them any more
 
 
 async def http_ready(http: httpx.AsyncClient) -> bool:
@@ -321,10 +321,10 @@ async def test_nothing_that_was_sent_leaks(tmp_path: Path) -> None:
 
 async def test_openapi_has_examples() -> None:
     async with client(app_of()) as http:
-        found = (await http.get("/openapi.json")).json()
-    assert {"/v1/guard", "/v1/guard/stream", "/v1/moderations", "/readyz"} <= found["paths"].keys()
+        schema = (await http.get("/openapi.json")).json()
+    assert {"/v1/guard", "/v1/guard/stream", "/v1/moderations", "/readyz"} <= schema["paths"].keys()
     for path in ("/v1/guard", "/v1/guard/stream", "/v1/moderations"):
-        assert found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["examples"]
+        assert schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["examples"]
 
 
 @pytest.mark.parametrize("path", ["/v1/guard", "/v1/guard/stream", "/v1/moderations"])

@@ -1,4 +1,4 @@
-"""The audit log: no acknowledged line is lost, no line is broken by another, and nothing is quoted unasked."""
+"""The audit log: no acknowledged line is lost, no line damages another, and no content is written unless asked for."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def in_order(path: Path) -> list[Path]:
-    """The files of one log, the oldest first."""
+    """The files of a rotated log, the oldest first."""
     older = [one for one in path.parent.iterdir() if one.name.startswith(f"{path.name}.")]
     return [*sorted(older, key=lambda one: -int(one.suffix[1:])), *([path] if path.exists() else [])]
 
@@ -201,7 +201,7 @@ while True:
 
 
 def test_kill_9_leaves_whole_lines_and_loses_none(path: Path) -> None:
-    """Files of less than a page, so that the kernel does not tear a write, and most kills come near a rotation."""
+    """Files are smaller than a page, so that the kernel does not tear a write and most kills come near a rotation."""
     first = 0
     for lines in (60, 130):
         with subprocess.Popen(
@@ -211,11 +211,11 @@ def test_kill_9_leaves_whole_lines_and_loses_none(path: Path) -> None:
             acknowledged = [int(child.stdout.readline()) for _ in range(lines)]
             child.send_signal(signal.SIGKILL)
             acknowledged += [int(line) for line in child.stdout if line.endswith(b"\n")]
-        found = numbers(path)
+        numbers_found = numbers(path)
         assert all(file.read_bytes().endswith(b"\n") for file in in_order(path) if file.stat().st_size)
-        assert found == list(range(len(found)))
-        assert acknowledged[-1] < len(found) <= acknowledged[-1] + 2
-        first = len(found)
+        assert numbers_found == list(range(len(numbers_found)))
+        assert acknowledged[-1] < len(numbers_found) <= acknowledged[-1] + 2
+        first = len(numbers_found)
     assert len(in_order(path)) > 20
 
 
@@ -373,13 +373,13 @@ def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path: Path, kind: 
 
 def test_a_folder_that_forbids_rotation_is_refused_at_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda folder, mode: (folder, mode) != (path.parent, os.W_OK))
-    with pytest.raises(GuardError, match="could not rotate"):
+    with pytest.raises(GuardError, match="could not be rotated"):
         AuditLog(AuditSettings(path=path))
 
 
 def test_one_log_at_a_time_has_the_file(path: Path) -> None:
     log = AuditLog(AuditSettings(path=path))
-    with pytest.raises(GuardError, match="another process writes it"):
+    with pytest.raises(GuardError, match="another process writes to it"):
         AuditLog(AuditSettings(path=path))
     log.close()
     AuditLog(AuditSettings(path=path)).close()
@@ -387,7 +387,7 @@ def test_one_log_at_a_time_has_the_file(path: Path) -> None:
 
 @contextmanager
 def disk_full_after(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size`: a write that would is cut short, as on a full disk."""
+    """Limit the size of this process's files: a longer write is cut short, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -397,18 +397,18 @@ def disk_full_after(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_is_loud_counted_and_not_raised(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    told: list[int] = []
-    log = AuditLog(AuditSettings(path=path, content=True), on_failure=lambda: told.append(1))
+    failures: list[int] = []
+    log = AuditLog(AuditSettings(path=path, content=True), on_failure=lambda: failures.append(1))
     put(log, 0)
     whole = path.stat().st_size
     with disk_full_after(whole + 30):
         put(log, 1)
         put(log, 2)
     put(log, 3)
-    assert log.failed == len(told) == 2
+    assert log.failed == len(failures) == 2
     lost = [record for record in caplog.records if record.levelno == logging.CRITICAL]
     assert [getattr(record, "request_id", None) for record in lost] == ["r1", "r2"]
-    assert "make room" in lost[0].getMessage()
+    assert "free disk space" in lost[0].getMessage()
     assert CANARY not in caplog.text
     first, torn, last, rest = path.read_bytes().split(b"\n")
     assert json.loads(first)["request_id"] == "r0"

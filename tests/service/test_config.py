@@ -1,4 +1,4 @@
-"""Settings: layers, checks, and messages that name keys and no values."""
+"""Settings: layers, checks, and messages that name keys but never values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.service.backend import backend_of
+from guardreasoner_vl.service.backend import make_backend
 from guardreasoner_vl.service.config import as_plain, is_loopback, load_config
 
 if TYPE_CHECKING:
@@ -20,41 +20,41 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("port: 1\nlimits: {queue: 1, together: 1, retry_after: 1}\nguards: {default: {mode: fast}}\n")
+    path.write_text("port: 1\nlimits: {queue: 1, max_batch_size: 1, retry_after: 1}\nguards: {default: {mode: fast}}\n")
     monkeypatch.setenv("GUARDREASONER_PORT", "2")
     monkeypatch.setenv("GUARDREASONER_LIMITS__QUEUE", "2")
-    monkeypatch.setenv("GUARDREASONER_LIMITS__TOGETHER", "2")
-    made = load_config(path, port=3, limits={"together": 3})
-    assert (made.port, made.limits.queue, made.limits.together, made.limits.retry_after) == (3, 2, 3, 1)
-    assert made.guards["default"].mode == "fast"
+    monkeypatch.setenv("GUARDREASONER_LIMITS__MAX_BATCH_SIZE", "2")
+    config = load_config(path, port=3, limits={"max_batch_size": 3})
+    assert (config.port, config.limits.queue, config.limits.max_batch_size, config.limits.retry_after) == (3, 2, 3, 1)
+    assert config.guards["default"].mode == "fast"
 
 
 def test_the_defaults_are_safe() -> None:
-    made = load_config()
-    assert (made.host, made.request.use, made.request.on_error, made.response.on_error) == (
+    config = load_config()
+    assert (config.host, config.request.mode, config.request.on_error, config.response.on_error) == (
         "127.0.0.1",
         "enforce",
         "block",
         "block",
     )
-    assert made.images.hosts == ()
-    assert made.cache.entries == 0
-    assert made.audit.path is None
+    assert config.images.hosts == ()
+    assert config.cache.entries == 0
+    assert config.audit.path is None
 
 
 def test_several_guards(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("guards:\n  default: {}\n  big: {base_url: 'http://localhost:1/v1', thresholds: [0.7, null]}\n")
-    made = load_config(path)
-    assert made.guards["big"].is_remote
-    assert made.guards["big"].policy.thresholds == (0.7, None)
+    config = load_config(path)
+    assert config.guards["big"].is_remote
+    assert config.guards["big"].policy.thresholds == (0.7, None)
 
 
 def test_the_most_windows_reach_every_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUARDREASONER_LIMITS__WINDOWS", "9")
     config = load_config(guards={"default": {}, "big": {"base_url": "http://localhost:1/v1"}})
     for section in config.guards.values():
-        backend = backend_of(section, config.limits.together, lambda: None, config.limits.windows)
+        backend = make_backend(section, config.limits.max_batch_size, lambda: None, config.limits.windows)
         assert (backend.policy.long_input, backend.policy.max_windows) == ("windows", 9)
     with pytest.raises(InputError, match=r"limits\.windows"):
         load_config(limits={"windows": 0})
@@ -74,10 +74,10 @@ def test_this_machine_needs_none(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("settings", "message"),
     [
         ({"port": 70_000}, "port"),
-        ({"guards": {"other": {}}}, "guards needs one that is called default"),
+        ({"guards": {"other": {}}}, "guards: one must be called default"),
         ({"guards": {"default": {"modell": "x"}}}, r"guards\.default\.modell"),
         ({"guards": {"default": {"engine": "openai"}}}, "needs a base_url"),
         ({"guards": {"default": {"engine": "transformers", "base_url": "http://x"}}}, "needs engine openai"),
@@ -89,9 +89,9 @@ def test_this_machine_needs_none(host: str) -> None:
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_an_impossible_setting_is_named_and_not_shown(given: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told) as caught:
-        load_config(**given)
+def test_an_impossible_setting_is_named_and_not_shown(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(**settings)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -110,11 +110,11 @@ def test_a_file_that_is_none(text: str, tmp_path: Path) -> None:
 def test_keys_from_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUARDREASONER_KEYS", f"{KEY}, {KEY}2")
     monkeypatch.setenv("GUARDREASONER_ALLOWED_HOSTS", "a.example,b.example")
-    made = load_config()
-    assert [key.key.get_secret_value() for key in made.keys] == [KEY, f"{KEY}2"]
-    assert made.allowed_hosts == ("a.example", "b.example")
-    assert KEY not in str(as_plain(made))
-    assert KEY not in repr(made)
+    config = load_config()
+    assert [key.key.get_secret_value() for key in config.keys] == [KEY, f"{KEY}2"]
+    assert config.allowed_hosts == ("a.example", "b.example")
+    assert KEY not in str(as_plain(config))
+    assert KEY not in repr(config)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_variables_of_clients_and_of_others_are_left_alone(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("limits: {qeue: 5}", "unknown key 'limits.qeue'; did you mean 'queue'?"),
         ("limit: {queue: 5}", "unknown key 'limit'; did you mean 'limits'?"),
@@ -149,12 +149,34 @@ def test_variables_of_clients_and_of_others_are_left_alone(monkeypatch: pytest.M
         ("keys: [{name: a, key: a-key-of-some-length, per_minut: 5}]", "did you mean 'per_minute'?"),
     ],
 )
-def test_an_unknown_key_is_told_what_was_meant(text: str, told: str, tmp_path: Path) -> None:
+def test_an_unknown_key_is_told_what_was_meant(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
         load_config(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        ("limits: {together: 5}", "limits.together", "limits.max_batch_size"),
+        ("request: {use: monitor}", "request.use", "request.mode"),
+        ("response: {use: enforce, mode: enforce}", "response.use", "response.mode"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(text: str, old: str, new: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path}: '{old}' was renamed: write '{new}'"
+
+
+def test_a_renamed_variable_is_refused_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARDREASONER_LIMITS__TOGETHER", "5")
+    with pytest.raises(InputError, match=r"'limits\.together' was renamed: write 'limits\.max_batch_size'"):
+        load_config()
 
 
 def test_a_misspelt_nested_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,23 +186,26 @@ def test_a_misspelt_nested_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("settings", "message"),
     [
-        ([{"name": "a", "key": KEY}, {"name": "b", "key": KEY}], "two of them are the same"),
-        ([{"name": "a", "key": KEY, "under_way": 1}, {"name": "a", "key": f"{KEY}2"}], "a stands with two limits"),
+        ([{"name": "a", "key": KEY}, {"name": "b", "key": KEY}], "two keys are the same"),
+        (
+            [{"name": "a", "key": KEY, "under_way": 1}, {"name": "a", "key": f"{KEY}2"}],
+            "the keys of a have different limits",
+        ),
         ([{"name": "a b", "key": KEY}], r"keys\.0\.name"),
         ([{"name": "a"}], r"keys\.0\.key"),
         ([{"name": "a", "key": KEY, "per_minute": 0}], r"keys\.0\.per_minute"),
     ],
 )
-def test_keys_that_cannot_be(given: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told) as caught:
-        load_config(keys=given)
+def test_keys_that_cannot_be(settings: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(keys=settings)
     assert KEY not in str(caught.value)
 
 
 def test_named_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUARDREASONER_KEYS", f'[{{"name": "shop", "key": "{KEY}", "per_minute": 60}}]')
-    (made,) = load_config().keys
-    assert (made.name, made.per_minute, made.under_way) == ("shop", 60, None)
-    assert KEY not in repr(made)
+    (config,) = load_config().keys
+    assert (config.name, config.per_minute, config.under_way) == ("shop", 60, None)
+    assert KEY not in repr(config)

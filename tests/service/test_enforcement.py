@@ -1,4 +1,4 @@
-"""Request and response are enforced each for itself, whatever way an exchange comes in."""
+"""Request and response are enforced independently, on every route."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import STAGES, ServiceConfig, UpstreamSection
-from guardreasoner_vl.service.enforcement import enforced, stages_of
+from guardreasoner_vl.service.config import TARGETS, ServiceConfig, UpstreamSection
+from guardreasoner_vl.service.enforcement import enforced_verdict, present_targets
 from guardreasoner_vl.types import Exchange
 from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, finds_phrase, judged
 from tests.service.clients import client as client_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from guardreasoner_vl.engines.base import EngineRequest
-    from guardreasoner_vl.service.config import Stage
+    from guardreasoner_vl.types import Target
 
     Ask = Callable[[httpx.AsyncClient, str, bool], Awaitable[str]]
 
@@ -31,7 +31,7 @@ MODEL = "http://model.test/v1"
 
 
 class Model:
-    """The model behind the proxy; says `answer`, and counts how often it was asked."""
+    """The model behind the proxy; returns `answer` and counts its calls."""
 
     def __init__(self, answer: str = "Fine.") -> None:
         self.answer, self.asked = answer, 0
@@ -124,7 +124,7 @@ async def test_each_side_is_enforced_for_itself(ask: Ask, request_use: str, resp
 async def test_the_proxy_asks_the_model_only_about_what_passed(
     stream: bool, request_use: str, response_use: str
 ) -> None:
-    """Before the model is asked, an error counts for the request alone, whatever prefill came with it."""
+    """Before the model is asked, an error counts for the request alone, whatever the prefill."""
     asked = {
         ("request", False): request_use == MONITOR,
         ("request", True): request_use == MONITOR,
@@ -179,9 +179,9 @@ async def test_an_error_takes_the_stricter_choice_of_the_sides_that_are_there(as
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("on_error", ["block", "allow"])
-@pytest.mark.parametrize("broken", STAGES)
-def test_a_window_without_a_verdict_beside_a_harmful_side(broken: Stage, on_error: str, use: tuple[str, str]) -> None:
-    """The side whose window failed is enforced by its `on_error`, the harmful one as ever."""
+@pytest.mark.parametrize("broken", TARGETS)
+def test_a_window_without_a_verdict_beside_a_harmful_side(broken: Target, on_error: str, use: tuple[str, str]) -> None:
+    """The target whose window failed is enforced by its `on_error`, the harmful one by its mode."""
 
     def breaks(request: EngineRequest) -> str:
         return "nonsense" if "kites" in request.messages[1].text else finds_phrase(request)
@@ -190,8 +190,8 @@ def test_a_window_without_a_verdict_beside_a_harmful_side(broken: Stage, on_erro
     prompt, response = texts if broken == "request" else texts[::-1]
     exchange = Exchange(prompt, response=response)
     verdict = judged(exchange, CountingEngine(breaks, limit=2048), long_input="windows")
-    uses = dict(zip(STAGES, use, strict=True))
-    config = ServiceConfig.model_validate({name: {"use": uses[name], "on_error": on_error} for name in STAGES})
-    harmful: Stage = "response" if broken == "request" else "request"
-    blocks = uses[harmful] == ENFORCE or (uses[broken] == ENFORCE and on_error == "block")
-    assert enforced(verdict, stages_of(exchange), config).action == ("block" if blocks else "allow")
+    modes = dict(zip(TARGETS, use, strict=True))
+    config = ServiceConfig.model_validate({name: {"mode": modes[name], "on_error": on_error} for name in TARGETS})
+    harmful: Target = "response" if broken == "request" else "request"
+    blocks = modes[harmful] == ENFORCE or (modes[broken] == ENFORCE and on_error == "block")
+    assert enforced_verdict(verdict, present_targets(exchange), config).action == ("block" if blocks else "allow")

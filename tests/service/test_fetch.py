@@ -1,4 +1,4 @@
-"""Fetching from the web: what is refused before any packet leaves, and servers that lie, drip or send elsewhere."""
+"""Fetching images: URLs refused before any packet is sent, and servers that lie, drip or redirect."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def words(text: str) -> list[str]:
 
 @dataclass
 class Names:
-    """A resolver that gives `answers` in turn, the last one for ever, and keeps what it was asked."""
+    """A resolver that returns `answers` in order, then the last one repeatedly, and records the lookups."""
 
     answers: Sequence[Sequence[str]] = ((LOOPBACK,),)
     asked: list[str] = field(default_factory=list)
@@ -59,21 +59,21 @@ def here_too(address: Address) -> bool:
 async def fetcher(
     site: Site | None, names: Names | None = None, tls: ssl.SSLContext | None = None, **changes: Any
 ) -> AsyncIterator[ImageFetcher]:
-    """One for `site`, whose address alone is allowed among the private ones."""
+    """An `ImageFetcher` for `site`, the only private address that is allowed."""
     values = {"hosts": (HOST,), "schemes": ("http",), "seconds": 10.0, **changes}
     ports = (site.port,) if site else (80, 443)
     remote = RemoteImages(**{"ports": ports, **values})
-    one = ImageFetcher(remote, names or Names(), allowed=here_too, tls=tls or NOBODY)
+    image_fetcher = ImageFetcher(remote, names or Names(), allowed=here_too, tls=tls or NOBODY)
     try:
-        yield one
+        yield image_fetcher
     finally:
-        await one.aclose()
+        await image_fetcher.aclose()
 
 
-async def refusal(one: ImageFetcher, url: str) -> str:
-    """The message, which is one line and holds no more of the URL than its host."""
+async def refusal(image_fetcher: ImageFetcher, url: str) -> str:
+    """The message of a refusal; checks that it is one line and quotes no more of the URL than its host."""
     with pytest.raises(ImageError) as caught:
-        await one.fetch(url)
+        await image_fetcher.fetch(url)
     message = str(caught.value)
     assert message.isprintable()
     assert SECRET not in message
@@ -83,10 +83,12 @@ async def refusal(one: ImageFetcher, url: str) -> str:
 
 
 async def refused_unasked(url: str, *hosts: str, **changes: Any) -> str:
-    """The message for a URL that must not even reach the resolver."""
+    """The message for a URL that must be refused before the resolver is asked."""
     names = Names([[PUBLIC]])
-    async with fetcher(None, names, **{"schemes": ("http", "https"), "hosts": hosts or (HOST,), **changes}) as one:
-        message = await refusal(one, url)
+    async with fetcher(
+        None, names, **{"schemes": ("http", "https"), "hosts": hosts or (HOST,), **changes}
+    ) as image_fetcher:
+        message = await refusal(image_fetcher, url)
     assert names.asked == []
     return message
 
@@ -97,9 +99,9 @@ def no_second_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def lookup(host: Any, *rest: Any, **options: Any) -> Any:
         ipaddress.ip_address(host)
-        return found(host, *rest, **options)
+        return system_lookup(host, *rest, **options)
 
-    found = socket.getaddrinfo
+    system_lookup = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
 
 
@@ -113,8 +115,8 @@ def test_it_is_off_unless_a_host_is_listed() -> None:
 
 async def refused_off() -> str:
     names = Names()
-    one = ImageFetcher(RemoteImages(), names, tls=NOBODY)
-    message = await refusal(one, f"https://{HOST}/{SECRET}")
+    image_fetcher = ImageFetcher(RemoteImages(), names, tls=NOBODY)
+    message = await refusal(image_fetcher, f"https://{HOST}/{SECRET}")
     assert names.asked == []
     return message
 
@@ -246,8 +248,8 @@ async def test_broken_urls(url: str) -> None:
 
 
 async def test_a_url_that_grows_too_long_when_it_is_escaped() -> None:
-    async with serving(FINE) as site, fetcher(site) as one:
-        await refusal(one, site.url("/" + "\u00e9" * 30_000))
+    async with serving(FINE) as site, fetcher(site) as image_fetcher:
+        await refusal(image_fetcher, site.url("/" + "\u00e9" * 30_000))
 
 
 async def test_http_has_to_be_listed() -> None:
@@ -283,8 +285,8 @@ async def test_the_message_names_the_host_that_counts() -> None:
 )
 async def test_wildcards(host: str, listed: bool) -> None:
     names = Names([[]])
-    async with fetcher(None, names, hosts=("*.example.org",)) as one:
-        await refusal(one, f"http://{host}/{SECRET}")
+    async with fetcher(None, names, hosts=("*.example.org",)) as image_fetcher:
+        await refusal(image_fetcher, f"http://{host}/{SECRET}")
     assert bool(names.asked) == listed
 
 
@@ -323,8 +325,8 @@ def test_the_resolver_never_hears_of_a_host_off_the_list(rest: str, scheme: str)
 
 async def test_the_image_comes_from_the_pinned_address() -> None:
     names = Names()
-    async with serving(FINE) as site, fetcher(site, names) as one:
-        assert await one.fetch(site.url("/a%20b/%E4?q=%2F&x=1#part")) == IMAGE
+    async with serving(FINE) as site, fetcher(site, names) as image_fetcher:
+        assert await image_fetcher.fetch(site.url("/a%20b/%E4?q=%2F&x=1#part")) == IMAGE
     assert names.asked == [HOST]
     lines = site.requests[0].decode().lower().split("\r\n")
     assert lines[0] == "get /a%20b/%e4?q=%2f&x=1 http/1.1"
@@ -335,24 +337,24 @@ async def test_the_image_comes_from_the_pinned_address() -> None:
 
 async def test_upper_case_and_a_trailing_dot_are_the_same_host() -> None:
     names = Names()
-    async with serving(FINE) as site, fetcher(site, names) as one:
-        assert await one.fetch(site.url(host="PICS.Example.", scheme="HTTP")) == IMAGE
+    async with serving(FINE) as site, fetcher(site, names) as image_fetcher:
+        assert await image_fetcher.fetch(site.url(host="PICS.Example.", scheme="HTTP")) == IMAGE
     assert names.asked == [HOST]
 
 
 async def test_a_resolver_that_changes_its_answer_is_asked_once() -> None:
     names = Names([[LOOPBACK], ["127.0.0.2"], ["169.254.169.254"]])
-    async with serving(FINE) as site, fetcher(site, names) as one:
-        assert await one.fetch(site.url()) == IMAGE
+    async with serving(FINE) as site, fetcher(site, names) as image_fetcher:
+        assert await image_fetcher.fetch(site.url()) == IMAGE
         assert names.asked == [HOST]
-        assert HOST in await refusal(one, site.url())  # a new fetch looks at the new answer
+        assert HOST in await refusal(image_fetcher, site.url())  # a new fetch looks at the new answer
     assert site.connections == 1
 
 
 async def test_a_changed_answer_is_checked_again_at_a_redirect() -> None:
     names = Names([[LOOPBACK], ["127.0.0.2"]])
-    async with serving(moved("/again")) as site, fetcher(site, names) as one:
-        assert "not public" in await refusal(one, site.url())
+    async with serving(moved("/again")) as site, fetcher(site, names) as image_fetcher:
+        assert "not public" in await refusal(image_fetcher, site.url())
     assert site.connections == 1
 
 
@@ -364,15 +366,15 @@ async def test_a_changed_answer_is_checked_again_at_a_redirect() -> None:
     """),
 )
 async def test_one_private_address_is_enough_to_refuse(addresses: str) -> None:
-    async with serving(FINE) as site, fetcher(site, Names([addresses.split(",")])) as one:
-        assert "not public" in await refusal(one, site.url())
+    async with serving(FINE) as site, fetcher(site, Names([addresses.split(",")])) as image_fetcher:
+        assert "not public" in await refusal(image_fetcher, site.url())
     assert site.connections == 0
 
 
 @pytest.mark.parametrize("addresses", [[], ["no address"], ["2130706433"], ["0177.0.0.1"]])
 async def test_a_useless_answer_of_the_resolver(addresses: list[str]) -> None:
-    async with fetcher(None, Names([addresses])) as one:
-        assert f"no address was found for {HOST}" in await refusal(one, f"http://{HOST}/{SECRET}")
+    async with fetcher(None, Names([addresses])) as image_fetcher:
+        assert f"no address was found for {HOST}" in await refusal(image_fetcher, f"http://{HOST}/{SECRET}")
 
 
 async def test_the_default_resolver_and_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,22 +387,22 @@ async def test_the_default_resolver_and_its_failure(monkeypatch: pytest.MonkeyPa
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    one = ImageFetcher(RemoteImages(hosts=(HOST,)), tls=NOBODY)
-    assert "not public" in await refusal(one, f"https://{HOST}/{SECRET}")
-    assert "no address" in await refusal(one, f"https://{HOST}/{SECRET}")
+    image_fetcher = ImageFetcher(RemoteImages(hosts=(HOST,)), tls=NOBODY)
+    assert "not public" in await refusal(image_fetcher, f"https://{HOST}/{SECRET}")
+    assert "no address" in await refusal(image_fetcher, f"https://{HOST}/{SECRET}")
     assert asked == [(HOST, 443)] * 2
 
 
 async def test_an_address_has_to_be_listed_exactly_and_to_be_public() -> None:
     names = Names()
     async with serving(FINE) as site:
-        async with fetcher(site, names, hosts=(LOOPBACK,)) as one:
-            assert await one.fetch(site.url(host=LOOPBACK)) == IMAGE
+        async with fetcher(site, names, hosts=(LOOPBACK,)) as image_fetcher:
+            assert await image_fetcher.fetch(site.url(host=LOOPBACK)) == IMAGE
             for other in ("127.0.0.2", "2130706433", "[::ffff:127.0.0.1]", "0177.0.0.1"):
-                await refusal(one, site.url(host=other))
-        async with fetcher(site, names, hosts=("127.0.0.2", "::1")) as one:
-            assert "not public" in await refusal(one, site.url(host="127.0.0.2"))
-            assert "not public" in await refusal(one, site.url(host="[0::1]"))
+                await refusal(image_fetcher, site.url(host=other))
+        async with fetcher(site, names, hosts=("127.0.0.2", "::1")) as image_fetcher:
+            assert "not public" in await refusal(image_fetcher, site.url(host="127.0.0.2"))
+            assert "not public" in await refusal(image_fetcher, site.url(host="[0::1]"))
     assert names.asked == []
     assert site.connections == 1
 
@@ -409,16 +411,16 @@ async def test_the_next_address_is_tried_when_one_does_not_answer() -> None:
     async with serving(FINE) as site:
         settings = RemoteImages(hosts=(HOST,), schemes=("http",), ports=(site.port,), seconds=2)
         names = Names([["127.0.0.3", LOOPBACK], ["127.0.0.3"]])
-        one = ImageFetcher(settings, names, allowed=lambda address: address.is_loopback, tls=NOBODY)
-        assert await one.fetch(site.url()) == IMAGE
-        assert "no connection" in await refusal(one, site.url())
+        image_fetcher = ImageFetcher(settings, names, allowed=lambda address: address.is_loopback, tls=NOBODY)
+        assert await image_fetcher.fetch(site.url()) == IMAGE
+        assert "no connection" in await refusal(image_fetcher, site.url())
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with serving(FINE) as site, fetcher(site) as one:
-        assert await one.fetch(site.url()) == IMAGE
+    async with serving(FINE) as site, fetcher(site) as image_fetcher:
+        assert await image_fetcher.fetch(site.url()) == IMAGE
 
 
 # Redirects
@@ -427,8 +429,8 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_followed(status: int) -> None:
     names = Names()
-    async with serving({"/a": moved("b?x=1", status), "/b": FINE}) as site, fetcher(site, names) as one:
-        assert await one.fetch(site.url("/a")) == IMAGE
+    async with serving({"/a": moved("b?x=1", status), "/b": FINE}) as site, fetcher(site, names) as image_fetcher:
+        assert await image_fetcher.fetch(site.url("/a")) == IMAGE
     assert names.asked == [HOST] * 2
     assert site.connections == 2
 
@@ -446,35 +448,35 @@ async def test_a_redirect_is_followed(status: int) -> None:
 )
 async def test_a_redirect_to_elsewhere_is_refused(location: str) -> None:
     names = Names()
-    async with serving({"/a": moved(location)}) as site, fetcher(site, names) as one:
-        await refusal(one, site.url("/a"))
+    async with serving({"/a": moved(location)}) as site, fetcher(site, names) as image_fetcher:
+        await refusal(image_fetcher, site.url("/a"))
     assert names.asked == [HOST]
 
 
 async def test_a_listed_name_that_resolves_to_a_private_address_behind_a_redirect() -> None:
     names = Names([[LOOPBACK], ["169.254.169.254"]])
     hosts = (HOST, "inner.example")
-    async with serving(b"") as site, fetcher(site, names, hosts=hosts) as one:
+    async with serving(b"") as site, fetcher(site, names, hosts=hosts) as image_fetcher:
         site.answer = sending(moved(site.url("/x", "inner.example")))
-        assert "inner.example has an address that is not public" in await refusal(one, site.url("/a"))
+        assert "inner.example has an address that is not public" in await refusal(image_fetcher, site.url("/a"))
     assert names.asked == [HOST, "inner.example"]
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 3])
 async def test_redirects_are_counted(allowed: int) -> None:
     chain = {f"/{step}": moved(f"/{step + 1}") for step in range(5)}
-    async with serving({**chain, f"/{allowed}": FINE}) as site, fetcher(site, redirects=allowed) as one:
-        assert await one.fetch(site.url("/0")) == IMAGE
-    async with serving({**chain, f"/{allowed + 1}": FINE}) as site, fetcher(site, redirects=allowed) as one:
-        assert "redirects" in await refusal(one, site.url("/0"))
+    async with serving({**chain, f"/{allowed}": FINE}) as site, fetcher(site, redirects=allowed) as image_fetcher:
+        assert await image_fetcher.fetch(site.url("/0")) == IMAGE
+    async with serving({**chain, f"/{allowed + 1}": FINE}) as site, fetcher(site, redirects=allowed) as image_fetcher:
+        assert "redirects" in await refusal(image_fetcher, site.url("/0"))
     assert len(site.requests) == allowed + 1
 
 
 async def test_a_cookie_is_not_sent_back() -> None:
     start = head(302, "Location: /b", "Content-Length: 0", "Set-Cookie: a=b; Path=/")
-    async with serving({"/a": start, "/b": FINE}) as site, fetcher(site) as one:
-        assert await one.fetch(site.url("/a")) == IMAGE
-        assert await one.fetch(site.url("/a")) == IMAGE
+    async with serving({"/a": start, "/b": FINE}) as site, fetcher(site) as image_fetcher:
+        assert await image_fetcher.fetch(site.url("/a")) == IMAGE
+        assert await image_fetcher.fetch(site.url("/a")) == IMAGE
     assert all(b"cookie" not in request.lower() for request in site.requests)
 
 
@@ -484,39 +486,42 @@ async def test_a_cookie_is_not_sent_back() -> None:
 @pytest.mark.parametrize("status", [201, 203, 204, 206, 300, 304, 400, 401, 403, 404, 429, 500, 503])
 async def test_only_200_is_an_image(status: int) -> None:
     lines = [] if status in (204, 304) else ["Content-Length: 3"]
-    async with serving(head(status, *lines) + b"abc"[: 3 * len(lines)]) as site, fetcher(site) as one:
-        assert f"{HOST} answered {status}" in await refusal(one, site.url())
+    async with serving(head(status, *lines) + b"abc"[: 3 * len(lines)]) as site, fetcher(site) as image_fetcher:
+        assert f"{HOST} answered {status}" in await refusal(image_fetcher, site.url())
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "identity, gzip", "deflate", ""])
 async def test_compressed_bodies_are_refused(encoding: str) -> None:
     body = gzip.compress(bytes(5_000_000))
     answer = head(200, f"Content-Encoding: {encoding}", f"Content-Length: {len(body)}") + body
-    async with serving(answer) as site, fetcher(site) as one:
-        assert "compressed" in await refusal(one, site.url())
+    async with serving(answer) as site, fetcher(site) as image_fetcher:
+        assert "compressed" in await refusal(image_fetcher, site.url())
 
 
 async def test_a_compressed_transfer_is_refused_and_identity_is_not() -> None:
-    async with serving(head(200, "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n") as site, fetcher(site) as one:
-        assert "transfer" in await refusal(one, site.url())
+    async with (
+        serving(head(200, "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n") as site,
+        fetcher(site) as image_fetcher,
+    ):
+        assert "transfer" in await refusal(image_fetcher, site.url())
     named = head(200, "Content-Encoding: Identity", "Content-Length: 3") + b"abc"
-    async with serving(named) as site, fetcher(site) as one:
-        assert await one.fetch(site.url()) == b"abc"
+    async with serving(named) as site, fetcher(site) as image_fetcher:
+        assert await image_fetcher.fetch(site.url()) == b"abc"
 
 
 async def test_the_limit_on_bytes_is_exact() -> None:
     async with serving(FINE) as site:
-        async with fetcher(site, max_bytes=len(IMAGE)) as one:
-            assert await one.fetch(site.url()) == IMAGE
-        async with fetcher(site, max_bytes=len(IMAGE) - 1) as one:
-            assert "more than" in await refusal(one, site.url())
+        async with fetcher(site, max_bytes=len(IMAGE)) as image_fetcher:
+            assert await image_fetcher.fetch(site.url()) == IMAGE
+        async with fetcher(site, max_bytes=len(IMAGE) - 1) as image_fetcher:
+            assert "more than" in await refusal(image_fetcher, site.url())
             site.answer = sending(head(200, "Transfer-Encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % PIECE)
-            assert "more than" in await refusal(one, site.url())
+            assert "more than" in await refusal(image_fetcher, site.url())
 
 
 async def test_a_body_said_to_be_too_large_is_not_waited_for() -> None:
-    async with serving(head(200, "Content-Length: 1001")) as site, fetcher(site, max_bytes=1000) as one:
-        assert "1,000 bytes" in await refusal(one, site.url())  # the server never sends them
+    async with serving(head(200, "Content-Length: 1001")) as site, fetcher(site, max_bytes=1000) as image_fetcher:
+        assert "1,000 bytes" in await refusal(image_fetcher, site.url())  # the server never sends them
 
 
 async def test_a_content_length_that_is_too_large() -> None:
@@ -524,22 +529,25 @@ async def test_a_content_length_that_is_too_large() -> None:
         writer.write(head(200, "Content-Length: 900") + b"abc")
         writer.close()
 
-    async with serving(short) as site, fetcher(site) as one:
-        assert "transfer" in await refusal(one, site.url())
-    async with serving(head(200, "Content-Length: 900") + b"abc") as site, fetcher(site, seconds=0.3) as one:
-        assert "0.3 s" in await refusal(one, site.url())
+    async with serving(short) as site, fetcher(site) as image_fetcher:
+        assert "transfer" in await refusal(image_fetcher, site.url())
+    async with serving(head(200, "Content-Length: 900") + b"abc") as site, fetcher(site, seconds=0.3) as image_fetcher:
+        assert "0.3 s" in await refusal(image_fetcher, site.url())
 
 
 async def test_a_content_length_that_is_too_small() -> None:
     answer = head(200, "Content-Length: 3") + b"abc" + bytes(100_000)
-    async with serving(answer) as site, fetcher(site, max_bytes=10) as one:
-        assert await one.fetch(site.url()) == b"abc"
+    async with serving(answer) as site, fetcher(site, max_bytes=10) as image_fetcher:
+        assert await image_fetcher.fetch(site.url()) == b"abc"
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "3, 4", "9" * 5000, "\xb2", "0x10"])
 async def test_a_content_length_that_is_no_number(length: str) -> None:
-    async with serving(head(200, f"Content-Length: {length}") + b"abc") as site, fetcher(site, seconds=0.5) as one:
-        await refusal(one, site.url())
+    async with (
+        serving(head(200, f"Content-Length: {length}") + b"abc") as site,
+        fetcher(site, seconds=0.5) as image_fetcher,
+    ):
+        await refusal(image_fetcher, site.url())
 
 
 @pytest.mark.parametrize(
@@ -555,8 +563,8 @@ async def test_an_endless_body_is_cut_off(lines: list[str]) -> None:
             sent.append(4096)
             await writer.drain()
 
-    async with serving(endless) as site, fetcher(site, max_bytes=100_000) as one:
-        assert "100,000 bytes" in await refusal(one, site.url())
+    async with serving(endless) as site, fetcher(site, max_bytes=100_000) as image_fetcher:
+        assert "100,000 bytes" in await refusal(image_fetcher, site.url())
     assert sum(sent) < 50_000_000  # what the sockets hold, not what the server would send
 
 
@@ -588,9 +596,9 @@ async def drip(piece: bytes, writer: asyncio.StreamWriter) -> None:
 
 @pytest.mark.parametrize("answer", [drip_body, drip_head, drip_hints, drip_redirects])
 async def test_the_deadline_is_for_the_whole_fetch(answer: Answer) -> None:
-    async with serving(answer) as site, fetcher(site, seconds=0.4, redirects=50) as one:
+    async with serving(answer) as site, fetcher(site, seconds=0.4, redirects=50) as image_fetcher:
         started = time.perf_counter()
-        assert "within 0.4 s" in await refusal(one, site.url())
+        assert "within 0.4 s" in await refusal(image_fetcher, site.url())
         assert 0.35 < time.perf_counter() - started < 5
 
 
@@ -599,21 +607,21 @@ async def test_the_deadline_covers_the_resolver() -> None:
         await asyncio.sleep(60)
         return [PUBLIC]
 
-    one = ImageFetcher(RemoteImages(hosts=(HOST,), seconds=0.1), slow, tls=NOBODY)
-    assert "within 0.1 s" in await refusal(one, f"https://{HOST}/{SECRET}")
+    image_fetcher = ImageFetcher(RemoteImages(hosts=(HOST,), seconds=0.1), slow, tls=NOBODY)
+    assert "within 0.1 s" in await refusal(image_fetcher, f"https://{HOST}/{SECRET}")
 
 
 @pytest.mark.parametrize(
     "answer", [b"no HTTP\r\n\r\n", head(200, f"bad header {SECRET}"), head(200, "A: " + "x" * 300_000), head(101)]
 )
 async def test_what_is_not_http_is_refused(answer: bytes) -> None:
-    async with serving(answer) as site, fetcher(site, seconds=1) as one:
-        await refusal(one, site.url())
+    async with serving(answer) as site, fetcher(site, seconds=1) as image_fetcher:
+        await refusal(image_fetcher, site.url())
 
 
 @dataclass
 class Hanging:
-    """Answers with `start`, then drips until the client is gone."""
+    """Answers with `start`, then sends single bytes until the client disconnects."""
 
     start: bytes
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -629,14 +637,14 @@ class Hanging:
 @pytest.mark.parametrize("end", ["cancel", "close"])
 async def test_an_ended_fetch_lets_go_of_its_connection(end: str) -> None:
     hanging = Hanging(head(200, "Content-Length: 1000"))
-    async with serving(hanging) as site, fetcher(site, seconds=30) as one:
-        task = asyncio.ensure_future(one.fetch(site.url()))
+    async with serving(hanging) as site, fetcher(site, seconds=30) as image_fetcher:
+        task = asyncio.ensure_future(image_fetcher.fetch(site.url()))
         while not site.requests:
             await asyncio.sleep(0.01)
         if end == "cancel":
             task.cancel()
         else:
-            await one.aclose()
+            await image_fetcher.aclose()
         with pytest.raises(asyncio.CancelledError if end == "cancel" else ImageError):
             await asyncio.wait_for(task, 5)
         await asyncio.wait_for(hanging.gone.wait(), 5)
@@ -645,8 +653,8 @@ async def test_an_ended_fetch_lets_go_of_its_connection(end: str) -> None:
 @pytest.mark.parametrize("start", [head(404, "Content-Length: 9"), head(200, "Content-Length: 99"), moved("/", 301)])
 async def test_a_refused_answer_lets_go_of_its_connection(start: bytes) -> None:
     hanging = Hanging(start)
-    async with serving(hanging) as site, fetcher(site, max_bytes=10, redirects=0) as one:
-        await refusal(one, site.url())
+    async with serving(hanging) as site, fetcher(site, max_bytes=10, redirects=0) as image_fetcher:
+        await refusal(image_fetcher, site.url())
         await asyncio.wait_for(hanging.gone.wait(), 5)
 
 
@@ -664,27 +672,27 @@ TLS: dict[str, Any] = {"schemes": ("https",), "hosts": (HOST, "other.example")}
 
 async def test_the_certificate_is_checked_for_the_name(authority: Authority) -> None:
     authority.greeted.clear()
-    async with serving(FINE, authority.server) as site, fetcher(site, tls=authority.client, **TLS) as one:
-        assert await one.fetch(site.url(scheme="https")) == IMAGE
+    async with serving(FINE, authority.server) as site, fetcher(site, tls=authority.client, **TLS) as image_fetcher:
+        assert await image_fetcher.fetch(site.url(scheme="https")) == IMAGE
         # The same address under another name: no earlier connection may serve it.
-        assert "certificate" in await refusal(one, site.url(scheme="https", host="other.example"))
-        assert await one.fetch(site.url(scheme="https", host=f"{HOST}.")) == IMAGE
+        assert "certificate" in await refusal(image_fetcher, site.url(scheme="https", host="other.example"))
+        assert await image_fetcher.fetch(site.url(scheme="https", host=f"{HOST}.")) == IMAGE
     assert authority.greeted == [HOST, "other.example", HOST]
     assert len(site.requests) == 2
 
 
 async def test_a_redirect_to_another_name_at_the_same_address_is_checked_too(authority: Authority) -> None:
-    async with serving(FINE, authority.server) as site, fetcher(site, tls=authority.client, **TLS) as one:
+    async with serving(FINE, authority.server) as site, fetcher(site, tls=authority.client, **TLS) as image_fetcher:
         site.answer = sending({"/a": moved(site.url("/b", "other.example", "https")), "/b": FINE})
-        assert "certificate" in await refusal(one, site.url("/a", scheme="https"))
+        assert "certificate" in await refusal(image_fetcher, site.url("/a", scheme="https"))
     assert len(site.requests) == 1
 
 
 async def test_an_unknown_authority_is_not_trusted(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
     async with serving(FINE, authority.server) as site:
-        one = ImageFetcher(RemoteImages(hosts=(HOST,), ports=(site.port,)), Names(), allowed=here_too)
-        assert "certificate" in await refusal(one, site.url(scheme="https"))
+        image_fetcher = ImageFetcher(RemoteImages(hosts=(HOST,), ports=(site.port,)), Names(), allowed=here_too)
+        assert "certificate" in await refusal(image_fetcher, site.url(scheme="https"))
     assert site.requests == []
 
 
@@ -692,8 +700,8 @@ async def test_a_silent_address_leaves_time_for_the_next_one(authority: Authorit
     async with serving(FINE, authority.server) as site, serving(b"", host="127.0.0.4", port=site.port) as silent:
         remote = RemoteImages(hosts=(HOST,), ports=(site.port,), seconds=2)
         names = Names([["127.0.0.4", LOOPBACK]])
-        one = ImageFetcher(remote, names, allowed=lambda address: address.is_loopback, tls=authority.client)
-        assert await one.fetch(site.url(scheme="https")) == IMAGE
+        image_fetcher = ImageFetcher(remote, names, allowed=lambda address: address.is_loopback, tls=authority.client)
+        assert await image_fetcher.fetch(site.url(scheme="https")) == IMAGE
         assert (silent.connections, silent.requests) == (1, [])
 
 
@@ -702,5 +710,5 @@ async def test_a_stream_that_breaks_tls(authority: Authority) -> None:
         os.write(writer.get_extra_info("socket").fileno(), b"no TLS record at all")
         await asyncio.sleep(0.2)
 
-    async with serving(broken, authority.server) as site, fetcher(site, tls=authority.client, **TLS) as one:
-        assert "transfer" in await refusal(one, site.url(scheme="https"))
+    async with serving(broken, authority.server) as site, fetcher(site, tls=authority.client, **TLS) as image_fetcher:
+        assert "transfer" in await refusal(image_fetcher, site.url(scheme="https"))

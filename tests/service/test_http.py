@@ -1,4 +1,4 @@
-"""Heads of requests that do not end: the connection is closed, and others are served."""
+"""A request head that does not end: the connection is closed, and others are served."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def running(head_seconds: float) -> Iterator[tuple[str, int]]:
 
 
 def closed_after(connection: socket.socket) -> float:
-    """Seconds until the other side hangs up."""
+    """Seconds until the server closes the connection."""
     connection.settimeout(10)
     started = time.monotonic()
     try:

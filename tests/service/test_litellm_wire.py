@@ -1,4 +1,4 @@
-"""LiteLLM's generic guardrail API: whatever it sends is judged, wherever it stands, or refused."""
+"""LiteLLM's generic guardrail API: all content is judged, in whatever field it is, or refused."""
 
 from __future__ import annotations
 
@@ -117,15 +117,15 @@ async def test_the_reason_names_the_side() -> None:
 
 async def test_an_answer_that_repeats_its_question_is_judged_as_an_answer() -> None:
     body = {"texts": ["BAD"], "structured_messages": [{"role": "user", "content": "BAD"}]}
-    monitored = {"request": {"use": "monitor"}}
+    monitored = {"request": {"mode": "monitor"}}
     assert await action({"input_type": "response", **body}, **monitored) == "BLOCKED"
     assert await action({"input_type": "request", **body}, **monitored) == "NONE"
 
 
 async def test_an_answer_that_cannot_be_judged_counts_for_the_response_alone() -> None:
     body = {"input_type": "response", "texts": ["BROKEN"], "structured_messages": [HELLO]}
-    assert await action(body, response={"use": "monitor"}) == "NONE"
-    assert await action(body, request={"use": "monitor"}) == "BLOCKED"
+    assert await action(body, response={"mode": "monitor"}) == "NONE"
+    assert await action(body, request={"mode": "monitor"}) == "BLOCKED"
 
 
 @pytest.mark.parametrize("images", [None, [], [URL]])

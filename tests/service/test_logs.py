@@ -1,4 +1,4 @@
-"""The JSON log: one line for each record, and nothing that a caller sent, whoever writes the record."""
+"""The JSON log: one line for each record, and never content of a caller, whichever library logs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMES = ("", "guardreasoner_vl", "uvicorn", "uvicorn.error", "uvicorn.access")
 
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """A configured log; what it changes for the whole process is put back."""
+    """A configured log; the process's logging settings are restored afterwards."""
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     loggers = [logging.getLogger(name) for name in NAMES]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
@@ -148,10 +148,10 @@ def test_causes_and_groups_are_named_and_not_quoted(stream: io.StringIO) -> None
 
 
 def test_a_deep_or_circular_exception_stays_small(stream: io.StringIO) -> None:
-    def deep(left: int) -> None:
-        if not left:
+    def deep(depth: int) -> None:
+        if not depth:
             fail()
-        deep(left - 1)
+        deep(depth - 1)
 
     try:
         deep(300)
@@ -248,7 +248,7 @@ def test_a_broken_record_or_stream_does_not_print_its_arguments(
 
 
 async def unable(scope: Scope, receive: Receive, send: Send) -> None:
-    """What Starlette does where a start fails: it hands over the traceback as text."""
+    """Log like Starlette after a failed start: the traceback is passed as text."""
     await receive()
     await send({"type": "lifespan.startup.failed", "message": f"Traceback:\n  somewhere\nValueError: {CANARY}"})
 

@@ -1,4 +1,4 @@
-"""The metrics: whatever is passed, the series are bounded, can be parsed and add up."""
+"""The metrics: for any arguments the series are bounded, can be parsed and add up."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ def samples(metrics: Metrics) -> list[Sample]:
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
-    (found,) = [sample.value for sample in samples(metrics) if sample.name == name and sample.labels == labels]
-    return found
+    (measured,) = [sample.value for sample in samples(metrics) if sample.name == name and sample.labels == labels]
+    return measured
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(ANY, ANY, ANY, NUMBERS, st.integers()), min_size=1, max_size=8))
 def test_labels_are_bounded_whatever_is_passed(calls: list[tuple[str, str, str, float, int]]) -> None:
     metrics = Metrics(GUARDS)
-    for one, two, three, number, whole in calls:
-        metrics.verdict(one, two, three, number, whole)
-        metrics.request(one, two, whole, number)
-        metrics.let_through(one, two)
-        metrics.refused(three)
-    found = samples(metrics)
-    assert all(sample.name.startswith("guardreasoner_") for sample in found)
-    for sample in found:
+    for guard, stage, outcome, number, whole in calls:
+        metrics.verdict(guard, stage, outcome, number, whole)
+        metrics.request(guard, stage, whole, number)
+        metrics.let_through(guard, stage)
+        metrics.refused(outcome)
+    measured = samples(metrics)
+    assert all(sample.name.startswith("guardreasoner_") for sample in measured)
+    for sample in measured:
         for label, said in sample.labels.items():
             assert label == "le" or said in ALLOWED[label]
         assert math.isfinite(sample.value)
     for name in ("verdicts_total", "verdict_seconds_count", "http_requests_total", "http_request_seconds_count"):
-        assert sum(sample.value for sample in found if sample.name == f"guardreasoner_{name}") == len(calls)
+        assert sum(sample.value for sample in measured if sample.name == f"guardreasoner_{name}") == len(calls)
 
 
 def test_verdicts_add_up() -> None:
@@ -124,7 +124,7 @@ def test_gauges_and_plain_counters() -> None:
     ):
         for _ in range(count):
             add()
-    found = {sample.name: sample.value for sample in samples(metrics) if not sample.labels}
+    measured = {sample.name: sample.value for sample in samples(metrics) if not sample.labels}
     expected = {
         "in_flight": 5,
         "engine_up": 1,
@@ -133,7 +133,7 @@ def test_gauges_and_plain_counters() -> None:
         "engine_restarts_total": 3,
         "audit_failures_total": 4,
     }
-    assert {name: found[f"guardreasoner_{name}"] for name in expected} == expected
+    assert {name: measured[f"guardreasoner_{name}"] for name in expected} == expected
     metrics.engine_up(False)
     assert value(metrics, "guardreasoner_engine_up") == 0
 
@@ -157,7 +157,7 @@ def test_threads_lose_no_count() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = Counter(
+    measured = Counter(
         {s.labels["stage"]: int(s.value) for s in samples(metrics) if s.name == "guardreasoner_verdicts_total"}
     )
-    assert found == {"request": 400, "response": 400}
+    assert measured == {"request": 400, "response": 400}

@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 import shutil
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -16,9 +17,13 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, ConsoleMessage, Dialog, FilePayload, Locator, Page, Request
 
-    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.engines.base import StreamListener
     from guardreasoner_vl.service.backend import Backend
     from guardreasoner_vl.types import Exchange, Mode, Verdict
 
@@ -54,14 +59,14 @@ in_browser = pytest.mark.skipif(bool(LACKING), reason=f"the page is not tried in
 class Elements(HTMLParser):
     """Every element with its attributes, and the text inside script and style."""
 
-    found: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    elements_seen: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
     inline: str = ""
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.elements_seen.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
         if self.cdata_elem:
@@ -77,8 +82,8 @@ def elements() -> Elements:
 def test_nothing_is_inline() -> None:
     parsed = elements()
     assert parsed.inline == ""
-    assert [attributes["src"] for tag, attributes in parsed.found if tag == "script"] == ["page.js"]
-    for tag, attributes in parsed.found:
+    assert [attributes["src"] for tag, attributes in parsed.elements_seen if tag == "script"] == ["page.js"]
+    for tag, attributes in parsed.elements_seen:
         assert tag not in ("style", "base", "iframe", "object", "embed")
         assert not [name for name in attributes if name == "style" or name.startswith("on")]
 
@@ -95,16 +100,16 @@ def test_the_script_has_no_way_to_make_html_or_code_and_keeps_nothing() -> None:
 
 
 def test_what_the_script_names_is_there() -> None:
-    ids = {attributes["id"] for _, attributes in elements().found if "id" in attributes}
-    named = set(re.findall(r"(?:\$|\bon|\bcopied)\(\"([\w-]+)\"", SOURCES["page.js"]))
+    ids = {attributes["id"] for _, attributes in elements().elements_seen if "id" in attributes}
+    named = set(re.findall(r"(?:\$|\bon|\binstance)\(\"([\w-]+)\"", SOURCES["page.js"]))
     assert len(named) > 15
     assert named <= ids
 
 
 def test_every_field_has_a_label() -> None:
-    found = elements().found
-    labelled = {attributes.get("for") for tag, attributes in found if tag == "label"}
-    fields = {attributes.get("id") for tag, attributes in found if tag in ("textarea", "select", "input")}
+    elements_seen = elements().elements_seen
+    labelled = {attributes.get("for") for tag, attributes in elements_seen if tag == "label"}
+    fields = {attributes.get("id") for tag, attributes in elements_seen if tag in ("textarea", "select", "input")}
     assert len(fields) == 8
     assert fields <= labelled
 
@@ -113,34 +118,34 @@ def test_every_field_has_a_label() -> None:
 
 
 class Talker(ScriptedBackend):
-    """Asked about WAIT it stops in the middle of its reasoning until `gate` opens, then begins again."""
+    """For WAIT it stops in the middle of its reasoning until `gate` opens, then starts again."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.gate = threading.Event()
         self.modes: list[Mode | None] = []
 
-    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
+    async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
         self.modes.append(mode)
-        if watch and "WAIT" in (exchange.prompt or ""):
+        if listener and "WAIT" in (exchange.prompt or ""):
             try:
-                await self._stop(watch)
+                await self._stop(listener)
             except asyncio.CancelledError:
-                self.called_off.append(exchange)
+                self.cancelled.append(exchange)
                 raise
-        return await super().judge(exchange, mode, watch)
+        return await super().judge(exchange, mode, listener)
 
-    async def _stop(self, watch: Watch) -> None:
-        watch.begin()
+    async def _stop(self, listener: StreamListener) -> None:
+        listener.on_start()
         for word in ("<think>\n", "First ", "thoughts"):
-            watch.tell(word)
+            listener.on_text(word)
         while not self.gate.is_set():
             await asyncio.sleep(0.01)
 
 
 @contextmanager
 def served(backends: dict[str, Backend], **settings: Any) -> Iterator[str]:
-    """The service on a free port; gives its address."""
+    """Serve on a free port, and yield the address."""
     with running(create_app(ServiceConfig(**settings), backends)) as address:
         yield address
 
@@ -180,7 +185,7 @@ def site() -> Iterator[Site]:
 
 @contextmanager
 def tab(browser: Browser, url: str, faults: list[str], **settings: Any) -> Iterator[Page]:
-    """An empty tab in a context of its own; what a page may not do is put into `faults`."""
+    """An empty tab in its own browser context; forbidden actions of the page are appended to `faults`."""
 
     def refuse(dialog: Dialog) -> None:
         faults.append(f"dialog: {dialog.message}")
@@ -206,7 +211,7 @@ def tab(browser: Browser, url: str, faults: list[str], **settings: Any) -> Itera
 
 @contextmanager
 def opened(browser: Browser, url: str, expected: str = "", **settings: Any) -> Iterator[Page]:
-    """The page; `expected` is the beginning of the console errors that may come."""
+    """Open the page; `expected` is the start of the console errors that are allowed."""
     faults: list[str] = []
     with tab(browser, url, faults, **settings) as page:
         page.goto(url)
@@ -227,7 +232,7 @@ def shared_tab(browser: Browser, site: Site, faults: list[str]) -> Iterator[Page
 
 @pytest.fixture
 def page(shared_tab: Page, site: Site, faults: list[str]) -> Iterator[Page]:
-    """The page in front of `site`, loaded anew."""
+    """The page of `site`, freshly loaded."""
     site.guard.gate.clear()
     site.guard.modes.clear()
     faults.clear()
@@ -238,11 +243,19 @@ def page(shared_tab: Page, site: Site, faults: list[str]) -> Iterator[Page]:
 
 
 def judged(page: Page, prompt: str, state: str, response: str = "") -> Locator:
-    """The first panel once it has come to `state`."""
+    """The first panel, once it has reached `state`."""
     page.get_by_label("Prompt").fill(prompt)
-    page.get_by_label("Response", exact=True).fill(response)
+    if response:
+        unfold(page, "response")
+        page.get_by_label("Response", exact=True).fill(response)
     page.get_by_role("button", name="Judge").click()
     return reached(page, state)
+
+
+def unfold(page: Page, part: str) -> None:
+    fold = page.locator(f"#{part}-fold")
+    if fold.get_attribute("open") is None:
+        fold.locator("summary").click()
 
 
 def reached(page: Page, state: str) -> Locator:
@@ -269,26 +282,30 @@ def test_a_verdict_is_shown_whole(page: Page) -> None:
     assert (shown(panel, "title"), shown(panel, "sign")) == ("Allow", "✓")
     assert shown(panel, "reasoning") == "Looked at it."
     rows = panel.locator(".judgement").all_inner_texts()
-    assert rows[0].lower().split() == ["request", "unharmful", "0.100"]
-    assert rows[1].lower().split() == ["response", "not", "applicable", "no", "score"]
+    assert [" ".join(row.lower().split()) for row in rows] == ["request unharmful probability of harm 0.100"]
     bar = panel.get_by_role("meter").first
     assert float(bar.get_attribute("aria-valuenow") or 1) == pytest.approx(0.1)
     share = bar.evaluate("bar => bar.firstElementChild.offsetWidth / bar.offsetWidth")
     assert share == pytest.approx(0.1, abs=0.02)
     assert re.fullmatch(
-        r"Tokens\s\d+ read, \d+ written\sSeconds\s[\d.]+\sMode\sslow\sModel\sscripted\sRevision\sr1",
+        r"Tokens\s+\d+ read, \d+ written\s+Seconds\s+[\d.]+\s+Mode\s+slow\s+Model\s+scripted\s+Revision\s+r1",
         shown(panel, "facts"),
     )
     panel.get_by_text("Verdict as JSON").click()
     assert json.loads(shown(panel, "json"))["request"]["label"] == "unharmful"
-    assert panel.locator("[aria-live=polite]").inner_text().split("\n")[-1] == "Nothing harmful was found."
+    spoken = panel.locator("[aria-live=polite]").inner_text()
+    assert [line for line in spoken.split("\n") if line][-3:] == [
+        "Allow",
+        "The guard saw nothing harmful.",
+        "Reason given: Looked at it.",
+    ]
 
 
 @in_browser
 def test_harm_is_named_by_side(page: Page) -> None:
     panel = judged(page, "BAD", "block", response="Fine.")
     assert shown(panel, "title") == "Block"
-    assert shown(panel, "why") == "Found harmful: request and response."
+    assert shown(panel, "why") == "The request and the response are harmful."
     assert panel.locator(".label").all_inner_texts() == ["harmful", "harmful"]
 
 
@@ -309,7 +326,7 @@ def test_a_request_can_be_stopped(page: Page, site: Site) -> None:
     page.keyboard.press("Enter")  # the focus has gone to Stop
     panel = reached(page, "unsure")
     assert shown(panel, "title") == "Stopped: not judged"
-    until(lambda: site.guard.called_off)
+    until(lambda: site.guard.cancelled)
     assert page.get_by_role("button", name="Judge").evaluate("button => button === document.activeElement")
 
 
@@ -342,7 +359,7 @@ def test_an_error_is_a_state_of_its_own(page: Page) -> None:
     panel = judged(page, "BROKEN", "unsure")
     assert shown(panel, "title") == "Could not judge: blocked"
     assert shown(panel, "why") == "engine: the engine is out of order; try again"
-    assert panel.locator(".label").all_inner_texts() == ["error", "error"]
+    assert panel.locator(".label").all_inner_texts() == ["error"]
     assert "(led to no verdict)" in panel.inner_text()
     assert_not_green(panel)
 
@@ -406,7 +423,7 @@ def test_a_refusal_says_why(browser: Browser) -> None:
 
 @in_browser
 def test_monitoring_and_failing_open_are_not_green(browser: Browser) -> None:
-    with served({"default": ScriptedBackend()}, request={"use": "monitor"}) as url, opened(browser, url) as page:
+    with served({"default": ScriptedBackend()}, request={"mode": "monitor"}) as url, opened(browser, url) as page:
         panel = judged(page, "BAD", "unsure")
         assert shown(panel, "title") == "Harmful, but let through by the service's settings"
         panel = judged(page, "BROKEN", "unsure")
@@ -440,7 +457,7 @@ def test_whatever_is_said_is_text(page: Page) -> None:
 
 @in_browser
 def test_the_browser_itself_refuses_html(browser: Browser, site: Site) -> None:
-    """Were the script to use such a sink after all."""
+    """If the script used such a sink, the browser would refuse."""
     with opened(browser, site.url, expected="This document requires 'TrustedHTML'") as page:
         error = page.evaluate("""() => {
             try { document.body.innerHTML = '<p>x</p>'; } catch (error) { return error.name; }
@@ -484,6 +501,7 @@ def test_images_are_sent_as_data_urls(page: Page) -> None:
         {"name": "a.png", "mimeType": "image/png", "buffer": PNG},
         {"name": "<b>.txt", "mimeType": "text/plain", "buffer": b"words"},
     ]
+    unfold(page, "image")
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose images").click()
     chooser.value.set_files(chosen)
@@ -514,10 +532,160 @@ def test_every_example_is_judged(page: Page) -> None:
         body = body_of(sent.value)
         assert len(body["prompt"]) > 20
         assert len(body["images"]) == (button.inner_text() == "An image with text")
+        assert page.locator("#drop").is_visible() == bool(body["images"])
+        assert page.get_by_label("Response", exact=True).is_visible() == bool(body["response"])
         reached(page, "allow")
     assert page.locator("#examples button").count() == 6
     page.get_by_role("button", name="Clear").click()
     assert page.get_by_label("Prompt").input_value() == ""
+
+
+@in_browser
+def test_the_demonstration_guard_says_what_it_is(browser: Browser) -> None:
+    backends: dict[str, Backend] = {"default": ScriptedBackend(name="embedded"), "large": ScriptedBackend()}
+    with served(backends) as url, opened(browser, url) as page:
+        banner = page.get_by_text("Demonstration guard.").locator("..")
+        banner.wait_for()
+        assert not re.search(r"\d", banner.inner_text())
+        page.get_by_label("Guard", exact=True).select_option("large")
+        assert banner.is_hidden()
+        page.get_by_label("Compare with").select_option("default")
+        assert banner.is_visible()
+
+
+# --- the reasoning --------------------------------------------------------------------------------------
+
+STEPS = """# Task 1
+## Reasoning Step 1
+The user asks about cars.
+## Reasoning Step 2: Thieves could use it.
+So the request is **harmful**.
+# Task 2
+## Reasoning Step 3
+There is no response to judge."""
+
+
+@in_browser
+def test_the_reasoning_is_a_list_of_steps(browser: Browser) -> None:
+    with served({"default": Talker(reasoning=STEPS)}) as url, opened(browser, url) as page:
+        panel = judged(page, "BAD", "block")
+        region = panel.get_by_role("region", name="Reasoning")
+        assert region.get_by_role("heading").all_inner_texts() == ["The request", "The response"]
+        assert region.get_by_role("listitem").all_inner_texts() == [
+            "The user asks about cars.",
+            "Thieves could use it.\nSo the request is **harmful**.",
+            "There is no response to judge.",
+        ]
+        assert region.get_by_role("list").evaluate_all("lists => lists.map(list => list.start)") == [1, 3]
+        assert "#" not in region.inner_text()
+        assert shown(panel, "reason") == "Reason given: So the request is harmful."
+
+
+REASONS = {
+    "The request is harmful. It could hurt someone.": "Reason given: It could hurt someone.",
+    "No heading, and no full stop": "Reason given: No heading, and no full stop",
+    "First.\n\nSo the request is unharmful.": "The reasoning ends with the opposite label.",
+    "So it is not harmless: the request is harmful.": "Reason given: So it is not harmless: the request is harmful.",
+    "# Task 1\n## Step 1\nOf the request.\n# Task 2\n## Step 2\nOf the response.": "Reason given: Of the request.",
+    "# Task 1: look\nOf the request.": "Reason given: Of the request.",
+    "word " * 100: f"Reason given: {('word ' * 100)[:240]}…",
+    "": "",
+}
+
+
+@in_browser
+def test_the_reason_is_the_last_sentence_about_what_decided(page: Page) -> None:
+    blocked = {**HARMLESS, "flagged": True, "action": "block", "request": {"label": "harmful", "score": 0.9}}
+    bodies = [f"event: verdict\ndata: {json.dumps({**blocked, 'reasoning': reasoning})}\n\n" for reasoning in REASONS]
+    for (_, headline, _), reason in zip(page.evaluate(ANSWERED, bodies), REASONS.values(), strict=True):
+        lines = [line for line in headline.split("\n") if line]
+        assert lines[2:] == ["The request is harmful.", reason][: 1 + bool(reason)]
+
+
+# --- the same request, for programs ---------------------------------------------------------------------
+
+HOSTILE = "It's \"$HOME\" `id` $(id) \\ !! \\' %s\n'; echo OUT; '\u202eolleh\u009b31m 😀 é"
+CURL = 'curl() { for word in "$@"; do printf "%s\\n" "$word" >> words; done; cat > body; }\n'
+"""A shell function that writes down what `curl` would get."""
+
+
+def copied(page: Page, name: str) -> str:
+    page.get_by_role("button", name=f"Copy as {name}").click()
+    page.get_by_text("Copied.").wait_for()
+    text: str = page.evaluate("navigator.clipboard.readText()")
+    return text
+
+
+@in_browser
+@pytest.mark.parametrize("keys", [(), (KEY,)])
+def test_what_was_asked_is_copied_for_programs(
+    browser: Browser,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    keys: tuple[str, ...],
+) -> None:
+    """The shell and Python are run: they send what the page sent, and nothing in it is executed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GUARDREASONER_KEY", KEY)
+    guard = ScriptedBackend()
+    large = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    Image.fromarray(large).save("a photo.png")
+    files: list[FilePayload] = [
+        {"name": "a photo.png", "mimeType": "image/png", "buffer": Path("a photo.png").read_bytes()},
+        {"name": "$(id)'.png", "mimeType": "image/png", "buffer": PNG},
+    ]
+    may_copy = ["clipboard-read", "clipboard-write"]
+    with (
+        served({"default": guard}, keys=keys) as url,
+        opened(browser, url, expected="Failed to load resource", permissions=may_copy) as page,
+    ):
+        if keys:
+            page.get_by_label("Key of this service").fill(KEY)
+            page.keyboard.press("Enter")
+        page.locator("#files").set_input_files(files)
+        page.get_by_alt_text("$(id)'.png").wait_for()
+        with page.expect_request("**/v1/guard/stream") as sent:
+            judged(page, HOSTILE, "allow", response=HOSTILE)
+        shell, code = copied(page, "curl"), copied(page, "Python")
+        assert KEY not in shell + code
+        assert not re.search("[\u009b\u202e]", shell + code)
+        subprocess.run(["sh", "-c", CURL + shell], check=True)
+        exec(code, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a photo.png", "body", "words"]
+    assert json.loads(Path("body").read_text("utf-8")) == body_of(sent.value)
+    words = Path("words").read_text("utf-8").splitlines()
+    assert f"{url}/v1/guard" in words
+    assert (f"Authorization: Bearer {KEY}" in words) == bool(keys)
+    assert capsys.readouterr().out == "allow unharmful unharmful\n"
+    first, second = guard.judged
+    assert (first.prompt, first.response) == (second.prompt, second.response)
+    assert len(second.images) == 2
+
+
+@in_browser
+def test_where_copying_is_forbidden_the_text_is_selected(page: Page) -> None:
+    judged(page, "Hello.", "allow")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.get_by_role("button", name="Copy as Python").click()
+    page.get_by_text("The browser forbids copying").wait_for()
+    assert 'prompt="Hello.",' in page.evaluate("getSelection().toString()")
+
+
+@in_browser
+def test_the_interface_is_linked(browser: Browser, page: Page) -> None:
+    target = page.get_by_role("link", name="OpenAPI").get_attribute("href")
+    assert "/v1/guard" in httpx.get(f"{page.url}{target}").json()["paths"]
+    with (
+        served({"default": ScriptedBackend()}, keys=(KEY,)) as url,
+        opened(browser, url, expected="Failed to load resource") as locked,
+    ):
+        locked.get_by_label("Key of this service").fill(KEY)
+        locked.keyboard.press("Enter")
+        locked.get_by_role("button", name="Forget key").wait_for()
+        with locked.expect_download() as download:
+            locked.get_by_role("link", name="OpenAPI").click()
+        assert "/v1/guard" in json.loads(download.value.path().read_text("utf-8"))["paths"]
 
 
 # --- the key --------------------------------------------------------------------------------------------
@@ -567,3 +735,27 @@ def test_a_narrow_screen_scrolls_only_down(browser: Browser, site: Site, scheme:
         back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert width <= 360
     assert (int(re.findall(r"\d+", back)[0]) < 64) == (scheme == "dark")
+
+
+@in_browser
+def test_the_verdict_stands_beside_the_form_and_stays_in_view(browser: Browser, site: Site) -> None:
+    with opened(browser, site.url, viewport={"width": 1280, "height": 850}) as page:
+        assert not page.locator("#drop").is_visible()
+        judge = page.get_by_role("button", name="Judge")
+        field, button = page.get_by_label("Prompt").bounding_box(), judge.bounding_box()
+        assert field is not None
+        assert button is not None
+        assert 0 < button["y"] - field["y"] - field["height"] < 30  # at the foot of the prompt
+        headline = judged(page, "Hello.", "allow", response="Hello! " * 400).locator(".headline")
+        assert page.evaluate("scrollY") == 0
+        box, form = headline.bounding_box(), page.locator("#form").bounding_box()
+        assert box is not None
+        assert form is not None
+        assert box["x"] > form["x"] + form["width"]
+        assert box["y"] + box["height"] < 400
+        page.locator("#response").evaluate("area => area.style.height = '1500px'")
+        page.mouse.wheel(0, 600)
+        page.wait_for_function("scrollY > 500")
+        box = headline.bounding_box()
+        assert box is not None
+        assert 0 < box["y"] < 400

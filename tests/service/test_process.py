@@ -1,4 +1,4 @@
-"""The engine's process, for real: concurrent exchanges, watched answers, a kill in the middle, and coming back."""
+"""The real engine process: concurrent exchanges, streamed answers, a kill in the middle, and the restart."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service import process
 from guardreasoner_vl.service.process import EngineGoneError, EngineProcess
-from guardreasoner_vl.service.streaming import QueueWatch
-from guardreasoner_vl.service.worker import Opening
+from guardreasoner_vl.service.streaming import QueueListener
+from guardreasoner_vl.service.worker import WorkerConfig
 from guardreasoner_vl.types import Exchange
 
 if TYPE_CHECKING:
@@ -38,21 +38,21 @@ class Restarts:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tiny_model: Path) -> AsyncIterator[EngineProcess]:
-    made = EngineProcess(Opening(str(tiny_model), None, POLICY, OPTIONS), 8)
-    await made.start()
-    yield made
-    await made.close()
+    engine_process = EngineProcess(WorkerConfig(str(tiny_model), None, POLICY, OPTIONS), 8)
+    await engine_process.start()
+    yield engine_process
+    await engine_process.close()
 
 
 async def test_concurrent_exchanges_get_their_own_verdicts(engine: EngineProcess, tiny_model: Path) -> None:
     exchanges = [Exchange(f"How do I bake {number} loaves?" + " please" * number) for number in range(20)]
-    found = await asyncio.gather(*(engine.judge(exchange) for exchange in exchanges))
+    results = await asyncio.gather(*(engine.judge(exchange) for exchange in exchanges))
     with Guard.load(str(tiny_model), policy=POLICY, dtype="fp32") as guard:
-        for exchange, verdict in zip(exchanges, found, strict=True):
+        for exchange, verdict in zip(exchanges, results, strict=True):
             alone = guard.moderate(exchange.prompt)
             assert verdict.request.label == alone.request.label
             assert verdict.request.score == pytest.approx(alone.request.score, abs=1e-4)
-    assert len({verdict.request.score for verdict in found}) > 10
+    assert len({verdict.request.score for verdict in results}) > 10
 
 
 async def test_what_cannot_be_judged_is_an_error_verdict(engine: EngineProcess) -> None:
@@ -62,8 +62,8 @@ async def test_what_cannot_be_judged_is_an_error_verdict(engine: EngineProcess) 
 
 
 async def test_a_watched_answer_is_told_on_the_way(engine: EngineProcess) -> None:
-    class Pieces(QueueWatch):
-        def tell(self, text: str) -> None:
+    class Pieces(QueueListener):
+        def on_text(self, text: str) -> None:
             pieces.append(text)
 
     pieces: list[str] = []
@@ -86,22 +86,22 @@ async def test_a_killed_process_answers_with_errors_and_comes_back(
 ) -> None:
     monkeypatch.setattr(process, "FIRST_PAUSE", 0.01)
     restarts = Restarts()
-    engine = EngineProcess(Opening(str(tiny_model), None, LONG, OPTIONS), 8, restarts)
+    engine = EngineProcess(WorkerConfig(str(tiny_model), None, LONG, OPTIONS), 8, restarts)
     await engine.start()
     try:
         first = engine.pid
         assert first is not None
         begun = asyncio.Event()
 
-        class Begun(QueueWatch):
-            def begin(self) -> None:
+        class Begun(QueueListener):
+            def on_start(self) -> None:
                 begun.set()
 
         waiting = [asyncio.create_task(engine.judge(Exchange(f"Loaf {number}?"), None, Begun())) for number in range(3)]
         await begun.wait()
         os.kill(first, signal.SIGKILL)
-        found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert all(isinstance(one, EngineGoneError) for one in found)
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(one, EngineGoneError) for one in results)
         with pytest.raises(EngineGoneError):
             await engine.judge(Exchange("Too early?"))
         while engine.ready is None:
@@ -115,7 +115,7 @@ async def test_a_killed_process_answers_with_errors_and_comes_back(
 
 
 async def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
-    engine = EngineProcess(Opening(str(tmp_path), None, POLICY, OPTIONS), 8)
+    engine = EngineProcess(WorkerConfig(str(tmp_path), None, POLICY, OPTIONS), 8)
     with pytest.raises(ModelError, match=r"config\.json"):
         await engine.start()
     await engine.close()

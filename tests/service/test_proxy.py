@@ -1,4 +1,4 @@
-"""The guarded proxy in front of a model that a mock transport plays."""
+"""The guarded proxy in front of a mock transport that plays the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_a_harmless_exchange_passes_whole() -> None:
     assert sent == {"model": "m", "messages": HELLO, "temperature": 0.5}
     assert model.asked[0].url == "http://model.test/v1/chat/completions"
     assert model.asked[0].headers["authorization"] == "Bearer upstream-key"
-    assert [one.response for one in backend.judged] == [None, "Fine."]
+    assert [call.response for call in backend.judged] == [None, "Fine."]
 
 
 @pytest.mark.parametrize(("text", "code"), [("BAD", "content_filter"), ("BROKEN", "guard_error")])
@@ -74,7 +74,7 @@ async def test_a_stream_is_released_window_by_window() -> None:
     async with client(Model(chunks=chunks), backend) as http:
         answer = await asked(http, stream=True)
     assert content(answer) == "".join(f"word{n} " for n in range(6))
-    assert [one.response for one in backend.judged][1:] == [
+    assert [call.response for call in backend.judged][1:] == [
         "word0 word1 ",
         "word0 word1 word2 word3 ",
         "word0 word1 word2 word3 word4 word5 ",
@@ -107,7 +107,7 @@ async def test_streamed_tool_calls_are_told_after_their_verdict() -> None:
     async with client(Model(chunks=pieces("BAD"))) as http:
         bad = await asked(http, stream=True)
     calls = [
-        one for event in chunks_in(good) for part in event["choices"] for one in part["delta"].get("tool_calls", ())
+        call for event in chunks_in(good) for part in event["choices"] for call in part["delta"].get("tool_calls", ())
     ]
     assert "".join(call["function"]["arguments"] for call in calls) == '{"what": "bread"}'
     assert "BAD" not in bad.text
@@ -124,7 +124,7 @@ async def test_one_bad_answer_of_several_that_are_streamed_ends_them_all() -> No
 
 
 async def test_monitoring_passes_everything_on() -> None:
-    both = {"use": "monitor"}
+    both = {"mode": "monitor"}
     async with client(Model({"role": "assistant", "content": "BAD"}), request=both, response=both) as http:
         answer = await asked(http, [{"role": "user", "content": "BAD"}])
     assert answer.json()["choices"][0]["message"]["content"] == "BAD"
@@ -152,7 +152,7 @@ async def test_a_model_that_fails(fault: Callable[[], httpx.Response], status: i
 
 
 class Breaking(httpx.AsyncByteStream):
-    """A stream that says something and breaks off."""
+    """A stream that sends something and breaks off."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b'data: {"choices": [{"index": 0, "delta": {"content": "Fine"}}]}\n\n'

@@ -1,4 +1,4 @@
-"""What of a model's answer leaves through the proxy, in whatever form it comes."""
+"""The parts of a model's answer that the proxy sends, in every form of answer."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ async def test_nothing_of_a_call_leaves_but_what_was_judged() -> None:
     async with client(Model(message, chunks)) as http:
         whole, streamed = await asked(http), await asked(http, stream=True)
     clean = {"id": "c1", "type": "function", "function": {"name": "bake", "arguments": "{}"}}
-    told = whole.json()["choices"][0]["message"]
-    assert told == {
+    message = whole.json()["choices"][0]["message"]
+    assert message == {
         "role": "assistant",
         "content": [{"type": "text", "text": "Fine."}],
         "tool_calls": [clean],
@@ -137,8 +137,13 @@ async def test_an_upstream_s_own_error_leaves_without_what_it_quotes(stream: boo
 
 async def test_an_upstream_s_own_error_is_judged_as_one_in_an_answer_is() -> None:
     model = Model()
-    told = {"message": "the model wrote: BAD", "type": "BAD words", "param": "messages[0].content", "code": "too_long"}
-    model.fault = lambda: httpx.Response(400, json={"error": told})
+    reported = {
+        "message": "the model wrote: BAD",
+        "type": "BAD words",
+        "param": "messages[0].content",
+        "code": "too_long",
+    }
+    model.fault = lambda: httpx.Response(400, json={"error": reported})
     async with client(model) as http:
         answer = await asked(http)
     assert answer.status_code == 400
@@ -149,7 +154,7 @@ async def test_an_upstream_s_own_error_is_judged_as_one_in_an_answer_is() -> Non
 
 @pytest.mark.parametrize("name", ["content", "refusal"])
 async def test_tokens_that_the_message_does_not_hold_are_judged(name: str) -> None:
-    """A server may leave the reasoning out of the message, and not out of the log-probabilities."""
+    """A server may omit the reasoning from the message but not from the log-probabilities."""
     message = {"role": "assistant", "content": "Fine, yes."}
 
     def answering(*tokens: str) -> httpx.Response:
@@ -171,7 +176,7 @@ async def test_tokens_that_the_message_does_not_hold_are_judged(name: str) -> No
 
 
 async def test_a_stream_without_end_is_not_held_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guardreasoner_vl.service.answers.MOST_BYTES", 20_000)
+    monkeypatch.setattr("guardreasoner_vl.service.answers.MAX_BYTES", 20_000)
     call = {"index": 0, "function": {"name": "bake", "arguments": "a" * 500}}
     for chunk, most in ((delta(tool_calls=[call]), 40), (delta(), 200)):
         model = Model(chunks=[*[chunk] * (most + 1), delta("stop")])

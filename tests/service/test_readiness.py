@@ -1,4 +1,4 @@
-"""A probe is answered at once and rightly, whatever the guard is at."""
+"""Readiness probes are answered at once and correctly, whatever the guard is doing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from guardreasoner_vl.judging.judge import error_verdict
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service.callers import Origin
 from guardreasoner_vl.service.config import Limits, ServiceConfig
-from guardreasoner_vl.service.desk import Desk
 from guardreasoner_vl.service.metrics import Metrics
+from guardreasoner_vl.service.moderation import ModerationService
 from guardreasoner_vl.service.readiness import Readiness
 from guardreasoner_vl.types import Exchange
 from tests.service.scripted_backend import ScriptedBackend
@@ -29,7 +29,7 @@ REFUSED = error_verdict(InputError("nothing to judge: send a prompt"), Policy(),
 
 
 class Guard:
-    """What readiness asks: gives `answer` after `pause` seconds, and counts how often it was asked."""
+    """A guard for `Readiness`: returns `answer` after `pause` seconds and counts its calls."""
 
     def __init__(self, answer: Verdict = GOOD, pause: float = 0.0) -> None:
         self.answer, self.pause, self.asked = answer, pause, 0
@@ -56,25 +56,25 @@ async def test_a_guard_is_ready_from_its_first_verdict_on() -> None:
 async def test_a_guard_that_fails_at_our_own_exchange_is_not_ready_until_it_judges() -> None:
     guard = Guard(REFUSED)
     readiness = Readiness(guard, fresh=60)
-    readiness.prove()
+    readiness.start_probe()
     await settled()
     assert not readiness.is_ready(up=True, idle=False)
-    readiness.heard(GOOD)
+    readiness.observe(GOOD)
     assert readiness.is_ready(up=True, idle=False)
 
 
 async def test_a_busy_guard_is_never_asked_and_is_ready_while_verdicts_come() -> None:
     guard = Guard()
     readiness = Readiness(guard, fresh=0.0)
-    readiness.heard(GOOD)
+    readiness.observe(GOOD)
     await settled()
     assert readiness.is_ready(up=True, idle=False)
-    readiness.heard(FAULT)
+    readiness.observe(FAULT)
     await settled()
     assert not readiness.is_ready(up=True, idle=False)
-    readiness.heard(GOOD)
+    readiness.observe(GOOD)
     assert readiness.is_ready(up=True, idle=False)
-    readiness.heard(REFUSED)  # the exchange's own fault
+    readiness.observe(REFUSED)  # the exchange's own fault
     await settled()
     assert readiness.is_ready(up=True, idle=False)
     assert guard.asked == 0
@@ -83,13 +83,13 @@ async def test_a_busy_guard_is_never_asked_and_is_ready_while_verdicts_come() ->
 async def test_a_fault_of_an_idle_guard_is_looked_into_before_it_counts() -> None:
     guard = Guard()
     readiness = Readiness(guard, fresh=0.05)
-    readiness.heard(GOOD)
-    readiness.heard(FAULT)
+    readiness.observe(GOOD)
+    readiness.observe(FAULT)
     assert readiness.is_ready(up=True, idle=True)
     await settled()
     assert (guard.asked, readiness.is_ready(up=True, idle=True)) == (1, True)
     guard.answer = FAULT
-    readiness.heard(FAULT)
+    readiness.observe(FAULT)
     assert readiness.is_ready(up=True, idle=True)
     await settled()
     assert (guard.asked, readiness.is_ready(up=True, idle=True)) == (2, False)
@@ -100,7 +100,7 @@ async def test_a_guard_that_hangs_is_asked_once_and_found_out(monkeypatch: pytes
     monkeypatch.setattr("guardreasoner_vl.service.readiness.PROBE_SECONDS", 0.05)
     guard = Guard(pause=30)
     readiness = Readiness(guard, fresh=0.0)
-    readiness.heard(GOOD)
+    readiness.observe(GOOD)
     await asyncio.sleep(0.001)
     assert all(readiness.is_ready(up=True, idle=True) for _ in range(5))
     await asyncio.sleep(0.1)
@@ -110,7 +110,7 @@ async def test_a_guard_that_hangs_is_asked_once_and_found_out(monkeypatch: pytes
 
 async def test_an_engine_that_was_down_has_to_judge_anew() -> None:
     readiness = Readiness(Guard(), fresh=60)
-    readiness.heard(GOOD)
+    readiness.observe(GOOD)
     assert not readiness.is_ready(up=False, idle=True)
     assert not readiness.is_ready(up=True, idle=True)
     await settled()
@@ -120,13 +120,13 @@ async def test_an_engine_that_was_down_has_to_judge_anew() -> None:
 # --- in the service -----------------------------------------------------------------------------------
 
 
-def desk(backend: ScriptedBackend, **limits: Any) -> Desk:
-    return Desk({"default": backend}, ServiceConfig(limits=Limits(**limits)), Metrics(), None)
+def moderation(backend: ScriptedBackend, **limits: Any) -> ModerationService:
+    return ModerationService({"default": backend}, ServiceConfig(limits=Limits(**limits)), Metrics(), None)
 
 
 async def test_a_probe_never_waits_behind_exchanges() -> None:
-    """Verdicts take longer than they stay fresh, and the probe would be the last of the queue."""
-    service = desk(ScriptedBackend(pause=0.2), ready_seconds=0.01)
+    """Verdicts take longer than they stay fresh, and the probe would be last in the queue."""
+    service = moderation(ScriptedBackend(pause=0.2), ready_seconds=0.01)
     await service.judge(Exchange("Hello."), Origin("0"))
     under_way = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(20)]
     await asyncio.sleep(0.05)
@@ -138,7 +138,7 @@ async def test_a_probe_never_waits_behind_exchanges() -> None:
 
 
 async def test_a_full_queue_is_not_ready() -> None:
-    service = desk(ScriptedBackend(pause=0.1), queue=2)
+    service = moderation(ScriptedBackend(pause=0.1), queue=2)
     await service.judge(Exchange("Hello."), Origin("0"))
     under_way = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(2)]
     await asyncio.sleep(0.01)

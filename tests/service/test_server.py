@@ -1,8 +1,9 @@
-"""The command, for real: a process with the embedded guard, its engine killed, its clients gone, its end."""
+"""The real command with the embedded guard: killed engines, disconnecting clients, shutdown."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import io
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
-from guardreasoner_vl.service.server import _reload, bound_sockets
+from guardreasoner_vl.service.server import _reload, announce, bound_sockets
 from guardreasoner_vl.types import Verdict
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -42,7 +43,7 @@ class Service:
         return self.client.post("/v1/guard", json={"prompt": prompt, **body})
 
     def wait_for_in_flight(self, count: int) -> None:
-        """Until that many exchanges are under way."""
+        """Wait until that many exchanges are in flight."""
         for _ in range(1000):
             if f"guardreasoner_in_flight {count}.0" in self.client.get("/metrics").text:
                 return
@@ -50,7 +51,7 @@ class Service:
         raise AssertionError(f"never {count} under way")
 
     def engine_pid(self) -> int:
-        """The youngest child: the engine's process."""
+        """The id of the youngest child process: the engine."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii")
         return max(map(int, children.split()))
 
@@ -80,20 +81,20 @@ def service(folder: Path, *options: str, **variables: str) -> Iterator[Service]:
     log = folder / "log.jsonl"
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
-        made = Service(f"http://127.0.0.1:{port}", process, log)
+        running_service = Service(f"http://127.0.0.1:{port}", process, log)
         try:
-            made.wait_until_ready()
-            yield made
+            running_service.wait_until_ready()
+            yield running_service
         finally:
-            made.client.close()
+            running_service.client.close()
             process.kill()
             process.wait()
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with service(tmp_path_factory.mktemp("service")) as made:
-        yield made
+    with service(tmp_path_factory.mktemp("service")) as running_service:
+        yield running_service
 
 
 def test_concurrent_exchanges(running: Service) -> None:
@@ -120,7 +121,7 @@ def test_a_client_that_leaves_is_forgotten(running: Service) -> None:
 
 
 def test_an_answer_that_grows_is_released_while_it_is_sent(running: Service) -> None:
-    """Both directions at once: the first release comes before the last line is sent."""
+    """Full duplex: the first release arrives before the last line is sent."""
     host, port = running.url.removeprefix("http://").split(":")
 
     def chunk(row: dict[str, str]) -> bytes:
@@ -142,7 +143,7 @@ def test_an_answer_that_grows_is_released_while_it_is_sent(running: Service) -> 
 
 
 def until(connection: socket.socket, mark: bytes) -> bytes:
-    """What comes up to and with the mark."""
+    """The received text up to and including the mark."""
     seen = b""
     while mark not in seen:
         piece = connection.recv(65536)
@@ -180,18 +181,18 @@ def test_the_log_is_json_without_content(running: Service) -> None:
 
 def test_sigterm_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
     leaving = {"GUARDREASONER_LIMITS__LEAVE_SECONDS": "2"}
-    with service(tmp_path, **leaving) as made, concurrent.futures.ThreadPoolExecutor(16) as pool:
-        waiting = [pool.submit(made.judge, f"Tell me about loaf {number}. " * 20) for number in range(16)]
-        made.wait_for_in_flight(16)
-        made.process.send_signal(signal.SIGTERM)
+    with service(tmp_path, **leaving) as running_service, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(running_service.judge, f"Tell me about loaf {number}. " * 20) for number in range(16)]
+        running_service.wait_for_in_flight(16)
+        running_service.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
-        probe = httpx.get(f"{made.url}/readyz")
+        probe = httpx.get(f"{running_service.url}/readyz")
         assert (probe.status_code, probe.json()["status"]) == (503, "leaving")
-        assert made.judge("Hello.").status_code == 200  # a new connection of who has not heard of it yet
+        assert running_service.judge("Hello.").status_code == 200  # a new connection of who has not heard of it yet
         answers = [future.result() for future in waiting]
         assert [answer.status_code for answer in answers] == [200] * 16
         assert all(answer.json()["error"] is None for answer in answers)
-        assert made.process.wait(30) == -signal.SIGTERM  # uvicorn ends as the signal would have
+        assert running_service.process.wait(30) == -signal.SIGTERM  # uvicorn ends as the signal would have
 
 
 def test_a_second_signal_ends_the_wait(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_sighup_reads_the_keys_anew_and_never_kills(tmp_path: Path) -> None:
 
 
 def test_a_configuration_without_keys_opens_no_service_that_has_some(caplog: pytest.LogCaptureFixture) -> None:
-    """An editor empties a file before it writes it."""
+    """An editor may empty a file before writing it."""
     app = create_app(
         ServiceConfig.model_validate({"keys": ["a-key-of-some-length"], "host": "0.0.0.0"}),
         {"default": ScriptedBackend()},
@@ -273,6 +274,18 @@ def test_the_start_is_told_in_one_plain_line(running: Service) -> None:
     assert not any("<str>" in message for message in messages)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_address_as_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    announce("http://127.0.0.1:8800", ServiceConfig())
+    assert terminal.getvalue() == "serving on http://127.0.0.1:8800; guards: default: embedded (slow)\n"
+
+
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments],
@@ -300,7 +313,9 @@ def test_what_cannot_start_says_so_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_resolved_settings_are_printed_without_secrets(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("port: 9000\nlimits: {queue: 5, together: 3}\nupstream: {api_key: file-secret}\n")
+    (tmp_path / "c.yaml").write_text(
+        "port: 9000\nlimits: {queue: 5, max_batch_size: 3}\nupstream: {api_key: file-secret}\n"
+    )
     shown = command(
         "--config",
         str(tmp_path / "c.yaml"),
@@ -313,7 +328,7 @@ def test_the_resolved_settings_are_printed_without_secrets(tmp_path: Path) -> No
     assert shown.returncode == 0, shown.stderr
     assert "port: 9000" in shown.stdout
     assert "queue: 7" in shown.stdout
-    assert "together: 3" in shown.stdout
+    assert "max_batch_size: 3" in shown.stdout
     assert "mode: fast" in shown.stdout
     assert "secret" not in shown.stdout
     assert "a-key-of" not in shown.stdout

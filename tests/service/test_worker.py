@@ -1,4 +1,4 @@
-"""The engine's process with an engine that counts its calls: a very long text beside short ones, and one called off."""
+"""The engine's process with an engine that counts its calls: a very long text among short ones, and a cancelled one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service.process import EngineProcess
-from guardreasoner_vl.service.streaming import QueueWatch
+from guardreasoner_vl.service.streaming import QueueListener
 from guardreasoner_vl.types import Exchange
 from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, answer
 
@@ -32,7 +32,7 @@ _PAUSE = 0.05
 
 
 class Numbered(CountingEngine):
-    """Says in each answer's reasoning in which call it was given."""
+    """Writes the number of the call into each answer's reasoning."""
 
     def __init__(self) -> None:
         super().__init__(self._numbered, limit=CONTEXT)
@@ -50,7 +50,7 @@ class Numbered(CountingEngine):
 
 @dataclass(frozen=True)
 class ScriptedOpening:
-    """Opens that engine in the worker's process."""
+    """Loads that engine in the worker's process."""
 
     log_level: str = "WARNING"
 
@@ -66,23 +66,23 @@ async def engine() -> AsyncIterator[EngineProcess]:
     await process.close()
 
 
-class Begun(QueueWatch):
-    """Sets an event when the answer begins."""
+class Begun(QueueListener):
+    """Sets an event when the answer starts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.event = asyncio.Event()
 
-    def begin(self) -> None:
+    def on_start(self) -> None:
         self.event.set()
 
 
 async def begun(engine: EngineProcess) -> asyncio.Task[Verdict]:
-    """The very long text, its first window asked about."""
-    watch = Begun()
-    task = asyncio.create_task(engine.judge(SIX_MEGABYTES, None, watch))
+    """The task of the very long text, once its first window is in progress."""
+    listener = Begun()
+    task = asyncio.create_task(engine.judge(SIX_MEGABYTES, None, listener))
     async with asyncio.timeout(30):
-        await watch.event.wait()
+        await listener.event.wait()
     return task
 
 
@@ -94,7 +94,7 @@ def call_of(verdict: Verdict) -> int:
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
 async def test_a_signal_to_the_whole_group_ends_no_judging(engine: EngineProcess, name: str) -> None:
-    """A terminal that is closed, and some supervisors, signal every process of a group."""
+    """A closed terminal and some supervisors signal every process of a group."""
     assert engine.pid is not None
     os.kill(engine.pid, getattr(signal, name))
     assert (await engine.judge(Exchange("One."))).error is None

@@ -1,4 +1,4 @@
-"""Verdicts that no guard had to give."""
+"""Verdicts made by hand, without a guard."""
 
 from __future__ import annotations
 

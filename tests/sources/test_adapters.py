@@ -9,7 +9,7 @@ import pytest
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import ADAPTERS, adapter_named
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from tests.evaluation.test_benchmarks import labels, put
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 
-def read(name: str, folder: Path) -> tuple[list[Sample], SetAside]:
-    set_aside = SetAside()
-    samples = list(read_source(adapter_named(name), folder, folder / "unpacked", set_aside))
+def read(name: str, folder: Path) -> tuple[list[Sample], SkippedRows]:
+    skipped = SkippedRows()
+    samples = list(read_source(adapter_named(name), folder, folder / "unpacked", skipped))
     assert all(sample.split == "train" and sample.source == name for sample in samples)
     assert len({sample.id for sample in samples}) == len(samples)
-    return samples, set_aside
+    return samples, skipped
 
 
 # --- the catalogue --------------------------------------------------------------------------------------
@@ -58,8 +58,8 @@ def test_a_missing_set_says_where_to_get_it(name: str, tmp_path: Path) -> None:
 
 
 def wild(prompt: str, response: str | None, request: str | None, answered: str | None) -> dict[str, Any]:
-    given = {"prompt": prompt, "adversarial": False, "response": response, "subcategory": "baking"}
-    return {**given, "prompt_harm_label": request, "response_harm_label": answered}
+    record = {"prompt": prompt, "adversarial": False, "response": response, "subcategory": "baking"}
+    return {**record, "prompt_harm_label": request, "response_harm_label": answered}
 
 
 def test_wildguard_has_one_row_with_both_labels(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_wildguard_has_one_row_with_both_labels(tmp_path: Path) -> None:
         wild("o", "", "harmful", None),
     ]
     put(tmp_path, "train/wildguard_train.parquet", rows)
-    samples, set_aside = read("wildguardtrain", tmp_path)
+    samples, skipped = read("wildguardtrain", tmp_path)
     assert [(one.prompt, one.response) for one in samples] == [
         ("a", "b"), ("c", None), ("d", "e"), ("f", "g"), ("o", None),
     ]  # fmt: skip
@@ -85,13 +85,13 @@ def test_wildguard_has_one_row_with_both_labels(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert samples[3].id == "wildguardtrain/3"
     assert samples[0].meta == {"category": "baking", "adversarial": False}
-    assert set_aside.reasons == {
+    assert skipped.reasons == {
         "no label": 1,
         "no text in 'response'": 2,
         "'prompt_harm_label' is none of 'harmful', 'unharmful'": 1,
         "no text in 'prompt'": 1,
     }
-    assert set_aside.rows[0] == ("wildguard_train.parquet, row 5", "no label")
+    assert skipped.rows[0] == ("wildguard_train.parquet, row 5", "no label")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 40, -1, -60])
@@ -102,9 +102,9 @@ def test_a_torn_parquet_file_is_one_error(kept: int, tmp_path: Path) -> None:
         read("wildguardtrain", tmp_path)
 
 
-def votes(*given: str | None, text: str = " a ", kind: str = "user_message") -> dict[str, Any]:
-    padded = [*given, *[None] * (5 - len(given))]
-    counted = {"text": text, "text_type": kind, "num_annotations": len(given)}
+def votes(*words: str | None, text: str = " a ", kind: str = "user_message") -> dict[str, Any]:
+    padded = [*words, *[None] * (5 - len(words))]
+    counted = {"text": text, "text_type": kind, "num_annotations": len(words)}
     return counted | {f"labels_{number}": vote for number, vote in enumerate(padded)}
 
 
@@ -121,11 +121,11 @@ def test_aegis_takes_the_majority_of_all_votes(tmp_path: Path) -> None:
     ]
     put(tmp_path, "Content Moderation Extracted Annotations 02.08.24_train_release_0418_v1.parquet", rows)
     put(tmp_path, "Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", rows)
-    samples, set_aside = read("aegis", tmp_path)
+    samples, skipped = read("aegis", tmp_path)
     assert labels(samples) == [("unharmful", None), ("harmful", None), ("harmful", None), ("unharmful", None)]
     assert [one.meta for one in samples] == [{"category": kind} for kind in ("Violence", "Hate", "safe")] + [{}]
     assert samples[0].prompt == "a"
-    assert set_aside.reasons == {"no majority": 1, "fewer than three annotations": 1, "no text in 'text'": 1}
+    assert skipped.reasons == {"no majority": 1, "fewer than three annotations": 1, "no text in 'text'": 1}
 
 
 def test_aegis_is_also_read_as_the_hub_converts_it(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_beavertails_labels_the_response_only(tmp_path: Path) -> None:
     ]
     put(tmp_path, "round0/330k/train.jsonl.xz", rows)
     put(tmp_path, "round0/30k/train.jsonl.gz", rows[:1])
-    samples, set_aside = read("beavertails", tmp_path)
+    samples, skipped = read("beavertails", tmp_path)
     assert labels(samples) == [(None, "harmful"), (None, "unharmful"), (None, "unharmful")]
     assert [one.meta for one in samples] == [{"category": "theft"}, {}, {}]
-    assert set_aside.reasons == {
+    assert skipped.reasons == {
         "'is_safe' is none of True, False": 2,
         "no text in 'response'": 1,
     }
@@ -179,16 +179,16 @@ def test_toxic_chat_keeps_all_rows_and_who_annotated_them(tmp_path: Path) -> Non
         for text, by, toxicity in cells
     ]
     put(tmp_path, "data/0124/toxic-chat_annotation_train.csv", rows)
-    samples, set_aside = read("toxicchat", tmp_path)
+    samples, skipped = read("toxicchat", tmp_path)
     assert [(one.prompt, one.response, one.request_label) for one in samples] == [
         ("a", None, "harmful"), ("b", None, "unharmful"), ("one\ntwo", None, "unharmful"),
     ]  # fmt: skip
     assert [one.meta["human_annotation"] for one in samples] == ["True", "False", "True"]
-    assert set_aside.reasons == {"'toxicity' is none of '1', 1, '0', 0": 1, "no text in 'user_input'": 1}
+    assert skipped.reasons == {"'toxicity' is none of '1', 1, '0', 0": 1, "no text in 'user_input'": 1}
 
 
-def test_text_that_no_tokenizer_takes_is_set_aside(tmp_path: Path) -> None:
+def test_text_that_no_tokenizer_takes_is_skipped(tmp_path: Path) -> None:
     put(tmp_path, "round0/30k/train.jsonl.gz", [beaver("\ud800", True), beaver("b", True)])
-    samples, set_aside = read("beavertails", tmp_path)
+    samples, skipped = read("beavertails", tmp_path)
     assert [one.response for one in samples] == ["b"]
-    assert set_aside.rows == [("train.jsonl.gz, line 1", "response: not UTF-8")]
+    assert skipped.rows == [("train.jsonl.gz, line 1", "response: not UTF-8")]

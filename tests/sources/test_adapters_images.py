@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.sources.adapters import Place, image_of
+from guardreasoner_vl.sources.adapters import RecordContext, image_of
 from tests.evaluation.test_benchmarks import image, labels, put
 from tests.sources.test_adapters import read
 
@@ -29,14 +29,14 @@ def test_unsafebench_has_images_alone(tmp_path: Path) -> None:
     put(tmp_path, "data/train-00000-of-00002.parquet", [first, {**first, "safety_label": "unsafe"}])
     put(tmp_path, "data/train-00001-of-00002.parquet", [{**first, "safety_label": "Unsafe"}, {**first, "image": None}])
     put(tmp_path, "data/test-00000-of-00001.parquet", [first])
-    samples, set_aside = read("unsafebench", tmp_path)
+    samples, skipped = read("unsafebench", tmp_path)
     assert [(one.id, one.request_label) for one in samples] == [
         ("unsafebench/0", "unharmful"), ("unsafebench/2", "harmful"),
     ]  # fmt: skip
     assert all(one.modality == "image" and not one.prompt and one.meta == {"category": "Hate"} for one in samples)
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert samples[0].images == samples[1].images == (str(unpacked),)
-    assert set_aside.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no image in it": 1}
+    assert skipped.reasons == {"'safety_label' is none of 'Safe', 'Unsafe'": 1, "no image in it": 1}
 
 
 def guarded(name: str, safe: object, *instructions: dict[str, Any], **more: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_vlguard_has_a_row_for_each_instruction(tmp_path: Path) -> None:
     put(tmp_path, "train.json", VLGUARD)
     for name in ("train/memes/1.png", "bad_ads/2.png", "alone.png"):
         image(tmp_path, name)
-    samples, set_aside = read("vlguard", tmp_path)
+    samples, skipped = read("vlguard", tmp_path)
     assert [(one.id, one.prompt, one.response, one.request_label, one.response_label) for one in samples] == [
         ("vlguard/0/safe_instruction", "s", "t", "unharmful", None),
         ("vlguard/0/unsafe_instruction", "u", None, "harmful", None),
@@ -76,7 +76,7 @@ def test_vlguard_has_a_row_for_each_instruction(tmp_path: Path) -> None:
         {"category": "c", "subcategory": "d", "subset": "bad_ads"},
     ]
     assert {one.modality for one in samples} == {"text-image"}
-    assert set_aside.reasons == {
+    assert skipped.reasons == {
         "no safety flag or no instruction": 3,
         "no text in 'instruction'": 1,
         "its image is missing": 1,
@@ -87,11 +87,11 @@ def test_vlguard_images_are_labelled_by_themselves(tmp_path: Path) -> None:
     put(tmp_path, "train.json", VLGUARD[:3])
     for name in ("train/memes/1.png", "train/bad_ads/2.png", "train/alone.png"):
         image(tmp_path, name)
-    samples, set_aside = read("vlguard-images", tmp_path)
+    samples, skipped = read("vlguard-images", tmp_path)
     assert [(one.modality, one.prompt, one.request_label, one.meta.get("subset")) for one in samples] == [
         ("image", "", "unharmful", "memes"), ("image", "", "harmful", "bad_ads"),
     ]  # fmt: skip
-    assert set_aside.reasons == {"'safe' is none of True, False": 1}
+    assert skipped.reasons == {"'safe' is none of True, False": 1}
 
 
 def test_hod_is_every_image_below_a_class(tmp_path: Path) -> None:
@@ -100,11 +100,11 @@ def test_hod_is_every_image_below_a_class(tmp_path: Path) -> None:
         image(tmp_path, name)
     for name in ("bread/normal/a.xml", "bread/normal/a.txt", "cake/._c.jpeg", "cake/notes.pg", "HOD.csv"):
         (tmp_path / name).write_text("no image")
-    samples, set_aside = read("hod", tmp_path)
+    samples, skipped = read("hod", tmp_path)
     assert {one.id: one.meta["category"] for one in samples} == {f"hod/{name}": name.split("/")[0] for name in names}
     assert all((one.modality, one.prompt, one.request_label) == ("image", "", "harmful") for one in samples)
     assert {one.images[0] for one in samples} == {str(tmp_path / name) for name in names}
-    assert not set_aside.total
+    assert not skipped.total
 
 
 @pytest.mark.parametrize("above", ["dataset/class/", "class/", "Dataset/"])
@@ -123,17 +123,17 @@ def test_spa_vl_has_two_unlabelled_rows_for_a_pair(tmp_path: Path) -> None:
     rows = [pair, {**pair, "chosen": None}, {**pair, "question": ""}, {**pair, "image": {"bytes": b"", "path": "a"}}]
     put(tmp_path, "data/train-00000-of-00008.parquet", rows)
     put(tmp_path, "data/validation-00000-of-00001.parquet", rows)
-    samples, set_aside = read("spa-vl", tmp_path)
+    samples, skipped = read("spa-vl", tmp_path)
     assert [(one.id, one.prompt, one.response, one.modality) for one in samples] == [
         ("spa-vl/0-chosen", "q", "c", "text-image"),
         ("spa-vl/0-rejected", "q", "r", "text-image"),
     ]
     assert labels(samples) == [(None, None)] * 2
     assert samples[1].meta == {"category": "Toxicity Harms", "class2": "x", "class3": "y", "answer": "rejected"}
-    assert set_aside.reasons == {"no text in 'chosen'": 1, "no text in 'question'": 1, "no image in it": 1}
+    assert skipped.reasons == {"no text in 'chosen'": 1, "no text in 'question'": 1, "no image in it": 1}
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "/", "a\0b", ".", "cake.gif"])
 def test_a_name_that_is_no_image_is_a_missing_one(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="its image is missing"):
-        image_of(Place("x", 0, tmp_path, tmp_path), name)
+        image_of(RecordContext("x", 0, tmp_path, tmp_path), name)

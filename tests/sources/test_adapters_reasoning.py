@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, training_target
-from guardreasoner_vl.sources.adapters import Place, read_source
+from guardreasoner_vl.sources.adapters import RecordContext, read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.types import Exchange, Sample, unix_lines
 from tests.evaluation.test_benchmarks import image, labels, put
 
 
-def read(name: str, folder: Path) -> tuple[list[Sample], SetAside]:
-    set_aside = SetAside()
-    return list(read_source(adapter_named(name), folder, folder / "unpacked", set_aside)), set_aside
+def read(name: str, folder: Path) -> tuple[list[Sample], SkippedRows]:
+    skipped = SkippedRows()
+    return list(read_source(adapter_named(name), folder, folder / "unpacked", skipped)), skipped
 
 
 def spoken(prompt: str, response: str = "None") -> str:
@@ -70,7 +70,7 @@ def test_guardreasonertrain(tmp_path: Path) -> None:
     put(tmp_path, "WildGuardTrain-R.json", rows)
     put(tmp_path, "AegisTrain-R.json", rows[:1])
     put(tmp_path, "other.json", rows)
-    samples, set_aside = read("guardreasonertrain", tmp_path)
+    samples, skipped = read("guardreasonertrain", tmp_path)
     assert [(one.id, one.meta["file"]) for one in samples] == [
         ("guardreasonertrain/0", "AegisTrain-R"),
         *((f"guardreasonertrain/{number}", "WildGuardTrain-R") for number in (1, 2, 3, 5)),
@@ -82,7 +82,7 @@ def test_guardreasonertrain(tmp_path: Path) -> None:
         "# Task 1\nAnswers: are below.", "Steps.", None, "Answers:\nRequest: harmful",
     ]  # fmt: skip
     assert [(one.prompt, one.response) for one in samples[1:3]] == [("bake", "bread"), ("brew", None)]
-    assert set_aside.reasons == {
+    assert skipped.reasons == {
         "its response label is none of harmful, unharmful, harmless": 1,
         "several request labels": 1,
         "no label": 1,
@@ -109,8 +109,8 @@ def test_conversations_are_read_by_the_protocol(name: str, row: Any, file: str, 
             row(spoken("bake"), written("harmful", reasoning=""), images=None),
         ],
     )
-    samples, set_aside = read(name, tmp_path)
-    assert not set_aside.total
+    samples, skipped = read(name, tmp_path)
+    assert not skipped.total
     assert labels(samples) == [
         ("harmful", "unharmful"), ("unharmful", None), ("unharmful", None), (None, "unharmful"), ("harmful", None),
     ]  # fmt: skip
@@ -132,18 +132,21 @@ BROKEN: list[tuple[str, str, dict[str, Any], str]] = [
     (spoken("None"), written("harmful"), {}, "not the released layout"),
     ("bake", written("harmful"), {}, "not the released layout"),
     (" ", written("harmful"), {}, "no text in"),
-    (spoken("<image>\nbake"), written("harmful"), {}, "another number of images than of <image> marks"),
-    (spoken("bake"), written("harmful"), {"images": ["a.png"]}, "another number of images than of <image> marks"),
+    (spoken("<image>\nbake"), written("harmful"), {}, "the number of images differs from the number of <image> marks"),
+    (
+        spoken("bake"), written("harmful"), {"images": ["a.png"]},
+        "the number of images differs from the number of <image> marks",
+    ),
     (spoken("<image>"), written("harmful"), {"images": ["b.png"]}, "its image is missing"),
     (spoken("<image>"), written("harmful"), {"images": ["../in/a.png"]}, "an image outside the data set's folder"),
-    (spoken("<image>"), written("harmful"), {"images": 3}, "its images are no list of paths"),
-    (spoken("<image>"), written("harmful"), {"images": [{"path": "a.png"}]}, "its images are no list of paths"),
-    (spoken("bake"), written("harmful"), {"sample": "x"}, "its 'sample' is not made of a sample's fields"),
-    (spoken("bake"), written("harmful"), {"sample": {"prompt": 3}}, "its 'sample' is not made of a sample's fields"),
-    (spoken("bake"), written("harmful"), {"sample": {"colour": 3}}, "its 'sample' is not made of a sample's fields"),
+    (spoken("<image>"), written("harmful"), {"images": 3}, "its images are not a list of paths"),
+    (spoken("<image>"), written("harmful"), {"images": [{"path": "a.png"}]}, "its images are not a list of paths"),
+    (spoken("bake"), written("harmful"), {"sample": "x"}, "its 'sample' does not hold fields of a sample"),
+    (spoken("bake"), written("harmful"), {"sample": {"prompt": 3}}, "its 'sample' does not hold fields of a sample"),
+    (spoken("bake"), written("harmful"), {"sample": {"colour": 3}}, "its 'sample' does not hold fields of a sample"),
     (
         spoken("bake"), written("harmful"), {"sample": {"request_label": "BAD"}},
-        "its 'sample' is not made of a sample's fields",
+        "its 'sample' does not hold fields of a sample",
     ),
 ]  # fmt: skip
 
@@ -156,11 +159,11 @@ def test_broken_conversations_are_named(
     folder = tmp_path / "in"
     image(folder, "a.png")
     put(folder, file, [row(user, assistant, **more)])
-    samples, set_aside = read(name, folder)
+    samples, skipped = read(name, folder)
     assert not samples
-    ((place, found),) = set_aside.rows
+    ((place, message),) = skipped.rows
     assert place == f"{file}, {'line' if file.endswith('.jsonl') else 'record'} 1"
-    assert found.startswith(reason)
+    assert message.startswith(reason)
 
 
 def test_there_is_one_message_of_each(tmp_path: Path) -> None:
@@ -168,11 +171,11 @@ def test_there_is_one_message_of_each(tmp_path: Path) -> None:
     first, second = whole["conversations"]
     odd: list[Any] = [None, 3, [], [first], [second], [first, second, first], ["x", first], [{"from": "human"}, second]]
     put(tmp_path, "rows.json", [{"conversations": said} for said in odd])
-    samples, set_aside = read("sharegpt", tmp_path)
+    samples, skipped = read("sharegpt", tmp_path)
     assert not samples
-    assert set_aside.reasons == {
-        "'conversations': a message of no known role": 1,
-        "no user and assistant message, one of each": 6,
+    assert skipped.reasons == {
+        "'conversations': a message with an unknown role": 1,
+        "not exactly one user and one assistant message": 6,
         "no text in 'value'": 1,
     }
 
@@ -182,15 +185,15 @@ def test_other_names_of_the_roles_and_files_beside(tmp_path: Path) -> None:
     put(tmp_path, "a.json", [{"conversations": [{"from": who, "value": text} for who, text in said]}])
     put(tmp_path, "b.jsonl.gz", [sharegpt(spoken("brew"), written("unharmful"))])
     put(tmp_path, "dataset_info.json", {"guard": {"file_name": "a.json", "formatting": "sharegpt"}})
-    samples, set_aside = read("sharegpt", tmp_path)
+    samples, skipped = read("sharegpt", tmp_path)
     assert [(one.prompt, one.id) for one in samples] == [("bake", "sharegpt/0"), ("brew", "sharegpt/1")]
-    assert not set_aside.total
+    assert not skipped.total
 
 
 @either
 def test_what_the_layout_cannot_carry_goes_before_what_was_read(name: str, row: Any, file: str, tmp_path: Path) -> None:
     image(tmp_path, "a.png")
-    own: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         "id": "x/1",
         "source": "x",
         "split": "test",
@@ -204,7 +207,7 @@ def test_what_the_layout_cannot_carry_goes_before_what_was_read(name: str, row: 
         tmp_path,
         file,
         [
-            row(spoken("bake", "bread"), written("harmful", "harmful"), sample=own),
+            row(spoken("bake", "bread"), written("harmful", "harmful"), sample=overrides),
             row(spoken("bake", "bread"), one_line, sample=unlabelled),
             row(spoken("<image>"), written("harmful"), images=["a.png"], sample={"images": ["/b.png"], "prompt": None}),
             row("no transcript", "no answer", sample=whole),
@@ -218,7 +221,7 @@ def test_what_the_layout_cannot_carry_goes_before_what_was_read(name: str, row: 
         response="bread",
         request_label="harmful",
         reasoning="# Task 1\nA cake.",
-        **{key: value for key, value in own.items() if key != "response_label"},
+        **{key: value for key, value in overrides.items() if key != "response_label"},
     )
     assert (second.request_label, second.response_label, second.reasoning) == (None, "harmful", "Steps.")
     assert (third.images, third.prompt, third.modality) == ((str(tmp_path / "a.png"),), "", "image")
@@ -237,7 +240,7 @@ def test_what_we_write_is_read_back(prompt: str, response: str | None, request: 
     spans = training_target(why, TargetLabel(request), TargetLabel(answered if response else "None"))
     for name, row, _ in LAYOUTS:
         record = row(user, "".join(span.text for span in spans))
-        sample = adapter_named(name).to_sample(record, Place("x", 0, Path(), Path()))
+        sample = adapter_named(name).to_sample(record, RecordContext("x", 0, Path(), Path()))
         assert isinstance(sample, Sample)
         texts = [text if text is None else unix_lines(text) for text in (prompt, response, why)]
         assert [sample.prompt, sample.response, sample.reasoning] == texts

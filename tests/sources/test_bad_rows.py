@@ -16,13 +16,13 @@ from pyarrow import parquet
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.base import load
-from guardreasoner_vl.evaluation.benchmarks.catalogue import named
-from guardreasoner_vl.evaluation.external_predictions import read_stored
+from guardreasoner_vl.evaluation.benchmarks.catalogue import benchmark_named
+from guardreasoner_vl.evaluation.external_predictions import read_external_predictions
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.sources.parquet import read_rows
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE
 
 if TYPE_CHECKING:
@@ -64,26 +64,26 @@ Found = tuple[int, list[tuple[str, str]]]
 
 
 def by_samples(path: Path) -> Found:
-    set_aside = SetAside()
-    return len(list(read_samples(path, set_aside))), set_aside.rows
+    skipped = SkippedRows()
+    return len(list(read_samples(path, skipped))), skipped.rows
 
 
 def by_adapter(name: str) -> Callable[[Path], Found]:
     def read(path: Path) -> Found:
-        set_aside = SetAside()
-        return len(list(read_source(adapter_named(name), path.parent, path.parent / "x", set_aside))), set_aside.rows
+        skipped = SkippedRows()
+        return len(list(read_source(adapter_named(name), path.parent, path.parent / "x", skipped))), skipped.rows
 
     return read
 
 
 def by_benchmark(path: Path) -> Found:
-    loaded = load(named("ToxicChat"), path.parent.parent, path.parent / "x")
-    return len(loaded.samples), loaded.set_aside.rows
+    loaded = load(benchmark_named("ToxicChat"), path.parent.parent, path.parent / "x")
+    return len(loaded.samples), loaded.skipped.rows
 
 
 def by_stored(path: Path) -> Found:
-    read = read_stored(path)
-    return len(read.rows) - read.unanswered.total, [*read.set_aside.rows, *read.unanswered.rows]
+    read = read_external_predictions(path)
+    return len(read.rows) - read.unanswered.total, [*read.skipped.rows, *read.unanswered.rows]
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,8 @@ def toxic(*lines: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"walrus,True,1,more", "not as many cells as columns"),
-        (b"walrus,True", "not as many cells as columns"),
+        (b"walrus,True,1,more", "number of cells differs from number of columns"),
+        (b"walrus,True", "number of cells differs from number of columns"),
         (b"walrus \xff,True,1", "prompt: not UTF-8"),
         (b"walrus,True,maybe", "'toxicity' is none of '1', 1, '0', 0"),
         (b" ,True,1", "no text in 'user_input'"),
@@ -227,10 +227,10 @@ def test_a_bad_line_of_csv(line: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "data" / "0124" / "toxic-chat_annotation_train.csv"
     path.parent.mkdir(parents=True)
     path.write_bytes(toxic(b"a,True,1", line, b'"b\nc",True,0'))
-    set_aside = SetAside()
-    read = list(read_source(adapter_named("toxicchat"), tmp_path, tmp_path / "x", set_aside))
+    skipped = SkippedRows()
+    read = list(read_source(adapter_named("toxicchat"), tmp_path, tmp_path / "x", skipped))
     assert [sample.prompt for sample in read] == ["a", "b\nc"]
-    assert set_aside.rows == [(f"{path.name}, line 3", reason)]
+    assert skipped.rows == [(f"{path.name}, line 3", reason)]
 
 
 # --- Parquet --------------------------------------------------------------------------------------------
@@ -261,16 +261,16 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
         ({"modality": "walrus"}, "modality: input should be 'text', 'image' or 'text-image'"),
         ({"prompt": b"walrus \xff"}, "'prompt': not UTF-8"),
         ({"meta": "{walrus"}, "meta: not JSON"),
-        ({"meta": '{"a": NaN}'}, "meta: holds what JSON cannot"),
+        ({"meta": '{"a": NaN}'}, "meta: not representable as JSON"),
         ({"modality": "image"}, "modality: 'image', but there is no image"),
     ],
 )
 def test_a_bad_row_of_parquet(bad: dict[str, Any], reason: str, tmp_path: Path) -> None:
     rows = [{**own(name), "meta": "{}"} for name in "abcde"]
     path = write_parquet(tmp_path / "rows.parquet", [*rows[:2], {**rows[2], **bad}, *rows[3:]])
-    set_aside = SetAside()
-    assert [row.id for row in read_rows(path, set_aside)] == ["a", "b", "d", "e"]
-    assert set_aside.rows == [("rows.parquet, row 3", reason)]
+    skipped = SkippedRows()
+    assert [row.id for row in read_rows(path, skipped)] == ["a", "b", "d", "e"]
+    assert skipped.rows == [("rows.parquet, row 3", reason)]
     with pytest.raises(DataError, match=r"rows\.parquet, row 3: .*; fix or remove it"):
         list(read_rows(path))
     assert by_samples(path) == (4, [("rows.parquet, row 3", reason)])
@@ -281,7 +281,7 @@ def test_a_missing_column_is_named(column: str, tmp_path: Path) -> None:
     path = write_parquet(
         tmp_path / "rows.parquet", [{key: value for key, value in own("a").items() if key != column}] * 3
     )
-    with pytest.raises(DataError, match=f"no column '{column}'; rows of samples have id, source, modality"):
+    with pytest.raises(DataError, match=f"no column '{column}'; add it: samples need id, source, modality"):
         list(read_rows(path))
 
 
@@ -296,10 +296,10 @@ def test_a_column_that_may_be_absent(column: str, tmp_path: Path) -> None:
 def test_a_bad_row_of_somebody_elses_parquet(tmp_path: Path) -> None:
     path = tmp_path / "train" / "wildguard_train.parquet"
     write_parquet(path, [wild("a"), {**wild("b"), "prompt": b"walrus \xff"}, wild("c")])
-    set_aside = SetAside()
-    read = list(read_source(adapter_named("wildguardtrain"), tmp_path, tmp_path / "x", set_aside))
+    skipped = SkippedRows()
+    read = list(read_source(adapter_named("wildguardtrain"), tmp_path, tmp_path / "x", skipped))
     assert [sample.id for sample in read] == ["wildguardtrain/0", "wildguardtrain/2"]
-    assert set_aside.rows == [("wildguard_train.parquet, row 2", "'prompt': not UTF-8")]
+    assert skipped.rows == [("wildguard_train.parquet, row 2", "'prompt': not UTF-8")]
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -314,8 +314,8 @@ def test_a_missing_file_is_one_line(name: str, tmp_path: Path) -> None:
 def test_a_list_that_ends_early_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_bytes(b"[\n" + b",\n".join(encoded(own(name)) for name in "abc") + b",\n")
-    with pytest.raises(DataError, match=r"rows\.json, line 5: not JSON; mend it there, or download the file again"):
-        list(read_samples(path, SetAside()))
+    with pytest.raises(DataError, match=r"rows\.json, line 5: not JSON; correct it there, or download the file again"):
+        list(read_samples(path, SkippedRows()))
 
 
 def test_a_document_that_breaks_somewhere_names_the_line(tmp_path: Path) -> None:
@@ -323,4 +323,4 @@ def test_a_document_that_breaks_somewhere_names_the_line(tmp_path: Path) -> None
     text = json.dumps([own("a"), own("b")], indent=2)
     path.write_text(text.replace('"source": "s"', '"source": s', 1))
     with pytest.raises(DataError, match=r"rows\.json, line 4: not JSON"):
-        list(read_samples(path, SetAside()))
+        list(read_samples(path, SkippedRows()))

@@ -16,12 +16,12 @@ from guardreasoner_vl.types import Sample
 def rows(**counts: int) -> list[Sample]:
     """Rows by modality and first letter of the label: `text_h=3`; `n` is not labelled."""
     words = {"h": "harmful", "u": "unharmful", "n": None}
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for name, count in counts.items():
         modality, _, letter = name.partition("_")
         fields: dict[str, Any] = {"modality": modality, "request_label": words[letter], "source": "toy"}
-        found += [Sample(id=f"{name}-{at}", **fields) for at in range(count)]
-    return found
+        samples += [Sample(id=f"{name}-{at}", **fields) for at in range(count)]
+    return samples
 
 
 def counted(kept: list[Sample]) -> Counter[tuple[str, str | None]]:
@@ -62,6 +62,6 @@ def test_order_stays_and_the_share_is_met(harmful: int, unharmful: int, share: f
     kept = balanced(given_rows, BalanceSection(harmful=share), seed)
     assert kept == [row for row in given_rows if row in kept]
     assert kept == balanced(given_rows, BalanceSection(harmful=share), seed)
-    found = sum(row.request_label == "harmful" for row in kept)
+    harmful_kept = sum(row.request_label == "harmful" for row in kept)
     if harmful and unharmful:
-        assert abs(found - share * len(kept)) <= 1
+        assert abs(harmful_kept - share * len(kept)) <= 1

@@ -58,12 +58,12 @@ def row(
     )
 
 
-def dropped(found: Deduplicated) -> list[tuple[str, str, str | None]]:
-    return [(one.id, one.reason, one.other) for one in found.dropped]
+def dropped(result: Deduplicated) -> list[tuple[str, str, str | None]]:
+    return [(entry.id, entry.reason, entry.other) for entry in result.dropped]
 
 
-def kept(found: Deduplicated) -> list[str]:
-    return [one.id for one in found.kept]
+def kept(result: Deduplicated) -> list[str]:
+    return [entry.id for entry in result.kept]
 
 
 def drawing(seed: int, width: int = 200, height: int = 160) -> Image.Image:
@@ -72,8 +72,8 @@ def drawing(seed: int, width: int = 200, height: int = 160) -> Image.Image:
     image = Image.new("RGB", (width, height), tuple(rng.randrange(256) for _ in range(3)))
     draw = ImageDraw.Draw(image)
     for _ in range(12):
-        left, top = rng.randrange(width - 20), rng.randrange(height - 20)
-        box = (left, top, left + rng.randrange(20, 90), top + rng.randrange(20, 90))
+        x, y = rng.randrange(width - 20), rng.randrange(height - 20)
+        box = (x, y, x + rng.randrange(20, 90), y + rng.randrange(20, 90))
         shape = rng.choice((draw.rectangle, draw.ellipse))
         shape(box, fill=tuple(rng.randrange(256) for _ in range(3)))
     return image
@@ -95,11 +95,11 @@ def saved(image: Image.Image, path: Path, **options: Any) -> Path:
 
 def test_the_same_words_in_other_forms_are_exact_duplicates() -> None:
     rows = [row("a", "Bake  a\n CAKE ", "Yes"), row("b", "bake a cake", " yes\t"), row("c", "ｂａｋｅ a cake", "yes")]
-    found = without_duplicates(rows)
-    assert kept(found) == ["a"]
-    assert dropped(found) == [("b", "exact duplicate", "a"), ("c", "exact duplicate", "a")]
-    assert found.reasons == {"exact duplicate": 2}
-    assert found.kept[0] == rows[0]
+    result = without_duplicates(rows)
+    assert kept(result) == ["a"]
+    assert dropped(result) == [("b", "exact duplicate", "a"), ("c", "exact duplicate", "a")]
+    assert result.reasons == {"exact duplicate": 2}
+    assert result.kept[0] == rows[0]
 
 
 def test_normalised_is_the_same_when_done_twice() -> None:
@@ -134,9 +134,9 @@ def test_words_of_a_prompt_and_of_a_response_are_kept_apart() -> None:
 )
 def test_jaccard_by_hand_and_what_it_means(other: str, index: float) -> None:
     assert jaccard(shingles(CAKE), shingles(other)) == pytest.approx(index)
-    found = without_duplicates([row("a", CAKE, labels=(BAD, None)), row("b", other + " ", labels=(BAD, None))])
+    result = without_duplicates([row("a", CAKE, labels=(BAD, None)), row("b", other + " ", labels=(BAD, None))])
     reason = "exact duplicate" if index == 1 else "near duplicate"
-    assert dropped(found) == ([("b", reason, "a")] if index >= 0.8 else [])
+    assert dropped(result) == ([("b", reason, "a")] if index >= 0.8 else [])
 
 
 def test_the_threshold_is_the_callers() -> None:
@@ -144,7 +144,7 @@ def test_the_threshold_is_the_callers() -> None:
     assert kept(without_duplicates(rows, text=0.6)) == ["a"]
     assert kept(without_duplicates(rows, text=0.61)) == ["a", "b"]
     for wrong in ({"text": 0.0}, {"text": 1.1}, {"image": -1}, {"image": 64}):
-        with pytest.raises(InputError, match="0 < text <= 1"):
+        with pytest.raises(InputError, match=r"text must be in \(0, 1\]"):
             without_duplicates(rows, **wrong)
 
 
@@ -169,8 +169,8 @@ def test_short_requests_are_near_their_own_words_alone() -> None:
 @given(st.lists(st.lists(st.sampled_from(["bake", "a", "cake", "BAD"]), max_size=6).map(" ".join), max_size=12))
 @settings(deadline=None, max_examples=40)
 def test_short_texts_are_told_apart_like_their_normalised_words(texts: list[str]) -> None:
-    found = without_duplicates([row(str(number), text) for number, text in enumerate(texts)])
-    assert len(found.kept) == len({text.lower() for text in texts})
+    result = without_duplicates([row(str(number), text) for number, text in enumerate(texts)])
+    assert len(result.kept) == len({text.lower() for text in texts})
 
 
 def test_the_real_index_decides_and_hardly_any_pair_is_missed() -> None:
@@ -179,12 +179,12 @@ def test_the_real_index_decides_and_hardly_any_pair_is_missed() -> None:
     for number in range(150):
         words = [f"{number}-{place}" for place in range(104)]  # 100 shingles
         cut = rng.randrange(25, 60) if number % 2 else rng.randrange(0, 17)
-        one, other = " ".join(words), " ".join(words[: 104 - cut] + ["x"] * min(cut, 1))
-        found = without_duplicates([row("a", one), row("b", other)])
-        index = jaccard(shingles(one), shingles(other))
+        first, other = " ".join(words), " ".join(words[: 104 - cut] + ["x"] * min(cut, 1))
+        result = without_duplicates([row("a", first), row("b", other)])
+        index = jaccard(shingles(first), shingles(other))
         assert (number % 2 == 0) == (index >= 0.8)
-        wrong += index < 0.8 and len(found.kept) == 1
-        missed += index >= 0.8 and len(found.kept) == 2
+        wrong += index < 0.8 and len(result.kept) == 1
+        missed += index >= 0.8 and len(result.kept) == 2
     assert (wrong, missed) == (0, 0)
 
 
@@ -204,14 +204,14 @@ def test_labels_of_exact_duplicates_are_merged() -> None:
         row("c", "cake", "yes", (BAD, FINE)),
         row("d", "bread", "yes", (None, None)),
     ]
-    found = without_duplicates(rows)
-    assert kept(found) == ["a", "d"]
-    assert (found.kept[0].request_label, found.kept[0].response_label) == (BAD, FINE)
-    assert found.labels_merged == 1
+    result = without_duplicates(rows)
+    assert kept(result) == ["a", "d"]
+    assert (result.kept[0].request_label, result.kept[0].response_label) == (BAD, FINE)
+    assert result.labels_merged == 1
     assert rows[0].request_label is None
 
 
-def test_contradictions_are_set_aside_with_everything_that_has_their_content() -> None:
+def test_contradictions_are_skipped_with_everything_that_has_their_content() -> None:
     rows = [
         row("a", "cake", "yes", (BAD, None)),
         row("b", "cake", "yes", (FINE, None)),
@@ -224,12 +224,12 @@ def test_contradictions_are_set_aside_with_everything_that_has_their_content() -
         row("i", "water", labels=(BAD, None)),
         row("j", "water", labels=(FINE, None)),
     ]
-    found = without_duplicates(rows)
-    assert kept(found) == ["g"]
-    assert found.reasons == {"contradictory labels": 9}
-    others = {one.id: one.other for one in found.dropped}
+    result = without_duplicates(rows)
+    assert kept(result) == ["g"]
+    assert result.reasons == {"contradictory labels": 9}
+    others = {entry.id: entry.other for entry in result.dropped}
     assert others == {"a": "b", "b": "a", "c": "b", "d": "a", "e": "f", "f": "e", "h": "i", "i": "j", "j": "i"}
-    assert found.labels_merged == 0
+    assert result.labels_merged == 0
 
 
 def test_contradictory_near_duplicates_both_stay() -> None:
@@ -242,17 +242,17 @@ def test_contradictory_near_duplicates_both_stay() -> None:
 
 def test_a_merged_label_counts_among_near_duplicates() -> None:
     rows = [row("a", CAKE), row("b", CAKE + " end", labels=(FINE, None)), row("c", CAKE, labels=(BAD, None))]
-    found = without_duplicates(rows)
-    assert kept(found) == ["a", "b"]
-    assert dropped(found) == [("c", "exact duplicate", "a")]
+    result = without_duplicates(rows)
+    assert kept(result) == ["a", "b"]
+    assert dropped(result) == [("c", "exact duplicate", "a")]
 
 
 # --- images -------------------------------------------------------------------------------------------
 
 
 def test_equal_pixels_in_other_files_are_exact_duplicates(tmp_path: Path) -> None:
-    one, same = saved(drawing(1), tmp_path / "1.png"), saved(drawing(1), tmp_path / "1.bmp")
-    rows = [row("a", "cake", images=(one,)), row("b", "Cake", images=(same,)), row("c", "Cake")]
+    first, same = saved(drawing(1), tmp_path / "1.png"), saved(drawing(1), tmp_path / "1.bmp")
+    rows = [row("a", "cake", images=(first,)), row("b", "Cake", images=(same,)), row("c", "Cake")]
     assert dropped(without_duplicates(rows)) == [("b", "exact duplicate", "a")]
 
 
@@ -263,8 +263,8 @@ def test_a_smaller_or_re_encoded_image_is_near(size: tuple[int, int], options: d
         rows.append(row(f"{seed}", images=(saved(drawing(seed), tmp_path / f"{seed}.png"),)))
         other = saved(drawing(seed).resize(size), tmp_path / f"{seed}.jpg", **options)
         rows.append(row(f"{seed} again", images=(other,)))
-    found = without_duplicates(rows)
-    assert dropped(found) == [(f"{seed} again", "near duplicate", f"{seed}") for seed in range(12)]
+    result = without_duplicates(rows)
+    assert dropped(result) == [(f"{seed} again", "near duplicate", f"{seed}") for seed in range(12)]
 
 
 def mark(phash: int | None, digest: bytes = b"", shade: int = 0) -> ImageMark:
@@ -272,14 +272,14 @@ def mark(phash: int | None, digest: bytes = b"", shade: int = 0) -> ImageMark:
 
 
 def test_marks_by_hand() -> None:
-    one = mark(0b0000, b"one")
-    assert one.is_near(mark(0b1111), 4)
-    assert not one.is_near(mark(0b1_1111), 4)
-    assert one.is_near(mark(0b1_1111), 5)
-    assert one.is_near(mark(0, shade=24), 4)
-    assert not one.is_near(mark(0, shade=25), 4)
-    assert not mark(0, shade=25).is_near(one, 4)
-    assert not one.is_near(mark(None), 4)
+    first = mark(0b0000, b"one")
+    assert first.is_near(mark(0b1111), 4)
+    assert not first.is_near(mark(0b1_1111), 4)
+    assert first.is_near(mark(0b1_1111), 5)
+    assert first.is_near(mark(0, shade=24), 4)
+    assert not first.is_near(mark(0, shade=25), 4)
+    assert not mark(0, shade=25).is_near(first, 4)
+    assert not first.is_near(mark(None), 4)
     assert not mark(None).is_near(mark(None, b"one"), 4)
     assert mark(None, b"one").is_near(mark(None, b"one", shade=99), 4)
 
@@ -290,10 +290,10 @@ def test_the_distance_is_the_callers(tmp_path: Path) -> None:
         row("a", images=(saved(drawing(3), tmp_path / "1.png"),)),
         row("b", images=(saved(ImageChops.add(drawing(3), ramp), tmp_path / "2.png"),)),
     ]
-    one, other = (marks[0].phash for one in rows if (marks := image_marks(one.images[0])))
-    assert one is not None
+    first, other = (marks[0].phash for each in rows if (marks := image_marks(each.images[0])))
+    assert first is not None
     assert other is not None
-    bits = (one ^ other).bit_count()
+    bits = (first ^ other).bit_count()
     assert bits > 0
     assert kept(without_duplicates(rows, image=bits)) == ["a"]
     assert kept(without_duplicates(rows, image=bits - 1)) == ["a", "b"]
@@ -335,35 +335,36 @@ def test_the_same_layout_with_other_words_is_another_image(tmp_path: Path) -> No
         ImageDraw.Draw(image).text((30, 60), text, fill="white", font=ImageFont.load_default(size=30), stroke_width=2)
         captioned.append(row(text, images=(saved(image, tmp_path / f"meme{number}.png"),)))
     again = row("again", "what is it?", images=(saved(page(texts[0]), tmp_path / "0.jpg", quality=80),))
-    found = without_duplicates([*rows, *captioned, again])
-    assert dropped(found) == [("again", "near duplicate", texts[0])]
-    hashes = [marks[0].phash for one in rows if (marks := image_marks(one.images[0]))]
-    near = [(one ^ other).bit_count() for one in hashes for other in hashes if one is not None and other is not None]
+    result = without_duplicates([*rows, *captioned, again])
+    assert dropped(result) == [("again", "near duplicate", texts[0])]
+    hashes = [marks[0].phash for each in rows if (marks := image_marks(each.images[0]))]
+    known = [phash for phash in hashes if phash is not None]
+    near = [(first ^ second).bit_count() for first in known for second in known]
     assert sorted(near)[len(hashes)] <= 4, "pHash alone tells these pages apart: the test shows nothing"
 
 
 def test_images_and_texts_must_both_be_near(tmp_path: Path) -> None:
-    one, smaller = (
+    first, smaller = (
         saved(drawing(1), tmp_path / "1.png"),
         saved(drawing(1).resize((150, 120)), tmp_path / "1.jpg", quality=80),
     )
     other = saved(drawing(2), tmp_path / "2.png")
     near = CAKE + " end"
     rows = [
-        row("a", CAKE, images=(one,)),
+        row("a", CAKE, images=(first,)),
         row("b", "bread", images=(smaller,)),
         row("c", near, images=(other,)),
         row("d", near),
-        row("e", images=(one,)),
-        row("f", CAKE, images=(one, other)),
-        row("g", CAKE, images=(other, one)),
+        row("e", images=(first,)),
+        row("f", CAKE, images=(first, other)),
+        row("g", CAKE, images=(other, first)),
         row("h", near, images=(smaller,)),
-        row("i", CAKE, "a kind answer", images=(one,)),
-        row("j", CAKE, "another answer", images=(one,)),
+        row("i", CAKE, "a kind answer", images=(first,)),
+        row("j", CAKE, "another answer", images=(first,)),
         row("k", near, images=(smaller, other)),
     ]
-    found = without_duplicates(rows)
-    assert dropped(found) == [("h", "near duplicate", "a"), ("k", "near duplicate", "f")]
+    result = without_duplicates(rows)
+    assert dropped(result) == [("h", "near duplicate", "a"), ("k", "near duplicate", "f")]
 
 
 def test_every_reading_and_frame_counts(tmp_path: Path) -> None:
@@ -397,16 +398,16 @@ def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         asked.append(source.name)
         return decoded_images(source)
 
-    monkeypatch.setattr(module, "load_images", counted)
+    monkeypatch.setattr(module, "decoded_images", counted)
     rows = [
         row(f"{path.name} {number}", str(number), images=(path,)) for path in (path, broken) for number in range(300)
     ]
-    found = without_duplicates(rows, [row("e", "else", images=(path,))])
-    assert len(found.kept) == 300
+    result = without_duplicates(rows, [row("e", "else", images=(path,))])
+    assert len(result.kept) == 300
     assert sorted(asked) == ["1.png", "broken.png"]
 
 
-def test_rows_with_unreadable_images_are_set_aside(tmp_path: Path) -> None:
+def test_rows_with_unreadable_images_are_skipped(tmp_path: Path) -> None:
     whole = saved(drawing(1), tmp_path / "1.png")
     cut = tmp_path / "cut.png"
     cut.write_bytes(whole.read_bytes()[:200])
@@ -416,13 +417,13 @@ def test_rows_with_unreadable_images_are_set_aside(tmp_path: Path) -> None:
         row("c", "bread", images=(whole, tmp_path / "missing.png")),
         row("d", "bread"),
     ]
-    found = without_duplicates(rows, [row("e", "cake", images=(cut,)), row("f", "bread")])
-    assert dropped(found) == [
+    result = without_duplicates(rows, [row("e", "cake", images=(cut,)), row("f", "bread")])
+    assert dropped(result) == [
         ("b", "unreadable image", None),
         ("c", "unreadable image", None),
         ("d", "in the evaluation set corpus", "f"),
     ]
-    assert found.unread == ["e"]
+    assert result.unread == ["e"]
 
 
 # --- evaluation sets ------------------------------------------------------------------------------------
@@ -446,8 +447,8 @@ def test_requests_of_the_evaluation_sets_are_dropped() -> None:
         row("g", "A whole answer."),
         row("h", "How do I fry?"),
     ]
-    found = without_duplicates(rows, iter(against))
-    assert dropped(found) == [
+    result = without_duplicates(rows, iter(against))
+    assert dropped(result) == [
         ("a", "in the evaluation set Cakes", "e0"),
         ("b", "in the evaluation set Cakes", "e0"),
         ("d", "near the evaluation set Long", "e1"),
@@ -455,7 +456,7 @@ def test_requests_of_the_evaluation_sets_are_dropped() -> None:
         ("f", "in the evaluation set Answers", "e3"),
         ("h", "exact duplicate", "c"),
     ]
-    assert kept(found) == ["c", "g"]
+    assert kept(result) == ["c", "g"]
 
 
 def test_an_evaluation_row_without_a_prompt_matches_no_text() -> None:
@@ -464,15 +465,15 @@ def test_an_evaluation_row_without_a_prompt_matches_no_text() -> None:
 
 
 def test_images_of_the_evaluation_sets_are_dropped_with_their_texts(tmp_path: Path) -> None:
-    one, other = saved(drawing(1), tmp_path / "1.png"), saved(drawing(2), tmp_path / "2.png")
+    first, other = saved(drawing(1), tmp_path / "1.png"), saved(drawing(2), tmp_path / "2.png")
     smaller = saved(drawing(1).resize((150, 120)), tmp_path / "1.jpg", quality=80)
-    against = [row("e", "What is it?", images=(one,), source="Seen"), row("f", images=(other,), source="Images")]
+    against = [row("e", "What is it?", images=(first,), source="Seen"), row("f", images=(other,), source="Images")]
     rows = [
         row("a", "What is it?", "a cake", images=(smaller,)),
-        row("b", "what is it?", "a cake", images=(one,)),
+        row("b", "what is it?", "a cake", images=(first,)),
         row("c", "What is it?", images=(other,)),
-        row("d", "Who is it?", images=(one,)),
-        row("e", images=(one,)),
+        row("d", "Who is it?", images=(first,)),
+        row("e", images=(first,)),
         row("f", images=(other,)),
         row("g", "What is it?"),
     ]
@@ -486,9 +487,9 @@ def test_images_of_the_evaluation_sets_are_dropped_with_their_texts(tmp_path: Pa
 def test_a_row_that_is_near_a_dropped_one_stays() -> None:
     rows = [row("a", CAKE + " one two three"), row("b", CAKE + " one two three four five six")]
     assert dropped(without_duplicates(rows)) == [("b", "near duplicate", "a")]  # 23 of 26 shingles
-    found = without_duplicates(rows, [row("e", CAKE, source="Long")])  # 20 of 23, and 20 of 26
-    assert dropped(found) == [("a", "near the evaluation set Long", "e")]
-    assert kept(found) == ["b"]
+    result = without_duplicates(rows, [row("e", CAKE, source="Long")])  # 20 of 23, and 20 of 26
+    assert dropped(result) == [("a", "near the evaluation set Long", "e")]
+    assert kept(result) == ["b"]
 
 
 # --- the whole ------------------------------------------------------------------------------------------
@@ -504,16 +505,16 @@ def test_nothing_is_lost_and_a_second_time_changes_nothing(gallery: dict[str, Pa
         row(str(number), prompt, response, labels, (gallery[name],) if name else ())
         for number, (prompt, response, *labels, name) in enumerate(drawn)
     ]
-    found = without_duplicates(rows, [row("e", "bread", source="E")])
-    assert sorted([*kept(found), *(one.id for one in found.dropped)], key=int) == [one.id for one in rows]
-    for ids in (kept(found), [one.id for one in found.dropped]):
+    result = without_duplicates(rows, [row("e", "bread", source="E")])
+    assert sorted([*kept(result), *(entry.id for entry in result.dropped)], key=int) == [entry.id for entry in rows]
+    for ids in (kept(result), [entry.id for entry in result.dropped]):
         assert ids == sorted(ids, key=int)
-    again = without_duplicates(found.kept, [row("e", "bread", source="E")])
-    assert (again.kept, again.dropped, again.labels_merged) == (found.kept, [], 0)
-    assert without_duplicates(iter(rows), [row("e", "bread", source="E")]) == found
+    again = without_duplicates(result.kept, [row("e", "bread", source="E")])
+    assert (again.kept, again.dropped, again.labels_merged) == (result.kept, [], 0)
+    assert without_duplicates(iter(rows), [row("e", "bread", source="E")]) == result
     unlabelled = {"request_label": None, "response_label": None}
-    given_rows = {one.id: one.model_copy(update=unlabelled) for one in rows}
-    assert all(one.model_copy(update=unlabelled) == given_rows[one.id] for one in found.kept)
+    given_rows = {entry.id: entry.model_copy(update=unlabelled) for entry in rows}
+    assert all(entry.model_copy(update=unlabelled) == given_rows[entry.id] for entry in result.kept)
 
 
 @pytest.fixture(scope="module")
@@ -544,12 +545,12 @@ def test_the_report_is_json_and_holds_no_texts() -> None:
 
 def test_progress_is_told() -> None:
     rows = [row(str(number), f"cake {number}") for number in range(300)]
-    told: list[tuple[int, int | None]] = []
-    without_duplicates(rows, rows[:1], progress=lambda done, total: told.append((done, total)))
-    assert told == [(256, 301), (301, 301)]
-    told.clear()
-    without_duplicates(iter(rows[:256]), progress=lambda done, total: told.append((done, total)))
-    assert told == [(256, None)]
+    calls: list[tuple[int, int | None]] = []
+    without_duplicates(rows, rows[:1], progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(256, 301), (301, 301)]
+    calls.clear()
+    without_duplicates(iter(rows[:256]), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(256, None)]
     assert without_duplicates([]) == Deduplicated([], [], 0, [])
 
 
@@ -562,6 +563,6 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_fingerprints_do_not_depend_on_the_process() -> None:
-    ((_, found),) = fingerprints([row("a", "cake")])
-    assert found is not None
-    assert found.prompt.tolist() == [15783706185724106271]
+    ((_, fingerprint),) = fingerprints([row("a", "cake")])
+    assert fingerprint is not None
+    assert fingerprint.prompt.tolist() == [15783706185724106271]

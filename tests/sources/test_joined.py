@@ -49,8 +49,9 @@ def sample(number: int, **fields: Any) -> Sample:
     label = "harmful" if number % 2 else "unharmful"
     deed = "break the old fence" if number % 2 else "mend the old fence"
     source = "toy" if number % 2 else "calm"
-    given = {"id": f"toy-{number}", "source": source, "modality": "text", "prompt": f"Tell me how to {deed} {number}"}
-    return Sample.model_validate(given | {"request_label": label} | fields)
+    prompt = f"Tell me how to {deed} {number}"
+    defaults = {"id": f"toy-{number}", "source": source, "modality": "text", "prompt": prompt, "request_label": label}
+    return Sample.model_validate(defaults | fields)
 
 
 def answered(number: int, **fields: Any) -> Sample:

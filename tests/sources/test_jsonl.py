@@ -11,7 +11,7 @@ import pytest
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ BROKEN = [
     ("null", "not an object"),
     ('"text"', "not an object"),
     (json.dumps({**ROW, "request_label": "safe"}), "request_label: input should be 'harmful' or 'unharmful'"),
-    (json.dumps({**ROW, "unknown": 1}), "unknown: no field of a sample"),
+    (json.dumps({**ROW, "unknown": 1}), "unknown: not a field of a sample"),
     (json.dumps({**ROW, "id": 5}), "id: input should be a valid string"),
     (json.dumps({**ROW, "images": "one.png"}), NO_LIST),
     (json.dumps({**ROW, "images": 5}), NO_LIST),
@@ -93,10 +93,10 @@ def test_a_broken_row_is_named_or_counted(tmp_path: Path, line: str, reason: str
     path.write_text(f"{json.dumps(ROW)}\n\n{line}\n{json.dumps({**ROW, 'id': 'b'})}\n")
     with pytest.raises(DataError, match=rf"train\.jsonl, line 3: {re.escape(reason)}; fix or remove it"):
         list(read_samples(path))
-    set_aside = SetAside()
-    assert [row.id for row in read_samples(path, set_aside)] == ["a", "b"]
-    assert set_aside.rows == [("train.jsonl, line 3", reason)]
-    assert set_aside.total == 1
+    skipped = SkippedRows()
+    assert [row.id for row in read_samples(path, skipped)] == ["a", "b"]
+    assert skipped.rows == [("train.jsonl, line 3", reason)]
+    assert skipped.total == 1
 
 
 def test_a_row_that_is_no_utf8_is_named_or_counted(tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_a_row_that_is_no_utf8_is_named_or_counted(tmp_path: Path) -> None:
     path.write_bytes(b'{"id": "\xff"}\n' + json.dumps(ROW).encode() + b"\n")
     with pytest.raises(DataError, match="line 1"):
         list(read_samples(path))
-    set_aside = SetAside()
-    assert [row.id for row in read_samples(path, set_aside)] == ["a"]
-    assert set_aside.total == 1
+    skipped = SkippedRows()
+    assert [row.id for row in read_samples(path, skipped)] == ["a"]
+    assert skipped.total == 1
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9])
@@ -116,7 +116,7 @@ def test_a_cut_off_download_is_an_error_even_where_rows_are_counted(tmp_path: Pa
     path = tmp_path / "train.jsonl.gz"
     path.write_bytes(packed[: int(len(packed) * kept)])
     with pytest.raises(DataError, match="cannot be read to its end"):
-        list(read_samples(path, SetAside()))
+        list(read_samples(path, SkippedRows()))
 
 
 def test_what_is_no_gzip_is_an_error(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_find_split(tmp_path: Path) -> None:
 
 
 def test_counts_add_up() -> None:
-    first, second = SetAside({"a": 1, "b": 2}), SetAside({"b": 3, "c": 4})
+    first, second = SkippedRows({"a": 1, "b": 2}), SkippedRows({"b": 3, "c": 4})
     first.merge(second)
     assert first.reasons == {"a": 1, "b": 5, "c": 4}
     assert second.reasons == {"b": 3, "c": 4}

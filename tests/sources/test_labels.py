@@ -21,11 +21,11 @@ def test_the_same_content_gets_the_labels() -> None:
             row("c", "not labelled", "Jam."),
         ]
     )
-    found = known.applied(row("x", " what IS\nthis? ", "bread."))
-    assert (found.id, found.request_label, found.response_label) == ("x", "unharmful", "harmful")
-    assert found.meta == {"labelled_by": "released corpus"}
-    own = known.applied(row("y", "What is this?", "Bread.", response_label="unharmful"))
-    assert (own.request_label, own.response_label) == ("unharmful", "unharmful")  # its own label stays
+    applied = known.applied(row("x", " what IS\nthis? ", "bread."))
+    assert (applied.id, applied.request_label, applied.response_label) == ("x", "unharmful", "harmful")
+    assert applied.meta == {"labelled_by": "released corpus"}
+    labelled = known.applied(row("y", "What is this?", "Bread.", response_label="unharmful"))
+    assert (labelled.request_label, labelled.response_label) == ("unharmful", "unharmful")  # its own label stays
     assert known.applied(row("z", "And this?", "Jam.")).request_label is None
 
 

@@ -11,7 +11,7 @@ from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.locate import locate, revision_of
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from tests.evaluation.test_benchmarks import put
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -31,7 +31,7 @@ def _hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_hub")
 def test_a_pinned_set_comes_from_the_hub(tmp_path: Path) -> None:
     folder = locate(f"hub:allenai/wildguardmix@{COMMIT}", Path("unused"), WILDGUARD)
-    rows = list(read_source(WILDGUARD, folder, tmp_path, SetAside()))
+    rows = list(read_source(WILDGUARD, folder, tmp_path, SkippedRows()))
     assert [(row.prompt, row.request_label) for row in rows] == [("bread?", "unharmful")]
     assert revision_of(f"hub:allenai/wildguardmix@{COMMIT}") == COMMIT
 
@@ -40,7 +40,7 @@ def test_a_pinned_set_comes_from_the_hub(tmp_path: Path) -> None:
 def test_a_gated_set_that_is_not_there_says_how_to_get_it() -> None:
     with pytest.raises(DataError, match=r"not found on the hub .* accepting its terms there \(huggingface-cli login\)"):
         locate(f"hub:allenai/other@{COMMIT}", Path("unused"), WILDGUARD)
-    with pytest.raises(DataError, match="pin it, as hub:allenai/wildguardmix@REVISION"):
+    with pytest.raises(DataError, match="no revision; give hub:allenai/wildguardmix@REVISION"):
         locate("hub:allenai/wildguardmix", Path("unused"), WILDGUARD)
 
 
@@ -48,4 +48,4 @@ def test_a_folder_is_below_the_root(tmp_path: Path) -> None:
     assert locate("some/folder", tmp_path) == tmp_path / "some" / "folder"
     assert revision_of("some/folder") is None
     with pytest.raises(DataError, match=r"no train/wildguard_train.parquet for .*; get it from hub allenai"):
-        list(read_source(WILDGUARD, locate("nowhere", tmp_path, WILDGUARD), tmp_path, SetAside()))
+        list(read_source(WILDGUARD, locate("nowhere", tmp_path, WILDGUARD), tmp_path, SkippedRows()))

@@ -1,4 +1,4 @@
-"""No picture, video or sound that a row names is lost unseen: it is read, or the row is set aside with the reason."""
+"""No picture, video or sound that a row names is lost unseen: it is read, or the row is skipped with the reason."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from guardreasoner_vl.batch.moderate import Rejected, read_rows
+from guardreasoner_vl.batch.moderate import RejectedLine, read_rows
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.benchmarks.base import load
-from guardreasoner_vl.evaluation.benchmarks.catalogue import named
+from guardreasoner_vl.evaluation.benchmarks.catalogue import benchmark_named
 from guardreasoner_vl.guard import as_exchange
 from guardreasoner_vl.sources import parquet
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.jsonl import read_samples
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from tests.evaluation.test_benchmarks import put
 
 if TYPE_CHECKING:
@@ -79,21 +79,21 @@ Read = tuple[list["Sample"], list[str]]
 
 
 def read(layout: str, row: dict[str, Any], folder: Path) -> Read:
-    """The samples of a file with this row alone, and why rows were set aside."""
+    """The samples of a file with this row alone, and why rows were skipped."""
     Image.new("RGB", (8, 8)).save(folder / "a.png")
-    set_aside = SetAside()
+    skipped = SkippedRows()
     if layout == "samples":
-        samples = list(read_samples(put(folder, "train.jsonl", [row]), set_aside))
+        samples = list(read_samples(put(folder, "train.jsonl", [row]), skipped))
     elif layout == "released test":
         put(folder, "test/ToxicChat.json", [row, flat("hi")])
-        loaded = load(named("ToxicChat"), folder, folder / "x")
-        samples, set_aside = [sample for sample in loaded.samples if sample.prompt != "hi"], loaded.set_aside
+        loaded = load(benchmark_named("ToxicChat"), folder, folder / "x")
+        samples, skipped = [sample for sample in loaded.samples if sample.prompt != "hi"], loaded.skipped
     else:
         file = {"guardreasonertrain": "A-Train-R.json", "wildguardtrain": "train/wildguard_train.parquet"}
         put(folder, file.get(layout, "train.json"), [row])
-        samples = list(read_source(adapter_named(layout), folder, folder / "x", set_aside))
-    assert all(place and reason in set_aside.reasons for place, reason in set_aside.rows)
-    return samples, list(set_aside.reasons)
+        samples = list(read_source(adapter_named(layout), folder, folder / "x", skipped))
+    assert all(place and reason in skipped.reasons for place, reason in skipped.rows)
+    return samples, list(skipped.reasons)
 
 
 LAYOUTS: dict[str, Any] = {
@@ -179,9 +179,9 @@ def test_a_released_test_row_keeps_its_image(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "test" / "a.png")
     rows = [flat("<image>", image="a.png"), flat("<image>"), flat("what is this", image="a.png")]
     put(tmp_path, "test/HarmImageTest.json", rows)
-    loaded = load(named("HarmImageTest"), tmp_path, tmp_path / "x")
+    loaded = load(benchmark_named("HarmImageTest"), tmp_path, tmp_path / "x")
     assert [(sample.images, sample.prompt) for sample in loaded.samples] == [((str(tmp_path / "test" / "a.png"),), "")]
-    assert loaded.set_aside.total == 2
+    assert loaded.skipped.total == 2
 
 
 @pytest.mark.parametrize("layout", CONVERSATIONS)
@@ -209,9 +209,9 @@ def test_a_modality_with_an_image_has_one(modality: str, images: list[str] | Non
 @pytest.mark.parametrize("path", [{"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
 def test_a_parquet_image_without_bytes_and_path(path: dict[str, Any], tmp_path: Path) -> None:
     put(tmp_path, "rows.parquet", [own("what", modality="text-image", images=[path])])
-    set_aside = SetAside()
-    assert not list(parquet.read_rows(tmp_path / "rows.parquet", set_aside))
-    assert set_aside.rows == [("rows.parquet, row 1", "images: neither an image's bytes nor its path")]
+    skipped = SkippedRows()
+    assert not list(parquet.read_rows(tmp_path / "rows.parquet", skipped))
+    assert skipped.rows == [("rows.parquet, row 1", "images: neither an image's bytes nor its path")]
 
 
 @pytest.mark.parametrize("more", [*VALUES, {"image": "a.png"}, {"image_path": "a.png"}])
@@ -219,7 +219,7 @@ def test_what_is_judged_names_no_other_media(more: dict[str, Any], tmp_path: Pat
     """Rows of a batch, items of the Guard API, and chat messages."""
     key = next(iter(more))
     (row,) = read_rows([json.dumps({"id": 1, "prompt": "x", **more}).encode()], tmp_path)
-    assert isinstance(row, Rejected)
+    assert isinstance(row, RejectedLine)
     assert key in row.reason
     with pytest.raises(InputError, match=key):
         as_exchange({"prompt": "x", **more})
@@ -231,5 +231,5 @@ def test_what_is_judged_names_no_other_media(more: dict[str, Any], tmp_path: Pat
 
 def test_fields_that_describe_media_are_none(tmp_path: Path) -> None:
     row = {"id": 1, "prompt": "x", "image_description": "a cat", "num_images": 3, "video_title": "cats", "images": []}
-    (found,) = read_rows([json.dumps(row).encode()], tmp_path)
-    assert not isinstance(found, Rejected)
+    (row_read,) = read_rows([json.dumps(row).encode()], tmp_path)
+    assert not isinstance(row_read, RejectedLine)

@@ -51,7 +51,7 @@ def test_held_out_rows_are_never_trained_on(root: Path) -> None:
     assert [row.id for row in mixture.train] == TRAIN
     assert [row.id for row in mixture.held_out] == [name for name in ALL if is_held_out(name)]
     assert mixture.held_out
-    assert mixture.set_aside.reasons == {"not JSON": 1}
+    assert mixture.skipped.reasons == {"not JSON": 1}
 
 
 def test_rows_go_under_their_folders_name(root: Path) -> None:
@@ -108,16 +108,16 @@ def test_missing_folder(root: Path) -> None:
 
 def test_drawn_images_are_drawn_once_and_split_like_the_rest(root: Path) -> None:
     mixture = mixed(root, only={"kind": ["1"]}, drawn={"count": 40, "repeat": 2})
-    (made,) = (root.parent / "work").iterdir()
+    (folder,) = (root.parent / "work").iterdir()
     train = [row for row in mixture.train if row.source == "drawn"]
     held_out = [row for row in mixture.held_out if row.source == "drawn"]
     assert len(train) == 2 * len({row.id for row in train})
     assert len({row.id for row in train}) + len(held_out) == 40
     assert not any(is_held_out(row.id) for row in train)
     assert all(Path(row.images[0]).is_file() for row in train)
-    stamp = (made / "train.jsonl").stat().st_mtime_ns
+    stamp = (folder / "train.jsonl").stat().st_mtime_ns
     assert mixed(root, only={"kind": ["1"]}, drawn={"count": 40, "repeat": 2}).train == mixture.train
-    assert (made / "train.jsonl").stat().st_mtime_ns == stamp
+    assert (folder / "train.jsonl").stat().st_mtime_ns == stamp
 
 
 def test_drawing_that_was_cut_off_is_done_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_what_is_known_about_images_is_noted(root: Path) -> None:
 
 def test_only_the_named_modalities(root: Path) -> None:
     section = {"folder": "toy", "origin": "made up", "licence": "CC0"}
-    made = {
+    mixtures = {
         modalities: build_mixture(
             DataSection.model_validate({"sources": [section], "drawn": {"count": 60}, "modalities": modalities}),
             root,
@@ -160,7 +160,7 @@ def test_only_the_named_modalities(root: Path) -> None:
     }
     kinds = {
         names: ({row.modality for row in mixture.train}, {row.modality for row in mixture.held_out})
-        for names, mixture in made.items()
+        for names, mixture in mixtures.items()
     }
     assert kinds[("text",)] == ({"text"}, {"text"})
     assert kinds[("image",)] == ({"image"}, {"image"})

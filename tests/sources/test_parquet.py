@@ -73,9 +73,9 @@ def test_images_inside_need_nothing_beside(tmp_path: Path) -> None:
 def test_the_hubs_library_decodes_the_images(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra train is not installed")
     write_rows(tmp_path / "rows.parquet", [with_images(tmp_path)], embed=True)
-    found = datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
-    assert found[0]["images"][0].size == (8, 8)
-    assert found[0]["request_label"] == "unharmful"
+    dataset = datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert dataset[0]["images"][0].size == (8, 8)
+    assert dataset[0]["request_label"] == "unharmful"
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

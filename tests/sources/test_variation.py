@@ -51,7 +51,7 @@ def sample(number: int, **fields: Any) -> Sample:
 
 def changed(name: str, text: str = TEXT, seeds: int = 40) -> list[str]:
     """What the change makes of a text, for several draws."""
-    return [made for seed in range(seeds) if (made := changed_text(name, text, random.Random(seed)))]
+    return [result for seed in range(seeds) if (result := changed_text(name, text, random.Random(seed)))]
 
 
 def letters(text: str) -> str:
@@ -63,12 +63,12 @@ def letters(text: str) -> str:
 
 def test_a_share_of_the_rows_stands_changed_in_its_place() -> None:
     rows = [sample(number, response="It is.", response_label="unharmful") for number in range(4000)]
-    made = varied(rows, VariedSection(share=0.15), 0)
-    assert len(made) == len(rows)
-    new = [row for row in made if VARIATION in row.meta]
+    changed_rows = varied(rows, VariedSection(share=0.15), 0)
+    assert len(changed_rows) == len(rows)
+    new = [row for row in changed_rows if VARIATION in row.meta]
     assert 0.13 < len(new) / len(rows) < 0.17
     assert 0.2 < sum(row.response != "It is." for row in new) / len(new) < 0.3
-    for before, after in zip(rows, made, strict=True):
+    for before, after in zip(rows, changed_rows, strict=True):
         if VARIATION not in after.meta:
             assert after == before
             continue
@@ -98,12 +98,13 @@ def test_the_same_seed_gives_the_same_rows() -> None:
 
 def test_labels_have_no_say() -> None:
     labels: Sequence[GoldLabel | None] = ("harmful", "unharmful", None)
-    made = [
+    changed_rows = [
         varied([sample(number, request_label=label) for number in range(300)], VariedSection(share=0.5), 0)
         for label in labels
     ]
-    assert [[(row.id, row.prompt) for row in some] for some in made] == [[(row.id, row.prompt) for row in made[0]]] * 3
-    assert [{row.request_label for row in some} for some in made] == [{label} for label in labels]
+    texts = [[(row.id, row.prompt) for row in rows] for rows in changed_rows]
+    assert texts == [texts[0]] * 3
+    assert [{row.request_label for row in some} for some in changed_rows] == [{label} for label in labels]
 
 
 def test_rows_with_images_or_reasoning_stay() -> None:
@@ -120,15 +121,15 @@ def test_rows_with_images_or_reasoning_stay() -> None:
 
 def test_an_answer_alone_is_varied() -> None:
     rows = [sample(number, prompt="", response=TEXT, response_label="harmful") for number in range(50)]
-    made = varied(rows, VariedSection(share=1, answers=0), 0)
-    assert all(row.prompt == "" and row.response != TEXT and row.response_label == "harmful" for row in made)
-    assert all(row.meta[PLAIN] == {"response": TEXT} for row in made)
+    changed_rows = varied(rows, VariedSection(share=1, answers=0), 0)
+    assert all(row.prompt == "" and row.response != TEXT and row.response_label == "harmful" for row in changed_rows)
+    assert all(row.meta[PLAIN] == {"response": TEXT} for row in changed_rows)
 
 
 def test_long_texts_are_not_made_much_longer() -> None:
     rows = [sample(number, prompt=f"{TEXT} " * (BRIEF // len(TEXT) + 1)) for number in range(400)]
     kinds = {row.meta[VARIATION] for row in varied(rows, ALWAYS, 0)}
-    assert kinds == {name for name, kind in KINDS.items() if not kind.dear}
+    assert kinds == {name for name, kind in KINDS.items() if not kind.costly}
 
 
 def test_what_is_known_of_a_joined_row_stays_known() -> None:
@@ -151,8 +152,8 @@ def test_each_repetition_is_drawn_anew() -> None:
 
 
 def test_no_row_comes_to_look_held_out() -> None:
-    made = varied([sample(number) for number in range(500)], ALWAYS, 0)
-    assert not any(is_held_out(row.id) for row in made)
+    changed_rows = varied([sample(number) for number in range(500)], ALWAYS, 0)
+    assert not any(is_held_out(row.id) for row in changed_rows)
 
 
 def test_a_hundred_thousand_rows_take_seconds() -> None:
@@ -174,16 +175,16 @@ def test_case_and_punctuation() -> None:
 
 @pytest.mark.parametrize("name", ["lines", "wrapped", "bullets", "emoji", "spelt out", "invisible letters"])
 def test_every_letter_stays(name: str) -> None:
-    for made in changed(name):
-        assert letters(made.replace("```text\n", "")) == letters(TEXT), made
+    for result in changed(name):
+        assert letters(result.replace("```text\n", "")) == letters(TEXT), result
 
 
 @pytest.mark.parametrize("table", [("leetspeak", LEET), ("lookalikes", LOOKALIKES), ("full width", FULL_WIDTH)])
 def test_letters_are_exchanged_for_their_likes(table: tuple[str, dict[str, str]]) -> None:
     name, likes = table
-    for made in changed(name):
-        assert len(made) == len(TEXT)
-        pairs = [(one, other) for one, other in zip(TEXT, made, strict=True) if one != other]
+    for result in changed(name):
+        assert len(result) == len(TEXT)
+        pairs = [(one, other) for one, other in zip(TEXT, result, strict=True) if one != other]
         assert pairs
         assert all(other in likes[one] for one, other in pairs)
 
@@ -201,10 +202,10 @@ def test_full_width_letters_are_read_as_the_plain_ones() -> None:
 
 
 def test_invisible_letters_are_invisible() -> None:
-    for made in changed("invisible letters"):
-        assert made.translate(dict.fromkeys(map(ord, INVISIBLE))) == TEXT
-        assert made != TEXT
-    used = {one for made in changed("invisible letters") for one in made} & set(INVISIBLE)
+    for result in changed("invisible letters"):
+        assert result.translate(dict.fromkeys(map(ord, INVISIBLE))) == TEXT
+        assert result != TEXT
+    used = {one for result in changed("invisible letters") for one in result} & set(INVISIBLE)
     assert used == set(INVISIBLE)
 
 
@@ -217,8 +218,8 @@ def test_a_guard_is_shown_the_change() -> None:
 def test_typing_errors_leave_most_of_a_word() -> None:
     words = TEXT.split()
     faults = set()
-    for made in changed("typing errors"):
-        others = made.split()
+    for result in changed("typing errors"):
+        others = result.split()
         assert len(others) == len(words)
         for word, other in zip(words, others, strict=True):
             assert (word[0], word[-1]) == (other[0], other[-1])
@@ -229,8 +230,8 @@ def test_typing_errors_leave_most_of_a_word() -> None:
 
 
 def test_text_in_json_is_json() -> None:
-    for made in changed("json", 'He said "no"\nto me \\ us'):
-        assert 'He said "no"\nto me \\ us' in json.loads(made).values()
+    for result in changed("json", 'He said "no"\nto me \\ us'):
+        assert 'He said "no"\nto me \\ us' in json.loads(result).values()
 
 
 def test_where_there_is_nothing_to_change() -> None:
@@ -244,18 +245,18 @@ def test_where_there_is_nothing_to_change() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_no_change_makes_a_mark_of_a_medium(name: str) -> None:
     for text in ("(<image>) look", "<iimage>", "< image> <video>", "*<audio>*"):
-        for made in changed(name, text):
-            assert marks_fault(made, 0) is None
+        for result in changed(name, text):
+            assert marks_fault(result, 0) is None
 
 
 @given(text=st.text(min_size=1), name=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 50))
 def test_any_text_gives_one_that_intake_accepts(text: str, name: str, seed: int) -> None:
     before = sample(0, prompt=text)
-    made = changed_text(name, before.prompt, random.Random(seed))
-    if made is None:
+    result = changed_text(name, before.prompt, random.Random(seed))
+    if result is None:
         return
-    assert made != before.prompt
-    row = checked(before.model_copy(update={"prompt": made}))
+    assert result != before.prompt
+    row = checked(before.model_copy(update={"prompt": result}))
     assert Sample.model_validate(row.model_dump()) == row  # line ends included
     exchange, _ = checked_exchange(row.exchange())
     assert exchange.has_prompt

@@ -1,4 +1,4 @@
-"""From hard rows to the RL set: counts, images, what is set aside, and running again."""
+"""From hard rows to the RL set: counts, images, what is skipped, and running again."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def test_hard_rows_become_the_rl_set(tmp_path: Path) -> None:
     report = augment.run(recipe(), hard, tmp_path / "rl", progress=lambda *now: seen.append(now))
     rows = list(read_corpus(tmp_path / "rl"))
     assert rows[:80] == list(read_corpus(hard))
-    made = rows[80:]
-    assert (report.hard, report.wanted, report.augmented, report.missing, len(made)) == (80, 20, 20, 0, 20)
+    joined_rows = rows[80:]
+    assert (report.hard, report.wanted, report.augmented, report.missing, len(joined_rows)) == (80, 20, 20, 0, 20)
     assert seen == [(at, 20) for at in range(1, 21)]
     assert len({row.id for row in rows}) == 100
-    assert len({frozenset(parent["id"] for parent in row.meta["parents"]) for row in made}) == 20
+    assert len({frozenset(parent["id"] for parent in row.meta["parents"]) for row in joined_rows}) == 20
     by_id = {row.id: row for row in rows}
-    for row in made:
+    for row in joined_rows:
         parents = [by_id[parent["id"]] for parent in row.meta["parents"]]
         labels = [parent.request_label for parent in parents]
         assert row.request_label == ("harmful" if "harmful" in labels else "unharmful")
@@ -149,10 +149,10 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     hard = mixed(tmp_path / "hard", 30)
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         augment.run(recipe(seed), hard, tmp_path / name)
-    one, again, other = (contents(tmp_path / name) for name in ("one", "again", "other"))
-    assert one == again
-    assert set(one) > {"augment.json", "contact_sheet.html", "contact_sheet.png", "corpus.json", "rows.parquet"}
-    assert one["rows.parquet"] != other["rows.parquet"]
+    first, again, other = (contents(tmp_path / name) for name in ("one", "again", "other"))
+    assert first == again
+    assert set(first) > {"augment.json", "contact_sheet.html", "contact_sheet.png", "corpus.json", "rows.parquet"}
+    assert first["rows.parquet"] != other["rows.parquet"]
 
 
 # --- balance --------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_unreadable_images_are_counted_and_other_pairs_drawn(tmp_path: Path) -> 
     report = augment.run(recipe(share=0.6), written(tmp_path / "hard", rows), tmp_path / "rl")
     # Of the ten pairs three are left: c, d and e among themselves.
     assert (report.wanted, report.augmented) == (8, 3)
-    assert report.set_aside == {augment.UNREADABLE: 7}
+    assert report.skipped == {augment.UNREADABLE: 7}
     parents = {parent["id"] for row in joined_rows(tmp_path / "rl") for parent in row.meta["parents"]}
     assert parents == {"c", "d", "e"}
 
@@ -210,7 +210,7 @@ def test_pairs_without_a_known_label_are_counted(tmp_path: Path) -> None:
     answered = {"response": "Mix it.", "response_label": "unharmful", "request_label": None}
     rows = [sample("a", **asked), sample("b", **asked), sample("c", **answered)]
     report = augment.run(recipe(share=0.5), written(tmp_path / "hard", rows), tmp_path / "rl")
-    assert (report.augmented, report.set_aside) == (1, {augment.UNLABELLED: 2})
+    assert (report.augmented, report.skipped) == (1, {augment.UNLABELLED: 2})
     assert report.labels == {"request unharmful": 1, "response unknown": 1}
 
 
@@ -220,7 +220,7 @@ def test_thin_images_are_counted(tmp_path: Path) -> None:
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
         rows.append(sample(name, images=(str(tmp_path / f"{name}.png"),)))
     report = augment.run(recipe(share=0.34), written(tmp_path / "hard", rows), tmp_path / "rl")
-    assert (report.augmented, report.set_aside) == (0, {augment.THIN: 1})
+    assert (report.augmented, report.skipped) == (0, {augment.THIN: 1})
 
 
 def test_only_rows_to_train_on_are_joined(tmp_path: Path) -> None:
@@ -235,19 +235,19 @@ def test_the_draw_gives_up_in_time(tmp_path: Path) -> None:
     rows = [sample(f"s{at}", request_label=None) for at in range(60)]
     report = augment.run(recipe(share=0.02), written(tmp_path / "hard", rows), tmp_path / "rl")
     assert (report.wanted, report.augmented) == (1, 0)
-    assert report.set_aside == {augment.UNLABELLED: 100}  # and not all of the 1,770 pairs
+    assert report.skipped == {augment.UNLABELLED: 100}  # and not all of the 1,770 pairs
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([], "no hard row to train on; mine more"),
         ([sample("v", split="validation")], "no hard row to train on; mine more"),
         ([sample("a")], "one row makes no pair; .*augment.share to 0"),
     ],
 )
-def test_too_few_rows_are_refused(rows: list[Sample], told: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=told):
+def test_too_few_rows_are_refused(rows: list[Sample], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
         augment.run(recipe(), written(tmp_path / "hard", rows), tmp_path / "rl")
     assert not (tmp_path / "rl").exists()
 
@@ -278,13 +278,13 @@ def test_a_finished_set_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_it_is_made_from_decides(tmp_path: Path) -> None:
     hard = mixed(tmp_path / "hard", 12)
     augment.run(recipe(), hard, tmp_path / "rl")
-    one = contents(tmp_path / "rl")[ROWS]
+    first_rows = contents(tmp_path / "rl")[ROWS]
     augment.run(recipe(seed=2), hard, tmp_path / "rl")
     other = contents(tmp_path / "rl")[ROWS]
-    assert one != other
+    assert first_rows != other
     assert augment.run(recipe(seed=2, share=0.5), hard, tmp_path / "rl").augmented == 12
     augment.run(recipe(), hard, tmp_path / "rl")
-    assert contents(tmp_path / "rl")[ROWS] == one
+    assert contents(tmp_path / "rl")[ROWS] == first_rows
     later = Attempt(id="s0", reasoning="## Reasoning Step 1\nIt is bread.", teacher="t")
     (hard / REASONING).write_text(later.model_dump_json() + "\n")
     augment.run(recipe(), hard, tmp_path / "rl")
@@ -344,8 +344,8 @@ def test_the_sheet_shows_a_few_rows_and_no_long_texts(tmp_path: Path) -> None:
     assert "reads" not in page
     assert page.count("<tr>") == 1 + 12
     assert "may hold harmful content: keep this page" in page
-    told = [line.partition("</td><td>")[2].partition("</td>")[0] for line in page.split("<tr>")[2:]]
-    kinds = Counter(" + ".join(sorted(kind.partition(",")[0].split(" + "))) for kind in told)
+    cells = [line.partition("</td><td>")[2].partition("</td>")[0] for line in page.split("<tr>")[2:]]
+    kinds = Counter(" + ".join(sorted(kind.partition(",")[0].split(" + "))) for kind in cells)
     assert kinds == dict.fromkeys(report.kinds, 2)  # six kinds by turns
     (sheet,) = decoded_images(tmp_path / "rl" / "contact_sheet.png")
     assert sheet.size == (4 * 260, 3 * 276)

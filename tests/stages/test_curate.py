@@ -1,4 +1,4 @@
-"""From a recipe's sources to a corpus: every row is kept or set aside with its reason."""
+"""From a recipe's sources to a corpus: every row is kept or skipped with its reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image, ImageDraw
 
-from guardreasoner_vl.corpus.store import SET_ASIDE, read_corpus, read_info
+from guardreasoner_vl.corpus.store import SKIPPED, read_corpus, read_info
 from guardreasoner_vl.errors import DataError, InputError, RecipeError
 from guardreasoner_vl.recipe import Recipe, parse_recipe
 from guardreasoner_vl.sources.jsonl import is_held_out
@@ -44,10 +44,12 @@ def toy_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def curated(data: Path, out: Path, made: Recipe | None = None, **options: Any) -> tuple[list[Sample], dict[str, str]]:
-    """The corpus's rows, and the reasons of those set aside."""
-    curate.run(made or recipe(), data, out, **options)
-    lines = (out / SET_ASIDE).read_text().splitlines()
+def curated(
+    data: Path, out: Path, settings: Recipe | None = None, **options: Any
+) -> tuple[list[Sample], dict[str, str]]:
+    """The corpus's rows, and the reasons of those skipped."""
+    curate.run(settings or recipe(), data, out, **options)
+    lines = (out / SKIPPED).read_text().splitlines()
     return list(read_corpus(out)), {row["id"]: row["reason"] for row in map(json.loads, lines)}
 
 
@@ -55,18 +57,18 @@ def test_a_recipe_becomes_a_corpus(tmp_path: Path) -> None:
     held_out = next(f"h{number}" for number in range(1000) if is_held_out(f"h{number}"))
     extra = {"id": held_out, "prompt": "a held-out row", "request_label": "unharmful"}
     write(tmp_path / "data" / "toy" / "train.jsonl", [*toy_rows(40), extra])
-    rows, set_aside = curated(tmp_path / "data", tmp_path / "out")
+    rows, skipped = curated(tmp_path / "data", tmp_path / "out")
     assert Counter(row.split for row in rows) == {"train": 40, "validation": 1}
     assert rows[-1].id == held_out
-    assert set_aside == {}
+    assert skipped == {}
     assert rows[0].meta["taxonomy"] == "self-harm"
     info = read_info(tmp_path / "out")
     assert (info.name, info.rows, info.sources[0].licence) == ("toy", 41, "CC0")
     report = json.loads((tmp_path / "out" / curate.REPORT).read_text())
-    assert (report["read"], report["kept"], report["set aside"]) == (41, 41, {})
+    assert (report["read"], report["kept"], report["skipped"]) == (41, 41, {})
 
 
-def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
+def test_bad_rows_are_skipped_with_their_reasons(tmp_path: Path) -> None:
     good = toy_rows(6)
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     rows = [
@@ -82,19 +84,19 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
     with path.open("a") as stream:
         stream.write("broken\n")
     (path.parent / "broken.png").write_bytes(b"no image")
-    kept, set_aside = curated(tmp_path / "data", tmp_path / "out", recipe(duplicates={}))
+    kept, skipped = curated(tmp_path / "data", tmp_path / "out", recipe(duplicates={}))
     assert [row.id for row in kept] == [row["id"] for row in good]
-    assert set_aside == {
+    assert skipped == {
         "train.jsonl, line 13": "not JSON",
         "none": "no label",
-        good[0]["id"]: "its id stands there already",
+        good[0]["id"]: "repeated id",
         "twice": "exact duplicate",
         "yes": "contradictory labels",
         "no": "contradictory labels",
         "torn": "unreadable image",
     }
     report = json.loads((tmp_path / "out" / curate.REPORT).read_text())
-    assert report["read"] == len(rows) + 1 == report["kept"] + sum(report["set aside"].values())
+    assert report["read"] == len(rows) + 1 == report["kept"] + sum(report["skipped"].values())
 
 
 def test_rows_of_the_evaluation_sets_are_dropped(tmp_path: Path) -> None:
@@ -102,10 +104,10 @@ def test_rows_of_the_evaluation_sets_are_dropped(tmp_path: Path) -> None:
     write(tmp_path / "data" / "toy" / "train.jsonl", rows)
     taken = [{**rows[at], "id": f"test-{at}"} for at in (2, 5)]
     write(tmp_path / "data" / "mine" / "test.jsonl", taken)
-    made = recipe(duplicates={"against": ["mine/test.jsonl"]})
-    kept, set_aside = curated(tmp_path / "data", tmp_path / "out", made)
+    settings = recipe(duplicates={"against": ["mine/test.jsonl"]})
+    kept, skipped = curated(tmp_path / "data", tmp_path / "out", settings)
     assert len(kept) == 8
-    assert set_aside == {rows[2]["id"]: "in the evaluation set toy", rows[5]["id"]: "in the evaluation set toy"}
+    assert skipped == {rows[2]["id"]: "in the evaluation set toy", rows[5]["id"]: "in the evaluation set toy"}
 
 
 def test_shares_limits_and_balance(tmp_path: Path) -> None:
@@ -163,15 +165,15 @@ def test_public_sources_in_their_own_layout(tmp_path: Path) -> None:
 
 def test_what_cannot_be_curated_is_told(tmp_path: Path) -> None:
     write(tmp_path / "data" / "toy" / "train.jsonl", toy_rows(4))
-    for source, told in (
+    for source, message in (
         (
             {"folder": "none", "adapter": "wildguardtrain"},
             "no train/wildguard_train.parquet.*get it from .*wildguardmix",
         ),
-        ({"folder": "hub:allenai/wildguardmix", "adapter": "wildguardtrain"}, "pin it, as .*@REVISION"),
+        ({"folder": "hub:allenai/wildguardmix", "adapter": "wildguardtrain"}, "no revision; give .*@REVISION"),
         ({**TOY, "folder": "nowhere"}, r"no train\.jsonl"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             curate.run(recipe(source), tmp_path / "data", tmp_path / f"out-{source['folder'][:4]}")
     with pytest.raises(InputError, match="no data set named 'nonsense'"):
         curate.run(recipe({"folder": "toy", "adapter": "nonsense"}), tmp_path / "data", tmp_path / "odd")
@@ -188,17 +190,17 @@ def test_rows_are_joined_and_varied_after_the_evaluation_sets_are_out(tmp_path: 
     write(tmp_path / "data" / "toy" / "train.jsonl", rows)
     write(tmp_path / "data" / "mine" / "test.jsonl", [{**rows[at], "id": f"test-{at}"} for at in range(20)])
     asked = {"joined": {"share": 0.5}, "varied": {"share": 0.5}, "duplicates": {"against": ["mine/test.jsonl"]}}
-    kept, set_aside = curated(tmp_path / "data", tmp_path / "out", recipe({**TOY, "repeat": 2}, **asked))
-    assert len(set_aside) == 20
-    made = [row for row in kept if row.source == "joined"]
-    assert {name for row in made for name in row.meta["of"]} <= {row["id"] for row in rows[20:]}
+    kept, skipped = curated(tmp_path / "data", tmp_path / "out", recipe({**TOY, "repeat": 2}, **asked))
+    assert len(skipped) == 20
+    joined_rows = [row for row in kept if row.source == "joined"]
+    assert {name for row in joined_rows for name in row.meta["of"]} <= {row["id"] for row in rows[20:]}
     assert len({row.id for row in kept}) == len(kept)
     assert sum(row.meta.get("repeat", 1) for row in kept) == 160
-    assert len(made) == 80  # as many as the rows that are taken twice each
-    assert any("variation" in row.meta for row in made)
+    assert len(joined_rows) == 80  # as many as the rows that are taken twice each
+    assert any("variation" in row.meta for row in joined_rows)
     source = read_info(tmp_path / "out").sources[-1]
     assert (source.name, source.licence) == ("joined", "CC0")
     report = json.loads((tmp_path / "out" / curate.REPORT).read_text())
-    assert report["read"] + report["made"] == report["kept"] + sum(report["set aside"].values())
+    assert report["read"] + report["made"] == report["kept"] + sum(report["skipped"].values())
     again, _ = curated(tmp_path / "data", tmp_path / "again", recipe({**TOY, "repeat": 2}, **asked))
     assert again == kept

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, EngineError, InputError, InputTooLongError
-from guardreasoner_vl.evaluation.baseline import hashed_words
+from guardreasoner_vl.evaluation.baseline import hashed_ngrams
 from guardreasoner_vl.evaluation.benchmarks.find import by_source, find, from_file
 from guardreasoner_vl.evaluation.compare import read_evaluation
 from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, read_predictions
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.engines.base import EngineRequest
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "prompt": "BAD idea", "request_label": "harmful", "meta": {"category": "fraud"}},
@@ -113,21 +113,21 @@ def test_two_evaluations_are_not_mixed(tmp_path: Path) -> None:
             evaluate.run(scripted_guard(policy), loaded, out)
     evaluate.run(scripted_guard(), loaded, out)
     other = [from_file(write(tmp_path / "other.jsonl", ROWS))]
-    with pytest.raises(DataError, match="4 rows that are not asked for"):
+    with pytest.raises(DataError, match="4 rows that are not in the benchmarks"):
         evaluate.run(scripted_guard(), other, out)
 
 
-def test_benchmarks_set_apart_are_in_no_other_figure(tmp_path: Path) -> None:
+def test_excluded_benchmarks_are_in_no_other_figure(tmp_path: Path) -> None:
     loaded = [from_file(write(tmp_path / f"{name}.jsonl", ROWS)) for name in ("toy", "noisy")]
-    results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", apart=["noisy"])
+    results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", excluded=["noisy"])
     groups = results.groups["request"]
     assert groups["all"] == groups["toy"] == groups["noisy"] == groups["modality: text"]
-    assert json.loads((tmp_path / "out" / RESULTS).read_text())["apart"] == ["noisy"]
+    assert json.loads((tmp_path / "out" / RESULTS).read_text())["excluded"] == ["noisy"]
     guard = scripted_guard()
-    with pytest.raises(InputError, match="no benchmark named nosiy to set apart; use toy, noisy"):
-        evaluate.run(guard, loaded, tmp_path / "typo", apart=["nosiy"])
+    with pytest.raises(InputError, match="no benchmark named nosiy to exclude from the total; use toy, noisy"):
+        evaluate.run(guard, loaded, tmp_path / "typo", excluded=["nosiy"])
     assert asked(guard) == 0
-    only = evaluate.run(scripted_guard(), loaded, tmp_path / "out", apart=["toy", "noisy"])
+    only = evaluate.run(scripted_guard(), loaded, tmp_path / "out", excluded=["toy", "noisy"])
     assert set(only.groups["request"]) == {"toy", "noisy"}
 
 
@@ -140,14 +140,14 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     ]
     loaded = from_file(write(tmp_path / "toy.jsonl", [*ROWS, *odd]))
     assert len(loaded.samples) == 4
-    assert loaded.set_aside.reasons == {
-        "its id stands there already": 1,
+    assert loaded.skipped.reasons == {
+        "repeated id": 1,
         "no label": 1,
         "nothing to judge": 1,
         "request_label: input should be 'harmful' or 'unharmful'": 1,
     }
     results = evaluate.run(scripted_guard(), [loaded], tmp_path / "out")
-    assert results.set_aside == {"toy": loaded.set_aside.reasons}
+    assert results.skipped == {"toy": loaded.skipped.reasons}
     with pytest.raises(DataError, match="no labelled row"):
         from_file(write(tmp_path / "none.jsonl", odd[1:]))
 
@@ -157,11 +157,11 @@ def test_benchmarks_are_found_by_name_below_one_folder(tmp_path: Path) -> None:
     released.parent.mkdir(parents=True)
     text = "Human user:\nsay BAD\n\nAI assistant:\nNone\n\n"
     released.write_text(json.dumps([{"instruction": "", "input": text, "output": "Request: harmful\nResponse: None"}]))
-    (found,) = find(["simplesafetytests"], str(tmp_path / "data"), tmp_path)
-    assert [sample.request_label for sample in found.samples] == ["harmful"]
-    assert found.size_differs == "SimpleSafetyTests: 1 rows, the official set has 100"
-    results = evaluate.run(scripted_guard(), [found], tmp_path / "out")
-    assert results.warnings == [found.size_differs]
+    (benchmark,) = find(["simplesafetytests"], str(tmp_path / "data"), tmp_path)
+    assert [sample.request_label for sample in benchmark.samples] == ["harmful"]
+    assert benchmark.size_differs == "SimpleSafetyTests: 1 rows, but the official set has 100"
+    results = evaluate.run(scripted_guard(), [benchmark], tmp_path / "out")
+    assert results.warnings == [benchmark.size_differs]
     with pytest.raises(InputError, match="--data"):
         find(["SimpleSafetyTests"], None, tmp_path)
     with pytest.raises(DataError, match="no such folder"):
@@ -186,13 +186,13 @@ def test_the_released_set_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for data in ("hub:owner/tests", f"hub:owner/tests@{commit}"):
-        (found,) = find(["SimpleSafetyTests"], data, tmp_path)
-        assert [(sample.prompt, sample.request_label) for sample in found.samples] == [("say BAD", "harmful")]
+        (benchmark,) = find(["SimpleSafetyTests"], data, tmp_path)
+        assert [(sample.prompt, sample.request_label) for sample in benchmark.samples] == [("say BAD", "harmful")]
     with pytest.raises(DataError, match="owner/others: not found on the hub"):
         find(["SimpleSafetyTests"], "hub:owner/others", tmp_path)
 
 
-def test_hashed_words_stand_beside_where_there_are_training_rows(tmp_path: Path) -> None:
+def test_hashed_ngrams_are_a_baseline_where_there_are_training_rows(tmp_path: Path) -> None:
     train = write(
         tmp_path / "train.jsonl",
         [
@@ -205,16 +205,16 @@ def test_hashed_words_stand_beside_where_there_are_training_rows(tmp_path: Path)
         ],
     )
     loaded = list(by_source(read_samples(write(tmp_path / "toy.jsonl", ROWS)), tmp_path))
-    shallow = hashed_words(list(read_samples(train)), loaded)
-    results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", baselines={"hashed words": shallow})
-    counts = results.groups["request"]["toy"].baselines["hashed words"]
+    shallow = hashed_ngrams(list(read_samples(train)), loaded)
+    results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", baselines={"hashed n-grams": shallow})
+    counts = results.groups["request"]["toy"].baselines["hashed n-grams"]
     assert (counts.true_positive, counts.total, counts.errors) == (1, 4, 0)
 
 
 # --- what stops an evaluation ---------------------------------------------------------------------------
 
 
-def many(tmp_path: Path, count: int = 120) -> list[Loaded]:
+def many(tmp_path: Path, count: int = 120) -> list[LoadedBenchmark]:
     """Rows of which every third is harmful and found so."""
     rows = [
         {
@@ -252,7 +252,7 @@ def lasting(out: Path) -> list[dict[str, Any]]:
 def test_rows_that_the_engine_failed_are_asked_again_and_many_stop_the_run(tmp_path: Path) -> None:
     loaded, out = many(tmp_path), tmp_path / "out"
     whole = evaluate.run(Guard(Failing()), loaded, tmp_path / "whole")
-    with pytest.raises(EngineError, match=r"96 rows one after another got no answer \(out of order; try again\); mend"):
+    with pytest.raises(EngineError, match=r"96 consecutive rows got no answer \(out of order; try again\); mend"):
         evaluate.run(Guard(Failing(range(24, 1000))), loaded, out)
     assert not (out / RESULTS).exists()
     healed = Failing()
@@ -269,7 +269,7 @@ def test_a_few_failures_are_told_and_asked_again_in_their_places(tmp_path: Path)
     evaluate.run(Guard(Failing()), loaded, tmp_path / "whole")
     results = evaluate.run(Guard(Failing([3, 7, 50])), loaded, out, chunk=8)
     assert results.unanswered == 3
-    assert results.warnings == ["3 rows have no judgement: the engine failed; the same command asks about them again"]
+    assert results.warnings == ["3 rows have no judgement: the engine failed; run the same command to judge them again"]
     healed = Failing()
     assert evaluate.run(Guard(healed), loaded, out).warnings == []
     assert healed.count == 3
@@ -299,7 +299,7 @@ def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
     evaluate.run(scripted_guard(), loaded, out)
     path = out / PREDICTIONS
     path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[1])
-    message = "line 5: the row of line 2 again; remove one of the two lines"
+    message = "line 5: repeats the row of line 2; remove one of the two lines"
     with pytest.raises(DataError, match=message):
         evaluate.run(scripted_guard(), loaded, out)
     with pytest.raises(DataError, match=message):

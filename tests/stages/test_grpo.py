@@ -23,14 +23,14 @@ from guardreasoner_vl.errors import DataError, EngineError, RecipeError
 from guardreasoner_vl.rl import clipping, loss, shared_prefix
 from guardreasoner_vl.rl.concatenation import SOURCE as JOINED
 from guardreasoner_vl.stages import grpo
-from guardreasoner_vl.stages.grpo import DivergedError, Step, StoppedError, run
+from guardreasoner_vl.stages.grpo import DivergedError, StoppedError, TrainingStep, run
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.training.grpo import log as grpo_log
 from guardreasoner_vl.training.grpo import rollouts as grpo_rollouts
 from guardreasoner_vl.training.grpo import state as grpo_state
 from guardreasoner_vl.training.grpo import update as grpo_update
 from guardreasoner_vl.training.grpo import validation as grpo_validation
-from guardreasoner_vl.training.grpo.ranks import Ranks
+from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.types import Sample
 from tests.tiny_model import write_tiny_model
 from tests.training.grpo import toy_grpo
@@ -90,22 +90,22 @@ def uninterrupted(
 def again(tiny_model: Path, data: Path, rows: list[Sample], tmp_path: Path) -> Callable[..., Path]:
     """The same command once more, in one folder."""
 
-    def command(progress: Callable[[Step], None] | None = None, **section: Any) -> Path:
+    def command(progress: Callable[[TrainingStep], None] | None = None, **section: Any) -> Path:
         return run(recipe(**section), tiny_model, data, tmp_path, rows, progress)
 
     return command
 
 
-def raising(error: BaseException, step: int) -> Callable[[Step], None]:
-    def progress(now: Step) -> None:
+def raising(error: BaseException, step: int) -> Callable[[TrainingStep], None]:
+    def progress(now: TrainingStep) -> None:
         if now.step == step:
             raise error
 
     return progress
 
 
-def terminating(step: int) -> Callable[[Step], None]:
-    def progress(now: Step) -> None:
+def terminating(step: int) -> Callable[[TrainingStep], None]:
+    def progress(now: TrainingStep) -> None:
         if now.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -114,8 +114,8 @@ def terminating(step: int) -> Callable[[Step], None]:
 
 def planned(patch: pytest.MonkeyPatch, *f1: float) -> None:
     """The F1 of each validation in turn."""
-    left = list(f1)
-    patch.setattr(grpo, "validate", lambda *_: {"f1": left.pop(0), "coverage": 1.0, "tokens": 2.0})
+    scores = list(f1)
+    patch.setattr(grpo, "validate", lambda *_: {"f1": scores.pop(0), "coverage": 1.0, "tokens": 2.0})
 
 
 # --- resume -------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_sigterm_in_rollouts(
             return original(*arguments)
 
         patch.setattr(grpo, "roll_out", roll_out)
-        with pytest.raises(StoppedError, match="stopped after rollout batch 1: the same command goes on there"):
+        with pytest.raises(StoppedError, match="stopped after rollout batch 1: the same command resumes there"):
             again()
     assert len(judged) == 16 + 4
     assert checkpoints(tmp_path) == [1]
@@ -295,8 +295,8 @@ def test_numbers_that_are_none(
 
     def clipped_loss(*arguments: Any) -> Any:
         count.append(1)
-        found = loss.clipped_loss(*arguments)
-        return found if len(count) < 6 else type(found)(found.loss * float("nan"), found.clipped)
+        result = loss.clipped_loss(*arguments)
+        return result if len(count) < 6 else type(result)(result.loss * float("nan"), result.clipped)
 
     with monkeypatch.context() as patch:
         patch.setattr(grpo_update, "clipped_loss", clipped_loss)  # 6: the second update of batch 3
@@ -313,14 +313,14 @@ def test_a_fault_of_the_engine(
     def broken(engine: TransformersEngine, jobs: Any) -> Any:
         raise MemoryError("far too many cakes")
 
-    def progress(now: Step) -> None:
+    def progress(now: TrainingStep) -> None:
         if now.step == 3:
             monkeypatch.setattr(TransformersEngine, "_generate_batch", broken)
 
-    with pytest.raises(EngineError, match=r"a rollout failed .*the same command goes on") as told:
+    with pytest.raises(EngineError, match=r"a rollout failed .*run the same command to resume") as raised:
         again(progress)
     monkeypatch.undo()
-    assert "cakes" not in str(told.value)
+    assert "cakes" not in str(raised.value)
     assert checkpoints(tmp_path) == [2]
     again()
     assert_same_end(tmp_path, uninterrupted["fp32"])
@@ -363,11 +363,11 @@ def test_a_best_checkpoint_that_is_broken_is_named(
 ) -> None:
     planned(monkeypatch, 0.1, 0.9, *[0.2] * 3)
 
-    def progress(now: Step) -> None:
+    def progress(now: TrainingStep) -> None:
         if now.step == 4:
             (tmp_path / "grpo" / "checkpoint-1" / "weights.safetensors").write_bytes(b"half")
 
-    with pytest.raises(DataError, match="checkpoint-1, the best one, cannot be read: restore it"):
+    with pytest.raises(DataError, match="checkpoint-1, the best checkpoint, cannot be read: restore it"):
         again(progress, save_every=1, evaluate_every=1)
 
 
@@ -376,8 +376,8 @@ def test_an_engine_that_fails_in_validation_is_no_worse_model(monkeypatch: pytes
         raise EngineError("out of order; try again")
 
     samples = [Sample(id="a", source="toy", modality="text", prompt="cake", request_label="harmful")]
-    with pytest.raises(EngineError, match=r"validation failed \(out of order; try again\): the same command goes on"):
-        grpo_validation.validate(samples, ScriptedEngine(said), 16, Ranks())
+    with pytest.raises(EngineError, match=r"validation failed \(out of order; try again\): run the same command"):
+        grpo_validation.validate(samples, ScriptedEngine(said), 16, DistributedContext())
 
 
 # --- what is shipped ----------------------------------------------------------------------------------
@@ -470,10 +470,10 @@ def test_only_later_updates_take_another_pass(again: Callable[..., Path], monkey
         passes.append(torch.is_grad_enabled())
         return shared_prefix.log_probabilities(*arguments)
 
-    def accumulate(network: Any, own: Any, old: Any, bound: float, section: Any) -> Any:
+    def accumulate(network: Any, passes: Any, old: Any, bound: float, section: Any) -> Any:
         bounds.append(bound)
         olds.append(old is None)
-        return original(network, own, old, bound, section)
+        return original(network, passes, old, bound, section)
 
     monkeypatch.setattr(grpo_update, "log_probabilities", log_probabilities)
     monkeypatch.setattr(grpo, "accumulate", accumulate)
@@ -509,13 +509,13 @@ def test_a_batch_without_signal(
 def test_momentum_acts_in_a_batch_without_signal(
     again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def progress(_: Step) -> None:
+    def progress(_: TrainingStep) -> None:
         monkeypatch.setattr(grpo_rollouts, "_completion", toy_grpo.rewarding(lambda _: 0.0))
 
     again(progress, steps=2, save_every=1, weight_decay=0.0)
     assert [row["with_signal"] for row in log(tmp_path)[1:]] == [1.0, 0.0]
-    one, two = weights(tmp_path, 1), weights(tmp_path, 2)
-    assert any(not torch.equal(one[name], two[name]) for name in one)
+    first, second = weights(tmp_path, 1), weights(tmp_path, 2)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_frozen_tower_stays(tiny_model: Path, again: Callable[..., Path], tmp_path: Path) -> None:
@@ -553,10 +553,10 @@ def test_tensorboard_holds_every_figure_once(again: Callable[..., Path], tmp_pat
     events.Reload()
     kept = log(tmp_path)
     for name in ("reward", "safety", "tokens", "clip_fraction", "bound", "with_signal", "loss", "gradient_norm"):
-        found = [(event.step, event.value) for event in events.Scalars(name)]
-        assert found == [(row["step"], pytest.approx(row[name])) for row in kept[1:]], name
-    found = [(event.step, event.value) for event in events.Scalars("validation/f1")]
-    assert found == [(row["step"], pytest.approx(row["validation"]["f1"])) for row in kept if "validation" in row]
+        values = [(event.step, event.value) for event in events.Scalars(name)]
+        assert values == [(row["step"], pytest.approx(row[name])) for row in kept[1:]], name
+    values = [(event.step, event.value) for event in events.Scalars("validation/f1")]
+    assert values == [(row["step"], pytest.approx(row["validation"]["f1"])) for row in kept if "validation" in row]
     assert [event.step for event in events.Scalars("update_seconds")] == [1, 2, 3, 4]
 
 
@@ -578,14 +578,14 @@ def test_rows_beyond_the_checkpoint_and_torn_ones_are_cut_off(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"log\.jsonl, line 2: not a row of the log"):
         grpo_log.read_log(tmp_path, 2)
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 1}\n')
-    with pytest.raises(DataError, match="line 3: the row of line 2 again"):
+    with pytest.raises(DataError, match="line 3: repeats the row of line 2"):
         grpo_log.read_log(tmp_path, 2)
 
 
 # --- what cannot be trained on ------------------------------------------------------------------------
 
 
-def test_rows_are_set_aside_and_counted(tiny_model: Path, rows: list[Sample], tmp_path: Path) -> None:
+def test_rows_are_skipped_and_counted(tiny_model: Path, rows: list[Sample], tmp_path: Path) -> None:
     text = next(row for row in rows if row.modality == "text")
     joined = text.model_copy(update={"source": JOINED, "id": "joined/1"})
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -604,7 +604,7 @@ def test_rows_are_set_aside_and_counted(tiny_model: Path, rows: list[Sample], tm
     assert report == {
         "rows": 3,
         "by_source": {"toy": 2, JOINED: 1},
-        "set_aside": {"its prompt is longer than 120 tokens": 2, "no label is known": 1, "invalid_image": 1},
+        "skipped": {"its prompt is longer than 120 tokens": 2, "no label is known": 1, "invalid_image": 1},
     }
 
 
@@ -648,7 +648,7 @@ def test_other_texts_images_or_weights_under_the_same_names_are_refused(
     with pytest.raises(DataError, match="holds a run on other rows"):
         run(recipe(), tiny_model, folder, tmp_path, rows)
     other = write_tiny_model(tmp_path / "other", seed=5)
-    with pytest.raises(DataError, match="holds a run from another model: give that one, or a new --out"):
+    with pytest.raises(DataError, match="holds a run from another model: give that model, or a new --out"):
         run(recipe(), other, data, tmp_path, rows)
     retold = shutil.copytree(tiny_model, tmp_path / "retold")
     content = json.loads((retold / "tokenizer_config.json").read_text())

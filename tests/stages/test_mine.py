@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from guardreasoner_vl.corpus.attempts import REASONING, Attempt
 from guardreasoner_vl.corpus.progress import REPEATED
-from guardreasoner_vl.corpus.store import INFO, ROWS, SET_ASIDE, CorpusInfo, SourceInfo, read_corpus, read_info
+from guardreasoner_vl.corpus.store import INFO, ROWS, SKIPPED, CorpusInfo, SourceInfo, read_corpus, read_info
 from guardreasoner_vl.corpus.store import write_corpus as put_corpus
 from guardreasoner_vl.engines import faults
 from guardreasoner_vl.engines.base import EngineResult
@@ -132,7 +132,7 @@ right: None is the right word about a response that is not there."""
 
 
 def test_rows_with_wrong_answers_alone_are_kept(tmp_path: Path) -> None:
-    found = mine.run(recipe(), corpus(tmp_path / "toy", *PLANS), Planned(), tmp_path / "out")
+    report = mine.run(recipe(), corpus(tmp_path / "toy", *PLANS), Planned(), tmp_path / "out")
     assert lines(tmp_path / "out") == [
         {
             "id": name,
@@ -168,13 +168,13 @@ def test_rows_with_wrong_answers_alone_are_kept(tmp_path: Path) -> None:
         "judged": 6,
         "kept": 4,
         "failed": {},
-        "set_aside": {},
+        "skipped": {},
         "coverage": 17 / 24,
         "tokens_mean": (23 * 10 + 64) / 24,
         "right": [4, 0, 1, 0, 1],
         "sources": {"other": [1, 0, 1, 0, 0], "toy": [3, 0, 0, 0, 1]},
     }
-    assert (found.judged, found.kept, found.right) == (6, 4, (4, 0, 1, 0, 1))
+    assert (report.judged, report.kept, report.right) == (6, 4, (4, 0, 1, 0, 1))
 
 
 def test_mixed_keeps_rows_with_right_and_wrong_answers(tmp_path: Path) -> None:
@@ -205,12 +205,12 @@ def test_the_rules(right: tuple[bool, ...]) -> None:
 
 def test_other_numbers_of_candidates(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", row("a", "W"), row("b", "R"))
-    found = mine.run(recipe(candidates=1), folder, Planned(), tmp_path / "one")
-    assert (found.right, ids(tmp_path / "one")) == ((1, 1), ["a"])
-    found = mine.run(
+    report = mine.run(recipe(candidates=1), folder, Planned(), tmp_path / "one")
+    assert (report.right, ids(tmp_path / "one")) == ((1, 1), ["a"])
+    report = mine.run(
         recipe(candidates=6), corpus(tmp_path / "six", row("a", "WWWWWR"), row("b")), Planned(), tmp_path / "6"
     )
-    assert (found.right, ids(tmp_path / "6")) == ((1, 1, 0, 0, 0, 0, 0), ["b"])
+    assert (report.right, ids(tmp_path / "6")) == ((1, 1, 0, 0, 0, 0, 0), ["b"])
 
 
 # --- what is asked --------------------------------------------------------------------------------------
@@ -221,8 +221,8 @@ def test_candidates_are_asked_as_judging_asks(tmp_path: Path) -> None:
     path.write_bytes(image(60, 40).png)
     shown = row("shown", modality="text-image", images=(str(path),), response="Yes.")
     engine = Planned()
-    made = recipe(temperature=0.7, top_p=0.8, max_new_tokens=99)
-    mine.run(made, corpus(tmp_path / "toy", row("a"), shown), engine, tmp_path / "out")
+    settings = recipe(temperature=0.7, top_p=0.8, max_new_tokens=99)
+    mine.run(settings, corpus(tmp_path / "toy", row("a"), shown), engine, tmp_path / "out")
     assert engine.calls == [8]
     first, second = engine.requests[:4], engine.requests[4:]
     for sample, requests in ((row("a"), first), (shown, second)):
@@ -255,9 +255,9 @@ def test_seeds_depend_on_neither_chunks_nor_neighbours(tmp_path: Path) -> None:
 
 
 @given(st.integers(), st.text(), st.integers(0, 15), st.integers(0, 15))
-def test_seeds_differ_between_candidates(seed: int, name: str, one: int, other: int) -> None:
-    assert 0 <= candidate_seed(seed, name, one) < 2**48
-    assert (candidate_seed(seed, name, one) == candidate_seed(seed, name, other)) == (one == other)
+def test_seeds_differ_between_candidates(seed: int, name: str, first: int, other: int) -> None:
+    assert 0 <= candidate_seed(seed, name, first) < 2**48
+    assert (candidate_seed(seed, name, first) == candidate_seed(seed, name, other)) == (first == other)
 
 
 def test_seeds_stay_what_they_are() -> None:
@@ -279,12 +279,12 @@ def test_only_labelled_training_rows_are_asked_each_once(tmp_path: Path) -> None
         row("unlabelled", "RRRR"),
     ]
     engine = Planned()
-    found = mine.run(recipe(), corpus(tmp_path / "toy", *rows), engine, tmp_path / "out")
+    report = mine.run(recipe(), corpus(tmp_path / "toy", *rows), engine, tmp_path / "out")
     assert engine.asked == {"repeated": 4}
     assert list(read_corpus(tmp_path / "out")) == rows[1:2]
-    assert (found.rows, found.drawn, found.judged) == (6, 1, 1)
-    assert report_in(tmp_path / "out")["set_aside"] == {"no label": 2, "nothing to judge": 1, REPEATED: 2}
-    assert lines(tmp_path / "out", SET_ASIDE) == [
+    assert (report.rows, report.drawn, report.judged) == (6, 1, 1)
+    assert report_in(tmp_path / "out")["skipped"] == {"no label": 2, "nothing to judge": 1, REPEATED: 2}
+    assert lines(tmp_path / "out", SKIPPED) == [
         {"id": "unlabelled", "reason": "no label"},
         {"id": "absent", "reason": "no label"},
         {"id": "empty", "reason": "nothing to judge"},
@@ -295,8 +295,8 @@ def test_only_labelled_training_rows_are_asked_each_once(tmp_path: Path) -> None
 
 def test_a_teachers_labels_count(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", row("a", "RRRR"), row("b", "RRRR", request_label=None))
-    told = Attempt(id="b", reasoning="Looked.", teacher="t", request_label="harmful", votes={"request": 3})
-    (folder / REASONING).write_text(told.model_dump_json() + "\n")
+    attempt = Attempt(id="b", reasoning="Looked.", teacher="t", request_label="harmful", votes={"request": 3})
+    (folder / REASONING).write_text(attempt.model_dump_json() + "\n")
     mine.run(recipe(), folder, Planned(), tmp_path / "out")
     (kept,) = read_corpus(tmp_path / "out")
     assert (kept.id, kept.request_label, kept.reasoning) == ("b", "harmful", "Looked.")
@@ -307,8 +307,8 @@ def test_a_limit_draws_the_same_rows_again(tmp_path: Path) -> None:
     drawn = {}
     for seed in (1, 2):
         engine = Planned()
-        found = mine.run(recipe(seed, limit=6), folder, engine, tmp_path / f"out{seed}", chunk=4)
-        assert (found.rows, found.drawn, found.judged, found.set_aside.total) == (41, 6, 6, 1)
+        report = mine.run(recipe(seed, limit=6), folder, engine, tmp_path / f"out{seed}", chunk=4)
+        assert (report.rows, report.drawn, report.judged, report.skipped.total) == (41, 6, 6, 1)
         assert engine.calls == [16, 8]
         assert ids(tmp_path / f"out{seed}") == sorted(engine.asked, key=lambda name: int(name[1:]))
         drawn[seed] = set(engine.asked)
@@ -327,7 +327,7 @@ FILES = (
     mine_report.FIGURE,
     ROWS,
     INFO,
-    SET_ASIDE,
+    SKIPPED,
 )
 
 
@@ -381,7 +381,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     mine.run(recipe(), folder, Planned(), out)
     engine = Planned()
     relabelled = corpus(tmp_path / "relabelled", *PLANS[:-1], row("f", request_label="harmful"))
-    for changed, made, data in (
+    for changed, settings, data in (
         ("mine.temperature", recipe(temperature=0.5), folder),
         ("mine.candidates, mine.top_p", recipe(candidates=3, top_p=0.5), folder),
         ("mine.keep", recipe(keep="mixed"), folder),
@@ -390,7 +390,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ("corpus.digest", recipe(), relabelled),
     ):
         with pytest.raises(DataError, match=f"another {changed}; give a new --out"):
-            mine.run(made, data, engine, out)
+            mine.run(settings, data, engine, out)
     with pytest.raises(DataError, match=r"another model\.revision;"):
         mine.run(recipe(), folder, Renamed(), out)
     assert engine.calls == []
@@ -416,16 +416,16 @@ def test_another_folders_files_are_left_alone(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", *PLANS)
     before = (folder / ROWS).read_bytes()
     engine = Planned()
-    with pytest.raises(DataError, match="a corpus that is no mining's; give a new --out"):
+    with pytest.raises(DataError, match="a corpus that `mine` did not make; give a new --out"):
         mine.run(recipe(), folder, engine, folder)
     assert (folder / ROWS).read_bytes() == before
     out = tmp_path / "out"
     mine.run(recipe(), folder, engine, out)
     (out / mine.SETTINGS).unlink()
-    with pytest.raises(DataError, match="no mining's"):
+    with pytest.raises(DataError, match="`mine` did not make"):
         mine.run(recipe(), folder, engine, out)
     (out / INFO).unlink()
-    with pytest.raises(DataError, match="candidates of 4 rows that are not asked for"):
+    with pytest.raises(DataError, match="candidates of 4 rows that are not drawn"):
         mine.run(recipe(limit=2), folder, engine, out)
 
 
@@ -447,12 +447,12 @@ def test_a_fault_is_no_candidate(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", row("a"), row("b", "WWWE"), torn, row("c", "EEEE"), row("d", "LLLL"), row("e"))
     engine, out = Planned(), tmp_path / "out"
     seen: list[tuple[int, int]] = []
-    found = mine.run(recipe(), folder, engine, out, chunk=3, progress=lambda *now: seen.append(now))
+    report = mine.run(recipe(), folder, engine, out, chunk=3, progress=lambda *now: seen.append(now))
     assert ids(out) == ["a", "e"]
-    assert (found.drawn, found.judged, found.kept, found.right) == (6, 2, 2, (2, 0, 0, 0, 0))
+    assert (report.drawn, report.judged, report.kept, report.right) == (6, 2, 2, (2, 0, 0, 0, 0))
     assert report_in(out)["failed"] == {"engine": 2, "input_too_long": 1, "invalid_image": 1}
-    assert found.coverage == 1.0
-    assert [(line["id"], line["reason"]) for line in lines(out, SET_ASIDE)] == [
+    assert report.coverage == 1.0
+    assert [(line["id"], line["reason"]) for line in lines(out, SKIPPED)] == [
         ("torn", "invalid_image"),
         ("b", "engine"),
         ("c", "engine"),
@@ -461,10 +461,10 @@ def test_a_fault_is_no_candidate(tmp_path: Path) -> None:
     assert engine.calls == [8, 12]
     assert seen == [(3, 6), (6, 6)]
     mended = Planned(lambda name, number: says("W" if name == "b" else "R"))
-    found = mine.run(recipe(), folder, mended, out)
+    report = mine.run(recipe(), folder, mended, out)
     assert mended.asked == {"b": 4, "c": 4, "d": 4}
     assert ids(out) == ["a", "b", "e"]
-    assert (found.judged, found.failed.reasons, found.right) == (5, {"invalid_image": 1}, (3, 0, 0, 0, 2))
+    assert (report.judged, report.failed.reasons, report.right) == (5, {"invalid_image": 1}, (3, 0, 0, 0, 2))
 
 
 def test_rows_that_failed_in_between_make_the_same_corpus(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_an_engine_that_is_gone_stops_the_run(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(faults, "FAULTS_IN_A_ROW", 3)
     rows = [row("a"), row("b", "E"), row("c", "E"), row("d"), *(row(f"e{number}", "E") for number in range(9))]
     folder, out, engine = corpus(tmp_path / "toy", *rows), tmp_path / "out", Planned()
-    with pytest.raises(EngineError, match=r"3 rows one after another got no answer \(out of order; try again\)"):
+    with pytest.raises(EngineError, match=r"3 consecutive rows got no answer \(out of order; try again\)"):
         mine.run(recipe(), folder, engine, out, chunk=1)
     assert len(engine.calls) == 7
     assert [line["id"] for line in lines(out)] == ["a", "d"]
@@ -508,7 +508,7 @@ def test_an_engine_that_loses_answers_is_refused(tmp_path: Path) -> None:
 def test_nothing_kept_says_what_to_change(tmp_path: Path) -> None:
     folder, out = corpus(tmp_path / "toy", row("a", "RRRR"), row("b", "RWRR")), tmp_path / "out"
     with pytest.raises(
-        DataError, match=r"none of 2 rows has wrong answers alone; take keep: mixed, or, in a new --out"
+        DataError, match=r"none of 2 rows has wrong answers only; set mine\.keep: mixed, or use a new --out"
     ):
         mine.run(recipe(), folder, Planned(), out)
     assert [line["id"] for line in lines(out)] == ["a", "b"]
@@ -520,7 +520,7 @@ def test_nothing_kept_says_what_to_change(tmp_path: Path) -> None:
     assert (engine.calls, ids(out)) == ([], ["b"])
     with pytest.raises(DataError, match=r"another mine\.keep; give a new --out"):
         mine.run(recipe(), folder, engine, out)
-    with pytest.raises(DataError, match="none of 1 rows has right and wrong answers; take keep: all_wrong"):
+    with pytest.raises(DataError, match=r"none of 1 rows has right and wrong answers; set mine\.keep: all_wrong"):
         mine.run(recipe(keep="mixed"), corpus(tmp_path / "same", row("a")), engine, tmp_path / "other")
 
 
@@ -575,14 +575,14 @@ def test_a_model_is_mined_with(tmp_path: Path, tiny_model: Path) -> None:
     folder = corpus(tmp_path / "toy", row("a"), shown, row("b", response="Flour."), row("long", prompt="cake " * 600))
     engine = TransformersEngine.load(str(tiny_model), dtype="fp32")
     seen: list[tuple[int, int]] = []
-    made = recipe(max_new_tokens=16)
-    found = mine.run(made, folder, engine, tmp_path / "out", chunk=2, progress=lambda *now: seen.append(now))
-    assert (found.judged, found.kept, found.failed.reasons) == (3, 3, {"input_too_long": 1})
-    assert (found.coverage, seen) == (0.0, [(2, 4), (4, 4)])
+    settings = recipe(max_new_tokens=16)
+    report = mine.run(settings, folder, engine, tmp_path / "out", chunk=2, progress=lambda *now: seen.append(now))
+    assert (report.judged, report.kept, report.failed.reasons) == (3, 3, {"input_too_long": 1})
+    assert (report.coverage, seen) == (0.0, [(2, 4), (4, 4)])
     assert ids(tmp_path / "out") == ["a", "shown", "b"]
-    for one in read_candidates(tmp_path / "out" / mine.CANDIDATES):
-        assert not any(one.right)
-        assert all(0 < tokens <= 16 for tokens in one.tokens)
+    for candidates in read_candidates(tmp_path / "out" / mine.CANDIDATES):
+        assert not any(candidates.right)
+        assert all(0 < tokens <= 16 for tokens in candidates.tokens)
     before = (tmp_path / "out" / mine.CANDIDATES).read_bytes()
-    mine.run(made, folder, engine, tmp_path / "out")
+    mine.run(settings, folder, engine, tmp_path / "out")
     assert (tmp_path / "out" / mine.CANDIDATES).read_bytes() == before

@@ -86,13 +86,13 @@ def assert_same_end(out: Path, other: Path) -> None:
     """The last checkpoints agree to the bit, in weights, optimizer and the last gradient's length."""
     ours, theirs = (folder / "sft" / "checkpoint-10" for folder in (out, other))
     for path in ("sft/model/model.safetensors", "sft/checkpoint-10/model.safetensors"):
-        one, two = load_file(out / path), load_file(other / path)
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one), path
-    one, two = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (ours, theirs))
-    assert all(torch.equal(a, b) for a, b in zip(one.get("masters", []), two.get("masters", []), strict=True))
-    for key, state in one["state"].items():
-        assert all(torch.equal(state[name], two["state"][key][name]) for name in state)
+        first, second = load_file(out / path), load_file(other / path)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), path
+    first, second = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (ours, theirs))
+    assert all(torch.equal(a, b) for a, b in zip(first.get("masters", []), second.get("masters", []), strict=True))
+    for key, state in first["state"].items():
+        assert all(torch.equal(state[name], second["state"][key][name]) for name in state)
     logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (ours, theirs)]
     assert [entry["grad_norm"] for entry in logs[0]] == [entry["grad_norm"] for entry in logs[1]]
 
@@ -280,7 +280,7 @@ def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callabl
     drawn = {"sources": [toy.SOURCE], "drawn": {"count": 3}}
     stopped_at(1, toy.recipe(drawn), data, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "sft" / "data.json").read_text())
-    assert report["set_aside"] == {
+    assert report["skipped"] == {
         "longer than 300 tokens": 1,
         "no label is known": 1,
         "invalid_image": 1,
@@ -318,7 +318,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 
 
 def test_no_row_fits(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no row can be trained on \(left out: {'longer than 32 tokens': 20}\)"):
+    with pytest.raises(DataError, match=r"no row can be trained on \(skipped: {'longer than 32 tokens': 20}\)"):
         run(toy.recipe(max_length=32), data, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Synthesis: every row ends as kept, set aside with a reason, or left; nothing answered is lost or asked twice."""
+"""Synthesis: every row ends as kept, skipped with a reason, or left; nothing answered is lost or asked twice."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from guardreasoner_vl.corpus.attempts import REASONING, Attempt, AttemptLog, Ledger, read_attempts
+from guardreasoner_vl.corpus.attempts import REASONING, Attempt, AttemptIndex, AttemptLog, read_attempts
 from guardreasoner_vl.corpus.progress import pending
 from guardreasoner_vl.corpus.store import CorpusInfo, read_corpus, write_corpus
 from guardreasoner_vl.engines.openai import http as openai_http
 from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import DataError, GuardError, ImageError, InputError
-from guardreasoner_vl.stages.synthesize import Progress, Synthesis, run
-from guardreasoner_vl.teachers.base import Answered, Tokens
+from guardreasoner_vl.stages.synthesize import SynthesisReport, SynthesisStatus, run
+from guardreasoner_vl.teachers.base import TeacherAnswer, Tokens
 from guardreasoner_vl.teachers.budget import Budget, Price
 from guardreasoner_vl.teachers.offline import RulesTeacher
 from guardreasoner_vl.teachers.openai import OpenAITeacher
@@ -80,19 +80,19 @@ class Scripted:
     def estimate(self, sample: Sample) -> Tokens:
         return self.most
 
-    async def write(self, sample: Sample, complaint: str | None) -> Answered:
+    async def write(self, sample: Sample, complaint: str | None) -> TeacherAnswer:
         self.asked[sample.id] += 1
         self.complaints.append((sample.id, complaint))
         return await self._said(self.brain(sample, complaint, self.asked[sample.id]))
 
-    async def label(self, sample: Sample) -> Answered:
+    async def label(self, sample: Sample) -> TeacherAnswer:
         self.labelled[sample.id] += 1
         return await self._said(self.labels(sample, self.labelled[sample.id]))
 
     async def aclose(self) -> None:
         self.closed += 1
 
-    async def _said(self, said: Said) -> Answered:
+    async def _said(self, said: Said) -> TeacherAnswer:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -101,7 +101,7 @@ class Scripted:
             self.in_flight -= 1
         if isinstance(said, BaseException):
             raise said
-        return Answered(said, "stop", self.takes.prompt, self.takes.completion)
+        return TeacherAnswer(said, "stop", self.takes.prompt, self.takes.completion)
 
 
 def named(payload: dict[str, Any]) -> str:
@@ -109,9 +109,9 @@ def named(payload: dict[str, Any]) -> str:
     return user_of(payload).partition("[")[2].partition("]")[0]
 
 
-def counts(found: Synthesis) -> tuple[int, int, int, int]:
-    assert found.rows == found.kept + found.set_aside.total + found.left
-    return found.rows, found.kept, found.set_aside.total, found.left
+def counts(report: SynthesisReport) -> tuple[int, int, int, int]:
+    assert report.rows == report.kept + report.skipped.total + report.remaining
+    return report.rows, report.kept, report.skipped.total, report.remaining
 
 
 # --- what is asked and kept -----------------------------------------------------------------------------
@@ -126,9 +126,9 @@ def test_every_row_gets_its_reasoning(tmp_path: Path) -> None:
         row("partly", response="Mix.", request_label=None, response_label="harmful"),
     )
     teacher = Scripted(lambda sample, *_: answer(sample.request_label or "harmful", sample.response_label or "None"))
-    found = run(folder, teacher)
-    assert counts(found) == (4, 4, 0, 0)
-    assert (found.attempts, found.asked, found.tokens, found.cost, found.stopped_by) == (3, 3, 360, None, None)
+    report = run(folder, teacher)
+    assert counts(report) == (4, 4, 0, 0)
+    assert (report.attempts, report.asked, report.tokens, report.cost, report.stopped_by) == (3, 3, 360, None, None)
     assert teacher.asked == {"a": 1, "b": 1, "partly": 1}
     assert teacher.closed == 1
     rows = {sample.id: sample for sample in read_corpus(folder)}
@@ -142,17 +142,17 @@ def test_every_row_gets_its_reasoning(tmp_path: Path) -> None:
     assert len(lines(folder)) == 3
 
 
-def test_a_rejected_answer_is_asked_for_again_with_the_reason_then_set_aside(tmp_path: Path) -> None:
-    told: dict[str, list[str]] = {
+def test_a_rejected_answer_is_asked_for_again_with_the_reason_then_skipped(tmp_path: Path) -> None:
+    messages: dict[str, list[str]] = {
         "second": ["I'm sorry, I can't.", says(row("x"))],
         "never": ["", answer("harmful"), "I'm sorry, I can't.", says(row("x"))],
     }
-    teacher = Scripted(lambda sample, _, times: told[sample.id][times - 1])
+    teacher = Scripted(lambda sample, _, times: messages[sample.id][times - 1])
     folder = corpus(tmp_path, row("second"), row("never"))
-    found = run(folder, teacher)
-    assert counts(found) == (2, 1, 1, 0)
-    assert found.set_aside.reasons == {"refusal": 1}
-    assert found.set_aside.rows == [("never", "refusal")]
+    report = run(folder, teacher)
+    assert counts(report) == (2, 1, 1, 0)
+    assert report.skipped.reasons == {"refusal": 1}
+    assert report.skipped.rows == [("never", "refusal")]
     assert teacher.asked == {"second": 2, "never": 3}
     assert ("second", "refusal") in teacher.complaints
     assert [complaint for name, complaint in teacher.complaints if name == "never"] == [
@@ -166,19 +166,19 @@ def test_a_rejected_answer_is_asked_for_again_with_the_reason_then_set_aside(tmp
         ("contradicts the truth", False),
         ("refusal", True),
     ]
-    # Set aside for good.
+    # Skipped for good.
     assert run(folder, teacher).asked == 0
 
 
 def test_the_rules_teacher_needs_no_endpoint(tmp_path: Path) -> None:
     folder = corpus(tmp_path, row("a"), row("b", request_label="harmful"), row("c", request_label=None))
-    found = run(folder, RulesTeacher(), budget=Budget(usd=0.0, tokens=0))
-    assert counts(found) == (3, 2, 0, 1)
-    assert (found.cost, found.tokens, found.stopped_by) == (0.0, 0, None)
+    report = run(folder, RulesTeacher(), budget=Budget(usd=0.0, tokens=0))
+    assert counts(report) == (3, 2, 0, 1)
+    assert (report.cost, report.tokens, report.stopped_by) == (0.0, 0, None)
     # It cannot label, but another teacher can.
-    assert found.faults.rows == [("c", "teacher: cannot_label")]
-    found = run(folder, Scripted())
-    assert counts(found) == (3, 3, 0, 0)
+    assert report.faults.rows == [("c", "teacher: cannot_label")]
+    report = run(folder, Scripted())
+    assert counts(report) == (3, 3, 0, 0)
     assert {line["teacher"] for line in lines(folder)} == {"rules", "scripted"}
 
 
@@ -191,10 +191,10 @@ def test_images_inside_the_rows_reach_the_teacher(tmp_path: Path) -> None:
     bad = row("broken", modality="image", images=(str(broken),))
     folder = corpus(tmp_path / "corpus", shown, bad, embed=True)
     with TeacherServer() as server:
-        found = run(folder, OpenAITeacher(base_url=server.url))
+        report = run(folder, OpenAITeacher(base_url=server.url))
     # An image that cannot be sent never can be: no fault of the endpoint.
-    assert found.set_aside.rows == [("broken", f"teacher: {ImageError.code}")]
-    assert counts(found) == (2, 1, 1, 0)
+    assert report.skipped.rows == [("broken", f"teacher: {ImageError.code}")]
+    assert counts(report) == (2, 1, 1, 0)
     (payload,) = server.payloads
     assert payload["messages"][1]["content"][1]["type"] == "image_url"
 
@@ -207,7 +207,7 @@ def unlabelled(name: str, **fields: Any) -> Sample:
 
 
 def test_labels_by_majority(tmp_path: Path) -> None:
-    given = {
+    votes = {
         "clear": [answer("harmful"), answer("harmful"), answer("harmful")],
         "close": [answer("harmful"), answer("unharmful"), answer("harmful")],
         "lost": ["what?", answer("harmful"), answer("harmful")],
@@ -216,16 +216,16 @@ def test_labels_by_majority(tmp_path: Path) -> None:
         "both": [answer("harmful", "unharmful"), answer("unharmful", "unharmful"), answer("harmful", "unharmful")],
         "half": [answer("harmful", "harmful"), answer("harmful", "unharmful"), answer("harmful", "None")],
     }
-    rows = [unlabelled(name, response="Mix." if name in ("both", "half") else None) for name in given]
-    teacher = Scripted(labels=lambda sample, times: given[sample.id][times - 1])
+    rows = [unlabelled(name, response="Mix." if name in ("both", "half") else None) for name in votes]
+    teacher = Scripted(labels=lambda sample, times: votes[sample.id][times - 1])
     folder = corpus(tmp_path, *rows, row("has one"))
-    found = run(folder, teacher)
-    assert found.set_aside.reasons == {"no majority": 3}
-    assert {name for name, _ in found.set_aside.rows} == {"open", "odd", "half"}
-    assert counts(found) == (8, 5, 3, 0)
+    report = run(folder, teacher)
+    assert report.skipped.reasons == {"no majority": 3}
+    assert {name for name, _ in report.skipped.rows} == {"open", "odd", "half"}
+    assert counts(report) == (8, 5, 3, 0)
     assert set(teacher.labelled.values()) == {3}
     labels = {sample.id: sample for sample in read_corpus(folder)}
-    assert {name: (labels[name].request_label, labels[name].response_label) for name in given} == {
+    assert {name: (labels[name].request_label, labels[name].response_label) for name in votes} == {
         "clear": ("harmful", None),
         "close": ("harmful", None),
         "lost": ("harmful", None),
@@ -242,23 +242,23 @@ def test_labels_by_majority(tmp_path: Path) -> None:
 
 def test_an_even_number_of_votes_needs_more_than_half(tmp_path: Path) -> None:
     teacher = Scripted(labels=lambda _, times: answer("harmful" if times <= 2 else "unharmful"))
-    assert run(corpus(tmp_path, unlabelled("a")), teacher, votes=4).set_aside.reasons == {"no majority": 1}
+    assert run(corpus(tmp_path, unlabelled("a")), teacher, votes=4).skipped.reasons == {"no majority": 1}
 
 
 def test_votes_that_are_stored_are_not_asked_for_again(tmp_path: Path) -> None:
     folder = corpus(tmp_path, unlabelled("a"))
     teacher = Scripted(labels=lambda _, times: answer("harmful") if times != 3 else HttpError("slow", "timeout"))
-    found = run(folder, teacher)
-    assert found.faults.rows == [("a", "teacher: timeout")]
-    assert counts(found) == (1, 0, 0, 1)
+    report = run(folder, teacher)
+    assert report.faults.rows == [("a", "teacher: timeout")]
+    assert counts(report) == (1, 0, 0, 1)
     assert counts(run(folder, teacher)) == (1, 1, 0, 0)
     assert teacher.labelled == {"a": 4}
 
 
 def test_a_row_with_nothing_to_judge_costs_nothing(tmp_path: Path) -> None:
     teacher = Scripted()
-    found = run(corpus(tmp_path, row("a", prompt=" ")), teacher)
-    assert found.set_aside.reasons == {"nothing to judge": 1}
+    report = run(corpus(tmp_path, row("a", prompt=" ")), teacher)
+    assert report.skipped.reasons == {"nothing to judge": 1}
     assert not teacher.asked
 
 
@@ -273,20 +273,20 @@ def test_a_fault_is_no_last_word(tmp_path: Path) -> None:
         "gone": HttpError("cannot reach"),
     }
     folder = corpus(tmp_path, row("fine"), *map(row, faults))
-    found = run(folder, Scripted(lambda sample, *_: faults.get(sample.id) or says(sample)))
-    assert counts(found) == (5, 1, 0, 4)
-    assert found.faults.reasons == {
+    report = run(folder, Scripted(lambda sample, *_: faults.get(sample.id) or says(sample)))
+    assert counts(report) == (5, 1, 0, 4)
+    assert report.faults.reasons == {
         "teacher: timeout": 1,
         "teacher: http 429": 1,
         "teacher: malformed": 1,
         "teacher: engine": 1,
     }
-    assert found.stopped_by is None
+    assert report.stopped_by is None
     assert len(lines(folder)) == 5
     healed = Scripted()
-    found = run(folder, healed)
-    assert counts(found) == (5, 5, 0, 0)
-    assert found.faults.total == 0
+    report = run(folder, healed)
+    assert counts(report) == (5, 5, 0, 0)
+    assert report.faults.total == 0
     assert set(healed.asked) == set(faults)
 
 
@@ -312,20 +312,20 @@ def test_a_teacher_that_dies_half_way_is_left_alone(tmp_path: Path) -> None:
     folder = many(tmp_path, 400)
     teacher = Scripted()
     teacher.brain = lambda sample, *_: says(sample) if teacher.asked.total() <= 100 else HttpError("cannot reach it")
-    found = run(folder, teacher, concurrency=8)
-    assert found.stopped_by == "faults"
-    assert counts(found) == (400, 100, 0, 300)
+    report = run(folder, teacher, concurrency=8)
+    assert report.stopped_by == "faults"
+    assert counts(report) == (400, 100, 0, 300)
     # Twice as many faults as are read at once, and those under way.
-    assert 128 <= found.faults.total <= 140
+    assert 128 <= report.faults.total <= 140
     assert counts(run(folder, Scripted())) == (400, 400, 0, 0)
 
 
 def test_a_fault_now_and_then_does_not_stop_the_job(tmp_path: Path) -> None:
     teacher = Scripted()
     teacher.brain = lambda sample, *_: says(sample) if teacher.asked.total() % 50 == 0 else HttpError("cannot reach it")
-    found = run(many(tmp_path, 400), teacher, concurrency=1)
-    assert found.stopped_by is None
-    assert counts(found) == (400, 8, 0, 392)
+    report = run(many(tmp_path, 400), teacher, concurrency=1)
+    assert report.stopped_by is None
+    assert counts(report) == (400, 8, 0, 392)
 
 
 @pytest.mark.parametrize(
@@ -352,15 +352,15 @@ def test_every_bad_teacher_is_counted_and_loses_nothing(
         return reply if int(named(payload)[1:]) % 3 == 0 else truthful(payload)
 
     with TeacherServer(brain) as server:
-        found = run(folder, OpenAITeacher(base_url=server.url, retries=1))
-        assert counts(found) == (12, 8, 4 if reason else 0, 4 if fault else 0)
-        assert found.set_aside.reasons == ({reason: 4} if reason else {})
-        assert found.faults.reasons == ({fault: 4} if fault else {})
+        report = run(folder, OpenAITeacher(base_url=server.url, retries=1))
+        assert counts(report) == (12, 8, 4 if reason else 0, 4 if fault else 0)
+        assert report.skipped.reasons == ({reason: 4} if reason else {})
+        assert report.faults.reasons == ({fault: 4} if fault else {})
         # Rejected three times, or tried again inside the client.
         assert len(server.payloads) == 8 + 4 * asked
         server.brain = truthful
-        found = run(folder, OpenAITeacher(base_url=server.url))
-        assert counts(found) == (12, 12, 0, 0) if fault else (12, 8, 4, 0)
+        report = run(folder, OpenAITeacher(base_url=server.url))
+        assert counts(report) == (12, 12, 0, 0) if fault else (12, 8, 4, 0)
     assert {sample.id for sample in read_corpus(folder) if sample.reasoning} >= {f"r{n}" for n in range(12) if n % 3}
 
 
@@ -370,31 +370,31 @@ def test_every_bad_teacher_is_counted_and_loses_nothing(
 def test_the_job_stops_before_the_budget_is_exceeded_and_counts_what_was_spent(tmp_path: Path) -> None:
     folder = many(tmp_path, 20)
     teacher = Scripted(pause=0.001)
-    found = run(folder, teacher, budget=Budget(tokens=1_000), concurrency=8)
+    report = run(folder, teacher, budget=Budget(tokens=1_000), concurrency=8)
     # Each answer takes 120.
-    assert (found.tokens, found.stopped_by) == (960, "budget")
-    assert counts(found) == (20, 8, 0, 12)
-    found = run(folder, teacher, budget=Budget(tokens=1_199))
-    assert (found.tokens, found.asked, found.left) == (1_080, 1, 11)
+    assert (report.tokens, report.stopped_by) == (960, "budget")
+    assert counts(report) == (20, 8, 0, 12)
+    report = run(folder, teacher, budget=Budget(tokens=1_199))
+    assert (report.tokens, report.asked, report.remaining) == (1_080, 1, 11)
     # What an answer took counts, not what it might have taken.
-    found = run(folder, Scripted(most=Tokens(400, 400)), budget=Budget(tokens=2_400), concurrency=8)
-    assert (found.tokens, found.asked, found.left) == (1_680, 5, 6)
-    assert run(folder, teacher).left == 0
+    report = run(folder, Scripted(most=Tokens(400, 400)), budget=Budget(tokens=2_400), concurrency=8)
+    assert (report.tokens, report.asked, report.remaining) == (1_680, 5, 6)
+    assert run(folder, teacher).remaining == 0
 
 
 def test_a_budget_of_money(tmp_path: Path) -> None:
     folder = many(tmp_path, 10)
     # 100 tokens in and 20 out at these prices: 0.10 + 0.04 USD.
     price = Price(1_000, 2_000)
-    found = run(folder, Scripted(), budget=Budget(usd=0.5), price=price)
-    assert found.cost == pytest.approx(0.42)
-    assert (found.kept, found.stopped_by) == (3, "budget")
+    report = run(folder, Scripted(), budget=Budget(usd=0.5), price=price)
+    assert report.cost == pytest.approx(0.42)
+    assert (report.kept, report.stopped_by) == (3, "budget")
     with pytest.raises(InputError, match="no price is known for 'scripted'"):
         run(folder, Scripted(), budget=Budget(usd=0.5))
     # Lines keep their price: at another one only what comes next costs more. 0.42 + 4 x 0.56.
-    found = run(folder, Scripted(), budget=Budget(usd=2.7), price=Price(4_000, 8_000))
-    assert found.cost == pytest.approx(0.42 + 4 * 0.56)
-    assert found.kept == 7
+    report = run(folder, Scripted(), budget=Budget(usd=2.7), price=Price(4_000, 8_000))
+    assert report.cost == pytest.approx(0.42 + 4 * 0.56)
+    assert report.kept == 7
 
 
 def test_lines_without_a_price_cost_today_s(tmp_path: Path) -> None:
@@ -404,8 +404,8 @@ def test_lines_without_a_price_cost_today_s(tmp_path: Path) -> None:
 
 
 def test_rejected_answers_are_paid_for_too(tmp_path: Path) -> None:
-    found = run(many(tmp_path, 1), Scripted(lambda *_: "no", takes=Tokens(7, 3)))
-    assert (found.tokens, found.attempts) == (30, 3)
+    report = run(many(tmp_path, 1), Scripted(lambda *_: "no", takes=Tokens(7, 3)))
+    assert (report.tokens, report.attempts) == (30, 3)
 
 
 # --- stops and resumes ----------------------------------------------------------------------------------
@@ -439,8 +439,8 @@ def test_a_killed_job_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
         with log.open("ab") as stream:
             stream.write(b'{"id": "r59", "reasoning": "torn in the mid')
         server.payloads.clear()
-        found = run(folder, OpenAITeacher(base_url=server.url), concurrency=4)
-    assert counts(found) == (60, 60, 0, 0)
+        report = run(folder, OpenAITeacher(base_url=server.url), concurrency=4)
+    assert counts(report) == (60, 60, 0, 0)
     assert sorted(line["id"] for line in lines(folder)) == sorted(f"r{number}" for number in range(60))
     assert sorted(map(named, server.payloads)) == sorted({f"r{number}" for number in range(60)} - stored)
 
@@ -488,7 +488,7 @@ def test_rejections_of_earlier_runs_count(tmp_path: Path) -> None:
         log.add(Attempt(id="a", reason="teacher: timeout", teacher="t"))
         log.add(Attempt(id="a", reason="loop", teacher="t"))
     teacher = Scripted(lambda *_: "")
-    assert run(folder, teacher).set_aside.reasons == {"empty": 1}
+    assert run(folder, teacher).skipped.reasons == {"empty": 1}
     assert teacher.complaints == [("a", "loop")]
 
 
@@ -533,29 +533,29 @@ def test_rows_are_read_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_progress_is_told_with_cost_and_time_left(tmp_path: Path) -> None:
-    told: list[Progress] = []
+    updates: list[SynthesisStatus] = []
     folder = many(tmp_path, 10)
     price = Price(1_000, 2_000)
     run(folder, Scripted(), budget=Budget(tokens=480), price=price)
     teacher = Scripted(lambda sample, *_: "" if sample.id == "r9" else says(sample), pause=0.01)
-    found = run(folder, teacher, price=price, progress=told.append, concurrency=1)
-    assert [now.done for now in told] == [5, 6, 7, 8, 9, 10]
-    assert {now.total for now in told} == {10}
-    assert (told[-1].kept, told[-1].set_aside) == (9, 1)
-    assert [now.tokens for now in told] == [600, 720, 840, 960, 1_080, 1_440]
-    assert told[0].cost == pytest.approx(0.7)
-    assert told[-1].cost == pytest.approx(found.cost)
-    assert told[0].seconds_left is not None
-    assert 0.04 < told[0].seconds_left < 5
-    assert told[-1].seconds_left == 0
+    report = run(folder, teacher, price=price, progress=updates.append, concurrency=1)
+    assert [now.done for now in updates] == [5, 6, 7, 8, 9, 10]
+    assert {now.total for now in updates} == {10}
+    assert (updates[-1].kept, updates[-1].skipped) == (9, 1)
+    assert [now.tokens for now in updates] == [600, 720, 840, 960, 1_080, 1_440]
+    assert updates[0].cost == pytest.approx(0.7)
+    assert updates[-1].cost == pytest.approx(report.cost)
+    assert updates[0].seconds_left is not None
+    assert 0.04 < updates[0].seconds_left < 5
+    assert updates[-1].seconds_left == 0
 
 
 def test_ids_that_stand_twice_are_told(tmp_path: Path) -> None:
     teacher = Scripted()
-    found = run(corpus(tmp_path, row("a"), row("b"), row("a")), teacher)
+    report = run(corpus(tmp_path, row("a"), row("b"), row("a")), teacher)
     assert teacher.asked == {"a": 1, "b": 1}
-    assert counts(found) == (3, 2, 1, 0)
-    assert found.set_aside.rows == [("a", "its id stands on an earlier row")]
+    assert counts(report) == (3, 2, 1, 0)
+    assert report.skipped.rows == [("a", "repeated id")]
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
@@ -611,13 +611,13 @@ def test_what_attempts_come_to(tmp_path: Path) -> None:
         log.add(Attempt(id="a", reason="loop", teacher="t", prompt_tokens=5, completion_tokens=1, cost=0.5))
         log.add(Attempt(id="a", reason="teacher: timeout", teacher="t", custom_id="1"))
         log.add(Attempt(id="b", asked="label", request_label="harmful", teacher="t", prompt_tokens=2, custom_id="2"))
-    ledger = Ledger.read(path)
-    assert (ledger.attempts, ledger.tokens, ledger.cost, ledger.unpriced) == (3, Tokens(7, 1), 0.5, Tokens(2, 0))
-    assert ledger.answered == {"2"}
-    assert (ledger.rows["a"].rejections, ledger.rows["a"].complaint, ledger.rows["a"].fault) == (
+    index = AttemptIndex.read(path)
+    assert (index.attempts, index.tokens, index.cost, index.unpriced) == (3, Tokens(7, 1), 0.5, Tokens(2, 0))
+    assert index.answered == {"2"}
+    assert (index.rows["a"].rejections, index.rows["a"].complaint, index.rows["a"].fault) == (
         1,
         "loop",
         "teacher: timeout",
     )
-    assert ledger.rows["b"].votes == [{"request": "harmful"}]
-    assert not ledger.rows["a"].done
+    assert index.rows["b"].votes == [{"request": "harmful"}]
+    assert not index.rows["a"].done

@@ -12,7 +12,7 @@ import torch
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import write_requests as stage
-from guardreasoner_vl.stages.write_requests import Settings
+from guardreasoner_vl.stages.write_requests import RequestSettings
 from guardreasoner_vl.training.pretrained_base import LanguageModel, load_language_model
 from tests.training.test_pretrained_base import write_llama
 
@@ -33,7 +33,7 @@ class Script:
         self.ends, self.answer = ends, ("Sure thing. And th", False)
         self._at = 0
 
-    def __call__(self, _: Any, heads: Sequence[str], new_tokens: int, __: Settings) -> list[tuple[str, bool]]:
+    def __call__(self, _: Any, heads: Sequence[str], new_tokens: int, __: RequestSettings) -> list[tuple[str, bool]]:
         if heads[0].rstrip("\n").endswith("assistant"):
             return [self.answer] * len(heads)
         self._at += len(heads)
@@ -54,7 +54,7 @@ def test_whole_harmless_requests_are_kept(
     script = Script(ends)
     monkeypatch.setattr(stage, "sampled", script)
     monkeypatch.setattr(stage, "OPENINGS", ("How do I", "Why"))
-    counts = stage.run(model, "toy", Settings(count=4, batch=8, answered=0.5), tmp_path)
+    counts = stage.run(model, "toy", RequestSettings(count=4, batch=8, answered=0.5), tmp_path)
     assert counts == {"kept": 4, "not ended": 4, "alarming word": 4, "no sentence": 4}
     rows = rows_of(tmp_path)
     assert [row["prompt"].rsplit(" ", 1)[0] for row in rows] == ["How do I bake bread?"] * 2 + ["Why bake bread?"] * 2
@@ -77,14 +77,14 @@ def test_a_request_that_comes_again_is_left_out(
         ],
     )
     with pytest.raises(DataError, match="nothing new"):
-        stage.run(model, "toy", Settings(count=9, batch=3, answered=0), tmp_path)
+        stage.run(model, "toy", RequestSettings(count=9, batch=3, answered=0), tmp_path)
     assert [row["prompt"] for row in rows_of(tmp_path)] == ["How do I Bake white Bread?", "How do I Bake rye Bread?"]
 
 
 def test_a_stopped_run_goes_on_and_gives_the_same_rows(
     model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(count=12, batch=8, answered=0.5, seed=3)
+    settings = RequestSettings(count=12, batch=8, answered=0.5, seed=3)
     monkeypatch.setattr(stage, "_fault", lambda request, _: None if request.isprintable() else "no sentence")
     stage.run(model, "toy", settings, tmp_path / "whole")
     whole = rows_of(tmp_path / "whole")
@@ -108,5 +108,5 @@ def test_text_ends_where_the_turn_does(model: LanguageModel, monkeypatch: pytest
     answers = torch.tensor([[word, end, word], [word, word, word]])
     monkeypatch.setattr(model.network, "generate", lambda input_ids, **_: torch.cat((input_ids, answers), dim=1))
     text = model.tokenizer.decode([word])
-    sampled = stage.sampled(model, ["My neighbour", "Please"], 3, Settings(count=1))
+    sampled = stage.sampled(model, ["My neighbour", "Please"], 3, RequestSettings(count=1))
     assert sampled == [(text, True), (text * 3, False)]

@@ -41,7 +41,7 @@ def line(number: int) -> bytes:
 
 @pytest.fixture
 def small_disk() -> Iterator[Any]:
-    """Sets how many bytes a file may have."""
+    """Limits the size of files in bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -68,7 +68,7 @@ def test_what_the_disk_does_not_take_is_one_line_and_leaves_the_old_file(tmp_pat
         write_json(path, {"new": "x" * 200})
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(DataError, match=r"cannot be written \(No such file or directory\): mend that"):
+    with pytest.raises(DataError, match=r"cannot be written \(No such file or directory\): fix that"):
         write_whole(tmp_path / "none" / "x", [b""])
 
 
@@ -85,7 +85,7 @@ def test_a_new_file_is_readable_by_whom_the_umask_says(tmp_path: Path) -> None:
 
 
 def refused(folder: Path, command: str = "mine") -> str:
-    """What another thread is told that wants the folder too."""
+    """The error message that another thread gets when it locks the folder too."""
     messages: list[str] = []
 
     def work() -> None:
@@ -179,7 +179,7 @@ def test_a_line_that_is_no_row_is_named_and_nothing_is_changed(tmp_path: Path) -
 def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(line(1) + line(2) + line(1))
-    with pytest.raises(DataError, match="line 3: the row of line 1 again; remove one of the two lines"):
+    with pytest.raises(DataError, match="line 3: repeats the row of line 1; remove one of the two lines"):
         list(read_rows(path, FORM))
 
 

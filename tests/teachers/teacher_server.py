@@ -45,9 +45,9 @@ def user_of(payload: dict[str, Any]) -> str:
 
 def truthful(payload: dict[str, Any]) -> Reply:
     """Says what it was told is true; where it is told nothing, that all is unharmful."""
-    told = system_of(payload).partition("The true answers:\n")[2]
+    truths = system_of(payload).partition("The true answers:\n")[2]
     labels = {
-        name.lower(): word for name, word in re.findall(r"^(Request|Response): (harmful|unharmful|None)", told, re.M)
+        name.lower(): word for name, word in re.findall(r"^(Request|Response): (harmful|unharmful|None)", truths, re.M)
     }
     return Reply(answer(**labels))
 

@@ -9,7 +9,7 @@ import pytest
 
 from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.teachers import batch_api
-from guardreasoner_vl.teachers.base import Answered
+from guardreasoner_vl.teachers.base import TeacherAnswer
 from guardreasoner_vl.teachers.batch_api import RequestFiles, Result, read_result, request_line
 from tests.teachers.teacher_server import Reply, completion
 
@@ -37,7 +37,7 @@ def test_a_request_is_one_line_of_ascii() -> None:
 
 
 def test_an_answer_is_read_as_online() -> None:
-    assert read_result(result()) == Result("a", Answered("hi", "stop", 7, 3))
+    assert read_result(result()) == Result("a", TeacherAnswer("hi", "stop", 7, 3))
     assert read_result(result() + b"\n") == read_result(result())
 
 

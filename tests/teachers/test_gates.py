@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardreasoner_vl.protocol import neutralise, parse_verdict
-from guardreasoner_vl.teachers.gates import MOST_CHARACTERS, Passed, Rejected, gate, steps_of
+from guardreasoner_vl.teachers.gates import MOST_CHARACTERS, PassedAnswer, RejectedAnswer, gate, steps_of
 from guardreasoner_vl.types import GoldLabel, Sample
 
 STEPS = ("The user asks how to bake bread.", "Baking hurts nobody.", "The assistant says to mix flour.")
@@ -34,12 +34,12 @@ def answer(
 
 def reason(text: str, sample: Sample = BOTH, finish_reason: str = "stop") -> str | None:
     result = gate(text, sample, finish_reason)
-    return result.reason if isinstance(result, Rejected) else None
+    return result.reason if isinstance(result, RejectedAnswer) else None
 
 
 def test_what_passes_is_kept_as_it_is() -> None:
     result = gate(answer(), BOTH, "stop")
-    assert isinstance(result, Passed)
+    assert isinstance(result, PassedAnswer)
     assert result.reasoning.startswith("# Task 1\n## Reasoning Step 1\nThe user asks how to bake bread.\n## Reasoning")
     assert result.reasoning.endswith("The assistant says to mix flour.")
     assert result.judged == {}
@@ -135,7 +135,7 @@ def test_what_has_no_label_may_be_judged_either_way_and_the_teacher_s_word_is_to
     row = BOTH.model_copy(update={"request_label": None})
     for word in ("harmful", "unharmful"):
         result = gate(answer(request=word), row, "stop")
-        assert isinstance(result, Passed)
+        assert isinstance(result, PassedAnswer)
         assert result.judged == {"request": word}
     assert reason(answer(response="harmful"), row) == "contradicts the truth"
     assert reason(answer(request="None"), row) == "unparsable: missing_label"
@@ -145,7 +145,7 @@ def test_what_is_not_there_is_not_judged() -> None:
     prompt_only = Sample(id="a", source="toy", modality="text", prompt="Bread?", request_label="unharmful")
     for word in ("None", "unharmful", "harmful"):
         result = gate(answer(response=word), prompt_only, "stop")
-        assert isinstance(result, Passed)
+        assert isinstance(result, PassedAnswer)
         assert result.judged == {}
     labelled = prompt_only.model_copy(update={"response": " ", "response_label": "harmful"})
     assert reason(answer(response="None"), labelled) is None
@@ -156,7 +156,7 @@ def test_what_is_not_there_is_not_judged() -> None:
 
 def test_markers_in_what_is_kept_are_broken() -> None:
     result = gate(answer("The user writes <|im_end|>.", "Human user: hi"), BOTH, "stop")
-    assert isinstance(result, Passed)
+    assert isinstance(result, PassedAnswer)
     assert "\u2039|im_end|>" in result.reasoning
     assert "<|im_end|>" not in result.reasoning
     # A field that begins a line, as in the transcript.
@@ -201,7 +201,7 @@ def test_kept_or_rejected_with_a_known_reason_and_never_against_the_truth(
     text: str, sample: Sample, finish_reason: str
 ) -> None:
     result = gate(text, sample, finish_reason)
-    if isinstance(result, Rejected):
+    if isinstance(result, RejectedAnswer):
         assert REASON.fullmatch(result.reason)
         return
     has_prompt, has_response = bool(sample.prompt), bool(sample.response)

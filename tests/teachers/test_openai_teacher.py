@@ -13,8 +13,8 @@ from guardreasoner_vl.engines.openai import http as openai_http
 from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import ImageError, InputError, InputTooLongError, MissingExtraError
 from guardreasoner_vl.protocol import build_messages
-from guardreasoner_vl.teachers.base import Answered, Tokens
-from guardreasoner_vl.teachers.gates import Passed, Rejected, gate
+from guardreasoner_vl.teachers.base import TeacherAnswer, Tokens
+from guardreasoner_vl.teachers.gates import PassedAnswer, RejectedAnswer, gate
 from guardreasoner_vl.teachers.openai import Chat, OpenAITeacher, read_answer
 from guardreasoner_vl.types import Sample
 from tests.made_images import image
@@ -50,13 +50,13 @@ def teacher(server: TeacherServer, **options: Any) -> OpenAITeacher:
     return OpenAITeacher(options.pop("chat", None), base_url=server.url, **options)
 
 
-def replies(*given: Reply) -> Any:
+def replies(*answers: Reply) -> Any:
     """One after the other; the last one from then on."""
-    left = list(given)
-    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+    remaining = list(answers)
+    return lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
 
-async def ask(asked: OpenAITeacher, row: Sample = ROW, complaint: str | None = None) -> Answered:
+async def ask(asked: OpenAITeacher, row: Sample = ROW, complaint: str | None = None) -> TeacherAnswer:
     try:
         return await asked.write(row, complaint)
     finally:
@@ -68,8 +68,8 @@ async def ask(asked: OpenAITeacher, row: Sample = ROW, complaint: str | None = N
 
 async def test_what_is_asked_for_and_what_comes_back(server: TeacherServer) -> None:
     answered = await ask(teacher(server, api_key="cake"))
-    assert answered == Answered(answer("unharmful", "harmful"), "stop", 100, 20)
-    assert isinstance(gate(answered.text, ROW, answered.finish_reason), Passed)
+    assert answered == TeacherAnswer(answer("unharmful", "harmful"), "stop", 100, 20)
+    assert isinstance(gate(answered.text, ROW, answered.finish_reason), PassedAnswer)
     (payload,) = server.payloads
     assert {key: value for key, value in payload.items() if key != "messages"} == {
         "model": "gpt-4o-2024-08-06",
@@ -160,7 +160,7 @@ async def test_what_a_bad_teacher_says_is_no_fault_and_is_rejected(
 ) -> None:
     server.brain = lambda _: reply
     answered = await ask(teacher(server))
-    assert gate(answered.text, ROW, answered.finish_reason) == Rejected(reason)
+    assert gate(answered.text, ROW, answered.finish_reason) == RejectedAnswer(reason)
     assert answered.tokens == Tokens(100, 20)
     assert len(server.payloads) == 1
 
@@ -217,7 +217,7 @@ async def test_what_is_too_long_for_the_model_is_a_fault_of_the_row(server: Teac
 
 def test_answers_are_read_without_usage() -> None:
     body = b'{"choices": [{"message": {"content": "hi", "role": "assistant"}, "finish_reason": "stop"}]}'
-    assert read_answer(body) == Answered("hi", "stop", 0, 0)
+    assert read_answer(body) == TeacherAnswer("hi", "stop", 0, 0)
 
 
 # --- limits ---------------------------------------------------------------------------------------------
@@ -250,11 +250,11 @@ async def test_requests_wait_for_their_turn(server: TeacherServer) -> None:
 
 
 async def test_tokens_wait_for_their_turn_however_many_one_request_takes(server: TeacherServer) -> None:
-    one = estimated([ROW])
-    asked = teacher(server, tokens_per_minute=60 * one)
+    size = estimated([ROW])
+    asked = teacher(server, tokens_per_minute=60 * size)
     started = time.monotonic()
-    long = ROW.model_copy(update={"prompt": "bread " * one})
-    assert estimated([long]) > 2 * one
+    long = ROW.model_copy(update={"prompt": "bread " * size})
+    assert estimated([long]) > 2 * size
     await asyncio.gather(asked.write(ROW, None), asked.write(ROW, None))
     await ask(asked, long)
     # One request's worth a second: two wait a second, the long one longer than all that fits in at once.

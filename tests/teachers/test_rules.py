@@ -16,7 +16,7 @@ from guardreasoner_vl.protocol.quotes import QuoteFilter
 from guardreasoner_vl.sources.categories import TAXONOMY
 from guardreasoner_vl.teachers.base import CannotLabelError, Tokens
 from guardreasoner_vl.teachers.forms import is_refusal
-from guardreasoner_vl.teachers.gates import Passed, gate, steps_of
+from guardreasoner_vl.teachers.gates import PassedAnswer, gate, steps_of
 from guardreasoner_vl.teachers.lexicon import CATEGORIES
 from guardreasoner_vl.teachers.offline import RulesTeacher
 from guardreasoner_vl.teachers.rules import explain
@@ -450,7 +450,7 @@ def test_every_category_has_somebody_to_hurt_or_a_general_word() -> None:
 @given(SAMPLES)
 def test_the_gates_keep_whatever_it_writes(row: Sample) -> None:
     answered = asyncio.run(RulesTeacher().write(row, None))
-    assert isinstance(gate(answered.text, row, answered.finish_reason), Passed)
+    assert isinstance(gate(answered.text, row, answered.finish_reason), PassedAnswer)
 
 
 async def test_it_writes_the_same_again_for_nothing_and_labels_nothing() -> None:
@@ -471,7 +471,7 @@ async def test_a_label_that_nobody_gave_is_guessed_from_the_words() -> None:
         row = sample(prompt, "Sure.", None, "unharmful")
         answered = await RulesTeacher().write(row, None)
         result = gate(answered.text, row, answered.finish_reason)
-        assert isinstance(result, Passed)
+        assert isinstance(result, PassedAnswer)
         assert result.judged == {"request": word}
 
 

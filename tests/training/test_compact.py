@@ -55,8 +55,8 @@ def back(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits(network: Any) -> torch.Tensor:
     ids = torch.arange(20, 60).view(2, 20)
     with torch.no_grad():
-        found: torch.Tensor = network(input_ids=ids).logits
-    return found.float()
+        values: torch.Tensor = network(input_ids=ids).logits
+    return values.float()
 
 
 # --- writing ------------------------------------------------------------------------------------------
@@ -78,13 +78,13 @@ def test_matrices_are_int8_and_everything_else_is_bf16(tiny_model: Path, small: 
 
 
 def test_the_file_names_its_scheme_and_is_smaller(tiny_model: Path, small: Path, back: Path, tmp_path: Path) -> None:
-    made = compact(tiny_model, tmp_path / "again")
+    report = compact(tiny_model, tmp_path / "again")
     with safe_open(small / INT8_WEIGHTS, "pt") as file:
         assert file.metadata() == METADATA
-    assert made.before == (tiny_model / "model.safetensors").stat().st_size
-    assert made.after == (small / INT8_WEIGHTS).stat().st_size
-    assert made.after < 0.7 * (back / "model.safetensors").stat().st_size  # the tiny model is narrow, so scales count
-    assert 0.004 < made.error < 0.02
+    assert report.before == (tiny_model / "model.safetensors").stat().st_size
+    assert report.after == (small / INT8_WEIGHTS).stat().st_size
+    assert report.after < 0.7 * (back / "model.safetensors").stat().st_size  # the tiny model is narrow, so scales count
+    assert 0.004 < report.error < 0.02
 
 
 def test_everything_beside_the_weights_is_the_same(tiny_model: Path, small: Path, back: Path) -> None:
@@ -113,8 +113,8 @@ def test_a_model_in_parts_becomes_one_file(tiny_model: Path, small: Path, tmp_pa
     (folder / "model.safetensors").unlink()
     network.save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
-    made = compact(folder, tmp_path / "whole")
-    assert made.before == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    report = compact(folder, tmp_path / "whole")
+    assert report.before == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     whole, expected = load_file(tmp_path / "whole" / INT8_WEIGHTS), load_file(small / INT8_WEIGHTS)
     assert whole.keys() == expected.keys()
     assert all(torch.equal(whole[name], expected[name]) for name in whole)
@@ -180,8 +180,8 @@ def test_plain_transformers_refuses_a_compact_folder(small: Path) -> None:
 
 
 def test_logits_are_close_to_the_originals(tiny_model: Path, small: Path) -> None:
-    original, found = (logits(load_network(folder, "fp32")) for folder in (tiny_model, small))
-    assert 0 < (found - original).norm() / original.norm() < 0.05
+    original, compacted = (logits(load_network(folder, "fp32")) for folder in (tiny_model, small))
+    assert 0 < (compacted - original).norm() / original.norm() < 0.05
 
 
 def test_the_engine_gives_nearly_the_same_scores(tiny_model: Path, small: Path) -> None:
@@ -189,8 +189,8 @@ def test_the_engine_gives_nearly_the_same_scores(tiny_model: Path, small: Path) 
     engines = [TransformersEngine.load(str(folder), dtype="fp32") for folder in (tiny_model, small)]
     scores = [engine.score([request], SLOTS, CANDIDATES)[0] for engine in engines]
     assert [score.error for score in scores] == [None, None]
-    original, found = (torch.tensor(score.logprobs).exp() for score in scores)
-    assert 0 < (found - original).abs().max() < 0.1
+    original, compacted = (torch.tensor(score.logprobs).exp() for score in scores)
+    assert 0 < (compacted - original).abs().max() < 0.1
     assert engines[0].model.revision != engines[1].model.revision
 
 
@@ -232,7 +232,7 @@ def test_a_folder_that_holds_something_is_not_replaced(tiny_model: Path, small: 
     (tmp_path / "kept.txt").write_text("kept")
     for write, source in ((compact, tiny_model), (expand, small)):
         for target in (tmp_path, tmp_path / "kept.txt", source):
-            with pytest.raises(InputError, match="is there already; give the name of a new folder"):
+            with pytest.raises(InputError, match="exists already; give the name of a new folder"):
                 write(source, target)
     assert (tmp_path / "kept.txt").read_text() == "kept"
     (tmp_path / "empty").mkdir()
@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_model: Path, small: Path, 
     for write, source in ((compact, tiny_model), (expand, small)):
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
         try:
-            with pytest.raises(DataError, match="make room; the same command goes on from the start"):
+            with pytest.raises(DataError, match="make room; the same command resumes from the start"):
                 write(source, tmp_path / "out")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -279,10 +279,10 @@ def test_a_full_disk_leaves_nothing_half_written(tiny_model: Path, small: Path, 
 def test_the_command_writes_both_ways_and_says_what_it_cost(
     tiny_model: Path, small: Path, back: Path, tmp_path: Path
 ) -> None:
-    there = CliRunner().invoke(cli.app, ["compact", str(tiny_model), "--out", str(tmp_path / "small")])
+    result = CliRunner().invoke(cli.app, ["compact", str(tiny_model), "--out", str(tmp_path / "small")])
     again = CliRunner().invoke(cli.app, ["compact", str(small), "--expand", "--out", str(tmp_path / "back")])
-    assert "MB of weights became" in there.stdout
-    assert "relative error" in there.stdout
+    assert "MB of weights became" in result.stdout
+    assert "relative error" in result.stdout
     assert again.stdout.endswith(f" MB; {tmp_path / 'back'}\n")
     for folder, written in ((small, "small"), (back, "back")):
         assert folder_digest(tmp_path / written) == folder_digest(folder)

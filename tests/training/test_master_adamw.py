@@ -17,20 +17,20 @@ BETAS = (0.9, 0.99)
 
 def model(dtype: torch.dtype) -> torch.nn.Sequential:
     torch.manual_seed(0)
-    made = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-    return made.to(torch.bfloat16).to(dtype)  # the same numbers in both
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    return network.to(torch.bfloat16).to(dtype)  # the same numbers in both
 
 
-def backward(made: torch.nn.Sequential, seed: int) -> None:
+def backward(network: torch.nn.Sequential, seed: int) -> None:
     """Gradients that are the same numbers in both precisions."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in made.parameters():
+    for parameter in network.parameters():
         gradient = torch.randn(parameter.shape, generator=generator).to(torch.bfloat16)
         parameter.grad = gradient.to(parameter.dtype)
 
 
-def stock(made: torch.nn.Sequential, decay: float) -> torch.optim.AdamW:
-    parameters = list(made.parameters())
+def stock(network: torch.nn.Sequential, decay: float) -> torch.optim.AdamW:
+    parameters = list(network.parameters())
     groups = [
         {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": decay},
         {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
@@ -47,13 +47,13 @@ def test_it_is_adamw_in_fp32(dtype: torch.dtype) -> None:
         backward(theirs, seed)
         optimizer.step()
         reference.step()
-    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(own, other.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+    for actual, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(actual, other.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
     masters = [master for group in optimizer.param_groups for master in group["params"]]
     expected = [parameter for group in reference.param_groups for parameter in group["params"]]
-    for own, other in zip(masters, expected, strict=True):
-        assert own.dtype == torch.float32
-        torch.testing.assert_close(own, other.detach(), rtol=1e-5, atol=1e-6)
+    for actual, other in zip(masters, expected, strict=True):
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, other.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_small_updates_add_up() -> None:
@@ -70,44 +70,44 @@ def test_small_updates_add_up() -> None:
 
 
 def test_decay_is_for_matrices_only() -> None:
-    made = model(torch.float32)
-    before = [parameter.detach().clone() for parameter in made.parameters()]
-    optimizer = MasterAdamW(made.parameters(), 1e-2, BETAS, 0.5)
-    for parameter in made.parameters():
+    network = model(torch.float32)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    optimizer = MasterAdamW(network.parameters(), 1e-2, BETAS, 0.5)
+    for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    for parameter, old in zip(made.parameters(), before, strict=True):
+    for parameter, old in zip(network.parameters(), before, strict=True):
         torch.testing.assert_close(parameter.detach(), old * (1 - 1e-2 * 0.5) if old.dim() > 1 else old)
 
 
 def test_without_a_gradient_nothing_moves() -> None:
-    made = model(torch.bfloat16)
-    frozen = made[0].weight
-    made[2].weight.requires_grad_(False)
-    before = [parameter.detach().clone() for parameter in made.parameters()]
-    optimizer = MasterAdamW(made.parameters(), 1e-2, BETAS, 0.5)
-    backward(made, 0)
+    network = model(torch.bfloat16)
+    frozen = network[0].weight
+    network[2].weight.requires_grad_(False)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    optimizer = MasterAdamW(network.parameters(), 1e-2, BETAS, 0.5)
+    backward(network, 0)
     frozen.grad = None
     optimizer.step()
-    moved = [not torch.equal(own, old) for own, old in zip(made.parameters(), before, strict=True)]
+    moved = [not torch.equal(own, old) for own, old in zip(network.parameters(), before, strict=True)]
     assert moved == [False, True, False, True]
 
 
 def test_zero_grad_clears_the_models_gradients() -> None:
-    made = model(torch.bfloat16)
-    optimizer = MasterAdamW(made.parameters(), 1e-2, BETAS, 0.0)
-    backward(made, 0)
+    network = model(torch.bfloat16)
+    optimizer = MasterAdamW(network.parameters(), 1e-2, BETAS, 0.0)
+    backward(network, 0)
     optimizer.step()
     optimizer.zero_grad()
-    assert all(parameter.grad is None for parameter in made.parameters())
-    before = [parameter.detach().clone() for parameter in made.parameters()]
+    assert all(parameter.grad is None for parameter in network.parameters())
+    before = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer.step()
-    assert all(torch.equal(own, old) for own, old in zip(made.parameters(), before, strict=True))
+    assert all(torch.equal(own, old) for own, old in zip(network.parameters(), before, strict=True))
 
 
 def test_the_scheduler_moves_the_rate() -> None:
-    made = model(torch.float32)
-    optimizer = MasterAdamW(made.parameters(), 1.0, BETAS, 0.0)
+    network = model(torch.float32)
+    optimizer = MasterAdamW(network.parameters(), 1.0, BETAS, 0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     optimizer.step()
     scheduler.step()
@@ -130,18 +130,18 @@ def test_a_saved_state_continues_to_the_bit(tmp_path: Path) -> None:
     for seed in range(5, 10):
         backward(resumed, seed)
         again.step()
-    for own, other in zip(resumed.parameters(), straight.parameters(), strict=True):
-        assert torch.equal(own, other)
-    for own, other in zip(again.state_dict()["masters"], optimizer.state_dict()["masters"], strict=True):
-        assert torch.equal(own, other)
+    for actual, other in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(actual, other)
+    for actual, other in zip(again.state_dict()["masters"], optimizer.state_dict()["masters"], strict=True):
+        assert torch.equal(actual, other)
 
 
 def test_a_saved_state_is_a_copy() -> None:
-    made = model(torch.bfloat16)
-    optimizer = MasterAdamW(made.parameters(), 1e-1, BETAS, 0.0)
+    network = model(torch.bfloat16)
+    optimizer = MasterAdamW(network.parameters(), 1e-1, BETAS, 0.0)
     state = optimizer.state_dict()
     before = [master.clone() for master in state["masters"]]
-    backward(made, 0)
+    backward(network, 0)
     optimizer.step()
     assert all(torch.equal(own, old) for own, old in zip(state["masters"], before, strict=True))
 

@@ -63,10 +63,10 @@ def page(size: tuple[int, int], *words: Word) -> Image.Image:
     return image
 
 
-def word(text: str, left: float, top: float, right: float, bottom: float) -> Word:
+def word(text: str, start: float, top: float, end: float, bottom: float) -> Word:
     """A word whose letters are equally wide."""
-    width = (right - left) / len(text)
-    return Word(text, tuple(left + at * width for at in range(len(text) + 1)), top, bottom)
+    width = (end - start) / len(text)
+    return Word(text, tuple(start + at * width for at in range(len(text) + 1)), top, bottom)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def tokens(inputs: QwenInputs) -> tuple[int, int, int]:
 def test_a_patch_holds_the_tokens_drawn_in_it(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
     cake, bake, blank = tokens
     image = page((112, 56), word("cake", 14, 0, 56, 28), word("bake", 56, 14, 84, 42))
-    held = [cake, cake, bake, blank, blank, blank, bake, blank]
-    assert patch_tokens(image, inputs) == [{token: 1.0} for token in held]
+    expected = [cake, cake, bake, blank, blank, blank, bake, blank]
+    assert patch_tokens(image, inputs) == [{token: 1.0} for token in expected]
 
 
 def test_shares_follow_the_area_and_slivers_are_blank(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
@@ -94,22 +94,22 @@ def test_shares_follow_the_area_and_slivers_are_blank(inputs: QwenInputs, tokens
 def test_a_word_of_several_tokens_is_read_from_left_to_right(inputs: QwenInputs) -> None:
     space, *letters = inputs.tokens(" xyzw")
     assert len(letters) == 4  # none of them learnt
-    found = patch_tokens(page((56, 28), word("xyzw", 0, 0, 56, 28)), inputs)
-    assert [list(shares) for shares in found] == [letters[:2], letters[2:]]
-    assert not any(space in shares for shares in found)
+    patches = patch_tokens(page((56, 28), word("xyzw", 0, 0, 56, 28)), inputs)
+    assert [list(shares) for shares in patches] == [letters[:2], letters[2:]]
+    assert not any(space in shares for shares in patches)
 
 
 def test_tokens_follow_the_letters_own_widths(inputs: QwenInputs) -> None:
     _, wide, narrow = inputs.tokens(" wi")
-    (found,) = patch_tokens(page((28, 28), Word("wi", (0, 21, 28), 0, 28)), inputs)
-    assert found == pytest.approx({wide: 0.75, narrow: 0.25})
+    (patch,) = patch_tokens(page((28, 28), Word("wi", (0, 21, 28), 0, 28)), inputs)
+    assert patch == pytest.approx({wide: 0.75, narrow: 0.25})
 
 
 def test_boxes_shrink_with_the_image(inputs: QwenInputs, tokens: tuple[int, int, int]) -> None:
     cake, *_ = tokens
-    found = patch_tokens(page((448, 448), word("cake", 0, 0, 448, 224)), inputs)
-    assert len(found) == 64
-    assert [set(shares) == {cake} for shares in found] == [True] * 32 + [False] * 32
+    patches = patch_tokens(page((448, 448), word("cake", 0, 0, 448, 224)), inputs)
+    assert len(patches) == 64
+    assert [set(shares) == {cake} for shares in patches] == [True] * 32 + [False] * 32
 
 
 def test_each_half_of_a_patch_holds_the_letter_that_fills_most_of_it(inputs: QwenInputs) -> None:
@@ -124,8 +124,8 @@ def test_the_loss_of_letters_by_hand() -> None:
     assert head.loss(states, [0, NO_LETTER]).item() == pytest.approx(math.log(28))
     with torch.no_grad():
         head.weight[0, 0] = 2.0  # the left half's letter a; the states' root mean square is the root of 3
-    left = -math.log(math.exp(2 * math.sqrt(3)) / (math.exp(2 * math.sqrt(3)) + 27))
-    assert head.loss(states, [0, NO_LETTER]).item() == pytest.approx((left + math.log(28)) / 2)
+    left_half = -math.log(math.exp(2 * math.sqrt(3)) / (math.exp(2 * math.sqrt(3)) + 27))
+    assert head.loss(states, [0, NO_LETTER]).item() == pytest.approx((left_half + math.log(28)) / 2)
 
 
 def test_states_halfway_stand_in_the_order_of_the_features(folder: Path, inputs: QwenInputs) -> None:
@@ -183,8 +183,8 @@ def test_the_stage_reads_before_it_trains_and_once_only(tmp_path: Path, monkeypa
     out = tmp_path / "second"
     sft.run(parse_recipe(content), tmp_path / "data", out)
     base = load_file(out / "base" / "model.safetensors")
-    given = load_file(start / "model.safetensors")
-    changed = {name for name, value in given.items() if not torch.equal(value, base[name].to(value.dtype))}
+    start_weights = load_file(start / "model.safetensors")
+    changed = {name for name, value in start_weights.items() if not torch.equal(value, base[name].to(value.dtype))}
     assert changed
     assert all(name.startswith("visual.") or ".visual." in name for name in changed)
     report = json.loads((out / "reading.json").read_text())

@@ -167,26 +167,26 @@ def test_rows_over_the_limit_are_counted_and_never_cut(inputs: QwenInputs) -> No
     limit = lengths[20]
     result = rules(rows, inputs, max_length=limit)
     assert result.rows == [row for row in whole if len(row.input_ids) <= limit]
-    assert result.set_aside.reasons == {f"longer than {limit} tokens": sum(length > limit for length in lengths)}
+    assert result.skipped.reasons == {f"longer than {limit} tokens": sum(length > limit for length in lengths)}
 
 
-def test_a_broken_image_is_set_aside_with_its_reason(inputs: QwenInputs, images: list[str], tmp_path: Path) -> None:
+def test_a_broken_image_is_skipped_with_its_reason(inputs: QwenInputs, images: list[str], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(images[0]).read_bytes()[:60])
     names = [images[0], str(broken), str(tmp_path / "missing.png")]
     rows = [sample(id=name, modality="image", images=[name], request_label="harmful") for name in names]
     result = rules(rows, inputs)
     assert [row.id for row in result.rows] == [images[0]]
-    assert result.set_aside.reasons == {ImageError.code: 2}
+    assert result.skipped.reasons == {ImageError.code: 2}
 
 
-def test_an_empty_row_is_set_aside(inputs: QwenInputs) -> None:
+def test_an_empty_row_is_skipped(inputs: QwenInputs) -> None:
     result = rules([sample(prompt=" ", request_label="harmful"), sample(prompt="x", request_label="harmful")], inputs)
     assert len(result.rows) == 1
-    assert result.set_aside.total == 1
+    assert result.skipped.total == 1
 
 
-def test_a_row_without_any_known_label_is_set_aside(inputs: QwenInputs) -> None:
+def test_a_row_without_any_known_label_is_skipped(inputs: QwenInputs) -> None:
     rows = [
         sample(prompt="a bomb", request_label="harmful"),
         sample(prompt="bread", request_label="unharmful"),
@@ -194,7 +194,7 @@ def test_a_row_without_any_known_label_is_set_aside(inputs: QwenInputs) -> None:
     ]
     result = rules(rows, inputs)
     assert len(result.rows) == 2
-    assert result.set_aside.reasons == {"no label is known": 1}
+    assert result.skipped.reasons == {"no label is known": 1}
 
 
 MARKERS = ["<think>", "</think>", "<result>", "</result>", "<|im_end|>", "<|image_pad|>", "<video>", "<\u200b|IM_END|>"]
@@ -226,9 +226,9 @@ def test_reasoning_never_becomes_a_control_token(
 
 
 def test_a_rows_own_reasoning_comes_before_the_teachers(inputs: QwenInputs) -> None:
-    own = sample(prompt="x", request_label="harmful", reasoning="my own words")
-    assert "<think>\nmy own words\n</think>" in text(rules([own], inputs).rows[0], inputs)
-    blank = own.model_copy(update={"reasoning": " \n"})
+    reasoned = sample(prompt="x", request_label="harmful", reasoning="my own words")
+    assert "<think>\nmy own words\n</think>" in text(rules([reasoned], inputs).rows[0], inputs)
+    blank = reasoned.model_copy(update={"reasoning": " \n"})
     assert "\n## Reasoning Step 2\n" in text(rules([blank], inputs).rows[0], inputs)
     assert "<think>\n</think>" in text(rules([blank], inputs, teacher=None).rows[0], inputs)
 
@@ -263,7 +263,7 @@ def test_pseudo_labels_come_from_the_labelled_rows() -> None:
 
 
 def test_pseudo_labels_need_both_classes() -> None:
-    with pytest.raises(DataError, match="fewer than two request classes"):
+    with pytest.raises(DataError, match="do not have both request classes"):
         target_labels([sample(prompt="x", request_label="harmful"), sample(prompt="y")])
 
 

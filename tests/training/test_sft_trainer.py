@@ -51,19 +51,19 @@ def inputs(folder: Path) -> QwenInputs:
 @pytest.fixture(scope="module")
 def rows(folder: Path, inputs: QwenInputs) -> list[TokenRow]:
     samples = list(read_samples(folder / "toy" / "train.jsonl"))
-    made = tokenise(
+    token_rows = tokenise(
         samples, target_labels(samples), inputs, max_length=400, without_reasoning=0.5, teacher="rules", seed=0
     )
-    assert len(made.rows) == 16
-    return made.rows
+    assert len(token_rows.rows) == 16
+    return token_rows.rows
 
 
 def model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    made = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "base", dtype=dtype)
-    made.config.use_cache = False
-    return made
+    network = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "base", dtype=dtype)
+    network.config.use_cache = False
+    return network
 
 
 def trainer(
@@ -99,9 +99,9 @@ def padded(inputs: QwenInputs, rows: Sequence[TokenRow]) -> dict[str, torch.Tens
         ids[number, :count], labels[number, :count] = torch.tensor(row.input_ids), torch.tensor(row.labels)
         mask[number, :count] = 1
     kinds = (ids == inputs.token_id["<|image_pad|>"]).int()
-    made = {"input_ids": ids, "labels": labels, "attention_mask": mask, "mm_token_type_ids": kinds}
+    arguments = {"input_ids": ids, "labels": labels, "attention_mask": mask, "mm_token_type_ids": kinds}
     vision = {name: value for name, value in batch(inputs, rows).items() if name in ("pixel_values", "image_grid_thw")}
-    return {**made, **vision}
+    return {**arguments, **vision}
 
 
 def split(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
@@ -112,16 +112,16 @@ def split(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
 
 
 def test_what_all_rows_begin_with_stands_once(rows: list[TokenRow], inputs: QwenInputs) -> None:
-    made = batch(inputs, rows)
+    packed = batch(inputs, rows)
     columns = enumerate(zip(*(row.input_ids for row in rows), strict=False))
     shared = next(at for at, column in columns if len(set(column)) > 1)
     instruction = inputs.tokens(chat_text(build_messages(Exchange(prompt="x")), []).partition("Human user")[0])
     assert shared >= len(instruction) - 1
-    assert made["input_ids"][0].tolist() == [
+    assert packed["input_ids"][0].tolist() == [
         *rows[0].input_ids[:shared],
         *(token for row in rows for token in row.input_ids[shared:]),
     ]
-    assert made["labels"][0].tolist() == [
+    assert packed["labels"][0].tolist() == [
         *[IGNORED] * shared,
         *(label for row in rows for label in row.labels[shared:]),
     ]
@@ -130,8 +130,8 @@ def test_what_all_rows_begin_with_stands_once(rows: list[TokenRow], inputs: Qwen
 def test_a_prefix_ends_before_loss_and_images(rows: list[TokenRow], inputs: QwenInputs) -> None:
     texts, images = split(rows)
     for row in (texts[0], images[0]):
-        made = batch(inputs, [row, row])
-        shared = 2 * len(row.input_ids) - made["input_ids"].numel()
+        packed = batch(inputs, [row, row])
+        shared = 2 * len(row.input_ids) - packed["input_ids"].numel()
         start = inputs.token_id["<|vision_start|>"]
         expected = [at for at, label in enumerate(row.labels) if label != IGNORED or row.input_ids[at] == start]
         assert shared == expected[0]
@@ -141,22 +141,22 @@ def test_a_prefix_ends_before_loss_and_images(rows: list[TokenRow], inputs: Qwen
 
 
 def test_positions_are_those_of_transformers(folder: Path, rows: list[TokenRow], inputs: QwenInputs) -> None:
-    made, each = batch(inputs, rows), padded(inputs, rows)
+    packed, each = batch(inputs, rows), padded(inputs, rows)
     expected, _ = model(folder).model.get_rope_index(
         each["input_ids"], each["mm_token_type_ids"], each["image_grid_thw"], attention_mask=each["attention_mask"]
     )
-    shared = (sum(len(row.input_ids) for row in rows) - made["input_ids"].numel()) // (len(rows) - 1)
+    shared = (sum(len(row.input_ids) for row in rows) - packed["input_ids"].numel()) // (len(rows) - 1)
     pieces = [expected[:, number, shared : len(row.input_ids)] for number, row in enumerate(rows)]
-    assert torch.equal(made["position_ids"][:, 0], torch.cat([expected[:, 0, :shared], *pieces], dim=1))
+    assert torch.equal(packed["position_ids"][:, 0], torch.cat([expected[:, 0, :shared], *pieces], dim=1))
 
 
 def test_images_fill_their_places(rows: list[TokenRow], inputs: QwenInputs) -> None:
     _, images = split(rows)
-    made = batch(inputs, images)
-    grids = made["image_grid_thw"]
+    packed = batch(inputs, images)
+    grids = packed["image_grid_thw"]
     assert grids.shape == (len(images), 3)
-    assert made["pixel_values"].shape == (int(grids.prod(1).sum()), 3 * 2 * 14 * 14)
-    pads = (made["input_ids"] == inputs.token_id["<|image_pad|>"]).sum()
+    assert packed["pixel_values"].shape == (int(grids.prod(1).sum()), 3 * 2 * 14 * 14)
+    pads = (packed["input_ids"] == inputs.token_id["<|image_pad|>"]).sum()
     assert int(pads) == int(grids.prod(1).sum()) // 4
 
 
@@ -187,26 +187,26 @@ def test_an_order_of_its_own_for_every_epoch() -> None:
 # --- loss and gradients -------------------------------------------------------------------------------
 
 
-def gradients(made: SupervisedOnlyTrainer, compute: Any) -> tuple[float, dict[str, torch.Tensor]]:
-    made.model.zero_grad()
+def gradients(built: SupervisedOnlyTrainer, compute: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    built.model.zero_grad()
     loss = compute()
     loss.backward()
     return float(loss.detach()), {
-        name: parameter.grad.clone() for name, parameter in made.model.named_parameters() if parameter.grad is not None
+        name: parameter.grad.clone() for name, parameter in built.model.named_parameters() if parameter.grad is not None
     }
 
 
-def assert_close(own: torch.Tensor, other: torch.Tensor, name: str, absolute: float = 1e-5) -> None:
-    assert torch.allclose(own, other, rtol=1e-4, atol=absolute), (name, float((own - other).abs().max()))
+def assert_close(actual: torch.Tensor, other: torch.Tensor, name: str, absolute: float = 1e-5) -> None:
+    assert torch.allclose(actual, other, rtol=1e-4, atol=absolute), (name, float((actual - other).abs().max()))
 
 
-def by_hand(model: Any, made: dict[str, torch.Tensor], count: int | None) -> torch.Tensor:
+def by_hand(model: Any, packed: dict[str, torch.Tensor], count: int | None) -> torch.Tensor:
     """-log softmax at every supervised token, token by token, over their number."""
-    fields = {name: value for name, value in made.items() if name != "labels"}
+    fields = {name: value for name, value in packed.items() if name != "labels"}
     logprobs = model(**fields).logits.float().log_softmax(-1)
     terms = [
         -logprobs[row, at - 1, label]
-        for row, labels in enumerate(made["labels"].tolist())
+        for row, labels in enumerate(packed["labels"].tolist())
         for at, label in enumerate(labels)
         if label != IGNORED
     ]
@@ -218,14 +218,14 @@ def by_hand(model: Any, made: dict[str, torch.Tensor], count: int | None) -> tor
 def test_loss_and_gradients_are_trls_and_the_formulas(
     kind: str, items: int | None, folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
 ) -> None:
-    made = trainer(folder, rows, inputs, tmp_path)
+    built = trainer(folder, rows, inputs, tmp_path)
     texts, images = split(rows)
     chosen = {"text": texts[:4], "image": images[:4], "mixed": [*texts[:2], *images[:3]]}[kind]
     values, each = batch(inputs, chosen), padded(inputs, chosen)
     count = None if items is None else torch.tensor(items)
-    ours = gradients(made, lambda: made.compute_loss(made.model, dict(values), num_items_in_batch=count))
-    stock = gradients(made, lambda: SFTTrainer.compute_loss(made, made.model, dict(each), num_items_in_batch=count))
-    hand = gradients(made, lambda: by_hand(made.model, each, items))
+    ours = gradients(built, lambda: built.compute_loss(built.model, dict(values), num_items_in_batch=count))
+    stock = gradients(built, lambda: SFTTrainer.compute_loss(built, built.model, dict(each), num_items_in_batch=count))
+    hand = gradients(built, lambda: by_hand(built.model, each, items))
     for loss, gradient in (stock, hand):
         assert ours[0] == pytest.approx(loss, abs=1e-5)
         assert ours[1].keys() == gradient.keys()
@@ -240,7 +240,7 @@ def test_loss_and_gradients_are_trls_and_the_formulas(
 def test_label_words_count_label_weight_times(
     folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
 ) -> None:
-    made = trainer(folder, rows, inputs, tmp_path)
+    built = trainer(folder, rows, inputs, tmp_path)
     values = batch(inputs, rows)
     words = torch.isin(values["labels"], torch.tensor([*inputs.tokens(" harmful"), *inputs.tokens(" unharmful")]))
     assert 0 < int(words.sum()) < int((values["labels"] != IGNORED).sum())
@@ -248,18 +248,18 @@ def test_label_words_count_label_weight_times(
 
     def loss(values: dict[str, torch.Tensor]) -> float:
         with torch.no_grad():
-            return float(made.compute_loss(made.model, dict(values), num_items_in_batch=torch.tensor(10)))
+            return float(built.compute_loss(built.model, dict(values), num_items_in_batch=torch.tensor(10)))
 
     whole, part = loss(values), loss(only_words)
-    made.label_weight = 3.0
+    built.label_weight = 3.0
     assert loss(values) == pytest.approx(whole + 2 * part, rel=1e-5)
 
 
 def test_a_batch_without_loss_is_a_zero(folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path) -> None:
-    made = trainer(folder, rows, inputs, tmp_path)
+    built = trainer(folder, rows, inputs, tmp_path)
     values = batch(inputs, rows[:2])
     values["labels"] = torch.full_like(values["labels"], IGNORED)
-    loss, gradient = gradients(made, lambda: made.compute_loss(made.model, values))
+    loss, gradient = gradients(built, lambda: built.compute_loss(built.model, values))
     assert loss == 0
     assert all(not value.any() for value in gradient.values())
 
@@ -267,28 +267,28 @@ def test_a_batch_without_loss_is_a_zero(folder: Path, rows: list[TokenRow], inpu
 def test_the_head_sees_supervised_positions_only(
     folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
 ) -> None:
-    made = trainer(folder, rows, inputs, tmp_path)
+    built = trainer(folder, rows, inputs, tmp_path)
     values = batch(inputs, rows[:4])
-    _, outputs = made.compute_loss(made.model, dict(values), return_outputs=True)
+    _, outputs = built.compute_loss(built.model, dict(values), return_outputs=True)
     assert outputs["logits"].shape[0] == int((values["labels"] != IGNORED).sum())
     fields = {name: value for name, value in values.items() if name not in ("labels", "predicts")}
-    assert made.model(**fields).logits.shape[:2] == values["input_ids"].shape  # and nothing stays behind
+    assert built.model(**fields).logits.shape[:2] == values["input_ids"].shape  # and nothing stays behind
 
 
 def test_a_blank_image_changes_no_gradient(
     folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
 ) -> None:
     """Where weights are sharded every rank has to call the vision tower, whatever its rows are."""
-    made = trainer(folder, rows, inputs, tmp_path)
+    built = trainer(folder, rows, inputs, tmp_path)
     texts, images = split(rows)
     plain, blank = (batch(inputs, texts[:3], always) for always in (False, True))
     assert set(blank) - set(plain) == {"pixel_values", "image_grid_thw"}
-    loss, expected = gradients(made, lambda: made.compute_loss(made.model, plain))
-    same, found = gradients(made, lambda: made.compute_loss(made.model, blank))
+    loss, expected = gradients(built, lambda: built.compute_loss(built.model, plain))
+    same, computed = gradients(built, lambda: built.compute_loss(built.model, blank))
     assert same == pytest.approx(loss, abs=1e-6)
-    tower = {name for name, _ in made.model.named_parameters() if name.startswith("model.visual.")}
-    assert found.keys() == expected.keys() | tower
-    for name, value in found.items():
+    tower = {name for name, _ in built.model.named_parameters() if name.startswith("model.visual.")}
+    assert computed.keys() == expected.keys() | tower
+    for name, value in computed.items():
         assert_close(value, torch.zeros_like(value) if name in tower else expected[name], name, 1e-6)
     mixed = [batch(inputs, [texts[0], images[0]], always)["pixel_values"] for always in (False, True)]
     assert torch.equal(*mixed)
@@ -305,11 +305,11 @@ def test_autocast_reaches_the_model(
             layer = model.model.language_model.layers[0].mlp.gate_proj
             layer.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
 
-    made = trainer(folder, rows[:4], inputs, tmp_path, precision=precision, epochs=1)
-    made.add_callback(Look())
-    made.train()
+    built = trainer(folder, rows[:4], inputs, tmp_path, precision=precision, epochs=1)
+    built.add_callback(Look())
+    built.train()
     assert set(seen) == {expected}
-    assert next(made.model.parameters()).dtype == torch.float32
+    assert next(built.model.parameters()).dtype == torch.float32
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -330,7 +330,7 @@ def test_accumulated_gradients_are_those_of_one_big_batch(
 ) -> None:
     def update(size: int, accumulation: int) -> dict[str, torch.Tensor]:
         watch = Watch()
-        made = trainer(
+        built = trainer(
             folder,
             rows[:8],
             inputs,
@@ -341,8 +341,8 @@ def test_accumulated_gradients_are_those_of_one_big_batch(
             max_grad_norm=1e9,
             save_steps=100,
         )
-        made.add_callback(watch)
-        made.train()
+        built.add_callback(watch)
+        built.train()
         (only,) = watch.gradients
         return only
 
@@ -359,25 +359,25 @@ def test_every_kind_of_batch_trains(
 ) -> None:
     texts, images = split(rows)
     chosen = {"text": texts, "image": images, "mixed": rows[2:6]}[kind][:4]
-    made = trainer(folder, chosen, inputs, tmp_path, dtype, epochs=1, batch_size=4, save_steps=100)
-    before = {name: value.detach().clone() for name, value in made.model.named_parameters()}
-    made.train()
-    moved = {name for name, value in made.model.named_parameters() if not torch.equal(value, before[name])}
+    built = trainer(folder, chosen, inputs, tmp_path, dtype, epochs=1, batch_size=4, save_steps=100)
+    before = {name: value.detach().clone() for name, value in built.model.named_parameters()}
+    built.train()
+    moved = {name for name, value in built.model.named_parameters() if not torch.equal(value, before[name])}
     assert "model.language_model.embed_tokens.weight" in moved
     assert ("model.visual.patch_embed.proj.weight" in moved) == (kind != "text")
-    assert all(torch.isfinite(value).all() for value in made.model.parameters())
+    assert all(torch.isfinite(value).all() for value in built.model.parameters())
 
 
 def test_gradient_checkpointing_changes_nothing(
     folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
 ) -> None:
-    found = []
+    results = []
     for checkpointing in (False, True):
         watch = Watch()
-        made = trainer(folder, rows[:4], inputs, tmp_path, epochs=1, gradient_checkpointing=checkpointing)
-        made.add_callback(watch)
-        made.train()
-        found.append(watch.gradients[0])
-    assert found[0].keys() == found[1].keys()
-    for name, value in found[0].items():
-        assert_close(found[1][name], value, name, 1e-6)
+        built = trainer(folder, rows[:4], inputs, tmp_path, epochs=1, gradient_checkpointing=checkpointing)
+        built.add_callback(watch)
+        built.train()
+        results.append(watch.gradients[0])
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert_close(results[1][name], value, name, 1e-6)

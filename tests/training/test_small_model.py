@@ -117,21 +117,21 @@ def test_transformers_opens_the_folder(folder: Path) -> None:
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer.model_max_length == 512
-    own = QwenInputs.from_folder(folder)
+    folder_inputs = QwenInputs.from_folder(folder)
     messages = (Message("system", INSTRUCTION), Message("user", "Human user:\nhi\n\nAI assistant:\nNone\n"))
     chat = [{"role": message.role, "content": message.text} for message in messages]
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == chat_text(messages)
     encoded = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert encoded == own.tokens(chat_text(messages))
+    assert encoded == folder_inputs.tokens(chat_text(messages))
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
     config = model.config
     assert config.text_config.vocab_size == len(tokenizer) == model.get_input_embeddings().weight.shape[0]
-    assert config.image_token_id == own.token_id["<|image_pad|>"]
-    assert config.vision_start_token_id == own.token_id["<|vision_start|>"]
-    assert config.text_config.eos_token_id == own.token_id["<|im_end|>"]
-    assert model.generation_config.eos_token_id == own.token_id["<|im_end|>"]
+    assert config.image_token_id == folder_inputs.token_id["<|image_pad|>"]
+    assert config.vision_start_token_id == folder_inputs.token_id["<|vision_start|>"]
+    assert config.text_config.eos_token_id == folder_inputs.token_id["<|im_end|>"]
+    assert model.generation_config.eos_token_id == folder_inputs.token_id["<|im_end|>"]
     assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
-    assert own.budget.max_pixels == 84 * 84
+    assert folder_inputs.budget.max_pixels == 84 * 84
 
 
 def test_weights_are_safetensors_and_tied_ones_stand_once(folder: Path) -> None:

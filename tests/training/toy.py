@@ -74,14 +74,14 @@ def row(number: int) -> dict[str, Any]:
 
 def rows(count: int) -> list[dict[str, Any]]:
     """`count` rows of all kinds, none of them held out."""
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     suffix = 0
-    while len(found) < count:
-        name = f"toy-{len(found)}-{suffix}"
+    while len(records) < count:
+        name = f"toy-{len(records)}-{suffix}"
         suffix = suffix + 1 if is_held_out(name) else 0
         if not is_held_out(name):
-            found.append({"id": name, **row(len(found))})
-    return found
+            records.append({"id": name, **row(len(records))})
+    return records
 
 
 def write_data(root: Path, content: list[dict[str, Any]]) -> Path:

@@ -68,10 +68,10 @@ def test_sequences_become_tuples_and_images_are_in_reading_order() -> None:
         exchange.prompt = "other"  # type: ignore[misc]  # the point of the test
 
 
-@pytest.mark.parametrize("one", ["cat.png", b"\x89PNG"])
-def test_one_bare_image_is_not_taken_letter_by_letter(one: Any) -> None:
+@pytest.mark.parametrize("source", ["cat.png", b"\x89PNG"])
+def test_one_bare_image_is_not_taken_letter_by_letter(source: Any) -> None:
     with pytest.raises(InputError, match="tuple"):
-        Exchange("q", one)
+        Exchange("q", source)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_an_image_string_that_nothing_can_encode_is_refused_in_one_line(make: An
 
 @pytest.mark.parametrize("junk", [None, 5, 2.5, True, {"url": PIXEL}, [PIXEL], (), object(), bytearray(b"x")])
 def test_what_is_no_image_is_refused(junk: Any) -> None:
-    with pytest.raises(InputError, match=f"{type(junk).__name__} is no image"):
+    with pytest.raises(InputError, match=f"{type(junk).__name__} is not an image"):
         Exchange("q", (junk,))
-    with pytest.raises(InputError, match=f"{type(junk).__name__} is no image"):
+    with pytest.raises(InputError, match=f"{type(junk).__name__} is not an image"):
         Exchange("q", history=(Turn("x", (junk,)),))
 
 
@@ -371,7 +371,7 @@ JSON = st.recursive(
 
 
 def loosely(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with some of these fields, each right or any JSON at all."""
+    """Objects with some of these fields, each valid or any JSON."""
     return st.fixed_dictionaries({}, optional={name: right | JSON for name, right in fields.items()})
 
 
@@ -485,8 +485,8 @@ def test_verdict_schema() -> None:
 
 
 def test_records_are_frozen_and_closed() -> None:
-    made = verdict()
-    records: list[BaseModel] = [made, made.request, made.model, made.usage, VerdictError(code="x", message="y")]
+    judged = verdict()
+    records: list[BaseModel] = [judged, judged.request, judged.model, judged.usage, VerdictError(code="x", message="y")]
     for record in records:
         name = next(iter(type(record).model_fields))
         with pytest.raises(ValidationError, match="frozen"):

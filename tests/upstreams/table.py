@@ -1,7 +1,7 @@
-"""What a model's server may send, and what has to come of it: one table for proxy, middleware and engine.
+"""What a model's server may send, and the expected result: one table for proxy, middleware and engine.
 
-`text` is what a client may read in the end; `code` the error that it is told instead, `None` where the answer is whole.
-Where the answer breaks off, what is read before is a beginning of `text`.
+`text` is the text that a client may read at the end; `code` the error that it gets instead, None if the answer is
+complete. If the answer is interrupted, the client has read a beginning of `text`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STREAM, JSON = "text/event-stream; charset=utf-8", "application/json"
 
 @dataclass(frozen=True)
 class Case:
-    """`engine` is whether the `openai` engine gives the text, None where it does as the others do."""
+    """`engine` tells whether the `openai` engine returns the text; None if it behaves like the others."""
 
     name: str
     body: bytes
@@ -61,7 +61,7 @@ def with_logprobs(content: Any) -> list[str]:
 
 
 def halves(**delta: str) -> list[str]:
-    """An emoji whose two halves stand in two deltas, as servers write it that count in UTF-16."""
+    """An emoji whose two halves are in two deltas, as sent by servers that count in UTF-16."""
     ((name, text),) = delta.items()
     before, after = text.split("\U0001f600")
     return [chunk({name: f"{before}\ud83d"}), chunk({name: f"\ude00{after}"}), END, "[DONE]"]
@@ -150,7 +150,7 @@ WHOLE = [
     Case("choices that are null", b'{"choices": null}', code="upstream", kind=JSON, message="no choice"),
     Case("no field of that name", b"{}", code="upstream", kind=JSON, message="no choice"),
     Case("a null message", whole(None), code="upstream", kind=JSON, message="without a message"),
-    Case("what is no JSON", b"<html>SECRET</html>", code="guard_error", kind=JSON, message="no form"),
-    Case("a list", b"[]", code="guard_error", kind=JSON, message="no form"),
-    Case("an endless list", b"[" * 100_000, code="guard_error", kind=JSON, message="no form"),
+    Case("what is no JSON", b"<html>SECRET</html>", code="guard_error", kind=JSON, message="unknown form"),
+    Case("a list", b"[]", code="guard_error", kind=JSON, message="unknown form"),
+    Case("an endless list", b"[" * 100_000, code="guard_error", kind=JSON, message="unknown form"),
 ]  # fmt: skip

@@ -37,7 +37,7 @@ def pieces_of(body: bytes, size: int) -> list[bytes]:
 
 
 class Sent(httpx.AsyncByteStream):
-    """A body in exactly these pieces."""
+    """A body sent in exactly these parts."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
@@ -64,7 +64,7 @@ class Server:
 
 @dataclass
 class Read:
-    """What a client reads: the text, the error that it is told, and whether the stream says that it is whole."""
+    """What a client reads: the text, the error that it gets, and whether the stream says that it is complete."""
 
     text: str
     error: dict[str, Any]
@@ -159,17 +159,17 @@ def engine(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIEn
 
 
 @cut
-@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("streamed", [True, False])
 @cases([*STREAMS, *WHOLE])
-def test_the_engine(case: Case, watched: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not watched and case.kind == STREAM:
+def test_the_engine(case: Case, streamed: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not streamed and case.kind == STREAM:
         return  # an engine that asked for no stream reads none
-    watch = Pieces()
+    listener = Pieces()
     with engine(Server(case, size), monkeypatch) as connected:
-        (result,) = connected.generate([replace(asked(), watch=watch if watched else None)])
+        (result,) = connected.generate([replace(asked(), listener=listener if streamed else None)])
     if case.engine_answers:
         assert (result.error, result.text) == (None, case.text)
-        assert not watched or "".join(watch.heard) == case.text
+        assert not streamed or "".join(listener.heard) == case.text
     else:
         assert (result.finish_reason, result.error_code) == ("error", "engine")
         for quoted in ("BAD", "SECRET", "died"):

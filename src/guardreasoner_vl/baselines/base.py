@@ -1,6 +1,6 @@
-"""What an adapter for another guard is: how it is asked, and how its answer is read.
+"""The interface of adapters for other guards: building their requests and reading their answers.
 
-An adapter uses its guard's own published prompt and grammar; what that grammar does not allow is an error.
+An adapter uses its guard's published prompt and answer format; any other answer is an error.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.types import Exchange
 
-Path = Literal["chat/completions", "completions", "moderations"]
+ApiPath = Literal["chat/completions", "completions", "moderations"]
 TOP = 20
-"""Alternatives asked for at each generated token."""
+"""Number of alternatives requested for each generated token."""
 
-LEAST_MASS = 0.01
-"""A score whose two words have less probability together was read at a wrong place, and is none."""
+MIN_MASS = 0.01
+"""Tokens at which the label words have less probability in total than this are not the label and give no score."""
 
 
 class UnsupportedError(InputError):
@@ -34,48 +34,48 @@ class UnsupportedError(InputError):
 
 
 class UnreadableError(EngineError):
-    """The guard's answer is outside its own grammar."""
+    """The guard's answer does not follow its published format."""
 
     code = "unparsable"
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request; `payload` is called when it is its turn. `about` says what its answer is about."""
+class AdapterRequest:
+    """One request to a guard; `payload` is called when it is sent, `targets` are what its answer judges."""
 
-    path: Path
+    path: ApiPath
     payload: Callable[[], dict[str, Any]]
-    about: tuple[Target, ...]
+    targets: tuple[Target, ...]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The text, each generated token with its likeliest alternatives, and the tokens that it took."""
+class AdapterAnswer:
+    """A guard's answer: its text, tokens with their alternatives, and number of tokens."""
 
     text: str
     tokens: Sequence[Mapping[str, float]] = ()
-    """For each generated token: texts and log-probabilities of the likeliest."""
+    """For each generated token, the log-probabilities of the likeliest tokens by text."""
     completion_tokens: int = 0
     content: Mapping[str, Any] = field(default_factory=dict)
-    """The whole body, for interfaces that answer no text."""
+    """The whole body, for interfaces that do not return text."""
 
 
 class Adapter(Protocol):
-    """One guard."""
+    """Builds the requests of one guard and reads its answers."""
 
     @property
     def reasons(self) -> bool:
         """Whether it writes reasoning before its labels."""
 
-    def asks(self, exchange: Exchange) -> list[Ask]:
-        """What to ask about an exchange whose images were taken in. Raises `UnsupportedError`."""
+    def build_requests(self, exchange: Exchange) -> list[AdapterRequest]:
+        """The requests for judging an exchange whose images are checked. Raises `UnsupportedError`."""
 
-    def read(self, ask: Ask, answer: Answer) -> dict[Target, Judgement]:
-        """The judgements of one answer. Raises `UnreadableError`."""
+    def read(self, request: AdapterRequest, answer: AdapterAnswer) -> dict[Target, Judgement]:
+        """Read the judgements from one answer. Raises `UnreadableError`."""
 
 
-def read_answer(path: Path, body: bytes) -> Answer:
-    """Parse a server's answer; raises `EngineError`."""
+def read_answer(path: ApiPath, body: bytes) -> AdapterAnswer:
+    """Parse a server's answer. Raises `EngineError`."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -83,16 +83,16 @@ def read_answer(path: Path, body: bytes) -> Answer:
     if not isinstance(content, dict):
         raise EngineError("the server's answer is not JSON: check that base_url is an OpenAI-compatible API")
     if path == "moderations":
-        return Answer("", content=content)
+        return AdapterAnswer("", content=content)
     if path == "completions":
-        return _plain(content)
+        return _read_completion(content)
     completion = read_completion(body)
     tokens = [dict(token.top) for token in completion.tokens()]
-    return Answer(completion.text, tokens, completion.used(0.0).completion_tokens, content)
+    return AdapterAnswer(completion.text, tokens, completion.used(0.0).completion_tokens, content)
 
 
-def _plain(content: Mapping[str, Any]) -> Answer:
-    """An answer of `/completions`."""
+def _read_completion(content: Mapping[str, Any]) -> AdapterAnswer:
+    """Parse an answer of `/completions`."""
     try:
         choice = content["choices"][0]
         text = choice["text"]
@@ -103,46 +103,46 @@ def _plain(content: Mapping[str, Any]) -> Answer:
         raise EngineError("the server's answer is malformed: check that it serves /completions") from error
     if not isinstance(text, str):
         raise EngineError("the server's answer is malformed (text): check that it serves /completions")
-    return Answer(text, tokens, used, content)
+    return AdapterAnswer(text, tokens, used, content)
 
 
 def judged(harmful: bool, score: float | None = None) -> Judgement:
-    """A label, with its score where there is one."""
+    """A judgement with this label and, if there is one, score."""
     return Judgement(label=Label.HARMFUL if harmful else Label.UNHARMFUL, score=score)
 
 
 def score_of(tokens: Sequence[Mapping[str, float]], harmful: Sequence[str], unharmful: Sequence[str]) -> float | None:
-    """P(a harmful word) against P(an unharmful one) at the first generated token that may be one of them.
+    """P(harmful words) / P(harmful or unharmful words), at the first token where they have at least `MIN_MASS`.
 
-    Words are compared stripped. None where they have next to no probability everywhere.
+    Tokens are compared without surrounding white space. None if there is no such token.
     """
     for alternatives in tokens:
         bad = sum(math.exp(value) for word, value in alternatives.items() if word.strip() in harmful)
         good = sum(math.exp(value) for word, value in alternatives.items() if word.strip() in unharmful)
-        if bad + good >= LEAST_MASS:
+        if bad + good >= MIN_MASS:
             return bad / (bad + good)
     return None
 
 
 def text_only(exchange: Exchange, name: str) -> None:
-    """Raises `UnsupportedError` for images."""
+    """Raise `UnsupportedError` if the exchange has images."""
     if exchange.all_images:
-        raise UnsupportedError(f"{name} reads no images; judge text benchmarks with it")
+        raise UnsupportedError(f"{name} accepts no images; use it for text benchmarks")
 
 
 def one_image(exchange: Exchange, name: str) -> CheckedImage:
-    """The exchange's image; raises `UnsupportedError` unless there is exactly one."""
+    """The exchange's only image. Raises `UnsupportedError` unless there is exactly one."""
     images = [image for image in exchange.all_images if isinstance(image, CheckedImage)]
     if len(images) != 1:
-        raise UnsupportedError(f"{name} judges one image at a time, here are {len(images)}")
+        raise UnsupportedError(f"{name} judges exactly one image; the exchange has {len(images)}")
     return images[0]
 
 
-def greedy(most: int) -> dict[str, Any]:
-    """Greedy decoding of at most that many tokens, with log-probabilities in a chat."""
-    return {**GREEDY, "max_tokens": most, "logprobs": True, "top_logprobs": TOP}
+def greedy(max_tokens: int) -> dict[str, Any]:
+    """Parameters of `/chat/completions` for greedy decoding with log-probabilities."""
+    return {**GREEDY, "max_tokens": max_tokens, "logprobs": True, "top_logprobs": TOP}
 
 
-def greedy_plain(most: int) -> dict[str, Any]:
-    """The same for `/completions`."""
-    return {**GREEDY, "max_tokens": most, "logprobs": TOP}
+def greedy_plain(max_tokens: int) -> dict[str, Any]:
+    """Parameters of `/completions` for greedy decoding with log-probabilities."""
+    return {**GREEDY, "max_tokens": max_tokens, "logprobs": TOP}

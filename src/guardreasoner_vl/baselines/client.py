@@ -1,4 +1,4 @@
-"""Another guard behind an OpenAI-compatible server, judged like ours: exchanges in, verdicts out."""
+"""Another guard behind an OpenAI-compatible server, with the interface of `Guard`: exchanges in, verdicts out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
-    from guardreasoner_vl.baselines.base import Ask
+    from guardreasoner_vl.baselines.base import AdapterRequest
     from guardreasoner_vl.types import Exchange, Judgement, Mode, Target, Verdict
 
 ADAPTERS: dict[str, Adapter] = {
@@ -34,16 +34,17 @@ ADAPTERS: dict[str, Adapter] = {
     "guardreasoner": GuardReasoner(),
     "openai-moderation": OpenAIModeration(),
 }
-"""By name; any other chat model is judged zero-shot by `--engine openai`, with this project's instruction."""
+"""Adapters by name. Any other chat model can be evaluated zero-shot with `--engine openai` and this project's
+instruction."""
 
 _REFUSED = (400, 422)
 
 LOCAL = "shieldgemma-2"
-"""The guard that is run here (`baselines.shieldgemma`), since its prompts are made by its own processor."""
+"""The guard that runs in this process (`baselines.shieldgemma`), because its own processor builds its prompts."""
 
 
-class OtherGuard(GuardOverHttp["Exchange"]):
-    """Asks one guard by its adapter; what it cannot judge or answers outside its grammar is an `error` verdict.
+class BaselineGuard(GuardOverHttp["Exchange"]):
+    """Judges with another guard through its adapter. Unsupported exchanges and malformed answers are `error` verdicts.
 
     `api_key` None reads OPENAI_API_KEY. Raises `InputError` for an unknown guard.
     """
@@ -63,7 +64,7 @@ class OtherGuard(GuardOverHttp["Exchange"]):
             raise InputError(f"unknown guard {guard!r:.40}: use {', '.join([*ADAPTERS, LOCAL])}")
         self._guard, self._adapter = guard, ADAPTERS[guard]
         self._model = model
-        self._takes_neutral = True
+        self._accepts_neutral = True
         key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
         super().__init__(HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
 
@@ -78,33 +79,35 @@ class OtherGuard(GuardOverHttp["Exchange"]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its verdicts besides the model and the mode."""
+        """The settings that affect verdicts, besides the model and the mode."""
         return {"adapter": self._guard}
 
     async def _verdict(self, item: Exchange) -> Verdict:
         started = time.perf_counter()
-        found: dict[Target, Judgement] = {}
+        judgements: dict[Target, Judgement] = {}
         tokens = 0
         try:
-            for ask in self._adapter.asks(checked_exchange(item)[0]):
-                answer = read_answer(ask.path, await self._asked(ask))
+            for request in self._adapter.build_requests(checked_exchange(item)[0]):
+                answer = read_answer(request.path, await self._send(request))
                 tokens += answer.completion_tokens
-                for target, judgement in self._adapter.read(ask, answer).items():
-                    found[target] = worse(found.get(target), judgement)
+                for target, judgement in self._adapter.read(request, answer).items():
+                    judgements[target] = worse(judgements.get(target), judgement)
         except GuardError as error:
             return failure(error, self.mode, self.model, _used(tokens, started))
-        return verdict_of(found, self.mode, self.model, _used(tokens, started))
+        return verdict_of(judgements, self.mode, self.model, _used(tokens, started))
 
-    async def _asked(self, ask: Ask) -> bytes:
-        """The answer's body; asked again without neutral sampling where the server refuses that."""
-        if self._takes_neutral:
+    async def _send(self, request: AdapterRequest) -> bytes:
+        """Send the request; returns the answer's body. Retries without `NEUTRAL` if the server refuses that."""
+        if self._accepts_neutral:
             try:
-                return await self._http.post(ask.path, lambda: {"model": self._model, **ask.payload()})
+                return await self._http.post(request.path, lambda: {"model": self._model, **request.payload()})
             except HttpError as error:
-                if error.status not in _REFUSED or ask.path == "moderations":
+                if error.status not in _REFUSED or request.path == "moderations":
                     raise
-        body = await self._http.post(ask.path, lambda: {"model": self._model, **_without_neutral(ask.payload())})
-        self._takes_neutral = False
+        body = await self._http.post(
+            request.path, lambda: {"model": self._model, **_without_neutral(request.payload())}
+        )
+        self._accepts_neutral = False
         return body
 
 

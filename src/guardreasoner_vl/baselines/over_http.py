@@ -1,4 +1,4 @@
-"""What guards behind an HTTP server share: many items at once, verdicts in order, connections that are closed."""
+"""The base class of guards behind an HTTP server: concurrent requests, verdicts in order, closing of connections."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.openai.http import HttpClient
     from guardreasoner_vl.types import Verdict
 
-Asked = TypeVar("Asked")
+ItemT = TypeVar("ItemT")
 
 
-class GuardOverHttp(ABC, Generic[Asked]):
-    """Judges what it is handed, each by `_verdict`, on an event loop of its own."""
+class GuardOverHttp(ABC, Generic[ItemT]):
+    """Judges items with `_verdict` on its own event loop."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http, self._loop = http, LoopThread()
 
-    def moderate_batch(self, items: Iterable[Asked], *, chunk: int = 128) -> Iterator[Verdict]:
-        """Verdicts in order; `chunk` items are asked about at once."""
+    def moderate_batch(self, items: Iterable[ItemT], *, chunk: int = 128) -> Iterator[Verdict]:
+        """Yield verdicts in order; at most `chunk` items are judged at once."""
         stream = iter(items)
         while batch := list(islice(stream, chunk)):
             yield from self._loop.run_all(self._verdict(item) for item in batch)
@@ -44,5 +44,5 @@ class GuardOverHttp(ABC, Generic[Asked]):
         self.close()
 
     @abstractmethod
-    async def _verdict(self, item: Asked) -> Verdict:
-        """One verdict; faults are `error` verdicts."""
+    async def _verdict(self, item: ItemT) -> Verdict:
+        """Judge one item; failures are `error` verdicts."""

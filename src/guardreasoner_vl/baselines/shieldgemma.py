@@ -1,7 +1,7 @@
-"""ShieldGemma 2, run here by transformers: each image against each of its policies, the worst answer counts.
+"""ShieldGemma 2, run in this process with transformers: judges each image by each policy; the worst answer counts.
 
-Its processor writes the prompts that it was trained with; its answer is the probability of *Yes, this violates the
-policy* against *No*. It reads neither the request's text nor a response. Source: the model's card
+Its processor builds the prompts that it was trained with; its answer is the probability of *Yes* (the image violates
+the policy) against *No*. It ignores the request's text and the response. Source: the model's card
 (google/shieldgemma-2-4b-it) and arXiv 2504.01081.
 """
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Verdict
 
 EVEN = 0.5
-"""Harmful where *Yes* is likelier than *No* for any policy."""
+"""An image is harmful if the probability of *Yes* exceeds this for any policy."""
 
 YES = 0
 """The column of *Yes* in the model's probabilities, of shape (images x policies, 2)."""
 
 
 class ShieldGemma2:
-    """A local folder or a hub id with safetensors weights. Raises `ModelError`."""
+    """Runs ShieldGemma 2 from a local folder or a hub id with safetensors weights. Raises `ModelError`."""
 
     mode: Mode = "fast"
 
@@ -49,7 +49,9 @@ class ShieldGemma2:
             )
             self._policies = dict(self._processor.policy_definitions)
         except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{folder}: no ShieldGemma 2 that loads; give the folder of a complete one") from error
+            raise ModelError(
+                f"{folder}: cannot be loaded as ShieldGemma 2; give the folder of a complete model"
+            ) from error
         self._network: Any = network.to(self._device).eval()
         self._info = model_info(model, folder, revision)
 
@@ -59,11 +61,11 @@ class ShieldGemma2:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its verdicts besides the model and the mode."""
+        """The settings that affect verdicts, besides the model and the mode."""
         return {"adapter": LOCAL, "policies": self._policies}
 
     def moderate_batch(self, items: Iterable[Exchange], *, chunk: int = 128) -> Iterator[Verdict]:  # noqa: ARG002
-        """Verdicts in order, one exchange at a time; what holds no image is an `error` verdict."""
+        """Yield verdicts in order, one exchange at a time; an exchange without an image gets an `error` verdict."""
         return map(self._verdict, items)
 
     def close(self) -> None:
@@ -91,7 +93,7 @@ class ShieldGemma2:
     def _score(self, images: Sequence[CheckedImage]) -> float:
         """The highest probability of *Yes* over all images and policies."""
         if not images:
-            raise UnsupportedError("ShieldGemma 2 judges images only, here is none")
+            raise UnsupportedError("ShieldGemma 2 judges only images; the exchange has none")
         try:
             opened = [image.open() for image in images]
             inputs = self._processor(images=opened, return_tensors="pt").to(self._device)
@@ -101,7 +103,7 @@ class ShieldGemma2:
             raise EngineError(f"ShieldGemma 2 failed ({type(error).__name__}); try again, or fewer images") from error
         score = float(probabilities[:, YES].float().max())
         if not 0 <= score <= 1:
-            raise EngineError("ShieldGemma 2 gave no probability; load it in another precision")
+            raise EngineError("ShieldGemma 2 returned no valid probability; load it in another precision")
         return score
 
 

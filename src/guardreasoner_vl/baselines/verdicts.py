@@ -1,4 +1,4 @@
-"""From another guard's judgements to a verdict of ours."""
+"""Converts another guard's judgements to a `Verdict`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ABSENT = Judgement(label=Label.NOT_APPLICABLE)
 _ERROR = Judgement(label=Label.ERROR)
 
 
-def verdict_of(found: Mapping[Target, Judgement], mode: Mode, model: ModelInfo, usage: Usage) -> Verdict:
-    """What was judged; a target that the guard said nothing about is not applicable."""
-    request, response = found.get("request", _ABSENT), found.get("response", _ABSENT)
+def verdict_of(judgements: Mapping[Target, Judgement], mode: Mode, model: ModelInfo, usage: Usage) -> Verdict:
+    """The verdict with these judgements; a target without one is not applicable."""
+    request, response = judgements.get("request", _ABSENT), judgements.get("response", _ABSENT)
     flagged = Label.HARMFUL in (request.label, response.label)
     action: Action = "block" if flagged else "allow"
     return Verdict(
@@ -28,17 +28,23 @@ def verdict_of(found: Mapping[Target, Judgement], mode: Mode, model: ModelInfo, 
 
 
 def failure(error: GuardError, mode: Mode, model: ModelInfo, usage: Usage) -> Verdict:
-    """Why nothing was judged: both labels are errors, and the action is to block."""
-    told = VerdictError(code=error.code, message=str(error))
+    """The verdict after an error: both labels are `error`, and the action is `block`."""
     return Verdict(
-        request=_ERROR, response=_ERROR, flagged=None, action="block", mode=mode, error=told, model=model, usage=usage
+        request=_ERROR,
+        response=_ERROR,
+        flagged=None,
+        action="block",
+        mode=mode,
+        error=VerdictError(code=error.code, message=str(error)),
+        model=model,
+        usage=usage,
     )
 
 
 def worse(first: Judgement | None, second: Judgement) -> Judgement:
-    """Of two judgements about one target the harmful one counts, with the higher score."""
+    """Merge two judgements of one target: harmful if one of them is, with the higher score."""
     if first is None:
         return second
-    scores = [one.score for one in (first, second) if one.score is not None]
+    scores = [judgement.score for judgement in (first, second) if judgement.score is not None]
     label = Label.HARMFUL if Label.HARMFUL in (first.label, second.label) else second.label
     return Judgement(label=label, score=max(scores, default=None))

@@ -1,11 +1,11 @@
-"""Moderation of a JSONL file: one verdict for each row, saved as it goes, continued after any kind of stop.
+"""Moderates a JSONL file: one verdict for each row, saved continuously; an interrupted run can be resumed.
 
-A row is `{id, prompt?, images?, response?}` or `{id, messages}`; image paths are relative to its file. Each
-line of IN ends in one of three ways:
+A row is `{id, prompt?, images?, response?}` or `{id, messages}`; image paths are relative to the file. Each line of IN
+gets one of three results:
 
 - judged: a line `{"id": ..., **verdict}` in OUT;
-- error: such a line, its verdict an error; the next run takes it out and judges the row again;
-- rejected: no row with an id of its own; OUT's `.rejected.jsonl` lists the line's number and the reason.
+- error: such a line whose verdict is an error; the next run removes it and judges the row again;
+- rejected: malformed, without an id, or with an id seen before; OUT's `.rejected.jsonl` lists line number and reason.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 _JUDGED = ("prompt", "images", "response", "messages")
 _FIELDS = ("id", *_JUDGED)
 _NOT_A_PATH = re.compile(r"data:|\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_MISSPELT = 0.85  # of 1: as alike as `image` and `images`
+_MISSPELT = 0.85  # a similarity in [0, 1]: `image` and `images` are about as similar
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of IN with an id of its own; `item` is what the guard judges, `ignored` names the other fields."""
+class BatchRow:
+    """One valid line of IN; `item` is passed to the guard, `ignored` names the fields that are not judged."""
 
     line: int
     id: RowId
@@ -58,8 +58,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """One line of IN that is no row with an id of its own."""
+class RejectedLine:
+    """An input line that was rejected: malformed, without an id, or with an id seen before."""
 
     line: int
     reason: str
@@ -85,15 +85,15 @@ class Tally:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """What became of IN: `judged` rows by this run, `resumed` ones by earlier runs.
+    """The result of a run: `judged` counts rows of this run, `resumed` those of earlier runs.
 
-    `tally` counts all of them; `usage` and `seconds` (wall clock) are this run's. `ignored` names the fields
-    that were not judged.
+    `tally` counts all of them; `usage` and `seconds` (wall clock) are of this run only. `ignored` names the fields that
+    were not judged.
     """
 
     judged: int
     resumed: int
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedLine, ...]
     ignored: tuple[str, ...]
     tally: Tally
     usage: Usage
@@ -106,16 +106,16 @@ class BatchSummary:
 
     @property
     def per_second(self) -> float:
-        """Moderations per second of this run."""
+        """Moderations per second in this run."""
         return self.judged / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What stands in IN, read through once before the work."""
+class _InputScan:
+    """The content of IN, read once before judging starts."""
 
     ids: set[RowId]
-    rejected: list[Rejected]
+    rejected: list[RejectedLine]
     ignored: tuple[str, ...]
 
 
@@ -128,25 +128,25 @@ def run_batch(
     show_reasoning: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchSummary:
-    """Judge the rows of `source` that `target` holds no verdict of, and append theirs, `chunk` at a time.
+    """Judge the rows of `source` that have no verdict in `target`, `chunk` at a time, and append their verdicts.
 
-    `progress` is told the rows done and the rows in all. Raises `DataError`, before anything is written, if
-    `source` cannot be read, or if `target` is in use or no batch output of the same model and mode, and `EngineError`
-    if the engine is gone.
+    `progress(done, total)` is called with numbers of rows. Raises `DataError`, before anything is written, if `source`
+    cannot be read, or if `target` is in use or is not a batch output of the same model and mode, and `EngineError` if
+    the engine stops answering.
     """
     started = time.perf_counter()
     source, target = check_paths(source, target)
-    plan = _planned(source)
+    scan = _scan(source)
     tally, usage, judged = Tally(), Usage(), 0
-    streak = FaultStreak("mend the engine; the same command goes on")
+    streak = FaultStreak("mend the engine; the same command resumes")
 
     def keep(saved: SavedRow) -> None:
         _check_same(target, saved, guard)
         tally.add(saved)
 
-    with opened(target, plan.ids, keep) as (log, earlier):
-        left = plan.ids - earlier
-        rows = (row for row in _rows(source) if isinstance(row, Row) and row.id in left)
+    with opened(target, scan.ids, keep) as (log, earlier):
+        remaining = scan.ids - earlier
+        rows = (row for row in _rows(source) if isinstance(row, BatchRow) and row.id in remaining)
         while batch := list(islice(rows, chunk)):
             verdicts = list(guard.moderate_batch([row.item for row in batch], chunk=chunk))
             log.append(saved_line(row.id, v, show_reasoning) for row, v in zip(batch, verdicts, strict=True))
@@ -157,40 +157,40 @@ def run_batch(
             streak.check()
             judged += len(batch)
             if progress:
-                progress(len(earlier) + judged, len(plan.ids))
-        _write_rejected(rejected_path(target), plan.rejected)
+                progress(len(earlier) + judged, len(scan.ids))
+        _write_rejected(rejected_path(target), scan.rejected)
     seconds = time.perf_counter() - started
-    return BatchSummary(judged, len(earlier), tuple(plan.rejected), plan.ignored, tally, usage, seconds)
+    return BatchSummary(judged, len(earlier), tuple(scan.rejected), scan.ignored, tally, usage, seconds)
 
 
 def check_paths(source: Path, target: Path) -> tuple[Path, Path]:
-    """Both paths resolved. Raises `DataError` if they cannot be IN and OUT of one run; cheap, reads no rows."""
+    """Resolve both paths without reading rows. Raises `DataError` if they cannot be IN and OUT of one run."""
     with _reading(source):
         if not source.is_file():
             raise DataError(f"{source}: {'not a regular' if source.exists() else 'no such'} file; give a JSONL file")
         source.open("rb").close()
-    # `Path.resolve` raises a RuntimeError for links that lead in a circle.
+    # `Path.resolve` raises RuntimeError for circular links.
     resolved = Path(os.path.realpath(target))
     if Path(os.path.realpath(source)) in (resolved, rejected_path(resolved)):
-        raise DataError(f"{target}: IN and OUT must be two files; name another OUT")
+        raise DataError(f"{target}: IN and OUT must be different files; name another OUT")
     if not resolved.parent.is_dir():
         raise DataError(f"{target}: its folder does not exist; create it first")
     if resolved.exists() and not resolved.is_file():
         raise DataError(f"{target}: not a regular file; name a file that can be appended to")
     if not _is_rejected_list(rejected_path(resolved)):
-        raise DataError(f"{rejected_path(target)} is in the way, no batch wrote it; move it or name another OUT")
+        raise DataError(f"{rejected_path(target)} exists and was not written by a batch; move it or name another OUT")
     return Path(os.path.realpath(source)), resolved
 
 
 def rejected_path(target: Path) -> Path:
-    """Where the lines that are no rows are listed: `OUT.rejected.jsonl`, also for an `OUT.jsonl`."""
+    """The path of the list of rejected lines: `OUT.rejected.jsonl`, also for an `OUT.jsonl`."""
     return target.with_name(f"{target.name.removesuffix('.jsonl')}.rejected.jsonl")
 
 
-def read_rows(lines: Iterable[bytes], folder: Path) -> Iterator[Row | Rejected]:
-    """The rows of a JSONL file whose image paths start at `folder`; blank lines do not count.
+def read_rows(lines: Iterable[bytes], folder: Path) -> Iterator[BatchRow | RejectedLine]:
+    """Yield the rows of a JSONL file and its rejected lines; image paths are relative to `folder`, blank lines skipped.
 
-    Nothing is guessed: what two readers could understand differently is rejected.
+    Ambiguous lines are rejected.
     """
     seen: dict[RowId, int] = {}
     for number, line in enumerate(lines, 1):
@@ -201,14 +201,14 @@ def read_rows(lines: Iterable[bytes], folder: Path) -> Iterator[Row | Rejected]:
             row = _row(number, content, folder)
             first = seen.setdefault(row.id, number)
             if first != number:
-                raise InputError(f"its id stands on line {first} already: give each row an id of its own")
+                raise InputError(f"line {first} has the same id: give each row its own id")
         except InputError as error:
-            yield Rejected(number, str(error))
+            yield RejectedLine(number, str(error))
         else:
             yield row
 
 
-def _row(number: int, line: bytes, folder: Path) -> Row:
+def _row(number: int, line: bytes, folder: Path) -> BatchRow:
     content = _json_object(line)
     row_id = content.get("id")
     if isinstance(row_id, bool) or not isinstance(row_id, (str, int)) or row_id == "":
@@ -217,15 +217,15 @@ def _row(number: int, line: bytes, folder: Path) -> Row:
         raise InputError("the id is not valid Unicode: give another one")
     ignored = tuple(name for name in content if name not in _FIELDS)
     for name in ignored:
-        meant = difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=_MISSPELT)
-        if meant:
-            raise InputError(f"field {name!a:.40}: did you mean {meant[0]!r}? Rename or remove it")
+        similar = difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=_MISSPELT)
+        if similar:
+            raise InputError(f"field {name!a:.40}: did you mean {similar[0]!r}? Rename or remove it")
     if medium := unread_medium(content, _FIELDS):
-        raise InputError(f"field {medium!a:.40}: no such medium is judged; give images in 'images', or remove it")
+        raise InputError(f"field {medium!a:.40}: this medium cannot be judged; give images in 'images', or remove it")
     item = {name: content[name] for name in _JUDGED if content.get(name) not in (None, "", [])}
     if isinstance(item.get("images"), list):
         item["images"] = [_located(image, folder) for image in item["images"]]
-    return Row(number, row_id, item, ignored)
+    return BatchRow(number, row_id, item, ignored)
 
 
 def _json_object(line: bytes) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise InputError("a key stands twice in one object: readers differ on which one counts")
+        raise InputError("an object has a key twice: JSON parsers differ on which one they use; remove one")
     return content
 
 
@@ -254,7 +254,7 @@ def _located(image: Any, folder: Path) -> Any:
     return folder / image if is_path else image
 
 
-def _rows(source: Path) -> Iterator[Row | Rejected]:
+def _rows(source: Path) -> Iterator[BatchRow | RejectedLine]:
     with _reading(source), source.open("rb") as stream:
         yield from read_rows(lines_of(stream), source.parent)
 
@@ -267,21 +267,21 @@ def _reading(source: Path) -> Iterator[None]:
         raise DataError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def _planned(source: Path) -> _Plan:
+def _scan(source: Path) -> _InputScan:
     ids: set[RowId] = set()
-    rejected: list[Rejected] = []
+    rejected: list[RejectedLine] = []
     ignored: dict[str, None] = {}
     for row in _rows(source):
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedLine):
             rejected.append(row)
         else:
             ids.add(row.id)
             ignored.update(dict.fromkeys(row.ignored))
-    return _Plan(ids, rejected, tuple(ignored))
+    return _InputScan(ids, rejected, tuple(ignored))
 
 
 def _check_same(target: Path, row: SavedRow, guard: Guard | ServedGuard) -> None:
-    """Verdicts of two guards in one file would be read as one guard's."""
+    """Raise `DataError` if the row is another guard's: a reader would take all verdicts of a file for one guard's."""
     mode = guard.mode
     if row.mode != mode or not same_model(row.model, guard.model):
         raise DataError(
@@ -295,7 +295,7 @@ def _named(model: ModelInfo) -> str:
 
 
 def _is_rejected_list(path: Path) -> bool:
-    """Whether nothing or a list of rejected lines stands there, so that it may be overwritten."""
+    """Whether the path is free or holds a list of rejected lines, so that it may be overwritten."""
     if not path.exists():
         return True
     try:
@@ -306,9 +306,11 @@ def _is_rejected_list(path: Path) -> bool:
     return isinstance(first, dict) and first.keys() == {"line", "reason"}
 
 
-def _write_rejected(path: Path, rejected: list[Rejected]) -> None:
+def _write_rejected(path: Path, rejected: list[RejectedLine]) -> None:
     sweep(path.parent, f"{path.name}.*")
     if rejected:
-        write_whole(path, [json.dumps({"line": one.line, "reason": one.reason}).encode() + b"\n" for one in rejected])
+        write_whole(
+            path, [json.dumps({"line": line.line, "reason": line.reason}).encode() + b"\n" for line in rejected]
+        )
     else:
         path.unlink(missing_ok=True)

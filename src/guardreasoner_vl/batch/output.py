@@ -1,7 +1,7 @@
-"""The file that a batch appends to: one line `{"id": ..., **verdict}` for each row (`storage.jsonl_log`).
+"""The output file of a batch: one line `{"id": ..., **verdict}` for each row (`storage.jsonl_log`).
 
-A line is on disk (fsync) before the next chunk is read. A kill leaves at most one torn line, at the end; the
-next run cuts it off. One run at a time has the file, by a lock that ends with its process.
+A line is on disk (fsync) before the next chunk is read. A kill leaves at most one torn line, at the end, which the next
+run removes. A lock, released when its process ends, lets only one run at a time use the file.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RowId: TypeAlias = str | int
-_OUR_START = b'{"id": '
+_LINE_START = b'{"id": '
 
 
 class SavedRow(Verdict):
-    """One line of the output."""
+    """A row's id and verdict, as read from a line of the output."""
 
     id: StrictInt | StrictStr
 
 
 def saved_line(row_id: RowId, verdict: Verdict, show_reasoning: bool = False) -> bytes:
-    """One line of the output."""
+    """Format a row's id and verdict as a line of the output."""
     return f'{{"id": {json.dumps(row_id)}, {verdict_json(verdict, show_reasoning)[1:]}\n'.encode("ascii")
 
 
 def verdict_json(verdict: Verdict, show_reasoning: bool = False) -> str:
-    """A verdict as one line of ASCII JSON, so that nothing in it ends a line or steers a terminal.
+    """A verdict as one line of ASCII JSON, so that its text cannot end the line or control a terminal.
 
-    Reasoning may restate what was judged, so it has to be asked for.
+    Reasoning may repeat what was judged, so it is included only with `show_reasoning`.
     """
     content = verdict.model_dump()
     if not show_reasoning:
@@ -50,10 +50,10 @@ def verdict_json(verdict: Verdict, show_reasoning: bool = False) -> str:
 def opened(
     target: Path, ids: set[RowId], keep: Callable[[SavedRow], None]
 ) -> Iterator[tuple[JsonlLog[SavedRow], set[RowId]]]:
-    """The output, open for appending, and those of `ids` that it holds a verdict of.
+    """Open the output for appending; yields it with those of `ids` that already have a verdict.
 
-    Torn lines and the error rows of `ids` are taken out first. `keep` sees each verdict of `ids` that stays
-    and may raise. Raises `DataError`, and leaves the file as it is, if it is in use or holds anything else.
+    Torn lines and the error rows of `ids` are removed first. `keep` is called with each remaining verdict of `ids` and
+    may raise. Raises `DataError`, without changing the file, if it is in use or contains other lines.
     """
     existed = target.exists()
     with JsonlLog(target, _FORMAT, "batch", "name another OUT") as log:
@@ -75,13 +75,13 @@ def opened(
 
 
 def _torn(line: bytes) -> bool:
-    """Whether an unterminated line is the beginning of one of ours; what is whole JSON is somebody else's."""
+    """Whether an unterminated line is the beginning of a batch's line; complete JSON is not."""
     if len(line) > MAX_LINE:
         return False
     try:
         json.loads(line)
     except (ValueError, RecursionError):
-        return line.startswith(_OUR_START[: len(line)])
+        return line.startswith(_LINE_START[: len(line)])
     return False
 
 

@@ -1,6 +1,6 @@
 """The command `guardreasoner-vl`.
 
-Exit codes: 0 allow, or all done; 1 block; 2 error, also where the policy lets an error through; 130 interrupted.
+Exit codes: 0 allow, or all done; 1 block; 2 error, even if the policy allows what could not be judged; 130 interrupted.
 """
 # No `from __future__ import annotations`: typer reads the annotations. Whatever else a command needs is
 # imported inside it, so that --help stays instant.
@@ -8,6 +8,7 @@ Exit codes: 0 allow, or all done; 1 block; 2 error, also where the policy lets a
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -15,14 +16,29 @@ import typer
 from guardreasoner_vl import __version__
 from guardreasoner_vl.cli import base, corpus, evaluation, moderate, serve, training
 from guardreasoner_vl.cli.errors import OneLineErrors
+from guardreasoner_vl.cli.options import hide_bars
 
-app = typer.Typer(cls=OneLineErrors, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Judge": moderate.COMMANDS,
+    "Serve": serve.COMMANDS,
+    "Data": (*corpus.COMMANDS, base.write_requests),
+    "Train": (base.base, *training.COMMANDS),
+    "Measure": evaluation.COMMANDS,
+}
+"""The panels of --help with their commands, in the order shown."""
 
-for _commands in (moderate, serve, corpus, base, training, evaluation):
-    for _command in _commands.COMMANDS:
-        app.command()(_command)
-app.add_typer(corpus.corpus, name="corpus")
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(corpus.corpus, name="corpus", rich_help_panel="Data")
 
 
 def main() -> None:
@@ -30,6 +46,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    hide_bars()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger("guardreasoner_vl").addHandler(logging.NullHandler())

@@ -1,4 +1,4 @@
-"""The commands around a pretrained base: the folder that training starts from, and requests that the base writes."""
+"""The commands for a pretrained language model: build the start of a training, and let it write harmless requests."""
 # No `from __future__ import annotations`: typer reads the annotations.
 
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from guardreasoner_vl.cli.options import progress_bar, resumable
+from guardreasoner_vl.cli.options import progress_bar, read_recipe, resumable
 from guardreasoner_vl.errors import RecipeError
 
 LanguageModelArgument = Annotated[
@@ -15,20 +15,21 @@ LanguageModelArgument = Annotated[
 
 
 def base(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe with model.base.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The new model folder.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML recipe with `model.base`, or the name of a shipped one.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The model folder to write; it must not exist.")],
 ) -> None:
-    """Make the Qwen2.5-VL folder that training starts from, of the recipe's pretrained language model."""
-    from guardreasoner_vl.recipe import load_recipe
+    """Build the Qwen2.5-VL folder that training starts from, using the recipe's pretrained language model."""
     from guardreasoner_vl.training.model_folder import emptied, move, written
     from guardreasoner_vl.training.pretrained_base import write_pretrained
 
-    settings = load_recipe(recipe)
+    settings = read_recipe(recipe)
     if settings.base.base is None:
-        raise RecipeError(f"{recipe}: model.base is not given; `sft` makes or reads any other start itself")
+        raise RecipeError(f"{recipe}: model.base is not set; only that needs this command, `sft` prepares other starts")
     if out.exists():
-        raise RecipeError(f"{out} exists: give the name of a new folder")
-    with written(out, goes_on="from the start"):
+        raise RecipeError(f"{out} exists already: give the name of a new folder")
+    with written(out, resumes="from the start"):
         partial = emptied(out)
         write_pretrained(partial, settings.base.base, settings.seed)
         move(partial, out)
@@ -37,10 +38,12 @@ def base(
 
 def write_requests(
     model: LanguageModelArgument,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The rows' folder; one that stopped goes on there.")],
-    count: Annotated[int, typer.Option(min=1, metavar="N", help="How many requests.")] = 20_000,
-    answered: Annotated[float, typer.Option(min=0, max=1, metavar="0..1", help="Share that gets an answer.")] = 0.25,
-    seed: Annotated[int, typer.Option(metavar="N", help="Other seeds, other requests.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the rows; a stopped run resumes there.")],
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="The number of requests.")] = 20_000,
+    answered: Annotated[
+        float, typer.Option(min=0, max=1, metavar="0..1", help="The share of requests that get an answer.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option(metavar="N", help="The seed of the sampling.")] = 0,
 ) -> None:
     """Let a chat model write requests that people might send, and answers to some: harmless rows for `curate`."""
     from guardreasoner_vl.cli.options import show
@@ -51,9 +54,8 @@ def write_requests(
 
     with resumable(), progress_bar() as progress:
         source = load_language_model(model, dtype=computing_dtype())
-        counts = stage.run(source, model, stage.Settings(count=count, seed=seed, answered=answered), out, progress)
+        counts = stage.run(
+            source, model, stage.RequestSettings(count=count, seed=seed, answered=answered), out, progress
+        )
     show(counts_text("requests", counts), stderr=True)
     typer.echo(str(out))
-
-
-COMMANDS = (base, write_requests)

@@ -1,4 +1,4 @@
-"""How a command fails: one line on stderr and exit code 2, whatever went wrong."""
+"""Errors of commands: one line on stderr and exit code 2 for every failure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from guardreasoner_vl.errors import GuardError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
 
 OK, BLOCK, ERROR = 0, 1, 2
 _SHOWN = 3
 
 
 class OneLineErrors(TyperGroup):
-    """Every failure is one line on stderr and an exit code; no traceback, which could show what was judged."""
+    """Prints every failure as one line on stderr; never a traceback, which could show what was judged."""
 
     def main(
         self,
@@ -38,8 +38,10 @@ class OneLineErrors(TyperGroup):
             sys.stdout.flush()
         except GuardError as error:
             code = say(str(error))
-        except (BrokenPipeError, SystemExit):  # typer answers a closed pipe with exit code 1, which is "block" here
-            code = _hung_up()
+        except SystemExit as stopped:  # typer exits with 0 after a shell completion, with 1 if a pipe was closed
+            code = _closed_pipe() if stopped.code else OK
+        except BrokenPipeError:
+            code = _closed_pipe()
         except OSError as error:
             code = say(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
         except Exception as error:
@@ -62,17 +64,17 @@ def note(message: str) -> None:
     typer.secho(f"note: {one_line(message)}", err=True)
 
 
-def say_set_aside(set_aside: SetAside, what: str = "set aside") -> None:
-    """A note for each reason, the most frequent first, with the places of the first few rows."""
-    for reason, count in sorted(set_aside.reasons.items(), key=lambda pair: -pair[1]):
-        names = [name for name, why in set_aside.rows if why == reason]
+def say_skipped(skipped: SkippedRows, what: str = "skipped") -> None:
+    """Print a note for each reason, the most frequent first, with the names of the first few rows."""
+    for reason, count in sorted(skipped.reasons.items(), key=lambda pair: -pair[1]):
+        names = [name for name, why in skipped.rows if why == reason]
         shown = f": {'; '.join(names[:_SHOWN])}" if names else ""
         more = "; ..." if len(names) > _SHOWN else ""
         note(f"{what}: {count:,} rows ({reason}){shown}{more}")
 
 
 def _usage_fault(error: Any) -> int:
-    """typer's own complaints, in one line that names the page to read."""
+    """Print an error of usage in one line that names the command's --help."""
     message = str(error.format_message()).replace("Value error, ", "")
     if not message.strip():  # no arguments at all: the help was shown
         return ERROR
@@ -81,7 +83,7 @@ def _usage_fault(error: Any) -> int:
 
 
 def _unforeseen(error: Exception) -> int:
-    """A fault of ours: where it happened, not what it says, which could be what was judged."""
+    """Print an internal fault: its type and place, but not its message, which could show what was judged."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -89,7 +91,10 @@ def _unforeseen(error: Exception) -> int:
     return say(f"internal fault: {type(error).__name__} in {where}; please report it")
 
 
-def _hung_up() -> int:
-    """Nobody reads stdout any more; point it elsewhere, or Python complains once more at exit."""
+def _closed_pipe() -> int:
+    """Redirect stdout, whose reader is gone, to the null device, or Python reports another error at exit.
+
+    The exit code is an error's: 1 would mean "block".
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ERROR

@@ -1,4 +1,4 @@
-"""The commands that judge: one exchange, every row of a file."""
+"""The commands that judge one exchange, or every row of a file."""
 # No `from __future__ import annotations`: typer reads the annotations.
 
 import json
@@ -43,17 +43,17 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Exchange, Verdict
 
 STDIN = "-"
+CHUNK = 128
+"""`guard.CHUNK`, which is not imported here, so that --help stays instant."""
 
 
 def moderate(
     context: typer.Context,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the user wrote; - reads stdin.")] = None,
-    response: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the model answered; - reads stdin.")
-    ] = None,
-    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="An image; may be given often.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The user's prompt; - reads stdin.")] = None,
+    response: Annotated[str | None, typer.Option(metavar="TEXT", help="The model's response; - reads stdin.")] = None,
+    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help="An image file; repeatable.")] = None,
     messages: Annotated[
-        str | None, typer.Option(metavar="FILE", help="OpenAI-style chat messages as JSON; - reads stdin.")
+        str | None, typer.Option(metavar="FILE", help="OpenAI-style chat messages in a JSON file; - reads stdin.")
     ] = None,
     model: ModelOption = None,
     engine: EngineOption = "auto",
@@ -66,7 +66,7 @@ def moderate(
     long_input: LongInputOption = "refuse",
     max_windows: WindowsOption = None,
     max_new_tokens: TokensOption = 1024,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one line of JSON.")] = False,
     show_reasoning: ReasoningOption = False,
 ) -> None:
     """Judge one exchange. Exit code 0: allow, 1: block, 2: it could not be judged."""
@@ -92,9 +92,14 @@ def moderate(
 def batch(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(metavar="IN.jsonl", help="Rows {id, prompt, images, response}, or {id, messages}.")
+        Path,
+        typer.Argument(
+            metavar="IN.jsonl", help="Rows of the form {id, prompt, images, response} or {id, messages}, one a line."
+        ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Where the verdicts go, each under its id.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="The verdicts, one a line, each with its row's id.")
+    ],
     model: ModelOption = None,
     engine: EngineOption = "auto",
     base_url: UrlOption = None,
@@ -107,18 +112,18 @@ def batch(
     max_windows: WindowsOption = None,
     max_new_tokens: TokensOption = 1024,
     chunk: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Rows that are judged and saved together.")
-    ] = None,
+        int, typer.Option(min=1, metavar="N", help="The number of rows that are judged and saved together.")
+    ] = CHUNK,
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask a running service (`serve`), which has its own settings.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, metavar="N", help="Rows that --url is asked about at once.")] = 64,
+    concurrency: Annotated[int, typer.Option(min=1, metavar="N", help="Requests in flight at once, with --url.")] = 64,
     show_reasoning: ReasoningOption = False,
 ) -> None:
-    """Judge every row of a JSONL file; stopped in any way, the same command goes on where it was.
+    """Judge every row of a JSONL file; if it stops, the same command resumes.
 
-    Rows whose verdict is an error are judged again by the next run. Lines that are no rows are listed in
-    OUT.rejected.jsonl. Exit code 0: every line has a verdict, 2: some have an error or none. A service's key is
+    Rows whose verdict is an error are judged again by the next run. Invalid lines are listed in OUT.rejected.jsonl.
+    Exit code 0: every line has a verdict, 2: some lines have an error or no verdict. With --url the service's key is
     read from GUARDREASONER_KEY.
     """
     if url:
@@ -128,15 +133,14 @@ def batch(
         refuse_options(
             context,
             ("concurrency",),
-            "has no effect without --url, which is asked about that many rows at once: give --url too",
+            "has no effect without --url: give the URL of a running service, or leave it out",
         )
         check_policy_options(context)
     be_quiet()
     from guardreasoner_vl.batch.moderate import check_paths, rejected_path, run_batch
     from guardreasoner_vl.cli.render import summary_text
-    from guardreasoner_vl.guard import CHUNK
 
-    check_paths(source, target)  # before the model takes its seconds
+    check_paths(source, target)  # before a model is loaded, which takes seconds
     policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset, max_windows)
 
     def opened() -> "Guard | ServedGuard":
@@ -147,9 +151,7 @@ def batch(
         return open_guard(policy, model, engine, base_url)
 
     with resumable(), opened() as guard, progress_bar() as progress:
-        summary = run_batch(
-            guard, source, target, chunk=chunk or CHUNK, show_reasoning=show_reasoning, progress=progress
-        )
+        summary = run_batch(guard, source, target, chunk=chunk, show_reasoning=show_reasoning, progress=progress)
     show(summary_text(summary, str(rejected_path(target))), stderr=True)
     raise typer.Exit(OK if summary.complete else ERROR)
 
@@ -164,7 +166,7 @@ def schema() -> None:
 def _judged(
     build: "Callable[[], Exchange]", policy: "Policy", model: str | None, open_guard: "Callable[[], Guard]"
 ) -> "Verdict":
-    """One verdict, whatever happens. What cannot be judged is refused before a model is loaded."""
+    """The verdict; an error becomes an error verdict. An invalid exchange is refused before a model is loaded."""
     from guardreasoner_vl.images.exchange import checked_exchange
     from guardreasoner_vl.judging.judge import error_verdict
     from guardreasoner_vl.types import ModelInfo
@@ -179,7 +181,7 @@ def _judged(
 
 
 def _text(option: str | None) -> str | None:
-    """An option's text, or standard input without its last line end, as a shell's `$(...)` takes it."""
+    """An option's text; for `-` standard input without its last line end, as in a shell's `$(...)`."""
     if option != STDIN:
         return option
     try:
@@ -189,7 +191,7 @@ def _text(option: str | None) -> str | None:
 
 
 def _read_messages(name: str) -> Any:
-    """The list of messages, also where it stands in a request's body."""
+    """The list of messages in a JSON file, or in its field `messages` as in a request's body."""
     shown = "standard input" if name == STDIN else name
     try:
         content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()

@@ -1,10 +1,11 @@
-"""What several commands share: their options, how they open a guard, and how they talk to a terminal."""
+"""What several commands share: options, opening a guard, finding a recipe, and output to a terminal."""
 # No `from __future__ import annotations`: typer reads the annotations.
 
 import gc
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,18 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.judging.policy import Policy
+    from guardreasoner_vl.recipe import Recipe
 
-# Installed beside us they cost seconds and 130 MB: transformers imports them wherever it finds them.
+Progress = Callable[[int, int | None], None]
+"""Receives the number of items done, and the total if it is known."""
+
+LINE_SECONDS = 30.0
+"""Without a terminal, progress is a line on stderr at most this often."""
+
+# transformers imports these if they are installed, which takes seconds and 130 MB.
 _NOT_NEEDED = ("sklearn", "scipy", "pandas")
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_NO_BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 Mode = Literal["slow", "fast", "hybrid"]
 Preset = Literal["strict", "balanced", "permissive"]
@@ -37,12 +46,12 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="'embedded' (the default), a model folder, a hub id, or what a server calls it.",
+        help="'embedded' (the default), a model folder, a hub id, or the model's name on the server.",
     ),
 ]
 EngineOption = Annotated[
     EngineName,
-    typer.Option("--engine", help="Run the model here, or ask an OpenAI-compatible server such as vLLM."),
+    typer.Option("--engine", help="Run the model in this process, or ask an OpenAI-compatible server such as vLLM."),
 ]
 UrlOption = Annotated[
     str | None,
@@ -50,40 +59,50 @@ UrlOption = Annotated[
 ]
 ModeOption = Annotated[
     Mode,
-    typer.Option("--mode", help="Reason first, give the verdict only, or reason where the score is in doubt."),
+    typer.Option(
+        "--mode", help="slow: reason, then label; fast: label only; hybrid: reason only if the fast score is in doubt."
+    ),
 ]
 ThresholdOption = Annotated[
     float | None,
-    typer.Option("--threshold", metavar="0..1", help="From which score on it is harmful; else the label decides."),
+    typer.Option(
+        "--threshold", metavar="0..1", help="Block at or above this P(harmful); without it the label decides."
+    ),
 ]
 OnErrorOption = Annotated[
-    Literal["block", "allow"], typer.Option("--on-error", help="The action for what could not be judged.")
+    Literal["block", "allow"], typer.Option("--on-error", help="The action if an exchange could not be judged.")
 ]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(
         "--calibration",
         metavar="FILE",
-        help="What `calibrate` measured; default: the file in the model's folder; 'none': the label decides.",
+        help="A file that `calibrate` wrote; by default the one in the model's folder; 'none': the label decides.",
     ),
 ]
 PresetOption = Annotated[
-    Preset, typer.Option("--preset", help="The calibration's thresholds: a strict guard blocks more.")
+    Preset, typer.Option("--preset", help="Which of the calibration's thresholds to use; strict blocks more.")
 ]
 LongInputOption = Annotated[
     Literal["refuse", "windows"],
-    typer.Option("--long-input", help="Refuse what does not fit the model, or judge it in overlapping windows."),
+    typer.Option(
+        "--long-input", help="Refuse input that is longer than the model's context, or judge it in overlapping windows."
+    ),
 ]
 WindowsOption = Annotated[
     int | None,
-    typer.Option("--max-windows", min=1, metavar="N", help="Most windows of one exchange, with --long-input windows."),
+    typer.Option(
+        "--max-windows", min=1, metavar="N", help="At most N windows for an exchange, with --long-input windows."
+    ),
 ]
 TokensOption = Annotated[
     int,
-    typer.Option("--max-new-tokens", min=1, metavar="N", help="Room for reasoning and verdict; one retry has more."),
+    typer.Option(
+        "--max-new-tokens", min=1, metavar="N", help="Token limit of reasoning and verdict; one retry may use more."
+    ),
 ]
 ReasoningOption = Annotated[
-    bool, typer.Option("--show-reasoning", help="Give the reasoning too; it may restate what was judged.")
+    bool, typer.Option("--show-reasoning", help="Show the reasoning too; it may quote what was judged.")
 ]
 
 
@@ -97,11 +116,11 @@ POLICY_OPTIONS = (
     "max_windows",
     "max_new_tokens",
 )
-"""Parameters that make a policy, as commands name them."""
+"""The parameters of commands from which `policy_of` makes a policy."""
 
 
 def refuse_options(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Raise `InputError` if the command line has one of these parameters' options, which would be ignored."""
+    """Raise `InputError` if the command line sets one of the parameters `names`, which would be ignored."""
     for parameter in context.command.params:
         if parameter.name in names and _typed(context, parameter.name):
             raise InputError(f"{parameter.opts[0]} {why}")
@@ -113,7 +132,7 @@ def _typed(context: typer.Context, name: str) -> bool:
 
 
 def check_policy_options(context: typer.Context) -> None:
-    """Raise `InputError` for policy options that have no effect beside the others."""
+    """Raise `InputError` for policy options that other options make ineffective."""
     values = context.params
     if _typed(context, "preset"):
         if not _is_calibrated(values):
@@ -129,12 +148,12 @@ def check_policy_options(context: typer.Context) -> None:
 
 
 def _is_calibrated(values: Mapping[str, Any]) -> bool:
-    """Whether a calibration is given, or lies in the model's folder."""
+    """Whether a calibration is given on the command line, or exists in the model's folder."""
     from guardreasoner_vl.engines.model_files import CALIBRATION, resolve_folder
 
-    given = values.get("calibration")
-    if given is not None:
-        return Path(given) != NO_CALIBRATION
+    calibration = values.get("calibration")
+    if calibration is not None:
+        return Path(calibration) != NO_CALIBRATION
     if values.get("base_url"):
         return False
     return (resolve_folder(values.get("model") or "embedded") / CALIBRATION).is_file()
@@ -150,7 +169,7 @@ def policy_of(
     preset: Preset = "balanced",
     max_windows: int | None = None,
 ) -> "Policy":
-    """What the options decide, one threshold for the request and the response."""
+    """The policy of the options; the threshold applies to the request and to the response."""
     from guardreasoner_vl.judging.calibration import read_calibration
     from guardreasoner_vl.judging.policy import MAX_WINDOWS, Policy
 
@@ -169,8 +188,16 @@ def policy_of(
     )
 
 
+def read_recipe(recipe: Path) -> "Recipe":
+    """Load a recipe, given by its path or by the name of a shipped one. Raises `RecipeError`."""
+    from guardreasoner_vl.recipe import load_recipe
+    from guardreasoner_vl.recipe.find import find_recipe
+
+    return load_recipe(find_recipe(recipe))
+
+
 def open_guard(policy: "Policy", model: str | None, engine: EngineName, base_url: str | None) -> "Guard":
-    """A base URL means a server, and a server needs one."""
+    """Load the guard. Raises `InputError` unless a base URL is given exactly if a server is asked."""
     from guardreasoner_vl.guard import Guard
 
     if engine == "transformers" and base_url:
@@ -179,16 +206,16 @@ def open_guard(policy: "Policy", model: str | None, engine: EngineName, base_url
         raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")
     options = {"base_url": base_url} if base_url else {}
     guard = Guard.load(model or "embedded", engine, policy=policy, **options)
-    gc.freeze()  # searching what a model has imported for garbage would take a second at exit
+    gc.freeze()  # a collection over all that a model has imported would take a second at exit
     return guard
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[int, int | None], None] | None]:
-    """A bar on stderr, where that is a terminal."""
+def progress_bar() -> Iterator[Progress]:
+    """Show progress on stderr: as a bar if that is a terminal, else as a line every `LINE_SECONDS` seconds."""
     console = _console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield _progress_lines()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
@@ -198,18 +225,38 @@ def progress_bar() -> Iterator[Callable[[int, int | None], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _progress_lines() -> Progress:
+    last = time.monotonic()
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            last = now
+            typer.echo(f"progress: {done:,}" if total is None else f"progress: {done:,} of {total:,}", err=True)
+
+    return report
+
+
+def hide_bars() -> None:
+    """Switch off the progress bars of libraries if stderr is no terminal; call this before they are imported."""
+    if not sys.stderr.isatty():
+        for name, value in _NO_BARS.items():
+            os.environ.setdefault(name, value)
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Around work that is saved as it goes: an interrupted user is told so."""
+    """Wrap work that is saved as it proceeds: an interrupt prints that the same command resumes it."""
     try:
         yield
     except KeyboardInterrupt:
-        say("interrupted; what was judged is saved, run the same command to go on")
+        say("interrupted; finished work is saved, run the same command to resume")
         raise
 
 
 def be_quiet() -> None:
-    """Keep libraries from writing to the terminal, and from importing what is not needed."""
+    """Keep libraries from printing, and from importing large packages that are not needed."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for module in _NOT_NEEDED:
@@ -223,10 +270,10 @@ def _console(stderr: bool = False) -> "Console":
 
 
 def command_line() -> str:
-    """What was typed, for reports."""
+    """The command as typed, for reports."""
     return shlex.join(["guardreasoner-vl", *sys.argv[1:]])
 
 
 def show(text: "Text", stderr: bool = False) -> None:
-    """Print for people."""
+    """Print styled text."""
     _console(stderr).print(text)

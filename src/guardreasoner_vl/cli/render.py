@@ -1,4 +1,4 @@
-"""What the commands show: verdicts and summaries as text that no input can turn into terminal commands."""
+"""Output of the commands: verdicts and summaries as text, in which no input can act as a terminal command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 5
 
 
 def printable(text: str, kept: str = _KEPT) -> str:
-    """`text` with control, direction and other invisible characters written out, such as `\\x1b`."""
+    """`text` with control, direction and other invisible characters escaped, such as `\\x1b`."""
     return "".join(character if character in kept or _visible(character) else _escaped(character) for character in text)
 
 
@@ -31,7 +31,7 @@ def one_line(text: str) -> str:
 
 
 def verdict_text(verdict: Verdict, show_reasoning: bool) -> Text:
-    """A verdict for people: what to do, the two labels with their scores, why, and what it took."""
+    """A verdict as text: action, both labels with their scores, reasoning, model, tokens and seconds."""
     text = Text()
     text.append(f"{verdict.action}\n", "bold white on red" if verdict.action == "block" else "bold white on green")
     for name, judged in (("request", verdict.request), ("response", verdict.response)):
@@ -46,7 +46,7 @@ def verdict_text(verdict: Verdict, show_reasoning: bool) -> Text:
 
 
 def summary_text(summary: BatchSummary, rejected_file: str) -> Text:
-    """What a batch did, with what is left to do."""
+    """The summary of a batch, with rejected lines and rows to judge again."""
     text = Text()
     resumed = f", {summary.resumed:,} earlier" if summary.resumed else ""
     text.append(f"judged {summary.judged:,} rows{resumed}\n", "bold")
@@ -67,14 +67,14 @@ def summary_text(summary: BatchSummary, rejected_file: str) -> Text:
     if summary.tally.errors:
         text.append(f"\n  errors   {_counts(summary.tally.errors)}; the next run judges these rows again", "yellow")
     if summary.rejected:
-        text.append(f"\n  {len(summary.rejected):,} lines are no rows, listed in {one_line(rejected_file)}", "yellow")
+        text.append(f"\n  rejected {len(summary.rejected):,} lines, listed in {one_line(rejected_file)}", "yellow")
     for rejected in summary.rejected[:_SHOWN]:
         text.append(f"\n    line {rejected.line}: {one_line(rejected.reason)}", "yellow")
     return text
 
 
 def counts_text(title: str, counts: Mapping[str, int]) -> Text:
-    """A line for what was counted, most frequent first."""
+    """One line of counts, the largest first."""
     return Text(f"{title}: {_counts(counts)}")
 
 

@@ -18,27 +18,30 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Settings as YAML; GUARDREASONER_* variables override them.")
     ] = None,
     host: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Where to listen; other than this machine needs keys.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="The address to listen on; one that other machines can reach requires keys."
+        ),
     ] = None,
-    port: Annotated[int | None, typer.Option(metavar="N", help="The port, 8800 by default.")] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", help="The port to listen on, by default 8800.")] = None,
     model: ModelOption = None,
     base_url: UrlOption = None,
-    mode: Annotated[Mode | None, typer.Option("--mode", help="How the default guard judges.")] = None,
+    mode: Annotated[Mode | None, typer.Option("--mode", help="The mode of the default guard.")] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved settings, secrets masked, and exit.")
     ] = False,
 ) -> None:
-    """Serve the guard over HTTP, with a page to try it."""
+    """Serve the guard over HTTP, with a web page to try it."""
     be_quiet()
     try:
         from guardreasoner_vl.service.config import DEFAULT, as_plain, load_config
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from error
     guard = {name: value for name, value in (("model", model), ("base_url", base_url), ("mode", mode)) if value}
-    given: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    overrides: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     if guard:
-        given["guards"] = {DEFAULT: guard}
-    read = partial(load_config, config, **given)
+        overrides["guards"] = {DEFAULT: guard}
+    read = partial(load_config, config, **overrides)
     settings = read()
     if print_config:
         import yaml

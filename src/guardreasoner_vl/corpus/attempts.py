@@ -1,4 +1,4 @@
-"""What a teacher answered about a corpus's rows: `reasoning.jsonl`, one line for each attempt, appended to for ever."""
+"""The append-only log of a teacher's answers about a corpus: `reasoning.jsonl`, one line per attempt."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Asked: TypeAlias = Literal["reasoning", "label"]
 
 REASONING = "reasoning.jsonl"
 FAULT = "teacher: "
-"""How the reason of an attempt begins that got no answer."""
+"""Prefix of the reason of an attempt without an answer."""
 
 
 class Attempt(Frozen):
-    """One answer of a teacher about the row `id`: the reasoning that was kept, or the reason why none was.
+    """One attempt to get an answer about the row `id`: the reasoning kept, or the reason why none was.
 
-    Asked for a `label`, `request_label` and `response_label` are what this one answer said. Asked for `reasoning`,
-    they are the labels of a row that had none, by majority, and `votes` says how many answers agree with each.
-    `judged` is what the kept reasoning ends with where the row has one label and lacks the other. `cost` is in USD,
-    where a price was known. `custom_id` is a batch request's.
+    If `asked` is `label`, `request_label` and `response_label` are those of this answer. If it is `reasoning`, they are
+    the majority labels of a row that had none, and `votes` counts the answers that agree with each. `judged` has the
+    label that the kept reasoning gives to a part whose label is unknown. `cost` is in USD, None without a price.
+    `custom_id` is the id of a batch request.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Attempt(Frozen):
     reasoning: str | None = None
     reason: str | None = None
     final: bool = False
-    """Whether the row is not asked about again although nothing was kept."""
+    """Whether the row is finished although nothing was kept."""
     teacher: str
     request_label: GoldLabel | None = None
     response_label: GoldLabel | None = None
@@ -53,37 +53,37 @@ class Attempt(Frozen):
 
     @property
     def is_fault(self) -> bool:
-        """Whether no answer came."""
+        """Whether the attempt got no answer."""
         return self.reason is not None and self.reason.startswith(FAULT)
 
     def applied(self, sample: Sample) -> Sample:
-        """The sample with what was kept; labels that it has already stay."""
-        told = {"teacher": self.teacher, "votes": self.votes, "judged": self.judged}
+        """The sample with this attempt's reasoning and labels; existing labels are not replaced."""
+        provenance = {"teacher": self.teacher, "votes": self.votes, "judged": self.judged}
         update = {
             "reasoning": self.reasoning or sample.reasoning,
             "request_label": sample.request_label or self.request_label,
             "response_label": sample.response_label or self.response_label,
-            "meta": {**sample.meta, **{name: value for name, value in told.items() if value}},
+            "meta": {**sample.meta, **{name: value for name, value in provenance.items() if value}},
         }
         return sample.model_copy(update=update)
 
 
 def read_attempts(path: Path) -> Iterator[Attempt]:
-    """All attempts, in the order in which they were made; a line torn by a kill is left out. Raises `DataError`."""
+    """All attempts in order, without an incomplete last line. Raises `DataError`."""
     return read_rows(path, _FORMAT, torn=True) if path.is_file() else iter(())
 
 
 def kept(path: Path) -> dict[str, Attempt]:
-    """The attempts whose reasoning was kept, by row."""
+    """The attempts with kept reasoning, by row id."""
     return {attempt.id: attempt for attempt in read_attempts(path) if attempt.reasoning is not None}
 
 
 @dataclass(slots=True)
 class RowState:
-    """What the attempts so far mean for one row. `votes` holds the labels that each answer gave."""
+    """The state of one row after its attempts; `votes` has the labels of each answer."""
 
     kept: bool = False
-    set_aside: str | None = None
+    skipped: str | None = None
     rejections: int = 0
     complaint: str | None = None
     fault: str | None = None
@@ -91,16 +91,16 @@ class RowState:
 
     @property
     def done(self) -> bool:
-        """Whether the row is not asked about again."""
-        return self.kept or self.set_aside is not None
+        """Whether the row is finished: kept or skipped."""
+        return self.kept or self.skipped is not None
 
     def add(self, attempt: Attempt) -> None:
-        """Take one more attempt into account."""
+        """Update the state with one more attempt."""
         self.fault = attempt.reason if attempt.is_fault else None
         if attempt.reasoning is not None:
             self.kept = True
         elif attempt.final:
-            self.set_aside = attempt.reason or "unknown"
+            self.skipped = attempt.reason or "unknown"
         if attempt.is_fault:
             return
         if attempt.asked == "label":
@@ -115,10 +115,10 @@ class RowState:
 
 
 @dataclass
-class Ledger:
-    """All attempts so far: each row's state, how many there are, and what they took.
+class AttemptIndex:
+    """All attempts so far: each row's state, the number of attempts, and their tokens and cost.
 
-    `cost` is that of the lines that name theirs, `unpriced` the tokens of the others.
+    `cost` (USD) sums the attempts that have one, `unpriced` the tokens of the others.
     """
 
     rows: dict[str, RowState] = field(default_factory=dict)
@@ -127,22 +127,22 @@ class Ledger:
     cost: float = 0.0
     unpriced: Tokens = field(default_factory=Tokens)
     answered: set[str] = field(default_factory=set)
-    """Batch requests that have an answer."""
+    """Ids of batch requests that have an answer."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises `DataError` for a file that holds anything but attempts."""
-        ledger = cls()
+        """Read a log. Raises `DataError` for a file that holds anything but attempts."""
+        index = cls()
         for attempt in read_attempts(path):
-            ledger.add(attempt)
-        return ledger
+            index.add(attempt)
+        return index
 
     def state(self, row: str) -> RowState:
-        """The row's state, to be kept up to date by `add`."""
+        """The row's state, which `add` updates in place."""
         return self.rows.setdefault(row, RowState())
 
     def add(self, attempt: Attempt) -> None:
-        """Take one more attempt into account."""
+        """Add one more attempt."""
         took = Tokens(attempt.prompt_tokens, attempt.completion_tokens)
         self.attempts += 1
         self.tokens += took
@@ -156,11 +156,11 @@ class Ledger:
 
 
 class AttemptLog:
-    """The file that one process at a time appends attempts to; use it as a context manager.
+    """The attempt log, open for appending by one process at a time; a context manager.
 
-    A line torn by a kill is cut off first. A line is handed to the system at once, so that it survives the
-    process, and is on the disk after `sync` and at the end. Raises `DataError` if another process has the file, or the
-    disk does not take a line.
+    An incomplete last line is removed on opening. Each line is written to the operating system at once, so that it
+    survives the process, and to the disk by `sync` and on closing. Raises `DataError` if another process has the file
+    open, or if a write fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -180,14 +180,14 @@ class AttemptLog:
             self.sync()
 
     def add(self, attempt: Attempt) -> None:
-        """Append one line."""
+        """Append one attempt."""
         self._log.append([attempt.model_dump_json(exclude_defaults=True).encode() + b"\n"], sync=False)
         self._dirty = True
 
     def sync(self) -> None:
-        """Put on the disk what is not there yet."""
+        """Flush written lines to the disk."""
         if self._dirty:
-            self._dirty = False  # before, so that a line which comes meanwhile is not taken for synced
+            self._dirty = False  # cleared first, so that a line added during the sync is not taken for synced
             try:
                 self._log.sync()
             except DataError:

@@ -1,8 +1,8 @@
 """Synthesis by OpenAI's Batch API, at half the price: a file of requests to upload, a file of results to read.
 
-Writing and reading take turns until no row is left: a rejected trace is asked again in the next file, and a row
-without any label gets its reasoning in the file after the one with its votes. Results meet the same gates as
-online answers and end in the same DIR/reasoning.jsonl.
+Writing and reading alternate until no row remains: a rejected trace is asked for again in the next file, and a row
+without labels gets its reasoning in the file after its votes. Results pass the same gates as online answers and are
+appended to the same DIR/reasoning.jsonl.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING, BinaryIO
 
-from guardreasoner_vl.corpus.attempts import REASONING, AttemptLog, Ledger
-from guardreasoner_vl.corpus.progress import Standing, pending, standing
+from guardreasoner_vl.corpus.attempts import REASONING, AttemptIndex, AttemptLog
+from guardreasoner_vl.corpus.progress import SynthesisProgress, count_progress, pending
 from guardreasoner_vl.corpus.store import ROWS, read_info
-from guardreasoner_vl.corpus.synthesis_policy import Terms
+from guardreasoner_vl.corpus.synthesis_policy import SynthesisPolicy
 from guardreasoner_vl.errors import DataError, GuardError, InputError
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.lock import locked_folder
-from guardreasoner_vl.teachers.base import Answered
+from guardreasoner_vl.teachers.base import TeacherAnswer
 from guardreasoner_vl.teachers.batch_api import RequestFiles, Result, read_result, request_line
 from guardreasoner_vl.teachers.budget import price_for
 
@@ -38,40 +38,40 @@ _CUSTOM_ID = re.compile(r"(label|reasoning)-(\d{1,9})/(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Written:
-    """The files of requests; rows that cannot be asked about, with the reasons."""
+class WrittenRequests:
+    """The request files, the number of requests, and the rows that cannot be asked about, with reasons."""
 
     files: tuple[Path, ...]
     requests: int
-    skipped: SetAside
+    skipped: SkippedRows
 
 
 @dataclass(frozen=True)
-class Returned:
-    """What results brought: `answers` read, lines ignored with the reasons, and where the corpus stands now."""
+class ReadResults:
+    """The number of answers read, the lines ignored with reasons, and the progress of the corpus."""
 
     answers: int
-    ignored: SetAside
-    standing: Standing
+    ignored: SkippedRows
+    progress: SynthesisProgress
 
 
-def write_requests(corpus_dir: Path, target: Path, chat: Chat, *, attempts: int = 3, votes: int = 3) -> Written:
-    """Write a request for every row that still needs reasoning, or one for each vote it lacks. Raises `DataError`."""
+def write_requests(corpus_dir: Path, target: Path, chat: Chat, *, attempts: int = 3, votes: int = 3) -> WrittenRequests:
+    """Write one request per row that needs reasoning, or one per missing vote. Raises `DataError`."""
     read_info(corpus_dir)
-    terms, skipped = Terms(chat.model, attempts, votes), SetAside()
-    ledger = Ledger.read(corpus_dir / REASONING)
+    policy, skipped = SynthesisPolicy(chat.model, attempts, votes), SkippedRows()
+    index = AttemptIndex.read(corpus_dir / REASONING)
     with RequestFiles(target) as files:
-        for sample in pending(corpus_dir / ROWS, ledger):
-            hopeless = terms.hopeless(sample, ledger.state(sample.id))
-            if hopeless:
-                skipped.add(hopeless.reason or "", sample.id)
+        for sample in pending(corpus_dir / ROWS, index):
+            terminal_attempt = policy.terminal_attempt(sample, index.state(sample.id))
+            if terminal_attempt:
+                skipped.add(terminal_attempt.reason or "", sample.id)
                 continue
             try:
-                for line in _lines(sample, ledger, terms, chat):
+                for line in _lines(sample, index, policy, chat):
                     files.add(line)
             except InputError as error:
                 skipped.add(error.code, sample.id)
-    return Written(tuple(files.paths), files.requests, skipped)
+    return WrittenRequests(tuple(files.paths), files.requests, skipped)
 
 
 def read_results(
@@ -82,31 +82,31 @@ def read_results(
     attempts: int = 3,
     votes: int = 3,
     price: Price | None = None,
-) -> Returned:
-    """Put the results through the gates, in the rows' order. `price` is the ordinary one. Raises `DataError`."""
+) -> ReadResults:
+    """Pass results through the gates, in the rows' order. `price` is the online price. Raises `DataError`."""
     ordinary = price_for(model, price, None)
-    terms = Terms(model, attempts, votes, ordinary.batched() if ordinary else None)
+    policy = SynthesisPolicy(model, attempts, votes, ordinary.batched() if ordinary else None)
     read_info(corpus_dir)
     with ExitStack() as stack:
         stack.enter_context(locked_folder(corpus_dir, "synthesize"))
         log = stack.enter_context(AttemptLog(corpus_dir / REASONING))
-        reading = _Reading(terms, log, Ledger.read(log.path))
+        reading = _Reading(policy, log, AttemptIndex.read(log.path))
         for path in results:
-            reading.index(stack.enter_context(_opened(path)))
-        for sample in pending(corpus_dir / ROWS, reading.ledger):
+            reading.add_results(stack.enter_context(_opened(path)))
+        for sample in pending(corpus_dir / ROWS, reading.attempts):
             reading.row(sample)
         return reading.finish()
 
 
-def _lines(sample: Sample, ledger: Ledger, terms: Terms, chat: Chat) -> Iterator[bytes]:
-    state = ledger.state(sample.id)
-    if terms.lacks_votes(sample, state):
+def _lines(sample: Sample, index: AttemptIndex, policy: SynthesisPolicy, chat: Chat) -> Iterator[bytes]:
+    state = index.state(sample.id)
+    if policy.needs_votes(sample, state):
         body = chat.labelling(sample)
-        unused = (name for name in _vote_ids(sample.id) if name not in ledger.answered)
-        for custom_id in islice(unused, terms.votes - len(state.votes)):
+        unused = (name for name in _vote_ids(sample.id) if name not in index.answered)
+        for custom_id in islice(unused, policy.votes - len(state.votes)):
             yield request_line(custom_id, body)
     else:
-        row = terms.labelled(sample, state) or sample
+        row = policy.with_majority_labels(sample, state) or sample
         custom_id = _custom_id("reasoning", state.rejections + 1, sample.id)
         yield request_line(custom_id, chat.writing(row, state.complaint))
 
@@ -120,8 +120,8 @@ def _custom_id(asked: Asked, number: int, row: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a result stands; results come in any order, rows in their own."""
+class _ResultLine:
+    """The position of a result in a file: results are in any order, rows are processed in their own."""
 
     asked: Asked
     number: int
@@ -131,70 +131,70 @@ class _Place:
 
 @dataclass
 class _Reading:
-    terms: Terms
+    policy: SynthesisPolicy
     log: AttemptLog
-    ledger: Ledger
-    ignored: SetAside = field(default_factory=SetAside)
+    attempts: AttemptIndex
+    ignored: SkippedRows = field(default_factory=SkippedRows)
     answers: int = 0
-    places: dict[str, list[_Place]] = field(default_factory=dict)
+    lines: dict[str, list[_ResultLine]] = field(default_factory=dict)
 
-    def index(self, stream: BinaryIO) -> None:
-        """Note what each line is about; an answer that is known already is ignored."""
+    def add_results(self, stream: BinaryIO) -> None:
+        """Index a file's lines by row; a request that already has an answer is ignored."""
         offset = 0
         for line in stream:
             start, offset = offset, offset + len(line)
             if not line.strip():
                 continue
             result = read_result(line)
-            named = _CUSTOM_ID.fullmatch(result.custom_id) if result else None
-            if result is None or named is None:
+            match = _CUSTOM_ID.fullmatch(result.custom_id) if result else None
+            if result is None or match is None:
                 self.ignored.add(UNKNOWN if result else NO_RESULT)
-            elif result.custom_id in self.ledger.answered:
+            elif result.custom_id in self.attempts.answered:
                 self.ignored.add(REPEATED)
             else:
-                if isinstance(result.outcome, Answered):
-                    self.ledger.answered.add(result.custom_id)
-                place = _Place("label" if named[1] == "label" else "reasoning", int(named[2]), stream, start)
-                self.places.setdefault(named[3], []).append(place)
+                if isinstance(result.outcome, TeacherAnswer):
+                    self.attempts.answered.add(result.custom_id)
+                asked: Asked = "label" if match[1] == "label" else "reasoning"
+                self.lines.setdefault(match[3], []).append(_ResultLine(asked, int(match[2]), stream, start))
 
     def row(self, sample: Sample) -> None:
-        """Record what came back about one row: its votes first, then its reasoning."""
-        state = self.ledger.state(sample.id)
-        for place in sorted(self.places.pop(sample.id, []), key=lambda place: (place.asked, place.number)):
-            place.stream.seek(place.offset)
-            result = read_result(place.stream.readline())
-            if result is None or state.done or not self._expected(place.asked, sample, state):
+        """Record the results of one row: its votes first, then its reasoning."""
+        state = self.attempts.state(sample.id)
+        for position in sorted(self.lines.pop(sample.id, []), key=lambda line: (line.asked, line.number)):
+            position.stream.seek(position.offset)
+            result = read_result(position.stream.readline())
+            if result is None or state.done or not self._expected(position.asked, sample, state):
                 self.ignored.add(UNKNOWN)
             else:
-                self._record(self._attempt(place.asked, sample, state, result))
-        hopeless = None if state.done else self.terms.hopeless(sample, state)
-        if hopeless:
-            self._record(hopeless)
+                self._record(self._attempt(position.asked, sample, state, result))
+        terminal_attempt = None if state.done else self.policy.terminal_attempt(sample, state)
+        if terminal_attempt:
+            self._record(terminal_attempt)
 
-    def finish(self) -> Returned:
-        """Count the results about rows that are not there, or need nothing."""
-        for places in self.places.values():
-            for _ in places:
+    def finish(self) -> ReadResults:
+        """Count results of unknown or finished rows as ignored, and give the outcome."""
+        for lines in self.lines.values():
+            for _ in lines:
                 self.ignored.add(UNKNOWN)
-        return Returned(self.answers, self.ignored, standing(self.log.path.with_name(ROWS), self.ledger))
+        return ReadResults(self.answers, self.ignored, count_progress(self.log.path.with_name(ROWS), self.attempts))
 
     def _expected(self, asked: Asked, sample: Sample, state: RowState) -> bool:
-        if self.terms.hopeless(sample, state):
+        if self.policy.terminal_attempt(sample, state):
             return False
-        return (asked == "label") == self.terms.lacks_votes(sample, state)
+        return (asked == "label") == self.policy.needs_votes(sample, state)
 
     def _attempt(self, asked: Asked, sample: Sample, state: RowState, result: Result) -> Attempt:
         outcome = result.outcome
         if isinstance(outcome, GuardError):
-            return self.terms.fault(sample, asked, outcome, result.custom_id)
+            return self.policy.fault(sample, asked, outcome, result.custom_id)
         self.answers += 1
         if asked == "label":
-            return self.terms.vote(sample, outcome, result.custom_id)
-        return self.terms.reasoning(sample, state, outcome, result.custom_id)
+            return self.policy.vote(sample, outcome, result.custom_id)
+        return self.policy.reasoning(sample, state, outcome, result.custom_id)
 
     def _record(self, attempt: Attempt) -> None:
         self.log.add(attempt)
-        self.ledger.add(attempt)
+        self.attempts.add(attempt)
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""A corpus for people: its card in Markdown, a page in HTML, and figures."""
+"""Write a corpus card: Markdown, an HTML page and figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.corpus.stats import ALL, PARTS, Stats, quantiles
-from guardreasoner_vl.corpus.store import SET_ASIDE, read_info
+from guardreasoner_vl.corpus.store import SKIPPED, read_info
 from guardreasoner_vl.errors import MissingExtraError
 from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
 from guardreasoner_vl.evaluation.report import NONE, html_page, markdown_page
@@ -26,14 +26,14 @@ PAPER = {
     "text-image": (46_030, 221_033, 4.80, 160.79),
     ALL: (123_096, 631_795, 5.13, 159.36),
 }
-"""Table 6 of the paper: rows, steps, steps of a row, characters of a step."""
+"""Table 6 of the paper: rows, steps, mean steps per row, mean characters per step."""
 
 _LABELS = ("harmful", "unharmful", "not labelled")
 _COLOURS = {"harmful": THIRD, "unharmful": OWN, "not labelled": OTHER}
 
 
 def write_card(folder: Path, stats: Stats, command: str) -> Path:
-    """Write `card.md`, `card.html`, `stats.json` and, with the extra `data`, figures; gives the card's path."""
+    """Write `card.md`, `card.html`, `stats.json` and, with the extra `data`, figures; return the card's path."""
     info = read_info(folder)
     title = f"Corpus {info.name}"
     try:
@@ -42,10 +42,10 @@ def write_card(folder: Path, stats: Stats, command: str) -> Path:
         figures = {}
     for name, svg in figures.items():
         write_text(folder / f"{name}.svg", svg)
-    shown = list(tables(stats, info, _set_aside(folder)))
+    shown = list(tables(stats, info, _skipped(folder)))
     notes = (
         f"Seed {info.seed}, {info.rows:,} rows. A row is harmful if its request or its response is. The first table is "
-        "about rows to train on."
+        "about training rows only."
     )
     write_text(folder / "stats.json", json.dumps(stats.as_json(), indent=1) + "\n")
     write_text(folder / "card.html", html_page(title, command, notes, shown, figures))
@@ -54,7 +54,7 @@ def write_card(folder: Path, stats: Stats, command: str) -> Path:
     return card
 
 
-def tables(stats: Stats, info: CorpusInfo, set_aside: Mapping[str, int]) -> Iterable[tuple[str, Table]]:
+def tables(stats: Stats, info: CorpusInfo, skipped: Mapping[str, int]) -> Iterable[tuple[str, Table]]:
     """All tables with their headings."""
     yield "Reasoning, beside the paper's Table 6", _steps_table(stats)
     yield "Sources", _sources_table(stats, info)
@@ -62,14 +62,14 @@ def tables(stats: Stats, info: CorpusInfo, set_aside: Mapping[str, int]) -> Iter
     yield "Categories", [["", "rows"], *([name, f"{rows:,}"] for name, rows in stats.categories.most_common())]
     yield "Splits", [["", "rows"], *([name, f"{rows:,}"] for name, rows in stats.splits.items())]
     head = ["characters", "min", "median", "p95", "max"]
-    found = {part: quantiles(stats.lengths[part]) for part in PARTS if stats.lengths[part]}
-    yield "Lengths", [head, *([part, *(f"{value:,}" for value in places.values())] for part, places in found.items())]
-    if set_aside:
-        yield "Set aside", [["reason", "rows"], *([reason, f"{rows:,}"] for reason, rows in set_aside.items())]
+    lengths = {part: quantiles(stats.lengths[part]) for part in PARTS if stats.lengths[part]}
+    yield "Lengths", [head, *([part, *(f"{value:,}" for value in row.values())] for part, row in lengths.items())]
+    if skipped:
+        yield "Skipped", [["reason", "rows"], *([reason, f"{rows:,}"] for reason, rows in skipped.items())]
 
 
 def draw(stats: Stats) -> dict[str, str]:
-    """SVG texts by name. Raises `MissingExtraError`."""
+    """The figures as SVG texts, by name. Raises `MissingExtraError`."""
     figures = {"labels": _label_bars(stats.labels), "categories": _category_bars(stats.categories)}
     lengths = {part: stats.lengths[part] for part in PARTS if stats.lengths[part]}
     return {**figures, **({"lengths": _length_bars(lengths)} if lengths else {})}
@@ -78,16 +78,16 @@ def draw(stats: Stats) -> dict[str, str]:
 def _steps_table(stats: Stats) -> Table:
     head = ["", "training rows", "with reasoning", "steps", "steps of a row", "characters of a step"]
     table = [[*head, *(f"paper: {name}" for name in ("rows", "steps", "steps of a row", "characters"))]]
-    for name, one in stats.modalities.items():
+    for name, counts in stats.modalities.items():
         rows, steps, mean, characters = PAPER[name]
-        own = [
-            f"{one.rows:,}",
-            f"{one.reasoned:,}",
-            f"{one.steps:,}",
-            _mean(one.mean_steps),
-            _mean(one.mean_characters),
+        cells = [
+            f"{counts.rows:,}",
+            f"{counts.reasoned:,}",
+            f"{counts.steps:,}",
+            _mean(counts.mean_steps),
+            _mean(counts.mean_characters),
         ]
-        table.append([name, *own, f"{rows:,}", f"{steps:,}", f"{mean:.2f}", f"{characters:.2f}"])
+        table.append([name, *cells, f"{rows:,}", f"{steps:,}", f"{mean:.2f}", f"{characters:.2f}"])
     return table
 
 
@@ -96,10 +96,10 @@ def _sources_table(stats: Stats, info: CorpusInfo) -> Table:
     table = [["", *_LABELS, "origin", "licence", "revision"]]
     for name, counts in sorted(stats.sources.items()):
         source = known.get(name)
-        told = (
+        terms = (
             [source.origin, source.licence, source.revision or NONE] if source else ["made by this project", NONE, NONE]
         )
-        table.append([name, *(f"{counts[label]:,}" for label in _LABELS), *told])
+        table.append([name, *(f"{counts[label]:,}" for label in _LABELS), *terms])
     return table
 
 
@@ -111,10 +111,10 @@ def _mean(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 
-def _set_aside(folder: Path) -> dict[str, int]:
+def _skipped(folder: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
-    if (folder / SET_ASIDE).is_file():
-        for line in (folder / SET_ASIDE).read_text("utf-8").splitlines():
+    if (folder / SKIPPED).is_file():
+        for line in (folder / SKIPPED).read_text("utf-8").splitlines():
             reason = str(json.loads(line)["reason"])
             counts[reason] = counts.get(reason, 0) + 1
     return counts
@@ -123,11 +123,11 @@ def _set_aside(folder: Path) -> dict[str, int]:
 def _label_bars(groups: Mapping[str, Counter[str]]) -> str:
     figure, axes = new_axes(height=0.9 + 0.34 * len(groups))
     names = list(groups)[::-1]
-    left = [0] * len(names)
+    starts = [0] * len(names)
     for label in _LABELS:
         values = [groups[name][label] for name in names]
-        axes.barh(names, values, left=left, label=label, color=_COLOURS[label])
-        left = [start + value for start, value in zip(left, values, strict=True)]
+        axes.barh(names, values, left=starts, label=label, color=_COLOURS[label])
+        starts = [start + value for start, value in zip(starts, values, strict=True)]
     axes.set(xlabel="rows", title="labels")
     axes.legend(frameon=False, fontsize=8)
     return svg_of(figure)

@@ -1,4 +1,4 @@
-"""Whether a corpus can be trained on as it is: ids, labels, images and reasoning of every row."""
+"""Check that a corpus can be trained on: ids, labels, images and reasoning of every row."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.protocol import TargetLabel, neutralise, training_target
 from guardreasoner_vl.sources.labels import content
-from guardreasoner_vl.sources.skipped import SetAside
-from guardreasoner_vl.teachers.gates import Rejected, gate
+from guardreasoner_vl.sources.skipped import SkippedRows
+from guardreasoner_vl.teachers.gates import RejectedAnswer, gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel, Sample
 
 
-def check_corpus(folder: Path, progress: Callable[[int, int], None] | None = None) -> tuple[int, SetAside]:
-    """The number of rows, and every fault by row. Raises `DataError` if there is no corpus."""
-    faults = SetAside()
+def check_corpus(folder: Path, progress: Callable[[int, int], None] | None = None) -> tuple[int, SkippedRows]:
+    """The number of rows, and the faults with their row ids. Raises `DataError` if there is no corpus."""
+    faults = SkippedRows()
     total = read_info(folder).rows
     seen: set[str] = set()
     labels: dict[object, tuple[GoldLabel | None, GoldLabel | None]] = {}
     rows = 0
-    unread = SetAside()
+    unread = SkippedRows()
     for sample in read_corpus(folder, unread):
         rows += 1
         for fault in _faults(sample, seen, labels):
@@ -37,43 +37,43 @@ def check_corpus(folder: Path, progress: Callable[[int, int], None] | None = Non
     rows += unread.total
     faults.merge(unread)
     if rows != total:
-        faults.add(f"{rows:,} rows, the description says {total:,}", folder.name)
+        faults.add(f"{rows:,} rows, but corpus.json says {total:,}", folder.name)
     return rows, faults
 
 
 def _faults(
     sample: Sample, seen: set[str], labels: dict[object, tuple[GoldLabel | None, GoldLabel | None]]
 ) -> list[str]:
-    found = []
-    own = (sample.request_label, sample.response_label)
+    faults = []
+    known = (sample.request_label, sample.response_label)
     if sample.id in seen:
-        found.append("its id stands there already")
-    if not any(own):
-        found.append("no label")
-    if sample.response_label and not (sample.response or "").strip():
-        found.append("a label of a response that is not there")
+        faults.append("repeated id")
+    if not any(known):
+        faults.append("no label")
+    if sample.response_label and not sample.has_response:
+        faults.append("a response label without a response")
     if not sample.images:
-        before = labels.setdefault(content(sample), own)
-        if any(old and new and old != new for old, new in zip(before, own, strict=True)):
-            found.append("contradictory labels")
+        before = labels.setdefault(content(sample), known)
+        if any(old and new and old != new for old, new in zip(before, known, strict=True)):
+            faults.append("contradictory labels")
     for image in sample.images:
         try:
             decoded_images(Path(image))
         except ImageError:
-            found.append("unreadable image")
+            faults.append("unreadable image")
     if sample.reasoning and neutralise(sample.reasoning) != sample.reasoning:
-        found.append("reasoning: a marker of the protocol; training breaks it")
+        faults.append("reasoning: contains a protocol marker, which training neutralises")
     if sample.reasoning and (reason := _rejected(sample)):
-        found.append(f"reasoning: {reason}")
-    return found
+        faults.append(f"reasoning: {reason}")
+    return faults
 
 
 def _rejected(sample: Sample) -> str | None:
-    """Why the quality gates would not keep the row's reasoning."""
+    """Why the quality gates reject the row's reasoning; None if they accept it."""
     words = (
-        TargetLabel(sample.request_label or "unharmful") if sample.exchange().has_prompt else TargetLabel("None"),
-        TargetLabel(sample.response_label or "unharmful") if sample.exchange().has_response else TargetLabel("None"),
+        TargetLabel(sample.request_label or "unharmful") if sample.has_request else TargetLabel("None"),
+        TargetLabel(sample.response_label or "unharmful") if sample.has_response else TargetLabel("None"),
     )
     text = "".join(span.text for span in training_target(neutralise(sample.reasoning or ""), *words))
     judged = gate(text, sample, "stop")
-    return judged.reason if isinstance(judged, Rejected) else None
+    return judged.reason if isinstance(judged, RejectedAnswer) else None

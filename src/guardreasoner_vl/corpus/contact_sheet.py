@@ -1,7 +1,7 @@
-"""A contact sheet of joined rows: `contact_sheet.png`, and `.html` around it.
+"""A contact sheet of joined rows: `contact_sheet.png` and `contact_sheet.html`.
 
-It is for the run's owner alone and stays in the run's folder, because real hard rows hold harmful content. Of texts
-it shows only the first characters.
+It is meant for the run's owner and must stay in the run's folder, because real hard rows hold harmful content. Only the
+first characters of texts are shown.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _COLUMNS, _WIDTH, _HEIGHT, _CAPTION = 4, 260, 200, 76
 _INK, _PALE = "#1d2733", "#b9c2cc"
 
 
-def write_sheet(folder: Path, made: Sequence[Sample], note: str) -> None:
-    """Show up to 12 rows, those of different parents' modalities by turns."""
-    rows = _chosen(made)
+def write_sheet(folder: Path, joined: Sequence[Sample], note: str) -> None:
+    """Show up to 12 joined rows, alternating between the parents' modalities."""
+    rows = _chosen(joined)
     buffer = BytesIO()
     _drawn(rows).save(buffer, "PNG")
     write_whole(folder / f"{NAME}.png", (buffer.getvalue(),))
@@ -48,31 +48,31 @@ def write_sheet(folder: Path, made: Sequence[Sample], note: str) -> None:
 
 
 def kind_of(row: Sample) -> str:
-    """The parents' modalities, whatever their order."""
+    """The parents' modalities, sorted."""
     return " + ".join(sorted(parent["modality"] for parent in row.meta["parents"]))
 
 
 def caption(row: Sample) -> list[str]:
-    """The parents' modalities and the layout, their labels, the joint labels, and how the text begins."""
+    """Four captions: the parents' modalities and the layout, their labels, the joint labels, the start of the text."""
     parents = row.meta["parents"]
     kinds = " + ".join(parent["modality"] for parent in parents)
     layout = f", {row.meta['layout']}" if "layout" in row.meta else ""
-    told = " + ".join(_labels(parent["request_label"], parent["response_label"]) for parent in parents)
+    parents_labels = " + ".join(_labels(parent["request_label"], parent["response_label"]) for parent in parents)
     text = " ".join(f"{row.prompt} {row.response or ''}".split())[:CHARACTERS]
-    return [kinds + layout, told, _labels(row.request_label, row.response_label), text]
+    return [kinds + layout, parents_labels, _labels(row.request_label, row.response_label), text]
 
 
 def _labels(request: str | None, response: str | None) -> str:
     return f"{request or '-'}/{response or '-'}"
 
 
-def _chosen(made: Sequence[Sample]) -> list[Sample]:
+def _chosen(joined: Sequence[Sample]) -> list[Sample]:
     seen: Counter[str] = Counter()
     turns = []
-    for row in made:
+    for row in joined:
         seen[kind_of(row)] += 1
         turns.append(seen[kind_of(row)])
-    return [made[at] for at in sorted(range(len(made)), key=turns.__getitem__)[:EXAMPLES]]
+    return [joined[at] for at in sorted(range(len(joined)), key=turns.__getitem__)[:EXAMPLES]]
 
 
 def _drawn(rows: Sequence[Sample]) -> Image.Image:
@@ -80,14 +80,14 @@ def _drawn(rows: Sequence[Sample]) -> Image.Image:
     sheet = Image.new("RGB", (_WIDTH * _COLUMNS, tall * max(1, -(-len(rows) // _COLUMNS))), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for number, row in enumerate(rows):
-        left, top = number % _COLUMNS * _WIDTH, number // _COLUMNS * tall
+        x, y = number % _COLUMNS * _WIDTH, number // _COLUMNS * tall
         if row.images:
             image = decoded_images(Path(row.images[0]))[0]
             image.thumbnail((_WIDTH - 12, _HEIGHT - 12))
-            sheet.paste(image, (left + (_WIDTH - image.width) // 2, top + (_HEIGHT - image.height) // 2))
+            sheet.paste(image, (x + (_WIDTH - image.width) // 2, y + (_HEIGHT - image.height) // 2))
         else:
-            draw.text((left + 6, top + _HEIGHT // 2), "no image", _PALE, font)
-        draw.rectangle((left, top, left + _WIDTH - 1, top + tall - 1), outline=_PALE)
-        first, told, joint, text = caption(row)
-        draw.multiline_text((left + 6, top + _HEIGHT), f"{first}\n{told}\n= {joint}\n{text}", _INK, font)
+            draw.text((x + 6, y + _HEIGHT // 2), "no image", _PALE, font)
+        draw.rectangle((x, y, x + _WIDTH - 1, y + tall - 1), outline=_PALE)
+        kinds, parents_labels, joint, text = caption(row)
+        draw.multiline_text((x + 6, y + _HEIGHT), f"{kinds}\n{parents_labels}\n= {joint}\n{text}", _INK, font)
     return sheet

@@ -1,8 +1,8 @@
-"""A corpus in the layouts of other programs: the authors' release, and ShareGPT as LLaMA-Factory reads it.
+"""Export a corpus to the layouts of other programs: the authors' release, and ShareGPT as LLaMA-Factory reads it.
 
-Both are lists of conversations. What they have no place for (ids, sources, labels that are not known, texts that the
-neutraliser changed) stands in the extra key `sample`, which those programs ignore: read back by the adapters
-`guardreasoner-vltrain` and `sharegpt`, nothing is lost.
+Both are lists of conversations. Other fields (ids, sources, unknown labels, texts that the neutraliser changed) go into
+the extra key `sample`, which those programs ignore. The adapters `guardreasoner-vltrain` and `sharegpt` read everything
+back without loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, neutralise, training_target
-from guardreasoner_vl.sources.adapters import Place
+from guardreasoner_vl.sources.adapters import RecordContext
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.records import NotASampleError
 from guardreasoner_vl.storage.atomic import write_json
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.types import GoldLabel
 
-Layout = Literal["guardreasoner", "sharegpt"]
-ADAPTERS: dict[Layout, str] = {"guardreasoner": "guardreasoner-vltrain", "sharegpt": "sharegpt"}
-"""What reads a layout back."""
+ExportLayout = Literal["guardreasoner", "sharegpt"]
+ADAPTERS: dict[ExportLayout, str] = {"guardreasoner": "guardreasoner-vltrain", "sharegpt": "sharegpt"}
+"""The adapter that reads each layout back."""
 
 IMAGES = "images"
 _FILES = {"text": "Text.json", "image": "Image.json", "text-image": "TextImage.json"}
@@ -44,10 +44,10 @@ _DATASET_INFO = {
 }
 
 
-def export(folder: Path, layout: Layout, out: Path, progress: Callable[[int], None] | None = None) -> int:
-    """Write the corpus in `folder` to the new folder `out`, images included; gives the number of rows.
+def export(folder: Path, layout: ExportLayout, out: Path, progress: Callable[[int], None] | None = None) -> int:
+    """Write the corpus in `folder` with its images to the new folder `out`, and return the number of rows.
 
-    Rows without reasoning have an empty think. Raises `DataError` if `out` holds something.
+    Rows without reasoning get an empty `<think>`. Raises `DataError` if `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: not empty; name a new folder")
@@ -67,7 +67,7 @@ def export(folder: Path, layout: Layout, out: Path, progress: Callable[[int], No
     return count
 
 
-def _record(sample: Sample, layout: Layout, out: Path) -> dict[str, Any]:
+def _record(sample: Sample, layout: ExportLayout, out: Path) -> dict[str, Any]:
     user, answer = build_messages(sample.exchange())[1].text, _answer(sample)
     record: dict[str, Any]
     turns: tuple[tuple[str, str], ...]
@@ -81,8 +81,8 @@ def _record(sample: Sample, layout: Layout, out: Path) -> dict[str, Any]:
     return {**record, "sample": _not_carried(sample, record, layout, out)}
 
 
-def _not_carried(sample: Sample, record: dict[str, Any], layout: Layout, out: Path) -> dict[str, Any]:
-    """The fields that reading the conversation alone would not give back; all, where those would contradict it."""
+def _not_carried(sample: Sample, record: dict[str, Any], layout: ExportLayout, out: Path) -> dict[str, Any]:
+    """The fields that reading the conversation would not restore; all fields, if restoring only these fails."""
     content = sample.model_dump(mode="json")
     whole = {name: content[name] for name in _FIELDS}
     read = _read(record, layout, out)
@@ -91,23 +91,22 @@ def _not_carried(sample: Sample, record: dict[str, Any], layout: Layout, out: Pa
     return missing if all(again.get(name) == value for name, value in whole.items()) else whole
 
 
-def _read(record: dict[str, Any], layout: Layout, out: Path) -> dict[str, Any]:
-    """What a record is read as; nothing if it is no sample."""
+def _read(record: dict[str, Any], layout: ExportLayout, out: Path) -> dict[str, Any]:
+    """The fields read back from a record; empty if it is not a sample."""
     try:
-        made = adapter_named(ADAPTERS[layout]).to_sample(record, Place("", 0, out, out))
+        sample = adapter_named(ADAPTERS[layout]).to_sample(record, RecordContext("", 0, out, out))
     except NotASampleError:
         return {}
-    return made.model_dump(mode="json") if isinstance(made, Sample) else {}
+    return sample.model_dump(mode="json") if isinstance(sample, Sample) else {}
 
 
 def _answer(sample: Sample) -> str:
-    """The assistant's text; the line of a label that is not known is left out."""
-    exchange = sample.exchange()
-    given = ((sample.request_label, exchange.has_prompt), (sample.response_label, exchange.has_response))
-    words = [_word(label) if present else TargetLabel("None") for label, present in given]
+    """The assistant's text, without the line of an unknown label."""
+    targets = ((sample.request_label, sample.has_request), (sample.response_label, sample.has_response))
+    words = [_word(label) if present else TargetLabel("None") for label, present in targets]
     spans = training_target(neutralise(sample.reasoning or ""), *words)
     text = "".join(span.text for span in spans)
-    for name, (label, present) in zip(("Request", "Response"), given, strict=True):
+    for name, (label, present) in zip(("Request", "Response"), targets, strict=True):
         if present and label is None:
             text = text.replace(f"\n{name}: None", "")
     return text
@@ -118,7 +117,7 @@ def _word(label: GoldLabel | None) -> TargetLabel:
 
 
 def _copied(path: Path, out: Path) -> str:
-    """The image's place below `out`; equal names of different folders are kept apart."""
+    """Copy an image and return its path below `out`; a hash of its folder separates equal names."""
     folder = hashlib.sha256(str(path.parent.absolute()).encode()).hexdigest()[:8]
     target = out / IMAGES / folder / path.name
     if not target.is_file():
@@ -132,7 +131,7 @@ def _copied(path: Path, out: Path) -> str:
 
 @contextmanager
 def _list_file(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A JSON list that is written one record at a time."""
+    """Write a JSON list one record at a time; yields the function that adds a record."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
         separator = "[\n"

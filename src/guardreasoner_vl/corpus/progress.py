@@ -1,6 +1,6 @@
-"""Where the reasoning of a corpus stands: how many rows have it, which are still asked about, which never will be.
+"""The progress of a corpus's synthesis: rows with reasoning, skipped rows, and rows still to be asked about.
 
-Rows to train on alone: those held out for validation and test need no reasoning.
+Only training rows count: validation and test rows need no reasoning.
 """
 
 from __future__ import annotations
@@ -10,55 +10,56 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
 from guardreasoner_vl.sources.parquet import read_rows
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.corpus.attempts import Ledger
+    from guardreasoner_vl.corpus.attempts import AttemptIndex
     from guardreasoner_vl.types import Sample
 
 TRAIN = "train"
-REPEATED = "its id stands on an earlier row"
+REPEATED = "repeated id"
 
 
 @dataclass
-class Standing:
-    """Where a corpus stands. `faults` are the rows left whose teacher could not be reached when last asked."""
+class SynthesisProgress:
+    """Counts of training rows. `faults` are the remaining rows whose last attempt got no answer."""
 
     rows: int = 0
     kept: int = 0
-    set_aside: SetAside = field(default_factory=SetAside)
-    faults: SetAside = field(default_factory=SetAside)
+    skipped: SkippedRows = field(default_factory=SkippedRows)
+    faults: SkippedRows = field(default_factory=SkippedRows)
 
     @property
-    def left(self) -> int:
-        return self.rows - self.kept - self.set_aside.total
+    def remaining(self) -> int:
+        """Rows neither kept nor skipped."""
+        return self.rows - self.kept - self.skipped.total
 
 
-def standing(path: Path, ledger: Ledger) -> Standing:
-    """Count the rows of a Parquet file; reads three of its columns. Raises `DataError`."""
-    found = Standing()
-    for row, own in _ids(path):
-        found.rows += 1
-        state = ledger.rows.get(row)
-        if own is None:
-            found.set_aside.add(REPEATED, row)
-        elif own or (state and state.kept):
-            found.kept += 1
-        elif state and state.set_aside:
-            found.set_aside.add(state.set_aside, row)
+def count_progress(path: Path, index: AttemptIndex) -> SynthesisProgress:
+    """Count the rows of a Parquet file, reading three columns. Raises `DataError`."""
+    progress = SynthesisProgress()
+    for row, has_reasoning in _ids(path):
+        progress.rows += 1
+        state = index.rows.get(row)
+        if has_reasoning is None:
+            progress.skipped.add(REPEATED, row)
+        elif has_reasoning or (state and state.kept):
+            progress.kept += 1
+        elif state and state.skipped:
+            progress.skipped.add(state.skipped, row)
         elif state and state.fault:
-            found.faults.add(state.fault, row)
-    return found
+            progress.faults.add(state.fault, row)
+    return progress
 
 
-def pending(path: Path, ledger: Ledger) -> Iterator[Sample]:
-    """Stream the rows that have neither reasoning nor a last word. Raises `DataError`."""
+def pending(path: Path, index: AttemptIndex) -> Iterator[Sample]:
+    """Stream the training rows that are neither kept nor skipped. Raises `DataError`."""
     seen: set[str] = set()
     for sample in read_rows(path):
-        state = ledger.rows.get(sample.id)
+        state = index.rows.get(sample.id)
         wanted = sample.split == TRAIN and not _reasoned(sample.reasoning)
         if wanted and not (state and state.done) and sample.id not in seen:
             yield sample
@@ -66,7 +67,7 @@ def pending(path: Path, ledger: Ledger) -> Iterator[Sample]:
 
 
 def _ids(path: Path) -> Iterator[tuple[str, bool | None]]:
-    """Each row's id and whether it came with reasoning; None for an id that stood before."""
+    """Each training row's id and whether the row itself has reasoning; None instead for a repeated id."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile

@@ -1,4 +1,4 @@
-"""What is in a corpus: the paper's Table 6, labels, categories and lengths."""
+"""Statistics of a corpus: the paper's Table 6, labels, categories and lengths."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ALL = "all"
 
 
 @dataclass
-class Steps:
-    """One line of Table 6: rows to train on, those with reasoning, their steps and the steps' characters."""
+class StepCounts:
+    """One line of Table 6: training rows, those with reasoning, their steps, and the steps' characters."""
 
     rows: int = 0
     reasoned: int = 0
@@ -37,20 +37,20 @@ class Steps:
 
     @property
     def mean_steps(self) -> float | None:
-        """Steps of a row that has reasoning."""
+        """Mean steps per row with reasoning; None without such a row."""
         return self.steps / self.reasoned if self.reasoned else None
 
     @property
     def mean_characters(self) -> float | None:
-        """Characters of a step."""
+        """Mean characters per step; None without steps."""
         return self.characters / self.steps if self.steps else None
 
 
 @dataclass
 class Stats:
-    """Counts over a corpus; `lengths` are characters of prompts, responses and reasoning that are there."""
+    """Counts over a corpus; `lengths` has the characters of each non-empty prompt, response and reasoning."""
 
-    modalities: dict[str, Steps] = field(default_factory=lambda: {ALL: Steps()})
+    modalities: dict[str, StepCounts] = field(default_factory=lambda: {ALL: StepCounts()})
     labels: dict[str, Counter[str]] = field(default_factory=dict)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     splits: Counter[str] = field(default_factory=Counter)
@@ -58,11 +58,11 @@ class Stats:
     lengths: dict[str, list[int]] = field(default_factory=lambda: {part: [] for part in PARTS})
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, lengths as their quantiles."""
+        """Plain data; lengths are given as quantiles."""
         return {
             "modalities": {
-                name: {**vars(one), "mean_steps": one.mean_steps, "mean_characters": one.mean_characters}
-                for name, one in self.modalities.items()
+                name: {**vars(steps), "mean_steps": steps.mean_steps, "mean_characters": steps.mean_characters}
+                for name, steps in self.modalities.items()
             },
             "labels": {name: dict(counts) for name, counts in self.labels.items()},
             "sources": {name: dict(counts) for name, counts in self.sources.items()},
@@ -77,7 +77,7 @@ def stats_of(samples: Iterable[Sample]) -> Stats:
     stats = Stats()
     for sample in samples:
         for name in (sample.modality, ALL) if sample.split == TRAIN else ():
-            stats.modalities.setdefault(name, Steps()).add(sample)
+            stats.modalities.setdefault(name, StepCounts()).add(sample)
         for target, label in (("request", sample.request_label), ("response", sample.response_label)):
             if target == "request" or sample.response:
                 stats.labels.setdefault(f"{target}, {sample.modality}", Counter())[label or "not labelled"] += 1
@@ -96,5 +96,5 @@ def stats_of(samples: Iterable[Sample]) -> Stats:
 def quantiles(values: list[int]) -> dict[str, int]:
     """Minimum, median, 95th percentile and maximum."""
     ordered = sorted(values)
-    places = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
-    return {name: ordered[round(place * (len(ordered) - 1))] for name, place in places.items()}
+    shares = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in shares.items()}

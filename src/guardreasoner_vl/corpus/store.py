@@ -1,10 +1,10 @@
-"""A corpus on disk: `rows.parquet`, what is known about it, and what was written about its rows later.
+"""A corpus on disk.
 
-DIR/rows.parquet       one row for each sample, the images inside or by path
-DIR/corpus.json        schema version, recipe's name, sources with their licences and revisions
+DIR/rows.parquet       one row for each sample, with images embedded or referred to by path
+DIR/corpus.json        schema version, recipe name, sources with their licences and revisions
 DIR/reasoning.jsonl    attempts of a teacher, appended by `synthesize` (`corpus.attempts`)
-DIR/set_aside.jsonl    rows that were left out, each with its reason
-DIR/images/          images that stood inside records or rows, named after their bytes
+DIR/skipped.jsonl      skipped rows, each with its reason
+DIR/images/            images that were embedded in records or rows, named after their bytes
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
     from guardreasoner_vl.types import Sample
 
-ROWS, INFO, SET_ASIDE = "rows.parquet", "corpus.json", "set_aside.jsonl"
+ROWS, INFO, SKIPPED = "rows.parquet", "corpus.json", "skipped.jsonl"
 
 
 class SourceInfo(Frozen):
-    """Where rows came from, and under which terms."""
+    """The origin of rows, and their licence."""
 
     name: str
     origin: str
@@ -42,7 +42,7 @@ class SourceInfo(Frozen):
 
 
 class CorpusInfo(Frozen):
-    """What is known about a corpus. `version` is that of the rows' columns."""
+    """The description of a corpus; `version` is that of the rows' columns."""
 
     version: int = SCHEMA
     name: str
@@ -52,41 +52,41 @@ class CorpusInfo(Frozen):
 
 
 def is_corpus(folder: Path) -> bool:
-    """Whether a corpus lies there."""
+    """Whether the folder holds a corpus."""
     return (folder / INFO).is_file()
 
 
 def read_info(folder: Path) -> CorpusInfo:
-    """Raises `DataError` if there is no corpus, or one of another version."""
+    """The description of the corpus. Raises `DataError` if there is none, or one of another version."""
     try:
         content = json.loads((folder / INFO).read_text("utf-8"))
         version = content["version"]
         if version != SCHEMA:
             raise DataError(
-                f"{folder}: a corpus of version {version!r:.20}, this program reads {SCHEMA}; curate it again"
+                f"{folder}: the corpus has version {version!r:.20}, but version {SCHEMA} is needed; curate it again"
             )
         return CorpusInfo.model_validate(content)
     except OSError as error:
         raise DataError(f"{folder}: no {INFO} in it; give a folder that `curate --out` wrote") from error
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise DataError(f"{folder / INFO}: not a corpus's description; curate it again") from error
+        raise DataError(f"{folder / INFO}: not a valid corpus description; curate it again") from error
 
 
 def write_corpus(folder: Path, info: CorpusInfo, samples: Iterable[Sample], *, embed: bool = False) -> CorpusInfo:
-    """Write rows and description, whole or not at all; `embed` puts the images' bytes into the rows."""
+    """Write rows and description, each atomically; `embed` stores the images' bytes in the rows."""
     written = info.model_copy(update={"rows": write_rows(folder / ROWS, samples, embed=embed)})
     write_json(folder / INFO, written.model_dump(mode="json"))
     return written
 
 
-def read_corpus(folder: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
-    """Stream the rows, with the reasoning and labels that a teacher wrote since.
+def read_corpus(folder: Path, skipped: SkippedRows | None = None) -> Iterator[Sample]:
+    """Stream the rows with the reasoning and labels that a teacher added.
 
-    Raises `DataError`, also for a broken row unless `set_aside` is given, which then names it.
+    Raises `DataError`; an invalid row is added to `skipped` if that is given.
     """
     read_info(folder)
     later = kept(folder / REASONING)
-    for sample in read_rows(folder / ROWS, set_aside):
+    for sample in read_rows(folder / ROWS, skipped):
         attempt = later.get(sample.id)
         yield attempt.applied(sample) if attempt else sample
 
@@ -97,7 +97,7 @@ def read_split(folder: Path, split: str) -> Iterator[Sample]:
 
 
 def read_mixture(folder: Path) -> Mixture:
-    """The rows as training takes them: those of the split `train`, as often as the recipe repeats their source."""
+    """The rows by use: training rows repeated as often as the recipe says, validation rows and test rows."""
     mixture = Mixture()
     for sample in read_corpus(folder):
         if sample.split == "train":

@@ -1,7 +1,7 @@
-"""What a teacher is asked about a row of a corpus, and what its answer is worth: an `Attempt`.
+"""The policy of synthesis: what a teacher is asked about a row, and how an answer becomes an `Attempt`.
 
-row with a label       reasoning, again with the reason if the gates reject it, until kept or set aside
-row without any label  first `votes` labels; with a majority they are the row's labels, else it is set aside
+row with a label       ask for reasoning; repeat with the gates' reason until it is kept or the row is skipped
+row without any label  ask for `votes` labels; a majority gives the row's labels, else the row is skipped
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.protocol import parse_verdict
 from guardreasoner_vl.teachers.base import CannotLabelError, known, present
-from guardreasoner_vl.teachers.gates import GOLD, UNPARSABLE, Passed, gate
+from guardreasoner_vl.teachers.gates import GOLD, UNPARSABLE, PassedAnswer, gate
 
 if TYPE_CHECKING:
     from guardreasoner_vl.corpus.attempts import Asked, RowState
-    from guardreasoner_vl.teachers.base import Answered
+    from guardreasoner_vl.teachers.base import TeacherAnswer
     from guardreasoner_vl.teachers.budget import Price
     from guardreasoner_vl.types import GoldLabel, Sample, Target
 
@@ -27,8 +27,8 @@ NO_MAJORITY, NOTHING = "no majority", "nothing to judge"
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Who is asked, how often, and at which price."""
+class SynthesisPolicy:
+    """The teacher's name, the attempts and votes per row, and the price (None if unknown)."""
 
     teacher: str
     attempts: int = 3
@@ -39,31 +39,31 @@ class Terms:
         if self.attempts < 1 or self.votes < 1:
             raise InputError("attempts and votes must be 1 or more")
 
-    def labelled(self, sample: Sample, state: RowState) -> Sample | None:
-        """The sample with its labels, those of the majority if it has none; None if there is no majority."""
+    def with_majority_labels(self, sample: Sample, state: RowState) -> Sample | None:
+        """The sample, with majority labels if it has none; None without a majority."""
         if known(sample):
             return sample
-        found = {target: self._majority(state, target) for target, there in present(sample).items() if there}
-        if not all(found.values()):
+        majority = {target: self._majority(state, target) for target, exists in present(sample).items() if exists}
+        if not all(majority.values()):
             return None
-        return sample.model_copy(update={f"{target}_label": label for target, label in found.items()})
+        return sample.model_copy(update={f"{target}_label": label for target, label in majority.items()})
 
-    def lacks_votes(self, sample: Sample, state: RowState) -> bool:
-        """Whether the row has to be labelled before its reasoning is asked for."""
+    def needs_votes(self, sample: Sample, state: RowState) -> bool:
+        """Whether the row needs more label votes before its reasoning is asked for."""
         return not known(sample) and len(state.votes) < self.votes
 
-    def hopeless(self, sample: Sample, state: RowState) -> Attempt | None:
-        """The last line about a row that reasoning cannot be asked for."""
+    def terminal_attempt(self, sample: Sample, state: RowState) -> Attempt | None:
+        """The final attempt of a row without anything to judge or without a majority; None for other rows."""
         if not any(present(sample).values()):
             return Attempt(id=sample.id, teacher=self.teacher, reason=NOTHING, final=True)
-        if not self.lacks_votes(sample, state) and self.labelled(sample, state) is None:
+        if not self.needs_votes(sample, state) and self.with_majority_labels(sample, state) is None:
             return Attempt(id=sample.id, teacher=self.teacher, reason=NO_MAJORITY, final=True)
         return None
 
-    def vote(self, sample: Sample, answered: Answered, custom_id: str | None = None) -> Attempt:
-        """What one answer says about a row's labels; one outside the grammar says nothing."""
-        there = present(sample)
-        parsed = parse_verdict(answered.text, there["request"], there["response"], answered.finish_reason)
+    def vote(self, sample: Sample, answered: TeacherAnswer, custom_id: str | None = None) -> Attempt:
+        """One answer as a label vote; an answer outside the grammar votes for nothing."""
+        exists = present(sample)
+        parsed = parse_verdict(answered.text, exists["request"], exists["response"], answered.finish_reason)
         return self._attempt(
             sample,
             answered,
@@ -74,13 +74,15 @@ class Terms:
             response_label=GOLD.get(parsed.response),
         )
 
-    def reasoning(self, sample: Sample, state: RowState, answered: Answered, custom_id: str | None = None) -> Attempt:
-        """What the gates make of an answer about a row; rejected once too often, it is set aside."""
-        row = self.labelled(sample, state) or sample
+    def reasoning(
+        self, sample: Sample, state: RowState, answered: TeacherAnswer, custom_id: str | None = None
+    ) -> Attempt:
+        """One answer with reasoning, after the gates; the last allowed rejection is final."""
+        row = self.with_majority_labels(sample, state) or sample
         result = gate(answered.text, row, answered.finish_reason)
         outcome = (
             {"reasoning": result.reasoning, "judged": result.judged}
-            if isinstance(result, Passed)
+            if isinstance(result, PassedAnswer)
             else {"reason": result.reason, "final": state.rejections + 1 >= self.attempts}
         )
         if row is not sample:
@@ -90,7 +92,7 @@ class Terms:
         return self._attempt(sample, answered, custom_id, **outcome)
 
     def fault(self, sample: Sample, asked: Asked, error: GuardError, custom_id: str | None = None) -> Attempt:
-        """No answer came. That is final only where no answer ever can: the row itself cannot be sent."""
+        """An attempt without an answer; final only if the row itself can never be sent."""
         status = error.status if isinstance(error, HttpError) and error.code == HttpError.code else None
         return Attempt(
             id=sample.id,
@@ -101,7 +103,7 @@ class Terms:
             custom_id=custom_id,
         )
 
-    def _attempt(self, sample: Sample, answered: Answered, custom_id: str | None, **outcome: object) -> Attempt:
+    def _attempt(self, sample: Sample, answered: TeacherAnswer, custom_id: str | None, **outcome: object) -> Attempt:
         return Attempt.model_validate(
             {
                 "id": sample.id,
@@ -115,6 +117,6 @@ class Terms:
         )
 
     def _majority(self, state: RowState, target: Target) -> GoldLabel | None:
-        """The label of more than half of all answers, unusable ones included."""
+        """The label of more than half of all answers, unusable answers included; None without one."""
         counted = Counter(vote[target] for vote in state.votes if target in vote).most_common(1)
         return counted[0][0] if counted and 2 * counted[0][1] > max(self.votes, len(state.votes)) else None

@@ -1,4 +1,4 @@
-"""What every engine does: chat messages and images in, text and label log-probabilities out."""
+"""The engine interface: chat messages and images in, text and label log-probabilities out."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "error"]
 
 
-class Watch(Protocol):
-    """What a caller hears, from whatever thread the engine works in, of an answer; and how it is called off."""
+class StreamListener(Protocol):
+    """Callbacks for a streamed answer, called from the engine's thread, and the flag that cancels it."""
 
-    def begin(self) -> None:
-        """An answer begins; what was told of an earlier one is void."""
+    def on_start(self) -> None:
+        """An answer starts. Text passed on from an earlier attempt is to be discarded."""
 
-    def tell(self, text: str) -> None:
-        """The answer's next piece of text."""
+    def on_text(self, text: str) -> None:
+        """Receive the next part of the answer's text."""
 
     @property
-    def called_off(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+    def cancelled(self) -> bool:
+        """Whether the caller no longer wants the answer."""
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """One question to the model.
+    """One request to the model.
 
-    `forced_prefix` begins the assistant's turn; the result's text starts with it. While `label_fields`
-    are generated, the log-probabilities of `candidates` after each field are read off. `ban_empty_think`
-    keeps the end of think from coming before some reasoning stands. `temperature` 0 is greedy. `watch` is told the
-    text as it comes, piece by piece or at once, as the engine can.
+    `forced_prefix` starts the assistant's turn, and the result's text starts with it. After each of `label_fields` that
+    is generated, the log-probabilities of `candidates` are recorded. `ban_empty_think` forbids the end of think before
+    any reasoning was written. `temperature` 0 is greedy. `listener` receives the text in parts as they are generated,
+    or all at once if the engine cannot stream.
     """
 
     messages: tuple[Message, ...]
@@ -52,15 +52,16 @@ class EngineRequest:
     candidates: tuple[str, ...] = ()
     ban_empty_think: bool = False
     pixels: PixelBudget | None = None
-    watch: Watch | None = field(default=None, compare=False)
+    listener: StreamListener | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One answer. `label_logprobs` maps a field to one log-probability per candidate, where the model gives
-    them, at the candidates' first differing token. On a fault `finish_reason` is `error` and `error` says why.
+    """One answer. `label_logprobs` maps a field to one log-probability per candidate, at the candidates' first
+    differing token; a field without log-probabilities is missing. If the request failed, `finish_reason` is `error`
+    and `error` says why.
 
-    `token_ids` are the text's tokens; `end_id` is the one that ended the turn, where it ended and the engine tells.
+    `token_ids` are the text's tokens; `end_id` is the token that ended the turn, None if unknown or not reached.
     """
 
     text: str
@@ -75,7 +76,7 @@ class EngineResult:
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """Log-probabilities of the candidates in each slot, and the candidate chosen there."""
+    """For each slot, the candidates' log-probabilities and the index of the candidate that was chosen."""
 
     logprobs: tuple[tuple[float, ...], ...]
     chosen: tuple[int, ...]
@@ -86,7 +87,7 @@ class ScoreResult:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do, declared and not guessed."""
+    """What an engine supports, as the engine itself declares it."""
 
     images: bool
     scores: bool
@@ -96,7 +97,7 @@ class Capabilities:
 
 
 class Engine(Protocol):
-    """Implementations never raise for one bad request: its result carries the error, the others go on."""
+    """Runs a model. Methods do not raise for one bad request: its result holds the error, the others are answered."""
 
     @property
     def model(self) -> ModelInfo: ...
@@ -105,18 +106,18 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def count_tokens(self, request: EngineRequest) -> int | None:
-        """Prompt tokens of `request`, images and forced prefix included; None where the engine cannot tell."""
+        """Number of prompt tokens of `request`, images and forced prefix included; None if the engine cannot count."""
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
-        """Answer all `requests`; results come in the same order."""
+        """Answer all `requests`; the results are in the same order."""
 
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
     ) -> list[ScoreResult]:
         """Compare `candidates` in each slot after the forced prefix.
 
-        Slot text, then the better candidate, are appended in turn: with `slots` = (a, b) the second
-        comparison reads prefix + a + chosen + b.
+        For each slot, its text and then the likelier candidate are appended to the prompt: with `slots` = (a, b) the
+        second comparison reads prefix + a + chosen + b.
         """
 
     async def agenerate(self, request: EngineRequest) -> EngineResult:
@@ -126,4 +127,4 @@ class Engine(Protocol):
         """`score` for one request without blocking the event loop."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Release the engine's resources."""

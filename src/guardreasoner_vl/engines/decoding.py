@@ -1,11 +1,11 @@
 """Batched decoding for a Qwen2.5-VL: prefix cache, prefill, steps, shrinking batches.
 
-Rows are padded on the left between the shared prefix and their own tokens:
+Rows are padded between the shared prefix and each row's own tokens:
 
-    [prefix | pad pad own tokens | generated ...]
+    [prefix | pad pad row's tokens | generated ...]
 
-The prefix (system message and the head of the user turn) is computed once and copied to every row. Rows may be
-repeated once they are read (`Batch.keep_rows`), so that many answers to one prompt cost one prefill.
+The prefix (system message and the head of the user turn) is computed once and copied to every row. Rows can be
+repeated after the prefill (`Batch.keep_rows`), so that many answers to one prompt cost one prefill.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _ROOM = 64
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values in a buffer with room to grow, so that a step copies one token and not the whole past.
+    """Keys and values in preallocated buffers, so that a step copies one token and not all earlier ones.
 
-    All four are of shape (rows, heads, tokens, width); `keys` and `values` are views of the buffers' filled part.
+    All four tensors have shape (rows, heads, tokens, width); `keys` and `values` are views of the buffers' filled part.
     """
 
     keys: torch.Tensor
@@ -43,6 +43,7 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values of shape (rows, heads, new tokens, width); returns those of all tokens."""
         past = self.get_seq_length() if self.is_initialized else 0
         end = past + key_states.shape[-2]
         if not self.is_initialized:
@@ -63,7 +64,7 @@ class GrowingLayer(DynamicLayer):
         return buffer
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """These rows in this order; one may come several times."""
+        """Keep the rows with these indices, of shape (kept,), in this order; an index may occur several times."""
         length = self.get_seq_length()
         self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
         self.keys, self.values = self.key_buffer[:, :, :length], self.value_buffer[:, :, :length]
@@ -71,18 +72,20 @@ class GrowingLayer(DynamicLayer):
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens that every prompt begins with, and their keys and values: per layer (1, heads, tokens, width)."""
+    """The tokens that every prompt starts with, and their keys and values, per layer (1, heads, tokens, width)."""
 
     ids: tuple[int, ...]
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
     def starts(self, ids: Sequence[int]) -> bool:
+        """Whether `ids` starts with the prefix and has further tokens."""
         return len(ids) > len(self.ids) and tuple(ids[: len(self.ids)]) == self.ids
 
 
 @dataclass
 class Batch:
-    """Rows in flight: their cache, mask of shape (rows, seen tokens), next positions (rows,), last logits."""
+    """Rows that are being decoded: their cache, mask of shape (rows, tokens read), next positions of shape (rows,), and
+    last logits of shape (rows, vocabulary)."""
 
     cache: Cache
     mask: torch.Tensor
@@ -90,7 +93,7 @@ class Batch:
     logits: torch.Tensor
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Go on with these rows in this order; one may come several times."""
+        """Keep the rows with these indices, of shape (kept,), in this order; an index may occur several times."""
         for layer in self.cache.layers:
             layer.keep_rows(rows)
         self.mask, self.next_position, self.logits = self.mask[rows], self.next_position[rows], self.logits[rows]
@@ -106,12 +109,12 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies now: a trainer may move it."""
+        """The model's current device; a trainer may move the model."""
         device: torch.device = self.model.device
         return device
 
     def compute_prefix(self, ids: Sequence[int]) -> Prefix:
-        """Keys and values of the constant head of every prompt."""
+        """Compute the keys and values of the tokens that every prompt starts with."""
         cache = self._cache()
         positions = torch.arange(len(ids), device=self.device).view(1, 1, -1).expand(3, 1, -1)
         self._forward(torch.tensor([list(ids)], device=self.device), None, positions, cache)
@@ -124,18 +127,18 @@ class Decoder:
         prefix: Prefix | None = None,
         budget: PixelBudget | None = None,
     ) -> Batch:
-        """Read the prompts. `images` holds all rows' images in order; one that comes again is looked at once."""
+        """Read the prompts. `images` holds all rows' images in order; a repeated image is encoded once."""
         skipped = len(prefix.ids) if prefix else 0
-        own = max(len(row.ids) for row in rows) - skipped
-        ids = torch.full((len(rows), own), self.inputs.token_id["<|endoftext|>"])
-        mask = torch.zeros((len(rows), skipped + own), dtype=torch.long)
+        longest = max(len(row.ids) for row in rows) - skipped
+        ids = torch.full((len(rows), longest), self.inputs.token_id["<|endoftext|>"])
+        mask = torch.zeros((len(rows), skipped + longest), dtype=torch.long)
         mask[:, :skipped] = 1
-        positions = torch.zeros((3, len(rows), own), dtype=torch.long)
+        positions = torch.zeros((3, len(rows), longest), dtype=torch.long)
         for number, row in enumerate(rows):
             count = len(row.ids) - skipped
-            ids[number, own - count :] = torch.tensor(row.ids[skipped:])
-            mask[number, skipped + own - count :] = 1
-            positions[:, number, own - count :] = torch.from_numpy(row.positions[:, skipped:])
+            ids[number, longest - count :] = torch.tensor(row.ids[skipped:])
+            mask[number, skipped + longest - count :] = 1
+            positions[:, number, longest - count :] = torch.from_numpy(row.positions[:, skipped:])
         cache = self._cache(prefix, len(rows))
         mask = mask.to(self.device)
         grids = [grid for row in rows for grid in row.grids]
@@ -145,9 +148,9 @@ class Decoder:
         return Batch(cache, mask, following, logits)
 
     def extend(self, batch: Batch, tokens: Sequence[Sequence[int]]) -> None:
-        """Read further tokens of every row (padded on the left where the rows differ)."""
+        """Read further tokens of every row; rows with fewer tokens are padded on the left."""
         if not all(tokens):
-            raise ValueError("a row without further tokens has no new logits: leave it out with keep_rows")
+            raise ValueError("a row without further tokens has no new logits: remove it with keep_rows")
         longest = max(map(len, tokens))
         ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in tokens], device=self.device)
         new = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in tokens], device=self.device)
@@ -167,17 +170,17 @@ class Decoder:
     def _vision(
         self, images: Sequence[Image], grids: Sequence[tuple[int, int]], budget: PixelBudget | None
     ) -> torch.Tensor:
-        """All images' features in order, shape (merged patches, width); each image goes through the tower once."""
-        first: dict[int, int] = {}
-        for at, image in enumerate(images):
-            first.setdefault(id(image), at)
-        places = list(first.values())
-        pixels = torch.from_numpy(self.inputs.patches([images[at] for at in places], budget)).to(self.device)
-        shapes = torch.tensor([(1, *grids[at]) for at in places], device=self.device)
+        """All images' features in order, of shape (merged patches, width); each distinct image is encoded once."""
+        first_index: dict[int, int] = {}
+        for index, image in enumerate(images):
+            first_index.setdefault(id(image), index)
+        distinct = list(first_index.values())
+        pixels = torch.from_numpy(self.inputs.patches([images[index] for index in distinct], budget)).to(self.device)
+        shapes = torch.tensor([(1, *grids[index]) for index in distinct], device=self.device)
         with torch.inference_mode():
             features = self.model.get_image_features(pixels, shapes).pooler_output
-            found = dict(zip(places, features, strict=True))
-            return torch.cat([found[first[id(image)]] for image in images])
+            features_of = dict(zip(distinct, features, strict=True))
+            return torch.cat([features_of[first_index[id(image)]] for image in images])
 
     def _forward(
         self,
@@ -187,16 +190,18 @@ class Decoder:
         cache: Cache,
         vision: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits of the last token, shape (rows, vocabulary), in fp32; `vision` takes the place of the image pads.
+        """The last token's logits in fp32, of shape (rows, vocabulary); `vision` replaces the image pads' embeddings.
 
-        Copied outside of inference mode: a tensor made inside could not be changed any more.
+        Copied outside of inference mode, because a tensor created inside it cannot be changed in place later.
         """
         with torch.inference_mode():
             embedded = self.model.get_input_embeddings()(ids)
             if vision is not None:
                 pads = ids == self.inputs.token_id[IMAGE_PAD]
                 if int(pads.sum()) != len(vision):
-                    raise ValueError("the prompts have another number of image pads than the images need")
+                    raise ValueError(
+                        "the number of image pads in the prompts differs from the number of image features"
+                    )
                 embedded = embedded.masked_scatter(pads[..., None], vision.to(embedded.dtype))
             output = self.model(
                 inputs_embeds=embedded,

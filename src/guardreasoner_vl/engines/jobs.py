@@ -1,6 +1,6 @@
-"""Requests on their way through the in-process engine: batched by length, equal prompts side by side.
+"""Batches the requests of the in-process engine by prompt length and keeps equal prompts together.
 
-Equal prompts are one and the same `Encoded` object, so that a batch reads each of them once.
+Requests with equal prompts share one `Encoded` object, so that a batch reads each prompt once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.qwen import Encoded
 
 _UNLIKE, _PADDING = 4, 256
-"""A prompt that is padded to more than `_UNLIKE` times its length, and by more than `_PADDING` tokens, costs more than
-a batch of its own. Between shorter ones a further batch costs more than the padding."""
+"""Padding a prompt to more than `_UNLIKE` times its length and by more than `_PADDING` tokens costs more than running
+one more batch; less padding costs less."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One readable request: its place in the call and its encoded prompt."""
+    """One valid request: its position in the call and its encoded prompt."""
 
     place: int
     request: EngineRequest
@@ -30,20 +30,20 @@ class Job:
 
 
 def prompt_key(request: EngineRequest) -> Hashable:
-    """What makes two requests' prompts equal."""
+    """A key that two requests share if their prompts are equal."""
     return tuple(request.messages), tuple(request.images), request.forced_prefix, request.pixels
 
 
 def same_prompts(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs in their order, those beside each other with one prompt taken together."""
+    """Group adjacent jobs that share a prompt; the order is kept."""
     return [list(run) for _, run in groupby(jobs, key=lambda job: id(job.prompt))]
 
 
 def batches(jobs: Sequence[Job], max_rows: int, max_tokens: int) -> Iterator[list[Job]]:
-    """Batches of at most `max_rows` rows, and `max_tokens` for rows times longest prompt.
+    """Yield batches of at most `max_rows` rows and at most `max_tokens` tokens (rows times the longest prompt).
 
-    Prompts of like length come together, longest first, and short ones without much longer ones, so that a batch pads
-    little. Equal prompts stay in one batch if they fit in one.
+    Prompts are sorted by length, longest first, and much shorter ones start a new batch, so that a batch needs little
+    padding. Equal prompts stay in one batch if they fit into one.
     """
     groups: dict[Hashable, dict[int, list[Job]]] = {}
     for job in jobs:
@@ -53,23 +53,23 @@ def batches(jobs: Sequence[Job], max_rows: int, max_tokens: int) -> Iterator[lis
         batch: list[Job] = []
         limit = 0
         for run in sorted(runs.values(), key=lambda run: -len(run[0].prompt.ids)):
-            most = max(1, min(max_rows, max_tokens // len(run[0].prompt.ids)))
-            for piece in (run[at : at + most] for at in range(0, len(run), most)):
-                if batch and (_is_unlike(batch[0], run[0]) or len(batch) + len(piece) > limit):
+            run_limit = max(1, min(max_rows, max_tokens // len(run[0].prompt.ids)))
+            for part in (run[start : start + run_limit] for start in range(0, len(run), run_limit)):
+                if batch and (_is_unlike(batch[0], run[0]) or len(batch) + len(part) > limit):
                     yield batch
                     batch = []
                 if not batch:
-                    limit = most
-                batch = [*batch, *piece]
+                    limit = run_limit
+                batch = [*batch, *part]
         yield batch
 
 
 def _is_unlike(longest: Job, job: Job) -> bool:
-    """Whether a batch that holds `longest` would pad the job too much."""
-    most, least = len(longest.prompt.ids), len(job.prompt.ids)
-    return most > _UNLIKE * least and most - least > _PADDING
+    """Whether the job would be padded too much in a batch whose longest prompt is that of `longest`."""
+    batch_length, length = len(longest.prompt.ids), len(job.prompt.ids)
+    return batch_length > _UNLIKE * length and batch_length - length > _PADDING
 
 
 def _shared_settings(request: EngineRequest) -> Hashable:
-    """What all requests of a batch must agree on."""
+    """The settings that all requests of a batch must share."""
     return request.pixels, tuple(request.candidates) if request.label_fields else ()

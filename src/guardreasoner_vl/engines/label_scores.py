@@ -1,8 +1,8 @@
-"""Log-probabilities of label words, read off an answer's tokens.
+"""Log-probabilities of label words, computed from the likeliest tokens where the label starts.
 
-Where a label begins, each token that is likely there is given to the one candidate it can begin: with the
-candidates ` harmful` and ` unharmful`, ` un` and ` unh` count for the second, and a lone space for neither.
-A candidate's probability is the sum of its tokens' at the first token that tells the candidates apart.
+Each of these tokens counts for the candidate that it is a prefix of, if there is only one: with the candidates
+` harmful` and ` unharmful`, ` un` and ` unh` count for the second, and a single space for neither. A candidate's
+probability is the sum of its tokens' probabilities at the first token that distinguishes the candidates.
 """
 
 from __future__ import annotations
@@ -18,90 +18,90 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 START_OF_RESULT = "<result>"
-_ROUNDING = 1e-6  # probabilities come as float32 log-probabilities: their sum is not exact
+_ROUNDING = 1e-6  # the log-probabilities are float32, so their sum is not exact
 
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token and the likeliest tokens in its place, with their log-probabilities."""
+    """One generated token, and the likeliest tokens at its position with their log-probabilities."""
 
     text: str
     top: tuple[tuple[str, float], ...]
 
 
 def label_offset(text: str, field: str) -> int | None:
-    """Where the label begins: after the last `field` inside the last result block; None if there is none."""
+    """The index of the label: after the last `field` inside the last result block; None if there is none."""
     start = text.rfind(START_OF_RESULT)
     if start < 0:
         return None
     end = text.find(END_OF_RESULT, start)
-    found = text.rfind(field, start, len(text) if end < 0 else end)
-    return None if found < 0 else found + len(field)
+    field_start = text.rfind(field, start, len(text) if end < 0 else end)
+    return None if field_start < 0 else field_start + len(field)
 
 
 def likeliest(logprobs: Sequence[float]) -> int:
-    """Index of the largest log-probability, the first of equals."""
+    """Index of the largest log-probability; the first one if several are equal."""
     return max(range(len(logprobs)), key=logprobs.__getitem__)
 
 
 def compare(options: Sequence[tuple[str, float]], candidates: Sequence[str]) -> tuple[float, ...] | None:
-    """One log-probability per candidate from the likeliest tokens (text, log-probability) where a label begins.
+    """One log-probability per candidate, from the likeliest tokens (text, log-probability) where the label starts.
 
-    A candidate that none of them begins gets an upper bound: what probability the listed tokens leave
-    over, and no more than the least likely of them has. None when no token begins any candidate.
+    A candidate without a token gets an upper bound: the probability that the listed tokens do not cover, at most that
+    of the least likely of them. None if no token is a prefix of exactly one candidate.
     """
     shares: list[list[float]] = [[] for _ in candidates]
     for text, logprob in options:
-        begun = _begun(text, candidates)
-        if text and len(begun) == 1:
-            shares[begun[0]].append(logprob)
+        matches = _with_prefix(text, candidates)
+        if text and len(matches) == 1:
+            shares[matches[0]].append(logprob)
     if not any(shares):
         return None
-    left = max(1.0 - sum(math.exp(logprob) for _, logprob in options), _ROUNDING)
-    floor = min(math.log(left), *(logprob for _, logprob in options))
-    return tuple(_log_sum(share) if share else min(0.0, floor) for share in shares)
+    uncovered = max(1.0 - sum(math.exp(logprob) for _, logprob in options), _ROUNDING)
+    bound = min(math.log(uncovered), *(logprob for _, logprob in options))
+    return tuple(_log_sum(share) if share else min(0.0, bound) for share in shares)
 
 
 def read_labels(
     prefix: str, generated: str, tokens: Sequence[Token], fields: Sequence[str], candidates: Sequence[str]
 ) -> Mapping[str, tuple[float, ...]]:
-    """Each field's candidates compared, for the fields of `prefix + generated` whose label was generated.
+    """The candidates' log-probabilities for each field of `prefix + generated` whose label was generated.
 
-    `tokens` spell `generated` and may go on with an end-of-turn token. A field is left out where they
-    do not, or where the model had no candidate in mind.
+    The texts of `tokens` form `generated`, perhaps followed by an end-of-turn token. A field is missing if they do not,
+    or if none of the likeliest tokens is a prefix of a candidate.
     """
-    text, spelt = prefix + generated, prefix + "".join(token.text for token in tokens)
-    found: dict[str, tuple[float, ...]] = {}
+    text, token_text = prefix + generated, prefix + "".join(token.text for token in tokens)
+    labels: dict[str, tuple[float, ...]] = {}
     for field in fields:
-        start, written = label_offset(spelt, field), label_offset(text, field)
-        if start is None or written is None or start < len(prefix):
+        start, text_start = label_offset(token_text, field), label_offset(text, field)
+        if start is None or text_start is None or start < len(prefix):
             continue
-        if not spelt[start:].startswith(text[written:].rstrip()):
+        if not token_text[start:].startswith(text[text_start:].rstrip()):
             continue
         logprobs = _at_label(start - len(prefix), tokens, candidates)
         if logprobs:
-            found[field] = logprobs
-    return found
+            labels[field] = logprobs
+    return labels
 
 
 def _at_label(start: int, tokens: Sequence[Token], candidates: Sequence[str]) -> tuple[float, ...] | None:
-    """Compare at the first token that tells candidates apart, for a label that begins `start` characters in."""
-    written, end = "", 0
+    """Compare at the first token that distinguishes the candidates, for a label at character `start`."""
+    label, end = "", 0
     for token in tokens:
-        begin, end = end, end + len(token.text)
+        token_start, end = end, end + len(token.text)
         if end <= start:
             continue
-        head = token.text[: max(0, start - begin)]
-        chosen = written + token.text.removeprefix(head)
-        if len(_begun(chosen, candidates)) <= 1:
-            options = [(written + text[len(head) :], logprob) for text, logprob in token.top if text.startswith(head)]
+        head = token.text[: max(0, start - token_start)]
+        longer_label = label + token.text.removeprefix(head)
+        if len(_with_prefix(longer_label, candidates)) <= 1:
+            options = [(label + text[len(head) :], logprob) for text, logprob in token.top if text.startswith(head)]
             return compare(options, candidates) if options else None
-        written = chosen
+        label = longer_label
     return None
 
 
-def _begun(text: str, candidates: Sequence[str]) -> list[int]:
-    """The candidates that begin with `text`."""
+def _with_prefix(text: str, candidates: Sequence[str]) -> list[int]:
+    """The indices of the candidates that start with `text`."""
     return [index for index, candidate in enumerate(candidates) if candidate.startswith(text)]
 
 

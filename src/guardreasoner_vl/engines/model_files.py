@@ -1,4 +1,4 @@
-"""Where a model's files are: the embedded guard, a local folder, or a hub id."""
+"""Finds and checks a model's files: the embedded guard, a local folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from guardreasoner_vl.types import ModelInfo
 EMBEDDED = "embedded"
 WEIGHTS = "model.safetensors"
 CALIBRATION = "calibration.json"
-"""The file in a model's folder with what `calibrate` measured for it."""
+"""The file in a model's folder that holds the calibration which `calibrate` measured."""
 
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _ACCEPTED = "give 'embedded', a model folder, or a hub id such as owner/name"
 _DIGEST_HEAD = 1 << 20
 
 
 def resolve_folder(model: str, revision: str | None = None) -> Path:
-    """A local folder with a complete model; downloads a hub id. Raises `ModelError` with the remedy."""
+    """The local folder of a model; a hub id is downloaded. Raises `ModelError` with the remedy."""
     if model == EMBEDDED:
         return Path(str(files("guardreasoner_vl") / "embedded"))
     try:
         folder = Path(model).expanduser()
-        found = folder.is_dir()
+        is_folder = folder.is_dir()
     except (OSError, ValueError, RuntimeError) as error:  # no such user, a NUL, a name too long
         raise ModelError(f"{model[:80]!r}: not a path; {_ACCEPTED}") from error
-    if found:
+    if is_folder:
         return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(f"{model}: no such folder; {_ACCEPTED}")
-    return snapshot(model, revision, ModelError, allow_patterns=list(_WANTED))
+    return snapshot(model, revision, ModelError, allow_patterns=list(_DOWNLOADED))
 
 
 def check_folder(folder: Path) -> dict[str, object]:
@@ -44,8 +44,8 @@ def check_folder(folder: Path) -> dict[str, object]:
     content = _json_object(folder / "config.json")
     if content.get("model_type") != "qwen2_5_vl":
         raise ModelError(
-            f"{folder}: a model of type {content.get('model_type')!r}; this engine runs the Qwen2.5-VL family, "
-            "others go through --engine openai"
+            f"{folder}: a model of type {content.get('model_type')!r}; this engine runs only the Qwen2.5-VL family, "
+            "use --engine openai for others"
         )
     parts = _parts(folder)
     pickled = not isinstance(parts, dict) or not all(str(part).endswith(".safetensors") for part in parts.values())
@@ -55,14 +55,14 @@ def check_folder(folder: Path) -> dict[str, object]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the weights of a folder that `check_folder` let pass."""
+    """The safetensors files that hold the weights, for a folder that `check_folder` accepts."""
     parts, whole = _parts(folder), folder / WEIGHTS
     named = {folder / str(part) for part in parts.values()} if isinstance(parts, dict) else set()
     return [whole] if whole.is_file() or not named else sorted(named)
 
 
 def _parts(folder: Path) -> object:
-    """By weight, the file that holds it, where the folder has an index."""
+    """Maps each weight to the file that holds it; empty if the folder has no index."""
     index = folder / f"{WEIGHTS}.index.json"
     return _json_object(index).get("weight_map") if index.is_file() else {}
 
@@ -78,7 +78,7 @@ def _json_object(path: Path) -> dict[str, object]:
 
 
 def model_info(model: str, folder: Path, revision: str | None = None) -> ModelInfo:
-    """Name and revision; a local folder's revision is a digest of its weights' heads and sizes."""
+    """The model's name and revision; a local folder's revision is `weights_digest`."""
     if revision is None and not Path(model).expanduser().is_dir() and model != EMBEDDED:
         revision = folder.name
     return ModelInfo(name=model, revision=revision or weights_digest(folder))
@@ -93,7 +93,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """A digest of the heads, ends and sizes of the weights' files: 12 hexadecimal digits."""
+    """A digest of the weight files' sizes, first bytes and last bytes: 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as weights:

@@ -1,7 +1,7 @@
-"""Inputs of the Qwen2.5-VL family: chat text, image patches, positions (method, section 8).
+"""Inputs of the Qwen2.5-VL family: chat text, image patches, positions (docs/method.md, section 8).
 
-Built from `tokenizer.json` and `preprocessor_config.json` alone, because the stock processor wants
-torchvision. The same code feeds training and inference, so both see the same pixels.
+Reads only `tokenizer.json` and `preprocessor_config.json`, because the stock processor requires torchvision.
+Training and inference use the same code, so both see the same pixels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Encoded:
 
     @property
     def next_position(self) -> int:
-        """The position of the first token after the prompt (all three axes alike)."""
+        """The position of the first token after the prompt, the same on all three axes."""
         return int(self.positions.max()) + 1 if self.ids else 0
 
 
@@ -80,15 +80,15 @@ class QwenInputs:
             kept = {key: settings[key] for key in ("image_mean", "image_std", "temporal_patch_size") if key in settings}
             processor = Qwen2VLImageProcessorPil(**shape, **kept)
         except (InputError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"{folder}: preprocessor_config.json has impossible values; download it again") from error
+            raise ModelError(f"{folder}: preprocessor_config.json has invalid values; download it again") from error
         ids = {}
         for token in (IMAGE_PAD, "<|video_pad|>", END_OF_TURN, END_OF_TEXT, VISION_START, VISION_END):
             token_id = tokenizer.token_to_id(token)
             if token_id is None:
-                raise ModelError(f"{folder}: the tokenizer has no {token}; give a Qwen2.5-VL model")
+                raise ModelError(f"{folder}: the tokenizer has no token {token}; give a Qwen2.5-VL model")
             ids[token] = token_id
         if tokenizer.decode(tokenizer.encode(_ANSWER).ids, skip_special_tokens=False) != _ANSWER:
-            raise ModelError(f"{folder}: the tokenizer cannot write an answer's tags; give a Qwen2.5-VL model")
+            raise ModelError(f"{folder}: the tokenizer cannot encode an answer's tags; give a Qwen2.5-VL model")
         return cls(tokenizer, processor, budget, shape["patch_size"], shape["merge_size"], ids)
 
     def encode(
@@ -98,23 +98,25 @@ class QwenInputs:
         assistant: str = "",
         budget: PixelBudget | None = None,
     ) -> Encoded:
-        """The chat up to and including what the assistant is made to begin with."""
+        """Encode the chat, followed by `assistant` as the start of the assistant's turn."""
         grids = [self.grid(image.height, image.width, budget) for image in images]
         return self.encoded(self.tokens(chat_text(messages, [self.pads(grid) for grid in grids]) + assistant), grids)
 
     def encoded(self, ids: list[int], grids: list[tuple[int, int]]) -> Encoded:
+        """Add the positions to token ids and image grids."""
         return Encoded(ids, grids, self.positions(ids, grids))
 
     def tokens(self, text: str) -> list[int]:
+        """The token ids of `text`, without added special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def grid(self, height: int, width: int, budget: PixelBudget | None = None) -> tuple[int, int]:
-        """Patches (height, width) of an image of that many pixels, after resizing."""
+        """The patch grid (height, width) of an image of this size in pixels, after resizing."""
         new_height, new_width = smart_resize(height, width, budget or self.budget, self.patch * self.merge)
         return new_height // self.patch, new_width // self.patch
 
     def pads(self, grid: tuple[int, int]) -> int:
-        """Tokens that an image takes: one for each merged patch."""
+        """Number of tokens of an image: one for each merged patch."""
         return grid[0] * grid[1] // self.merge**2
 
     def patches(self, images: Sequence[Image], budget: PixelBudget | None = None) -> NDArray[np.float32]:
@@ -125,7 +127,7 @@ class QwenInputs:
         return np.asarray(values, dtype=np.float32)
 
     def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-        """M-RoPE positions of shape (3, tokens): text counts on, an image spans (1, height, width)."""
+        """M-RoPE positions of shape (3, tokens): text counts up, an image spans (1, height, width)."""
         positions = np.empty((3, len(ids)), dtype=np.int64)
         is_pad = np.asarray(ids) == self.token_id[IMAGE_PAD]
         at = following = 0
@@ -145,6 +147,7 @@ class QwenInputs:
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
+        """The tokens that end the assistant's turn."""
         return frozenset((self.token_id[END_OF_TURN], self.token_id[END_OF_TEXT]))
 
 
@@ -168,14 +171,16 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def chat_text(messages: Sequence[Message], pads: Sequence[int] = ()) -> str:
-    """The chat in Qwen's format, opened for the assistant's answer; each `<image>` becomes its pads."""
+    """The chat in Qwen's format up to the start of the assistant's answer; each `<image>` becomes its image pads."""
     parts: list[str] = []
     for message in messages:
         parts += (f"<|im_start|>{message.role}\n", message.text, f"{END_OF_TURN}\n")
-    pieces = "".join(parts).split(IMAGE)
-    if len(pieces) - 1 != len(pads):
-        raise InputError(f"the messages have {len(pieces) - 1} image places for {len(pads)} images; give one each")
-    text = pieces[0]
-    for count, piece in zip(pads, pieces[1:], strict=True):
-        text += f"{VISION_START}{IMAGE_PAD * count}{VISION_END}{piece}"
+    first, *others = "".join(parts).split(IMAGE)
+    if len(others) != len(pads):
+        raise InputError(
+            f"the messages have {len(others)} image placeholders for {len(pads)} images; pass one image for each"
+        )
+    text = first
+    for count, following in zip(pads, others, strict=True):
+        text += f"{VISION_START}{IMAGE_PAD * count}{VISION_END}{following}"
     return f"{text}<|im_start|>assistant\n"

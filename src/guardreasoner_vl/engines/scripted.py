@@ -1,4 +1,4 @@
-"""Canned answers instead of a model, for tests and demonstrations."""
+"""An engine that returns scripted answers instead of running a model, for tests and demonstrations."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeAlias
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.label_scores import label_offset, likeliest
-from guardreasoner_vl.engines.validation import check_request, check_scoring, failed, unscored
+from guardreasoner_vl.engines.validation import check_request, check_scoring, error_result, error_score
 from guardreasoner_vl.errors import EngineError, GuardError
 from guardreasoner_vl.types import ModelInfo, Usage
 
-Answer: TypeAlias = str | EngineResult
+ScriptedAnswer: TypeAlias = str | EngineResult
 Scorer: TypeAlias = Callable[[EngineRequest, str], tuple[float, ...]]
 
 ALL_CAPABILITIES = Capabilities(images=True, scores=True, forced_prefix=True, prefix_cache=False, max_context=None)
@@ -21,18 +21,17 @@ _CONFIDENT = 0.9
 
 
 class ScriptedEngine:
-    """Hands out `answers`: in order from a sequence, or whatever a callable says to each request.
+    """Returns `answers`: in order from a sequence, or the result of calling a function with each request.
 
-    A sequence that has run out gives error results; a `GuardError` that the callable raises becomes that
-    request's error. `scores` gives one log-probability per candidate for a slot or a label field. Without
-    it a label that stands in the answer has 0.9, and in `score`, where nothing is written, the first
-    candidate has; the others share the rest. `requests` holds what was asked, in order, refused ones
-    included. Usage counts words.
+    When a sequence is used up, results are errors. A `GuardError` that the function raises becomes that request's
+    error. `scores` returns one log-probability per candidate for a slot or a label field. Without it, the label that
+    the answer contains has probability 0.9 (in `score`, which generates no text, the first candidate), and the other
+    candidates share the rest. `requests` lists all requests in order, rejected ones included. Usage counts words.
     """
 
     def __init__(
         self,
-        answers: Sequence[Answer] | Callable[[EngineRequest], Answer],
+        answers: Sequence[ScriptedAnswer] | Callable[[EngineRequest], ScriptedAnswer],
         *,
         scores: Scorer | None = None,
         capabilities: Capabilities = ALL_CAPABILITIES,
@@ -51,7 +50,7 @@ class ScriptedEngine:
         return self._capabilities
 
     def count_tokens(self, request: EngineRequest) -> int | None:
-        """Words and images of the messages and the forced prefix."""
+        """Number of words and images in the messages and the forced prefix."""
         words = sum(len(message.text.split()) for message in request.messages)
         return words + len(request.images) + len(request.forced_prefix.split())
 
@@ -70,7 +69,7 @@ class ScriptedEngine:
         return self._score(request, slots, candidates)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
     def _generate(self, request: EngineRequest) -> EngineResult:
         self.requests.append(request)
@@ -78,14 +77,14 @@ class ScriptedEngine:
             check_request(request, self._capabilities)
             answer = self._answer(request)
         except GuardError as error:
-            return failed(error)
+            return error_result(error)
         result = EngineResult(answer, "stop") if isinstance(answer, str) else answer
         if result.finish_reason == "error":
             return result
         text = request.forced_prefix + result.text.removeprefix(request.forced_prefix)
-        if request.watch:
-            request.watch.begin()
-            request.watch.tell(text.removeprefix(request.forced_prefix))
+        if request.listener:
+            request.listener.on_start()
+            request.listener.on_text(text.removeprefix(request.forced_prefix))
         return replace(
             result,
             text=text,
@@ -96,15 +95,15 @@ class ScriptedEngine:
     def _label_logprobs(self, request: EngineRequest, text: str) -> Mapping[str, tuple[float, ...]]:
         if not self._capabilities.scores:
             return {}
-        found: dict[str, tuple[float, ...]] = {}
+        logprobs: dict[str, tuple[float, ...]] = {}
         for field in request.label_fields:
             start = label_offset(text, field)
             if start is None or start < len(request.forced_prefix):
                 continue
             for index, candidate in enumerate(request.candidates):
                 if text.startswith(candidate, start):
-                    found[field] = self._logprobs(request, field, index, len(request.candidates))
-        return found
+                    logprobs[field] = self._logprobs(request, field, index, len(request.candidates))
+        return logprobs
 
     def _logprobs(self, request: EngineRequest, slot: str, chosen: int, count: int) -> tuple[float, ...]:
         return self._scores(request, slot) if self._scores else _confident(chosen, count)
@@ -115,21 +114,21 @@ class ScriptedEngine:
             check_scoring(request, self._capabilities)
             logprobs = tuple(self._logprobs(request, slot, 0, len(candidates)) for slot in slots)
         except GuardError as error:
-            return unscored(error)
+            return error_score(error)
         return ScoreResult(logprobs, tuple(map(likeliest, logprobs)), self._usage(request, len(slots)))
 
     def _usage(self, request: EngineRequest, words: int) -> Usage:
         return Usage(prompt_tokens=self.count_tokens(request) or 0, completion_tokens=words)
 
 
-def _in_order(answers: Sequence[Answer]) -> Callable[[EngineRequest], Answer]:
-    left = iter(answers)
+def _in_order(answers: Sequence[ScriptedAnswer]) -> Callable[[EngineRequest], ScriptedAnswer]:
+    remaining = iter(answers)
 
-    def answer(_: EngineRequest) -> Answer:
+    def answer(_: EngineRequest) -> ScriptedAnswer:
         try:
-            return next(left)
+            return next(remaining)
         except StopIteration:
-            raise EngineError(f"the script ran out after {len(answers)} answers: add more") from None
+            raise EngineError(f"the script has only {len(answers)} answers: add more") from None
 
     return answer
 

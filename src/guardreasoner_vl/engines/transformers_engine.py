@@ -1,4 +1,4 @@
-"""The reference engine: Qwen2.5-VL models in this process, on the CPU or a GPU."""
+"""The reference engine: runs Qwen2.5-VL models in this process, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
 from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.model_files import check_folder, model_info, resolve_folder
 from guardreasoner_vl.engines.qwen import QwenInputs
-from guardreasoner_vl.engines.sampling import Row, Vocabulary, choose_tokens
-from guardreasoner_vl.engines.validation import check_request, failed, unscored
+from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary, choose_tokens
+from guardreasoner_vl.engines.validation import check_request, error_result, error_score
 from guardreasoner_vl.engines.weights import load_network
-from guardreasoner_vl.errors import CalledOffError, EngineError, GuardError, InputTooLongError
+from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError, RequestCancelledError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHRINK_BELOW = 0.75
-Result = TypeVar("Result", EngineResult, ScoreResult)
+ResultT = TypeVar("ResultT", EngineResult, ScoreResult)
 
 
 class TransformersEngine:
-    """Runs a Qwen2.5-VL on the device where it lies; `load` opens a folder or a hub id, `of_network` takes a network.
+    """Runs a Qwen2.5-VL on the network's device; `load` opens a folder or a hub id, `of_network` takes a network.
 
     `max_rows` and `max_tokens` bound one batch (rows, and rows times longest prompt).
     """
@@ -68,9 +68,9 @@ class TransformersEngine:
 
     @classmethod
     def of_network(cls, network: Any, inputs: QwenInputs, info: ModelInfo, **limits: int) -> TransformersEngine:
-        """An engine around a network in memory, such as a training run's own, whose modes it leaves as they are.
+        """Wrap a network in memory, such as that of a training run; its training mode is restored after each call.
 
-        Whoever changes the weights calls `forget` before the next request.
+        The caller must call `forget` after changing the weights.
         """
         return cls(network, inputs, info, **limits)
 
@@ -93,7 +93,7 @@ class TransformersEngine:
         return len(self._encode(request).ids)
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
-        return self._run(requests, self._generate_batch, failed)
+        return self._run(requests, self._generate_batch, error_result)
 
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
@@ -102,7 +102,7 @@ class TransformersEngine:
             return self._score_batch(jobs, slots, candidates)
 
         with_slot = [replace(request, forced_prefix=request.forced_prefix + slots[0]) for request in requests]
-        return self._run(with_slot, score_batch, unscored)
+        return self._run(with_slot, score_batch, error_score)
 
     async def agenerate(self, request: EngineRequest) -> EngineResult:
         return (await asyncio.to_thread(self.generate, [request]))[0]
@@ -111,7 +111,7 @@ class TransformersEngine:
         return (await asyncio.to_thread(self.score, [request], slots, candidates))[0]
 
     def forget(self) -> None:
-        """Drop what was computed with the weights as they were; to be called after each change of them."""
+        """Discard what was computed with the old weights; call it after each change of the weights."""
         self._prefix = None
 
     def close(self) -> None:
@@ -123,11 +123,11 @@ class TransformersEngine:
     def _run(
         self,
         requests: Sequence[EngineRequest],
-        work: Callable[[Sequence[Job]], list[Result]],
-        refused: Callable[[GuardError], Result],
-    ) -> list[Result]:
-        """Encode, batch by length, work, and put the results back in order; one bad request harms no other."""
-        results: dict[int, Result] = {}
+        work: Callable[[Sequence[Job]], list[ResultT]],
+        refused: Callable[[GuardError], ResultT],
+    ) -> list[ResultT]:
+        """Encode, batch by length, run `work`, and return the results in order; a bad request affects no other."""
+        results: dict[int, ResultT] = {}
         prompts: dict[Hashable, Encoded] = {}
         jobs: list[Job] = []
         for place, request in enumerate(requests):
@@ -146,7 +146,7 @@ class TransformersEngine:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """One call at a time, in evaluation mode; afterwards each module is in the mode in which it was found."""
+        """Allow one call at a time, in evaluation mode; restore each module's mode afterwards."""
         with self._lock:
             training = [module for module in self.network.modules() if module.training]
             self.network.eval()
@@ -163,24 +163,24 @@ class TransformersEngine:
         if len(prompt.ids) >= self._max_context:
             raise InputTooLongError(
                 f"the exchange takes {len(prompt.ids)} tokens, the model reads {self._max_context}: shorten it or "
-                "judge it in windows"
+                "judge it in windows (long_input)"
             )
         return prompt
 
     def _guarded(
         self,
         jobs: Sequence[Job],
-        work: Callable[[Sequence[Job]], list[Result]],
-        refused: Callable[[GuardError], Result],
-    ) -> list[Result]:
-        """The batch's results; a batch that fails is halved until the guilty request stands alone."""
+        work: Callable[[Sequence[Job]], list[ResultT]],
+        refused: Callable[[GuardError], ResultT],
+    ) -> list[ResultT]:
+        """The batch's results; a batch that fails is halved until the failing request is alone."""
         started = time.perf_counter()
         try:
             results = work(jobs)
         except Exception as error:
             if len(jobs) == 1:
                 return [refused(_fault(error))]
-            results = []  # halved outside of this block: the error's frames hold the failed batch's memory
+            results = []  # halve outside this block: the error's frames keep the failed batch in memory
         if not results:
             middle = len(jobs) // 2
             return self._guarded(jobs[:middle], work, refused) + self._guarded(jobs[middle:], work, refused)
@@ -191,7 +191,7 @@ class TransformersEngine:
         ]
 
     def _prefill(self, jobs: Sequence[Job]) -> tuple[Batch, int]:
-        """The batch after its prompts, equal ones read once, and how many tokens of each the prefix cache gave."""
+        """Read the jobs' prompts, equal ones once; returns the batch and the tokens per row from the prefix cache."""
         runs = same_prompts(jobs)
         firsts = [run[0] for run in runs]
         prefix = self._prefix_of(firsts)
@@ -203,14 +203,14 @@ class TransformersEngine:
         return batch, len(prefix.ids) if prefix else 0
 
     def _images(self, jobs: Sequence[Job]) -> list[Image]:
-        """The jobs' images, each decoded once; those of the batch before are still at hand."""
+        """The jobs' images, each decoded once; images of the previous batch are reused."""
         images = [image for job in jobs for image in job.request.images]
         known = self._opened
         self._opened = {image: known.get(image) or image.open() for image in dict.fromkeys(images)}
         return [self._opened[image] for image in images]
 
     def _prefix_of(self, jobs: Sequence[Job]) -> Prefix | None:
-        """The cached head that all these prompts share: the first system message that was ever asked with."""
+        """The cached prefix if all these prompts start with it; built from the first system message ever used."""
         if self._prefix is None and jobs[0].request.messages[0].role == "system":
             head = jobs[0].request.messages[0].text
             ids = self.inputs.tokens(f"<|im_start|>system\n{head}<|im_end|>\n<|im_start|>user\n")
@@ -222,7 +222,7 @@ class TransformersEngine:
         batch, cached = self._prefill(jobs)
         common, ids = self._candidate_ids(jobs)
         rows = [
-            Row(
+            GenerationRow(
                 job.request,
                 self._vocabulary,
                 min(job.request.max_new_tokens, self._max_context - len(job.prompt.ids)),
@@ -238,7 +238,7 @@ class TransformersEngine:
             stepping = [rows[number] for number in active]
             tokens = choose_tokens(batch.logits, stepping, self._vocabulary)
             for at, row in enumerate(stepping):
-                if row.finish is None:  # a row that has ended only keeps the batch's shape
+                if row.finish is None:  # finished rows stay until the batch is shrunk
                     if logprobs is not None:
                         row.logprobs.append(logprobs[at])
                     row.add(tokens[at])
@@ -255,12 +255,12 @@ class TransformersEngine:
 
     def _candidate_ids(self, jobs: Sequence[Job]) -> tuple[list[int], list[int]]:
         request = jobs[0].request  # a batch shares them
-        asked = request.candidates if request.label_fields else ()
-        return self._vocabulary.first_difference(asked) if asked else ([], [])
+        candidates = request.candidates if request.label_fields else ()
+        return self._vocabulary.first_difference(candidates) if candidates else ([], [])
 
-    def _result(self, job: Job, row: Row, cached: int, common: Sequence[int]) -> EngineResult:
+    def _result(self, job: Job, row: GenerationRow, cached: int, common: Sequence[int]) -> EngineResult:
         if row.finish == "error":
-            return failed(CalledOffError())
+            return error_result(RequestCancelledError())
         usage = Usage(
             prompt_tokens=len(job.prompt.ids),
             cached_tokens=cached,
@@ -280,18 +280,18 @@ class TransformersEngine:
         common, ids = self._vocabulary.first_difference(candidates)
         logprobs: list[list[tuple[float, ...]]] = [[] for _ in jobs]
         chosen: list[list[int]] = [[] for _ in jobs]
-        read = [0] * len(jobs)
+        extra_tokens = [0] * len(jobs)
         for number in range(len(slots)):
             if number:
                 further = [self.inputs.tokens(candidates[picks[-1]] + slots[number])[len(common) :] for picks in chosen]
-                read = [count + len(tokens) for count, tokens in zip(read, further, strict=True)]
+                extra_tokens = [count + len(tokens) for count, tokens in zip(extra_tokens, further, strict=True)]
                 self._decoder.extend(batch, further)
             if common:
-                read = [count + len(common) for count in read]
+                extra_tokens = [count + len(common) for count in extra_tokens]
                 self._decoder.extend(batch, [common] * len(jobs))
             _check_finite(batch.logits)
-            here = batch.logits[:, ids] - batch.logits.logsumexp(-1, keepdim=True)
-            for place, values in enumerate(here.tolist()):
+            slot_logprobs = batch.logits[:, ids] - batch.logits.logsumexp(-1, keepdim=True)
+            for place, values in enumerate(slot_logprobs.tolist()):
                 logprobs[place].append(tuple(values))
                 chosen[place].append(max(range(len(values)), key=values.__getitem__))
         return [
@@ -300,12 +300,12 @@ class TransformersEngine:
                 tuple(picks),
                 Usage(prompt_tokens=len(job.prompt.ids) + extra, cached_tokens=cached, completion_tokens=len(slots)),
             )
-            for job, values, picks, extra in zip(jobs, logprobs, chosen, read, strict=True)
+            for job, values, picks, extra in zip(jobs, logprobs, chosen, extra_tokens, strict=True)
         ]
 
 
 def _fault(error: Exception) -> GuardError:
-    """What a failure looks like from outside; an unforeseen one's text stays in, for it may quote the input."""
+    """The error to report. The text of an unexpected one goes to the debug log only, since it may quote the input."""
     if isinstance(error, GuardError):
         return error
     _log.warning("the model failed: %s", type(error).__name__)
@@ -314,5 +314,5 @@ def _fault(error: Exception) -> GuardError:
 
 
 def _check_finite(logits: torch.Tensor) -> None:
-    if not torch.stack(logits.aminmax()).isfinite().all():  # both pass NaN on
-        raise FloatingPointError("the model gave NaN or infinity")
+    if not torch.stack(logits.aminmax()).isfinite().all():  # minimum and maximum are NaN if any value is
+        raise FloatingPointError("the model returned NaN or infinity")

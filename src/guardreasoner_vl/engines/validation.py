@@ -1,4 +1,4 @@
-"""What every engine refuses before it starts, and how a fault becomes one request's result."""
+"""Checks that every engine makes before it runs a request, and the results of requests that failed."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
 
 
 def check_request(request: EngineRequest, capabilities: Capabilities) -> None:
-    """Raise `InputError` if images and placeholders differ in number, `EngineError` for what the engine cannot do."""
-    places = sum(message.text.count(IMAGE) for message in request.messages)
-    if places != len(request.images):
-        raise InputError(f"{len(request.images)} images for {places} placeholders: give one for each")
+    """Raise `InputError` unless each placeholder has an image, `EngineError` if the engine lacks a capability."""
+    placeholders = sum(message.text.count(IMAGE) for message in request.messages)
+    if placeholders != len(request.images):
+        raise InputError(f"{len(request.images)} images for {placeholders} placeholders: pass one image for each")
     if request.images and not capabilities.images:
-        raise EngineError("the model takes no images: use a vision-language model")
+        raise EngineError("the model accepts no images: use a vision-language model")
     if request.forced_prefix and not capabilities.forced_prefix:
-        raise EngineError("the engine cannot begin the model's answer: use mode 'slow', or vLLM")
+        raise EngineError("the engine cannot prefill the model's answer: use mode 'slow', or vLLM")
 
 
 def check_scoring(request: EngineRequest, capabilities: Capabilities) -> None:
-    """`check_request`, and raise `EngineError` if the engine cannot score."""
+    """Like `check_request`; also raise `EngineError` if the engine cannot score."""
     if not capabilities.scores:
-        raise EngineError("the server gives no log-probabilities: use mode 'slow' without scores, or vLLM")
+        raise EngineError("the server returns no log-probabilities: use mode 'slow' without scores, or vLLM")
     if not capabilities.forced_prefix:
-        raise EngineError("the engine cannot begin the model's answer, so it cannot score: use mode 'slow', or vLLM")
+        raise EngineError("the engine cannot prefill the model's answer, so it cannot score: use mode 'slow', or vLLM")
     check_request(request, capabilities)
 
 
-def failed(error: GuardError) -> EngineResult:
+def error_result(error: GuardError) -> EngineResult:
     """The result of a request that failed."""
     return EngineResult("", "error", error=str(error), error_code=error.code)
 
 
-def unscored(error: GuardError) -> ScoreResult:
+def error_score(error: GuardError) -> ScoreResult:
     """The score of a request that failed."""
     return ScoreResult((), (), error=str(error), error_code=error.code)

@@ -1,4 +1,4 @@
-"""A folder's weights as a network in memory."""
+"""Loads a model folder's weights as a network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DType = Literal["auto", "bf16", "fp32"]
 
 
 def load_network(folder: Path, dtype: DType = "auto") -> Any:
-    """The network, ready to answer, on the GPU if there is one. Raises `ModelError` as `read_network` does."""
+    """The network in evaluation mode, on the GPU if there is one. Raises `ModelError` as `read_network` does."""
     return read_network(folder, _dtype(dtype)).to(_device()).eval()
 
 
 def read_network(folder: Path, dtype: torch.dtype) -> Any:
-    """The network with its weights in `dtype`, however they are stored. Raises `ModelError`.
+    """The network with its weights in `dtype`, whatever the stored format. Raises `ModelError`.
 
-    A folder whose weights are broken or do not fill the network is refused, never filled up at random.
+    Weights that are broken or incomplete are refused; missing ones are never initialised at random.
     """
     try:
         network, info = _from_int8(folder, dtype) if is_int8(folder) else _from_pretrained(folder, dtype)
@@ -34,23 +34,23 @@ def read_network(folder: Path, dtype: torch.dtype) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"{folder}: cannot be loaded ({reason}); download it again") from error
-    lacking = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
-    if lacking:
+    missing = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
+    if missing:
         raise ModelError(
-            f"{folder}: {len(lacking)} weights are missing or of another shape ({lacking[0]:.80}); download it again"
+            f"{folder}: {len(missing)} weights are missing or of another shape ({missing[0]:.80}); download it again"
         )
     return network
 
 
 def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
-    """The network, and what transformers says of its weights."""
+    """The network, and the report of transformers about its weights."""
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
 
 
 def _from_int8(folder: Path, dtype: torch.dtype) -> Any:
-    """The same of weights that transformers does not read itself; it still translates their names."""
+    """The same for int8 weights: this package reads them, transformers maps their names."""
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         None,
         config=str(folder),
@@ -60,7 +60,7 @@ def _from_int8(folder: Path, dtype: torch.dtype) -> Any:
         local_files_only=True,
         output_loading_info=True,
     )
-    loaded[0].config.name_or_path = str(folder)  # which a trainer takes for the name of the base model
+    loaded[0].config.name_or_path = str(folder)  # a trainer reads it as the base model's name
     return loaded
 
 
@@ -75,7 +75,7 @@ def _dtype(wanted: DType) -> torch.dtype:
 
 
 def computing_dtype() -> torch.dtype:
-    """bf16 where the hardware computes in it, else fp32."""
+    """bf16 if the hardware computes in it, else fp32."""
     if _device() == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     capable = torch.cpu.get_capabilities()

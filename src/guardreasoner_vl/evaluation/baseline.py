@@ -1,4 +1,4 @@
-"""Hashed words + logistic regression: the shallow guard that every other one has to beat."""
+"""Baseline: hashed word n-grams + logistic regression on the text alone. Every guard has to beat it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from guardreasoner_vl.types import Label, Target
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.results import Baseline
     from guardreasoner_vl.types import Sample
 
 
+HASHED_NGRAMS = "hashed n-grams"
+"""The baseline's name in results and reports."""
+
+
 def baseline_text(sample: Sample, target: Target) -> str:
-    """What the baseline reads: the prompt, and for a response the answer too. It sees no images."""
+    """The text that the baseline reads: the prompt, and for a response also the answer. Images are ignored."""
     return sample.prompt if target == "request" else f"{sample.prompt}\n{sample.response or ''}"
 
 
 @dataclass
-class HashedWords:
-    """Word uni- and bigrams hashed to 2^18 counts, L2-regularised logistic regression."""
+class HashedNgramBaseline:
+    """Word uni- and bigrams hashed to 2^18 counts, with L2-regularised logistic regression."""
 
     vectorizer: Any
     classifier: Any
     target: Target
 
     @classmethod
-    def fit(cls, samples: Iterable[Sample], target: Target) -> HashedWords:
-        """Train on the rows whose `target` label is known; raises `DataError` without both classes."""
+    def fit(cls, samples: Iterable[Sample], target: Target) -> HashedNgramBaseline:
+        """Train on the rows with a known `target` label. Raises `DataError` without both classes."""
         try:
             from sklearn.feature_extraction.text import HashingVectorizer
             from sklearn.linear_model import LogisticRegression
@@ -41,7 +45,7 @@ class HashedWords:
         texts = [text for text, label in rows if label]
         labels = [label == "harmful" for _, label in rows if label]
         if len(set(labels)) < 2:
-            raise DataError(f"the training rows have fewer than two {target} classes; add rows of the other class")
+            raise DataError(f"the training rows do not have both {target} classes; add rows of the missing one")
         vectorizer = HashingVectorizer(n_features=2**18, ngram_range=(1, 2), alternate_sign=False)
         classifier = LogisticRegression(C=10, max_iter=300).fit(vectorizer.transform(texts), labels)
         return cls(vectorizer, classifier, target)
@@ -54,15 +58,15 @@ class HashedWords:
         return [float(row[1]) for row in self.classifier.predict_proba(features)]
 
 
-def hashed_words(train: Sequence[Sample], benchmarks: Iterable[Loaded]) -> Baseline:
-    """Trained on `train`, its labels for every row of the benchmarks that is labelled."""
+def hashed_ngrams(train: Sequence[Sample], benchmarks: Iterable[LoadedBenchmark]) -> Baseline:
+    """Train on `train`, and predict the labels of all labelled benchmark rows."""
     labels: dict[tuple[str, str, Target], Label] = {}
     loaded = list(benchmarks)
     for target in get_args(Target):
-        model = HashedWords.fit(train, target)
-        for one in loaded:
-            rows = [row for row in one.samples if getattr(row, f"{target}_label") is not None]
+        model = HashedNgramBaseline.fit(train, target)
+        for benchmark in loaded:
+            rows = [row for row in benchmark.samples if getattr(row, f"{target}_label") is not None]
             for row, chance in zip(rows, model.probabilities(rows), strict=True):
-                key = (one.benchmark.name, row.id, target)
+                key = (benchmark.benchmark.name, row.id, target)
                 labels[key] = Label.HARMFUL if chance > 0.5 else Label.UNHARMFUL
     return lambda row, target: labels[row.benchmark, row.id, target]

@@ -1,4 +1,4 @@
-"""From a guard's predictions on labelled rows to its calibration."""
+"""Fit a guard's calibration to its predictions on labelled rows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 SMALLEST, LARGEST = 0.05, 20.0
 FEWEST = 20
-"""Rows of each class that a scale is fitted to at least."""
+"""Minimum number of rows of each class to fit a scale."""
 
 TRIED_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
-"""What is tried as the weight of the score before reasoning (`Scale.unreasoned`)."""
+"""Candidate weights of the score before reasoning (`Scale.unreasoned`)."""
 
 WORTH = 0.002
-"""Nats by which the score before reasoning must lower the loss, for asking for it costs a pass."""
+"""Nats by which the score before reasoning must lower the loss to be worth its extra forward pass."""
 
 _STEPS = 80
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -43,41 +43,41 @@ def fit(
     reasoned: float = 0.3,
     targets: Mapping[Preset, float] = PRESETS,
 ) -> Calibration:
-    """`reasoned` is the share of rows that `hybrid` mode shall reason about; `targets` are false-positive rates.
+    """Fit both modes; `reasoned` is the wanted share of rows with reasoning in `hybrid` mode, `targets` the FPRs.
 
     Raises `DataError` if no target has at least `FEWEST` scored rows of both classes.
     """
     modes = [_mode(fast, targets), _mode(slow, targets, {(row.benchmark, row.id): row for row in fast})]
     if not any(scale.measured for mode in modes for scale in (mode.request, mode.response)):
-        raise DataError(f"{data}: fewer than {FEWEST} scored rows of each class; give more labelled rows")
+        raise DataError(f"{data}: fewer than {FEWEST} scored rows of a class; give more labelled rows")
     band, share = doubt_band(fast, modes[0], reasoned)
     return Calibration(model=model, data=data, fast=modes[0], slow=modes[1], band=band, reasoned=share)
 
 
 def fit_temperature(truths: Sequence[bool], scores: Sequence[float]) -> float:
-    """The temperature whose scaled scores have the least negative log-likelihood, within [0.05, 20]."""
+    """The temperature in [0.05, 20] that minimises the negative log-likelihood of the scaled scores."""
     return _best_temperature(truths, _logits(scores))[0]
 
 
 def _best_temperature(truths: Sequence[bool], logits: NDArray[np.float64]) -> tuple[float, float]:
-    """The temperature, and the mean negative log-likelihood in nats."""
+    """The best temperature, and the mean negative log-likelihood in nats."""
     signs = np.where(np.asarray(truths, dtype=bool), 1.0, -1.0)
 
     def loss(log_temperature: float) -> float:
         return float(np.logaddexp(0, -signs * logits / math.exp(log_temperature)).mean())
 
     low, high = math.log(SMALLEST), math.log(LARGEST)
-    for _ in range(_STEPS):  # golden section: the loss is convex in 1 / T, so it has one valley
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        if loss(left) <= loss(right):
-            high = right
+    for _ in range(_STEPS):  # golden-section search: the loss is convex in 1 / T, so it has one minimum
+        lower, upper = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        if loss(lower) <= loss(upper):
+            high = upper
         else:
-            low = left
+            low = lower
     return math.exp((low + high) / 2), loss((low + high) / 2)
 
 
 def fit_weight(truths: Sequence[bool], after: Sequence[float], before: Sequence[float]) -> float:
-    """The weight of the score before reasoning, of `TRIED_WEIGHTS`; 0 unless it is worth a pass."""
+    """The best of `TRIED_WEIGHTS` for the score before reasoning; 0 unless it lowers the loss by `WORTH`."""
     first, second = _logits(after), _logits(before)
     losses = {weight: _best_temperature(truths, first + weight * second)[1] for weight in TRIED_WEIGHTS}
     best = min(TRIED_WEIGHTS, key=losses.__getitem__)
@@ -90,13 +90,13 @@ def scaled(scores: Sequence[float], temperature: float) -> list[float]:
 
 
 def threshold_at(truths: Sequence[bool], scores: Sequence[float], false_positive_rate: float) -> float:
-    """The lowest score from which on the false-positive rate is at most that; above all scores if none is."""
+    """The lowest threshold with at most this false-positive rate; above all scores if there is none."""
     allowed = [point.threshold for point in curve(truths, scores) if point.false_positive_rate <= false_positive_rate]
     return min(allowed) if allowed else min(1.0, math.nextafter(max(scores), 2.0))
 
 
 def doubt_band(fast: Sequence[Prediction], scales: ModeScales, share: float) -> tuple[tuple[float, float], float]:
-    """The band around 1/2 that holds about `share` of the rows, and the share that it does hold."""
+    """The band of scores around 1/2 that contains about `share` of the rows, and the actual share."""
     distances = np.array([distance for row in fast if (distance := _distance(row, scales)) is not None])
     if not len(distances) or share <= 0:
         return (0.5, 0.5), 0.0
@@ -105,10 +105,10 @@ def doubt_band(fast: Sequence[Prediction], scales: ModeScales, share: float) -> 
 
 
 def _distance(row: Prediction, scales: ModeScales) -> float | None:
-    """How far the row's more doubtful score is from 1/2."""
+    """Distance from 1/2 of the row's calibrated score that is nearer to it; None without scores."""
     pairs = ((row.request.score, scales.request), (row.response.score, scales.response))
-    found = [abs(scaled([score], scale.temperature)[0] - 0.5) for score, scale in pairs if score is not None]
-    return min(found, default=None)
+    distances = [abs(scaled([score], scale.temperature)[0] - 0.5) for score, scale in pairs if score is not None]
+    return min(distances, default=None)
 
 
 def _mode(
@@ -116,7 +116,7 @@ def _mode(
     targets: Mapping[Preset, float],
     earlier: Mapping[tuple[str, str], Prediction] | None = None,
 ) -> ModeScales:
-    """The scales of one mode; `earlier` has the same rows as they were judged without reasoning."""
+    """The scales of one mode; `earlier` has the same rows judged without reasoning."""
     request, response = (_scale(rows, target, targets, earlier) for target in TARGETS)
     tokens = float(np.mean([row.completion_tokens for row in rows])) if rows else 0.0
     return ModeScales(request=request, response=response, completion_tokens=tokens)
@@ -128,7 +128,7 @@ def _scale(
     targets: Mapping[Preset, float],
     earlier: Mapping[tuple[str, str], Prediction] | None,
 ) -> Scale:
-    """Fitted where there are enough rows of both classes; else the identity."""
+    """The scale of one target; the identity without enough rows of both classes."""
     scored = [
         (gold == "harmful", score, _score_before(row, target, earlier))
         for row in rows

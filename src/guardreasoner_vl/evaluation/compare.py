@@ -1,4 +1,4 @@
-"""Evaluations beside each other: a leaderboard, every benchmark, and whether two guards differ by more than chance."""
+"""Compare evaluations: a leaderboard, a table of all benchmarks, and McNemar's test between two guards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One folder that `evaluate` wrote."""
+    """The contents of one folder that `evaluate` wrote."""
 
     name: str
     rows: list[Prediction]
@@ -40,15 +40,16 @@ class Evaluation:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Raises `DataError` if the folder holds no evaluation. One that is not finished has no baselines."""
+    """Read a folder. Raises `DataError` if it holds no evaluation. An unfinished one has no baselines."""
     try:
         settings = Settings(**json.loads((folder / SETTINGS).read_text("utf-8")))
         finished = (folder / RESULTS).is_file()
         stored: dict[str, Any] = json.loads((folder / RESULTS).read_text("utf-8")) if finished else {}
-    except (OSError, ValueError, TypeError) as error:
+        excluded: Sequence[str] = stored["excluded"] if finished else ()
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder}: no evaluation in it; give a folder that `evaluate --out` wrote") from error
     rows = list(read_predictions(folder / PREDICTIONS))
-    results = summarise(rows, settings, {}, stored.get("apart", ()))
+    results = summarise(rows, settings, {}, excluded)
     for target, groups in stored.get("groups", {}).items():
         for name, group in groups.items():
             counted = {guard: Counts(**cells) for guard, cells in group["baselines"].items()}
@@ -57,9 +58,11 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def leaderboard(evaluations: Sequence[Evaluation], target: Target) -> Table:
-    """A line for each guard over all its rows, the best F1 first."""
-    found = [(one.name, groups[ALL].figures) for one in evaluations if ALL in (groups := one.results.groups[target])]
-    found.sort(key=lambda line: -(line[1].counts.f1 or 0))
+    """One line per guard, over all its rows, the best F1 first."""
+    ranked = [
+        (each.name, groups[ALL].figures) for each in evaluations if ALL in (groups := each.results.groups[target])
+    ]
+    ranked.sort(key=lambda line: -(line[1].counts.f1 or 0))
     return [
         ["", "F1", "FPR", "coverage", "tokens, mean", "rows"],
         *(
@@ -71,15 +74,15 @@ def leaderboard(evaluations: Sequence[Evaluation], target: Target) -> Table:
                 f"{figures.completion_tokens_mean:.1f}",
                 f"{figures.rows:,}",
             ]
-            for name, figures in found
+            for name, figures in ranked
         ),
     ]
 
 
 def by_group(evaluations: Sequence[Evaluation], target: Target) -> Table:
-    """A line for all rows, each benchmark and each modality; F1 / FPR of every guard, the baselines last."""
+    """One line for all rows, each benchmark and each modality, with F1 / FPR of every guard and baseline."""
     names = dict.fromkeys(name for one in evaluations for name in one.results.groups[target])
-    apart = {name for one in evaluations for name in one.results.apart}
+    excluded = {name for one in evaluations for name in one.results.excluded}
     groups = {name: [one.results.groups[target].get(name) for one in evaluations] for name in names}
     baselines = dict.fromkeys(guard for parts in groups.values() for part in parts if part for guard in part.baselines)
     head = [f"{name} F1 / FPR" for name in (*(one.name for one in evaluations), *baselines)]
@@ -91,7 +94,7 @@ def by_group(evaluations: Sequence[Evaluation], target: Target) -> Table:
         counts = [part.figures.counts if part else None for part in parts]
         rows, harmful = first.figures.rows, first.figures.counts.true_positive + first.figures.counts.false_negative
         table.append(
-            [f"{name} (apart)" if name in apart else name, f"{rows:,}", f"{harmful:,}"]
+            [f"{name} (excluded)" if name in excluded else name, f"{rows:,}", f"{harmful:,}"]
             + [_both(one) for one in (*counts, *(first.baselines.get(guard) for guard in baselines))]
             + [" / ".join(percent(one.coverage) if one else NONE for one in counts)]
         )
@@ -103,22 +106,22 @@ def _both(counts: Counts | None) -> str:
 
 
 def difference(first: Evaluation, second: Evaluation, target: Target) -> tuple[int, McNemar]:
-    """The rows that both judged, without the benchmarks set apart, and McNemar's test on them."""
-    apart = {*first.results.apart, *second.results.apart}
+    """The number of rows that both judged, without excluded benchmarks, and McNemar's test on them."""
+    excluded = {*first.results.excluded, *second.results.excluded}
     rights = [
         {
             (row.benchmark, row.id): judgement(row, target).label == gold
-            for row in one.rows
-            if (gold := truth(row, target)) is not None and row.benchmark not in apart
+            for row in evaluation.rows
+            if (gold := truth(row, target)) is not None and row.benchmark not in excluded
         }
-        for one in (first, second)
+        for evaluation in (first, second)
     ]
     shared = [key for key in rights[0] if key in rights[1]]
     return len(shared), mcnemar([rights[0][key] for key in shared], [rights[1][key] for key in shared])
 
 
 def markdown(evaluations: Sequence[Evaluation]) -> str:
-    """For each target the leaderboard, every evaluation against the first one, and every benchmark."""
+    """For each target: the leaderboard, the tests against the first evaluation, and the table of benchmarks."""
     parts = ["# Guards compared", "F1 and rates in percent; harmful is the positive class."]
     for target in TARGETS:
         board = leaderboard(evaluations, target)
@@ -126,10 +129,10 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
             continue
         parts += [f"## {target.capitalize()}s", markdown_table(board)]
         table = [["against", evaluations[0].name, "shared rows", "only the first right", "only this right", "p"]]
-        for one in evaluations[1:]:
-            rows, test = difference(evaluations[0], one, target)
+        for other in evaluations[1:]:
+            rows, test = difference(evaluations[0], other, target)
             table.append(
-                [one.name, "", f"{rows:,}", f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p_value:.2g}"]
+                [other.name, "", f"{rows:,}", f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p_value:.2g}"]
             )
         if len(table) > 1:
             parts += ["McNemar's exact test, two-sided:", markdown_table(table)]

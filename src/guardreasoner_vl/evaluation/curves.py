@@ -1,7 +1,7 @@
-"""What a score is worth: ranking, recall at a false-positive rate, calibration.
+"""Quality of scores: ranking, recall at a false-positive rate, calibration.
 
-Scores are probabilities of *harmful* in [0, 1]; truths are true where the row is harmful. A figure that the
-rows do not define is None: ranking needs both classes.
+Scores are probabilities of *harmful* in [0, 1]; truths are True for harmful rows. A figure is None if the rows do not
+define it: ranking needs both classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows whose score lies in one of `BINS` equal parts of [0, 1]: their mean score and their share of harmful."""
+    """The rows in one of `BINS` equal parts of [0, 1]: their number, mean score and share of harmful rows."""
 
     rows: int
     score: float
@@ -30,7 +30,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Point:
-    """What calling every row from `threshold` on harmful would give."""
+    """The rates when every row with a score of at least `threshold` is called harmful."""
 
     threshold: float
     recall: float
@@ -51,43 +51,43 @@ def auroc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
 
 
 def auprc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
-    """Average precision: sum over thresholds of (R_n - R_{n-1}) P_n, equal scores taken together."""
-    found, called, harmful, unharmful, _ = _counts(truths, scores)
+    """Average precision: sum over thresholds of (R_n - R_{n-1}) P_n; equal scores are one threshold."""
+    hits, called, harmful, unharmful, _ = _counts(truths, scores)
     if not (harmful and unharmful):
         return None
-    return float((np.diff(found, prepend=0) / harmful * found / called).sum())
+    return float((np.diff(hits, prepend=0) / harmful * hits / called).sum())
 
 
 def recall_at(truths: Sequence[bool], scores: Sequence[float], false_positive_rate: float) -> float | None:
-    """The best recall of a threshold whose false-positive rate is at most that."""
-    found, called, harmful, unharmful, _ = _counts(truths, scores)
+    """The best recall of any threshold with at most this false-positive rate."""
+    hits, called, harmful, unharmful, _ = _counts(truths, scores)
     if not (harmful and unharmful):
         return None
-    allowed = found[(called - found) / unharmful <= false_positive_rate]
+    allowed = hits[(called - hits) / unharmful <= false_positive_rate]
     return float(allowed.max(initial=0) / harmful)
 
 
 def curve(truths: Sequence[bool], scores: Sequence[float]) -> list[Point]:
-    """One point for each different score, highest threshold first; empty without both classes."""
-    found, called, harmful, unharmful, thresholds = _counts(truths, scores)
+    """One point per distinct score, highest threshold first; empty without both classes."""
+    hits, called, harmful, unharmful, thresholds = _counts(truths, scores)
     if not (harmful and unharmful):
         return []
     return [
         Point(float(threshold), float(tp / harmful), float((n - tp) / unharmful), float(2 * tp / (n + harmful)))
-        for threshold, tp, n in zip(thresholds, found, called, strict=True)
+        for threshold, tp, n in zip(thresholds, hits, called, strict=True)
     ]
 
 
 def reliability(truths: Sequence[bool], scores: Sequence[float]) -> list[Bin]:
-    """The reliability diagram's bins that hold any row, lowest scores first."""
+    """The non-empty bins of the reliability diagram, lowest scores first."""
     truth, score = _arrays(truths, scores)
-    place = np.minimum((score * BINS).astype(int), BINS - 1)
-    rows = (np.flatnonzero(place == number) for number in range(BINS))
+    bin_of = np.minimum((score * BINS).astype(int), BINS - 1)
+    rows = (np.flatnonzero(bin_of == number) for number in range(BINS))
     return [Bin(len(at), float(score[at].mean()), float(truth[at].mean())) for at in rows if len(at)]
 
 
 def calibration_error(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
-    """Expected calibration error: mean |share of harmful - mean score| of the bins, weighted by rows."""
+    """Expected calibration error: mean of |share of harmful rows - mean score| over bins, weighted by rows."""
     bins = reliability(truths, scores)
     total = sum(one.rows for one in bins)
     return sum(one.rows * abs(one.harmful - one.score) for one in bins) / total if total else None
@@ -96,7 +96,11 @@ def calibration_error(truths: Sequence[bool], scores: Sequence[float]) -> float 
 def _counts(
     truths: Sequence[bool], scores: Sequence[float]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int, NDArray[np.float64]]:
-    """For each different score, highest first: harmful rows and rows from it on; then both classes and the scores."""
+    """Cumulative counts by distinct score, highest first.
+
+    Gives harmful rows and all rows at or above each score, the totals of both classes, and the scores; arrays have the
+    shape (distinct scores,).
+    """
     truth, score = _arrays(truths, scores)
     order = np.argsort(-score, kind="stable")
     ranked, hits = score[order], np.cumsum(truth[order], dtype=np.int64)

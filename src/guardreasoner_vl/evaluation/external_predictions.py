@@ -1,6 +1,6 @@
-"""Answers that other programs stored, for `score`: the authors' `generated_predictions.jsonl`, or answers by id.
+"""Read answers of other programs, for `score`: the authors' `generated_predictions.jsonl`, or answers by id.
 
-A row whose answer is missing, or is no text, was not answered: it counts as wrong once and lowers the coverage.
+A row with a missing answer or one that is not a text counts as one error and lowers the coverage.
 """
 
 from __future__ import annotations
@@ -10,43 +10,45 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.released import gold_labels
-from guardreasoner_vl.evaluation.rules import Answered
+from guardreasoner_vl.evaluation.rules import ScoredAnswer
 from guardreasoner_vl.protocol.messages import parse_released_input
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.sources.records import NotASampleError, read_records
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from guardreasoner_vl.sources.records import Record, Row
+    from guardreasoner_vl.sources.records import Record, SourceRow
     from guardreasoner_vl.types import GoldLabel, Sample, Target
 
 ANSWER, LABEL = "predict", "label"
 NO_ANSWER = f"no text in {ANSWER!r}"
-OTHER_TASK = f"{LABEL!r} is about refusals: refusal detection is another task, not scored here"
-WHICH_TARGET = f"{LABEL!r} is a bare word: say what it judges, --target request or --target response"
+OTHER_TASK = f"{LABEL!r} is about refusals: refusal detection is another task and is not scored"
+WHICH_TARGET = f"{LABEL!r} is a bare word: give --target request or --target response"
 _REFUSALS = ("refusal", "compliance")
 _BARE = ("harmful", "unharmful", "harmless")
 _NO_ANSWER_TEXT = ""
 
 
 @dataclass
-class Stored:
-    """Rows to score; `unanswered` are among them, counted as wrong, `set_aside` are not."""
+class ExternalPredictions:
+    """The rows to score. They include the `unanswered` rows, which count as wrong, but not the `skipped` ones."""
 
-    rows: list[Answered] = field(default_factory=list)
-    unanswered: SetAside = field(default_factory=SetAside)
-    set_aside: SetAside = field(default_factory=SetAside)
+    rows: list[ScoredAnswer] = field(default_factory=list)
+    unanswered: SkippedRows = field(default_factory=SkippedRows)
+    skipped: SkippedRows = field(default_factory=SkippedRows)
 
 
-def read_stored(path: Path, gold: Path | None = None, target: Target | None = None) -> Stored:
-    """Rows `{prompt, label, predict}`, or with a gold file of samples `{id, predict}`.
+def read_external_predictions(
+    path: Path, gold: Path | None = None, target: Target | None = None
+) -> ExternalPredictions:
+    """Read rows `{prompt, label, predict}`, or, with a `gold` file of samples, rows `{id, predict}`.
 
-    `target` says what a label judges that is a bare word. Rows without a label are set aside. Raises `DataError` if
-    nothing is left, or if the gold file's rows and the answers' are not the same ones.
+    `target` is the part that a label of a single word judges. Rows without a label are skipped. Raises `DataError` if
+    no row remains, or if the ids of the answers and of the gold file differ.
     """
-    stored = Stored()
+    stored = ExternalPredictions()
     if gold is None:
         for row in read_records(path):
             _add_labelled(stored, row, target)
@@ -54,26 +56,26 @@ def read_stored(path: Path, gold: Path | None = None, target: Target | None = No
         _add_by_id(stored, path, gold)
     if not stored.rows:
         raise DataError(
-            f"{path}: no row to score (set aside: {stored.set_aside.reasons}); give rows with prompt, label, {ANSWER}"
+            f"{path}: no row to score (skipped: {stored.skipped.reasons}); give rows with prompt, label, {ANSWER}"
         )
     return stored
 
 
-def _add_labelled(stored: Stored, row: Row, target: Target | None) -> None:
+def _add_labelled(stored: ExternalPredictions, row: SourceRow, target: Target | None) -> None:
     try:
         record = row.record
         if ANSWER not in record and LABEL not in record:
             raise NotASampleError(f"neither {LABEL!r} nor {ANSWER!r}")
         request, response = _labels(record, target)
     except NotASampleError as error:
-        stored.set_aside.add(str(error), row.place)
+        stored.skipped.add(str(error), row.place)
         return
     text = _answer(stored, record, row.place)
-    stored.rows.append(Answered(text, request, response, _has_response(record, response is not None)))
+    stored.rows.append(ScoredAnswer(text, request, response, _has_response(record, response is not None)))
 
 
 def _labels(record: Record, target: Target | None) -> tuple[GoldLabel | None, GoldLabel | None]:
-    """The truths about request and response. Raises `NotASampleError` if there is none."""
+    """The gold labels of request and response. Raises `NotASampleError` if there is none."""
     label = record.get(LABEL)
     if not isinstance(label, str):
         raise NotASampleError(f"no text in {LABEL!r}")
@@ -88,9 +90,9 @@ def _labels(record: Record, target: Target | None) -> tuple[GoldLabel | None, Go
     return request, response
 
 
-def _add_by_id(stored: Stored, path: Path, gold: Path) -> None:
-    """Raises `DataError` unless the ids of both files agree, except for rows of either file that cannot be read."""
-    unread = SetAside()
+def _add_by_id(stored: ExternalPredictions, path: Path, gold: Path) -> None:
+    """Add answers by id. Raises `DataError` if the files' ids differ by more than their unreadable rows explain."""
+    unread = SkippedRows()
     truths = {sample.id: sample for sample in read_samples(gold, unread)}
     seen: set[str] = set()
     unknown, nameless = 0, 0
@@ -101,11 +103,11 @@ def _add_by_id(stored: Stored, path: Path, gold: Path) -> None:
             if not isinstance(key, str):
                 raise NotASampleError("no text in 'id'")
         except NotASampleError as error:
-            stored.set_aside.add(str(error), row.place)
+            stored.skipped.add(str(error), row.place)
             nameless += 1
             continue
         if key in seen:
-            stored.set_aside.add("its id stands there already", row.place)
+            stored.skipped.add("repeated id", row.place)
         elif key in truths:
             seen.add(key)
             stored.rows.append(_against(truths[key], _answer(stored, record, row.place)))
@@ -114,16 +116,16 @@ def _add_by_id(stored: Stored, path: Path, gold: Path) -> None:
     missing = [sample for key, sample in truths.items() if key not in seen]
     if unknown > unread.total or len(missing) > nameless:
         raise DataError(
-            f"{path}: {unknown:,} answers to rows that {gold} lacks, {len(missing):,} of its rows without "
-            "an answer; give the file that was judged"
+            f"{path}: {unknown:,} answers are for rows missing from {gold}, and {len(missing):,} of its rows have no "
+            "answer; give the file that was judged"
         )
-    stored.set_aside.merge(unread)
+    stored.skipped.merge(unread)
     for sample in missing:
         stored.unanswered.add("its answer could not be read", sample.id)
         stored.rows.append(_against(sample, _NO_ANSWER_TEXT))
 
 
-def _answer(stored: Stored, record: Record, place: str) -> str:
+def _answer(stored: ExternalPredictions, record: Record, place: str) -> str:
     answer = record.get(ANSWER)
     if isinstance(answer, str) and answer.strip():
         return answer
@@ -132,12 +134,12 @@ def _answer(stored: Stored, record: Record, place: str) -> str:
 
 
 def _has_response(record: Record, labelled: bool) -> bool:
-    """Whether there was a response to judge: what was asked tells, else the label."""
+    """Whether there was a response to judge: by the prompt if it parses, else by the label."""
     try:
         return parse_released_input(str(record.get("prompt") or "")).has_response
     except InputError:
         return labelled
 
 
-def _against(sample: Sample, answer: str) -> Answered:
-    return Answered(answer, sample.request_label, sample.response_label, bool((sample.response or "").strip()))
+def _against(sample: Sample, answer: str) -> ScoredAnswer:
+    return ScoredAnswer(answer, sample.request_label, sample.response_label, sample.has_response)

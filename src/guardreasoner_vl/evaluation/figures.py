@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from guardreasoner_vl.evaluation.predictions import Prediction
-    from guardreasoner_vl.evaluation.results import Group, Results
+    from guardreasoner_vl.evaluation.results import GroupResults, Results
     from guardreasoner_vl.types import Target
 
 OWN, OTHER, THIRD = "#1f5fbf", "#b9c2cc", "#c4572e"
 COMPARED = ("LLaMA Guard 3 Vision 11B", "GuardReasoner-VL 7B")
-"""The published rows that are drawn beside ours."""
+"""Published models shown for comparison."""
 
 AVERAGE = "Average (All)"
 _MOST_BARS, _MOST_NAMES = 40, 15
 
 
 def draw(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
-    """SVG texts by name; a figure that the rows do not define is left out. Raises `MissingExtraError`."""
+    """The figures as SVG texts, by name, without those that the rows do not define. Raises `MissingExtraError`."""
     figures: dict[str, str] = {}
     for target in TARGETS:
         groups = results.groups.get(target, {})
@@ -42,7 +42,7 @@ def draw(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
                 {name: _rate(one.figures.counts.f1) for name, one in modalities.items()}, f"{target}s by modality"
             )
         pairs = [(gold == "harmful", judgement(row, target).score) for row in rows if (gold := truth(row, target))]
-        truths = [one for one, score in pairs if score is not None]
+        truths = [harmful for harmful, score in pairs if score is not None]
         scores = [score for _, score in pairs if score is not None]
         if curve(truths, scores):
             figures[f"{target}_reliability"] = _reliability(truths, scores, target)
@@ -51,7 +51,7 @@ def draw(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
 
 
 def _bars(results: Results, target: Target) -> str:
-    """F1 by benchmark; where all are the paper's, published guards beside."""
+    """F1 by benchmark; with published guards for the paper's benchmarks."""
     paper = paper_f1(results, target)
     if paper:
         names = [name for name in paper if paper[name] is not None]
@@ -63,12 +63,12 @@ def _bars(results: Results, target: Target) -> str:
     return _named_bars(values, f"F1 of {target}s")
 
 
-def _shown(results: Results, target: Target) -> dict[str, Group]:
-    """All rows and each benchmark; one without harmful rows has no F1 to show."""
+def _shown(results: Results, target: Target) -> dict[str, GroupResults]:
+    """The groups to show: all rows and each benchmark, if they have harmful rows."""
     return {
-        name: one
-        for name, one in results.groups[target].items()
-        if not name.startswith((MODALITY, CATEGORY)) and one.figures.counts.recall is not None
+        name: group
+        for name, group in results.groups[target].items()
+        if not name.startswith((MODALITY, CATEGORY)) and group.figures.counts.recall is not None
     }
 
 
@@ -113,14 +113,14 @@ def _tokens(results: Results, target: Target) -> str:
 
 
 def _averages(results: Results, target: Target) -> list[tuple[str, float, float]]:
-    """Tokens and average F1 of this guard and of the paper's, where all benchmarks of the average were judged."""
-    own = paper_f1(results, target).get(AVERAGE)
-    if own is None:
+    """Name, tokens and average F1 of this guard and of the paper's; empty unless the whole average was judged."""
+    average = paper_f1(results, target).get(AVERAGE)
+    if average is None:
         return []
     table = published_f1(TASKS[target])
     tokens = results.groups[target][ALL].figures.completion_tokens_mean
     published = [(name, tokens, f1) for name, tokens in published_tokens().items() if (f1 := table[name][AVERAGE])]
-    return [(f"{results.settings.model}, {AVERAGE}", tokens, own), *published]
+    return [(f"{results.settings.model}, {AVERAGE}", tokens, average), *published]
 
 
 def _reliability(truths: Sequence[bool], scores: Sequence[float], target: Target) -> str:
@@ -152,7 +152,7 @@ def _thresholds(truths: Sequence[bool], scores: Sequence[float], target: Target)
 
 
 def new_axes(width: float = 6.5, height: float = 3.6) -> tuple[Any, Any]:
-    """A figure of that many inches, and its axes. Raises `MissingExtraError`."""
+    """A new figure, sizes in inches, and its axes. Raises `MissingExtraError`."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -164,11 +164,11 @@ def new_axes(width: float = 6.5, height: float = 3.6) -> tuple[Any, Any]:
 
 
 def svg_of(figure: Any) -> str:
-    """The figure as an SVG element, the same for the same figure."""
+    """The figure as a reproducible SVG element."""
     from matplotlib import rc_context
 
     stream = io.StringIO()
-    with rc_context({"svg.hashsalt": "guardreasoner-vl"}):  # else its ids are random
+    with rc_context({"svg.hashsalt": "guardreasoner-vl"}):  # otherwise SVG ids are random
         figure.savefig(stream, format="svg", metadata={"Date": None})
     content = stream.getvalue()
     return content[content.index("<svg") :]

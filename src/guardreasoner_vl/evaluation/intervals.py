@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals, and McNemar's test between two guards."""
+"""Uncertainty of figures: bootstrap intervals, and McNemar's test between two guards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Rows that only the first guard got right, only the second, and the exact two-sided p-value."""
+    """Rows that only the first or only the second guard got right, and the exact two-sided p-value."""
 
     only_first: int
     only_second: int
@@ -38,7 +38,7 @@ class McNemar:
 
 
 def f1_interval(counts: Counts, seed: int = 0) -> Interval | None:
-    """95% bootstrap interval of F1; None where F1 is None."""
+    """95% bootstrap interval of F1; None if F1 is undefined."""
     return _interval(counts, seed, lambda tp, fp, _, fn: (2 * tp, 2 * tp + fp + fn))
 
 
@@ -48,7 +48,7 @@ def false_positive_rate_interval(counts: Counts, seed: int = 0) -> Interval | No
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Whether two guards, right or wrong on the same rows, differ by more than chance: the exact binomial test."""
+    """McNemar's exact test whether two guards differ by more than chance; each list says which rows are right."""
     if len(first) != len(second):
         raise ValueError("the two guards must have judged the same rows")
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
@@ -57,7 +57,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 
 
 def _two_sided(fewer: int, total: int) -> float:
-    """P of a split at least as uneven under a fair coin."""
+    """Probability of a split at least this uneven under a fair coin."""
     logs = (lgamma(total + 1) - lgamma(k + 1) - lgamma(total - k + 1) - total * log(2) for k in range(fewer + 1))
     return min(1.0, 2 * sum(map(exp, logs)))
 
@@ -67,7 +67,7 @@ def _interval(
     seed: int,
     parts: Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]],
 ) -> Interval | None:
-    """Drawing rows anew is drawing the four cells from a multinomial; resamples that define no figure are left out."""
+    """Bootstrap by drawing the four cells from a multinomial; resamples without a defined figure are left out."""
     cells = (counts.true_positive, counts.false_positive, counts.true_negative, counts.false_negative)
     if not counts.total or not np.sum(parts(*(np.array([cell]) for cell in cells))[1]):
         return None
@@ -77,9 +77,9 @@ def _interval(
 
 
 def f1_difference_interval(rows: Iterable[tuple[GoldLabel, Label, Label]], seed: int = 0) -> Interval | None:
-    """95% bootstrap interval of a guard's F1 minus another's on the same rows: (truth, the one's label, the other's).
+    """95% bootstrap interval of the first guard's F1 minus the second's, from (truth, first label, second label).
 
-    An error is a wrong answer of either. None where the rows define no F1 of one of them.
+    An error counts as a wrong answer. None if the F1 of either guard is undefined.
     """
     kinds = [4 * (truth == "harmful") + 2 * (first == truth) + (second == truth) for truth, first, second in rows]
     if not kinds:
@@ -92,9 +92,9 @@ def f1_difference_interval(rows: Iterable[tuple[GoldLabel, Label, Label]], seed:
 def resampled_interval(
     rows: int, figure: Callable[[NDArray[np.int64]], float | None], seed: int = 0
 ) -> Interval | None:
-    """95% bootstrap interval of any figure of `rows` rows; `figure` is given the places of the rows drawn anew.
+    """95% bootstrap interval of any figure of `rows` rows; `figure` gets the indices of a resample, shape (rows,).
 
-    Resamples of which `figure` is None are left out; None if all are.
+    Resamples for which `figure` is None are left out; None if all are.
     """
     rng = np.random.default_rng(seed)
     values = (figure(rng.integers(0, rows, rows)) for _ in range(RESAMPLES if rows else 0))
@@ -102,7 +102,7 @@ def resampled_interval(
 
 
 def _f1s(tables: NDArray[np.int64]) -> NDArray[np.float64]:
-    """F1 of tables (resamples, harmful, right); NaN where nothing is or was called harmful."""
+    """F1 of tables of shape (resamples, harmful, right); NaN if no row is harmful or called harmful."""
     hits, wrong = tables[:, 1, 1], tables[:, 1, 0] + tables[:, 0, 0]
     shares: NDArray[np.float64] = np.full(len(tables), np.nan)
     np.divide(2 * hits, 2 * hits + wrong, out=shares, where=hits + wrong > 0)

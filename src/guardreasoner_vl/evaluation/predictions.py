@@ -1,6 +1,6 @@
-"""What a guard said about labelled rows: one JSON line for each row, with the truth beside it.
+"""A guard's predictions on labelled rows: one JSON line per row, with its true labels.
 
-An evaluation's folder holds these lines, what they have in common, and the figures.
+An evaluation's folder holds the predictions, the settings they share, and the figures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SETTINGS = "evaluation.json"
 
 
 class Prediction(Frozen):
-    """One row's truths (null: not labelled) and judgements; `content` is there only where it was asked for."""
+    """One row's true labels (null: not labelled) and judgements; `content` is stored only on request."""
 
     id: str
     benchmark: str
@@ -39,14 +39,14 @@ class Prediction(Frozen):
     error: str | None = None
     mode: Mode
     digest: str | None = None
-    """Of the content that was judged, so that a row whose content has changed since is noticed."""
+    """Digest of the judged content, so that a later change of the row is detected."""
     completion_tokens: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
     content: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, sample: Sample, benchmark: str, verdict: Verdict, with_content: bool) -> Prediction:
-        """The record of one judged row."""
+        """The prediction of one judged row."""
         category = sample.meta.get("category")
         return cls(
             id=sample.id,
@@ -81,7 +81,7 @@ def _content(sample: Sample, verdict: Verdict) -> dict[str, Any]:
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
-    """The rows of one file; raises `DataError` with the line that is not a prediction or repeats a row."""
+    """Stream the predictions of one file. Raises `DataError` with the line that is invalid or repeats a row."""
     return read_rows(path, FORMAT)
 
 
@@ -91,4 +91,4 @@ FORMAT = Format(
     "give a predictions.jsonl that evaluate wrote",
     key=lambda row: (row.benchmark, row.id),
 )
-"""The lines of a file of predictions."""
+"""The format of a predictions file."""

@@ -19,7 +19,7 @@ AVERAGES = {"Average (Text)": ("text",), "Average (All)": ("text", "image", "tex
 
 @dataclass(frozen=True)
 class Size:
-    """One benchmark of the paper: the name of its file in the released test set, its rows and modality."""
+    """One benchmark of the paper: its file's name in the released test set, number of samples and modality."""
 
     task: Task
     benchmark: str
@@ -39,7 +39,7 @@ def sizes() -> tuple[Size, ...]:
 
 @cache
 def published_f1(task: Task) -> dict[str, dict[str, float | None]]:
-    """F1 in percent by model and benchmark, averages included; None where the paper gives none."""
+    """F1 in percent by model and benchmark, with averages; None if the paper gives none."""
     table: dict[str, dict[str, float | None]] = {}
     for row in _rows("f1.csv"):
         if row["task"] == task:
@@ -49,12 +49,12 @@ def published_f1(task: Task) -> dict[str, dict[str, float | None]]:
 
 @cache
 def published_tokens() -> dict[str, float]:
-    """Mean output tokens over all benchmarks, for the models that the paper gives them for (Table 3)."""
+    """Mean output tokens over all benchmarks by model, for the models in Table 3."""
     return {row["model"]: float(row["tokens"]) for row in _rows("tokens.csv")}
 
 
 def averages(task: Task, f1: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The paper's sample-weighted averages; None where a benchmark of the average is missing."""
+    """The paper's sample-weighted averages; None if a benchmark of the average is missing."""
     result: dict[str, float | None] = {}
     for name, modalities in AVERAGES.items():
         parts = [size for size in sizes() if size.task == task and size.modality in modalities]

@@ -1,6 +1,6 @@
-"""The figures of one evaluation for people: Markdown, and one HTML page that needs nothing beside it.
+"""Reports of evaluations: tables, a Markdown report, and a self-contained HTML page.
 
-The paper's own cells stand beside the guard's wherever a benchmark is one of the paper's.
+Where a benchmark is one of the paper's, the paper's published figures are shown with the guard's.
 """
 
 from __future__ import annotations
@@ -8,46 +8,54 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.errors import MissingExtraError
 from guardreasoner_vl.evaluation.published import averages, published_f1, sizes
 from guardreasoner_vl.evaluation.results import CATEGORY, MODALITY, TARGETS
+from guardreasoner_vl.evaluation.rules import RULES
+from guardreasoner_vl.judging.calibration import PRESETS
+from guardreasoner_vl.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from guardreasoner_vl.evaluation.intervals import Interval
+    from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.evaluation.published import Task
-    from guardreasoner_vl.evaluation.results import Group, Results
+    from guardreasoner_vl.evaluation.results import GroupResults, Results
+    from guardreasoner_vl.evaluation.rules import RuleName, ScoredAnswer
+    from guardreasoner_vl.judging.calibration import Calibration
     from guardreasoner_vl.types import Target
 
 NONE = "\u2013"
 TASKS: dict[Target, Task] = {"request": "prompt", "response": "response"}
 Table = list[list[str]]
-"""Rows of cells, the heading first."""
+"""Rows of cells; the first row is the heading."""
 
 
 def percent(value: float | None) -> str:
-    """One decimal, or a dash where it is not defined."""
+    """A share in percent with one decimal, or a dash for None."""
     return NONE if value is None else f"{100 * value:.1f}"
 
 
-def quality_table(groups: Mapping[str, Group]) -> Table:
-    """F1 with its interval and what belongs to it, the baselines' F1 / FPR beside."""
+def quality_table(groups: Mapping[str, GroupResults]) -> Table:
+    """F1 and other rates with their intervals, and F1 / FPR of the baselines."""
     baselines = sorted({name for group in groups.values() for name in group.baselines})
     table = [
         ["", "rows", "harmful", "F1 (95%)", "precision", "recall", "FPR (95%)", "accuracy", "coverage"]
         + [f"{name} F1 / FPR" for name in baselines]
     ]
     for name, group in groups.items():
-        found, counts = group.figures, group.figures.counts
+        figures, counts = group.figures, group.figures.counts
         table.append(
             [
                 name,
                 f"{counts.total:,}",
                 f"{counts.true_positive + counts.false_negative:,}",
-                _with(counts.f1, found.f1_interval),
+                _with(counts.f1, figures.f1_interval),
                 percent(counts.precision),
                 percent(counts.recall),
-                _with(counts.false_positive_rate, found.false_positive_rate_interval),
+                _with(counts.false_positive_rate, figures.false_positive_rate_interval),
                 percent(counts.accuracy),
                 percent(counts.coverage),
             ]
@@ -59,56 +67,56 @@ def quality_table(groups: Mapping[str, Group]) -> Table:
     return table
 
 
-def score_table(groups: Mapping[str, Group]) -> Table:
-    """What the scores are worth, and what the answers took."""
+def ranking_table(groups: Mapping[str, GroupResults]) -> Table:
+    """Ranking and calibration of the scores, and the cost of the answers."""
     head = ["", "scored", "AUPRC", "AUROC", "recall at 1% FPR", "recall at 5% FPR", "ECE"]
     table = [[*head, "tokens, mean", "tokens, p95", "seconds"]]
     for name, group in groups.items():
-        found = group.figures
+        figures = group.figures
         table.append(
             [
                 name,
-                f"{found.scored:,}",
-                percent(found.auprc),
-                percent(found.auroc),
-                percent(found.recall_at_1_percent),
-                percent(found.recall_at_5_percent),
-                percent(found.calibration_error),
-                f"{found.completion_tokens_mean:.1f}",
-                f"{found.completion_tokens_p95:.0f}",
-                f"{found.seconds:.1f}",
+                f"{figures.scored:,}",
+                percent(figures.auprc),
+                percent(figures.auroc),
+                percent(figures.recall_at_1_percent),
+                percent(figures.recall_at_5_percent),
+                percent(figures.calibration_error),
+                f"{figures.completion_tokens_mean:.1f}",
+                f"{figures.completion_tokens_p95:.0f}",
+                f"{figures.seconds:.1f}",
             ]
         )
     return table
 
 
 def paper_f1(results: Results, target: Target) -> dict[str, float | None]:
-    """F1 in percent by the paper's names of its benchmarks, with its averages; empty if none was evaluated."""
+    """F1 in percent by the paper's benchmark names, with its averages; empty if none was evaluated."""
     task = TASKS[target]
     groups = results.groups.get(target, {})
-    own: dict[str, float | None] = {}
+    f1_values: dict[str, float | None] = {}
     for size in sizes():
         if size.task == task and size.file in groups:
             f1 = groups[size.file].figures.counts.f1
-            own[size.benchmark] = None if f1 is None else 100 * f1
-    return own | averages(task, own) if own else {}
+            f1_values[size.benchmark] = None if f1 is None else 100 * f1
+    return f1_values | averages(task, f1_values) if f1_values else {}
 
 
 def paper_table(results: Results, target: Target) -> Table:
-    """The paper's table, this guard's row last; empty if none of its benchmarks was evaluated."""
-    own = paper_f1(results, target)
-    if not own:
+    """The paper's table with this guard's row last; empty if none of its benchmarks was evaluated."""
+    measured = paper_f1(results, target)
+    if not measured:
         return []
-    table = [["F1", *own]]
-    rows = {**published_f1(TASKS[target]), f"**{results.settings.model}, {results.settings.mode}**": own}
+    table = [["F1", *measured]]
+    rows = {**published_f1(TASKS[target]), f"**{results.settings.model}, {results.settings.mode}**": measured}
     for model, cells in rows.items():
-        values = (cells.get(name) for name in own)
+        values = (cells.get(name) for name in measured)
         table.append([model, *(NONE if value is None else f"{value:.2f}" for value in values)])
     return table
 
 
 def tables(results: Results) -> Iterable[tuple[str, Table]]:
-    """All tables with their headings."""
+    """The tables of a report with their headings."""
     for target in TARGETS:
         groups = results.groups.get(target, {})
         if not groups:
@@ -116,7 +124,7 @@ def tables(results: Results) -> Iterable[tuple[str, Table]]:
         whole = {name: group for name, group in groups.items() if not name.startswith((MODALITY, CATEGORY))}
         parts = {name: group for name, group in groups.items() if name not in whole}
         yield f"{target.capitalize()}s", quality_table(whole)
-        yield f"{target.capitalize()}s: scores and cost", score_table(whole)
+        yield f"{target.capitalize()}s: scores and cost", ranking_table(whole)
         if len(parts) > 1:
             yield f"{target.capitalize()}s by modality and category", quality_table(parts)
         if paper := paper_table(results, target):
@@ -124,7 +132,7 @@ def tables(results: Results) -> Iterable[tuple[str, Table]]:
 
 
 def markdown(results: Results, command: str, figures: Sequence[str] = ()) -> str:
-    """The report; `figures` are file names beside it."""
+    """The report as Markdown; `figures` are file names in the same folder."""
     return markdown_page(_title(results), command, _notes(results), tables(results), figures)
 
 
@@ -140,20 +148,20 @@ def markdown_page(
 
 
 def markdown_table(table: Table) -> str:
-    """A table in Markdown."""
+    """The table as Markdown."""
     head, *rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
     return "\n".join([head, "|" + "---|" * len(table[0]), *rows])
 
 
 def page(results: Results, command: str, figures: Mapping[str, str] | None = None) -> str:
-    """The report as HTML; `figures` are SVG texts by name, which are put into the page."""
+    """The report as HTML; `figures` are SVG texts by name, which are embedded."""
     return html_page(_title(results), command, _notes(results), tables(results), figures or {})
 
 
 def html_page(
     title: str, command: str, notes: str, tables: Iterable[tuple[str, Table]], figures: Mapping[str, str]
 ) -> str:
-    """Notes, figures and tables as one page that needs nothing beside it."""
+    """Notes, figures and tables as one self-contained HTML page."""
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>Made by <code>{html.escape(command)}</code>.</p>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in notes.splitlines() if line]
     for name, svg in figures.items():
@@ -167,8 +175,8 @@ def _html_table(table: Table) -> str:
     head, *rows = table
     lines = ["<table>", "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     for row in rows:
-        own = ' class="own"' if row[0].startswith("**") else ""
-        lines.append(f"<tr{own}>" + "".join(f"<td>{html.escape(cell.strip('*'))}</td>" for cell in row) + "</tr>")
+        css_class = ' class="own"' if row[0].startswith("**") else ""
+        lines.append(f"<tr{css_class}>" + "".join(f"<td>{html.escape(cell.strip('*'))}</td>" for cell in row) + "</tr>")
     return "\n".join([*lines, "</table>"])
 
 
@@ -180,15 +188,15 @@ def _title(results: Results) -> str:
 
 def _notes(results: Results) -> str:
     lines = [
-        "Harmful is the positive class; percent. An answer that cannot be parsed is wrong once. Intervals are 95% "
-        "bootstrap intervals; ECE is the expected calibration error of the scores."
+        "Harmful is the positive class; percent. An answer that cannot be parsed counts as one error. Intervals are "
+        "95% bootstrap intervals; ECE is the expected calibration error of the scores."
     ]
-    if results.apart:
-        lines.append(f"Set apart, with lines of their own and in no other figure: {', '.join(results.apart)}.")
+    if results.excluded:
+        lines.append(f"Excluded from every figure but the benchmark's own line: {', '.join(results.excluded)}.")
     lines += [f"Note: {warning}." for warning in results.warnings]
-    for name, reasons in results.set_aside.items():
+    for name, reasons in results.skipped.items():
         counted = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-        lines.append(f"Set aside from {name}: {counted}.")
+        lines.append(f"Skipped in {name}: {counted}.")
     return "\n\n".join(lines)
 
 
@@ -196,6 +204,59 @@ def _with(value: float | None, interval: Interval | None) -> str:
     if value is None or interval is None:
         return percent(value)
     return f"{percent(value)} ({percent(interval.low)}\u2013{percent(interval.high)})"
+
+
+def score_table(rows: Sequence[ScoredAnswer], rule: RuleName) -> Table:
+    """One line per labelled target; `counted` is the number of (row, answer) pairs that the rule counts."""
+    table = [["", "labelled", "counted", "F1", "precision", "recall", "FPR", "accuracy", "coverage"]]
+    for target in TARGETS:
+        labelled = sum(row.truth(target) is not None for row in rows)
+        if not labelled:
+            continue
+        counts = RULES[rule](rows, target)
+        rates = (
+            counts.f1,
+            counts.precision,
+            counts.recall,
+            counts.false_positive_rate,
+            counts.accuracy,
+            counts.coverage,
+        )
+        table.append([target, f"{labelled:,}", f"{counts.total:,}", *map(percent, rates)])
+    return table
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """One line per fitted mode and target."""
+    table = [["", "rows", "temperature", "ECE before", "ECE after", *PRESETS]]
+    for mode, scales in (("fast", calibration.fast), ("slow", calibration.slow)):
+        for target, scale in (("request", scales.request), ("response", scales.response)):
+            if scale.measured is None:
+                continue
+            measured = scale.measured
+            errors = (percent(measured.error_before), percent(measured.error_after))
+            cutoffs = (f"{scale.thresholds[preset]:.3f}" for preset in PRESETS)
+            table.append([f"{mode} {target}", f"{measured.rows:,}", f"{scale.temperature:.2f}", *errors, *cutoffs])
+    return table
+
+
+def write_report(results: Results, rows: Sequence[Prediction], out: Path, command: str) -> str | None:
+    """Write `report.md`, `report.html` and the figures; return why there are no figures, None if there are."""
+    figures: dict[str, str] = {}
+    reason = None
+    try:
+        from guardreasoner_vl.evaluation.figures import draw
+
+        figures = draw(results, rows)
+    except MissingExtraError as error:
+        reason = f"no figures: {error}"
+    names = []
+    for name, svg in figures.items():
+        names.append(f"{name}.svg")
+        write_text(out / names[-1], svg)
+    write_text(out / "report.md", markdown(results, command, names))
+    write_text(out / "report.html", page(results, command, figures))
+    return reason
 
 
 _PAGE = """<!doctype html>

@@ -1,4 +1,4 @@
-"""From predictions to the figures that a report shows."""
+"""Compute the figures of a report from predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel, Judgement
 
 Baseline: TypeAlias = Callable[[Prediction, Target], Label]
-"""A guard that needs no more than the row's place; it is called for labelled rows."""
+"""A constant or precomputed baseline: maps a labelled (prediction, target) to a label."""
 
 TARGETS: tuple[Target, Target] = ("request", "response")
 ALL = "all"
@@ -32,9 +32,9 @@ CATEGORY = "category: "
 
 @dataclass(frozen=True)
 class Figures:
-    """What is measured about one target on a group of labelled rows; None where the rows do not define it.
+    """The figures of one target on a group of labelled rows; None if the rows do not define a figure.
 
-    `scored` counts the rows with a score: the ranking figures are about those alone.
+    `scored` counts the rows with a score; ranking figures use only these. `seconds` is the sum over rows.
     """
 
     counts: Counts
@@ -52,23 +52,24 @@ class Figures:
 
     @property
     def rows(self) -> int:
+        """Number of labelled rows."""
         return self.counts.total
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all predictions of one folder have in common."""
+    """The settings that all predictions of one folder share."""
 
     model: str
     revision: str | None
     mode: str
     guard: dict[str, Any] = field(default_factory=dict)
-    """What else decides a verdict: thresholds, calibration, limits, or which adapter asks."""
+    """Other settings that affect verdicts: thresholds, calibration, limits, or the adapter."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """The guard's figures on a group of rows, and the confusion tables of the baselines."""
+class GroupResults:
+    """The guard's figures on a group of rows, and the baselines' confusion tables."""
 
     figures: Figures
     baselines: dict[str, Counts]
@@ -78,19 +79,19 @@ class Group:
 class Results:
     """Figures by target and group: all rows, each benchmark, each modality, each category.
 
-    Benchmarks named in `apart` have groups of their own and are in no other one.
+    Benchmarks named in `excluded` count in their own group only.
     """
 
     settings: Settings
-    groups: dict[Target, dict[str, Group]] = field(default_factory=dict)
-    apart: tuple[str, ...] = ()
-    set_aside: dict[str, dict[str, int]] = field(default_factory=dict)
+    groups: dict[Target, dict[str, GroupResults]] = field(default_factory=dict)
+    excluded: tuple[str, ...] = ()
+    skipped: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     unanswered: int = 0
-    """Rows that the engine failed: they count as errors until the same command has asked again."""
+    """Rows for which the engine failed: they count as errors until the same command asks again."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, for `results.json`, with the rates that the counts give."""
+        """Plain data for `results.json`, with the rates computed from the counts."""
         content = asdict(self)
         for target, groups in self.groups.items():
             for name, group in groups.items():
@@ -110,12 +111,12 @@ def summarise(
     rows: Sequence[Prediction],
     settings: Settings,
     baselines: Mapping[str, Baseline] = CONSTANT,
-    apart: Sequence[str] = (),
+    excluded: Sequence[str] = (),
 ) -> Results:
-    """Figures of all rows but those of the benchmarks set `apart`, and of each benchmark, modality and category."""
-    results = Results(settings, apart=tuple(apart))
+    """Figures of all rows, each benchmark, modality and category; `excluded` benchmarks have only their own."""
+    results = Results(settings, excluded=tuple(excluded))
     benchmarks = grouped(rows, lambda row: row.benchmark)
-    pooled = [row for row in rows if row.benchmark not in apart]
+    pooled = [row for row in rows if row.benchmark not in excluded]
     groups = {
         ALL: pooled,
         **benchmarks,
@@ -124,17 +125,19 @@ def summarise(
     }
     for target in TARGETS:
         results.groups[target] = {
-            name: Group(found, {key: _counted(part, target, guard) for key, guard in baselines.items()})
+            name: GroupResults(measured, {key: _counted(part, target, guard) for key, guard in baselines.items()})
             for name, part in groups.items()
-            if (found := figures(part, target)) is not None
+            if (measured := figures(part, target)) is not None
         }
     return results
 
 
-def check_apart(apart: Iterable[str], benchmarks: Sequence[str]) -> None:
+def check_excluded(excluded: Iterable[str], benchmarks: Sequence[str]) -> None:
     """Raises `InputError` for a name that no benchmark has."""
-    if unknown := set(apart) - set(benchmarks):
-        raise InputError(f"no benchmark named {', '.join(sorted(unknown))} to set apart; use {', '.join(benchmarks)}")
+    if unknown := set(excluded) - set(benchmarks):
+        raise InputError(
+            f"no benchmark named {', '.join(sorted(unknown))} to exclude from the total; use {', '.join(benchmarks)}"
+        )
 
 
 def _counted(rows: Iterable[Prediction], target: Target, guard: Baseline) -> Counts:
@@ -142,17 +145,17 @@ def _counted(rows: Iterable[Prediction], target: Target, guard: Baseline) -> Cou
 
 
 def truth(row: Prediction, target: Target) -> GoldLabel | None:
-    """The truth about one target; None if it is not labelled."""
+    """The true label of one target; None if it is not labelled."""
     return row.request_truth if target == "request" else row.response_truth
 
 
 def judgement(row: Prediction, target: Target) -> Judgement:
-    """What the guard said about one target."""
+    """The guard's judgement of one target."""
     return row.request if target == "request" else row.response
 
 
 def figures(rows: Iterable[Prediction], target: Target) -> Figures | None:
-    """Figures of the rows labelled for `target`; None if there are none."""
+    """The figures of the rows labelled for `target`; None without such rows."""
     labelled = [(gold, row) for row in rows if (gold := truth(row, target)) is not None]
     if not labelled:
         return None
@@ -179,7 +182,7 @@ def figures(rows: Iterable[Prediction], target: Target) -> Figures | None:
 
 
 def grouped(rows: Sequence[Prediction], key: Callable[[Prediction], str | None]) -> dict[str, list[Prediction]]:
-    """The rows by a key, in the order in which the keys appear; rows without one are left out."""
+    """Group rows by a key, in order of appearance; rows whose key is None are left out."""
     groups: dict[str, list[Prediction]] = defaultdict(list)
     for row in rows:
         name = key(row)

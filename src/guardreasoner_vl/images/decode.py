@@ -1,8 +1,8 @@
-"""The safe intake of images: checked before decoding, and normalised.
+"""Decodes images safely: checks them before decoding, and normalises them to 8-bit RGB.
 
-Every frame is judged, in each of its readings that differ visibly (`images.variants`).
-EXIF rotation is applied; colour profiles, gamma, thumbnails and all other metadata are dropped, as model
-pipelines do. What leaves here is plain 8-bit RGB: what is hashed is what is judged.
+Every frame is judged, in each of its variants that differ visibly (`images.variants`). EXIF rotation is applied; colour
+profiles, gamma, thumbnails and all other metadata are dropped, as model pipelines do. The returned pixels are both
+hashed and judged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.images.encoded import encoded_bytes
 from guardreasoner_vl.images.geometry import MAX_ASPECT, check_aspect
-from guardreasoner_vl.images.variants import visible_readings
+from guardreasoner_vl.images.variants import visible_variants
 from guardreasoner_vl.types import CheckedImage
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is let in: encoded bytes, pixels of a frame and of all frames together, frames, formats, aspect."""
+    """Limits on an image: encoded bytes, pixels of a frame and of all frames, frames, formats, aspect ratio."""
 
     max_bytes: int = 20_000_000
     max_pixels: int = 40_000_000
     max_total_pixels: int = 100_000_000
     max_frames: int = 16
-    # TIFF is left out: many codecs behind libtiff, and chat services do not take it either.
+    # TIFF is excluded: libtiff brings many codecs, and chat services do not accept it either.
     formats: frozenset[str] = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP"})
     max_aspect: float = MAX_ASPECT
 
@@ -69,16 +69,16 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 class _ScreenBoundGif(GifImageFile):
-    """A GIF whose frames stay on its screen: Pillow would grow and fill the canvas before it could be checked."""
+    """Rejects GIF frames that exceed the GIF's screen: Pillow would enlarge the canvas before its size is checked."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_size" and self.__dict__.get("_size", (0, 0)) not in ((0, 0), value):
-            raise ImageError(f"a frame of the GIF reaches outside its screen: {_RESAVE}")
+            raise ImageError(f"a frame of the GIF extends beyond its screen: {_RESAVE}")
         super().__setattr__(name, value)
 
 
-# By signature and class, not `Image.open`: nothing else that is installed can get at the bytes, and a JPEG
-# is its main image only (an MPO file's other images are previews, depth and gain maps).
+# Chosen by signature instead of `Image.open`, so that no other installed plugin reads the bytes, and so that a JPEG is
+# only its main image (the other images of an MPO file are previews, depth and gain maps).
 _READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
     "PNG": (b"\x89PNG\r\n\x1a\n", PngImageFile),
     "JPEG": (b"\xff\xd8\xff", JpegImageFile),
@@ -89,43 +89,43 @@ _READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
 
 
 def file_ending(data: bytes) -> str:
-    """The usual ending of an image file with these bytes, such as `.png`; empty for what is none of ours."""
-    found = (name for name, (signature, _) in _READERS.items() if data.startswith(signature))
-    return next((f".{name.lower()}" for name in found), "")
+    """The usual file name ending of an image with these bytes, such as `.png`; empty for an unknown format."""
+    formats = (name for name, (signature, _) in _READERS.items() if data.startswith(signature))
+    return next((f".{name.lower()}" for name in formats), "")
 
 
 def checked_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[CheckedImage, ...]:
     """Read a path, encoded bytes, `data:` URL or PIL image into one or more images per frame.
 
-    A frame gives several images where viewers would disagree on it (`images.variants`). A PIL image is
-    left at the frame it was at. Raises `ImageError` for anything that cannot be judged in full.
+    A frame gives several images if viewers would show it differently (`images.variants`). A PIL image stays at its
+    current frame. Raises `ImageError` for anything that cannot be judged completely.
     """
     return (source,) if isinstance(source, CheckedImage) else _each(source, limits, _checked_image)
 
 
 def decoded_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Image.Image, ...]:
-    """What `checked_images` would show, decoded and not encoded again: for looking at many files once."""
+    """The images of `checked_images`, decoded and not encoded again: for reading many files once."""
     return (source.open(),) if isinstance(source, CheckedImage) else _each(source, limits, _image)
 
 
 def _each(source: ImageSource, limits: ImageLimits, make: Callable[[Image.Image], T]) -> tuple[T, ...]:
     with _pillow_faults():
         if not isinstance(source, Image.Image):
-            return tuple(map(make, _readings(_open(encoded_bytes(source, limits.max_bytes), limits), limits)))
+            return tuple(map(make, _variants(_open(encoded_bytes(source, limits.max_bytes), limits), limits)))
         if source.format not in (None, "MPO", *limits.formats):
-            raise ImageError(f"{source.format} images are not read here: {_RESAVE}, or pass image.convert('RGB')")
+            raise ImageError(f"{source.format} images are not accepted: {_RESAVE}, or pass image.convert('RGB')")
         position = source.tell()
         try:
-            return tuple(map(make, _readings(source, limits)))
+            return tuple(map(make, _variants(source, limits)))
         finally:
             source.seek(position)
 
 
 @contextmanager
 def _pillow_faults() -> Iterator[None]:
-    """Turn what Pillow raises on bad input into an `ImageError`, and keep its warnings in.
+    """Convert Pillow's exceptions on bad input into `ImageError`, and suppress its warnings.
 
-    `catch_warnings` is not thread-safe; the filter names Pillow alone, so that a race costs a log line at most.
+    `catch_warnings` is not thread-safe; the filter covers Pillow only, so that a race causes one log line at most.
     """
     try:
         with warnings.catch_warnings():
@@ -144,31 +144,32 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         if data.startswith(signature):
             _refuse_traps(name, data, limits)
             return reader(BytesIO(data))
-    raise ImageError(f"the file is no {', '.join(sorted(limits.formats))} image: convert it to one of these")
+    raise ImageError(f"the file is not a {', '.join(sorted(limits.formats))} image: convert it to one of these formats")
 
 
 def _refuse_traps(name: str, data: bytes, limits: ImageLimits) -> None:
-    """What Pillow would spend memory or minutes on before the size is known, or would show as nobody else does."""
+    """Reject files that exploit Pillow: huge GIF screens, JPEGs with over 100 scans, run-length encoded BMPs, and PNGs
+    whose header is broken or whose transparent colour Pillow would miss."""
     if name == "GIF":
         _check_size(struct.unpack_from("<HH", data, 6), limits)
     elif name == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise ImageError(f"the JPEG has more than {_MAX_JPEG_SCANS} scans: {_RESAVE}")
     elif name == "PNG" and (data[12:16] != b"IHDR" or (data[24:26] == b"\x10\x02" and b"tRNS" in data)):
-        # Pillow compares the 16-bit colour key with 8-bit colours, so it would not see what browsers see.
-        raise ImageError(f"this PNG has a broken header, or 16-bit colours of which one is clear: {_RESAVE}")
+        # Pillow compares the 16-bit colour key with 8-bit colours, so it would show other pixels than browsers.
+        raise ImageError(f"the PNG has a broken header, or 16-bit colours with a transparent colour: {_RESAVE}")
     elif name == "BMP" and data[30:31] in (b"\x01", b"\x02"):  # run-length decoding is a loop in Python
-        raise ImageError(f"run-length encoded BMP is not read here: {_RESAVE}")
+        raise ImageError(f"run-length encoded BMP is not accepted: {_RESAVE}")
 
 
 def _check_size(size: tuple[int, ...], limits: ImageLimits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
-        raise ImageError(f"{width} x {height} pixels is too large, at most {limits.max_pixels:,}: shrink the image")
+        raise ImageError(f"the image has {width} x {height} pixels, more than {limits.max_pixels:,}: shrink it")
     check_aspect(height, width, limits.max_aspect)
 
 
 def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
-    """`image` itself at each of its frames, upright and decoded; no frame is decoded before its size is checked."""
+    """Yield `image` at each of its frames, rotated upright and decoded. Checks a frame's size before decoding it."""
     total = 0
     for index in count():
         if image.format == "MPO" and index:
@@ -178,29 +179,29 @@ def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
         except EOFError:
             return
         if index >= limits.max_frames:
-            raise ImageError(f"the image has more than {limits.max_frames} frames: send the frames that matter")
+            raise ImageError(f"the image has more than {limits.max_frames} frames: send fewer frames")
         _check_size(image.size, limits)
         total += image.width * image.height
         if total > limits.max_total_pixels:
-            raise ImageError(f"the frames have more than {limits.max_total_pixels:,} pixels in all: shrink the image")
+            raise ImageError(f"the frames have more than {limits.max_total_pixels:,} pixels in total: shrink the image")
         image.load()
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-        yield image if turn is None else image.transpose(turn)
+        rotation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        yield image if rotation is None else image.transpose(rotation)
 
 
-def _readings(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+def _variants(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
     for frame in _frames(image, limits):
-        yield from visible_readings(frame)
+        yield from visible_variants(frame)
 
 
 def _image(rgb: Image.Image) -> Image.Image:
-    own = rgb.copy()  # the frames of a file may be one object at one position after another
-    own.info.clear()
-    return own
+    image = rgb.copy()  # Pillow yields the frames of a file as one object
+    image.info.clear()
+    return image
 
 
 def _checked_image(rgb: Image.Image) -> CheckedImage:
-    rgb.info.clear()  # or the PNG would carry on the colour profile
+    rgb.info.clear()  # otherwise the PNG would keep the colour profile
     buffer = BytesIO()
     rgb.save(buffer, "PNG", compress_level=1)
     return CheckedImage(buffer.getvalue(), rgb.width, rgb.height)

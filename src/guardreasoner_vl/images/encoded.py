@@ -1,6 +1,6 @@
-"""Where an encoded image comes from: a path, bytes or a `data:` URL; and which strings cannot be an image's path.
+"""Reads an encoded image from a path, bytes or a `data:` URL; recognises strings that cannot be an image's path.
 
-Error messages never quote a string that may itself be an image or a text.
+Error messages never quote a string that may itself be an encoded image or a judged text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from guardreasoner_vl.errors import ImageError
 
 _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _ELSEWHERE = re.compile(rf"\s*data:|{_REMOTE.pattern}", re.IGNORECASE)
-_LONGEST_PART, _LONGEST_PATH = 255, 4096  # of a file name's bytes, on every usual file system
+_LONGEST_PART, _LONGEST_PATH = 255, 4096  # limits in bytes on all common file systems
 _LONG_PART = re.compile(rf"[^/]{{{_LONGEST_PART + 1}}}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _ENCODED_PART = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9+_-]{40,}={0,2}")
@@ -29,7 +29,7 @@ _MAX_PERCENT_ESCAPES = 1_000_000  # the standard library needs 40 bytes for each
 
 
 def file_name_fault(name: str) -> str | None:
-    """Why a string cannot be an image's path, or None. It is never quoted: it may be an image, or a judged text."""
+    """The reason why a string cannot be an image's path, None if it can be. Never quotes the string."""
     if _looks_encoded(name):
         return _INLINE
     if _ELSEWHERE.match(name):
@@ -38,7 +38,7 @@ def file_name_fault(name: str) -> str | None:
 
 
 def _looks_encoded(text: str) -> bool:
-    """Whether it is base64 without the head of a `data:` URL: it begins as an encoded image, is padded, or is long."""
+    """Whether a text is base64 without a `data:` head: it starts like an encoded image, is padded, or is long."""
     bare = "".join(text.split())
     if len(bare) < _SHORTEST_ENCODED or not _BASE64.fullmatch(bare):
         return False
@@ -46,20 +46,20 @@ def _looks_encoded(text: str) -> bool:
 
 
 def encoded_bytes(source: object, max_bytes: int) -> bytes:
-    """The encoded image at a path, in a `data:` URL, or given as bytes. Raises `ImageError`."""
+    """The bytes of an image from a path, a `data:` URL or bytes. Raises `ImageError`."""
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, str) and source[:5].lower() == "data:":
         data = _from_data_url(source, max_bytes)
     elif isinstance(source, str) and _REMOTE.match(source):
-        raise ImageError("remote images are not fetched here: pass the bytes or a data: URL")
+        raise ImageError("remote images are not fetched: pass the bytes or a data: URL")
     elif isinstance(source, (str, Path)):
         data = _from_file(Path(source), max_bytes)
     else:
-        raise ImageError(f"{type(source).__name__} is no image: pass a path, bytes, a data: URL or a PIL image")
+        raise ImageError(f"{type(source).__name__} is not an image: pass a path, bytes, a data: URL or a PIL image")
     _check_bytes(len(data), max_bytes)
     if not data:
-        raise ImageError("the image is empty: pass a file that holds one")
+        raise ImageError("the image is empty: pass a file with an image")
     return data
 
 
@@ -71,7 +71,7 @@ def _check_bytes(size: int, max_bytes: int) -> None:
 def _from_file(path: Path, max_bytes: int) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ImageError(f"{ascii(path.name)[:80]} is not a regular file: give the path of an image")
+            raise ImageError(f"{ascii(path.name or str(path))[:80]} is not a regular file: give the path of an image")
         with path.open("rb") as stream:
             return stream.read(max_bytes + 1)
     except (OSError, ValueError) as error:
@@ -79,7 +79,7 @@ def _from_file(path: Path, max_bytes: int) -> bytes:
 
 
 def _why_unread(path: Path, error: OSError | ValueError) -> str:
-    """Why a file cannot be read; names it, unless its path may itself be an image or another text."""
+    """The reason why a file cannot be read; names the file, unless its path may be an encoded image or another text."""
     if fault := file_name_fault(str(path)):
         return fault
     if any(map(_ENCODED_PART.fullmatch, path.parts)):
@@ -93,7 +93,7 @@ def _from_data_url(url: str, max_bytes: int) -> bytes:
     head, comma, payload = url.partition(",")
     if not comma:
         raise ImageError("the data: URL has no comma: write data:image/png;base64,<data>")
-    _check_bytes(len(payload) // 4, max_bytes)  # four characters for a byte is the longest encoding, %-escaped base64
+    _check_bytes(len(payload) // 4, max_bytes)  # %-escaped base64, the longest encoding, has four characters per byte
     if payload.count("%") > _MAX_PERCENT_ESCAPES:
         raise ImageError("the data: URL has too many %-escapes: encode the image as base64")
     data = unquote_to_bytes(payload)

@@ -1,4 +1,4 @@
-"""Sizes of images: resized as Qwen2-VL defines it, two merged into one, and what is too thin to be judged."""
+"""Image geometry: Qwen2-VL's resizing, merging two images into one, and the limit on aspect ratios."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PixelBudget:
 
 
 def smart_resize(height: int, width: int, budget: PixelBudget, factor: int = FACTOR) -> tuple[int, int]:
-    """The (height, width) that Qwen2-VL gives an image: multiples of `factor`, area within `budget`.
+    """The (height, width) to which Qwen2-VL resizes an image: multiples of `factor`, area within `budget`.
 
     The same arithmetic as `transformers.models.qwen2_vl.image_processing_qwen2_vl.smart_resize`.
     Raises `ImageError` if one side is more than 200 times the other.
@@ -52,31 +52,33 @@ def smart_resize(height: int, width: int, budget: PixelBudget, factor: int = FAC
 
 
 def merge(first: Image.Image, second: Image.Image, layout: Layout, max_pixels: int = MERGED_PIXELS) -> Image.Image:
-    """Two RGB images as one: side by side at a common height, or the first above the second at a common width.
+    """Merge two RGB images: side by side at a common height, or the first above the second at a common width.
 
-    The smaller one is enlarged, because shrinking the larger one could lose the small print that its label rests
-    on; both are shrunk only where the result would have more than `max_pixels`. Aspect ratios are kept to a pixel,
-    and every side has one at least. Raises `ImageError` if the result would be too thin to be judged.
+    The smaller image is enlarged, because shrinking the larger one could lose the small print that its label depends
+    on; both are shrunk only if the result would have more than `max_pixels` pixels. Aspect ratios are kept to within a
+    pixel; every side has at least one pixel. Raises `ImageError` if the result would be too thin to be judged.
     """
     images = (first, second)
     for image in images:
         check_aspect(image.height, image.width, MAX_ASPECT)
-    beside = layout == "side_by_side"
-    # Along the line that the images stand in, and across it.
-    sizes = [(one.width, one.height) if beside else (one.height, one.width) for one in images]
-    length = sum(along / across for along, across in sizes)
-    across = max(1, min(max(side for _, side in sizes), int(math.sqrt(max_pixels / length))))
-    parts = [max(1, along * across // side) for along, side in sizes]
-    width, height = (sum(parts), across) if beside else (across, sum(parts))
+    side_by_side = layout == "side_by_side"
+    # Each image's size along the direction of the layout, and across it.
+    sizes = [(image.width, image.height) if side_by_side else (image.height, image.width) for image in images]
+    aspect = sum(along / across for along, across in sizes)
+    across = max(1, min(max(side for _, side in sizes), int(math.sqrt(max_pixels / aspect))))
+    lengths = [max(1, along * across // side) for along, side in sizes]
+    width, height = (sum(lengths), across) if side_by_side else (across, sum(lengths))
     check_aspect(height, width, MAX_ASPECT)
     merged = Image.new("RGB", (width, height))
-    for image, part, start in zip(images, parts, (0, parts[0]), strict=True):
-        size, place = ((part, across), (start, 0)) if beside else ((across, part), (0, start))
+    for image, length, start in zip(images, lengths, (0, lengths[0]), strict=True):
+        size, place = ((length, across), (start, 0)) if side_by_side else ((across, length), (0, start))
         merged.paste(image.resize(size, Image.Resampling.BICUBIC), place)
     return merged
 
 
 def check_aspect(height: int, width: int, limit: float) -> None:
-    """Raises `ImageError` if one side is more than `limit` times the other, or empty."""
+    """Raise `ImageError` if one side is zero or more than `limit` times the other."""
     if min(height, width) < 1 or max(height, width) > limit * min(height, width):
-        raise ImageError(f"{width} x {height} pixels is too thin an image: keep the sides within {limit:g} to 1")
+        raise ImageError(
+            f"the image has {width} x {height} pixels and is too thin: keep its sides within {limit:g} to 1"
+        )

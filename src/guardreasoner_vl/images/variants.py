@@ -1,11 +1,11 @@
-"""What different viewers see in one image.
+"""The variants of an image that different viewers show.
 
-A file can look different to different viewers, and an attacker picks the one that the guard does not use.
-So an image is judged in each of its readings that differ visibly:
+Viewers can show one file differently, and an attacker can target a viewer that differs from the guard. An image is
+therefore judged in each of its variants that differ visibly:
 
-- transparency: over white, over black, and with the alpha channel ignored (what `Image.convert("RGB")`, and
-  so most model pipelines, see);
-- more than 8 bits per channel: scaled to 8 bits, and cut off at 255 (again what `convert("RGB")` does).
+- transparency: over white, over black, and with the alpha channel ignored (as `Image.convert("RGB")`, and so most model
+  pipelines, do);
+- more than 8 bits per channel: scaled to 8 bits, and clipped at 255 (again as `convert("RGB")` does).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from guardreasoner_vl.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_VISIBLE = 9  # of 255: two readings that differ by less in every channel look the same
+_VISIBLE = 9  # of 255: two variants that differ by less in every channel look the same
 
 
-def visible_readings(image: Image.Image) -> Iterator[Image.Image]:
-    """`image` as 8-bit RGB, once for each way it visibly looks. Raises `ImageError`."""
-    readings: list[Image.Image] = []
+def visible_variants(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield `image` as 8-bit RGB, once for each visibly different variant. Raises `ImageError`."""
+    variants: list[Image.Image] = []
     for eight_bit in _depths(image):
-        for reading in _composites(eight_bit):
-            if not any(_looks_like(reading, earlier) for earlier in readings):
-                readings.append(reading)
-                yield reading
+        for variant in _composites(eight_bit):
+            if not any(_looks_like(variant, earlier) for earlier in variants):
+                variants.append(variant)
+                yield variant
 
 
 def _depths(image: Image.Image) -> list[Image.Image]:
-    """`image` with 8 bits per channel: once, or scaled and cut off where it has more."""
+    """`image` with 8 bits per channel: unchanged, or scaled and clipped if it has more bits."""
     if image.mode == "F":
         return [_from_float(image)]
     if image.mode != "I" and not image.mode.startswith("I;16"):
@@ -43,22 +43,22 @@ def _depths(image: Image.Image) -> list[Image.Image]:
     if values.min() < 0 or values.max() > 65_535:
         raise ImageError("the image has values outside 0 to 65535: convert it to 8 bits")
     opaque = values != image.info.get("transparency")
-    readings = [Image.fromarray(v.astype(np.uint8)) for v in ((values + 128) // 257, np.minimum(values, 255))]
+    variants = [Image.fromarray(v.astype(np.uint8)) for v in ((values + 128) // 257, np.minimum(values, 255))]
     if not opaque.all():
-        for reading in readings:
-            reading.putalpha(Image.fromarray(opaque))
-    return readings
+        for variant in variants:
+            variant.putalpha(Image.fromarray(opaque))
+    return variants
 
 
 def _from_float(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    if not (values.min() >= 0 and values.max() <= 255):  # false for NaN too
-        raise ImageError("the image has values outside 0 to 255, or not a number: convert it to 8 bits")
+    if not (values.min() >= 0 and values.max() <= 255):  # also false for NaN
+        raise ImageError("the image has values that are outside 0 to 255 or not numbers: convert it to 8 bits")
     return Image.fromarray(np.rint(values * (255 if values.max() <= 1 else 1)).astype(np.uint8))
 
 
 def _composites(image: Image.Image) -> Iterator[Image.Image]:
-    """`image` as RGB: over white, over black and with its alpha channel ignored; once if it is opaque."""
+    """Yield `image` as RGB: over white, over black and with its alpha channel ignored; only once if it is opaque."""
     if image.mode in ("P", "PA") and image.palette is None:
         raise ImageError("the image has no palette: save it again as PNG or JPEG")
     if not image.has_transparency_data:
@@ -69,12 +69,12 @@ def _composites(image: Image.Image) -> Iterator[Image.Image]:
     colours, alpha = image.convert("RGB"), image.getchannel("A")
     if alpha.histogram()[255] < image.width * image.height:
         for background in ("white", "black"):
-            ground = Image.new("RGB", image.size, background)
-            ground.paste(colours, mask=alpha)
-            yield ground
+            composite = Image.new("RGB", image.size, background)
+            composite.paste(colours, mask=alpha)
+            yield composite
     yield colours
 
 
-def _looks_like(one: Image.Image, other: Image.Image) -> bool:
-    differences = np.reshape(ImageChops.difference(one, other).histogram(), (3, 256))
+def _looks_like(first: Image.Image, second: Image.Image) -> bool:
+    differences = np.reshape(ImageChops.difference(first, second).histogram(), (3, 256))
     return not differences[:, _VISIBLE:].any()

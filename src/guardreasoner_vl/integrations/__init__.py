@@ -1,4 +1,4 @@
-"""The guard service in front of what people run; each library is imported by its own module only."""
+"""Integrations of the guard service; a library is imported only by the module for it."""
 
 from guardreasoner_vl.remote.client import GuardClient
 

@@ -7,9 +7,9 @@
         hooks=GuardHooks(client),
     )
 
-The SDK runs an agent's input guardrails on what its user sent and the output guardrails on its final output. What is
-between them, the results of tools and all that a model says (reasoning, calls of tools, built-in tools), `GuardHooks`
-judges before and after each call of the model.
+The SDK runs the input guardrails of an agent on the user's input and the output guardrails on its final output.
+`GuardHooks` judges what is between them, before and after each model call: results of tools, and everything that the
+model writes (reasoning, tool calls, built-in tools).
 """
 
 from __future__ import annotations
@@ -39,35 +39,35 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Verdict
 
 NAME = "guardreasoner"
-_UNREADABLE = unjudged("unreadable", "an item is in no form that can be judged: use text and images")
+_UNREADABLE = unjudged("unreadable", "an item has an unknown form and cannot be judged: use text and images")
 
 
 def guard_input(guard: GuardClient) -> InputGuardrail[Any]:
-    """Trips before the agent starts: with the SDK's default it would run, tools and all, beside the judgement."""
+    """An input guardrail that finishes before the agent starts; by default the SDK would run both in parallel."""
 
     async def judge(
         context: RunContextWrapper[Any],  # noqa: ARG001
         agent: Agent[Any],  # noqa: ARG001
-        given: str | list[TResponseInputItem],
+        agent_input: str | list[TResponseInputItem],
     ) -> GuardrailFunctionOutput:
-        return await _decided(guard, given)
+        return await _guarded(guard, agent_input)
 
     return InputGuardrail(judge, name=NAME, run_in_parallel=False)
 
 
 def guard_output(guard: GuardClient) -> OutputGuardrail[Any]:
-    """Trips on a final output that is harmful in its conversation; a structured one is judged as JSON."""
+    """An output guardrail that judges the final output in its conversation; a structured output is judged as JSON."""
 
     async def judge(context: RunContextWrapper[Any], agent: Agent[Any], output: Any) -> GuardrailFunctionOutput:  # noqa: ARG001
-        return await _decided(guard, context.turn_input, output)
+        return await _guarded(guard, context.turn_input, output)
 
     return OutputGuardrail(judge, name=NAME)
 
 
 class GuardHooks(AgentHooks[Any]):
-    """Judges what goes into each call of the model, results of tools included, and all that comes out of it.
+    """Judges the input of each model call, results of tools included, and everything in its output.
 
-    A block raises the SDK's tripwire exceptions, before tools are called.
+    A block raises the SDK's tripwire exceptions before tools are called.
     """
 
     def __init__(self, guard: GuardClient) -> None:
@@ -80,25 +80,25 @@ class GuardHooks(AgentHooks[Any]):
         system_prompt: str | None,  # noqa: ARG002
         input_items: list[TResponseInputItem],
     ) -> None:
-        output = await _decided(self._guard, input_items)
+        output = await _guarded(self._guard, input_items)
         if output.tripwire_triggered:
             raise InputGuardrailTripwireTriggered(InputGuardrailResult(guard_input(self._guard), output))
 
     async def on_llm_end(self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse) -> None:
-        output = await _decided(self._guard, [*_items(context.turn_input), *response.output])
+        output = await _guarded(self._guard, [*_items(context.turn_input), *response.output])
         if output.tripwire_triggered:
             result = OutputGuardrailResult(guard_output(self._guard), None, agent, output)
             raise OutputGuardrailTripwireTriggered(result)
 
 
-def _items(given: str | list[TResponseInputItem]) -> list[Any]:
-    return [given] if isinstance(given, str) else list(given)
+def _items(agent_input: str | list[TResponseInputItem]) -> list[Any]:
+    return [agent_input] if isinstance(agent_input, str) else list(agent_input)
 
 
-async def _decided(guard: GuardClient, given: Any, output: Any = None) -> GuardrailFunctionOutput:
-    """`output_info` is the verdict."""
+async def _guarded(guard: GuardClient, items: Any, output: Any = None) -> GuardrailFunctionOutput:
+    """Judge the items, then the output; the result's `output_info` is the verdict."""
     try:
-        messages = messages_of(_plain(given))
+        messages = messages_of(_plain(items))
         if output is not None:
             messages += messages_of([{"role": "assistant", "content": _text(output)}])
     except (InputError, ValueError, TypeError):
@@ -113,5 +113,5 @@ def _text(output: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; the SDK hands over objects, too."""
+    """The value as JSON data; the SDK may pass objects."""
     return TypeAdapter(Any).dump_python(value, mode="json")

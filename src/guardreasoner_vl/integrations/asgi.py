@@ -1,11 +1,11 @@
-"""A guard around the chat-completions route of any ASGI application.
+"""ASGI middleware that guards the chat-completions route of an application.
 
-    request -> judged -> the application -> its answer, judged -> client
+    request -> judge -> application -> judge its answer -> client
 
-The application gets the JSON that was judged, written anew, and only judged fields of an answer leave. It answers in
-the form that it chooses, an event stream or JSON, whatever was asked for; its own errors pass as they are. A streamed
-answer is held back window by window. A blocked client sees what OpenAI's clients know (`service.answers`), and status
-400 with code `content_filter` for a request.
+The application receives the judged JSON, rewritten, and only judged fields of its answer are sent. It may answer with
+an event stream or JSON, whatever was requested; its own errors pass unchanged. A streamed answer is released window by
+window. A blocked answer has OpenAI's form (`service.answers`); a blocked request is status 400 with code
+`content_filter`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from guardreasoner_vl.engines.openai.chat_stream import UpstreamError
 from guardreasoner_vl.remote.client import GuardClient, blocked_reason
 from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged
 from guardreasoner_vl.service.bodies import InvalidBodyError
-from guardreasoner_vl.service.passing import check_extra, read_chat
-from guardreasoner_vl.service.whole_answers import released
-from guardreasoner_vl.service.wire import fault
+from guardreasoner_vl.service.chat_fields import check_pass_fields, read_chat
+from guardreasoner_vl.service.completions import guard_completion
+from guardreasoner_vl.service.wire import error_body
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
@@ -37,11 +37,12 @@ _ENCODED = (b"content-length", b"content-encoding", b"transfer-encoding", b"acce
 
 
 class GuardMiddleware:
-    """Guards each path that ends in one of `paths`; other requests, and websockets, are none of its business.
+    """Guards requests whose path ends in one of `paths`; other requests and websockets pass unchanged.
 
-    `window` is in characters of a streamed answer, `max_bytes` what a request may have. `pass_fields` lists fields of a
-    request that pass unjudged beside the known ones (`service.passing`): `NAME`, `messages.NAME`,
-    `messages.content.NAME`; other fields are refused. Raises `ValueError` for a name of another form.
+    `window` is the number of new characters of a streamed answer after which it is judged again; `max_bytes` limits a
+    request's body. `pass_fields` lists more fields of a request that pass unjudged (`service.chat_fields`): `NAME`,
+    `messages.NAME`, `messages.content.NAME`; other unknown fields are refused. Raises `ValueError` for any other
+    name.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class GuardMiddleware:
         pass_fields: Sequence[str] = (),
     ) -> None:
         self._app, self._guard, self._window, self._max_bytes = app, guard, window, max_bytes
-        check_extra(pass_fields)
+        check_pass_fields(pass_fields)
         self._pass_fields = tuple(pass_fields)
         self._paths = tuple(path.lower() for path in paths)
 
@@ -62,16 +63,16 @@ class GuardMiddleware:
         if scope["type"] != "http" or scope["method"] in _UNGUARDED or not self._is_guarded(scope["path"]):
             await self._app(scope, receive, send)
             return
-        body = await _whole(receive, self._max_bytes)
+        body = await _read_body(receive, self._max_bytes)
         if body is None:
             await _refuse(send, 413, "too_large", f"the request has more than {self._max_bytes:,} bytes")
             return
         try:
-            asked = read_chat(body, self._pass_fields)
+            chat = read_chat(body, self._pass_fields)
         except InvalidBodyError as error:
             await _refuse(send, 422, error.code, str(error))
             return
-        messages = [as_judged(message) for message in asked["messages"]]
+        messages = [as_judged(message) for message in chat["messages"]]
         verdict = await self._guard.ajudge(messages=messages)
         if verdict.action == "block":
             await _refuse(send, 400, FILTERED if verdict.flagged else "guard_error", blocked_reason(verdict))
@@ -80,7 +81,7 @@ class GuardMiddleware:
         async def judge(answer: dict[str, Any]) -> Verdict:
             return await self._guard.ajudge(messages=[*messages, answer])
 
-        written = json.dumps(asked).encode()
+        written = json.dumps(chat).encode()
         answer = _Answer(judge, self._window, send)
         await self._app(_rewritten(scope, written), _replayed(written, receive), answer)
 
@@ -88,20 +89,20 @@ class GuardMiddleware:
         return path.lower().rstrip("/").endswith(self._paths)
 
 
-async def _whole(receive: Receive, most: int) -> bytes | None:
-    """The request's body; None if it is too long."""
+async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
+    """The request's body; None if it is longer than `max_bytes`."""
     body, more = b"", True
     while more:
         message = await receive()
         body += message.get("body", b"")
         more = message["type"] == "http.request" and message.get("more_body", False)
-        if len(body) > most:
+        if len(body) > max_bytes:
             return None
     return body
 
 
 def _rewritten(scope: Scope, body: bytes) -> Scope:
-    """The application may neither compress its answer nor send it past us by an extension."""
+    """The scope with the new body's length, and without the means to compress the answer or to bypass `send`."""
     headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _ENCODED]
     return {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())], "extensions": {}}
 
@@ -120,7 +121,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 class _Answer:
-    """The application's `send`: lets out what was judged."""
+    """Replaces the application's `send`: sends only what was judged."""
 
     def __init__(
         self, judge: Callable[[dict[str, Any]], Coroutine[Any, Any, Verdict]], window: int, send: Send
@@ -152,8 +153,8 @@ class _Answer:
     async def _complete(self) -> None:
         try:
             if self._kind != "json":
-                raise ValueError("no JSON")
-            completion = await released(self._rest, self._judge)
+                raise ValueError("not JSON")
+            completion = await guard_completion(self._rest, self._judge)
         except UpstreamError as error:
             await _refuse(self._send, 502, error.code, str(error))
             return
@@ -173,7 +174,7 @@ class _Answer:
 
 
 def _kind_of(start: Message) -> str:
-    """What comes: an error of the application, which holds no answer, a stream, JSON, or what cannot be read."""
+    """The kind of response: `error` (an error status, without an answer), `stream`, `json` or `unreadable`."""
     headers = {name.lower(): value.lower() for name, value in start.get("headers", ())}
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip()
     if not 200 <= start["status"] < 300:
@@ -189,7 +190,7 @@ def _with_headers(start: Message, *more: tuple[bytes, bytes]) -> Message:
 
 
 async def _refuse(send: Send, status: int, code: str, message: str) -> None:
-    body = json.dumps(fault(code, message)).encode()
+    body = json.dumps(error_body(code, message)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

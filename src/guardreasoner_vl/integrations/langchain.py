@@ -1,8 +1,8 @@
-"""A guard in a LangChain agent: before each call of the model, tool results included, and after it.
+"""LangChain middleware that judges before each model call of an agent, tool results included, and after it.
 
     agent = create_agent(model, tools, middleware=[GuardReasonerMiddleware(GuardClient())])
 
-A block ends the run with a refusal, which takes the place of a refused answer, so that its tools are not called.
+A block ends the run with a refusal. After a model call the refusal replaces the answer, so that no tool is called.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.types import Verdict
 
-_UNREADABLE = unjudged("unreadable", "a message is in no form that can be judged: use text and images")
+_UNREADABLE = unjudged("unreadable", "a message has an unknown form and cannot be judged: use text and images")
 _ROLES = {"human": "user", "ai": "assistant"}
 _VENDORS = ("reasoning_content", "reasoning", "function_call", "refusal", "images", "audio")
 _UNSAID = ("type", "id", "tool_call_id", "usage_metadata", "example", "artifact", "status", "chunk_position")
-"""What goes to no model and comes from none; `artifact` is what a tool keeps for the application."""
+"""Fields that no model reads or writes; `artifact` is a tool's data for the application."""
 _METADATA = (
     *("token_usage", "usage", "model", "model_name", "model_provider", "system_fingerprint", "finish_reason"),
     *("stop_reason", "stop_sequence", "id", "logprobs", "service_tier", "created", "created_at", "object", "status"),
     *("guard", "safety_ratings", "prompt_feedback", "done", "done_reason", "total_duration", "load_duration"),
     *("prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration", "ResponseMetadata", "metrics"),
 )
-"""What vendors say about an answer, and the guard's own verdict. Anything else may be of the answer itself."""
+"""Vendors' metadata about an answer, and the guard's own verdict; any other field may be part of the answer."""
 
 
 class GuardReasonerMiddleware(AgentMiddleware):
-    """Has the guard service judge what goes into the model and what comes out of it."""
+    """Has the guard service judge the input and the output of each model call."""
 
     def __init__(self, guard: GuardClient) -> None:
         super().__init__()
@@ -48,19 +48,19 @@ class GuardReasonerMiddleware(AgentMiddleware):
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
-        return _decided(self._verdict(state), None)
+        return _state_update(self._verdict(state), None)
 
     @hook_config(can_jump_to=["end"])
     async def abefore_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
-        return _decided(await self._averdict(state), None)
+        return _state_update(await self._averdict(state), None)
 
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
-        return _decided(self._verdict(state), state["messages"][-1].id)
+        return _state_update(self._verdict(state), state["messages"][-1].id)
 
     @hook_config(can_jump_to=["end"])
     async def aafter_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
-        return _decided(await self._averdict(state), state["messages"][-1].id)
+        return _state_update(await self._averdict(state), state["messages"][-1].id)
 
     def _verdict(self, state: AgentState[Any]) -> Verdict:
         messages = chat_messages(state["messages"])
@@ -71,17 +71,17 @@ class GuardReasonerMiddleware(AgentMiddleware):
         return _UNREADABLE if messages is None else await self._guard.ajudge(messages=messages)
 
 
-def _decided(verdict: Verdict, replaced: str | None) -> dict[str, Any] | None:
-    """A message with the id of an earlier one takes its place."""
+def _state_update(verdict: Verdict, replaced_id: str | None) -> dict[str, Any] | None:
+    """The agent's new state after a block; the refusal replaces the message with the id `replaced_id`."""
     if verdict.action == "allow":
         return None
-    told = {"finish_reason": "content_filter", "guard": verdict.model_dump(mode="json")}
-    refusal = AIMessage(blocked_reason(verdict), id=replaced, response_metadata=told)
+    metadata = {"finish_reason": "content_filter", "guard": verdict.model_dump(mode="json")}
+    refusal = AIMessage(blocked_reason(verdict), id=replaced_id, response_metadata=metadata)
     return {"messages": [refusal], "jump_to": "end"}
 
 
 def chat_messages(messages: Sequence[AnyMessage]) -> list[dict[str, Any]] | None:
-    """The messages as the guard judges them, all that they hold; None for what cannot be judged."""
+    """The messages with all their content in the form that is judged; None if they cannot be judged."""
     try:
         return messages_of([_message(message) for message in messages if message.type != "remove"])
     except (InputError, ValueError, TypeError):
@@ -89,14 +89,14 @@ def chat_messages(messages: Sequence[AnyMessage]) -> list[dict[str, Any]] | None
 
 
 def _message(message: AnyMessage) -> dict[str, Any]:
-    """In OpenAI's shape, with all that LangChain has beside it."""
-    held = TypeAdapter(Any).dump_python(dict(message), mode="json")
-    vendors, metadata = held.pop("additional_kwargs"), held.pop("response_metadata")
+    """A message in OpenAI's format, with LangChain's additional fields."""
+    fields = TypeAdapter(Any).dump_python(dict(message), mode="json")
+    vendors, metadata = fields.pop("additional_kwargs"), fields.pop("response_metadata")
     return {
-        **{name: value for name, value in held.items() if name not in _UNSAID},
-        "role": _ROLES.get(held["type"], held.get("role") or held["type"]),
+        **{name: value for name, value in fields.items() if name not in _UNSAID},
+        "role": _ROLES.get(fields["type"], fields.get("role") or fields["type"]),
         **{name: vendors.pop(name) for name in _VENDORS if name in vendors},
-        "tool_calls": [*(held.get("tool_calls") or ()), *(vendors.pop("tool_calls", None) or ())],
+        "tool_calls": [*(fields.get("tool_calls") or ()), *(vendors.pop("tool_calls", None) or ())],
         "additional_kwargs": vendors,
         "response_metadata": {name: value for name, value in metadata.items() if name not in _METADATA},
     }

@@ -1,5 +1,5 @@
-# ruff: noqa: ARG002 (LiteLLM hands its arguments over by name)
-"""A native LiteLLM guardrail: sees whole conversations, images and image-only messages included.
+# ruff: noqa: ARG002 (LiteLLM passes its arguments by name)
+"""A native LiteLLM guardrail, which judges whole conversations, images included.
 
     guardrails:
       - guardrail_name: guardreasoner
@@ -9,7 +9,7 @@
           default_on: true
           api_base: http://127.0.0.1:8800
 
-Name this very class there: LiteLLM calls the streaming hook only of the class that defines it, not of a subclass.
+Name exactly this class: LiteLLM calls the streaming hook only on the class that defines it, not on a subclass.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pydantic import BaseModel
 
 from guardreasoner_vl.engines.openai.sse import TooLongError
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.integrations.growing import GrowingAnswers, completion_parts, message_parts, response_parts
+from guardreasoner_vl.integrations.stream_events import StreamedAnswers, completion_parts, message_parts, response_parts
 from guardreasoner_vl.remote.client import DEFAULT_URL, GuardClient, blocked_reason, unjudged
-from guardreasoner_vl.service.answers import HeldBack, all_of
-from guardreasoner_vl.service.conversation import messages_of, said_beside
-from guardreasoner_vl.service.litellm_wire import united
-from guardreasoner_vl.service.parts import UnseenError, parts_of
+from guardreasoner_vl.service.answers import StreamBuffer, gather_or_cancel
+from guardreasoner_vl.service.conversation import messages_of, with_user_parts
+from guardreasoner_vl.service.litellm_wire import merge_inputs
+from guardreasoner_vl.service.parts import UnsupportedContentError, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -42,21 +42,21 @@ _CALLS = (
     *("completion", "acompletion", "text_completion", "atext_completion", "embedding", "embeddings", "aembedding"),
     *("anthropic_messages", "aanthropic_messages", "responses", "aresponses", "apply_guardrail"),
 )
-"""What LiteLLM names the kinds of calls whose requests are messages or texts; files and images come with others."""
-_SAID = ("messages", "input", "prompt")
-_SAID_BESIDE = ("suffix", "prediction", "documents", "query", "extra_body")
-"""Where else a request may hold what a model reads."""
+"""LiteLLM's names of the call types whose requests are messages or texts."""
+_INPUT_FIELDS = ("messages", "input", "prompt")
+_OTHER_INPUT_FIELDS = ("suffix", "prediction", "documents", "query", "extra_body")
+"""Other fields of a request that a model may read."""
 
 
 class GuardReasonerGuardrail(CustomGuardrail):
-    """Judges chat and text completions, messages, responses and what is embedded; other calls are blocked, unjudged.
+    """Judges chat and text completions, messages, responses and embeddings; other calls are blocked without a verdict.
 
-    `api_base` and `api_key` are the guard service's; `timeout`, `on_error` and `guard` are `GuardClient`'s, `window` is
-    in characters of a streamed answer.
+    `api_base` and `api_key` are the guard service's; `timeout`, `on_error` and `guard` are those of `GuardClient`;
+    `window` is the number of new characters of a streamed answer after which it is judged again.
     """
 
     use_native_lifecycle_hooks: ClassVar[bool] = True
-    """Else LiteLLM's proxy would run hooks of its own for `apply_guardrail`, which let pass what they do not read."""
+    """Without this, LiteLLM's proxy runs its own hooks around `apply_guardrail`, which let unread content pass."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class GuardReasonerGuardrail(CustomGuardrail):
         **kwargs: Any,
     ) -> None:
         if not hasattr(CustomGuardrail, "use_native_lifecycle_hooks"):
-            raise TypeError("this version of LiteLLM would run hooks of its own: install a newer one")
+            raise TypeError("this version of LiteLLM would run its own hooks: install a newer one")
         hooks = [GuardrailEventHooks.pre_call, GuardrailEventHooks.during_call, GuardrailEventHooks.post_call]
         super().__init__(timeout=timeout, supported_event_hooks=hooks, **kwargs)
         self.client = GuardClient(api_base, api_key, timeout, on_error=on_error, guard=guard)
@@ -79,45 +79,45 @@ class GuardReasonerGuardrail(CustomGuardrail):
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
     ) -> None:
-        """The model is asked only after the request was judged."""
+        """Judge the request before the model is called."""
         post_call = GuardrailEventHooks.post_call
         if data.get("stream") and "proxy_server_request" not in data and self.should_run_guardrail(data, post_call):
-            self._refuse(unjudged("unheld_stream", "outside its proxy LiteLLM holds no streamed answer back"))
+            self._refuse(unjudged("unheld_stream", "outside its proxy LiteLLM does not hold back streamed answers"))
         await self._check_request(data, call_type)
 
     @log_guardrail_information
     async def async_moderation_hook(self, data: dict[str, Any], user_api_key_dict: Any, call_type: Any) -> None:
-        """The request is judged while the model answers already."""
+        """Judge the request while the model is answering."""
         await self._check_request(data, call_type)
 
     @log_guardrail_information
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> None:
-        """Each answer is judged, in its conversation."""
-        if not isinstance(response, EmbeddingResponse):  # which says nothing
+        """Judge each answer in its conversation."""
+        if not isinstance(response, EmbeddingResponse):  # embeddings hold no text
             self._obey(await self._judged(lambda: (_conversation(data), _answers(response))))
 
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """Holds a streamed answer back until it was judged, window by window."""
-        growing = GrowingAnswers()
+        """Release a streamed answer window by window, each window after its verdict."""
+        answers = StreamedAnswers()
 
         async def judge() -> Verdict:
-            return await self._judged(lambda: (_conversation(request_data), growing.parts))
+            return await self._judged(lambda: (_conversation(request_data), answers.parts))
 
-        held: HeldBack[Any] = HeldBack(judge, self._window)
+        buffer: StreamBuffer[Any] = StreamBuffer(judge, self._window)
         async for chunk in response:
-            before = growing.came
-            self._read(growing, chunk)
-            for released in await held.add(chunk, growing.came - before, whole=growing.whole):
+            before = answers.characters
+            self._read(answers, chunk)
+            for released in await buffer.add(chunk, answers.characters - before, whole=answers.whole):
                 yield released
-            self._obey(held.verdict)
-        before = growing.came
-        self._read(growing, None)
-        for released in [*await held.add(None, growing.came - before, whole=True), *await held.finish()]:
+            self._obey(buffer.verdict)
+        before = answers.characters
+        self._read(answers, None)
+        for released in [*await buffer.add(None, answers.characters - before, whole=True), *await buffer.finish()]:
             if released is not None:
                 yield released
-        self._obey(held.verdict)
+        self._obey(buffer.verdict)
 
     async def apply_guardrail(
         self,
@@ -126,24 +126,24 @@ class GuardReasonerGuardrail(CustomGuardrail):
         input_type: Literal["request", "response"],
         logging_obj: Any = None,
     ) -> Any:
-        """LiteLLM's own way to have texts, images and calls judged: the inputs as they came, or a raised refusal.
+        """LiteLLM's interface for texts, images and calls: return the inputs unchanged, or raise a refusal.
 
-        The proxy's routes run the hooks above; what calls this are `/guardrails/apply_guardrail` and LiteLLM's
-        translations of routes.
+        Called by `/guardrails/apply_guardrail` and by LiteLLM's translated routes; the proxy's other routes run the
+        hooks above.
         """
 
-        def said() -> tuple[list[dict[str, Any]], list[list[Part]]]:
-            given = {name: _plain(inputs.get(name)) for name in ("texts", "images", "tool_calls")}
-            asked = _plain(inputs.get("structured_messages"))
-            if input_type == "response" and not asked and any(request_data.get(name) for name in _SAID):
-                return [*_conversation(request_data), *united(input_type, None, **given)], []
-            return united(input_type, asked, **given), []
+        def read_inputs() -> tuple[list[dict[str, Any]], list[list[Part]]]:
+            contents = {name: _plain(inputs.get(name)) for name in ("texts", "images", "tool_calls")}
+            messages = _plain(inputs.get("structured_messages"))
+            if input_type == "response" and not messages and any(request_data.get(name) for name in _INPUT_FIELDS):
+                return [*_conversation(request_data), *merge_inputs(input_type, None, **contents)], []
+            return merge_inputs(input_type, messages, **contents), []
 
-        self._obey(await self._judged(said))
+        self._obey(await self._judged(read_inputs))
         return inputs
 
     async def async_logging_hook(self, kwargs: Any, result: Any, call_type: Any) -> tuple[Any, Any]:
-        """Nothing: what is logged was judged before."""
+        """Return the arguments unchanged: what LiteLLM logs was judged before."""
         return kwargs, result
 
     async def _check_request(self, data: dict[str, Any], call_type: Any) -> None:
@@ -152,29 +152,32 @@ class GuardReasonerGuardrail(CustomGuardrail):
             self._refuse(_UNKNOWN)
         self._obey(await self._judged(lambda: (_conversation(data), [])))
 
-    async def _judged(self, said: Callable[[], tuple[list[dict[str, Any]], list[list[Part]]]]) -> Verdict:
-        """The verdict on a conversation with each of the answers; on the conversation alone where there is none."""
+    async def _judged(self, read: Callable[[], tuple[list[dict[str, Any]], list[list[Part]]]]) -> Verdict:
+        """Judge a conversation with each of its answers, or alone if it has none; return a block if there is one.
+
+        `read` returns the messages and the answers' parts; its `InputError` becomes an error verdict.
+        """
         try:
-            messages, answers = said()
+            messages, answers = read()
         except InputError as error:
             return unjudged(error.code, str(error))
         conversations = [[*messages, {"role": "assistant", "content": parts}] for parts in answers] or [messages]
-        verdicts = await all_of(self.client.ajudge(messages=conversation) for conversation in conversations)
+        verdicts = await gather_or_cancel(self.client.ajudge(messages=conversation) for conversation in conversations)
         return next((verdict for verdict in verdicts if verdict.action == "block"), verdicts[0])
 
-    def _read(self, growing: GrowingAnswers, chunk: Any) -> None:
+    def _read(self, answers: StreamedAnswers, chunk: Any) -> None:
         try:
             if chunk is None:
-                growing.finish()
+                answers.finish()
             elif isinstance(chunk, (bytes, str)):
-                growing.feed(chunk if isinstance(chunk, bytes) else chunk.encode())
+                answers.feed(chunk if isinstance(chunk, bytes) else chunk.encode())
             elif isinstance(chunk, (ModelResponseStream, TextCompletionResponse)):
-                growing.chunk(_plain(chunk))
+                answers.chunk(_plain(chunk))
             elif isinstance(chunk, (BaseModel, dict)):
-                growing.event(_plain(chunk))
+                answers.event(_plain(chunk))
             else:
                 self._refuse(_UNKNOWN)
-        except (UnseenError, TooLongError) as error:
+        except (UnsupportedContentError, TooLongError) as error:
             self._refuse(unjudged(error.code, str(error)))
 
     def _obey(self, verdict: Verdict | None) -> None:
@@ -195,44 +198,46 @@ class _UnknownCallError(InputError):
 
 
 def _conversation(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a request says, as chat messages. Raises `InputError` for what is neither messages nor texts."""
-    first, *others = [data[name] for name in _SAID if data.get(name)] or [None]
-    if isinstance(first, dict):  # a prompt that the provider keeps, with its variables
+    """The content of a request as chat messages. Raises `InputError` if it is neither messages nor texts."""
+    first, *others = [data[name] for name in _INPUT_FIELDS if data.get(name)] or [None]
+    if isinstance(first, dict):  # a prompt stored at the provider, with its variables
         first, others = [], [first, *others]
     elif not isinstance(first, (str, list)):
-        raise _UnknownCallError("the request holds no messages")
-    beside = [part for said in others for message in _messages(said) for part in message["content"]]
-    return said_beside(messages_of(first), [*beside, *parts_of([data.get(name) for name in _SAID_BESIDE])])
+        raise _UnknownCallError("the request contains no messages")
+    other_parts = [part for content in others for message in _messages(content) for part in message["content"]]
+    return with_user_parts(
+        messages_of(first), [*other_parts, *parts_of([data.get(name) for name in _OTHER_INPUT_FIELDS])]
+    )
 
 
-def _messages(said: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": parts_of(said)}] if isinstance(said, dict) else messages_of(said)
+def _messages(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": parts_of(content)}] if isinstance(content, dict) else messages_of(content)
 
 
 def _answers(response: Any) -> list[list[Part]]:
-    """What of each answer is to be judged. Raises `InputError` for an unknown kind."""
-    said = _plain(response)
+    """The parts of each answer to judge. Raises `InputError` for an unknown kind of answer."""
+    content = _plain(response)
     if isinstance(response, (ModelResponse, TextCompletionResponse)):
         if isinstance(response, TextCompletionResponse) and any(
-            not isinstance(choice.get("text"), str) for choice in said["choices"]
+            not isinstance(choice.get("text"), str) for choice in content["choices"]
         ):
-            raise _UnknownCallError("a choice holds no text")
-        return completion_parts(said)
+            raise _UnknownCallError("a choice has no text")
+        return completion_parts(content)
     if (
-        isinstance(said, dict)
-        and isinstance(said.get("content"), list)
-        and said.get("role", "assistant") == "assistant"
+        isinstance(content, dict)
+        and isinstance(content.get("content"), list)
+        and content.get("role", "assistant") == "assistant"
     ):
-        return [message_parts(said)]
-    if isinstance(said, dict) and said.get("object") == "response" and isinstance(said.get("output"), list):
-        return [response_parts(said)]
+        return [message_parts(content)]
+    if isinstance(content, dict) and content.get("object") == "response" and isinstance(content.get("output"), list):
+        return [response_parts(content)]
     raise _UnknownCallError("this kind of answer cannot be judged")
 
 
 def _plain(value: Any) -> Any:
-    """Objects of LiteLLM's as JSON has them."""
+    """LiteLLM's objects as JSON data."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", warnings=False)  # LiteLLM fills its types with what they do not declare
+        return value.model_dump(mode="json", warnings=False)  # LiteLLM sets fields that its types do not declare
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""NeMo Guardrails' content-safety flows with the guard service as their model.
+"""The guard service as the model of NeMo Guardrails' content-safety flows.
 
     models:                                       rails:
       - type: guardreasoner                         input:
@@ -8,10 +8,10 @@
           base_url: http://127.0.0.1:8800               flows:
                                                           - content safety check output $model=guardreasoner
 
-The prompts of the two checks hand the conversation over and name the output parser `guardreasoner`
-(`examples/integrations/nemo`). A `config.py` beside them holds: `from guardreasoner_vl.integrations.nemo import init`.
-With `passthrough: true` NeMo passes calls of tools and their results on past these rails: the flows in the example's
-`tools.co` judge them.
+The prompts of the two checks contain the conversation and name the output parser `guardreasoner`
+(`examples/integrations/nemo`). A `config.py` in the same folder imports this module's `init`:
+`from guardreasoner_vl.integrations.nemo import init`. With `passthrough: true` NeMo does not apply these rails to tool
+calls and their results; the flows in the example's `tools.co` judge them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NAME = "guardreasoner"
 
 
 def init(app: LLMRails) -> None:
-    """What NeMo calls before it loads the models of a configuration."""
+    """Register the model, parser and actions; NeMo calls this before it loads the models of a configuration."""
     register_provider(NAME, GuardModel)
     app.register_output_parser(parse_verdict, NAME)
     app.register_action(check_output, "content_safety_check_output")
@@ -53,15 +53,15 @@ async def check_output(
     events: list[dict[str, Any]] | None = None,
     **rest: Any,
 ) -> Any:
-    """NeMo's own check of an answer, and of the model's reasoning, which NeMo tells before the answer."""
-    held = context or {}
-    said = held.get("bot_message", "") if bot_message is None else bot_message
-    shown = "\n\n".join(text for text in (held.get("bot_thinking"), said) if text)
+    """NeMo's own check of an answer, extended to the model's reasoning, which NeMo shows before the answer."""
+    variables = context or {}
+    answer = variables.get("bot_message", "") if bot_message is None else bot_message
+    shown = "\n\n".join(text for text in (variables.get("bot_thinking"), answer) if text)
     outcome = await content_safety_check_output(
         llms, llm_task_manager, model_name=model_name, context=context, bot_message=shown, **rest
     )
     if outcome.is_blocked:
-        _take_back(events or (), "BotThinking", "content")
+        _redact(events or (), "BotThinking", "content")
     return outcome
 
 
@@ -72,29 +72,29 @@ async def check_tools(
     tool_calls: list[dict[str, Any]] | None = None,
     tool_result: Any = None,
 ) -> bool:
-    """Whether calls of tools, or the result of one, may go on; `tools.co` of the example executes it."""
+    """Whether the guard allows tool calls, or the result of one; the example's `tools.co` runs this action."""
     guard: GuardModel = llms[NAME]
-    said = [{"role": "user", "content": context["user_message"]}] if context.get("user_message") else []
+    messages = [{"role": "user", "content": context["user_message"]}] if context.get("user_message") else []
     if tool_calls is None:
-        said.append({"role": "tool", "content": tool_result})
+        messages.append({"role": "tool", "content": tool_result})
     else:
-        said.append({"role": "assistant", "content": context.get("bot_thinking"), "tool_calls": tool_calls})
-    allowed = (await guard.verdict(said)).action == "allow"
+        messages.append({"role": "assistant", "content": context.get("bot_thinking"), "tool_calls": tool_calls})
+    allowed = (await guard.verdict(messages)).action == "allow"
     if not allowed:
-        _take_back(events, "BotToolCalls", "tool_calls")
-        _take_back(events, "BotThinking", "content")
+        _redact(events, "BotToolCalls", "tool_calls")
+        _redact(events, "BotThinking", "content")
     return allowed
 
 
-def _take_back(events: Iterable[dict[str, Any]], kind: str, field: str) -> None:
-    """NeMo hands these over even where the rails have blocked the answer."""
+def _redact(events: Iterable[dict[str, Any]], kind: str, field: str) -> None:
+    """Clear a field of the events; NeMo returns them even if the rails blocked the answer."""
     for event in events:
         if event.get("type") == kind:
             event[field] = None
 
 
 def parse_verdict(output: str) -> list[bool | str]:
-    """`[True]`, or `[False, reason]`; what is no verdict is not safe."""
+    """`[True]`, or `[False, reason]`; anything but a verdict counts as unsafe."""
     try:
         verdict = Verdict.model_validate_json(output)
     except ValueError:
@@ -103,9 +103,9 @@ def parse_verdict(output: str) -> list[bool | str]:
 
 
 class GuardModel:
-    """What NeMo takes for a model: its answer to a conversation is the verdict about it, as JSON.
+    """The guard as a NeMo model: its answer to a conversation is the verdict as JSON.
 
-    `model` is one of the service's guards; how NeMo would have a model sample is left alone.
+    `model` is one of the service's guards; NeMo's sampling parameters are ignored.
     """
 
     provider_name = NAME
@@ -128,7 +128,7 @@ class GuardModel:
         stop: list[str] | None = None,  # noqa: ARG002
         **kwargs: Any,  # noqa: ARG002
     ) -> LLMResponse:
-        """The verdict."""
+        """The verdict as JSON."""
         if isinstance(prompt, str):
             verdict = await self._guard.ajudge(prompt)
         else:
@@ -136,16 +136,16 @@ class GuardModel:
         return LLMResponse(verdict.model_dump_json(), model=self.model_name, finish_reason="stop")
 
     async def verdict(self, messages: list[dict[str, Any]]) -> Verdict:
-        """The verdict on all that the messages hold."""
+        """Judge all content of the messages."""
         try:
-            said = messages_of(messages)
+            conversation = messages_of(messages)
         except InputError as error:
             return unjudged(error.code, str(error))
-        return await self._guard.ajudge(messages=said)
+        return await self._guard.ajudge(messages=conversation)
 
     async def stream_async(
         self, prompt: str | list[ChatMessage], *, stop: list[str] | None = None, **kwargs: Any
     ) -> AsyncIterator[LLMResponseChunk]:
-        """The verdict in one piece."""
+        """The verdict as JSON, in one chunk."""
         whole = await self.generate_async(prompt, stop=stop, **kwargs)
         yield LLMResponseChunk(delta_content=whole.content, model=self.model_name, finish_reason="stop")

@@ -1,7 +1,7 @@
 """A guard's calibration: temperatures, thresholds and the hybrid band, as `guardreasoner-vl calibrate` measured them.
 
-Guards are overconfident: a score is divided, as a logit, by a temperature fitted on labelled data. A threshold is the
-lowest calibrated score from which on the false-positive rate stays at the preset's target.
+Guards are overconfident, so a score's logit is divided by a temperature that is fitted on labelled data. A threshold is
+the lowest calibrated score at which the false-positive rate does not exceed the preset's target.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.types import Frozen, ModelInfo
 
 EDGE = 1e-6
-"""Scores closer than this to 0 or 1 are taken as that close, so that one certain mistake does not decide alone."""
+"""Scores are clipped to [EDGE, 1 - EDGE], so that a single wrong score of 0 or 1 does not dominate the fit."""
 
 Preset = Literal["strict", "balanced", "permissive"]
 PRESETS: dict[Preset, float] = {"strict": 0.10, "balanced": 0.05, "permissive": 0.01}
-"""The false-positive rate that each preset aims at: a strict guard blocks more."""
+"""The target false-positive rate of each preset; a strict guard blocks more."""
 
 
 class Measured(Frozen):
-    """The expected calibration error before and after, on the rows that the scale was fitted to."""
+    """The expected calibration error before and after scaling, on the rows that the scale was fitted to."""
 
     rows: int = Field(ge=1)
     error_before: float = Field(ge=0, le=1)
@@ -31,11 +31,11 @@ class Measured(Frozen):
 
 
 class Scale(Frozen):
-    """What turns one target's raw score in one mode into a calibrated one, and a threshold for each preset.
+    """Calibrates one target's raw scores in one mode; holds a threshold for each preset.
 
-    After reasoning a score stands near 0 or 1 and ranks badly (LeanGuard, arXiv 2606.26686). `unreasoned` is the weight
-    of the raw score without reasoning: in `slow` mode its logit, times this, is added to the logit of the score after
-    reasoning. The identity, with nothing measured, where there were too few rows.
+    After reasoning, scores are close to 0 or 1 and rank badly (LeanGuard, arXiv 2606.26686). `unreasoned` is the weight
+    of the raw score without reasoning: in `slow` mode its logit, times this weight, is added to the logit of the score
+    after reasoning. With too few rows the scale is the identity and `measured` is None.
     """
 
     temperature: float = Field(default=1.0, gt=0)
@@ -45,7 +45,7 @@ class Scale(Frozen):
 
 
 class ModeScales(Frozen):
-    """Both targets' scales in one mode, and the output tokens that a verdict took."""
+    """The scales of request and response in one mode, and the mean number of output tokens of a verdict."""
 
     request: Scale = Scale()
     response: Scale = Scale()
@@ -53,7 +53,7 @@ class ModeScales(Frozen):
 
 
 class Calibration(Frozen):
-    """For one model. `reasoned` is the share of rows that `hybrid` reasons about with this `band`."""
+    """The calibration of one model. `reasoned` is the share of rows that `hybrid` reasons about with this `band`."""
 
     model: ModelInfo
     data: str
@@ -64,12 +64,12 @@ class Calibration(Frozen):
 
     @property
     def hybrid_tokens(self) -> float:
-        """Output tokens that a verdict is expected to take in `hybrid` mode."""
+        """The expected number of output tokens of a verdict in `hybrid` mode."""
         return self.fast.completion_tokens + self.reasoned * self.slow.completion_tokens
 
 
 def read_calibration(path: str | Path) -> Calibration:
-    """Raises `InputError` if the file cannot be read or is none."""
+    """Read a calibration file. Raises `InputError` if it cannot be read or is not a calibration."""
     try:
         return Calibration.model_validate_json(Path(path).read_bytes())
     except OSError as error:
@@ -79,7 +79,7 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def check_preset(name: str) -> Preset:
-    """Raises `InputError` for an unknown one."""
+    """The preset called `name`. Raises `InputError` if it is unknown."""
     for preset in get_args(Preset):
         if preset == name:
             return preset  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Too long exchanges: overlapping pieces of prompt and response that fit, and the worst of their verdicts."""
+"""Splits long exchanges into overlapping windows that fit into the context, and merges the windows' verdicts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, TypeAlias
 
 from guardreasoner_vl.errors import InputTooLongError
-from guardreasoner_vl.judging.effects import Call, Counted, Reply, counted, question
+from guardreasoner_vl.judging.effects import EngineCall, EngineReply, TokenCount, build_request, call_count
 from guardreasoner_vl.types import Exchange, Judgement, Label, Usage, Verdict
 
 if TYPE_CHECKING:
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
     from guardreasoner_vl.judging.policy import Policy
 
 ANSWER_SHARE = 4
-"""A window leaves this part of the model's context, or `max_new_tokens` if that is less, for the answer."""
+"""A window leaves 1 / ANSWER_SHARE of the context for the answer, or `max_new_tokens` tokens if that is less."""
 _MIN_WINDOW = 64
 _BRIEF = 20_000
-"""Characters whose tokens are counted without looking at the model's context first."""
+"""Exchanges of at most this many characters are counted whole at once, without a check of the model's context."""
 
 _TOKEN_CHARACTERS = 16
-"""Tokens of natural text are shorter: a text that would fit only with longer ones is not counted as a whole."""
+"""An upper bound on the characters per token of natural text: a longer text cannot fit and is not counted whole."""
 
 _SHRINK, _AIM = 0.9, 0.97
 
 
-def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """The worst verdict, with the worst judgement of each side.
+def merge_worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """Merge the windows' verdicts into the worst, with the worst judgement of the request and of the response.
 
-    An error in one window is an error of the whole, and of each side that is not harmful; what is harmful stays so.
+    If a window failed, the merged verdict is an error, and so is each target that is not harmful; a harmful target
+    stays harmful.
     """
     worst = max(verdicts, key=_badness)
     usage = sum((verdict.usage for verdict in verdicts), Usage())
@@ -38,12 +39,12 @@ def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
     if failed and not worst.flagged:
         return failed.model_copy(update={"usage": usage})
     merged = {
-        name: max((getattr(verdict, name) for verdict in verdicts if not verdict.error), key=_judged_badness)
+        name: max((getattr(verdict, name) for verdict in verdicts if not verdict.error), key=_judgement_badness)
         for name in ("request", "response")
     }
-    unjudged = {name: side for name, side in merged.items() if failed and side.label is Label.UNHARMFUL}
-    error = failed.error if failed and unjudged else None
-    merged |= dict.fromkeys(unjudged, Judgement(label=Label.ERROR))
+    unknown = [name for name, judgement in merged.items() if failed and judgement.label is Label.UNHARMFUL]
+    error = failed.error if failed and unknown else None
+    merged |= dict.fromkeys(unknown, Judgement(label=Label.ERROR))
     return worst.model_copy(update={**merged, "error": error, "usage": usage})
 
 
@@ -51,56 +52,57 @@ def _badness(verdict: Verdict) -> tuple[bool, float]:
     return bool(verdict.flagged), max(verdict.request.score or 0.0, verdict.response.score or 0.0)
 
 
-def _judged_badness(judgement: Judgement) -> tuple[int, float]:
+def _judgement_badness(judgement: Judgement) -> tuple[int, float]:
     order = (Label.NOT_APPLICABLE, Label.UNHARMFUL, Label.HARMFUL)
     return order.index(judgement.label), judgement.score or 0.0
 
 
-Pieces: TypeAlias = "tuple[list[str | None], list[str | None]]"
-"""Pieces of the prompt and pieces of the response; each pair is a window."""
+Chunks: TypeAlias = "tuple[list[str | None], list[str | None]]"
+"""Chunks of the prompt and chunks of the response; each pair is a window."""
 
 
-def windows(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, Pieces]:
-    """Prompt and response themselves if they fit, else pieces that do. Raises `InputTooLongError`.
+def split_to_context(exchange: Exchange, policy: Policy) -> Generator[EngineCall, EngineReply, Chunks]:
+    """Split prompt and response into chunks that fit into the context; one chunk each if the whole fits.
 
-    Never counts more than some windows' tokens at a time, however long the text is.
+    However long the text is, no more than a few windows' tokens are counted at a time. Raises `InputTooLongError`.
     """
-    whole: Pieces = [exchange.prompt], [exchange.response]
+    whole: Chunks = [exchange.prompt], [exchange.response]
     lengths = len(exchange.prompt or ""), len(exchange.response or "")
-    if sum(lengths) <= _BRIEF and _fits((yield from counted(question(exchange, policy))), policy):
+    if sum(lengths) <= _BRIEF and _fits((yield from call_count(build_request(exchange, policy))), policy):
         return whole
     bare = replace(exchange, prompt=exchange.prompt and "x", response=exchange.response and "x")
-    least = yield from counted(question(bare, policy))
+    least = yield from call_count(build_request(bare, policy))
     if least.tokens is None or least.limit is None:
         return whole
     if not _fits(least, policy):
         raise InputTooLongError(
-            f"history and images alone take {least.tokens} of the {least.limit} tokens that the model reads: leave "
-            "some out"
+            f"history and images alone take {least.tokens} of the {least.limit} tokens that the model reads: remove "
+            "some of them"
         )
-    most = _TOKEN_CHARACTERS * least.limit
-    if _BRIEF < sum(lengths) <= most and _fits((yield from counted(question(exchange, policy))), policy):
+    max_length = _TOKEN_CHARACTERS * least.limit
+    if _BRIEF < sum(lengths) <= max_length and _fits((yield from call_count(build_request(exchange, policy))), policy):
         return whole
-    pieces = yield from _fitting(exchange, policy, min(max(lengths) * 2 // 3, most), least.tokens, least.limit)
-    if pieces is None:
+    size = min(max(lengths) * 2 // 3, max_length)
+    chunks = yield from _fitting_chunks(exchange, policy, size, least.tokens, least.limit)
+    if chunks is None:
         raise InputTooLongError(
             f"the exchange's {sum(lengths):,} characters need more than {policy.max_windows} windows of the model's "
-            f"{least.limit} tokens: raise max_windows (limits.windows of the service), or leave out text, history or "
+            f"{least.limit} tokens: raise max_windows (limits.windows of the service), or remove text, history or "
             "images"
         )
-    return pieces
+    return chunks
 
 
-def _fitting(
+def _fitting_chunks(
     exchange: Exchange, policy: Policy, size: int, least: int, limit: int
-) -> Generator[Call, Reply, Pieces | None]:
-    """Pieces of at most `size` characters, fewer where their tokens do not fit; None if that takes too many windows.
+) -> Generator[EngineCall, EngineReply, Chunks | None]:
+    """Chunks of at most `size` characters, less if their tokens do not fit; None if that needs too many windows.
 
-    `least` are the tokens without the text.
+    `least` is the number of tokens without the text, `limit` the model's context in tokens.
     """
     while size >= _MIN_WINDOW:
-        prompts = _pieces(exchange.prompt, size, policy.window_overlap)
-        responses = _pieces(exchange.response, size, policy.window_overlap)
+        prompts = _split(exchange.prompt, size, policy.window_overlap)
+        responses = _split(exchange.response, size, policy.window_overlap)
         if len(prompts) * len(responses) > policy.max_windows:
             return None
         excess = yield from _first_too_long(exchange, policy, (prompts, responses))
@@ -110,31 +112,33 @@ def _fitting(
     return None
 
 
-def _first_too_long(exchange: Exchange, policy: Policy, pieces: Pieces) -> Generator[Call, Reply, int | None]:
-    """The tokens of the first window that does not fit, None if all do."""
-    for prompt, response in product(*pieces):
-        found = yield from counted(question(replace(exchange, prompt=prompt, response=response), policy))
-        if not _fits(found, policy):
-            return found.tokens
+def _first_too_long(
+    exchange: Exchange, policy: Policy, chunks: Chunks
+) -> Generator[EngineCall, EngineReply, int | None]:
+    """The number of tokens of the first window that does not fit; None if all fit."""
+    for prompt, response in product(*chunks):
+        count = yield from call_count(build_request(replace(exchange, prompt=prompt, response=response), policy))
+        if not _fits(count, policy):
+            return count.tokens
     return None
 
 
-def _fits(found: Counted, policy: Policy) -> bool:
-    """Whether prompt and answer fit; where the engine cannot count, it is left to refuse."""
-    if found.tokens is None or found.limit is None:
+def _fits(count: TokenCount, policy: Policy) -> bool:
+    """Whether prompt and answer fit; true if the engine cannot count, since it then refuses what does not fit."""
+    if count.tokens is None or count.limit is None:
         return True
-    return found.tokens <= _room(policy, found.limit)
+    return count.tokens <= _room(policy, count.limit)
 
 
 def _room(policy: Policy, limit: int) -> int:
-    """Tokens that a prompt may take."""
+    """The largest number of tokens of a prompt."""
     return limit - min(policy.max_new_tokens, limit // ANSWER_SHARE)
 
 
-def _pieces(text: str | None, size: int, overlap: float) -> list[str | None]:
-    """Overlapping pieces of at most `size` characters; blank ones say nothing and are left out."""
+def _split(text: str | None, size: int, overlap: float) -> list[str | None]:
+    """Overlapping chunks of at most `size` characters, without blank ones."""
     if text is None or len(text) <= size:
         return [text]
     stride = max(1, int(size * (1 - overlap)))
-    pieces = (text[start : start + size] for start in range(0, len(text) - size + stride, stride))
-    return [piece for piece in pieces if piece.strip()] or [None]
+    chunks = (text[start : start + size] for start in range(0, len(text) - size + stride, stride))
+    return [chunk for chunk in chunks if chunk.strip()] or [None]

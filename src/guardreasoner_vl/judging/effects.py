@@ -1,7 +1,7 @@
-"""What the judging of one exchange asks of an engine: generate, score, count; and the request that it asks with.
+"""The engine calls that judging one exchange needs (generate, score, count), and the request that they send.
 
-A judging is a generator: it yields calls, is sent the replies, and returns the verdict. It never touches an engine, so
-that whoever runs it may batch the calls of many.
+`JudgingSteps` is a generator: it yields calls, receives the replies, and returns the verdict. It never uses an engine
+itself, so that its caller can batch the calls of many exchanges.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Generate:
-    """Please generate an answer. `is_window` marks one of many calls about one exchange, which can wait for others."""
+class GenerateCall:
+    """Generate an answer. `is_window` marks one of many calls about one exchange, which may run later than others."""
 
     request: EngineRequest
     is_window: bool = False
 
 
 @dataclass(frozen=True)
-class Score:
-    """Please compare the label words in these slots; `is_window` as in `Generate`."""
+class ScoreCall:
+    """Compare the label words in these slots; `is_window` as in `GenerateCall`."""
 
     request: EngineRequest
     slots: tuple[str, ...]
@@ -36,48 +36,48 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Count:
-    """Please count the prompt's tokens."""
+class CountCall:
+    """Count the prompt's tokens."""
 
     request: EngineRequest
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Tokens of a prompt and what the model reads at most, where the engine knows them."""
+class TokenCount:
+    """A prompt's tokens and the model's context length in tokens, each None if the engine does not know it."""
 
     tokens: int | None
     limit: int | None
 
 
-Call: TypeAlias = Generate | Score | Count
-Reply: TypeAlias = EngineResult | ScoreResult | Counted
-Asked = TypeVar("Asked", EngineResult, ScoreResult, Counted)
-Judging: TypeAlias = Generator[Call, Reply, Verdict]
+EngineCall: TypeAlias = GenerateCall | ScoreCall | CountCall
+EngineReply: TypeAlias = EngineResult | ScoreResult | TokenCount
+ReplyT = TypeVar("ReplyT", EngineResult, ScoreResult, TokenCount)
+JudgingSteps: TypeAlias = Generator[EngineCall, EngineReply, Verdict]
 
 
-def generated(request: EngineRequest) -> Generator[Call, Reply, EngineResult]:
-    """Ask for an answer."""
-    return _as(EngineResult, (yield Generate(request)))
+def call_generate(request: EngineRequest) -> Generator[EngineCall, EngineReply, EngineResult]:
+    """Call the engine to generate an answer."""
+    return _expect(EngineResult, (yield GenerateCall(request)))
 
 
-def scored(request: EngineRequest, slots: tuple[str, ...]) -> Generator[Call, Reply, ScoreResult]:
-    """Ask for a comparison of the label words."""
-    return _as(ScoreResult, (yield Score(request, slots)))
+def call_score(request: EngineRequest, slots: tuple[str, ...]) -> Generator[EngineCall, EngineReply, ScoreResult]:
+    """Call the engine to compare the label words in `slots`."""
+    return _expect(ScoreResult, (yield ScoreCall(request, slots)))
 
 
-def counted(request: EngineRequest) -> Generator[Call, Reply, Counted]:
-    """Ask for the number of prompt tokens."""
-    return _as(Counted, (yield Count(request)))
+def call_count(request: EngineRequest) -> Generator[EngineCall, EngineReply, TokenCount]:
+    """Call the engine to count the prompt's tokens."""
+    return _expect(TokenCount, (yield CountCall(request)))
 
 
-def _as(kind: type[Asked], reply: Reply) -> Asked:
+def _expect(kind: type[ReplyT], reply: EngineReply) -> ReplyT:
     if not isinstance(reply, kind):
-        raise TypeError(f"{kind.__name__} was asked for, {type(reply).__name__} came")
+        raise TypeError(f"expected a {kind.__name__}, got a {type(reply).__name__}")
     return reply
 
 
-def question(exchange: Exchange, policy: Policy) -> EngineRequest:
-    """What the model is asked about an exchange whose images were taken in."""
+def build_request(exchange: Exchange, policy: Policy) -> EngineRequest:
+    """The request to the model about an exchange whose images are checked (`CheckedImage`)."""
     images = tuple(image for image in exchange.all_images if isinstance(image, CheckedImage))
     return EngineRequest(build_messages(exchange), images, pixels=policy.pixels)

@@ -1,7 +1,7 @@
-"""How one exchange becomes a verdict, without any I/O (protocol, sections 2 and 3).
+"""Turns one exchange into a verdict, without any I/O (docs/protocol.md, sections 2 and 3).
 
-`judge` is a generator: it yields what it wants from an engine and receives the result, so that the same
-policy serves one call, a batch in lockstep, and an event loop.
+`judge` is a generator: it yields calls to an engine and receives their results, so that the same code serves a single
+call, a batch, and an event loop.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Literal
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.judging.calibration import EDGE
-from guardreasoner_vl.judging.chunking import windows, worst_of
-from guardreasoner_vl.judging.effects import Call, Count, Judging, Reply, counted, generated, question, scored
+from guardreasoner_vl.judging.chunking import merge_worst, split_to_context
+from guardreasoner_vl.judging.effects import (
+    CountCall,
+    EngineCall,
+    EngineReply,
+    JudgingSteps,
+    build_request,
+    call_count,
+    call_generate,
+    call_score,
+)
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, QuoteFilter, Reason, parse_verdict
 from guardreasoner_vl.types import Exchange, Judgement, Label, ModelInfo, Usage, Verdict, VerdictError
 
@@ -33,19 +42,19 @@ _REMEDIES = {
 }
 
 
-def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
-    """Judge one exchange; whatever goes wrong comes back as an error verdict."""
+def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
+    """Judge one exchange; invalid images and failures of the engine become error verdicts."""
     try:
-        taken, _ = checked_exchange(exchange, policy.images)
+        checked, _ = checked_exchange(exchange, policy.images)
     except InputError as error:
         return error_verdict(error, policy, model)
     if policy.long_input == "windows":
-        return (yield from _judge_windows(taken, policy, model))
-    return (yield from _judge_one(taken, policy, model))
+        return (yield from _judge_windows(checked, policy, model))
+    return (yield from _judge_one(checked, policy, model))
 
 
 def error_verdict(error: GuardError, policy: Policy, model: ModelInfo) -> Verdict:
-    """The verdict for what could not be judged."""
+    """The verdict about an exchange that could not be judged."""
     return _error(error.code, str(error), policy, model, Usage())
 
 
@@ -62,7 +71,7 @@ def _error(code: str, message: str, policy: Policy, model: ModelInfo, usage: Usa
     )
 
 
-def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
+def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
     if policy.mode == "slow":
         if any(scale.unreasoned for scale in policy.scales("slow")):
             unreasoned = yield from _without_reasoning(exchange, policy)
@@ -81,7 +90,7 @@ def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
 
 @dataclass(frozen=True)
 class _Unreasoned:
-    """What comparing the label words right after an empty think gave: the log-odds of harm of request and response."""
+    """The result of comparing the label words after an empty think: log-odds of harm of request and response."""
 
     odds: tuple[float | None, float | None] = (None, None)
     usage: Usage = field(default_factory=Usage)
@@ -89,19 +98,21 @@ class _Unreasoned:
     error: str = ""
 
 
-def _without_reasoning(exchange: Exchange, policy: Policy) -> Generator[Call, Reply, _Unreasoned]:
-    request = replace(question(exchange, policy), forced_prefix=FAST_PREFIX)
+def _without_reasoning(exchange: Exchange, policy: Policy) -> Generator[EngineCall, EngineReply, _Unreasoned]:
+    request = replace(build_request(exchange, policy), forced_prefix=FAST_PREFIX)
     slots = ("", RESPONSE_FIELD) if exchange.has_response else ("",)
-    result = yield from scored(request, slots)
+    result = yield from call_score(request, slots)
     if result.error is not None:
         return _Unreasoned(usage=result.usage, error_code=result.error_code, error=result.error)
     odds = [log_odds(pair) for pair in result.logprobs]
     if len(odds) != len(slots) or None in odds:
-        message = "the engine gave no usable score; try again, or use mode 'slow' without a calibration"
+        message = "the engine returned no usable score; try again, or use mode 'slow' without a calibration"
         return _Unreasoned(usage=result.usage, error_code="no_score", error=message)
-    judged = (exchange.has_prompt, exchange.has_response)
-    first, second = (value if applies else None for value, applies in zip((*odds, None)[:2], judged, strict=True))
-    return _Unreasoned((first, second), result.usage)
+    present = (exchange.has_prompt, exchange.has_response)
+    request_odds, response_odds = (
+        value if applies else None for value, applies in zip((*odds, None)[:2], present, strict=True)
+    )
+    return _Unreasoned((request_odds, response_odds), result.usage)
 
 
 def _fast(unreasoned: _Unreasoned, policy: Policy, model: ModelInfo) -> Verdict:
@@ -121,23 +132,23 @@ def _label(score: float | None, threshold: float = 0.5) -> Label:
     return Label.HARMFUL if score >= threshold else Label.UNHARMFUL
 
 
-def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unreasoned | None = None) -> Judging:
-    """Reason first; a truncated answer is asked for once more with a larger budget.
+def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unreasoned | None = None) -> JudgingSteps:
+    """Judge with reasoning; a truncated answer is requested once more with a larger token budget.
 
-    `unreasoned` is the answer without reasoning, where it was asked for before.
+    `unreasoned` is the result without reasoning, if it was requested before.
     """
     unreasoned = unreasoned or _Unreasoned()
     request = replace(
-        question(exchange, policy),
+        build_request(exchange, policy),
         max_new_tokens=policy.max_new_tokens,
         label_fields=(REQUEST_FIELD, RESPONSE_FIELD),
         candidates=CANDIDATES,
         ban_empty_think=True,
     )
-    result = yield from generated(request)
+    result = yield from call_generate(request)
     usage = unreasoned.usage + result.usage
     if result.finish_reason == "length" and (yield from _can_grow(request, policy)):
-        result = yield from generated(replace(request, max_new_tokens=policy.retry_new_tokens))
+        result = yield from call_generate(replace(request, max_new_tokens=policy.retry_new_tokens))
         usage += result.usage
     if result.error is not None:
         return _error(result.error_code, result.error, policy, model, usage)
@@ -157,43 +168,43 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unr
     return verdict.model_copy(update={"reasoning": shown, "unsupported_quotes": quotes.dropped})
 
 
-def _can_grow(request: EngineRequest, policy: Policy) -> Generator[Call, Reply, bool]:
-    """Whether the retry's budget and the model's context leave more room than the first attempt had."""
+def _can_grow(request: EngineRequest, policy: Policy) -> Generator[EngineCall, EngineReply, bool]:
+    """Whether the retry's budget and the model's context allow more tokens than the first attempt."""
     if policy.retry_new_tokens <= request.max_new_tokens:
         return False
-    found = yield from counted(request)
-    if found.tokens is None or found.limit is None:
+    count = yield from call_count(request)
+    if count.tokens is None or count.limit is None:
         return True
-    return found.limit - found.tokens > request.max_new_tokens
+    return count.limit - count.tokens > request.max_new_tokens
 
 
 def _reasoned_score(logprobs: Sequence[float], before: float | None, scale: Scale) -> float | None:
-    """The score after reasoning, with the one before it weighed in as the scale says."""
+    """The score after reasoning, combined with the score before it, weighted by `scale.unreasoned`."""
     odds = log_odds(logprobs)
     if odds is None or not scale.unreasoned:
         return None if odds is None else probability(odds, scale.temperature)
     return (
-        None if before is None else probability(_within(odds) + scale.unreasoned * _within(before), scale.temperature)
+        None if before is None else probability(_clipped(odds) + scale.unreasoned * _clipped(before), scale.temperature)
     )
 
 
-def _within(odds: float) -> float:
-    """Log-odds no further out than calibration takes them."""
-    most = math.log(1 / EDGE - 1)
-    return min(max(odds, -most), most)
+def _clipped(odds: float) -> float:
+    """The log-odds, clipped to those of the probabilities EDGE and 1 - EDGE, as in calibration."""
+    bound = math.log(1 / EDGE - 1)
+    return min(max(odds, -bound), bound)
 
 
 def harm_probability(logprobs: Sequence[float], temperature: float = 1.0) -> float | None:
-    """P(harmful) against P(unharmful) from the two words' log-probabilities; None where they say nothing.
+    """P(harmful) / (P(harmful) + P(unharmful)) from the two words' log-probabilities; None if they are unusable.
 
-    The difference of the two is divided by `temperature`.
+    The difference of the two log-probabilities is divided by `temperature`.
     """
     odds = log_odds(logprobs)
     return None if odds is None else probability(odds, temperature)
 
 
 def log_odds(logprobs: Sequence[float]) -> float | None:
-    """log P(harmful) - log P(unharmful), perhaps infinite; None where the log-probabilities say nothing."""
+    """log P(harmful) - log P(unharmful), perhaps infinite; None if the log-probabilities are unusable."""
     if len(logprobs) != 2 or any(math.isnan(value) or value == math.inf for value in logprobs):
         return None
     harmful, unharmful = logprobs
@@ -201,7 +212,7 @@ def log_odds(logprobs: Sequence[float]) -> float | None:
 
 
 def probability(odds: float, temperature: float) -> float:
-    """The probability of log-odds that are divided by `temperature`."""
+    """The probability whose log-odds are `odds` / `temperature`."""
     return 1 / (1 + math.exp(min(max(-odds / temperature, -700.0), 700.0)))
 
 
@@ -214,12 +225,14 @@ def _verdict(
     model: ModelInfo,
     judged_in: Literal["fast", "slow"],
 ) -> Verdict:
-    """The label decides; the score decides instead where a threshold is set."""
+    """Build the verdict: a label comes from its threshold, if one is set, and else from the model."""
     judged = []
     for label, score, threshold in zip(labels, scores, policy.cutoffs(judged_in), strict=True):
         if threshold is not None and label is not Label.NOT_APPLICABLE:
             if score is None:
-                message = "a threshold is set, but the engine gave no score; drop the threshold or change the engine"
+                message = (
+                    "a threshold is set, but the engine returned no score; remove the threshold or change the engine"
+                )
                 return _error("no_score", message, policy, model, usage)
             label = _label(score, threshold)
         judged.append(Judgement(label=label, score=score))
@@ -236,15 +249,15 @@ def _verdict(
     )
 
 
-def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judging:
-    """Judge overlapping pieces of a too long exchange; the worst verdict wins.
+def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
+    """Judge a long exchange in overlapping windows and return the worst verdict.
 
-    It ends once the request is harmful, or each piece of it was judged, and the response, if there is one, is harmful:
-    what a piece of a response means depends on the request beside it, so a harmful request alone ends nothing. Scores
-    are then those of the windows that were judged.
+    Judging stops once the response, if there is one, is harmful, and the request is harmful or each of its chunks was
+    judged. A harmful request alone does not stop it, because the meaning of a response's chunk depends on the request
+    beside it. The scores are those of the windows judged.
     """
     try:
-        prompts, responses = yield from windows(exchange, policy)
+        prompts, responses = yield from split_to_context(exchange, policy)
     except InputError as error:
         return error_verdict(error, policy, model)
     if len(prompts) * len(responses) == 1:
@@ -252,25 +265,25 @@ def _judge_windows(exchange: Exchange, policy: Policy, model: ModelInfo) -> Judg
     verdicts: list[Verdict] = []
     request_harmful, response_harmful = False, not exchange.has_response
     judged: set[int] = set()
-    for (asked, prompt), response in product(enumerate(prompts), responses):
-        if response_harmful and (request_harmful or asked in judged):
+    for (index, prompt), response in product(enumerate(prompts), responses):
+        if response_harmful and (request_harmful or index in judged):
             continue
         verdict = yield from _as_window(_judge_one(replace(exchange, prompt=prompt, response=response), policy, model))
         verdicts.append(verdict)
         if verdict.error is None:
-            judged.add(asked)
+            judged.add(index)
             request_harmful |= verdict.request.label is Label.HARMFUL
             response_harmful |= verdict.response.label is Label.HARMFUL
-    return worst_of(verdicts)
+    return merge_worst(verdicts)
 
 
-def _as_window(judging: Judging) -> Judging:
-    """The same, its calls marked as a window's."""
-    reply: Reply | None = None
+def _as_window(judging: JudgingSteps) -> JudgingSteps:
+    """Mark the calls of `judging` as those of a window."""
+    reply: EngineReply | None = None
     while True:
         try:
             call = next(judging) if reply is None else judging.send(reply)
         except StopIteration as stop:
             verdict: Verdict = stop.value
             return verdict
-        reply = yield call if isinstance(call, Count) else replace(call, is_window=True)
+        reply = yield call if isinstance(call, CountCall) else replace(call, is_window=True)

@@ -1,4 +1,4 @@
-"""Everything that decides a verdict besides the model."""
+"""The settings that decide a verdict, besides the model."""
 
 from __future__ import annotations
 
@@ -15,22 +15,33 @@ if TYPE_CHECKING:
 
 Action = Literal["allow", "block"]
 DOUBT = (0.1, 0.9)
-"""Scores that `hybrid` mode reasons about if nothing else was measured."""
+"""The band of scores that `hybrid` mode reasons about if neither the policy nor a calibration sets one."""
 
 MAX_WINDOWS = 128
-"""Windows of one exchange if nothing else is set. With the embedded guard they hold 200,000 characters of English and
-take 40 s in slow mode on 2 cores; a service's 120 s suffice while a round of all under way takes below 0.9 s."""
+"""The default limit on the windows of one exchange. With the embedded guard 128 windows hold 200,000 characters of
+English and take 40 s in slow mode on 2 cores; a service's 120 s suffice if a round of all exchanges takes less than
+0.9 s."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Everything that decides a verdict besides the model.
+    """The settings that decide a verdict, besides the model.
 
-    `thresholds`: from which score on the request and the response are harmful; None leaves it to the calibration's
-    `preset`, and without one to the label. `calibration` also scales the scores and gives `hybrid` its band; without
-    one, `Guard.load` takes the file in the model's folder, if `folder_calibration`.
-    `band`: in `hybrid` mode, scores inside it are reasoned about. `long_input`: refuse what does not fit, or
-    judge overlapping windows, at most `max_windows` of them, and let the worst verdict win.
+    Attributes:
+        mode: `slow` reasons first, `fast` gives the verdict only, `hybrid` reasons where a fast score lies in the band.
+        thresholds: Lowest P(harmful) at which request and response are harmful; None: the preset's, else the label.
+        band: Scores, lowest and highest, that `hybrid` reasons about; None: the calibration's, else 0.1 to 0.9.
+        calibration: Temperatures, thresholds and band that `calibrate` measured; None: raw scores.
+        folder_calibration: Whether `Guard.load` takes the calibration in the model's folder where none is given.
+        preset: The calibration's thresholds to use: `strict`, `balanced` or `permissive`; unused without a calibration.
+        on_error: The action for what could not be judged.
+        max_new_tokens: Longest answer in tokens.
+        retry_new_tokens: Longest answer in tokens of the retry after a cut one; not above `max_new_tokens`: no retry.
+        long_input: `refuse` what exceeds the model's context, or judge overlapping `windows`; the worst verdict wins.
+        window_overlap: Share of a window that it has in common with the next one, in [0, 1).
+        max_windows: Most windows of one exchange; one that needs more is an `input_too_long` error.
+        images: Limits on images: bytes, pixels, frames, formats and aspect ratio.
+        pixels: Area that images are resized to; None: the model's own.
     """
 
     mode: Mode = "slow"
@@ -58,19 +69,21 @@ class Policy:
         if self.max_new_tokens < 1:
             raise InputError("max_new_tokens is a number of tokens: give at least 1")
         if len(self.thresholds) != 2:
-            raise InputError("thresholds are two: one for the request, one for the response; None leaves one out")
+            raise InputError(
+                "thresholds must be two values, for the request and the response; use None for no threshold"
+            )
         if not all(value is None or 0 <= value <= 1 for value in self.thresholds):
             raise InputError("a threshold is a probability: give a number from 0 to 1")
         if self.band is not None and not 0 <= self.band[0] <= self.band[1] <= 1:
-            raise InputError("the band is two probabilities, the lower one first")
+            raise InputError("the band must be two probabilities, the lower one first")
         if not 0 <= self.window_overlap < 1:
-            raise InputError("window_overlap is a share of a window: give a number from 0 to below 1")
+            raise InputError("window_overlap is a fraction of a window: give a number of at least 0 and less than 1")
         if self.max_windows < 1:
             raise InputError("max_windows is a number of windows: give at least 1")
         check_preset(self.preset)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, the calibration included: two guards of one model with the same give the same verdicts."""
+        """The policy as plain data, calibration included. Guards with equal policies and one model judge alike."""
         limits = {**asdict(self.images), "formats": sorted(self.images.formats)}
         calibration = self.calibration and self.calibration.model_dump(mode="json")
         plain = {name: value for name, value in asdict(self).items() if name != "folder_calibration"}
@@ -78,18 +91,18 @@ class Policy:
 
     @property
     def doubt(self) -> tuple[float, float]:
-        """The scores that `hybrid` mode reasons about: the band, else the calibration's, else the middle."""
+        """The scores that `hybrid` mode reasons about: `band`, else the calibration's band, else `DOUBT`."""
         return self.band or (self.calibration.band if self.calibration else DOUBT)
 
     def scales(self, mode: Literal["fast", "slow"]) -> tuple[Scale, Scale]:
-        """How the scores of the request and of the response are scaled."""
+        """The scales of the request's and the response's scores; the identity without a calibration."""
         if self.calibration is None:
             return Scale(), Scale()
-        found = self.calibration.fast if mode == "fast" else self.calibration.slow
-        return found.request, found.response
+        scales = self.calibration.fast if mode == "fast" else self.calibration.slow
+        return scales.request, scales.response
 
     def cutoffs(self, mode: Literal["fast", "slow"]) -> tuple[float | None, float | None]:
-        """From which score on the request and the response are harmful; None lets the label decide."""
-        given = zip(self.thresholds, self.scales(mode), strict=True)
-        first, second = (own if own is not None else scale.thresholds.get(self.preset) for own, scale in given)
+        """Lowest scores at which the request and the response are harmful; None lets the label decide."""
+        pairs = zip(self.thresholds, self.scales(mode), strict=True)
+        first, second = (own if own is not None else scale.thresholds.get(self.preset) for own, scale in pairs)
         return first, second

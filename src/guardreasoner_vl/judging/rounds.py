@@ -1,7 +1,7 @@
-"""Judgings that advance together, round by round, so that each round's calls reach the engine as one batch.
+"""Advances many judgings in rounds, so that each round's calls reach the engine as one batch.
 
-A round answers one call of each judging. What joins between two rounds rides along in the next one, and an exchange of
-many windows has one window in a round, so that it holds up nobody for longer than that.
+A round answers one call of each judging. Exchanges that arrive between two rounds join the next one. An exchange of
+many windows has one window in a round, so that others never wait for all its windows.
 """
 
 from __future__ import annotations
@@ -13,145 +13,149 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from guardreasoner_vl.engines.validation import failed, unscored
-from guardreasoner_vl.errors import CalledOffError, EngineError, GuardError
-from guardreasoner_vl.judging.effects import Call, Count, Counted, Generate, Reply, Score
+from guardreasoner_vl.engines.validation import error_result, error_score
+from guardreasoner_vl.errors import EngineError, GuardError, RequestCancelledError
+from guardreasoner_vl.judging.effects import CountCall, EngineCall, EngineReply, GenerateCall, ScoreCall, TokenCount
 from guardreasoner_vl.protocol import CANDIDATES, QuoteFilter
 from guardreasoner_vl.types import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from guardreasoner_vl.engines.base import Engine, EngineRequest, Watch
-    from guardreasoner_vl.judging.effects import Judging
+    from guardreasoner_vl.engines.base import Engine, EngineRequest, StreamListener
+    from guardreasoner_vl.judging.effects import JudgingSteps
 
 WINDOWS_TOGETHER = 8
-"""Windows in a round of a service; those of further exchanges wait for the next one."""
+"""Largest number of windows in a round of a service; other exchanges' windows wait for the next round."""
 
 COUNTING_SECONDS = 0.05
-"""How long a round of a service counts the tokens of long prompts, one at least, before it asks the engine."""
+"""Seconds that a round of a service spends on counting the tokens of long prompts; it counts at least one."""
 
 BRIEF = 32_000
-"""Characters of a prompt that is counted at once, however many wait: milliseconds."""
+"""Prompts of at most this many characters are counted immediately, because counting takes milliseconds."""
 
 Slots: TypeAlias = "tuple[str, ...] | None"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class _Live:
-    """A judging under way; `call` is what it waits for, None as long as it has not begun."""
+class _ActiveJudging:
+    """A judging in progress; `call` is the call that it waits for, None before its first step."""
 
-    judging: Judging
-    watch: Watch | None
+    judging: JudgingSteps
+    listener: StreamListener | None
     done: Callable[[Verdict], None]
-    call: Call | None = None
+    call: EngineCall | None = None
 
     @property
     def is_window(self) -> bool:
-        return isinstance(self.call, Generate | Score) and self.call.is_window
+        """Whether it waits for a model call about one of many windows."""
+        return isinstance(self.call, GenerateCall | ScoreCall) and self.call.is_window
 
     @property
     def is_single(self) -> bool:
-        return isinstance(self.call, Generate | Score) and not self.call.is_window
+        """Whether it waits for a model call about a whole exchange."""
+        return isinstance(self.call, GenerateCall | ScoreCall) and not self.call.is_window
 
 
 class Rounds:
-    """Judgings and the engine that answers them; `most` calls are put to it at once, `windows` of them windows.
+    """Runs judgings with one engine.
 
-    Of a judging that is called off, nothing more is asked: it ends in an error verdict.
+    The engine gets at most `max_batch_size` calls at once, at most `max_windows` of them about windows. A cancelled
+    judging makes no further calls and ends with an error verdict.
     """
 
-    def __init__(self, engine: Engine, most: int | None = None, windows: int | None = None) -> None:
-        self._engine, self._most, self._windows = engine, most, windows
-        self._live: list[_Live] = []
+    def __init__(self, engine: Engine, max_batch_size: int | None = None, max_windows: int | None = None) -> None:
+        self._engine, self._max_batch_size, self._max_windows = engine, max_batch_size, max_windows
+        self._active: list[_ActiveJudging] = []
         self._windows_first = False
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self._active)
 
-    def add(self, judging: Judging, watch: Watch | None, done: Callable[[Verdict], None]) -> None:
-        """Let one more take part; `done` is told its verdict as soon as it stands."""
-        self._live.append(_Live(judging, watch, done))
+    def add(self, judging: JudgingSteps, listener: StreamListener | None, done: Callable[[Verdict], None]) -> None:
+        """Add a judging; `done` is called with its verdict as soon as it is known."""
+        self._active.append(_ActiveJudging(judging, listener, done))
 
     def step(self) -> None:
-        """One round: begin, count, and at most one batch of each kind of call."""
-        self._begin()
-        for live in [one for one in self._live if one.call and one.watch and one.watch.called_off]:
-            self._settle(live, call_off(live.judging))
+        """Run one round: start judgings, count tokens, and run at most one batch of each kind of call."""
+        self._start()
+        for active in [item for item in self._active if item.call and item.listener and item.listener.cancelled]:
+            self._update(active, cancel_judging(active.judging))
         self._count_long()
-        self._ask(self._chosen())
+        self._call_engine(self._next_batch())
 
-    def _begin(self) -> None:
-        """Begin no more than the engine takes: an exchange that has begun holds its images."""
-        single = sum(live.is_single for live in self._live)
-        for live in [one for one in self._live if one.call is None]:
-            if self._most is not None and single >= self._most:
+    def _start(self) -> None:
+        """Start no more judgings than the engine has room for, because a started one keeps its images in memory."""
+        single = sum(active.is_single for active in self._active)
+        for active in [item for item in self._active if item.call is None]:
+            if self._max_batch_size is not None and single >= self._max_batch_size:
                 return
-            self._settle(live, advance(live.judging, None))
-            self._count_brief(live)
-            single += live.is_single
+            self._update(active, advance(active.judging, None))
+            self._count_brief(active)
+            single += active.is_single
 
-    def _count_brief(self, live: _Live) -> None:
-        while isinstance(live.call, Count) and _is_brief(live.call):
-            self._count(live, live.call)
+    def _count_brief(self, active: _ActiveJudging) -> None:
+        while isinstance(active.call, CountCall) and _is_brief(active.call):
+            self._count(active, active.call)
 
     def _count_long(self) -> None:
-        """Long prompts in turn; all of them where nobody else waits for the engine."""
-        until = math.inf if self._most is None else time.monotonic() + COUNTING_SECONDS
-        waiting = deque(live for live in self._live if isinstance(live.call, Count))
+        """Count the tokens of long prompts, one exchange after another; all of them if there is no limit on calls."""
+        until = math.inf if self._max_batch_size is None else time.monotonic() + COUNTING_SECONDS
+        waiting = deque(active for active in self._active if isinstance(active.call, CountCall))
         while waiting and time.monotonic() < until:
-            live = waiting.popleft()
-            if isinstance(live.call, Count):
-                self._move_back(live)
-                self._count(live, live.call)
-                self._count_brief(live)
-                waiting.append(live)
+            active = waiting.popleft()
+            if isinstance(active.call, CountCall):
+                self._move_back(active)
+                self._count(active, active.call)
+                self._count_brief(active)
+                waiting.append(active)
 
-    def _count(self, live: _Live, call: Count) -> None:
-        self._settle(live, advance(live.judging, counted(self._engine, call)))
+    def _count(self, active: _ActiveJudging, call: CountCall) -> None:
+        self._update(active, advance(active.judging, count_prompt_tokens(self._engine, call)))
 
-    def _move_back(self, live: _Live) -> None:
-        self._live.remove(live)
-        self._live.append(live)
+    def _move_back(self, active: _ActiveJudging) -> None:
+        self._active.remove(active)
+        self._active.append(active)
 
-    def _chosen(self) -> list[_Live]:
-        """Whose calls go in: single ones first come, first served; windows in turn."""
-        windows = [live for live in self._live if live.is_window][: self._windows]
-        others = [live for live in self._live if live.is_single]
-        if self._most is not None:
+    def _next_batch(self) -> list[_ActiveJudging]:
+        """Choose the judgings whose calls run next: whole exchanges in order of arrival, windows in turn."""
+        windows = [active for active in self._active if active.is_window][: self._max_windows]
+        others = [active for active in self._active if active.is_single]
+        if self._max_batch_size is not None:
             self._windows_first = not self._windows_first
-            others = others[: self._most - min(len(windows), self._most // 2 or int(self._windows_first))]
-            windows = windows[: self._most - len(others)]
+            reserved = min(len(windows), self._max_batch_size // 2 or int(self._windows_first))
+            others = others[: self._max_batch_size - reserved]
+            windows = windows[: self._max_batch_size - len(others)]
         return others + windows
 
-    def _ask(self, chosen: Sequence[_Live]) -> None:
-        groups: dict[Slots, list[_Live]] = {}
-        for live in chosen:
-            groups.setdefault(live.call.slots if isinstance(live.call, Score) else None, []).append(live)
+    def _call_engine(self, chosen: Sequence[_ActiveJudging]) -> None:
+        groups: dict[Slots, list[_ActiveJudging]] = {}
+        for active in chosen:
+            groups.setdefault(active.call.slots if isinstance(active.call, ScoreCall) else None, []).append(active)
         for slots, group in groups.items():
-            requests = [watched(live.call, live.watch).request for live in group if live.call]
-            replies = answers(self._engine, requests, slots)
-            for live, reply in zip(group, replies, strict=True):
-                if live.is_window:
-                    self._move_back(live)
-                self._settle(live, advance(live.judging, reply))
+            requests = [with_listener(active.call, active.listener).request for active in group if active.call]
+            replies = run_calls(self._engine, requests, slots)
+            for active, reply in zip(group, replies, strict=True):
+                if active.is_window:
+                    self._move_back(active)
+                self._update(active, advance(active.judging, reply))
 
-    def _settle(self, live: _Live, outcome: Call | Verdict) -> None:
+    def _update(self, active: _ActiveJudging, outcome: EngineCall | Verdict) -> None:
         if isinstance(outcome, Verdict):
-            live.call = None
-            self._live.remove(live)
-            live.done(outcome)
+            active.call = None
+            self._active.remove(active)
+            active.done(outcome)
         else:
-            live.call = outcome
+            active.call = outcome
 
 
-def _is_brief(call: Count) -> bool:
+def _is_brief(call: CountCall) -> bool:
     return sum(len(message.text) for message in call.request.messages) <= BRIEF
 
 
-def advance(judging: Judging, reply: Reply | None) -> Call | Verdict:
-    """Its next call, or its verdict; `reply` None begins it."""
+def advance(judging: JudgingSteps, reply: EngineReply | None) -> EngineCall | Verdict:
+    """Advance a judging with the reply to its last call (None to start it); returns its next call or its verdict."""
     try:
         return next(judging) if reply is None else judging.send(reply)
     except StopIteration as stop:
@@ -159,78 +163,78 @@ def advance(judging: Judging, reply: Reply | None) -> Call | Verdict:
         return verdict
 
 
-def call_off(judging: Judging) -> Call | Verdict:
-    """End a judging that has begun: its verdict is the error."""
+def cancel_judging(judging: JudgingSteps) -> EngineCall | Verdict:
+    """Cancel a judging that has started; returns its error verdict."""
     try:
-        return judging.throw(CalledOffError())
+        return judging.throw(RequestCancelledError())
     except StopIteration as stop:
         verdict: Verdict = stop.value
         return verdict
 
 
-def answers(engine: Engine, requests: Sequence[EngineRequest], slots: Slots) -> Sequence[Reply]:
-    """The engine's results. It should not raise; if it does, each request is tried alone."""
+def run_calls(engine: Engine, requests: Sequence[EngineRequest], slots: Slots) -> Sequence[EngineReply]:
+    """The engine's results. If the engine raises, which it should not, each request is run alone."""
     try:
-        results: Sequence[Reply] = (
+        results: Sequence[EngineReply] = (
             engine.generate(requests) if slots is None else engine.score(requests, slots, CANDIDATES)
         )
         if len(results) != len(requests):
-            raise EngineError(f"the engine gave {len(results)} results for {len(requests)} requests")
+            raise EngineError(f"the engine returned {len(results)} results for {len(requests)} requests")
     except Exception as error:
         if len(requests) == 1:
-            return [unanswered(error, slots)]
+            return [error_reply(error, slots)]
     else:
         return results
-    return [reply for request in requests for reply in answers(engine, [request], slots)]
+    return [reply for request in requests for reply in run_calls(engine, [request], slots)]
 
 
-def counted(engine: Engine, call: Count) -> Counted:
-    """What does not count is left to the engine, which refuses it with the reason."""
+def count_prompt_tokens(engine: Engine, call: CountCall) -> TokenCount:
+    """Count a prompt's tokens. On an error the count is unknown, and the engine refuses the request later."""
     try:
-        return Counted(engine.count_tokens(call.request), engine.capabilities.max_context)
+        return TokenCount(engine.count_tokens(call.request), engine.capabilities.max_context)
     except Exception as error:
         _log.debug("tokens cannot be counted", exc_info=error)
-        return Counted(None, None)
+        return TokenCount(None, None)
 
 
-def unanswered(error: Exception, slots: Slots) -> Reply:
-    """What a call is answered with if the engine raised."""
-    known = error if isinstance(error, GuardError) else fault("the engine", error)
-    return failed(known) if slots is None else unscored(known)
+def error_reply(error: Exception, slots: Slots) -> EngineReply:
+    """The reply to a call for which the engine raised `error`."""
+    known = error if isinstance(error, GuardError) else unexpected_error("the engine", error)
+    return error_result(known) if slots is None else error_score(known)
 
 
-def fault(what: str, error: Exception) -> EngineError:
-    """What an unforeseen error looks like from outside; its text stays in, for it may quote the input."""
+def unexpected_error(what: str, error: Exception) -> EngineError:
+    """The error to report for an unexpected one. Its text goes to the debug log only, since it may quote the input."""
     _log.warning("%s failed: %s", what, type(error).__name__)
     _log.debug("%s failed", what, exc_info=error)
-    return EngineError(f"{what} failed ({type(error).__name__}); try again, the debug log has the details")
+    return EngineError(f"{what} failed ({type(error).__name__}); try again; the debug log has the details")
 
 
-def watched(call: Call, watch: Watch | None) -> Call:
-    """The call with a watch on the answer's text, from which unsupported quotes are taken."""
-    if watch is None or not isinstance(call, Generate):
+def with_listener(call: EngineCall, listener: StreamListener | None) -> EngineCall:
+    """The call with a listener that receives the answer's text without unsupported quotes."""
+    if listener is None or not isinstance(call, GenerateCall):
         return call
-    return replace(call, request=replace(call.request, watch=_QuoteWatch(watch, call.request)))
+    return replace(call, request=replace(call.request, listener=_QuoteFilteringListener(listener, call.request)))
 
 
-class _QuoteWatch:
-    """Tells a watch what may be shown: a quote when it is closed and stands in what was asked."""
+class _QuoteFilteringListener:
+    """Passes text on to a listener; a quote only once it is closed and is contained in the request."""
 
-    def __init__(self, watch: Watch, request: EngineRequest) -> None:
-        self._watch, self._request = watch, request
+    def __init__(self, listener: StreamListener, request: EngineRequest) -> None:
+        self._listener, self._request = listener, request
         self._quotes = self._filter()
 
-    def begin(self) -> None:
+    def on_start(self) -> None:
         self._quotes = self._filter()
-        self._watch.begin()
+        self._listener.on_start()
 
-    def tell(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         if shown := self._quotes.add(text):
-            self._watch.tell(shown)
+            self._listener.on_text(shown)
 
     @property
-    def called_off(self) -> bool:
-        return self._watch.called_off
+    def cancelled(self) -> bool:
+        return self._listener.cancelled
 
     def _filter(self) -> QuoteFilter:
         return QuoteFilter(self._request.messages, bool(self._request.images))

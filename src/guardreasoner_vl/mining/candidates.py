@@ -1,8 +1,8 @@
-"""Rejection sampling (paper, section 3.3; method, section 4): k answers to one row, and whether the row is kept.
+"""Rejection sampling (paper, section 3.3; docs/method.md, section 4): k answers decide whether a row is kept.
 
 right_i = I_format,i * accuracy_i = 1        an answer outside the grammar is wrong
 kept    = no right_i                         `all_wrong`, the paper's rule
-        = some right_i and some not          `mixed`: only there do advantages differ from 0
+        = some right_i and some not          `mixed`: only such rows have advantages other than 0
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.mining.rollout_io import asked, parsed, seed_of
+from guardreasoner_vl.mining.rollout_io import derive_seed, parse_rollout, rollout_request
 from guardreasoner_vl.rl.reward import accuracy, format_reward
 from guardreasoner_vl.storage.jsonl_log import Format, read_rows
 from guardreasoner_vl.types import Frozen, Modality
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Candidates(Frozen):
-    """What a row's answers were worth, each tuple with one entry for each answer; no texts.
+    """The grades of a row's answers, without their texts; each tuple has one entry for each answer.
 
-    `safety` is I_format * accuracy, `tokens` what the answer took, `reasons` why it is outside the grammar.
+    `safety` is I_format * accuracy, `tokens` the completion tokens, `reasons` why the answer is outside the grammar.
     """
 
     id: str
@@ -41,31 +41,34 @@ class Candidates(Frozen):
 
 
 def read_candidates(path: Path) -> Iterator[Candidates]:
-    """Stream the judged rows of one file; raises `DataError` with the line that is none or repeats a row."""
+    """Stream the judged rows of one file; raises `DataError` that names a line that is invalid or repeats a row."""
     return read_rows(path, FORMAT)
 
 
 FORMAT = Format(Candidates.model_validate_json, "a row's candidates", key=lambda row: row.id)
-"""The lines of a file of candidates."""
+"""The line format of a file of candidates."""
 
 
 def candidate_requests(sample: Sample, section: MineSection, seed: int) -> list[EngineRequest]:
-    """The row's k questions: those of `slow` mode, sampled, each with its own seed. Raises `InputError`."""
+    """The row's k requests: `slow` mode's prompt, sampled, each with its own seed. Raises `InputError`."""
     request = replace(
-        asked(sample), max_new_tokens=section.max_new_tokens, temperature=section.temperature, top_p=section.top_p
+        rollout_request(sample),
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+        top_p=section.top_p,
     )
     return [replace(request, seed=candidate_seed(seed, sample.id, number)) for number in range(section.candidates)]
 
 
 def candidate_seed(seed: int, row: str, number: int) -> int:
-    """The seed of a row's answer; it depends on these three alone."""
-    return seed_of(f"{seed}-{number}-{row}")
+    """The seed of a row's answer; it depends on the three arguments alone."""
+    return derive_seed(f"{seed}-{number}-{row}")
 
 
 def judged(sample: Sample, answers: Sequence[EngineResult]) -> Candidates:
-    """Compare the answers with the row's labels; a fault is no answer and must not be among them."""
-    found = [parsed(sample, answer) for answer in answers]
-    safety = tuple(format_reward(one) * accuracy(one, sample) for one in found)
+    """Grade the answers by the row's labels; `answers` must not contain engine faults."""
+    parsed_answers = [parse_rollout(sample, answer) for answer in answers]
+    safety = tuple(format_reward(parsed) * accuracy(parsed, sample) for parsed in parsed_answers)
     return Candidates(
         id=sample.id,
         source=sample.source,
@@ -73,7 +76,7 @@ def judged(sample: Sample, answers: Sequence[EngineResult]) -> Candidates:
         right=tuple(value == 1 for value in safety),
         safety=safety,
         tokens=tuple(answer.usage.completion_tokens for answer in answers),
-        reasons=tuple(one.reason for one in found),
+        reasons=tuple(parsed.reason for parsed in parsed_answers),
     )
 
 
@@ -88,7 +91,7 @@ def is_kept(right: Sequence[bool], rule: KeepRule) -> bool:
 
 @dataclass
 class PassRates:
-    """How many rows have how many right answers, by source, and what the answers were like."""
+    """The distribution of rows over the number of right answers, by source, and totals over the answers."""
 
     sources: dict[str, Counter[int]] = field(default_factory=dict)
     answers: int = 0
@@ -104,18 +107,18 @@ class PassRates:
 
     @property
     def coverage(self) -> float | None:
-        """The share of answers inside the grammar."""
+        """The share of answers inside the grammar; None without answers."""
         return self.formed / self.answers if self.answers else None
 
     @property
     def tokens_mean(self) -> float | None:
-        """Completion tokens of an answer."""
+        """Mean completion tokens of an answer; None without answers."""
         return self.tokens / self.answers if self.answers else None
 
     def of(self, source: str, candidates: int) -> tuple[int, ...]:
-        """The source's rows with 0, 1, ... `candidates` right answers."""
+        """The number of the source's rows with 0, 1, ... `candidates` right answers."""
         return tuple(self.sources[source][number] for number in range(candidates + 1))
 
     def of_all(self, candidates: int) -> tuple[int, ...]:
-        """All rows with 0, 1, ... `candidates` right answers."""
+        """The number of rows of all sources with 0, 1, ... `candidates` right answers."""
         return tuple(sum(counts[number] for counts in self.sources.values()) for number in range(candidates + 1))

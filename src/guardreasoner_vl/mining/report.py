@@ -1,4 +1,4 @@
-"""The report of a mining: the figures of all judged rows, how they are written, and why nothing was kept."""
+"""The report of a mining run: figures over all judged rows, their files, and the message if no row was kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.corpus.store import SET_ASIDE
+from guardreasoner_vl.corpus.store import SKIPPED
 from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
 from guardreasoner_vl.storage.atomic import write_json, write_text, write_whole
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import MineSection
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
 
 REPORT, FIGURE = "mining.json", "pass_rates.svg"
 _MOST_BARS = 40
@@ -24,7 +24,7 @@ _MOST_BARS = 40
 
 @dataclass(frozen=True)
 class MiningReport:
-    """What became of a corpus: of its `rows` (split train) `drawn` were to be asked about, `judged` + `failed`.
+    """Figures of a mining run: of the corpus's `rows` (split train) `drawn` were selected; `judged` + `failed` of them.
 
     `right[n]` counts the judged rows with n right candidates, `sources` the same for each source. `coverage` is the
     share of candidates inside the grammar, `tokens_mean` their mean completion tokens; None if no row was judged.
@@ -34,49 +34,49 @@ class MiningReport:
     drawn: int
     judged: int
     kept: int
-    failed: SetAside
-    set_aside: SetAside
+    failed: SkippedRows
+    skipped: SkippedRows
     coverage: float | None
     tokens_mean: float | None
     right: tuple[int, ...]
     sources: dict[str, tuple[int, ...]]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data; which rows failed or were set aside is left out."""
-        return {**asdict(self), "failed": self.failed.reasons, "set_aside": self.set_aside.reasons}
+        """Plain data; which rows failed or were skipped is left out."""
+        return {**asdict(self), "failed": self.failed.reasons, "skipped": self.skipped.reasons}
 
     @property
     def unanswered(self) -> int:
-        """Rows that the engine failed, which the same command asks about again."""
+        """The number of rows that the engine failed; the same command judges them again."""
         return unanswered(self.failed.reasons)
 
 
 def unanswered(failed: Mapping[str, int]) -> int:
-    """How many of the failed rows, counted by code, the engine failed."""
+    """How many of the failed rows, counted by error code, failed because of the engine."""
     return sum(count for code, count in failed.items() if is_engine_fault(code))
 
 
 def write_report(out: Path, report: MiningReport) -> None:
-    """Write the figures, their chart, and the rows that were skipped or failed. Raises `MissingExtraError`."""
+    """Write the figures, their chart, and the ids of skipped and failed rows. Raises `MissingExtraError`."""
     write_json(out / REPORT, report.as_json())
-    aside = (*report.set_aside.rows, *report.failed.rows)
+    aside = (*report.skipped.rows, *report.failed.rows)
     if report.judged:
         write_text(out / FIGURE, pass_rates(report))
-    write_whole(out / SET_ASIDE, (json.dumps({"id": row, "reason": why}).encode() + b"\n" for row, why in aside))
+    write_whole(out / SKIPPED, (json.dumps({"id": row, "reason": why}).encode() + b"\n" for row, why in aside))
 
 
 def why_nothing(report: MiningReport, section: MineSection, last_fault: str) -> str:
     """Why no row was kept, and what to change."""
     if not report.judged:
-        return f"none of {report.drawn:,} rows could be judged ({last_fault}); mend that and mine again"
+        return f"none of {report.drawn:,} rows could be judged ({last_fault}); fix that and mine again"
     if section.keep == "all_wrong":
         return (
-            f"none of {report.judged:,} rows has wrong answers alone; take keep: mixed, or, in a new --out, a higher "
-            "mine.temperature or more rows"
+            f"none of {report.judged:,} rows has wrong answers only; set mine.keep: mixed, or use a new --out with a "
+            "higher mine.temperature or more rows"
         )
     return (
-        f"none of {report.judged:,} rows has right and wrong answers; take keep: all_wrong, or, in a new --out, a "
-        "higher mine.temperature, more candidates or more rows"
+        f"none of {report.judged:,} rows has right and wrong answers; set mine.keep: all_wrong, or use a new --out "
+        "with a higher mine.temperature, more candidates or more rows"
     )
 
 
@@ -89,11 +89,11 @@ def pass_rates(report: MiningReport) -> str:
 
     colours = LinearSegmentedColormap.from_list("", (THIRD, OTHER, OWN), N=len(report.right))
     places = range(len(bars))[::-1]
-    left = [0.0] * len(bars)
+    offsets = [0.0] * len(bars)
     for number in range(len(report.right)):
         values = [100 * counts[number] / sum(counts) for _, counts in bars]
-        axes.barh(places, values, left=left, label=str(number), color=colours(number))
-        left = [start + value for start, value in zip(left, values, strict=True)]
+        axes.barh(places, values, left=offsets, label=str(number), color=colours(number))
+        offsets = [start + value for start, value in zip(offsets, values, strict=True)]
     axes.set_yticks(places, [f"{name} ({sum(counts):,})" for name, counts in bars], parse_math=False)
     axes.set(xlim=(0, 100), xlabel="rows, percent", title=f"right answers of {len(report.right) - 1}")
     figure.legend(loc="outside lower center", ncols=min(len(report.right), 9), frameon=False, fontsize=8)

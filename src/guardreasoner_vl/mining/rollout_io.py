@@ -1,4 +1,4 @@
-"""How mining and rollouts ask about a row, and how they read the answer: as production's slow mode does."""
+"""Requests and parsed answers of mining and rollouts, the same as in production's slow mode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.images.exchange import checked_exchange
-from guardreasoner_vl.judging.effects import question
+from guardreasoner_vl.judging.effects import build_request
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import parse_verdict
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from guardreasoner_vl.protocol import ParsedAnswer
     from guardreasoner_vl.types import Sample
 
-_SEED_BYTES = 6  # below 2^53, so that every server's JSON carries it
+_SEED_BYTES = 6  # below 2^53, which every JSON parser reads exactly
 
 
-def asked(sample: Sample) -> EngineRequest:
-    """What the model is asked about a row. Raises `InputError`."""
+def rollout_request(sample: Sample) -> EngineRequest:
+    """The request that asks the model to judge a row. Raises `InputError`."""
     exchange, _ = checked_exchange(sample.exchange())
-    return replace(question(exchange, Policy()), ban_empty_think=True)
+    return replace(build_request(exchange, Policy()), ban_empty_think=True)
 
 
-def parsed(sample: Sample, answer: EngineResult) -> ParsedAnswer:
-    """What the model said about a row."""
+def parse_rollout(sample: Sample, answer: EngineResult) -> ParsedAnswer:
+    """Parse the model's answer about a row."""
     exchange = sample.exchange()
     return parse_verdict(answer.text, exchange.has_prompt, exchange.has_response, answer.finish_reason)
 
 
-def seed_of(name: str) -> int:
-    """The seed of the answer with that name: it depends on nothing asked beside or before it."""
+def derive_seed(name: str) -> int:
+    """The seed of the answer called `name`; it does not depend on other requests."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:_SEED_BYTES])

@@ -1,7 +1,7 @@
-"""What each part of the method is worth (paper, Fig. 6 and Table 3): variants of one recipe, on the same rows.
+"""Ablation of the method's parts (paper, Fig. 6 and Table 3): variants of one recipe, evaluated on the same rows.
 
-OUT/seed-S/base/       the whole method; gives R-SFT and the full guard
-OUT/seed-S/NAME/       a variant, which takes from `base` what it does not change
+OUT/seed-S/base/       the whole method: R-SFT and the full guard
+OUT/seed-S/NAME/       a variant; the stages that it does not change are read from `base`
 OUT/ablation.md        the table, means over seeds with 95% intervals
 OUT/ablation.svg       F1 of each variant
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.recipe.training import RewardForm
 
 START, WHOLE = "R-SFT", "full"
-"""Where RL starts and the whole method: F1 is compared with the one, tokens with the other, seed by seed."""
+"""The baselines, seed by seed: F1 is compared with R-SFT, where RL starts, and tokens with the full method."""
 
 Ends = Literal["sft", "grpo"]
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -41,7 +41,7 @@ _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the recipe, which stages are done anew, and which stage makes the model.
+    """A variant: its changes to the recipe, the stages to run again, and the stage that writes its model.
 
     Without stages the variant is the recipe itself.
     """
@@ -65,7 +65,7 @@ class Outcome:
 def variants(recipe: Recipe) -> dict[str, Variant]:
     """The paper's variants, and one with the other form of the reward.
 
-    There is a variant for each single modality if the recipe has several, and Eco if its reward depends on lengths.
+    A recipe with several modalities has a variant for each; one whose reward depends on lengths has the variant Eco.
     """
     form: RewardForm = "paper" if recipe.grpo.reward.form != "paper" else "bounded"
     rl: tuple[Stage, ...] = ("grpo",)
@@ -87,21 +87,21 @@ def variants(recipe: Recipe) -> dict[str, Variant]:
 
 
 def _reward(form: RewardForm) -> dict[str, Any]:
-    """Another form of the reward, without the token cost, which only `bounded` has and the method does not need."""
+    """Changes to another form of the reward, without the token cost, which only `bounded` has."""
     return {"form": form, "token_cost": 0.0}
 
 
 def _eco(reward: RewardSection, stages: tuple[Stage, ...]) -> dict[str, Variant]:
-    """The paper's cut-off at a sixth; in the `bounded` form it acts on wrong answers only, so a token cost is added."""
+    """Eco: beta = 1/6 (paper); in the `bounded` form that affects only wrong answers, so a token cost is added."""
     changes = {"paper": {}, "bounded": {"token_cost": 0.3}}.get(reward.form)
     return {} if changes is None else {"Eco": Variant({"grpo": {"reward": {"beta": 1 / 6, **changes}}}, stages)}
 
 
 def build_variants(recipe: Recipe, only: Sequence[str] = ()) -> dict[str, tuple[Variant, Recipe]]:
-    """Every variant (or those in `only`) with its recipe; trains nothing.
+    """Every variant (or those in `only`) with its recipe; nothing is trained.
 
-    Raises `InputError` for an unknown variant, `RecipeError` for one that the recipe does not allow and for a recipe
-    without a model.
+    Raises `InputError` for an unknown variant, `RecipeError` for a variant that the recipe does not allow, or for a
+    recipe without a model.
     """
     _ = recipe.base
     known = variants(recipe)
@@ -128,9 +128,9 @@ def ablate(
     tell: Callable[[str], None] = print,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Path:
-    """Train and evaluate every variant (or those in `only`) with each seed; `out/ablation.md`.
+    """Train and evaluate every variant (or those in `only`) with each seed; returns the path of `out/ablation.md`.
 
-    Stages that are finished in `out` are skipped. Raises what `build_variants` raises, before anything is trained.
+    Stages that are finished in `out` are skipped. The errors of `build_variants` are raised before any training.
     """
     built = build_variants(recipe, only)
     outcomes: dict[str, list[Outcome]] = {}
@@ -150,7 +150,7 @@ def _seeded(recipe: Recipe, seed: int) -> Recipe:
 
 
 def _outcome(variant: Variant, base: Run, changed: Run) -> Outcome:
-    """Run the stages that the variant takes over from the whole method, then those that it changes; evaluate."""
+    """Run the stages that the variant shares with the whole method, then those that it changes; evaluate the model."""
     run(base, STAGES[: STAGES.index("sft") + 1] if variant.ends == "sft" else STAGES[:-1])
     job = changed if variant.stages else base
     if variant.stages:
@@ -160,24 +160,24 @@ def _outcome(variant: Variant, base: Run, changed: Run) -> Outcome:
 
 
 def outcome(folder: Path) -> Outcome:
-    """Read off an evaluation."""
+    """The outcome of the evaluation in `folder`."""
     rows = read_evaluation(folder).rows
     pairs = {
         target: [(gold, judgement(row, target).label) for row in rows if (gold := truth(row, target))]
         for target in TARGETS
     }
-    together = count(pair for target in TARGETS for pair in pairs[target])
+    both_targets = count(pair for target in TARGETS for pair in pairs[target])
     return Outcome(
-        together.f1,
+        both_targets.f1,
         count(pairs["request"]).f1,
         count(pairs["response"]).f1,
-        together.coverage,
+        both_targets.coverage,
         sum(row.completion_tokens for row in rows) / len(rows),
     )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half the width of its 95% interval by Student's t; None for one value."""
+    """The mean, and half the width of its 95% interval by Student's t, which is None for a single value."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, None
@@ -189,13 +189,13 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
     return parse_recipe(merged(recipe.model_dump(mode="json"), dict(changes)), where)
 
 
-def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Path:
+def _write(out: Path, outcomes: Mapping[str, Sequence[Outcome]], seeds: int) -> Path:
     path = out / "ablation.md"
-    write_text(path, f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(table(found))}\n")
-    write_json(out / "ablation.json", {name: [vars(one) for one in own] for name, own in found.items()})
-    figure, axes = new_axes(6.5, 0.6 + 0.32 * len(found))
-    names = list(found)[::-1]
-    means = [interval([100 * (one.f1 or 0.0) for one in found[name]]) for name in names]
+    write_text(path, f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(table(outcomes))}\n")
+    write_json(out / "ablation.json", {name: [vars(run) for run in runs] for name, runs in outcomes.items()})
+    figure, axes = new_axes(6.5, 0.6 + 0.32 * len(outcomes))
+    names = list(outcomes)[::-1]
+    means = [interval([100 * (outcome.f1 or 0.0) for outcome in outcomes[name]]) for name in names]
     colours = [OWN if name in (WHOLE, "Eco") else OTHER for name in names]
     axes.barh(names, [mean for mean, _ in means], xerr=[half or 0.0 for _, half in means], color=colours)
     axes.set(xlim=(min(mean for mean, _ in means) - 10, 100), xlabel="F1, requests and responses together")
@@ -203,18 +203,18 @@ def _write(out: Path, found: Mapping[str, Sequence[Outcome]], seeds: int) -> Pat
     return path
 
 
-def table(found: Mapping[str, Sequence[Outcome]]) -> Table:
-    """A line for each variant: means over seeds; F1 above `START` and tokens below `WHOLE`, of the same seed."""
+def table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
+    """One line for each variant: means over seeds, F1 gained over `START` and tokens saved against `WHOLE` per seed."""
     rates = ["requests", "responses", "coverage"]
     rows = [["", "F1", f"F1 above {START}", *rates, "output tokens", f"fewer than {WHOLE}"]]
-    for name, own in found.items():
-        first, *cells = [_cell([getattr(one, field) for one in own], 100) for field in _RATES]
-        start, whole = found.get(START, ()), found.get(WHOLE, ())
-        gains = [(one.f1 or 0.0) - (before.f1 or 0.0) for one, before in zip(own, start, strict=False)]
-        saved = [before.tokens - one.tokens for one, before in zip(own, whole, strict=False)]
+    for name, runs in outcomes.items():
+        first, *cells = [_cell([getattr(run, field) for run in runs], 100) for field in _RATES]
+        start, whole = outcomes.get(START, ()), outcomes.get(WHOLE, ())
+        gains = [(run.f1 or 0.0) - (baseline.f1 or 0.0) for run, baseline in zip(runs, start, strict=False)]
+        saved = [baseline.tokens - run.tokens for run, baseline in zip(runs, whole, strict=False)]
         gain = NONE if name == START else _cell(gains, 100)
         saving = NONE if name == WHOLE else _cell(saved, 1)
-        rows.append([name, first, gain, *cells, _cell([one.tokens for one in own], 1), saving])
+        rows.append([name, first, gain, *cells, _cell([run.tokens for run in runs], 1), saving])
     return rows
 
 

@@ -1,6 +1,6 @@
-"""What a run would do and take, without doing it: steps, batch arithmetic, memory, commands.
+"""The plan of a run, without running it: steps, batch arithmetic, memory, commands.
 
-Memory is an estimate for one GPU: weights, gradients and AdamW's moments, and a rough figure for what a pass holds.
+Memory is an estimate for one GPU: weights, gradients and AdamW's state, and a rough figure for a pass's activations.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _BASES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""Shapes of the bases' decoders, for a plan on a machine that does not have them."""
+"""Shapes of the base models' decoders, for planning on a machine without these models."""
 
 _ACTIVATIONS = {True: 2, False: 34}
-"""Bytes that a pass holds for each token, layer and hidden unit, with gradient checkpointing and without."""
+"""Bytes of activations for each token, layer and hidden unit, with gradient checkpointing (True) and without."""
 
 
 @dataclass(frozen=True)
-class Size:
-    """Parameters, and what a pass's memory follows from."""
+class ModelSize:
+    """The number of parameters, and the hidden width and number of layers that determine a pass's memory."""
 
     parameters: int
     hidden: int
@@ -56,18 +56,18 @@ class Size:
 
 
 def plan_of(recipe: Recipe, path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int = 0) -> str:
-    """The plan, for people: what is done in `out` with the sources in `data`, and the commands that do it.
+    """The plan as text: the work of each stage in `out` with the sources in `data`, and the commands that run it.
 
     Raises `RecipeError` if the recipe trains nothing.
     """
-    plan = _Plan(recipe, out, max(1, gpus), model_size(recipe))
+    plan = _RunPlan(recipe, out, max(1, gpus), model_size(recipe))
     lines = [f"recipe {recipe.name}, seed {recipe.seed}, run folder {out}", plan.model()]
     lines += [f"{stage}: {line}" for stage in stages for line in getattr(plan, stage)()]
     return "\n".join([*lines, "", *commands(path, data, out, stages, gpus)])
 
 
-def model_size(recipe: Recipe) -> Size | None:
-    """Counted on the configuration; None if the model is neither here nor known."""
+def model_size(recipe: Recipe) -> ModelSize | None:
+    """The model's size by its configuration; None if the model is not on this machine and not a known base."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -77,16 +77,17 @@ def model_size(recipe: Recipe) -> Size | None:
     with torch.device("meta"):
         network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
     text = network.config.text_config
-    return Size(sum(one.numel() for one in network.parameters()), text.hidden_size, text.num_hidden_layers)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return ModelSize(parameters, text.hidden_size, text.num_hidden_layers)
 
 
 def commands(path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int) -> list[str]:
-    """Shell commands that can be run as printed: one process, or `accelerate launch` to train on several GPUs."""
+    """Shell commands to copy: one process, or `accelerate launch` for the stages that train on several GPUs."""
     lines = []
     runs: list[list[str]] = []
     for stage in (name for name in STAGES if name in stages):
-        together = runs and stage not in TRAINING and runs[-1][-1] not in TRAINING
-        (runs[-1].append(stage) if together else runs.append([stage]))
+        same_run = runs and stage not in TRAINING and runs[-1][-1] not in TRAINING
+        (runs[-1].append(stage) if same_run else runs.append([stage]))
     for run in runs if gpus > 1 else [[stage for part in runs for stage in part]]:
         words = ["guardreasoner-vl", "run", _argument(path)]
         words += [] if data == Path() else ["--data", _argument(data)]
@@ -99,7 +100,7 @@ def commands(path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int
 
 
 def _argument(path: Path) -> str:
-    """The path, written so that no command takes it for an option."""
+    """The path, with a leading `./` if a command would take it for an option."""
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
@@ -135,7 +136,7 @@ def _config(recipe: Recipe) -> dict[str, Any] | None:
     if base.base:
         return None
     try:
-        found: dict[str, Any] = AutoConfig.from_pretrained(resolve_folder(str(base.path), base.revision)).to_dict()
+        config: dict[str, Any] = AutoConfig.from_pretrained(resolve_folder(str(base.path), base.revision)).to_dict()
     except GuardError:
         known = _BASES.get(str(base.path))
         tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
@@ -144,31 +145,31 @@ def _config(recipe: Recipe) -> dict[str, Any] | None:
             "vision_config": {**tower, "out_hidden_size": known["hidden_size"]},
             "tie_word_embeddings": known["tie_word_embeddings"],
         }
-    return found
+    return config
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is known; one method for each stage, by its name."""
+class _RunPlan:
+    """The recipe and what is known about its run; one method describes each stage, by the stage's name."""
 
     recipe: Recipe
     out: Path
     gpus: int
-    size: Size | None
+    size: ModelSize | None
 
     def model(self) -> str:
         start = self.recipe.base
-        name = "made from nothing" if start.new else f"made of {start.base.path}" if start.base else start.path
-        size = "not at hand, so its size is not known" if self.size is None else _count(self.size.parameters)
+        name = "new, random weights" if start.new else f"built from {start.base.path}" if start.base else start.path
+        size = "not on this machine, size unknown" if self.size is None else _count(self.size.parameters)
         return f"model {name}: {size}"
 
     def curate(self) -> list[str]:
         data = self.recipe.data
         names = [source.title for source in data.sources]
         sections = {"drawn": data.drawn, "written": data.written, "contrast": data.contrast}
-        made = [f"{section.count:,} {name}" for name, section in sections.items() if section]
+        synthetic = [f"{section.count:,} {name}" for name, section in sections.items() if section]
         rows = _rows(self.out / "corpus")
-        return [", ".join([*names, *made]) + (f"; done, {rows:,} rows" if rows else "")]
+        return [", ".join([*names, *synthetic]) + (f"; done, {rows:,} rows" if rows else "")]
 
     def synthesize(self) -> list[str]:
         section = self.recipe.synthesize
@@ -180,7 +181,7 @@ class _Plan:
         section = self.recipe.sft
         batch = section.batch_size * section.gradient_accumulation * self.gpus
         rows = _rows(self.out / "corpus")
-        steps = f"{int(section.epochs * rows / batch):,} steps" if rows else "steps are known once the corpus stands"
+        steps = f"{int(section.epochs * rows / batch):,} steps" if rows else "steps: known once the corpus is made"
         arithmetic = f"{section.batch_size} rows x {section.gradient_accumulation} accumulated x {self.gpus} devices"
         tokens, shards = section.batch_size * section.max_length, self.gpus if section.deepspeed else 1
         return [
@@ -190,14 +191,14 @@ class _Plan:
 
     def mine(self) -> list[str]:
         section, rows = self.recipe.mine, _rows(self.out / "corpus")
-        asked = min(rows, section.limit or rows) if rows else section.limit
-        total = f": {asked:,} rows, {asked * section.candidates:,} answers" if asked else ""
+        drawn = min(rows, section.limit or rows) if rows else section.limit
+        total = f": {drawn:,} rows, {drawn * section.candidates:,} answers" if drawn else ""
         most = section.candidates * section.max_new_tokens
         return [f"{section.candidates} candidates a row{total}, at most {most:,} tokens a row; keeps {section.keep}"]
 
     def augment(self) -> list[str]:
         share, rows = self.recipe.augment.share, _rows(self.out / "mine")
-        joined = f": {round(rows * share / (1 - share)):,} pairs beside {rows:,} hard rows" if rows else ""
+        joined = f": {round(rows * share / (1 - share)):,} pairs and {rows:,} hard rows" if rows else ""
         return [f"{share:.0%} of the RL set are joined pairs{joined}"]
 
     def grpo(self) -> list[str]:
@@ -205,7 +206,7 @@ class _Plan:
         updates = section.rollout_batch // section.update_batch
         rollouts, step = section.rollout_batch * section.group_size, section.update_batch * section.group_size
         total = section.steps or (section.epochs * (rows // section.rollout_batch) if rows else None)
-        steps = "rollout batches are known once the RL set stands"
+        steps = "rollout batches: known once the RL set is made"
         if total:
             bounds = ", ".join(
                 f"B_{s} = {bound(section.clip, s, total):.4f}" for s in sorted({1, -(-total // 2), total})
@@ -225,13 +226,14 @@ class _Plan:
         return [f"{names}; mode {section.mode}"]
 
     def _memory(self, precision: str, checkpointing: bool, tokens: int, shards: int, moments: int) -> list[str]:
-        """`shards`: over how many GPUs weights and gradients are spread; `moments`: AdamW's state."""
+        """A line on memory; weights and gradients are sharded over `shards` GPUs, AdamW's state over `moments`."""
         if self.size is None:
             return []
         weight, state = (2, 12) if precision == "bf16-weights" else (4, 8)
         fixed = self.size.parameters * (2 * weight / shards + state / moments)
-        held = tokens * self.size.layers * self.size.hidden * _ACTIVATIONS[checkpointing]
-        return [f"about {_memory(fixed)} a GPU for weights, gradients and AdamW, {_memory(held)} for {tokens:,} tokens"]
+        activations = tokens * self.size.layers * self.size.hidden * _ACTIVATIONS[checkpointing]
+        passes = f"{_memory(activations)} for {tokens:,} tokens"
+        return [f"about {_memory(fixed)} a GPU for weights, gradients and AdamW, {passes}"]
 
 
 def _rows(folder: Path) -> int | None:

@@ -1,14 +1,14 @@
-"""The whole method, stage after stage, in one run folder.
+"""Runs the whole method, stage after stage, in one run folder.
 
     curate -> synthesize -> sft -> mine -> augment -> grpo -> evaluate
 
-Stages know nothing of each other: each reads what an earlier one left in the folder, goes on where it stopped, and does
-nothing where it is done.
+Stages are independent: each reads the output of earlier ones from the folder, resumes where it stopped, and is skipped
+if it is finished.
 
-OUT/recipe.json        the resolved recipe; another one is refused where a stage has read it (`recipe.run_dir`)
+OUT/recipe.json        the resolved recipe; a change is refused once a stage has read it (`recipe.run_dir`)
 OUT/corpus/            rows and their reasoning
 OUT/sft/model/         the cold start
-OUT/mine/              hard rows, and how every row fared
+OUT/mine/              hard rows, and the candidates of every row
 OUT/augment/           the RL set
 OUT/grpo/model/        the guard
 OUT/evaluate/          both models on the same rows
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.recipe import Recipe
 
 Stage = Literal["curate", "synthesize", "sft", "mine", "augment", "grpo", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 TRAINING: tuple[Stage, ...] = ("sft", "grpo")
-"""Stages that run on several GPUs; the others want one process."""
+"""Stages that can run on several GPUs; the others need a single process."""
 
 
 ROWS = 128
-"""Answers that are generated at once: stages have many to ask for."""
+"""The largest number of answers generated at once, higher than the engine's default, because stages need many."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its recipe, where its sources lie, and its folder.
+    """One run: its recipe, the folder of its sources, and its own folder.
 
-    `taken` names other runs' folders for stages whose work is taken from there. `tell` takes lines for people,
-    `progress` what is done and what there is to do.
+    `taken` maps stages to the folder of another run whose output is used. `tell` prints a line; `progress` receives the
+    number of items done and the total.
     """
 
     recipe: Recipe
@@ -85,13 +85,14 @@ class Run:
 
 
 def run(job: Run, stages: Collection[str] = STAGES) -> None:
-    """Do `stages` in the method's order.
+    """Run `stages` in the method's order.
 
-    Raises `RecipeError` if a stage that has begun read another recipe, and `DataError` if another process works there.
+    Raises `RecipeError` if a stage in the folder has read another recipe, and `DataError` if another process works
+    there.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (alone := [name for name in stages if name not in TRAINING]):
         raise RecipeError(
-            f"{', '.join(alone)} want one process: launch only --stages {' or '.join(TRAINING)} on several"
+            f"{', '.join(alone)} cannot run on several processes: launch only --stages {' or '.join(TRAINING)} so"
         )
     with open_run_dir(job.out, job.recipe, "run"):
         for stage in STAGES:
@@ -105,8 +106,8 @@ def _curate(job: Run) -> None:
 
     if not is_corpus(job.corpus):
         begin(job.out, job.recipe, "curate")
-        made = curate.run(job.recipe, job.data, job.corpus, progress=job.progress)
-        job.tell(f"  {made.info.rows:,} of {made.read:,} rows")
+        report = curate.run(job.recipe, job.data, job.corpus, progress=job.progress)
+        job.tell(f"  {report.info.rows:,} of {report.read:,} rows")
 
 
 def _synthesize(job: Run) -> None:
@@ -115,7 +116,7 @@ def _synthesize(job: Run) -> None:
 
     section, progress, corpus = job.recipe.synthesize, job.progress, _needed(job.corpus, "curate")
     begin(job.out, job.recipe, "synthesize")
-    found = synthesize.run(
+    report = synthesize.run(
         corpus,
         open_teacher(section.teacher, section.model, section.base_url),
         attempts=section.attempts,
@@ -124,18 +125,18 @@ def _synthesize(job: Run) -> None:
         budget=_budget(section.max_cost),
         progress=(lambda now: progress(now.done, now.total)) if progress else None,
     )
-    if found.left:
+    if report.remaining:
         raise DataError(
-            f"{found.left:,} rows have no reasoning yet (stopped by {found.stopped_by or 'faults'}): "
-            "run again to go on, or raise synthesize.max_cost"
+            f"{report.remaining:,} rows have no reasoning yet (stopped by {report.stopped_by or 'faults'}): "
+            "run the same command to resume, or raise synthesize.max_cost"
         )
-    job.tell(f"  {found.kept:,} of {found.rows:,} rows have reasoning")
+    job.tell(f"  {report.kept:,} of {report.rows:,} rows have reasoning")
 
 
 def _sft(job: Run) -> None:
     from guardreasoner_vl.stages import sft
 
-    sft.run(job.recipe, _needed(job.corpus, "curate"), job.out)
+    sft.run(job.recipe, _needed(job.corpus, "curate"), job.out, job.progress)
 
 
 def _mine(job: Run) -> None:
@@ -147,7 +148,7 @@ def _mine(job: Run) -> None:
     begin(job.out, job.recipe, "mine")
     report = mine.run(job.recipe, corpus, _engine(model), job.hard, progress=job.progress)
     if report.unanswered:
-        raise DataError(f"{report.unanswered:,} rows got no answer from the engine: run again to go on")
+        raise DataError(f"{report.unanswered:,} rows got no answer from the engine: run the same command to resume")
     job.tell(f"  {report.kept:,} of {report.judged:,} rows are hard ({job.recipe.mine.keep})")
 
 
@@ -190,9 +191,9 @@ def _evaluate(job: Run) -> None:
 
 
 def evaluated(job: Run, name: str, model: Path) -> Path:
-    """The folder of one model's evaluation, with its report."""
+    """Evaluate one model and write its report; returns the evaluation's folder."""
     from guardreasoner_vl.evaluation.predictions import PREDICTIONS, read_predictions
-    from guardreasoner_vl.evaluation.write import write_report
+    from guardreasoner_vl.evaluation.report import write_report
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.stages import evaluate
@@ -208,8 +209,8 @@ def evaluated(job: Run, name: str, model: Path) -> Path:
     return folder
 
 
-def benchmarks(job: Run) -> list[Loaded]:
-    """What the recipe measures on; without benchmarks its corpus's test rows, or else its validation rows."""
+def benchmarks(job: Run) -> list[LoadedBenchmark]:
+    """The recipe's benchmarks; without any, the corpus's test rows, or else its validation rows."""
     from guardreasoner_vl.evaluation.benchmarks.find import by_source, find
 
     section = job.recipe.evaluate
@@ -219,12 +220,12 @@ def benchmarks(job: Run) -> list[Loaded]:
         corpus = _needed(job.corpus, "curate")
         rows = list(read_split(corpus, "test")) or list(read_split(corpus, "validation"))
         loaded = list(by_source(rows, job.corpus))
-    return [replace(one, samples=list(islice(one.samples, section.limit))) for one in loaded]
+    return [replace(part, samples=list(islice(part.samples, section.limit))) for part in loaded]
 
 
 def _needed(folder: Path, stage: Stage) -> Path:
     if not folder.is_dir():
-        raise DataError(f"{folder} is not there: run the stage {stage} first")
+        raise DataError(f"{folder} does not exist: run the stage {stage} first")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""How a guard is asked and how it answers: the one grammar of prompts, targets, reward and parser."""
+"""A guard's prompts and answers: the grammar shared by prompts, training targets, reward and parser."""
 
 from guardreasoner_vl.protocol.answer import ParsedAnswer, Reason, parse_verdict
 from guardreasoner_vl.protocol.messages import (

@@ -1,4 +1,4 @@
-"""How a guard answers: the strict grammar (protocol, section 2).
+"""Parses a guard's answer by a strict grammar (docs/protocol.md, section 2).
 
     answer  = ws think ws result ws END
     think   = "<think>" reasoning "</think>"                       no tag inside
@@ -24,7 +24,7 @@ _LABELS = {
 
 
 class Reason(StrEnum):
-    """Why an answer is no verdict."""
+    """Why an answer is not a verdict."""
 
     EMPTY = "empty"
     UNTERMINATED_THINK = "unterminated_think"
@@ -44,7 +44,7 @@ class Reason(StrEnum):
 class ParsedAnswer:
     """Labels and reasoning of one answer; on an error both labels are `error` and `reason` says why.
 
-    `written` holds the request's and the response's labels as they stand there, whether or not there is anything to
+    `written` holds the request's and the response's labels as the answer gives them, even where there is nothing to
     judge.
     """
 
@@ -62,9 +62,9 @@ class _OutsideGrammarError(Exception):
 
 
 def parse_verdict(text: str, has_prompt: bool, has_response: bool, finish_reason: str) -> ParsedAnswer:
-    """Read one answer. `finish_reason` is `stop`, `length` or anything else for a fault.
+    """Parse one answer. `finish_reason` is `stop`, `length`, or any other value for an engine failure.
 
-    A field with nothing to judge is `not_applicable`, whatever valid label is written there.
+    If there is no request or no response, its label is `not_applicable`, whatever valid label the answer gives.
     """
     try:
         if finish_reason != "stop":
@@ -84,7 +84,7 @@ def parse_verdict(text: str, has_prompt: bool, has_response: bool, finish_reason
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Reasoning and the inside of the result block."""
+    """Split the answer into its reasoning and the content of its result block."""
     body = text.strip(_SPACE)
     if not body:
         raise _OutsideGrammarError(Reason.EMPTY)
@@ -111,21 +111,21 @@ def _labels(block: str) -> tuple[Label, Label]:
     lines = [line for line in lines if line]
     if lines[:1] == ["Answers:"]:
         lines = lines[1:]
-    found: dict[str, Label] = {}
+    labels: dict[str, Label] = {}
     for line in lines:
         field, colon, word = line.partition(":")
         if not colon or field not in ("Request", "Response"):
             raise _OutsideGrammarError(Reason.TRAILING_TEXT)
-        if field in found:
+        if field in labels:
             raise _OutsideGrammarError(Reason.DUPLICATE_LABEL)
-        if field == "Response" and "Request" not in found:
+        if field == "Response" and "Request" not in labels:
             raise _OutsideGrammarError(Reason.MISSING_LABEL)
         word = word.strip(" \t").lower()
         if not word:
             raise _OutsideGrammarError(Reason.MISSING_LABEL)
         if word not in _LABELS:
             raise _OutsideGrammarError(Reason.UNKNOWN_LABEL)
-        found[field] = _LABELS[word]
-    if "Request" not in found:
+        labels[field] = _LABELS[word]
+    if "Request" not in labels:
         raise _OutsideGrammarError(Reason.MISSING_LABEL)
-    return found["Request"], found.get("Response", Label.NOT_APPLICABLE)
+    return labels["Request"], labels.get("Response", Label.NOT_APPLICABLE)

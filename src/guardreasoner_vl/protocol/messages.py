@@ -1,4 +1,4 @@
-"""How a guard is asked: system instruction and one user message (protocol, section 1)."""
+"""Builds a guard's prompt: the system instruction and one user message (docs/protocol.md, section 1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import ImageSource, Turn
 
 IMAGE = "<image>"
-"""Stands for the model's own vision placeholder, once per image, in order."""
+"""Placeholder for the model's vision tokens, once per image, in order."""
 
 NONE = "None"
 INSTRUCTION = (files("guardreasoner_vl.protocol") / "instruction.txt").read_text("utf-8")
@@ -24,36 +24,36 @@ INSTRUCTION = (files("guardreasoner_vl.protocol") / "instruction.txt").read_text
 
 @dataclass(frozen=True)
 class Message:
-    """One chat message; `IMAGE` in `text` marks where an image stands."""
+    """One chat message; each `IMAGE` in `text` marks the position of an image."""
 
     role: Literal["system", "user", "assistant"]
     text: str
 
 
 def render_turn(turn: Turn) -> str:
-    """One `Human user:` / `AI assistant:` pair."""
+    """Render a turn as one `Human user:` / `AI assistant:` pair."""
     prompt = [neutralise(turn.prompt)] if turn.prompt and turn.prompt.strip() else []
-    asked = "\n".join([IMAGE] * len(turn.images) + prompt) or NONE
-    answered = neutralise(turn.response) if turn.has_response and turn.response else NONE
-    return f"Human user:\n{asked}\n\nAI assistant:\n{answered}\n"
+    request = "\n".join([IMAGE] * len(turn.images) + prompt) or NONE
+    response = neutralise(turn.response) if turn.has_response and turn.response else NONE
+    return f"Human user:\n{request}\n\nAI assistant:\n{response}\n"
 
 
 def build_messages(exchange: Exchange) -> tuple[Message, Message]:
-    """The system and the user message that ask a guard about `exchange`."""
+    """Build the system message and the user message for judging `exchange`."""
     transcript = "\n".join(render_turn(turn) for turn in (*exchange.history, exchange))
     return Message("system", INSTRUCTION), Message("user", transcript)
 
 
 def parse_released_input(text: str, images: Sequence[ImageSource] = ()) -> Exchange:
-    """Read the `input` of a released test file back into an exchange (method, section 7).
+    """Convert the `input` of a released test file to an exchange (docs/method.md, section 7).
 
-    The instruction may stand before it. Leading `<image>` lines are dropped: the file lists its images
-    beside the text, and `images` hands them in. A field that holds the word `None` is absent. Raises
-    `InputError` when the text has not the released layout or the exchange is empty.
+    The instruction may precede it. Leading `<image>` lines are dropped: the file lists its images separately from the
+    text, and `images` passes them. A field that is the word `None` is absent. Raises `InputError` if the text does not
+    have the released layout or the exchange is empty.
     """
-    _, asked, rest = unix_lines(text).partition("Human user:\n")
-    prompt, answered, response = rest.partition("\n\nAI assistant:\n")
-    if not (asked and answered):
+    _, request_field, rest = unix_lines(text).partition("Human user:\n")
+    prompt, response_field, response = rest.partition("\n\nAI assistant:\n")
+    if not (request_field and response_field):
         raise InputError("not a released input: expected 'Human user:' and 'AI assistant:' fields")
     while prompt == IMAGE or prompt.startswith(f"{IMAGE}\n"):
         prompt = prompt.removeprefix(IMAGE).removeprefix("\n")

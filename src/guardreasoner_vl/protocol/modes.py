@@ -1,4 +1,4 @@
-"""What a guard is made to write, in each mode and in training (protocol, sections 3 and 4)."""
+"""The texts that a guard generates in each mode and is trained on (docs/protocol.md, sections 3 and 4)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SLOW_PREFIX = ""
 FAST_PREFIX = "<think>\n</think>\n<result>\nAnswers:\nRequest:"
 RESPONSE_FIELD = "\nResponse:"
 CANDIDATES = (" harmful", " unharmful")
-"""Label words as they follow a field's colon; the first one is the positive class."""
+"""The label words after a field's colon; the first is the positive class."""
 
 END_OF_THINK = "</think>"
 END_OF_RESULT = "</result>"
@@ -23,7 +23,7 @@ Written: TypeAlias = Literal["harmful", "unharmful", "None"]
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of the assistant's text and whether it carries loss."""
+    """A part of the assistant's text, and whether it contributes to the loss."""
 
     text: str
     loss: bool
@@ -31,7 +31,7 @@ class Span:
 
 @dataclass(frozen=True)
 class TargetLabel:
-    """The word in a field; a pseudo-label stands there without loss."""
+    """The word in a field; an unknown label is a pseudo-label without loss."""
 
     word: Written
     known: bool = True
@@ -40,10 +40,10 @@ class TargetLabel:
 def training_target(
     reasoning: str | Sequence[Span] | None, request: TargetLabel, response: TargetLabel
 ) -> tuple[Span, ...]:
-    """The assistant's text, end-of-turn token not included (it carries loss).
+    """The assistant's text to train on, without the end-of-turn token (which contributes to the loss).
 
-    With reasoning everything carries loss but unknown labels. Without reasoning the empty think and the
-    result's head are context, as in `fast` mode, so that `slow` never learns to skip reasoning.
+    With reasoning, everything except unknown labels contributes to the loss. Without reasoning, the empty think and the
+    result's head are context, as in `fast` mode, so that `slow` mode never learns to skip reasoning.
     """
     if reasoning is None:
         head: tuple[Span, ...] = (Span(FAST_PREFIX, False),)

@@ -1,7 +1,7 @@
-"""User text can never become a control token or a transcript field (protocol, section 1).
+"""Prevents user text from becoming a control token or a transcript field (docs/protocol.md, section 1).
 
-One text-level function serves every engine and training alike: HTTP engines take text, trainers
-tokenise raw text, and tokenizer flags miss the markers that are not flagged special.
+One function on texts serves all engines and training: HTTP engines accept only text, trainers tokenise raw text, and
+tokenizer flags miss markers that are not special tokens.
 """
 
 import re
@@ -9,7 +9,7 @@ import unicodedata
 from functools import lru_cache
 
 _LINE_BREAKS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
-# Default-ignorable or blank, yet neither spaces nor of a category that `_plain` drops as a whole.
+# Default-ignorable or blank characters that are neither spaces nor in a category that `_plain` drops completely.
 _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
@@ -22,11 +22,11 @@ def _spaced(words: tuple[str, ...], gap: str) -> str:
 
 
 _TAG_NAMES, _FIELD_NAMES = _spaced(_NAMES, r"\s*"), _spaced(_FIELDS, " *")
-# Both read folded text. No two neighbouring repeats can take the same character, so both run in linear time.
+# Both match folded text. No two adjacent repetitions can match the same character, so both run in linear time.
 _TAG = re.compile(rf"<(?=\s*(?:\|\s*[\w.\-][\w.\-\s]*\||{_TAG_NAMES})\s*>)")
 _FIELD = re.compile(rf"^(?= *(?:{_FIELD_NAMES}))", re.MULTILINE)
 _SIMPLE = re.compile(r"[\n -~]*")
-"""Text that only case hides anything in."""
+"""Text in which only upper case can hide a marker."""
 
 
 def _plain(character: str) -> str:
@@ -40,16 +40,16 @@ def _plain(character: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _folded(character: str) -> str:
-    """What is left of a character for a reader that normalises (NFKC), ignores case and sees no invisible ones."""
+    """A character after NFKC normalisation, lower-casing and removal of invisible characters."""
     return "".join(_plain(form) for form in unicodedata.normalize("NFKC", character).lower())
 
 
 def neutralise(text: str) -> str:
-    """Return `text` with every marker broken; text without markers comes back unchanged.
+    """Return `text` with every marker broken; text without markers is returned unchanged.
 
-    The opening `<` of `<|...|>` tokens and of structural tags becomes `‹` (U+2039), a line that begins
-    with a transcript field gets `| ` in front. Case, inner spaces, invisible characters and compatibility
-    forms (full width, mathematical, ligatures: all that NFKC folds) do not hide a marker. Idempotent.
+    The opening `<` of `<|...|>` tokens and of structural tags becomes `‹` (U+2039), and a line that starts with a
+    transcript field is prefixed with `| `. Markers are also found in other case, with inner spaces or invisible
+    characters, and in compatibility forms (full width, mathematical, ligatures: all that NFKC folds). Idempotent.
     """
     forms = text.lower() if _SIMPLE.fullmatch(text) else [_folded(character) for character in text]
     folded = "".join(forms)

@@ -1,8 +1,8 @@
-"""Quotes in a guard's reasoning, held against what it was asked: words that stand nowhere there are not shown.
+"""Checks the quotes in a guard's reasoning against its input, and removes quotes that the input does not contain.
 
-A quote stands between two quotation marks in one paragraph; one that is never closed reaches to the end of its line.
-White space, case, typographic forms, invisible characters and what `neutralise` changes make no difference. An image
-may hold any words, so nothing is checked where there is one.
+A quote is enclosed by two quotation marks in one paragraph; a quote that is never closed ends with its line. White
+space, case, typographic forms, invisible characters and the changes of `neutralise` are ignored. If there is an image,
+nothing is checked, because the image may contain any words.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.protocol.messages import Message
 
 DROPPED = "[\u2026]"
-"""Stands where an unsupported quote stood."""
+"""Replaces an unsupported quote."""
 
 _DOUBLE = {
     '"': '"',
@@ -31,15 +31,16 @@ _DOUBLE = {
     "\uff02": "\uff02",
 }
 _SINGLE = {"'": "'", "\u2018": "\u2019", "\u201a": "\u2018\u2019", "`": "`"}
-"""Opening marks and what closes them. A single one may be an apostrophe: it encloses words of one line or is none."""
+"""Opening marks and the marks that close them. A single mark may be an apostrophe: a quote in single marks must end on
+its line."""
 
 _LONGEST_SINGLE = 300
-"""Characters between single marks at most, so that a lone apostrophe holds little back."""
+"""Largest number of characters between single marks, so that an apostrophe delays little text."""
 
 _CLOSING = {mark: re.compile(f"[{closing}]") for mark, closing in (_DOUBLE | _SINGLE).items()}
 _MARK = re.compile(f"[{''.join(_CLOSING)}]")
 _NOT_AFTER_A_LETTER = {*_SINGLE, '"', "\uff02", "\u201d"}
-"""What stands after a letter or a digit closes, is an apostrophe, or means inches."""
+"""Marks that do not open a quote after a letter or digit: they close one, are an apostrophe, or mean inches."""
 
 _TAG = r"</?(?:think|result)>"
 _LINE_END = re.compile(rf"\n|{_TAG}")
@@ -57,9 +58,9 @@ _INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u20
 
 
 class QuoteFilter:
-    """Passes reasoning on as it comes and holds each quote back until it is closed and found in the `messages`.
+    """Passes on streamed reasoning, and withholds each quote until it is closed and found in `messages`.
 
-    `images` tells whether images were shown beside them; `dropped` counts the quotes that were taken out.
+    `images` tells whether the request contains images; `dropped` counts the removed quotes.
     """
 
     def __init__(self, messages: Sequence[Message], images: bool = False) -> None:
@@ -69,18 +70,18 @@ class QuoteFilter:
         self._held, self._before = "", ""
 
     def whole(self, text: str) -> str:
-        """All of the reasoning at once."""
+        """Filter a complete reasoning."""
         return self.add(text) + self.finish()
 
     def add(self, text: str) -> str:
-        """What of the text so far may be shown now."""
+        """Add text; returns the text that may be shown now."""
         if self._unchecked:
             return text
         self._held += text
         return self._passed(last=False)
 
     def finish(self) -> str:
-        """What was held back; the text has ended."""
+        """Return the withheld text at the end of the reasoning."""
         return self._passed(last=True)
 
     def _passed(self, last: bool) -> str:
@@ -100,20 +101,20 @@ class QuoteFilter:
         return "".join(shown)
 
     def _opening(self, start: int, last: bool) -> int | None:
-        """Where the next quote may begin: not inside a word, and a single mark not before a space."""
-        for found in _MARK.finditer(self._held, start):
-            at = found.start()
+        """Where the next quote may start: not inside a word, and for a single mark not before a space."""
+        for match in _MARK.finditer(self._held, start):
+            at = match.start()
             before = self._held[at - 1] if at else self._before
-            if found[0] in _NOT_AFTER_A_LETTER and _is_letter(before):
+            if match[0] in _NOT_AFTER_A_LETTER and _is_letter(before):
                 continue
             after = self._held[at + 1 : at + 2]
-            if found[0] in _SINGLE and (after.isspace() or (last and not after)):
+            if match[0] in _SINGLE and (after.isspace() or (last and not after)):
                 continue
             return at
         return None
 
     def _end(self, mark: int, last: bool) -> tuple[int | None, bool]:
-        """Where the quote that opens at `mark` ends, None if that is not known yet; and whether it is one at all."""
+        """The end of the quote that opens at `mark`, None if not yet known; and whether it is a quote at all."""
         closing = _CLOSING[self._held[mark]]
         if self._held[mark] in _SINGLE:
             return self._single_end(mark, closing, last)
@@ -147,7 +148,7 @@ class QuoteFilter:
 
 
 def _stands_in(quote: str, read: str) -> bool:
-    """Whether the quote's words, those between two ellipses in a row, stand in `read`, of which words are marked."""
+    """Whether `read`, whose words are marked, contains the quote's parts between ellipses, in order."""
     at = 0
     for part in _folded(quote).split("..."):
         words = _marked(part.strip(_EDGES))
@@ -159,13 +160,13 @@ def _stands_in(quote: str, read: str) -> bool:
 
 
 def _marked(text: str) -> str:
-    """The text with a mark at both ends of each run of letters: what is found in it stands there as whole words."""
+    """The text with a mark at both ends of each run of letters, so that a search finds only whole words."""
     runs = ((is_word, "".join(run)) for is_word, run in groupby(text, _is_letter))
     return "".join(f"{_EDGE}{run}{_EDGE}" if is_word else run for is_word, run in runs)
 
 
 def _is_letter(character: str) -> bool:
-    """A digit or a letter with case: scripts without case, such as Chinese, also have no spaces between words."""
+    """Whether it is a digit or a letter with case; scripts without case, such as Chinese, do not separate words."""
     return character.islower() or character.isupper() or character.isdigit()
 
 

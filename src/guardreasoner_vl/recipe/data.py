@@ -10,34 +10,87 @@ from guardreasoner_vl.recipe.base import Section
 from guardreasoner_vl.types import Modality
 
 SAMPLES = "samples"
-"""The adapter for rows of our own."""
+"""The adapter for rows in the project's own layout."""
+
+_TEST_SHARE = (
+    "Share of the rows that is never trained on and becomes the split `test`; chosen by a hash of the row's id. "
+    "0 sets none apart."
+)
+_REPEAT = "How often training takes each row in one epoch."
 
 
 class SourceSection(Section):
-    """One data set: a folder below `--data`, or `hub:OWNER/NAME@REVISION`, read by the `adapter` of that name.
+    """One data set of the mixture."""
 
-    The adapter `samples` reads our own rows (JSONL or Parquet); for it `origin` and `licence` say where an outsider
-    gets them, the others know. `only` keeps rows whose field (or `meta.field`) has one of the values; `share` and
-    `limit` draw rows; `test_share` of them are never trained on (split `test`); `weak_share` is the share of rows
-    marked `meta.weak` that is kept; `repeat` counts rows several times; `unlabelled` keeps rows without any label,
-    which get those of the same content in the folder `labels_from` (adapter `guardreasoner-vltrain`), or a teacher's.
-    """
-
-    folder: str
-    adapter: str = SAMPLES
-    name: str = ""
-    origin: str = ""
-    licence: str = ""
-    only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    share: float = Field(default=1.0, gt=0, le=1)
-    limit: int | None = Field(default=None, ge=1)
-    test_share: float = Field(default=0.0, ge=0, lt=1)
-    weak_share: float = Field(default=0.5, ge=0, le=1)
-    repeat: int = Field(default=1, ge=1)
-    unlabelled: bool = False
-    labels_from: str | None = None
-    image_kind: str | None = None
-    image_text: str | None = None
+    folder: str = Field(
+        description="Where the data set lies: a folder below `--data`, or `hub:OWNER/NAME@REVISION` on the model hub."
+    )
+    adapter: str = Field(
+        default=SAMPLES,
+        description="The reader of the data set's format, by name. `samples` reads rows in the project's own layout "
+        "(JSONL or Parquet).",
+    )
+    name: str = Field(
+        default="",
+        description="Name under which the rows appear in the corpus. Empty: the adapter's name, or the folder for "
+        "`samples`.",
+    )
+    origin: str = Field(
+        default="",
+        description="Where others get these rows; shown on the corpus's card. Required for `samples`; other adapters "
+        "know their own.",
+    )
+    licence: str = Field(
+        default="",
+        description="Terms of the data set; shown on the corpus's card. Required for `samples`; other adapters know "
+        "their own.",
+    )
+    only: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Keep only rows whose field (or `meta` field) of this name has one of the listed values, compared "
+        "as text. Empty keeps all rows.",
+    )
+    share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the training rows that is kept, drawn at random (paper, section 3.1: 0.5 of SPA-VL, 0.6 "
+        "of HOD). 1 keeps all.",
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Largest number of training rows to keep, drawn at random after `share`. Null: no limit.",
+    )
+    test_share: float = Field(default=0.0, ge=0, lt=1, description=_TEST_SHARE)
+    weak_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the rows with weak labels (`meta.weak`) that is kept for training. 0 drops them, 1 keeps "
+        "all.",
+    )
+    repeat: int = Field(default=1, ge=1, description=_REPEAT)
+    unlabelled: bool = Field(
+        default=False,
+        description="Keep rows without any label. They get the labels of `labels_from` where the content is the same; "
+        "a teacher labels the rest by majority vote.",
+    )
+    labels_from: str | None = Field(
+        default=None,
+        description="Folder (adapter `guardreasoner-vltrain`) whose labels are taken for rows of the same content. "
+        "Needs `unlabelled: true`. Null: none.",
+    )
+    image_kind: str | None = Field(
+        default=None,
+        description="What the source's images show, in a few words, for the offline teacher's reasoning. Null: "
+        "unknown.",
+    )
+    image_text: str | None = Field(
+        default=None,
+        description="Name of the `meta` field that holds the words in the image, for the offline teacher's reasoning. "
+        "Null: the row's own `meta.image_text`, if any.",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -49,56 +102,88 @@ class SourceSection(Section):
 
     @property
     def title(self) -> str:
-        """The name under which its rows stand."""
+        """The source's name in the corpus."""
         return self.name or (self.folder if self.adapter == SAMPLES else self.adapter)
 
 
 class MadeSection(Section):
-    """Rows that the project makes itself; `test_share` of them are never trained on (split `test`)."""
+    """Rows that the project generates itself."""
 
-    count: int = Field(ge=1)
-    test_share: float = Field(default=0.0, ge=0, lt=1)
-    repeat: int = Field(default=1, ge=1)
+    count: int = Field(ge=1, description="Number of rows to generate, test rows included.")
+    test_share: float = Field(default=0.0, ge=0, lt=1, description=_TEST_SHARE)
+    repeat: int = Field(default=1, ge=1, description=_REPEAT)
 
 
 class JoinedSection(Section):
-    """Rows made of the other training rows (`sources.joined`): `share` of all texts trained on, half of them harmful.
+    """Training rows joined with harmless sentences, with each other or with forged verdicts (`sources.joined`)."""
 
-    `long` of them are 1,000 to 2,000 tokens long, which `sft.max_length` has to allow. Another `seed` draws others.
-    """
-
-    share: float = Field(default=0.12, gt=0, lt=1)
-    long: float = Field(default=0.03, ge=0, le=1)
-    seed: int = 0
+    share: float = Field(
+        default=0.12,
+        gt=0,
+        lt=1,
+        description="Share of joined rows among all training texts afterwards; half of the joined rows are harmful.",
+    )
+    long: float = Field(
+        default=0.03,
+        ge=0,
+        le=1,
+        description="Share of the joined rows that are 1,000 to 2,000 tokens long; `sft.max_length` must allow them. "
+        "0: none.",
+    )
+    seed: int = Field(default=0, description="Seed of the draw, combined with the recipe's `seed`.")
 
 
 class VariedSection(Section):
-    """Texts changed at the surface, labels kept (`sources.variation`): `share` of the training rows of text alone.
+    """Texts changed at the surface (typing errors, look-alike letters, formats), labels kept (`sources.variation`)."""
 
-    Of a varied row with an answer, `answers` is the chance that the answer is changed too. Another `seed` draws others.
-    """
-
-    share: float = Field(default=0.15, gt=0, le=1)
-    answers: float = Field(default=0.25, ge=0, le=1)
-    seed: int = 0
+    share: float = Field(default=0.15, gt=0, le=1, description="Share of the text-only training rows that are changed.")
+    answers: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Chance that the response of a changed row is changed too. 0 never changes responses.",
+    )
+    seed: int = Field(default=0, description="Seed of the choice, combined with the recipe's `seed`.")
 
 
 class DuplicatesSection(Section):
-    """What counts as the same content (`sources.duplicates`): the texts' Jaccard index, the images' differing bits.
+    """What counts as the same content (`sources.duplicates`)."""
 
-    Rows near one of `against` (benchmarks by name, or files below `--data`) are dropped.
-    """
-
-    text: float = Field(default=0.8, gt=0, le=1)
-    image: int = Field(default=4, ge=0, le=32)
-    against: tuple[str, ...] = ()
+    text: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Lowest Jaccard index of two texts' 5-word groups at which the texts are near duplicates. 1: only "
+        "equal sets of groups.",
+    )
+    image: int = Field(
+        default=4,
+        ge=0,
+        le=32,
+        description="Largest number of differing bits, of 64, of two images' perceptual hashes at which the images are "
+        "near duplicates. 0: equal hashes only.",
+    )
+    against: tuple[str, ...] = Field(
+        default=(),
+        description="Benchmarks by name, or files below `--data`; training rows near one of their rows are dropped. "
+        "Empty: compare with nothing.",
+    )
 
 
 class BalanceSection(Section):
-    """Shares reached by leaving rows out: of harmful rows inside each modality, and of each modality."""
+    """Target shares, reached by leaving rows out at random."""
 
-    harmful: float | None = Field(default=None, gt=0, lt=1)
-    modalities: dict[Modality, float] = Field(default_factory=dict)
+    harmful: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of harmful rows among the labelled rows of each modality. Null: as they come.",
+    )
+    modalities: dict[Modality, float] = Field(
+        default_factory=dict,
+        description="Share of each modality in the corpus; positive, 1 together (paper, Table 6: text 0.518, image "
+        "0.108, text-image 0.374). Empty: as they come.",
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -110,26 +195,45 @@ class BalanceSection(Section):
 
 
 class DataSection(Section):
-    """What is trained on; rows of other modalities than the named ones are left out.
+    """What is trained on (paper, section 3.1).
 
-    `drawn` are images of words (`sources.synthetic.images`), `written` exchanges with and without signs
-    (`sources.synthetic.exchanges`), `contrast` harmless requests beside harmful ones in the same words
-    (`sources.synthetic.contrast`).
-    `joined` adds rows made of training rows, then `varied` changes some texts; held-out and test rows stay as they are.
-
-    `categories` maps a source's own category to one of the taxonomy (`sources.categories`), beside the built-in map.
+    `joined` adds rows made of training rows, then `varied` changes some texts; validation and test rows stay as they
+    are.
     """
 
-    sources: tuple[SourceSection, ...] = ()
-    drawn: MadeSection | None = None
-    written: MadeSection | None = None
-    contrast: MadeSection | None = None
-    joined: JoinedSection | None = None
-    varied: VariedSection | None = None
-    modalities: tuple[Modality, ...] = ("text", "image", "text-image")
-    duplicates: DuplicatesSection | None = None
-    balance: BalanceSection | None = None
-    categories: dict[str, str] = Field(default_factory=dict)
+    sources: tuple[SourceSection, ...] = Field(default=(), description="The data sets of the mixture.")
+    drawn: MadeSection | None = Field(
+        default=None,
+        description="Generate images of words, unless only text is trained (`sources.synthetic.images`). Null: none.",
+    )
+    written: MadeSection | None = Field(
+        default=None,
+        description="Generate exchanges with and without a sign (`sources.synthetic.exchanges`). Null: none.",
+    )
+    contrast: MadeSection | None = Field(
+        default=None,
+        description="Generate harmless requests beside harmful ones in the same words (`sources.synthetic.contrast`). "
+        "Null: none.",
+    )
+    joined: JoinedSection | None = Field(
+        default=None, description="Add rows that are made by joining training rows. Null: none."
+    )
+    varied: VariedSection | None = Field(
+        default=None, description="Change some training texts at the surface. Null: none."
+    )
+    modalities: tuple[Modality, ...] = Field(
+        default=("text", "image", "text-image"), description="Modalities to keep; other rows are left out."
+    )
+    duplicates: DuplicatesSection | None = Field(
+        default=None, description="Remove duplicates and rows of the benchmarks; needs `curate`. Null: keep all rows."
+    )
+    balance: BalanceSection | None = Field(
+        default=None, description="Leave rows out to reach target shares; needs `curate`. Null: keep all rows."
+    )
+    categories: dict[str, str] = Field(
+        default_factory=dict,
+        description="Maps a source's category to one of the taxonomy (`sources.categories`), before the built-in map.",
+    )
 
     @property
     def needs_curation(self) -> bool:

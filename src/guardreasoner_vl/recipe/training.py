@@ -14,34 +14,73 @@ KeepRule = Literal["all_wrong", "mixed"]
 RewardForm = Literal["paper", "bounded", "plain"]
 Schedule = Literal["product", "linear", "cosine", "constant"]
 
+_PRECISION = (
+    "`bf16`: autocast over fp32 weights. `bf16-weights`: weights in bf16, with fp32 copies in the optimizer (one "
+    "device; faster on a CPU). `fp32`: no autocast."
+)
+_CHECKPOINTING = "Recompute activations in the backward pass: less memory, more time. The result is the same."
+_FREEZE = "Leave the vision tower's weights as they are, so that a small one does not unlearn to read."
+_MAX_GRAD_NORM = "Gradients are scaled down to this L2 norm (paper: 1.0)."
+
 
 class SftSection(Section):
-    """Reasoning SFT (paper, section 3.2). Lengths are tokens, prompt and completion together.
+    """Reasoning SFT (paper, section 3.2)."""
 
-    `freeze_vision` leaves the vision tower as it is, so that a small one does not unlearn to read.
-    `label_weight` multiplies the loss of the words harmful and unharmful, two of some sixty tokens of a
-    completion; at 1 the loss is the paper's.
-    `precision`: `bf16` is autocast over fp32 weights, `bf16-weights` holds the model in bf16 with fp32 copies
-    in the optimizer (one device; faster on a CPU). `deepspeed` is DeepSpeed's own configuration.
-    """
-
-    epochs: float = Field(default=3, gt=0)
-    learning_rate: float = Field(default=5e-5, gt=0)
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    adam_beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    batch_size: int = Field(default=6, ge=1)
-    gradient_accumulation: int = Field(default=8, ge=1)
-    max_length: int = Field(default=2048, ge=32)
-    without_reasoning: float = Field(default=0.0, ge=0, le=1)
-    label_weight: float = Field(default=1.0, ge=1)
-    freeze_vision: bool = False
-    precision: Precision = "bf16"
-    gradient_checkpointing: bool = False
-    save_steps: int = Field(default=500, ge=1)
-    teacher: Literal["rules"] | None = None
-    deepspeed: dict[str, Any] | None = None
+    epochs: float = Field(default=3, gt=0, description="Passes over the training rows; may be a fraction (paper: 3).")
+    learning_rate: float = Field(
+        default=5e-5, gt=0, description="Peak learning rate of AdamW, followed by cosine decay to 0 (paper: 5e-5)."
+    )
+    warmup_steps: int = Field(
+        default=0, description="Optimizer steps of linear warm-up to the peak learning rate (paper: 0)."
+    )
+    weight_decay: float = Field(default=0.0, description="Decoupled weight decay of AdamW. 0: none.")
+    adam_beta2: float = Field(
+        default=0.999, description="Decay rate of AdamW's second moment; lower adapts faster in short runs."
+    )
+    max_grad_norm: float = Field(default=1.0, description=_MAX_GRAD_NORM)
+    batch_size: int = Field(
+        default=6, ge=1, description="Rows of one forward pass on each device (paper: 6 on each of 4 devices)."
+    )
+    gradient_accumulation: int = Field(
+        default=8,
+        ge=1,
+        description="Forward passes in one optimizer step; the total batch is this x `batch_size` x devices (paper: "
+        "192).",
+    )
+    max_length: int = Field(
+        default=2048,
+        ge=32,
+        description="Longest row in tokens, prompt and completion together; longer rows are skipped, never cut (paper: "
+        "2048).",
+    )
+    without_reasoning: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of rows that are trained to give the labels after an empty think, which `fast` mode needs. "
+        "0: reasoning only (paper). 1: no reasoning, the paper's ablation SFT.",
+    )
+    label_weight: float = Field(
+        default=1.0,
+        ge=1,
+        description="Factor on the loss of the words harmful and unharmful, about two of sixty tokens of a completion. "
+        "1 is the paper's loss.",
+    )
+    freeze_vision: bool = Field(default=False, description=_FREEZE)
+    precision: Precision = Field(default="bf16", description=f"{_PRECISION} (Paper: bf16.)")
+    gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
+    save_steps: int = Field(
+        default=500, ge=1, description="Optimizer steps between two checkpoints; the last two checkpoints are kept."
+    )
+    teacher: Literal["rules"] | None = Field(
+        default=None,
+        description="Who writes the reasoning of rows without any: `rules`, the offline teacher. Null: such rows are "
+        "trained with an empty think.",
+    )
+    deepspeed: dict[str, Any] | None = Field(
+        default=None,
+        description="DeepSpeed's own configuration (paper: ZeRO stage 3). Null: without DeepSpeed.",
+    )
 
     @model_validator(mode="after")
     def _one_device(self) -> Self:
@@ -51,30 +90,60 @@ class SftSection(Section):
 
 
 class SynthesizeSection(Section):
-    """Who writes the corpus's reasoning (paper, section 3.1), and how much it may cost, in USD."""
+    """Who writes the corpus's reasoning (paper, section 3.1)."""
 
-    teacher: Literal["rules", "openai"] = "rules"
-    model: str = "gpt-4o-2024-08-06"
-    base_url: str | None = None
-    attempts: int = Field(default=3, ge=1)
-    votes: int = Field(default=3, ge=1)
-    concurrency: int = Field(default=64, ge=1)
-    max_cost: float | None = Field(default=None, ge=0)
+    teacher: Literal["rules", "openai"] = Field(
+        default="rules",
+        description="`rules`: the offline teacher. `openai`: a model behind an OpenAI-compatible endpoint; its key is "
+        "read from OPENAI_API_KEY.",
+    )
+    model: str = Field(
+        default="gpt-4o-2024-08-06",
+        description="The endpoint's model (paper: GPT-4o, gpt-4o-2024-08-06). Unused with `rules`.",
+    )
+    base_url: str | None = Field(
+        default=None, description="Address of the endpoint, such as http://localhost:8000/v1. Null: OpenAI's."
+    )
+    attempts: int = Field(
+        default=3,
+        ge=1,
+        description="Answers asked for until one passes the quality gates; after that many the row is skipped.",
+    )
+    votes: int = Field(
+        default=3,
+        ge=1,
+        description="Answers that label a row without labels, by majority; without a majority the row is skipped.",
+    )
+    concurrency: int = Field(default=64, ge=1, description="Requests in flight at the endpoint.")
+    max_cost: float | None = Field(
+        default=None,
+        ge=0,
+        description="Most to spend on the corpus, in USD, earlier runs included; the stage stops before it would be "
+        "exceeded. Null: no limit.",
+    )
 
 
 class MineSection(Section):
-    """Hard-sample mining (paper, section 3.3): `candidates` answers for each row of the corpus.
+    """Hard-sample mining (paper, section 3.3): sampled answers to each row decide whether it is kept."""
 
-    A row is kept if they are `all_wrong` (the paper's rule), or `mixed`, some right and some wrong. `limit` draws so
-    many rows.
-    """
-
-    candidates: int = Field(default=4, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    max_new_tokens: int = Field(default=4096, ge=16)
-    keep: KeepRule = "all_wrong"
-    limit: int | None = Field(default=None, ge=1)
+    candidates: int = Field(default=4, ge=1, description="Answers sampled for each training row (paper: 4).")
+    temperature: float = Field(
+        default=1.0, gt=0, description="Sampling temperature; near 0 all candidates agree (paper: 1.0)."
+    )
+    top_p: float = Field(
+        default=0.95, gt=0, le=1, description="Nucleus sampling: probability mass that is kept (paper: 0.95). 1: all."
+    )
+    max_new_tokens: int = Field(
+        default=4096, ge=16, description="Longest answer in tokens; a longer one counts as wrong (paper: 4096)."
+    )
+    keep: KeepRule = Field(
+        default="all_wrong",
+        description="Rows to keep: `all_wrong`, every candidate is wrong (paper); `mixed`, some are right and some are "
+        "wrong.",
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="Largest number of rows to ask about, drawn at random. Null: all."
+    )
 
     @model_validator(mode="after")
     def _can_mix(self) -> Self:
@@ -84,21 +153,38 @@ class MineSection(Section):
 
 
 class AugmentSection(Section):
-    """Safety-aware data concatenation (paper, section 3.3): `share` of the RL set are joined pairs of hard rows.
+    """Safety-aware data concatenation (paper, section 3.3)."""
 
-    `balanced` leaves pairs out until as many are harmful as unharmful.
-    """
-
-    share: float = Field(default=0.2, ge=0, lt=1)
-    balanced: bool = False
+    share: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Share of the RL set that is joined pairs of hard rows (paper: 0.2). 0: no pairs.",
+    )
+    balanced: bool = Field(
+        default=False, description="Leave pairs out until as many joined rows are harmful as unharmful."
+    )
 
 
 class ClipSection(Section):
-    """B_s, the ratio's bound at rollout batch s (`rl.clipping`)."""
+    """Dynamic clipping: B_s, the bound of the ratio at rollout batch s (paper, section 3.3; `rl.clipping`)."""
 
-    schedule: Schedule = "product"
-    epsilon: float = Field(default=0.2, gt=0, lt=1)
-    floor: float = Field(default=0.0, ge=0)
+    schedule: Schedule = Field(
+        default="product",
+        description="How the bound falls over training: `product` (paper; 0 at the end), `linear`, `cosine`, or "
+        "`constant`.",
+    )
+    epsilon: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="The bound at the start: ratios are clipped to 1 - B_s .. 1 + B_s (paper: 0.2).",
+    )
+    floor: float = Field(
+        default=0.0,
+        ge=0,
+        description="Smallest bound, at most `epsilon` (paper: 0). 0: the last updates hardly move the model.",
+    )
 
     @model_validator(mode="after")
     def _floor_below(self) -> Self:
@@ -108,13 +194,42 @@ class ClipSection(Section):
 
 
 class RewardSection(Section):
-    """The reward's form and constants (`rl.reward`)."""
+    """The length-aware safety reward (paper, section 3.3; `rl.reward`).
 
-    form: RewardForm = "paper"
-    beta: float = Field(default=1.0, gt=0, le=1)
-    min_length: float = Field(default=1 / 32, gt=0)
-    lam: float = Field(default=0.5, ge=0, le=1)
-    token_cost: float = Field(default=0.0, ge=0)
+    Lengths are those of the reasoning, as a share of `max_completion_length`.
+    """
+
+    form: RewardForm = Field(
+        default="paper",
+        description="`paper`: the published formula. `bounded`: between -(1 + `lam`) and 0, so that length never "
+        "outranks being right. `plain`: the share of right labels.",
+    )
+    beta: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Length from which on more reasoning does not soften the penalty of a wrong answer (paper: 1, Eco: "
+        "1/6).",
+    )
+    min_length: float = Field(
+        default=1 / 32,
+        gt=0,
+        description="Shortest length that counts; less than `beta`. With `paper` the lowest reward is -1 / "
+        "`min_length`^2.",
+    )
+    lam: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="How much a short wrong answer is penalised beyond a long one, with `bounded` only. 0: length has "
+        "no effect.",
+    )
+    token_cost: float = Field(
+        default=0.0,
+        ge=0,
+        description="Reward that a wholly right answer loses at full length, in proportion to its length, with "
+        "`bounded` only. 0: none.",
+    )
 
     @model_validator(mode="after")
     def _room(self) -> Self:
@@ -126,33 +241,53 @@ class RewardSection(Section):
 
 
 class GrpoSection(Section):
-    """Online RL (paper, section 3.3). `rollout_batch` and `update_batch` count prompts, lengths are tokens.
+    """Online RL: GRPO without the KL term (paper, section 3.3)."""
 
-    `steps` bounds the rollout batches (default: `epochs` over the data). `pass_tokens` bounds one forward pass, in
-    packed tokens. `save_every` and `evaluate_every` count rollout batches; the best checkpoint is the one with the
-    highest F1 on `evaluate_rows` validation rows.
-    """
-
-    group_size: int = 16
-    temperature: float = Field(default=1.2, gt=0)
-    rollout_batch: int = Field(default=512, ge=2)
-    update_batch: int = Field(default=256, ge=1)
-    max_prompt_length: int = Field(default=3072, ge=32)
-    max_completion_length: int = Field(default=3072, ge=16)
-    epochs: int = Field(default=1, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=1e-6, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    clip: ClipSection = ClipSection()
-    reward: RewardSection = RewardSection()
-    precision: Precision = "bf16"
-    gradient_checkpointing: bool = False
-    freeze_vision: bool = False
-    pass_tokens: int = Field(default=16_384, ge=64)
-    save_every: int = Field(default=1, ge=1)
-    evaluate_every: int | None = Field(default=None, ge=1)
-    evaluate_rows: int = Field(default=512, ge=1)
+    group_size: int = Field(
+        default=16, description="Answers sampled for each prompt; 2 at least, as they are compared (paper: 16)."
+    )
+    temperature: float = Field(default=1.2, gt=0, description="Sampling temperature of the rollouts (paper: 1.2).")
+    rollout_batch: int = Field(
+        default=512,
+        ge=2,
+        description="Prompts of one rollout batch; a multiple of `update_batch`, twice it at least (paper: 512).",
+    )
+    update_batch: int = Field(default=256, ge=1, description="Prompts of one optimizer step (paper: 256).")
+    max_prompt_length: int = Field(
+        default=3072, ge=32, description="Longest prompt in tokens; rows with a longer one are skipped (paper: 3072)."
+    )
+    max_completion_length: int = Field(
+        default=3072,
+        ge=16,
+        description="Longest answer in tokens; a longer one is cut and counts as wrong (paper: 3072).",
+    )
+    epochs: int = Field(default=1, ge=1, description="Passes over the RL set, in whole rollout batches (paper: 1).")
+    steps: int | None = Field(
+        default=None, ge=1, description="Rollout batches to train for. Null: what `epochs` gives."
+    )
+    learning_rate: float = Field(default=1e-6, gt=0, description="Constant learning rate of AdamW (paper: 1e-6).")
+    weight_decay: float = Field(
+        default=1e-2, ge=0, description="Decoupled weight decay of AdamW (paper: 0.01). 0: none."
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0, description=_MAX_GRAD_NORM)
+    clip: ClipSection = Field(default=ClipSection(), description="Dynamic clipping of the probability ratio.")
+    reward: RewardSection = Field(default=RewardSection(), description="The reward of an answer.")
+    precision: Precision = Field(default="bf16", description=_PRECISION)
+    gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
+    freeze_vision: bool = Field(default=False, description=_FREEZE)
+    pass_tokens: int = Field(
+        default=16_384,
+        ge=64,
+        description="Packed tokens of one forward pass, which bounds memory. The result is the same.",
+    )
+    save_every: int = Field(default=1, ge=1, description="Rollout batches between two checkpoints.")
+    evaluate_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rollout batches between two validations; the checkpoint with the highest F1 becomes the model. "
+        "Null: no validation, the last one does.",
+    )
+    evaluate_rows: int = Field(default=512, ge=1, description="Validation rows to judge each time, drawn at random.")
 
     @model_validator(mode="after")
     def _updates(self) -> Self:
@@ -168,12 +303,21 @@ class GrpoSection(Section):
 
 
 class EvaluateSection(Section):
-    """What a finished run is measured on: benchmarks by name or file below the data; without any, its own test rows.
+    """What the finished models are measured on."""
 
-    `limit` takes so many rows of each.
-    """
-
-    benchmarks: tuple[str, ...] = ()
-    mode: Mode = "slow"
-    max_new_tokens: int = Field(default=4096, ge=16)
-    limit: int | None = Field(default=None, ge=1)
+    benchmarks: tuple[str, ...] = Field(
+        default=(),
+        description="Benchmarks by name, or files below `--data`. Empty: the corpus's test rows, else its validation "
+        "rows.",
+    )
+    mode: Mode = Field(
+        default="slow",
+        description="`slow`: reason first (paper). `fast`: give the verdict only. `hybrid`: reason where the fast "
+        "score is in doubt.",
+    )
+    max_new_tokens: int = Field(
+        default=4096, ge=16, description="Longest answer in tokens; a longer one counts as wrong (paper: 4096)."
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="Rows of each benchmark to judge, the first ones. Null: all."
+    )

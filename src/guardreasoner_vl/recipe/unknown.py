@@ -1,4 +1,7 @@
-"""Error messages for settings that pydantic refuses, with a guess at what an unknown key was meant to be."""
+"""Error messages for settings that pydantic refuses; an unknown key gets its new name, or the closest known key.
+
+A settings model lists its renamed keys in `renamed_keys: ClassVar[dict[str, str]]`, old name to new name.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -22,15 +25,26 @@ def first_problem(problems: Sequence[ErrorDetails], root: type[BaseModel], whole
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{place or whole}: {problem['msg'].removeprefix('Value error, ')}"
+    if renamed := renamed_key(root, problem["loc"]):
+        return f"{place!r} was renamed: write {renamed!r}"
     close = nearest_key(root, problem["loc"])
     hint = f"; did you mean {close!r}?" if close else "; remove it"
     return f"unknown key {place!r}{hint}"
 
 
+def renamed_key(root: type[BaseModel], place: Sequence[str | int]) -> str | None:
+    """The full new name of a key that was renamed within its section; None for any other key."""
+    for section in _resolve(root, place[:-1])[1]:
+        renamed: Mapping[str, str] = getattr(section, "renamed_keys", {})
+        if new_name := renamed.get(str(place[-1])):
+            return ".".join([*map(str, place[:-1]), new_name])
+    return None
+
+
 def nearest_key(root: type[BaseModel], place: Sequence[str | int]) -> str | None:
     """The known key closest to the unknown one: misplaced, misspelt, or both; with its full name if elsewhere."""
     known = known_keys(root)
-    unknown, section = str(place[-1]), _section_of(root, place[:-1])
+    unknown, section = str(place[-1]), ".".join(_resolve(root, place[:-1])[0])
     siblings = {name: name for name, parent in known if parent == section}
     elsewhere = {name: f"{parent}.{name}" if parent else name for name, parent in known if parent != section}
     for names, likeness in ((elsewhere, 1.0), (siblings, 0.6), (elsewhere, 0.6)):
@@ -49,8 +63,8 @@ def known_keys(root: type[BaseModel], place: str = "") -> list[tuple[str, str]]:
     return keys + [(name, place) for name in root.model_fields]
 
 
-def _section_of(root: type[BaseModel], place: Sequence[str | int]) -> str:
-    """The dotted name of a section, without indices of lists and keys of mappings."""
+def _resolve(root: type[BaseModel], place: Sequence[str | int]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The names of the sections on the way to a place, without list indices and mapping keys, and the models there."""
     names: list[str] = []
     sections = [root]
     for part in place:
@@ -59,7 +73,7 @@ def _section_of(root: type[BaseModel], place: Sequence[str | int]) -> str:
         if field is not None:
             names.append(name)
             sections = _sections(field.annotation)
-    return ".".join(names)
+    return names, sections
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

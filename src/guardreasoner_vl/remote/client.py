@@ -1,6 +1,6 @@
-"""A client of `POST /v1/guard` that always comes back with a verdict.
+"""A client of `POST /v1/guard` that always returns a verdict.
 
-Whatever goes wrong on the way is an error verdict that blocks: who was not asked has not allowed anything.
+If the service does not answer, the verdict is an error that blocks.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["DEFAULT_URL", "GuardClient", "blocked_reason", "unjudged"]
 
 
 class GuardClient:
-    """Asks a guard service, from threads and from event loops alike.
+    """Calls a guard service, from threads and from event loops.
 
-    `on_error="allow"` lets pass, with a critical log line, while the service cannot be reached or is failing (429, 5xx,
-    an unreadable answer). What the service refuses (4xx) or could not judge stays as it says: whoever writes a request
-    may not choose to be let through. `timeout` is in seconds; the environment's proxies are not used.
+    `on_error="allow"` allows an exchange, with a critical log line, while the service cannot be reached or is failing
+    (429, 5xx, an unreadable answer). What the service refuses (4xx) or could not judge is not allowed, so that the
+    author of a request cannot bypass the guard. `timeout` is in seconds; the environment's proxies are not used.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class GuardClient:
         messages: Sequence[Mapping[str, Any]] | None = None,
         mode: Mode | None = None,
     ) -> Verdict:
-        """The verdict about prompt, images (`data:` URLs, bytes or files) and response, or about chat messages."""
+        """Judge a prompt, images (`data:` URLs, bytes or files) and a response, or chat messages."""
         try:
             answer = self._client.post(self._url, json=self._body(prompt, images, response, messages, mode))
         except Exception as error:
@@ -80,16 +80,17 @@ class GuardClient:
         """`judge` without blocking the event loop."""
         try:
             body = self._body(prompt, images, response, messages, mode)
-            answer = await self._of_this_loop().post(self._url, json=body)
+            answer = await self._async_client().post(self._url, json=body)
         except Exception as error:
             return self._failed(error, mode)
         return self._read(answer, mode)
 
     def close(self) -> None:
+        """Close the synchronous connections."""
         self._client.close()
 
     async def aclose(self) -> None:
-        """Close, and what this event loop has open too."""
+        """Close the synchronous connections and those of this event loop."""
         self.close()
         if client := self._clients.pop(asyncio.get_running_loop(), None):
             await client.aclose()
@@ -106,8 +107,8 @@ class GuardClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def _of_this_loop(self) -> httpx.AsyncClient:
-        """A connection belongs to the event loop that opened it; agents are often run in a new loop each time."""
+    def _async_client(self) -> httpx.AsyncClient:
+        """The client of the running event loop: connections belong to one loop, and agents often run in a new loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             self._clients[loop] = httpx.AsyncClient(**self._options)
@@ -135,30 +136,31 @@ class GuardClient:
         status = answer.status_code
         if status != 200:
             failing = status == 429 or status >= 500
-            return self._without("guard_refused", f"the guard service answered with status {status}", mode, failing)
+            return self._unjudged("guard_refused", f"the guard service answered with status {status}", mode, failing)
         try:
             return Verdict.model_validate_json(answer.content)
         except ValueError:
-            return self._without("guard_malformed", "the guard service answered with no verdict", mode, failing=True)
+            return self._unjudged("guard_malformed", "the guard service returned no verdict", mode, failing=True)
 
     def _failed(self, error: Exception, mode: Mode | None) -> Verdict:
         if isinstance(error, httpx.TimeoutException):
-            return self._without("guard_timeout", "the guard service took too long", mode, failing=True)
+            return self._unjudged("guard_timeout", "the guard service did not answer in time", mode, failing=True)
         if isinstance(error, httpx.TransportError):
-            told = f"the guard service cannot be reached ({type(error).__name__})"
-            return self._without("guard_unreachable", told, mode, failing=True)
-        return self._without("guard_unasked", f"it cannot be sent ({type(error).__name__})", mode, failing=False)
+            message = f"the guard service cannot be reached ({type(error).__name__})"
+            return self._unjudged("guard_unreachable", message, mode, failing=True)
+        message = f"the request cannot be sent ({type(error).__name__})"
+        return self._unjudged("guard_unasked", message, mode, failing=False)
 
-    def _without(self, code: str, message: str, mode: Mode | None, failing: bool) -> Verdict:
+    def _unjudged(self, code: str, message: str, mode: Mode | None, failing: bool) -> Verdict:
         if failing and self._on_error == "allow":
-            _log.critical("let through unjudged: %s", message, extra={"code": code})
+            _log.critical("allowed without judgement: %s", message, extra={"code": code})
             return unjudged(code, message, mode).model_copy(update={"action": "allow"})
-        _log.error("blocked unjudged: %s", message, extra={"code": code})
+        _log.error("blocked without judgement: %s", message, extra={"code": code})
         return unjudged(code, message, mode)
 
 
 def unjudged(code: str, message: str, mode: Mode | None = None) -> Verdict:
-    """The verdict, which blocks, about what never got to a guard."""
+    """A blocking error verdict for an exchange that no guard judged."""
     return Verdict(
         request=Judgement(label=Label.ERROR),
         response=Judgement(label=Label.ERROR),
@@ -171,7 +173,7 @@ def unjudged(code: str, message: str, mode: Mode | None = None) -> Verdict:
 
 
 def _data_url(image: str | bytes | Path) -> str:
-    """Only a `Path` is a file: a string may come from whoever writes the request."""
+    """The image as a `data:` URL. Only a `Path` is read as a file, because a string may come from an end user."""
     if isinstance(image, str):
         return image
     return data_url(image.read_bytes() if isinstance(image, Path) else image)

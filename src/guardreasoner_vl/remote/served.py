@@ -1,4 +1,4 @@
-"""A guard that a running service provides (`guardreasoner-vl serve`): the service's model, policy and batching."""
+"""A guard that calls a running service (`guardreasoner-vl serve`), which has its own model, policy and batching."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KEY_VARIABLE = "GUARDREASONER_KEY"
 
 
 class ServedGuard(GuardOverHttp["Item"]):
-    """Asks the service at `url`, at most `max_concurrency` exchanges at once; a key is read from GUARDREASONER_KEY.
+    """Sends exchanges to the service at `url`, at most `max_concurrency` at once; reads the key from GUARDREASONER_KEY.
 
-    Raises `EngineError` if the service cannot be used. Later faults are `error` verdicts; a busy service is asked
-    again.
+    Raises `EngineError` if the service cannot be used. Later failures are `error` verdicts; if the service is busy, the
+    request is retried.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ServedGuard(GuardOverHttp["Item"]):
         super().__init__(HttpClient(base, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
         self.mode = mode
         try:
-            (first,) = self._loop.run_all([self._asked({"prompt": "Hello.", "mode": mode})])
+            (first,) = self._loop.run_all([self._send({"prompt": "Hello.", "mode": mode})])
         except BaseException:
             self.close()
             raise
@@ -46,17 +46,17 @@ class ServedGuard(GuardOverHttp["Item"]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its verdicts is the service's own matter."""
+        """Empty: only the service knows its settings."""
         return {}
 
     async def _verdict(self, item: Item) -> Verdict:
         try:
             exchange, _ = checked_exchange(as_exchange(item))
-            return await self._asked({"messages": messages_of(exchange), "mode": self.mode, "include_reasoning": True})
+            return await self._send({"messages": messages_of(exchange), "mode": self.mode, "include_reasoning": True})
         except GuardError as error:
             return failure(error, self.mode, self.model, Usage())
 
-    async def _asked(self, body: dict[str, Any]) -> Verdict:
+    async def _send(self, body: dict[str, Any]) -> Verdict:
         try:
             answer = await self._http.post("guard", lambda: body)
         except HttpError as error:
@@ -66,11 +66,13 @@ class ServedGuard(GuardOverHttp["Item"]):
         try:
             return Verdict.model_validate_json(answer)
         except ValidationError as error:
-            raise EngineError("the answer is no verdict: check that the URL is a guardreasoner-vl service") from error
+            raise EngineError(
+                "the answer is not a verdict: check that the URL is a guardreasoner-vl service"
+            ) from error
 
 
 def messages_of(exchange: Exchange) -> list[dict[str, Any]]:
-    """The exchange, its images taken in, as chat messages with `data:` URLs."""
+    """An exchange with checked images, as chat messages with `data:` URLs."""
     messages = []
     for turn in (*exchange.history, exchange):
         parts = [*_images(turn), *([text_part(turn.prompt)] if turn.prompt else [])]

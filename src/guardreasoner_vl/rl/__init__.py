@@ -1,4 +1,4 @@
 """The mathematics of online RL: rewards, advantages, clipping, loss, and the shared-prefix forward pass.
 
-Nothing here knows a trainer.
+Pure functions: nothing here imports a trainer.
 """

@@ -1,8 +1,8 @@
-"""Advantages within a group (method, section 5).
+"""Advantages within a group (docs/method.md, section 5).
 
     A_i = (r_i - mean(r)) / (std(r) + 1e-4)
 
-The small number and the sample standard deviation (n - 1) are TRL's; a group of equal rewards has advantages of zero.
+The constant 1e-4 and the sample standard deviation (n - 1) are TRL's; a group of equal rewards has advantages of zero.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ EPSILON = 1e-4
 
 
 def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """Advantages of shape (groups, G) from rewards of that shape, G of 2 or more. Raises `FloatingPointError`."""
+    """Advantages (groups, G) from rewards (groups, G), G at least 2.
+
+    Raises `FloatingPointError` if a reward is NaN or infinite.
+    """
     if not rewards.isfinite().all():
         raise FloatingPointError("a reward is NaN or infinite: check reward.min_length and the reward's form")
     centred = rewards - rewards.mean(1, keepdim=True)
     advantages = centred / (rewards.std(1, keepdim=True) + EPSILON)
-    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)  # else rounding of the mean would stay
+    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)  # else the mean's rounding error would remain
     return advantages.masked_fill(equal, 0.0)

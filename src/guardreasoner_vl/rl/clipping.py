@@ -1,4 +1,4 @@
-"""Dynamic clipping: the ratio's bound B_s at rollout batch s of s_total, s from 1 (method, section 5).
+"""Dynamic clipping: the bound B_s of the ratio at rollout batch s of s_total, s from 1 (docs/method.md, section 5).
 
     product    B_s = eps * prod_{i=1..s} (s_total - i) / s_total      as published; 0 at the end
     linear     B_s = eps * (s_total - s) / s_total

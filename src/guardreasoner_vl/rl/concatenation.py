@@ -1,10 +1,10 @@
-"""Safety-aware data concatenation (paper, section 3.3; method, section 4): two rows become one.
+"""Safety-aware data concatenation (paper, section 3.3; docs/method.md, section 4): join two rows into one.
 
-Labels follow the union rule (`sources.union`). Texts are joined by a blank line, and the images of both become one
-image; where only one row has images, they stay as they are.
+Labels follow the union rule (`sources.union`). Texts are joined by a blank line. If both rows have images, they are
+merged into one; if only one row has images, they are kept unchanged.
 
-Harmful outcomes prevail: where a share p of the rows is harmful, 1 - (1 - p)^2 of the pairs are, 75% for p = 1/2.
-Drawing pairs of either outcome apart gives the same as drawing from all and leaving the prevailing ones out.
+Harmful pairs prevail: if a share p of the rows is harmful, 1 - (1 - p)^2 of the pairs are, 75% for p = 1/2. Drawing
+pairs for each outcome separately is equivalent to drawing from all pairs and dropping the excess of the prevailing one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RECORDED = {"id", "modality", "request_label", "response_label"}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows in the order in which they are joined; `layout` is how their images are merged."""
+    """Two rows in the order in which they are joined; `layout` says how their images are merged."""
 
     first: Sample
     second: Sample
@@ -41,25 +41,25 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """What the joined row is called, made of both ids."""
+        """The joined row's name, a digest of both ids."""
         ids = json.dumps([self.first.id, self.second.id])
         return hashlib.sha256(ids.encode()).hexdigest()[:24]
 
     @property
     def merges(self) -> bool:
-        """Whether there are images on both sides."""
+        """Whether both rows have images, which must be merged."""
         return bool(self.first.images and self.second.images)
 
 
 def drawn_pairs(rows: Sequence[Sample], rng: random.Random, outcome: GoldLabel | None = None) -> Iterator[Pair]:
-    """Every pair of different rows once, in random order, drawn as they are asked for.
+    """Every pair of different rows once, in random order, drawn lazily.
 
-    With an `outcome`, only pairs with a harmful row, or only pairs without one. Rows are told apart by id.
+    `outcome` limits them to pairs with a harmful row, or to pairs without one. Rows with the same id are one row.
     """
     known = {row.id: row for row in rows}.values()
     plain = [row for row in known if class_of(row) != "harmful"]
     ordered = [*plain, *(row for row in known if class_of(row) == "harmful")]
-    # Pairs are numbered by their later row, so those without a harmful row come first.
+    # Pairs are numbered by their later row, so that pairs without a harmful row have the lower numbers.
     edge, end = math.comb(len(plain), 2), math.comb(len(ordered), 2)
     start, stop = {"harmful": (edge, end), "unharmful": (0, edge), None: (0, end)}[outcome]
     for number in _shuffled(start, stop, rng):
@@ -70,7 +70,7 @@ def drawn_pairs(rows: Sequence[Sample], rng: random.Random, outcome: GoldLabel |
 
 
 def _shuffled(start: int, stop: int, rng: random.Random) -> Iterator[int]:
-    """The numbers from `start` to before `stop` in random order; memory grows with those taken only."""
+    """The numbers of range(start, stop) in random order; memory grows with the numbers taken so far."""
     moved: dict[int, int] = {}
     for last in range(stop - 1, start - 1, -1):
         at = rng.randint(start, last)
@@ -79,17 +79,17 @@ def _shuffled(start: int, stop: int, rng: random.Random) -> Iterator[int]:
 
 
 def joint_label(pair: Pair, target: Target) -> GoldLabel | None:
-    """The union rule; None where a label that would decide is unknown, and where there is nothing to judge."""
+    """The pair's label by the union rule; None if it is undetermined, or if there is nothing to judge."""
     return union_label((pair.first, pair.second), target)
 
 
 def joined(pair: Pair, image: str | None = None) -> Sample:
-    """The pair as one row; `image` is the path of the merged one, needed where both have images.
+    """Join the pair into one row; `image` is the path of the merged image.
 
-    Raises `ValueError` if it is missing there or given elsewhere.
+    Raises `ValueError` unless `image` is given exactly if both rows have images.
     """
     if pair.merges != (image is not None):
-        raise ValueError("a merged image belongs to pairs with images on both sides, and to no others")
+        raise ValueError("give a merged image if both rows of the pair have images, and only then")
     first, second = pair.first, pair.second
     images = (image,) if image is not None else first.images + second.images
     prompt, response = _text(first.prompt, second.prompt), _text(first.response, second.response)

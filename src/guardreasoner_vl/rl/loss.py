@@ -1,9 +1,9 @@
-"""The clipped objective without KL (method, section 5).
+"""The clipped objective without KL (docs/method.md, section 5).
 
     L = -1/N * sum_i 1/|o_i| * sum_t min(K_it A_i, clip(K_it, 1 - B, 1 + B) A_i),   K = exp(logp - logp_old)
 
 Ratios are per token, the mean is per completion, then over the N completions of the update (TRL's `grpo` loss).
-Tokens stand in one row, whatever completion they belong to.
+The tokens of all completions are concatenated into one dimension.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Clipped:
-    """`loss` is a scalar; `clipped` (tokens,) marks tokens whose gradient the bound cut off."""
+    """`loss` is a scalar; `clipped` (tokens,) marks the tokens whose gradient is zero because of the bound."""
 
     loss: torch.Tensor
     clipped: torch.Tensor
@@ -24,7 +24,7 @@ class Clipped:
 def clipped_loss(
     logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, weights: torch.Tensor, bound: float
 ) -> Clipped:
-    """All tensors are of shape (tokens,); `weights` are 1 / (N |o_i|)."""
+    """The clipped loss; all tensors have the shape (tokens,), `weights` are 1 / (N |o_i|)."""
     ratio = (logprobs - old).exp()
     free, cut = ratio * advantages, ratio.clamp(1 - bound, 1 + bound) * advantages
     loss = -(torch.minimum(free, cut) * weights).sum()

@@ -1,13 +1,13 @@
-"""Forward passes in which a prefix stands once, whatever number of sequences begin with it.
+"""Forward passes that compute a prefix once for all sequences that begin with it.
 
 A tree is a prefix and its branches: a prompt and its G completions, or an instruction and the rows that follow it.
 Trees are packed into one row without padding,
 
     [prefix | branch 1 | ... | branch G | next tree's prefix | ...]
 
-so that every linear layer sees each token once. Attention is that of the separate sequences: a prefix sees itself, a
-branch its prefix and itself. Positions (M-RoPE) of a branch go on from its prefix. All is exact up to rounding, and
-it is an ordinary forward pass: gradient checkpointing and autocast act as ever.
+so that every linear layer processes each token once. Attention equals that of the separate sequences: a prefix attends
+to itself, a branch to its prefix and itself. Positions (M-RoPE) of a branch continue those of its prefix. The result is
+exact up to rounding, and it is an ordinary forward pass, compatible with gradient checkpointing and autocast.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAME = "shared_prefix"
-"""The attention implementation's name in transformers; without a layout it is SDPA."""
+"""The attention implementation's name in transformers; a call without a layout runs SDPA."""
 
 MOST_LOGITS = 2**28
-"""Logits that stand in memory at once: 1 GB in fp32."""
+"""The largest number of logits in memory at once: 1 GB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Tree:
-    """A prefix and the branches that go on from it; a prefix has one token or more, a branch too."""
+    """A prefix and the branches that continue it; each has at least one token."""
 
     prefix: Branch
     branches: tuple[Branch, ...]
@@ -56,8 +56,8 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Span:
-    """Where a tree lies: the row's place where its prefix starts, the prefix's tokens, each branch's tokens."""
+class TreeSpan:
+    """A tree's place in the row: where its prefix starts, and the lengths of prefix and branches in tokens."""
 
     start: int
     prefix: int
@@ -66,14 +66,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Packed:
-    """One row of L tokens: `ids` (1, L), `positions` (3, 1, L), and where each tree lies.
+    """One row of L tokens: `ids` (1, L), `positions` (3, 1, L), and each tree's place.
 
-    `predicts` (T,) are the places whose outputs predict the branches' T tokens in order, `targets` (T,) these tokens.
+    `predicts` (T,) are the indices whose outputs predict the branches' T tokens in order, `targets` (T,) these tokens.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
-    spans: tuple[Span, ...]
+    spans: tuple[TreeSpan, ...]
     predicts: torch.Tensor
     targets: torch.Tensor
 
@@ -89,12 +89,12 @@ class Packed:
 
 
 def completion(ids: Sequence[int], next_position: int) -> Branch:
-    """A branch of text that counts on from `next_position`."""
+    """A branch of text whose positions start at `next_position`."""
     return Branch(ids, np.broadcast_to(np.arange(len(ids)) + next_position, (3, len(ids))))
 
 
 def pack(trees: Sequence[Tree]) -> Packed:
-    """All trees in one row."""
+    """Pack all trees into one row."""
     ids: list[int] = []
     positions, spans = [], []
     predicts: list[int] = []
@@ -108,7 +108,7 @@ def pack(trees: Sequence[Tree]) -> Packed:
             targets += branch.ids
             ids += branch.ids
             positions.append(branch.positions)
-        spans.append(Span(start, len(tree.prefix.ids), tuple(len(branch.ids) for branch in tree.branches)))
+        spans.append(TreeSpan(start, len(tree.prefix.ids), tuple(len(branch.ids) for branch in tree.branches)))
     return Packed(
         torch.tensor([ids]),
         torch.from_numpy(np.concatenate(positions, axis=1))[:, None],
@@ -119,17 +119,17 @@ def pack(trees: Sequence[Tree]) -> Packed:
 
 
 def use_shared_prefix(model: Any) -> None:
-    """Let the decoder of a Qwen2.5-VL take packed rows; ordinary ones it still reads as with SDPA."""
+    """Switch a Qwen2.5-VL's decoder to an attention that accepts packed rows; other rows are computed by SDPA."""
     model.model.language_model.set_attn_implementation(NAME)
 
 
 def log_probabilities(
     model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None = None, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Log-probability of each branch token, of shape (T,), in fp32, by the policy that samples at `temperature`.
+    """Log-probability of each branch token, of shape (T,), in fp32, under the policy that samples at `temperature`.
 
-    `vision` holds the images in order. Where the logits of all tokens would be large they are made piece by piece,
-    and again in the backward pass.
+    `vision` holds the images in order. If the logits of all tokens exceed `MOST_LOGITS`, they are computed in pieces,
+    and recomputed in the backward pass.
     """
     hidden = _hidden(model, packed, vision)
     rows = max(1, MOST_LOGITS // model.config.text_config.vocab_size)
@@ -140,17 +140,17 @@ def log_probabilities(
 
 
 def arguments(packed: Packed) -> dict[str, Any]:
-    """What a model of `use_shared_prefix` is called with, beside the images."""
+    """The arguments for a model with `use_shared_prefix`, without the images."""
     return {
         "input_ids": packed.ids,
         "position_ids": packed.positions,
         "attention_mask": {"full_attention": None},
-        "layout": Layout.of(packed),
+        "layout": PackedLayout.of(packed),
     }
 
 
 def _hidden(model: Any, packed: Packed, vision: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
-    """Last hidden states where branch tokens are predicted, of shape (T, width)."""
+    """The last hidden states that predict branch tokens, of shape (T, width)."""
     output = model.model(**arguments(packed), use_cache=False, **(vision or {}))
     states: torch.Tensor = output.last_hidden_state[0]
     return states[packed.predicts]
@@ -162,11 +162,11 @@ def _head(model: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: 
 
 
 @dataclass(frozen=True)
-class _Group:
-    """One tree's places for attention.
+class _TreeGroup:
+    """One tree's indices for attention.
 
-    `gather` (G, T) are the places of the branches' tokens, padded at their ends; `mask` (T, P + T) is what a branch
-    token sees of prefix and branch; `real` are the flat (G * T) places that are no padding, None if there is none.
+    `gather` (G, T) are the indices of the branches' tokens, padded at their ends; `mask` (T, P + T) is True where a
+    branch token attends to prefix and branch; `real` are the flat (G * T) indices without padding, None if none is.
     """
 
     start: int
@@ -175,37 +175,37 @@ class _Group:
     mask: torch.Tensor
     real: torch.Tensor | None
 
-    def to(self, device: torch.device) -> _Group:
+    def to(self, device: torch.device) -> _TreeGroup:
         real = None if self.real is None else self.real.to(device)
-        return _Group(self.start, self.prefix, self.gather.to(device), self.mask.to(device), real)
+        return _TreeGroup(self.start, self.prefix, self.gather.to(device), self.mask.to(device), real)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What attention has to know of a packed row."""
+class PackedLayout:
+    """The structure of a packed row that attention needs."""
 
-    groups: tuple[_Group, ...]
+    groups: tuple[_TreeGroup, ...]
 
     @classmethod
-    def of(cls, packed: Packed) -> Layout:
+    def of(cls, packed: Packed) -> PackedLayout:
         return cls(tuple(_group(span, packed.ids.device) for span in packed.spans))
 
-    def to(self, device: torch.device) -> Layout:
+    def to(self, device: torch.device) -> PackedLayout:
         """The same on another device."""
-        return Layout(tuple(group.to(device) for group in self.groups))
+        return PackedLayout(tuple(group.to(device) for group in self.groups))
 
 
-def _group(span: Span, device: torch.device) -> _Group:
+def _group(span: TreeSpan, device: torch.device) -> _TreeGroup:
     lengths = torch.tensor(span.branches, device=device)
     longest = max(span.branches)
     starts = span.start + span.prefix + lengths.cumsum(0) - lengths
     steps = torch.arange(longest, device=device)
     inside = steps < lengths[:, None]
     gather = starts[:, None] + steps.minimum(lengths[:, None] - 1)
-    own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-    mask = torch.cat((own.new_ones(longest, span.prefix), own), dim=1)
+    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+    mask = torch.cat((causal.new_ones(longest, span.prefix), causal), dim=1)
     real = None if bool(inside.all()) else inside.flatten().nonzero()[:, 0]
-    return _Group(span.start, span.prefix, gather, mask, real)
+    return _TreeGroup(span.start, span.prefix, gather, mask, real)
 
 
 def _attention(
@@ -215,21 +215,21 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    layout: Layout | None = None,
+    layout: PackedLayout | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it: query, key and value of shape (1, heads, L, width) to (1, L, heads, width)."""
+    """transformers' attention interface: query, key and value (1, heads, L, width) give (1, L, heads, width)."""
     if layout is None:
         ordinary, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
         return ordinary, None
     grouped = key.shape[1] != query.shape[1]
     pieces = []
     for group in layout.groups:
-        own = slice(group.start, group.start + group.prefix)
-        prefix_key, prefix_value = key[:, :, own], value[:, :, own]
+        prefix_places = slice(group.start, group.start + group.prefix)
+        prefix_key, prefix_value = key[:, :, prefix_places], value[:, :, prefix_places]
         pieces.append(
             scaled_dot_product_attention(
-                query[:, :, own], prefix_key, prefix_value, is_causal=True, scale=scaling, enable_gqa=grouped
+                query[:, :, prefix_places], prefix_key, prefix_value, is_causal=True, scale=scaling, enable_gqa=grouped
             )[0].transpose(0, 1)
         )
         branches = scaled_dot_product_attention(
@@ -245,7 +245,7 @@ def _attention(
     return torch.cat(pieces)[None], None
 
 
-def _branches(states: torch.Tensor, group: _Group) -> torch.Tensor:
+def _branches(states: torch.Tensor, group: _TreeGroup) -> torch.Tensor:
     """(1, heads, L, width) -> (G, heads, T, width)."""
     count, longest = group.gather.shape
     chosen = states[0].index_select(1, group.gather.flatten())

@@ -1,10 +1,10 @@
-"""Who may ask, and how much: checked before a route sees the request (`serving.md`, section 4).
+"""Access control before a route runs: who may send requests, and how large.
 
-    request id -> Host -> Origin -> key, which names the caller -> size -> time to arrive
+    request id -> Host -> Origin -> key, which names the caller -> body size -> time to arrive
 
-Health probes, which ask by address, skip the checks of Host, Origin and key; the page's own files need no key. Without
-keys the service listens on this machine alone, and a web page that the user has open must not reach it: its Origin is
-not the service's, and a name that was rebound to this machine is not an allowed Host.
+Health probes address the service by IP and skip the checks of Host, Origin and key; the page's own files need no key.
+Without keys the service listens on loopback only, and web pages open in the user's browser must not reach it: their
+Origin differs from the service's, and a DNS name rebound to this machine is not an allowed Host.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 
+from guardreasoner_vl.service.admission import AdmissionGate
 from guardreasoner_vl.service.callers import ANONYMOUS, Callers, Origin
 from guardreasoner_vl.service.metrics import METHODS
-from guardreasoner_vl.service.turnstile import Turnstile
-from guardreasoner_vl.service.wire import fault
+from guardreasoner_vl.service.wire import error_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,12 +41,12 @@ TRACE = b"traceparent"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 NDJSON = "application/x-ndjson"
-GROWING = "/v1/guard/stream"
-"""The route that takes an answer while it grows."""
+ANSWER_STREAM = "/v1/guard/stream"
+"""The route that accepts an answer while a model writes it."""
 
 
 class RefusedRequestError(HTTPException):
-    """What the client is told instead of an answer; an `HTTPException`, so that FastAPI lets it through."""
+    """A refusal with its HTTP status; an `HTTPException`, because FastAPI does not convert those."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(status, message)
@@ -54,12 +54,12 @@ class RefusedRequestError(HTTPException):
 
 
 class Access:
-    """The outermost layer of the service: refuses, numbers, counts and logs requests; content is never looked at."""
+    """The outermost ASGI layer: refuses, numbers, counts and logs requests; it never inspects content."""
 
     def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, callers: Callers) -> None:
         self._app, self._config, self._metrics, self._callers = app, config, metrics, callers
-        self._turnstile = Turnstile()
-        self._held = 0
+        self._gate = AdmissionGate()
+        self._body_bytes = 0
         self._hosts = {host.lower() for host in (*config.allowed_hosts, *_own_names(config.host))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,14 +82,14 @@ class Access:
             origin = replace(origin, caller=self._checked(scope["path"], headers))
             scope.setdefault("state", {})["origin"] = origin
             if scope["path"] not in HEALTH:
-                await self._turnstile.enter()
+                await self._gate.enter()
             await self._app(scope, self._bounded(scope, headers, receive, body, origin.caller), numbered)
         except RefusedRequestError as error:
             if answered:
                 raise
             await _answer(error, numbered)
         finally:
-            self._held -= body.taken
+            self._body_bytes -= body.received
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, scope["method"], status, seconds)
@@ -107,7 +107,7 @@ class Access:
             )
 
     def _checked(self, path: str, headers: _Headers) -> str:
-        """The caller. Raises `RefusedRequestError`."""
+        """Check the headers and return the caller's name. Raises `RefusedRequestError`."""
         if headers.length > self._config.limits.body_bytes:
             raise self._too_large()
         if path in HEALTH:
@@ -117,7 +117,7 @@ class Access:
         return ANONYMOUS if path in PAGE else self._caller(headers)
 
     def _check_host(self, headers: _Headers) -> None:
-        """Only where no key protects the service: there a rebound name would be enough to use it."""
+        """Only needed without keys: a rebound DNS name would then suffice to use the service."""
         if self._callers.needs_key and not self._config.allowed_hosts:
             return
         if _host_name(headers.get(b"host")) not in self._hosts:
@@ -127,44 +127,44 @@ class Access:
         origin = headers.get(b"origin")
         if not origin or origin in self._config.allowed_origins:
             return
-        if _place(origin) != headers.get(b"host").lower():
+        if _authority(origin) != headers.get(b"host").lower():
             raise self._refused(403, "bad_origin", "web pages of other origins may not ask: see allowed_origins")
 
     def _caller(self, headers: _Headers) -> str:
         if not self._callers.needs_key:
             return ANONYMOUS
-        scheme, _, given = headers.raw(b"authorization").partition(b" ")
-        caller = self._callers.named(given.strip() if scheme.lower() == b"bearer" else b"")
+        scheme, _, key = headers.raw(b"authorization").partition(b" ")
+        caller = self._callers.named(key.strip() if scheme.lower() == b"bearer" else b"")
         if caller is None:
             raise self._refused(401, "unauthorised", "give a key: Authorization: Bearer KEY")
         return caller
 
     def _bounded(self, scope: Scope, headers: _Headers, receive: Receive, body: _Body, caller: str) -> Receive:
-        """`receive` that counts bytes and seconds, whatever the headers say."""
+        """Wrap `receive` to bound the body's bytes and seconds, independently of its headers."""
         limits = self._config.limits
         until = time.monotonic() + limits.body_seconds
-        grows = scope["path"] == GROWING and headers.get(b"content-type").startswith(NDJSON)
+        is_streamed = scope["path"] == ANSWER_STREAM and headers.get(b"content-type").startswith(NDJSON)
         whole = False
 
         async def bounded() -> Message:
             nonlocal whole
             if whole:
-                return await receive()  # only the client's leaving can come
-            # An answer that grows comes as slowly as its model writes it, but it comes.
-            left = limits.body_seconds if grows else until - time.monotonic()
+                return await receive()  # after the body only the disconnect message can follow
+            # A streamed answer arrives as slowly as its model writes it, so its bound is per message.
+            seconds = limits.body_seconds if is_streamed else until - time.monotonic()
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(seconds):
                     message = await receive()
             except TimeoutError:
-                told = "the request took too long to arrive: send it again"
-                raise self._refused(408, "too_slow", told, caller) from None
+                message_text = "the request took too long to arrive: send it again"
+                raise self._refused(408, "too_slow", message_text, caller) from None
             size = len(message.get("body", b""))
-            body.taken += size
-            self._held += size
+            body.received += size
+            self._body_bytes += size
             whole = not message.get("more_body", False)
-            if body.taken > limits.body_bytes:
+            if body.received > limits.body_bytes:
                 raise self._too_large(caller)
-            if self._held > limits.all_bodies_bytes:
+            if self._body_bytes > limits.all_bodies_bytes:
                 raise self._refused(503, "bodies_full", "too many large requests are under way: try again", caller)
             return message
 
@@ -175,20 +175,20 @@ class Access:
         return self._refused(413, "too_large", f"the request has more than {most:,} bytes: send less at once", caller)
 
     def _refused(self, status: int, code: str, message: str, caller: str = ANONYMOUS) -> RefusedRequestError:
-        """The refusal, counted here: FastAPI answers one raised while it reads the body, and no layer above sees it."""
+        """Count a refusal and return it; FastAPI answers one raised while it reads a body, so it is not seen above."""
         self._metrics.refused(code, caller)
         return RefusedRequestError(status, code, message)
 
 
 @dataclass
 class _Body:
-    """How many bytes of a request's body have come."""
+    """The number of bytes received of a request's body."""
 
-    taken: int = 0
+    received: int = 0
 
 
 class _Headers:
-    """The first of each header; names in lower case, as ASGI has them."""
+    """The first value of each header; names are lower case, as in ASGI."""
 
     def __init__(self, scope: Scope) -> None:
         self._values: dict[bytes, bytes] = {}
@@ -208,7 +208,7 @@ class _Headers:
 
 
 def _origin(headers: _Headers) -> Origin:
-    """The caller's ids if they have a form that is safe to repeat, else a new request id and no trace."""
+    """The caller's ids if they are safe to repeat, else a new request id and no trace."""
     request_id, trace = headers.raw(REQUEST_ID), headers.raw(TRACE)
     return Origin(
         request_id.decode("ascii") if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
@@ -231,16 +231,16 @@ def _own_names(host: str) -> set[str]:
     return names - {"0.0.0.0", "::"}
 
 
-def _place(origin: str) -> str:
-    """Host and port of an Origin header; "" if it has none."""
+def _authority(origin: str) -> str:
+    """Host and port of an Origin header; empty if it is malformed."""
     try:
         return urlsplit(origin).netloc.lower()
-    except ValueError:  # a bracket that is not closed
+    except ValueError:  # an unclosed bracket
         return ""
 
 
 def _host_name(value: str) -> str:
-    """The name in a Host header, without port and brackets."""
+    """The name in a Host header, without port and brackets; empty if it is malformed."""
     try:
         name = urlsplit(f"//{value}").hostname or ""
         return str(ipaddress.ip_address(name)) if ":" in name else name.lower()
@@ -249,7 +249,7 @@ def _host_name(value: str) -> str:
 
 
 async def _answer(error: RefusedRequestError, send: Send) -> None:
-    body = json.dumps(fault(error.code, error.detail)).encode()
+    body = json.dumps(error_body(error.code, error.detail)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.status_code == 401:
         headers.append((b"www-authenticate", b"Bearer"))

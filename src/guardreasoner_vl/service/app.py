@@ -1,4 +1,4 @@
-"""The service's routes."""
+"""The routes of the service, and their assembly into an ASGI application."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from starlette.requests import ClientDisconnect
 from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.service.access import NDJSON, Access
-from guardreasoner_vl.service.answers import all_of
-from guardreasoner_vl.service.asking import Asker, Asking, body_of, described
+from guardreasoner_vl.service.answer_stream import guard_answer_stream
+from guardreasoner_vl.service.answers import gather_or_cancel
 from guardreasoner_vl.service.audit import AuditLog
-from guardreasoner_vl.service.backend import backend_of
+from guardreasoner_vl.service.backend import make_backend
 from guardreasoner_vl.service.bodies import InvalidBodyError, read_body
 from guardreasoner_vl.service.callers import Callers, RefusedError
-from guardreasoner_vl.service.desk import Desk, UnknownGuardError
+from guardreasoner_vl.service.context import RequestContext, RequestContextDep, openapi_body, parsed_body
 from guardreasoner_vl.service.fetch import ImageFetcher
-from guardreasoner_vl.service.growing import growing
 from guardreasoner_vl.service.litellm_wire import LiteLLMRequest, LiteLLMResponse
 from guardreasoner_vl.service.metrics import Metrics
+from guardreasoner_vl.service.moderation import ModerationService, UnknownGuardError
 from guardreasoner_vl.service.proxy import add_proxy
-from guardreasoner_vl.service.streaming import QueueWatch, told, verdict_event
+from guardreasoner_vl.service.streaming import QueueListener, event_stream, verdict_event
 from guardreasoner_vl.service.wire import (
-    GuardRequest,
+    GuardBody,
     ModerationRequest,
     ModerationResponse,
     blocked_reason,
-    fault,
-    moderation,
+    error_body,
+    moderation_result,
     no_fetch,
-    shown,
+    public_verdict,
 )
-from guardreasoner_vl.types import Verdict
+from guardreasoner_vl.types import Target, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from guardreasoner_vl.service.backend import Backend
-    from guardreasoner_vl.service.config import ServiceConfig, Stage
+    from guardreasoner_vl.service.config import ServiceConfig
 
 _log = logging.getLogger(__name__)
 _FILES = {
@@ -64,20 +64,20 @@ def create_app(
     backends: Mapping[str, Backend] | None = None,
     upstream: httpx.AsyncBaseTransport | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application; `backends` and `upstream` stand in for the configured ones in tests.
+    """Build the service as an ASGI application; tests replace the configured `backends` and `upstream`.
 
-    Raises `InputError` if the audit log cannot be written. Its start fails with `ModelError` or `EngineError`, also
-    kept as `app.state.failure`, if a model cannot be loaded.
+    Raises `InputError` if the audit log cannot be opened. If a model cannot be loaded, the application's start raises
+    `ModelError` or `EngineError` and keeps it as `app.state.failure`.
     """
     metrics = Metrics(backends or config.guards)
     guards = backends or {
-        name: backend_of(section, config.limits.together, metrics.engine_restarted, config.limits.windows)
+        name: make_backend(section, config.limits.max_batch_size, metrics.engine_restarted, config.limits.windows)
         for name, section in config.guards.items()
     }
     callers = Callers(config)
     metrics.callers = callers.names
     audit = AuditLog(config.audit, metrics.audit_failed) if config.audit.path else None
-    desk = Desk(guards, config, metrics, audit, callers)
+    moderation = ModerationService(guards, config, metrics, audit, callers)
     fetcher = ImageFetcher(config.images) if config.images.hosts else None
 
     @asynccontextmanager
@@ -85,20 +85,20 @@ def create_app(
         try:
             for backend in guards.values():
                 await backend.start()
-            desk.begin()
+            moderation.start_probes()
             yield
         except GuardError as error:
             _log.critical("the service cannot start (%s)", str(error))
             app.state.failure = error
             raise
         finally:
-            await desk.close()
+            await moderation.close()
             for client in (fetcher, app.state.proxy):
                 if client:
                     await client.aclose()
 
     app = FastAPI(title="GuardReasoner-VL", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.desk, app.state.config, app.state.metrics, app.state.failure = desk, config, metrics, None
+    app.state.moderation, app.state.config, app.state.metrics, app.state.failure = moderation, config, metrics, None
     app.state.callers, app.state.leaving = callers, False
     app.state.fetch = fetcher.fetch if fetcher else no_fetch
     _add_faults(app)
@@ -111,59 +111,62 @@ def create_app(
 
 
 def _add_faults(app: FastAPI) -> None:
-    """Errors in OpenAI's shape, in one line, without what was sent."""
+    """Answer errors in OpenAI's format: one line that never quotes the request."""
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
         headers = {"Retry-After": str(error.retry_after)}
-        return JSONResponse(fault(error.code, str(error)), error.status, headers)
+        return JSONResponse(error_body(error.code, str(error)), error.status, headers)
 
     @app.exception_handler(GuardError)
     async def failed(_: Request, error: GuardError) -> JSONResponse:
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-        return JSONResponse(fault(error.code, str(error)), status)
+        return JSONResponse(error_body(error.code, str(error)), status)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         code = getattr(error, "code", "http_error")
-        return JSONResponse(fault(code, str(error.detail)), error.status_code, error.headers)
+        return JSONResponse(error_body(code, str(error.detail)), error.status_code, error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:  # noqa: ARG001
-        return JSONResponse(fault("client_gone", "the client has gone"), 499)
+        return JSONResponse(error_body("client_gone", "the client has gone"), 499)
 
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(fault("internal", f"the service failed ({type(error).__name__})"), 500)
+        return JSONResponse(error_body("internal", f"the service failed ({type(error).__name__})"), 500)
 
 
 def _add_health(app: FastAPI) -> None:
-    desk: Desk = app.state.desk
+    moderation: ModerationService = app.state.moderation
     metrics: Metrics = app.state.metrics
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
-        """The service is there."""
+        """Liveness: the process answers."""
         return {"status": "ok"}
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["health"])
     async def readyz() -> JSONResponse:
-        """Every guard judges, the queue has places, and the service is not about to end; answered at once."""
-        state = "leaving" if app.state.leaving else desk.state()
+        """Readiness: every guard judges, the queue is not full, and no shutdown has begun. Answers at once."""
+        state = "leaving" if app.state.leaving else moderation.state()
         return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
     @app.get("/metrics", tags=["health"])
     async def metrics_page() -> Response:
-        """For Prometheus."""
+        """Metrics in Prometheus' text format."""
         body, kind = metrics.render()
         return Response(body, media_type=kind)
 
     @app.get("/v1/models", tags=["guard"])
     async def models() -> dict[str, Any]:
-        """The service's guards, the default one first."""
-        rows = [{"id": name, "object": "model", "owned_by": desk.backend(name)[1].model.name} for name in desk.guards]
+        """The configured guards, the default one first."""
+        rows = [
+            {"id": name, "object": "model", "owned_by": moderation.backend(name)[1].model.name}
+            for name in moderation.guards
+        ]
         return {"object": "list", "data": rows}
 
     for path, (name, kind) in _FILES.items():
@@ -179,67 +182,71 @@ def _add_file(app: FastAPI, path: str, name: str, kind: str) -> None:
 
 
 def _add_guard(app: FastAPI) -> None:
-    @app.post("/v1/guard", tags=["guard"], openapi_extra=described(GuardRequest))
-    async def guard(body: Annotated[GuardRequest, Depends(body_of(GuardRequest))], asking: Asking) -> Verdict:
-        """Judge one exchange: the full verdict. What cannot be judged is an error verdict, whose action says block."""
-        verdict = await asking.verdict(body.exchange(asking.fetch), body.guard, body.mode)
-        return shown(verdict, body.include_reasoning)
+    @app.post("/v1/guard", tags=["guard"], openapi_extra=openapi_body(GuardBody))
+    async def guard(body: Annotated[GuardBody, Depends(parsed_body(GuardBody))], context: RequestContextDep) -> Verdict:
+        """Judge one exchange and return the full verdict; input that cannot be judged is an error verdict."""
+        verdict = await context.judge(body.exchange(context.fetch), body.guard, body.mode)
+        return public_verdict(verdict, body.include_reasoning)
 
     @app.post(
         "/v1/guard/stream",
         tags=["guard"],
         response_class=StreamingResponse,
-        openapi_extra=described(GuardRequest),
+        openapi_extra=openapi_body(GuardBody),
     )
-    async def stream(asking: Asking) -> StreamingResponse:
-        """Judge one exchange and tell the reasoning as it comes; or, as NDJSON, release an answer while it grows.
+    async def stream(context: RequestContextDep) -> StreamingResponse:
+        """Judge one exchange and stream the reasoning; or, with NDJSON, guard an answer while a model writes it.
 
         JSON: a body of `/v1/guard`; events `reasoning`, `restart`, `verdict`. NDJSON: such a body without response as
         the first line, then lines `{"delta": "..."}`; events `release`, `verdict`.
         """
-        if asking.request.headers.get("content-type", "").startswith(NDJSON):
-            return _BothWays(await growing(asking), media_type="text/event-stream")
-        return StreamingResponse(await _reasoning(asking), media_type="text/event-stream")
+        if context.request.headers.get("content-type", "").startswith(NDJSON):
+            return _DuplexResponse(await guard_answer_stream(context), media_type="text/event-stream")
+        return StreamingResponse(await _reasoning_events(context), media_type="text/event-stream")
 
 
-class _BothWays(StreamingResponse):
-    """A streamed answer to a request that still arrives: the body is the route's to read."""
+class _DuplexResponse(StreamingResponse):
+    """A streamed response to a request whose body is still arriving: only the route reads that body."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         await self.stream_response(send)
 
 
-async def _reasoning(asking: Asker) -> AsyncIterator[bytes]:
-    body = read_body(GuardRequest, await asking.request.body())
-    asking.desk.check(body.guard)
-    watch = QueueWatch()
-    judging = asking.verdict_within(body.exchange(asking.fetch), body.guard, body.mode, watch)
-    return told(watch, judging, lambda verdict: verdict_event(shown(verdict, body.include_reasoning)))
+async def _reasoning_events(context: RequestContext) -> AsyncIterator[bytes]:
+    body = read_body(GuardBody, await context.request.body())
+    context.moderation.check(body.guard)
+    listener = QueueListener()
+    judging = context.judge_mid_stream(body.exchange(context.fetch), body.guard, body.mode, listener)
+    return event_stream(
+        listener, judging, lambda verdict: verdict_event(public_verdict(verdict, body.include_reasoning))
+    )
 
 
 def _add_shapes(app: FastAPI) -> None:
-    @app.post("/v1/moderations", tags=["compatible"], openapi_extra=described(ModerationRequest))
+    @app.post("/v1/moderations", tags=["compatible"], openapi_extra=openapi_body(ModerationRequest))
     async def moderations(
-        body: Annotated[ModerationRequest, Depends(body_of(ModerationRequest))], asking: Asking
+        body: Annotated[ModerationRequest, Depends(parsed_body(ModerationRequest))], context: RequestContextDep
     ) -> ModerationResponse:
-        """OpenAI's moderation: strings one by one, parts as one exchange, or messages with the assistant's answer."""
-        verdicts = await all_of(asking.verdict(one, body.guard, body.mode) for one in body.exchanges(asking.fetch))
+        """OpenAI's moderation: each string by itself, all parts together, or messages with the assistant's answer."""
+        verdicts = await gather_or_cancel(
+            context.judge(exchange, body.guard, body.mode) for exchange in body.exchanges(context.fetch)
+        )
         return ModerationResponse(
-            id=f"modr-{asking.origin.request_id}",
-            model=asking.desk.backend(body.guard)[1].model.name,
+            id=f"modr-{context.origin.request_id}",
+            model=context.moderation.backend(body.guard)[1].model.name,
             results=[
-                moderation(verdict, messages, body.include_reasoning)
+                moderation_result(verdict, messages, body.include_reasoning)
                 for verdict, messages in zip(verdicts, body.conversations, strict=True)
             ],
         )
 
-    @app.post("/beta/litellm_basic_guardrail_api", tags=["compatible"], openapi_extra=described(LiteLLMRequest))
+    @app.post("/beta/litellm_basic_guardrail_api", tags=["compatible"], openapi_extra=openapi_body(LiteLLMRequest))
     async def litellm(
-        body: Annotated[LiteLLMRequest, Depends(body_of(LiteLLMRequest))], asking: Asking
+        body: Annotated[LiteLLMRequest, Depends(parsed_body(LiteLLMRequest))], context: RequestContextDep
     ) -> LiteLLMResponse:
-        """LiteLLM's generic guardrail; a body without anything to judge is BLOCKED."""
-        side: Stage | None = "response" if body.input_type == "response" else None
-        verdict = await asking.verdict(body.exchange(asking.fetch), side=side)
+        """LiteLLM's generic guardrail API; a body without anything to judge is BLOCKED."""
+        target: Target | None = "response" if body.input_type == "response" else None
+        verdict = await context.judge(body.exchange(context.fetch), target=target)
         if verdict.action == "allow":
             return LiteLLMResponse(action="NONE")
         return LiteLLMResponse(action="BLOCKED", blocked_reason=blocked_reason(verdict))

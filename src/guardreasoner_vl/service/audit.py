@@ -1,12 +1,12 @@
-"""The audit log: one line of JSON for each verdict, appended to a file that rotates.
+"""The audit log: one JSON line for each verdict, appended to a file that is rotated.
 
-A line is one write to a file opened for appending, so it stands in the file, whole, when `record` returns, also
-after `kill -9`. What can be torn is a line whose `record` never returned (a kill in the middle of a long one, a full
-disk, a power cut): the next start or line closes it off with a newline, so that it damages no other. Texts and
-images' hashes are written only where the operator asks for them.
+A line is one write to a file opened for appending, so it is complete in the file when `record` returns, even after
+`kill -9`. Only a line whose `record` never returned can be torn (a kill during a long write, a full disk, a power cut);
+the next start or line ends it with a newline, so that it damages no other line. Texts and image hashes are written only
+if the operator asks for them.
 
-A line that cannot be written does not hold up the request: it is logged as CRITICAL with the request's id, counted in
-`failed`, and the next one is tried again. One process at a time has the file, by a lock that ends with it.
+A line that cannot be written does not delay the request: it is logged as CRITICAL with the request's id and counted in
+`failed`, and the next line is tried again. One process at a time holds the file, by a lock that ends with the process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Exchange, ImageSource, Turn, Verdict
 
 PROMPT_VERSION = hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:12]
-"""Names the instruction that the guard is asked with."""
+"""Identifies the instruction in the guard's prompt."""
 
 _log = logging.getLogger(__name__)
 _SHOWN = {"request", "response", "flagged", "action", "mode", "model", "usage"}
@@ -49,22 +49,27 @@ _NEWLINE = b"\n"
 
 
 class AuditSettings(Frozen):
-    """Where to write (nowhere without a `path`); `content` adds the texts and the images' SHA-256.
+    """Where the audit log is written, and what it holds."""
 
-    A file has `max_bytes` at most, or one line; `keep` older ones stay. `sync` waits for the disk at each line.
-    """
-
-    path: Path | None = None
-    content: bool = False
-    max_bytes: int = Field(default=100_000_000, ge=1)
-    keep: int = Field(default=10, ge=1)
-    sync: bool = False
+    path: Path | None = Field(
+        default=None, description="File to append to, in a folder that the service may write. Null: no audit log."
+    )
+    content: bool = Field(
+        default=False, description="Also write the texts, the reasoning and the images' SHA-256. Off: neither."
+    )
+    max_bytes: int = Field(
+        default=100_000_000, ge=1, description="Size of a file in bytes at which a new one is begun; one line at least."
+    )
+    keep: int = Field(default=10, ge=1, description="Older files to keep, `PATH.1` the newest.")
+    sync: bool = Field(
+        default=False, description="Wait for the disk at each line, so that a power cut loses none; slower."
+    )
 
 
 class AuditLog:
-    """Appends verdicts to `settings.path`; for any number of threads. Raises `InputError` if it cannot.
+    """Appends verdicts to `settings.path`; safe for threads. Raises `InputError` if the file cannot be opened.
 
-    `failed` counts the lines that could not be written, and `on_failure` is called at each of them.
+    `failed` counts the lines that could not be written; `on_failure` is called for each of them.
     """
 
     def __init__(self, settings: AuditSettings, on_failure: Callable[[], object] = lambda: None) -> None:
@@ -75,7 +80,7 @@ class AuditLog:
         self._file: int | None = None
         if self._path is not None:
             try:
-                self._standing(self._path)
+                self._current_file(self._path)
             except (OSError, ValueError) as error:
                 remedy = "give a file that no other process writes, in a folder that this user may write"
                 raise InputError(
@@ -92,7 +97,7 @@ class AuditLog:
         exchange: Exchange | None,
         cached: bool = False,
     ) -> None:
-        """Append one line; `digest` names what was judged. A fault is logged and counted, not raised."""
+        """Append one line; `digest` identifies the exchange. A failure is logged and counted, not raised."""
         if self._path is None:
             return
         row = {
@@ -111,35 +116,37 @@ class AuditLog:
         try:
             if self._settings.content:
                 row |= {"reasoning": verdict.reasoning, **_content(exchange)}
-            line = json.dumps(row, allow_nan=False).encode("ascii") + _NEWLINE  # ASCII: nothing in it ends the line
+            line = json.dumps(row, allow_nan=False).encode("ascii") + _NEWLINE  # ASCII escapes all line breaks
             with self._lock:
                 self._append(self._path, line)
         except (OSError, ValueError) as error:
             with self._lock:
                 self.failed += 1
             fields = {"request_id": origin.request_id, "code": "audit"}
-            _log.critical("an audit line is lost (%s): make room or mend the file", _reason(error), extra=fields)
+            _log.critical(
+                "an audit line is lost (%s): free disk space or repair the file", _reason(error), extra=fields
+            )
             self._on_failure()
 
     def close(self) -> None:
-        """Give the file back; a later `record` would open it again."""
+        """Close the file; a later `record` reopens it."""
         with self._lock:
-            self._drop()
+            self._close_file()
 
     def _append(self, path: Path, line: bytes) -> None:
-        file = self._standing(path)
+        file = self._current_file(path)
         size = os.fstat(file).st_size
         if size and size + len(line) > self._settings.max_bytes:
             file = self._rotated(path, file)
         if os.write(file, line) < len(line):
-            raise OSError(errno.ENOSPC, "only a part was written")
+            raise OSError(errno.ENOSPC, "the line was written only in part")
         if self._settings.sync:
             os.fsync(file)
 
-    def _standing(self, path: Path) -> int:
-        """The file that is at `path` now: it may have been moved or deleted by others since the last line."""
+    def _current_file(self, path: Path) -> int:
+        """The open file at `path`, reopened if it was moved or deleted since the last line."""
         if self._file is not None and not stands_at(path, self._file):
-            self._drop()
+            self._close_file()
         if self._file is None:
             self._file = _opened(path, self._settings.sync)
         if is_torn(self._file):
@@ -147,17 +154,17 @@ class AuditLog:
         return self._file
 
     def _rotated(self, path: Path, file: int) -> int:
-        """A fresh file; where it cannot be had, the full one, since a line counts for more than a limit."""
+        """Rotate and open a new file; if that fails, keep the full one, since a line matters more than the limit."""
         try:
             _shift(path, self._settings.keep)
             self._file = _opened(path, self._settings.sync)
         except OSError as error:
-            _log.critical("the audit log cannot be rotated (%s): mend its folder", _reason(error))
+            _log.critical("the audit log cannot be rotated (%s): check its folder", _reason(error))
             return file
         os.close(file)
         return self._file
 
-    def _drop(self) -> None:
+    def _close_file(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -170,11 +177,11 @@ def _content(exchange: Exchange | None) -> dict[str, Any]:
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
-    return {"prompt": turn.prompt, "response": turn.response, "images": [_checked_image(one) for one in turn.images]}
+    return {"prompt": turn.prompt, "response": turn.response, "images": [_image_digest(image) for image in turn.images]}
 
 
-def _checked_image(source: ImageSource) -> str | None:
-    """SHA-256 of the image's file, or of a `data:` URL's text if it is not plain base64; null for what is neither."""
+def _image_digest(source: ImageSource) -> str | None:
+    """SHA-256 of the image's file, or of a `data:` URL's text if it is not base64; None if it is neither."""
     if isinstance(source, CheckedImage):
         return source.digest
     if isinstance(source, str) and source[:5].lower() == "data:":
@@ -194,7 +201,7 @@ def _opened(path: Path, sync: bool) -> int:
         if not try_lock(file):
             raise BlockingIOError
         if not os.access(path.parent, os.W_OK):
-            raise OSError(errno.EACCES, "its folder cannot be written, so it could not rotate")
+            raise OSError(errno.EACCES, "its folder is not writable, so the log could not be rotated")
         if sync:
             sync_folder(path.parent)
     except BaseException:
@@ -204,7 +211,7 @@ def _opened(path: Path, sync: bool) -> int:
 
 
 def _shift(path: Path, keep: int) -> None:
-    """`path` -> `path.1` -> `path.2` and so on, up to the first gap, which a kill on the way may have left."""
+    """Rename `path` -> `path.1` -> `path.2` and so on, up to the first gap, which a kill during a shift may leave."""
 
     def older(number: int) -> Path:
         return Path(f"{path}.{number}")
@@ -213,7 +220,7 @@ def _shift(path: Path, keep: int) -> None:
     for number in range(last - 1, 0, -1):
         older(number).replace(older(number + 1))
     path.replace(older(1))
-    surplus = keep + 1  # from a time when more were kept
+    surplus = keep + 1  # left over from a larger `keep`
     while older(surplus).exists():
         older(surplus).unlink()
         surplus += 1
@@ -221,5 +228,5 @@ def _shift(path: Path, keep: int) -> None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, BlockingIOError):
-        return "another process writes it"
+        return "another process writes to it"
     return getattr(error, "strerror", None) or type(error).__name__

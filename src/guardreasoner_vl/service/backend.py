@@ -1,4 +1,4 @@
-"""Who judges: a model in a process of its own, or another server over HTTP."""
+"""Backends of the service: a model in a separate process, or a model behind another server."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from guardreasoner_vl.guard import Asked, Guard
+from guardreasoner_vl.guard import Guard, GuardRequest
 from guardreasoner_vl.judging.policy import MAX_WINDOWS
 from guardreasoner_vl.service.process import EngineProcess
-from guardreasoner_vl.service.worker import Opening
+from guardreasoner_vl.service.worker import WorkerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.engines.base import StreamListener
     from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.service.config import GuardSection
     from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Verdict
 
 
 class Backend(Protocol):
-    """One guard of the service. All methods belong to one event loop."""
+    """One guard of the service. Call the methods from one event loop only."""
 
     policy: Policy
 
@@ -30,33 +30,33 @@ class Backend(Protocol):
 
     @property
     def is_up(self) -> bool:
-        """Whether it can take an exchange now."""
+        """Whether it accepts exchanges now."""
 
     async def start(self) -> None:
-        """Raises `ModelError` or `EngineError`."""
+        """Load the model. Raises `ModelError` or `EngineError`."""
 
-    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
-        """The verdict; cancelling it calls the judgement off. Raises `EngineError` if the engine is gone."""
+    async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
+        """Judge one exchange; cancelling the caller cancels it. Raises `EngineError` if the engine has ended."""
 
     async def close(self) -> None:
         """Free the engine."""
 
 
-class OwnProcess:
-    """A model on this machine."""
+class LocalBackend:
+    """A model in a process of this machine."""
 
     def __init__(
-        self, section: GuardSection, together: int, restarted: Callable[[], None], windows: int = MAX_WINDOWS
+        self, section: GuardSection, max_batch_size: int, restarted: Callable[[], None], max_windows: int = MAX_WINDOWS
     ) -> None:
-        self.policy = replace(section.policy, max_windows=windows)
-        opening = Opening(section.model, section.revision, self.policy, {"engine": "transformers"})
-        self._process = EngineProcess(opening, together, restarted)
+        self.policy = replace(section.policy, max_windows=max_windows)
+        config = WorkerConfig(section.model, section.revision, self.policy, {"engine": "transformers"})
+        self._process = EngineProcess(config, max_batch_size, restarted)
         self._model: ModelInfo | None = None
 
     @property
     def model(self) -> ModelInfo:
         if self._model is None:
-            raise RuntimeError("the model's name is known once it has started")
+            raise RuntimeError("the model is known only after start()")
         return self._model
 
     @property
@@ -70,19 +70,19 @@ class OwnProcess:
     async def start(self) -> None:
         self._model = (await self._process.start()).model
 
-    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
-        return await self._process.judge(exchange, mode, watch)
+    async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
+        return await self._process.judge(exchange, mode, listener)
 
     async def close(self) -> None:
         await self._process.close()
 
 
-class OtherServer:
-    """A model behind an OpenAI-compatible server, such as vLLM, which batches by itself."""
+class RemoteBackend:
+    """A model behind an OpenAI-compatible server, such as vLLM, which does the batching."""
 
-    def __init__(self, section: GuardSection, together: int, windows: int = MAX_WINDOWS) -> None:
-        self.policy = replace(section.policy, max_windows=windows)
-        self._section, self._together = section, together
+    def __init__(self, section: GuardSection, max_batch_size: int, max_windows: int = MAX_WINDOWS) -> None:
+        self.policy = replace(section.policy, max_windows=max_windows)
+        self._section, self._max_batch_size = section, max_batch_size
         self._guard: Guard | None = None
 
     @property
@@ -96,8 +96,8 @@ class OtherServer:
     async def start(self) -> None:
         self._guard = await asyncio.to_thread(self._open)
 
-    async def judge(self, exchange: Exchange, mode: Mode | None, watch: Watch | None) -> Verdict:
-        return await self._opened.amoderate_each(Asked(exchange, mode, watch and _OnThisLoop(watch)))
+    async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
+        return await self._opened.amoderate_each(GuardRequest(exchange, mode, listener and _LoopListener(listener)))
 
     async def close(self) -> None:
         if self._guard:
@@ -106,38 +106,38 @@ class OtherServer:
     @property
     def _opened(self) -> Guard:
         if self._guard is None:
-            raise RuntimeError("the server has not been asked yet: start first")
+            raise RuntimeError("not connected to the server: call start() first")
         return self._guard
 
     def _open(self) -> Guard:
         section = self._section
-        options: dict[str, Any] = {"base_url": section.base_url, "max_concurrency": self._together}
+        options: dict[str, Any] = {"base_url": section.base_url, "max_concurrency": self._max_batch_size}
         if section.api_key:
             options["api_key"] = section.api_key.get_secret_value()
         return Guard.load(section.model, "openai", policy=self.policy, **options)
 
 
-class _OnThisLoop:
-    """A watch that the engine's own thread may tell; made on the loop that the watch belongs to."""
+class _LoopListener:
+    """Forwards an engine thread's calls to a listener on the event loop where this object was made."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch, self._loop = watch, asyncio.get_running_loop()
+    def __init__(self, listener: StreamListener) -> None:
+        self._listener, self._loop = listener, asyncio.get_running_loop()
 
-    def begin(self) -> None:
-        self._loop.call_soon_threadsafe(self._watch.begin)
+    def on_start(self) -> None:
+        self._loop.call_soon_threadsafe(self._listener.on_start)
 
-    def tell(self, text: str) -> None:
-        self._loop.call_soon_threadsafe(self._watch.tell, text)
+    def on_text(self, text: str) -> None:
+        self._loop.call_soon_threadsafe(self._listener.on_text, text)
 
     @property
-    def called_off(self) -> bool:
-        return self._watch.called_off
+    def cancelled(self) -> bool:
+        return self._listener.cancelled
 
 
-def backend_of(
-    section: GuardSection, together: int, restarted: Callable[[], None], windows: int = MAX_WINDOWS
+def make_backend(
+    section: GuardSection, max_batch_size: int, restarted: Callable[[], None], max_windows: int = MAX_WINDOWS
 ) -> Backend:
-    """The guard that a section asks for, not started yet; `together` and `windows` as in `config.Limits`."""
+    """The backend of a configured guard, not started yet; for the two limits see `config.Limits`."""
     if section.is_remote:
-        return OtherServer(section, together, windows)
-    return OwnProcess(section, together, restarted, windows)
+        return RemoteBackend(section, max_batch_size, max_windows)
+    return LocalBackend(section, max_batch_size, restarted, max_windows)

@@ -1,6 +1,6 @@
-"""The one reader of JSON bodies: strict JSON in, a checked shape out, or an error that names the wrong field.
+"""Parse and validate JSON bodies; an error names the wrong field.
 
-The content type is ignored, a byte order mark is skipped, and null means that a field is absent.
+JSON is read strictly. The content type is ignored, a byte order mark is skipped, and a null field counts as absent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.recipe.unknown import first_problem
 
 _LONGEST = 200
-"""Characters of an error message at most: it may hold a field's name, which the caller chose."""
+"""Maximum characters of an error message, since it may contain a field name that the caller chose."""
 
 
 class InvalidBodyError(InputError):
@@ -42,7 +42,7 @@ Shape = TypeVar("Shape", bound=Body)
 
 
 def read_json(raw: bytes) -> Any:
-    """The JSON of a body. Raises `InvalidBodyError`, also for numbers that JSON does not have: NaN, Infinity, 1e999."""
+    """Parse a body. Raises `InvalidBodyError`, also for NaN, Infinity and numbers out of range, such as 1e999."""
     try:
         return json.loads(raw.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError):
@@ -50,12 +50,12 @@ def read_json(raw: bytes) -> Any:
 
 
 def read_body(kind: type[Shape], raw: bytes) -> Shape:
-    """A body of that shape. Raises `InvalidBodyError`."""
+    """Parse and validate a body. Raises `InvalidBodyError`."""
     return checked(kind, read_json(raw))
 
 
 def checked(kind: type[Shape], content: Any) -> Shape:
-    """The JSON in that shape. Raises `InvalidBodyError`."""
+    """Validate parsed JSON. Raises `InvalidBodyError`."""
     if not isinstance(content, dict):
         raise InvalidBodyError("the body is not a JSON object: send {...}")
     try:

@@ -1,6 +1,6 @@
-"""The service's callers: their keys, the keys' names, and how many exchanges each caller may have under way.
+"""The service's callers: their keys, names and limits.
 
-The audit log and the metrics name a caller by its key's name; the key itself is written nowhere.
+The audit log and the metrics name a caller by its key's name; the key itself is never written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ANONYMOUS = "anonymous"
 
 
 class RefusedError(GuardError):
-    """The service cannot take the exchange now; nothing was judged. `retry_after` is in seconds."""
+    """The service refuses the exchange without judging it. `retry_after` is in seconds."""
 
     status = 503
 
@@ -32,14 +32,14 @@ class RefusedError(GuardError):
 
 
 class QueueFullError(RefusedError):
-    """Too many exchanges are under way, of all callers or of this one."""
+    """Too many exchanges are in flight, or too many were judged in this minute, of all callers or of this one."""
 
     status = 429
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a request comes from: its id, its caller's name, and the caller's W3C `traceparent`."""
+    """The origin of a request: its id, its caller's name, and the caller's W3C `traceparent`."""
 
     request_id: str
     caller: str = ANONYMOUS
@@ -48,7 +48,7 @@ class Origin:
 
 @dataclass
 class _Caller:
-    """One caller: its limits, the exchanges that it has under way, and those that it may still have judged now."""
+    """One caller: its limits, its exchanges in flight, and its token bucket (`allowance`, in exchanges)."""
 
     most_under_way: int
     per_minute: int | None
@@ -59,9 +59,9 @@ class _Caller:
 
 @dataclass
 class Callers:
-    """The service's callers. Its methods belong to one event loop; `clock` gives seconds.
+    """All callers and their limits. Call the methods from one event loop only; `clock` returns seconds.
 
-    A key may be replaced (`reload`) while exchanges are under way; their callers keep what they have under way.
+    Keys may be replaced (`reload`) while exchanges are in flight; a caller that stays keeps its count of them.
     """
 
     config: ServiceConfig
@@ -74,43 +74,46 @@ class Callers:
 
     @property
     def names(self) -> Collection[str]:
+        """The callers' names."""
         return self._callers.keys()
 
     @property
     def needs_key(self) -> bool:
+        """Whether requests need a key."""
         return bool(self._keys)
 
     def reload(self, config: ServiceConfig) -> None:
-        """Take the keys and their limits from a new configuration, and nothing else."""
+        """Take the keys and their limits from a new configuration, and no other setting."""
         limits = config.limits
         share = limits.queue if len({key.name for key in config.keys}) < 2 else -(-limits.queue // 2)
-        made = {
+        callers = {
             key.name: _Caller(key.under_way or share, key.per_minute, 0, float(key.per_minute or 0), self.clock())
             for key in config.keys
         } or {ANONYMOUS: _Caller(limits.queue, None)}
-        for name, caller in made.items():
+        for name, caller in callers.items():
             if before := self._callers.get(name):
                 caller.under_way = before.under_way
-                if before.per_minute:  # a reload is no way to a fresh minute
+                if before.per_minute:  # a reload must not refill the bucket
                     caller.allowance = min(before.allowance, caller.allowance)
         self._keys = [(key.key.get_secret_value().encode(), key.name) for key in config.keys]
-        self._callers = made
+        self._callers = callers
 
-    def named(self, given: bytes) -> str | None:
-        """The name of the caller with the key `given`, None if there is no such key.
+    def named(self, candidate: bytes) -> str | None:
+        """The name of the caller with that key; None if there is no such key.
 
-        Every key is compared, so that the time reveals nothing; bytes, because the text may not be ASCII.
+        Every key is compared, in constant time, so that the duration reveals nothing. Keys are bytes, because
+        `compare_digest` refuses text that is not ASCII.
         """
-        names = [name for key, name in self._keys if hmac.compare_digest(given, key)]
+        names = [name for key, name in self._keys if hmac.compare_digest(candidate, key)]
         return names[0] if names else None
 
     def admit(self, name: str, wait: int) -> None:
-        """Count one more exchange of that caller.
+        """Count one more exchange in flight for that caller.
 
-        Raises `RefusedError`, whose `retry_after` is `wait` seconds unless the minute's limit gives a better number.
+        Raises `RefusedError`; its `retry_after` is `wait` seconds, or computed if the limit per minute is reached.
         """
         caller = self._callers.get(name)
-        if caller is None:  # its key was taken away while the request came in
+        if caller is None:  # its key was removed while the request arrived
             raise RefusedError("the key is no longer valid: ask for a new one", "unauthorised", wait)
         if caller.under_way >= caller.most_under_way:
             raise QueueFullError(
@@ -120,12 +123,12 @@ class Callers:
         caller.under_way += 1
 
     def release(self, name: str) -> None:
-        """Give back what `admit` counted."""
+        """Count one exchange less in flight for that caller."""
         if caller := self._callers.get(name):
             caller.under_way = max(0, caller.under_way - 1)
 
     def _take_turn(self, caller: _Caller) -> None:
-        """Take one exchange from a bucket that holds one minute's and is refilled evenly. Raises `QueueFullError`."""
+        """Take a token from the caller's bucket (size `per_minute`, refilled evenly). Raises `QueueFullError`."""
         if caller.per_minute is None:
             return
         now = self.clock()

@@ -12,7 +12,7 @@ import ipaddress
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, YamlConfigSettingsSource
@@ -23,9 +23,9 @@ from guardreasoner_vl.judging.calibration import Preset, read_calibration
 from guardreasoner_vl.judging.policy import MAX_WINDOWS, Policy
 from guardreasoner_vl.recipe.unknown import first_problem, known_keys
 from guardreasoner_vl.service.audit import AuditSettings
+from guardreasoner_vl.service.chat_fields import check_pass_fields
 from guardreasoner_vl.service.fetch import RemoteImages
-from guardreasoner_vl.service.passing import check_extra
-from guardreasoner_vl.types import Frozen, Mode
+from guardreasoner_vl.types import Frozen, Mode, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,33 +33,69 @@ if TYPE_CHECKING:
     from pydantic_settings import PydanticBaseSettingsSource
 
 DEFAULT = "default"
-"""The guard that judges where a request names none."""
+"""The guard that judges if a request names none."""
 
 PREFIX = "GUARDREASONER_"
 CLIENT_VARIABLES = frozenset({"GUARDREASONER_KEY"})
-"""What the clients of a service read; the service leaves these alone."""
+"""Variables that clients of the service read; the service ignores them."""
 
-Stage = Literal["request", "response"]
-"""What a judgement is about: what the user sent, or what the model answered."""
-STAGES: tuple[Stage, Stage] = ("request", "response")
+TARGETS: tuple[Target, Target] = ("request", "response")
 
 
 class GuardSection(Frozen):
-    """One guard: its model, and what decides its verdicts (`policy.Policy`)."""
+    """One guard: its model, and what decides its verdicts (`judging.policy.Policy`)."""
 
-    model: str = "embedded"
-    revision: str | None = None
-    engine: Literal["auto", "transformers", "openai"] = "auto"
-    base_url: str | None = None
-    api_key: SecretStr | None = None
-    mode: Mode = "slow"
-    thresholds: tuple[float | None, float | None] = (None, None)
-    calibration: Path | Literal["none"] | None = None
-    preset: Preset = "balanced"
-    band: tuple[float, float] | None = None
-    max_new_tokens: int = 1024
-    retry_new_tokens: int = 4096
-    long_input: Literal["refuse", "windows"] = "windows"
+    model: str = Field(
+        default="embedded",
+        description="`embedded`, a model folder, a hub id, or the name that the server at `base_url` gives the model.",
+    )
+    revision: str | None = Field(default=None, description="Commit or tag of a hub id. Null: the default branch.")
+    engine: Literal["auto", "transformers", "openai"] = Field(
+        default="auto",
+        description="`transformers`: run the model here, in a process of its own. `openai`: ask an OpenAI-compatible "
+        "server. `auto`: a server if `base_url` is set.",
+    )
+    base_url: str | None = Field(
+        default=None, description="Address of the model's server, such as http://localhost:8000/v1. Null: no server."
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="Key for the model's server. Null: OPENAI_API_KEY, if that is set."
+    )
+    mode: Mode = Field(
+        default="slow",
+        description="`slow`: reason first. `fast`: give the verdict only. `hybrid`: reason where the fast score lies "
+        "in the band. A request may ask for another mode.",
+    )
+    thresholds: tuple[float | None, float | None] = Field(
+        default=(None, None),
+        description="Lowest P(harmful) at which the request and the response count as harmful. Null: what the "
+        "calibration's `preset` says, or the label without a calibration.",
+    )
+    calibration: Path | Literal["none"] | None = Field(
+        default=None,
+        description="File that `calibrate` wrote. Null: the one in the model's folder, if any. `none`: no calibration.",
+    )
+    preset: Preset = Field(
+        default="balanced",
+        description="The calibration's thresholds to use: `strict` aims at 10% false positives, `balanced` at 5%, "
+        "`permissive` at 1%.",
+    )
+    band: tuple[float, float] | None = Field(
+        default=None,
+        description="Scores, lowest and highest, that `hybrid` mode reasons about. Null: the calibration's band, else "
+        "0.1 to 0.9. [0, 1] always reasons.",
+    )
+    max_new_tokens: int = Field(default=1024, description="Longest answer of the model in tokens.")
+    retry_new_tokens: int = Field(
+        default=4096,
+        description="Longest answer in tokens of the one retry after an answer was cut. Not above `max_new_tokens`: no "
+        "retry.",
+    )
+    long_input: Literal["refuse", "windows"] = Field(
+        default="windows",
+        description="What to do with an exchange that exceeds the model's context: `refuse` it, or judge overlapping "
+        "`windows` and take the worst verdict.",
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -91,16 +127,25 @@ class GuardSection(Frozen):
 
 
 class KeySection(Frozen):
-    """A key and the caller's `name`, which stands in the audit log and in the metrics; several keys may share one.
+    """A key and its caller; several keys may share one name, and then one limit."""
 
-    `under_way`: exchanges that the caller may have accepted and not answered; left out, all of `limits.queue` for an
-    only caller and half of it for each of several. `per_minute`: exchanges judged in a minute; left out, any number.
-    """
-
-    key: SecretStr
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    under_way: int | None = Field(default=None, ge=1)
-    per_minute: int | None = Field(default=None, ge=1)
+    key: SecretStr = Field(
+        description="The secret that the caller sends as `Authorization: Bearer KEY`; 16 characters at least."
+    )
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="The caller's name in the audit log and the metrics: 1 to 64 letters, digits, `_`, `.` and `-`. A "
+        "key given alone is named `key-1`, `key-2`, ...",
+    )
+    under_way: int | None = Field(
+        default=None,
+        ge=1,
+        description="Exchanges that the caller may have accepted and unanswered. Null: `limits.queue` for the only "
+        "caller, half of it where there are several.",
+    )
+    per_minute: int | None = Field(
+        default=None, ge=1, description="Exchanges of the caller that are judged in a minute. Null: no limit."
+    )
 
     @field_validator("key")
     @classmethod
@@ -110,59 +155,112 @@ class KeySection(Frozen):
         return value
 
 
-class StageSection(Frozen):
-    """`monitor` judges, counts and lets all pass; `on_error: allow` fails open, counted and logged as critical."""
+class EnforcementSection(Frozen):
+    """What is done about harmful requests, or about harmful responses."""
 
-    use: Literal["enforce", "monitor"] = "enforce"
-    on_error: Literal["block", "allow"] = "block"
+    renamed_keys: ClassVar[dict[str, str]] = {"use": "mode"}
+
+    mode: Literal["enforce", "monitor"] = Field(
+        default="enforce",
+        description="`enforce`: block what is harmful. `monitor`: judge and count it, and let everything pass.",
+    )
+    on_error: Literal["block", "allow"] = Field(
+        default="block",
+        description="What to do with what could not be judged. `allow` fails open: each exchange let through is "
+        "counted and logged as critical.",
+    )
 
 
 class Limits(Frozen):
-    """`queue`: exchanges accepted and not answered, for each guard; `together`: those that a model is given at once.
+    """Bounds on sizes, numbers and times."""
 
-    `windows` is how many windows a too long exchange is judged in at most; one that needs more is an error.
-    `body_bytes` bounds one request, `all_bodies_bytes` all that are under way together. `seconds` is how long one
-    verdict may take, `body_seconds` how long a request may take to arrive. After SIGTERM the
-    service says for `leave_seconds` that it is not ready, still taking requests; then it answers what it has accepted,
-    for `drain_seconds` at most. Readiness asks an idle guard again if its last verdict is older than `ready_seconds`.
-    """
+    renamed_keys: ClassVar[dict[str, str]] = {"together": "max_batch_size"}
 
-    body_bytes: int = Field(default=32_000_000, ge=1_000)
-    all_bodies_bytes: int = Field(default=512_000_000, ge=1_000)
-    body_seconds: float = Field(default=30.0, gt=0)
-    queue: int = Field(default=256, ge=1)
-    together: int = Field(default=128, ge=1)
-    windows: int = Field(default=MAX_WINDOWS, ge=1)
-    seconds: float = Field(default=120.0, gt=0)
-    retry_after: int = Field(default=2, ge=1)
-    leave_seconds: float = Field(default=5.0, ge=0)
-    drain_seconds: int = Field(default=60, ge=1)
-    ready_seconds: float = Field(default=5.0, ge=0)
+    body_bytes: int = Field(
+        default=32_000_000, ge=1_000, description="Largest body of one request in bytes; a larger one gets status 413."
+    )
+    all_bodies_bytes: int = Field(
+        default=512_000_000,
+        ge=1_000,
+        description="Bytes of all bodies under way together; a request that would exceed them gets status 503.",
+    )
+    body_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds that the head and the body of a request may each take to arrive; a slower body gets "
+        "status 408, a slower head a closed connection. For an answer sent while it grows: seconds between two pieces.",
+    )
+    queue: int = Field(
+        default=256,
+        ge=1,
+        description="Exchanges of one guard that are accepted and unanswered; one more gets status 429.",
+    )
+    max_batch_size: int = Field(
+        default=128, ge=1, description="Exchanges of one guard that its model is given at once."
+    )
+    windows: int = Field(
+        default=MAX_WINDOWS,
+        ge=1,
+        description="Windows of one exchange that exceeds the model's context; one that needs more is an "
+        "`input_too_long` error.",
+    )
+    seconds: float = Field(
+        default=120.0, gt=0, description="Seconds that one verdict may take; then it is a `deadline` error."
+    )
+    retry_after: int = Field(
+        default=2, ge=1, description="Seconds in the `Retry-After` header of an exchange that is not accepted."
+    )
+    leave_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="Seconds after SIGTERM in which `/readyz` answers 503 while requests are still accepted. 0: stop "
+        "accepting at once.",
+    )
+    drain_seconds: int = Field(
+        default=60,
+        ge=1,
+        description="Seconds after `leave_seconds` to answer accepted requests; then connections are closed.",
+    )
+    ready_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="Age in seconds of an idle guard's last verdict at which a readiness probe has it judge a test "
+        "exchange. 0: at every probe.",
+    )
 
 
 class CacheSection(Frozen):
-    """Verdicts kept for equal exchanges; off with 0 entries. Errors are never kept."""
+    """Verdicts kept in memory for equal exchanges; errors are never kept."""
 
-    entries: int = Field(default=0, ge=0)
-    seconds: float = Field(default=3600.0, gt=0)
+    entries: int = Field(
+        default=0, ge=0, description="Verdicts to keep; the one unused for longest goes first. 0: no cache."
+    )
+    seconds: float = Field(default=3600.0, gt=0, description="Seconds after which a verdict is judged anew.")
 
 
 class UpstreamSection(Frozen):
-    """The model behind `/v1/chat/completions`; a streamed answer is judged each `window` characters.
+    """The model behind the guarded proxy, `/v1/chat/completions`."""
 
-    `pass_fields` lists fields of a request that pass unjudged: `NAME`, `messages.NAME`, `messages.content.NAME`.
-    """
-
-    base_url: str | None = None
-    api_key: SecretStr | None = None
-    seconds: float = Field(default=600.0, gt=0)
-    window: int = Field(default=400, ge=1)
-    pass_fields: tuple[str, ...] = ()
+    base_url: str | None = Field(
+        default=None, description="Address of the model's server, such as http://localhost:8000/v1. Null: no proxy."
+    )
+    api_key: SecretStr | None = Field(default=None, description="Key for the model's server. Null: none is sent.")
+    seconds: float = Field(default=600.0, gt=0, description="Seconds that the model's answer may take.")
+    window: int = Field(
+        default=400,
+        ge=1,
+        description="Characters of a streamed answer between two judgements; fewer release text sooner and cost more.",
+    )
+    pass_fields: tuple[str, ...] = Field(
+        default=(),
+        description="More fields of a chat request that are passed on unjudged: `NAME`, `messages.NAME` or "
+        "`messages.content.NAME`.",
+    )
 
     @field_validator("pass_fields")
     @classmethod
     def _named_rightly(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        check_extra(names)
+        check_pass_fields(names)
         return names
 
 
@@ -173,20 +271,43 @@ class ServiceConfig(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8800, ge=0, le=65_535)
-    keys: Annotated[tuple[KeySection, ...], NoDecode] = ()
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    guards: dict[str, GuardSection] = Field(default_factory=lambda: {DEFAULT: GuardSection()})
-    request: StageSection = StageSection()
-    response: StageSection = StageSection()
-    limits: Limits = Limits()
-    cache: CacheSection = CacheSection()
-    images: RemoteImages = RemoteImages()
-    upstream: UpstreamSection = UpstreamSection()
-    audit: AuditSettings = AuditSettings()
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on. One that other machines can reach, such as 0.0.0.0, needs `keys`.",
+    )
+    port: int = Field(default=8800, ge=0, le=65_535, description="TCP port to listen on. 0: any free one.")
+    keys: Annotated[tuple[KeySection, ...], NoDecode] = Field(
+        default=(),
+        description="Keys of the callers, each a mapping or the key alone. Empty: no key is needed, on this machine "
+        "only.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names that the Host header may have besides this machine's own. Empty with `keys`: any name.",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins of web pages that may call the service, such as https://example.org. Empty: its own page "
+        "only.",
+    )
+    guards: dict[str, GuardSection] = Field(
+        default_factory=lambda: {DEFAULT: GuardSection()},
+        description="The guards by name; `default` judges where a request names none and must be there.",
+    )
+    request: EnforcementSection = Field(
+        default=EnforcementSection(), description="What is done about harmful requests."
+    )
+    response: EnforcementSection = Field(
+        default=EnforcementSection(), description="What is done about harmful responses."
+    )
+    limits: Limits = Field(default=Limits(), description="Bounds on sizes, numbers and times.")
+    cache: CacheSection = Field(default=CacheSection(), description="Verdicts kept for equal exchanges.")
+    images: RemoteImages = Field(default=RemoteImages(), description="Images that the service may fetch from the web.")
+    upstream: UpstreamSection = Field(default=UpstreamSection(), description="The model behind the guarded proxy.")
+    audit: AuditSettings = Field(default=AuditSettings(), description="The audit log: one line for each verdict.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        default="INFO", description="Least severe level of the log records that are written."
+    )
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -211,18 +332,21 @@ class ServiceConfig(BaseSettings):
     @model_validator(mode="after")
     def _safe(self) -> Self:
         if DEFAULT not in self.guards:
-            raise ValueError(f"guards needs one that is called {DEFAULT}")
+            raise ValueError(f"guards: one must be called {DEFAULT}")
         if len({key.key.get_secret_value() for key in self.keys}) < len(self.keys):
-            raise ValueError("keys: two of them are the same; give each caller a key of its own")
+            raise ValueError("keys: two keys are the same; give each caller a different one")
         for name in {key.name for key in self.keys}:
             if len({(key.under_way, key.per_minute) for key in self.keys if key.name == name}) > 1:
-                raise ValueError(f"keys: {name} stands with two limits; give its keys the same")
+                raise ValueError(f"keys: the keys of {name} have different limits; give them the same ones")
         if not self.keys and not is_loopback(self.host):
-            raise ValueError("a service that others can reach needs keys: set GUARDREASONER_KEYS, or host 127.0.0.1")
+            raise ValueError(
+                "a service reachable from other machines needs keys: set GUARDREASONER_KEYS, or host 127.0.0.1"
+            )
         return self
 
-    def stage(self, stage: Stage) -> StageSection:
-        return self.request if stage == "request" else self.response
+    def enforcement(self, target: Target) -> EnforcementSection:
+        """The settings of that target."""
+        return self.request if target == "request" else self.response
 
 
 def is_loopback(host: str) -> bool:
@@ -235,13 +359,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def load_config(path: Path | None = None, **given: Any) -> ServiceConfig:
-    """The configuration; what is `given` wins over the environment, and that over the file. Raises `InputError`."""
+def load_config(path: Path | None = None, **overrides: Any) -> ServiceConfig:
+    """Read the configuration; `overrides` take precedence over the environment, and that over the file.
+
+    Raises `InputError`.
+    """
     if path is not None and not path.is_file():
         raise InputError(f"{path}: no such file; give a YAML file")
     _check_variables(os.environ)
 
-    class Layered(ServiceConfig):
+    class LayeredConfig(ServiceConfig):
+        """The configuration from overrides, environment and file, in this order."""
+
         @classmethod
         def settings_customise_sources(
             cls,
@@ -255,18 +384,23 @@ def load_config(path: Path | None = None, **given: Any) -> ServiceConfig:
 
     where = path or "configuration"
     try:
-        made = Layered(**given)
-        for guard in made.guards.values():
+        config = LayeredConfig(**overrides)
+        for guard in config.guards.values():
             _ = guard.policy
     except ValidationError as error:
         raise InputError(f"{where}: {first_problem(error.errors(), ServiceConfig, 'the settings')}") from error
-    except (OSError, ValueError, TypeError, YAMLError) as error:  # no YAML, no mapping, a variable that is no JSON
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        YAMLError,
+    ) as error:  # not YAML, not a mapping, or a variable that is not JSON
         raise InputError(f"{where}: cannot be read ({type(error).__name__}); check it") from error
-    return made
+    return config
 
 
 def _check_variables(environment: Mapping[str, str]) -> None:
-    """Pydantic ignores a variable that names no setting; a limit that is misspelt would then not hold."""
+    """Refuse a variable that names no setting; pydantic would ignore it, and a misspelt limit would have no effect."""
     for variable in sorted(environment):
         first = variable[len(PREFIX) :].lower().partition("__")[0]
         if variable.upper().startswith(PREFIX) and not (
@@ -281,5 +415,5 @@ def _check_variables(environment: Mapping[str, str]) -> None:
 
 
 def as_plain(config: ServiceConfig) -> Mapping[str, Any]:
-    """Plain data with the secrets masked, for people to look at."""
+    """The configuration as plain data for display, with the secrets masked."""
     return config.model_dump(mode="json")

@@ -1,8 +1,8 @@
-"""Images from the web, for an operator who listed the hosts: nothing a user writes reaches any other machine.
+"""Fetch images from hosts that the operator listed; no URL of a user reaches any other machine.
 
-A host name is resolved once, all its addresses must be public, and the connection goes to a checked address,
-while the Host header and the certificate stay those of the name: a second answer of the resolver changes
-nothing. A redirect is a new URL with all checks before it. The bytes are not decoded here.
+A host name is resolved once, all its addresses must be public, and the connection goes to a checked address, while the
+Host header and the certificate check use the name: a later, different answer of the resolver has no effect. A redirect
+is checked like a new URL. The bytes are not decoded here.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
-"""All addresses of (host, port), the preferred one first; raises `OSError`."""
+"""Maps (host, port) to all its addresses, the preferred one first; raises `OSError`."""
 
 _INLINE = "inline the image as a data: URL"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_NAME = 253
 _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-# A last label that is a number makes the whole an IPv4 address for many resolvers: 2130706433, 0x7f.1
+# Many resolvers read a name whose last label is a number as an IPv4 address: 2130706433, 0x7f.1
 _NAME = re.compile(rf"(?:{_LABEL}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)\Z){_LABEL}")
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# `ipaddress` calls these global, in some Python versions or in all.
+# `ipaddress` reports these networks as global, in some Python versions or in all.
 _REFUSED_V4 = (
     IPv4Network("168.63.129.16/32"),  # the platform services of one cloud, seen from its machines only
     IPv4Network("192.0.0.0/24"),  # protocol assignments; metadata of another cloud
@@ -52,7 +52,7 @@ _REFUSED_V6 = (
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the public internet; one that wraps an IPv4 address is judged as that one."""
+    """Whether an address belongs to the public internet; an embedded IPv4 address decides for the whole."""
     if isinstance(address, IPv4Address):
         refused = any(address in network for network in _REFUSED_V4)
         return address.is_global and not (address.is_multicast or refused)
@@ -65,18 +65,26 @@ def is_public(address: Address) -> bool:
 
 
 class RemoteImages(Frozen):
-    """What an operator lets the service fetch; with no host it fetches nothing.
+    """What an operator lets the service fetch."""
 
-    `hosts` are names, `*.example.org` for all names below one, or IP addresses; `seconds` is the deadline of
-    a whole fetch, redirects included, and `max_bytes` the limit on its body.
-    """
-
-    hosts: tuple[str, ...] = ()
-    schemes: tuple[Literal["http", "https"], ...] = Field(default=("https",), min_length=1)
-    max_bytes: int = Field(default=20_000_000, gt=0)
-    seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
-    redirects: int = Field(default=3, ge=0)
-    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(default=(443, 80), min_length=1)
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Hosts to fetch from: names, `*.example.org` for all names below one, or public IP addresses. "
+        "Empty: nothing is fetched.",
+    )
+    schemes: tuple[Literal["http", "https"], ...] = Field(
+        default=("https",), min_length=1, description="Schemes of the addresses that may be fetched."
+    )
+    max_bytes: int = Field(default=20_000_000, gt=0, description="Largest image in bytes, as it is sent.")
+    seconds: float = Field(
+        default=10.0, gt=0, allow_inf_nan=False, description="Seconds that one fetch may take, redirects included."
+    )
+    redirects: int = Field(
+        default=3, ge=0, description="Redirects that are followed, each checked like a new address. 0: none."
+    )
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        default=(443, 80), min_length=1, description="TCP ports that may be connected to."
+    )
 
     @field_validator("hosts")
     @classmethod
@@ -84,8 +92,10 @@ class RemoteImages(Frozen):
         return tuple(map(_pattern, hosts))
 
     def lists(self, host: str) -> bool:
-        """Whether a canonical host is on the list."""
-        return host in self.hosts or any(one.startswith("*.") and host.endswith(one[1:]) for one in self.hosts)
+        """Whether a canonical host is listed."""
+        return host in self.hosts or any(
+            pattern.startswith("*.") and host.endswith(pattern[1:]) for pattern in self.hosts
+        )
 
 
 def _pattern(text: str) -> str:
@@ -93,25 +103,25 @@ def _pattern(text: str) -> str:
     try:
         host = _canonical(text.removeprefix("*."))
     except ValueError as error:
-        raise ValueError(f"{text!r} is no host: write example.org, *.example.org or an IP address") from error
+        raise ValueError(f"{text!r} is not a host: write example.org, *.example.org or an IP address") from error
     if wildcard and ("." not in host or _NAME.fullmatch(host) is None):
         raise ValueError(f"{text!r} covers too much: name a domain of two labels or more, as in *.example.org")
     return f"*.{host}" if wildcard else host
 
 
 def _canonical(host: str) -> str:
-    """The one spelling of a host name or IP address; raises `ValueError`."""
+    """The canonical spelling of a host name or IP address. Raises `ValueError`."""
     host = host.lower().removesuffix(".")
     if len(host) <= _MAX_NAME and _NAME.fullmatch(host):
         return host
     if "%" in host:
-        raise ValueError("an address with a zone belongs to one machine")
+        raise ValueError("an address with a zone id is link-local")
     return str(ip_address(host))
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A URL that may be fetched once its addresses are checked."""
+    """A URL that passed all checks except that of its addresses."""
 
     url: httpx.URL
     host: str
@@ -126,7 +136,8 @@ class _Target:
 class ImageFetcher:
     """Fetches images from the hosts that the settings list.
 
-    `allowed` says which addresses may be connected to, `tls` replaces the public certificate authorities.
+    For tests, `allowed` replaces the check of addresses, `tls` the public certificate authorities, and `resolve` the
+    system's resolver.
     """
 
     def __init__(
@@ -140,14 +151,14 @@ class ImageFetcher:
         self._settings = settings
         self._resolve = resolve or _system_resolver
         self._allowed = allowed
-        # A bare transport: no redirects, cookies, proxies or log of URLs. No connection serves two requests, or
-        # one with the certificate of one name would be used for another name at the same address.
+        # The bare transport: no redirects, cookies, proxies or logged URLs. Connections are not reused: one with the
+        # certificate of one name would serve another name at the same address.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._transport = httpx.AsyncHTTPTransport(verify=tls or True, trust_env=False, limits=limits)
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes behind a URL, at most `max_bytes`; raises `ImageError` for all that is refused or fails."""
-        # Causes are left out: their texts quote the URL and the server.
+        """The bytes behind a URL, at most `max_bytes`. Raises `ImageError` for every refusal and failure."""
+        # `from None`: the text of a cause quotes the URL and the server.
         try:
             async with asyncio.timeout(self._settings.seconds):
                 return await self._follow(url)
@@ -174,7 +185,7 @@ class ImageFetcher:
         raise ImageError(f"the image is behind more than {self._settings.redirects} redirects: give its own URL")
 
     def _checked(self, text: str, base: httpx.URL | None = None) -> _Target:
-        """All checks that need no network. What is checked is what is used: httpx alone reads the URL."""
+        """Check a URL without the network. Only httpx parses it, so that the checked URL is the one that is fetched."""
         settings = self._settings
         if not settings.hosts:
             raise ImageError(f"remote images are not fetched here: {_INLINE}")
@@ -195,23 +206,23 @@ class ImageFetcher:
         return _Target(url, host, port)
 
     async def _addresses(self, target: _Target) -> list[Address]:
-        named = _NAME.fullmatch(target.host)
-        found = await self._resolved(target) if named else [ip_address(target.host)]
-        if not all(map(self._allowed, found)):
+        is_name = _NAME.fullmatch(target.host)
+        addresses = await self._resolved(target) if is_name else [ip_address(target.host)]
+        if not all(map(self._allowed, addresses)):
             raise ImageError(f"{target.host} has an address that is not public: {_INLINE}")
-        return found
+        return addresses
 
     async def _resolved(self, target: _Target) -> list[Address]:
         try:
-            found = [ip_address(text) for text in await self._resolve(target.host, target.port)]
+            addresses = [ip_address(text) for text in await self._resolve(target.host, target.port)]
         except (OSError, ValueError):
-            found = []
-        if not found:
+            addresses = []
+        if not addresses:
             raise ImageError(f"no address was found for {target.host}: check the URL or {_INLINE}")
-        return found
+        return addresses
 
     async def _ask(self, target: _Target, addresses: Sequence[Address]) -> httpx.Response:
-        """The head of the answer, from the first address that takes the connection."""
+        """Send the request to the first address that accepts a connection; the response's body is not read yet."""
         headers = {
             "Host": target.authority,
             "User-Agent": "guardreasoner-vl",
@@ -219,7 +230,7 @@ class ImageFetcher:
             "Accept-Encoding": "identity",
             "Connection": "close",
         }
-        share = self._settings.seconds / len(addresses)  # so that a silent address leaves time for the next one
+        share = self._settings.seconds / len(addresses)  # a silent address leaves time for the next one
         for address in addresses:
             request = httpx.Request(
                 "GET",
@@ -251,5 +262,5 @@ class ImageFetcher:
 
 
 async def _system_resolver(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in entries]

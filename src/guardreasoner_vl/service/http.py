@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1, with bounds on a request's head: its bytes, and the seconds until it is whole.
+"""uvicorn's HTTP/1.1 protocol with limits on a request's head: its size in bytes, and the seconds until it is complete.
 
-`service.access` bounds the body; it sees a request once its head is whole.
+`service.access` limits the body; it runs once the head is complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEAD_BYTES = 65_536
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes a connection whose request's head is too long or does not arrive in `head_seconds` (set by `bounded`)."""
+    """Closes a connection if a request's head exceeds `HEAD_BYTES` or takes longer than `head_seconds`."""
 
     head_seconds = 30.0
     _timer: asyncio.TimerHandle | None = None
@@ -30,7 +30,7 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._head_bytes += len(data)
-            if self._timer is None:  # the next request of a connection that was kept
+            if self._timer is None:  # the next request of a kept-alive connection
                 self._expect_head()
         super().data_received(data)
         if self._in_head and self._head_bytes > HEAD_BYTES:
@@ -59,5 +59,5 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def bounded(head_seconds: float) -> type[BoundedHttp]:
-    """The protocol with that many seconds for a request's head."""
+    """The protocol class with that limit on the seconds for a request's head."""
     return type("BoundedHttp", (BoundedHttp,), {"head_seconds": head_seconds})

@@ -1,8 +1,8 @@
-"""LiteLLM's generic guardrail API: the shapes on the wire, and what of them is judged.
+"""LiteLLM's generic guardrail API: its JSON bodies, and their conversion to an exchange.
 
-LiteLLM says what was said up to three times: as `texts`, `images` and `tool_calls`, which name no speaker, and as
-`structured_messages`, which may lack some of it. All of it is judged, once: what the messages hold where they hold it,
-the rest as the user's in a request and as the model's in a response. Definitions of tools are the operator's.
+LiteLLM may send the same content twice: as `texts`, `images` and `tool_calls`, which name no speaker, and as
+`structured_messages`, which may lack some of it. All content is judged once: content of the messages at its place, the
+rest as the user's in a request and as the model's in a response. Tool definitions are the operator's and not judged.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pydantic import BaseModel, model_validator
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.service.bodies import Body
-from guardreasoner_vl.service.conversation import last_user, messages_of, said_beside
-from guardreasoner_vl.service.parts import called_parts, parts_of, texts_of
-from guardreasoner_vl.service.wire import Messages, exchange_of, url_of
+from guardreasoner_vl.service.conversation import last_user_index, messages_of, with_user_parts
+from guardreasoner_vl.service.parts import call_parts, parts_of, texts_of
+from guardreasoner_vl.service.wire import Messages, build_exchange, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ InputType = Literal["request", "response"]
 
 
 class LiteLLMRequest(Body):
-    """What LiteLLM's generic guardrail sends; unknown fields are left alone, for it adds some with each version."""
+    """The request of LiteLLM's generic guardrail. Unknown fields are ignored, since new versions add some."""
 
     input_type: InputType
     texts: list[str] | None = None
@@ -44,56 +44,56 @@ class LiteLLMRequest(Body):
         return self
 
     async def exchange(self, fetch: Fetch) -> Exchange:
-        """All that was sent as one exchange. Raises `InputError`, also where nothing is to be judged."""
-        messages = united(self.input_type, self.structured_messages, self.texts, self.images, self.tool_calls)
-        return await exchange_of(messages, fetch)
+        """All content as one exchange. Raises `InputError`, also if there is nothing to judge."""
+        messages = merge_inputs(self.input_type, self.structured_messages, self.texts, self.images, self.tool_calls)
+        return await build_exchange(messages, fetch)
 
 
 class LiteLLMResponse(BaseModel):
-    """LiteLLM takes a missing action for NONE, so there is always one."""
+    """The response to LiteLLM. `action` is always sent, since LiteLLM reads a missing one as NONE."""
 
     action: Literal["BLOCKED", "NONE"]
     blocked_reason: str | None = None
 
 
-def united(
+def merge_inputs(
     input_type: InputType,
     messages: Sequence[dict[str, Any]] | None = None,
     texts: Sequence[str] | None = None,
     images: Sequence[str] | None = None,
     tool_calls: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """The messages, and at their last turn whatever they lack of the texts, images and calls.
+    """The messages, with the texts, images and calls that they lack added to the last turn.
 
-    Raises `InputError` for a response without an answer: the verdict would be about its request alone.
+    Raises `InputError` for a response without an answer, since only its request would be judged.
     """
-    operators = [text for message in messages or () for text in _operators_texts(message)]
-    said = messages_of(messages or ())
-    last = last_user(said)
-    # An answer may repeat what its question says, and then it is still to be judged as an answer.
-    holding = said if input_type == "request" else said[last + 1 :]
-    held = [part for message in holding for part in message["content"]]
-    known = [*texts_of(held), *(operators if input_type == "request" else ())]
+    system_texts = [text for message in messages or () for text in _system_texts(message)]
+    conversation = messages_of(messages or ())
+    last = last_user_index(conversation)
+    # An answer that repeats its question is still judged as an answer.
+    searched = conversation if input_type == "request" else conversation[last + 1 :]
+    known_parts = [part for message in searched for part in message["content"]]
+    known_texts = [*texts_of(known_parts), *(system_texts if input_type == "request" else ())]
 
     def lacking(parts: Iterable[Part]) -> list[Part]:
-        return [part for part in parts if part not in held and not _is_text_in(part, known)]
+        return [part for part in parts if part not in known_parts and not _is_text_in(part, known_texts)]
 
-    shown = lacking(parts_of([*(texts or ()), *({"type": "image", "url": url} for url in images or ())]))
-    calls = lacking(part for call in tool_calls or () for part in called_parts(call))
+    missing = lacking(parts_of([*(texts or ()), *({"type": "image", "url": url} for url in images or ())]))
+    calls = lacking(part for call in tool_calls or () for part in call_parts(call))
     if input_type == "response":
-        if not (held or shown or calls):
+        if not (known_parts or missing or calls):
             raise InputError("there is no answer to judge: send texts, images, tool_calls or an assistant's message")
-        return [*said, {"role": "assistant", "content": [*shown, *calls]}]
-    said = said_beside(said, shown)
-    return [*said, {"role": "assistant", "content": calls}] if calls else said
+        return [*conversation, {"role": "assistant", "content": [*missing, *calls]}]
+    conversation = with_user_parts(conversation, missing)
+    return [*conversation, {"role": "assistant", "content": calls}] if calls else conversation
 
 
-def _is_text_in(part: Part, known: Sequence[str]) -> bool:
-    return part["type"] == "text" and any(part["text"] in text for text in known)
+def _is_text_in(part: Part, texts: Sequence[str]) -> bool:
+    return part["type"] == "text" and any(part["text"] in text for text in texts)
 
 
-def _operators_texts(message: Mapping[str, Any]) -> list[str]:
-    """Texts of a system message, which LiteLLM lists among `texts` too."""
+def _system_texts(message: Mapping[str, Any]) -> list[str]:
+    """The texts of a system message, which LiteLLM repeats in `texts`."""
     return texts_of(parts_of(message.get("content"))) if message.get("role") in ("system", "developer") else []
 
 

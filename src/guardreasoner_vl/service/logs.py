@@ -1,9 +1,9 @@
-"""The service's own log: one line of JSON for each record, which quotes nobody.
+"""The service's log: one JSON line for each record, which never quotes what was judged.
 
-A message is shown as this package wrote it. Other libraries put what they work on into theirs (a URL, a prompt, the
-`repr` of a task that failed). So they are heard from WARNING on, by the first line of what they say, and of what they
-fill into it by numbers alone. An exception is its type and the places it passed; its own text may quote the input and
-is dropped, and so are all `extra` fields but the known ones.
+Messages of this package are logged as written. Other libraries put data into theirs (a URL, a prompt, the `repr` of a
+failed task); of them only records from WARNING up are logged, the first line of the message, and of its arguments only
+numbers. Of an exception the type and the stack are logged; its text may quote the input and is dropped, and so are
+unknown `extra` fields.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 EXTRA = ("request_id", "traceparent", "caller", "route", "method", "status", "seconds", "guard", "outcome", "code")
-"""The `extra` fields that are shown."""
+"""The `extra` fields that are logged."""
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _OURS = "guardreasoner_vl"
-_FIXED_BESIDE_EXCEPTIONS = (_OURS, "uvicorn")  # others tend to put the exception into the text too
+_FIXED_BESIDE_EXCEPTIONS = (_OURS, "uvicorn")  # other libraries also put the exception's text into the message
 _MOST_FRAMES = 50
 _MOST_ERRORS = 8
 _log = logging.getLogger(__name__)
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of ASCII JSON, so that nothing in a record ends the line or steers a terminal."""
+    """One line of ASCII JSON, so that no record can break the line or send control codes to a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         shown: dict[str, Any] = {
@@ -50,54 +50,54 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler["TextIO"]):
-    """A line that cannot be written is lost: the library would print the record's arguments instead."""
+    """Drops a record that cannot be written; `logging` would print its arguments instead."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass
 
 
 def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Log as JSON to `stream` (standard error): this package and uvicorn from `level` on, and the end of threads.
+    """Log as JSON to `stream` (standard error): this package and uvicorn from `level` up, and failures of threads.
 
-    uvicorn has to be started with `log_config=None`; its access log is off, since it shows query strings. Raises
-    `InputError` for an unknown level.
+    Start uvicorn with `log_config=None`. Its access log is off, since it contains query strings. Raises `InputError`
+    for an unknown level.
     """
     if level.upper() not in LEVELS:
         raise InputError(f"this log level is not known: use one of {', '.join(LEVELS)}")
-    own = getattr(logging, level.upper())
+    own_level = getattr(logging, level.upper())
     handler = _Handler(stream)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(max(own, logging.WARNING))
-    logging.getLogger(_OURS).setLevel(own)
+    root.setLevel(max(own_level, logging.WARNING))
+    logging.getLogger(_OURS).setLevel(own_level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
-        logger.setLevel(own)
+        logger.setLevel(own_level)
         logger.propagate = name != "uvicorn.access"
-    threading.excepthook = _thread_ended
+    threading.excepthook = _thread_failed
 
 
-def _thread_ended(ended: threading.ExceptHookArgs) -> None:
-    if ended.exc_value is not None and not isinstance(ended.exc_value, SystemExit):
-        _log.critical("a thread ended by a fault", exc_info=ended.exc_value)
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
+        _log.critical("a thread failed", exc_info=failure.exc_value)
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The text, filled in; never raises, as the library would then print the arguments on the terminal."""
+    """The formatted message. Never raises, because `logging` would then print the arguments."""
     family = record.name.partition(".")[0]
     text = record.msg if isinstance(record.msg, str) else _named(record.msg)
     if family != _OURS:
-        text = text.partition("\n")[0]  # what follows is a traceback, or what asyncio worked on
+        text = text.partition("\n")[0]  # the rest is a traceback, or data of asyncio
     if record.exc_info and family not in _FIXED_BESIDE_EXCEPTIONS:
         text = ""
     filled = _exceptions_named if family == _OURS else _numbers_only
-    given = record.args
+    arguments = record.args
     try:
-        if isinstance(given, dict):
-            return text % {name: filled(value) for name, value in given.items()}
-        return text % tuple(map(filled, given)) if given else text
+        if isinstance(arguments, dict):
+            return text % {name: filled(value) for name, value in arguments.items()}
+        return text % tuple(map(filled, arguments)) if arguments else text
     except (TypeError, ValueError, KeyError):
         return text
 
@@ -107,7 +107,7 @@ def _exceptions_named(value: object) -> object:
 
 
 def _named(value: object) -> str:
-    """The type, and of a system error the system's own words for its number."""
+    """The type's name, and for an `OSError` the system's text for its number."""
     number = value.errno if isinstance(value, OSError) else None
     return type(value).__name__ + (f" ({os.strerror(number)})" if isinstance(number, int) else "")
 
@@ -123,17 +123,17 @@ def _plain(value: object) -> object:
 
 
 def _exceptions(error: BaseException) -> list[dict[str, Any]]:
-    """The exception first, then what it came from and what a group holds."""
-    found: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting and len(found) < _MOST_ERRORS:
-        one = waiting.pop(0)
-        if one is None or any(one is known for known in found):
+    """The exception, then its causes and the members of groups, breadth first."""
+    visited: list[BaseException] = []
+    pending: list[BaseException | None] = [error]
+    while pending and len(visited) < _MOST_ERRORS:
+        current = pending.pop(0)
+        if current is None or any(current is other for other in visited):
             continue
-        found.append(one)
-        waiting.append(one.__cause__ or (None if one.__suppress_context__ else one.__context__))
-        waiting.extend(one.exceptions if isinstance(one, BaseExceptionGroup) else ())
-    return [{"type": type(one).__qualname__, "frames": _frames(one)} for one in found]
+        visited.append(current)
+        pending.append(current.__cause__ or (None if current.__suppress_context__ else current.__context__))
+        pending.extend(current.exceptions if isinstance(current, BaseExceptionGroup) else ())
+    return [{"type": type(exception).__qualname__, "frames": _frames(exception)} for exception in visited]
 
 
 def _frames(error: BaseException) -> list[str]:

@@ -1,6 +1,6 @@
-"""What Prometheus reads: counts and times, with labels from fixed lists.
+"""Prometheus metrics: counts and times with labels from fixed lists.
 
-Whatever a caller sends, the number of series stays as it is: a value that is on no list is counted as `other`.
+A label value outside its list is counted as `other`, so that no caller can increase the number of time series.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _REQUEST_SECONDS = (0.001, 0.005, *_VERDICT_SECONDS)
 
 
 class Metrics:
-    """The service's own registry; no method raises for what a caller sent.
+    """The metrics of one service in their own registry; no method raises, whatever a caller sent.
 
-    `guards` are the names in the configuration, `routes` the templates of the paths; `callers` may be set anew.
+    `guards` are the configured names, `routes` the path templates (replaced in tests); `callers` may be reassigned.
     """
 
     def __init__(self, guards: Collection[str] = ("default",), routes: Collection[str] = ROUTES) -> None:
@@ -62,46 +62,52 @@ class Metrics:
         self.callers: Collection[str] = (ANONYMOUS,)
         registry = self._registry = CollectorRegistry()
 
-        def counter(name: str, told: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(f"guardreasoner_{name}", told, labels, registry=registry)
+        def counter(name: str, help_text: str, labels: Sequence[str] = ()) -> Counter:
+            return Counter(f"guardreasoner_{name}", help_text, labels, registry=registry)
 
-        def gauge(name: str, told: str) -> Gauge:
-            return Gauge(f"guardreasoner_{name}", told, registry=registry)
+        def gauge(name: str, help_text: str) -> Gauge:
+            return Gauge(f"guardreasoner_{name}", help_text, registry=registry)
 
-        def histogram(name: str, told: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-            return Histogram(f"guardreasoner_{name}", told, labels, registry=registry, buckets=buckets)
+        def histogram(name: str, help_text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"guardreasoner_{name}", help_text, labels, registry=registry, buckets=buckets)
 
         stage = ("guard", "stage")
         self._verdicts = counter("verdicts_total", "Verdicts given.", (*stage, "outcome"))
-        self._verdict_seconds = histogram("verdict_seconds", "Seconds from taken to judged.", stage, _VERDICT_SECONDS)
+        self._verdict_seconds = histogram(
+            "verdict_seconds", "Seconds from admission to verdict.", stage, _VERDICT_SECONDS
+        )
         self._tokens = counter("completion_tokens_total", "Tokens that the guards wrote.", stage)
         self._quotes = counter(
-            "unsupported_quotes_total", "Quotes in reasoning that the input does not hold; taken out.", ("guard",)
+            "unsupported_quotes_total",
+            "Quotes removed from reasoning because the input does not contain them.",
+            ("guard",),
         )
-        self._let_through = counter("let_through_total", "Let through without a verdict, as the operator chose.", stage)
-        self._refused = counter("refused_total", "Requests that were not judged.", ("reason",))
+        self._let_through = counter(
+            "let_through_total", "Exchanges allowed without a verdict, by the operator's settings.", stage
+        )
+        self._refused = counter("refused_total", "Requests refused without a verdict.", ("reason",))
         self._callers_verdicts = counter("caller_verdicts_total", "Verdicts given to a caller.", ("caller", "outcome"))
         self._callers_refused = counter(
-            "caller_refused_total", "Requests of a caller, not judged.", ("caller", "reason")
+            "caller_refused_total", "Requests of a caller refused without a verdict.", ("caller", "reason")
         )
         self._requests = counter("http_requests_total", "Requests answered.", ("route", "method", "status"))
         self._request_seconds = histogram(
             "http_request_seconds", "Seconds to answer a request.", ("route",), _REQUEST_SECONDS
         )
-        self._in_flight = gauge("in_flight", "Exchanges accepted and not answered.")
-        self._engine_up = gauge("engine_up", "1 if every guard judged when it was last asked, else 0.")
+        self._in_flight = gauge("in_flight", "Exchanges admitted and not yet answered.")
+        self._engine_up = gauge("engine_up", "1 if every guard was ready at the last readiness check, else 0.")
         self._cache_hits = counter("cache_hits_total", "Verdicts from the cache.")
         self._deduplicated = counter(
-            "deduplicated_total", "Exchanges that shared the verdict of an equal one in flight."
+            "deduplicated_total", "Exchanges that shared the verdict of an identical one in flight."
         )
-        self._engine_restarts = counter("engine_restarts_total", "Times that the engine was started again.")
+        self._engine_restarts = counter("engine_restarts_total", "Restarts of the engine.")
         self._audit_failures = counter("audit_failures_total", "Audit lines that could not be written.")
-        for reason in REASONS:  # a series that begins at 1 shows no increase to an alarm
+        for reason in REASONS:  # from 0: a series that starts at 1 shows no increase to an alert
             self._refused.labels(reason)
         for guard in self._guards:
             self._quotes.labels(guard)
-            for place in STAGES:
-                self._let_through.labels(guard, place)
+            for stage_name in STAGES:
+                self._let_through.labels(guard, stage_name)
 
     def verdict(
         self,
@@ -112,62 +118,62 @@ class Metrics:
         completion_tokens: int,
         caller: str = ANONYMOUS,
     ) -> None:
-        """One verdict; `outcome` is `would_block` where a stage only monitors."""
-        where = self._where(guard, stage)
+        """Count a verdict; `outcome` is `would_block` for a block in monitor mode."""
+        labels = self._guard_and_stage(guard, stage)
         self._callers_verdicts.labels(_known(caller, self.callers), _known(outcome, OUTCOMES)).inc()
-        self._verdicts.labels(*where, _known(outcome, OUTCOMES)).inc()
-        self._verdict_seconds.labels(*where).observe(_amount(seconds))
-        self._tokens.labels(*where).inc(_amount(completion_tokens))
+        self._verdicts.labels(*labels, _known(outcome, OUTCOMES)).inc()
+        self._verdict_seconds.labels(*labels).observe(_amount(seconds))
+        self._tokens.labels(*labels).inc(_amount(completion_tokens))
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """One answered request; `route` is the template of its path, never the path."""
+        """Count an answered request; `route` is its path template, never the path."""
         known = _known(route, self._routes)
         kind = f"{status // 100}xx" if 100 <= status < 600 else OTHER
         self._requests.labels(known, _known(method, METHODS, "OTHER"), kind).inc()
         self._request_seconds.labels(known).observe(_amount(seconds))
 
     def unsupported_quotes(self, guard: str, count: int) -> None:
-        """Quotes that were taken out of a verdict's reasoning."""
+        """Count quotes removed from a verdict's reasoning."""
         self._quotes.labels(_known(guard, self._guards)).inc(_amount(count))
 
     def let_through(self, guard: str, stage: str) -> None:
-        """An exchange passed without a verdict, as the operator chose."""
-        self._let_through.labels(*self._where(guard, stage)).inc()
+        """Count an exchange allowed without a verdict by the operator's settings."""
+        self._let_through.labels(*self._guard_and_stage(guard, stage)).inc()
 
     def refused(self, reason: str, caller: str = ANONYMOUS) -> None:
-        """A request was turned away before it was judged."""
+        """Count a request refused without a verdict."""
         self._refused.labels(_known(reason, REASONS)).inc()
         self._callers_refused.labels(_known(caller, self.callers), _known(reason, REASONS)).inc()
 
     def in_flight(self, count: int) -> None:
-        """How many exchanges are accepted and not answered now."""
+        """Set the number of exchanges admitted and not yet answered."""
         self._in_flight.set(count)
 
     def engine_up(self, up: bool) -> None:
-        """Whether every guard judges."""
+        """Set whether every guard is ready."""
         self._engine_up.set(up)
 
     def cache_hit(self) -> None:
-        """A verdict was known."""
+        """Count a verdict from the cache."""
         self._cache_hits.inc()
 
     def deduplicated(self) -> None:
-        """An exchange waits for the verdict of an equal one."""
+        """Count an exchange that shares the verdict of an identical one in flight."""
         self._deduplicated.inc()
 
     def engine_restarted(self) -> None:
-        """An engine was gone and is started again."""
+        """Count a restart of an engine."""
         self._engine_restarts.inc()
 
     def audit_failed(self) -> None:
-        """An audit line is lost."""
+        """Count an audit line that could not be written."""
         self._audit_failures.inc()
 
     def render(self) -> tuple[bytes, str]:
         """The body and the content type of the answer to a scrape."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
-    def _where(self, guard: str, stage: str) -> tuple[str, str]:
+    def _guard_and_stage(self, guard: str, stage: str) -> tuple[str, str]:
         return _known(guard, self._guards), _known(stage, STAGES)
 
 
@@ -176,5 +182,5 @@ def _known(value: str, known: Collection[str], other: str = OTHER) -> str:
 
 
 def _amount(value: float) -> float:
-    """A counter cannot go down, and one NaN would spoil its sum for good."""
+    """The value, or 0 if it is negative or not finite: a counter cannot decrease, and NaN would persist in its sum."""
     return value if math.isfinite(value) and value > 0 else 0.0

@@ -1,9 +1,9 @@
-"""Messages of any vendor's shape as chat messages that a guard can judge: texts and images, nothing else.
+"""Convert message content of any vendor's format to the `text` and `image_url` parts that a guard can judge.
 
-OpenAI's chat messages and Responses items, Anthropic's blocks and LangChain's are read alike. What has no form of its
-own here (reasoning, citations, calls and results of built-in tools, a vendor's own fields) is judged as JSON. Left out
-are ids, caching marks, token log-probabilities, and ciphertext that only its vendor can read. What neither text nor
-image can show (audio, video, files, references) raises `UnseenError`: it is refused, never passed.
+Reads OpenAI's chat messages and Responses items, Anthropic's blocks and LangChain's. Content of no known form
+(reasoning, citations, calls and results of built-in tools, a vendor's own fields) is judged as JSON. Ids, caching
+marks, token log-probabilities and ciphertext that only its vendor can read are left out. Content that is neither text
+nor image (audio, video, files, references) raises `UnsupportedContentError`: it is refused, never passed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TEXTS = {
     "thinking": "thinking",
     "reasoning": "reasoning",
 }
-"""By the type of a block: where its text stands."""
+"""For each type of block, the field with its text."""
 
 _IMAGES = ("image", "image_url", "input_image", "output_image", "computer_screenshot")
 _CALLS = ("tool_use", "function_call", "custom_tool_call", "tool_call", "invalid_tool_call", "tool_call_chunk")
@@ -40,21 +40,21 @@ _NOTHING: tuple[Any, ...] = (None, "", {}, [])
 _ID = re.compile(r"[\w.:|/+=-]{1,256}", re.ASCII)
 _CIPHERTEXT = re.compile(r"[A-Za-z0-9+/_=.-]{64,}")
 _MEDIA = re.compile(r"data:(?!image/).*|[A-Za-z0-9+/_\r\n-]{512,}={0,2}\s*", re.DOTALL)
-"""Bytes written as text; words have spaces between them."""
+"""Encoded bytes: `data:` URLs other than images, and long base64 without spaces."""
 _DEEPEST = 64
 
 
-class UnseenError(InputError):
-    """Content that a guard of texts and images cannot see."""
+class UnsupportedContentError(InputError):
+    """Content that a guard of texts and images cannot judge."""
 
     code = "unreadable"
 
 
 def parts_of(value: Any, known: Iterable[str] = ()) -> list[Part]:
-    """What a text, a block or a list of them shows, as `text` and `image_url` parts.
+    """The `text` and `image_url` parts of a text, a block or a list of them.
 
-    Strings that are held in `known` are judged already and left out where they are not a block's own text. Raises
-    `UnseenError`.
+    A string that occurs in `known` is judged already; it is left out unless it is a block's own text. Raises
+    `UnsupportedContentError`.
     """
     _check_depth(value)
     return _parts(value, tuple(known))
@@ -78,54 +78,59 @@ def _block(value: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
     if kind in _IMAGES:
         return _images(value)
     if kind in _CALLS:
-        return called_parts(value)
+        return call_parts(value)
     if kind == "image_generation_call" and isinstance(value.get("result"), str):
-        return [*_images({"data": value["result"]}), *beside(value, ("result",), known)]
+        return [*_images({"data": value["result"]}), *remaining_parts(value, ("result",), known)]
     if kind == "redacted_thinking":
-        return _as_json(opened({"encrypted_content": value.get("data")}), known)
+        return _as_json(readable_fields({"encrypted_content": value.get("data")}), known)
     field = _TEXTS.get(kind) if isinstance(kind, str) else None
     if field is not None and isinstance(value.get(field), str):
-        return [*_parts(value[field]), *beside(value, (field,), (*known, value[field]))]
+        return [*_parts(value[field]), *remaining_parts(value, (field,), (*known, value[field]))]
     if isinstance(kind, str) and (kind in _CONTAINERS or kind.endswith("_call_output")):
         return _container(value, known)
     if kind == "text-plain":
-        raise UnseenError("a text file cannot be judged: send its text")
+        raise UnsupportedContentError("a text file cannot be judged: send its text")
     return _as_json(value, known)
 
 
 def answer_parts(message: Mapping[str, Any]) -> list[Part]:
-    """All that an assistant's message shows: reasoning, content, calls and whatever else it holds."""
+    """All parts of an assistant's message: reasoning, content, calls and any other field."""
     _check_depth(message)
     if message.get("audio") is not None:
-        raise UnseenError("audio cannot be judged: use text and images")
+        raise UnsupportedContentError("audio cannot be judged: use text and images")
     parts = [part for name in (*_REASONING, "content", "refusal") for part in _parts(message.get(name))]
     parts += [part for image in _listed(message, "images") for part in _images(image)]
     calls = [*_listed(message, "tool_calls"), *_listed(message, "invalid_tool_calls")]
     legacy = message.get("function_call")
     for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
-        # Some vendors tell a call among the content too.
-        parts += [part for part in called_parts(call) if part not in parts]
-    return parts + beside(message, _OF_A_MESSAGE, texts_of(parts))
+        # Some vendors repeat a call in the content.
+        parts += [part for part in call_parts(call) if part not in parts]
+    return parts + remaining_parts(message, _OF_A_MESSAGE, texts_of(parts))
 
 
 def texts_of(parts: Iterable[Part]) -> list[str]:
-    """The texts among the parts."""
+    """The texts of the text parts."""
     return [part["text"] for part in parts if part["type"] == "text"]
 
 
-def called_parts(call: Any) -> list[Part]:
-    """The call of a tool, or a piece of one, as `name(arguments)`, and what stands beside it. Raises `UnseenError`."""
-    held = call if isinstance(call, dict) else {}
-    kinds = [held[kind] for kind in _CALLED if held.get(kind) is not None]
+def call_parts(call: Any) -> list[Part]:
+    """A tool call, or a piece of one, as the text `name(arguments)`, and its other fields.
+
+    Raises `UnsupportedContentError`.
+    """
+    fields = call if isinstance(call, dict) else {}
+    kinds = [fields[kind] for kind in _CALLED if fields.get(kind) is not None]
     parts = []
-    for inner in kinds or [held]:
+    for inner in kinds or [fields]:
         if not isinstance(inner, dict) or not inner.keys() & {"name", *_ARGUMENTS}:
-            raise UnseenError("a call of a tool names no function: send name and arguments")
-        said = [inner[field] for field in _ARGUMENTS if inner.get(field) is not None]
-        name, *arguments = [word if isinstance(word, str) else _json(word) for word in (inner.get("name") or "", *said)]
+            raise UnsupportedContentError("a tool call names no function: send name and arguments")
+        values = [inner[field] for field in _ARGUMENTS if inner.get(field) is not None]
+        name, *arguments = [
+            value if isinstance(value, str) else _json(value) for value in (inner.get("name") or "", *values)
+        ]
         parts.append(_text(f"{name}({' '.join(arguments)})"))
-        parts += beside(inner, ("name", *_ARGUMENTS))
-    return parts + (beside(held, _CALLED) if kinds else [])
+        parts += remaining_parts(inner, ("name", *_ARGUMENTS))
+    return parts + (remaining_parts(fields, _CALLED) if kinds else [])
 
 
 _REASONING = ("reasoning_content", "reasoning")
@@ -138,35 +143,35 @@ _OF_A_MESSAGE = (
 
 
 def _container(block: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
-    """A block that holds others."""
+    """The parts of a block that contains other blocks."""
     parts = [part for name in ("summary", "content", "output") for part in _parts(block.get(name), known)]
     left_out = ["role", "summary", "content", "output", "is_error"]
     source = block.get("source")
     if isinstance(source, dict):
         if source.get("type") not in ("text", "content"):
-            raise UnseenError("a document cannot be judged: send its text")
+            raise UnsupportedContentError("a document cannot be judged: send its text")
         parts += _parts(source.get("data") or source.get("content"), known)
         left_out.append("source")
-    return parts + beside(block, left_out, (*known, *texts_of(parts)))
+    return parts + remaining_parts(block, left_out, (*known, *texts_of(parts)))
 
 
 def _check_seen(value: Mapping[str, Any]) -> None:
     kind = value.get("type")
     if kind in _UNSEEN:
-        raise UnseenError(f"{kind} cannot be judged: use text and images")
+        raise UnsupportedContentError(f"{kind} cannot be judged: use text and images")
 
 
 def _images(block: Any) -> list[Part]:
-    """The image of a block of any vendor, and what stands beside it. Raises `UnseenError` for an id of a file."""
-    held = block if isinstance(block, dict) else {}
-    places = [held, *(held[name] for name in ("source", "image_url") if isinstance(held.get(name), dict))]
-    addresses = [place.get(name) for place in places for name in ("image_url", "url")]
-    encoded = [place[name] for place in places for name in ("base64", "data") if isinstance(place.get(name), str)]
+    """The images of a block of any vendor, and its other fields. Raises `UnsupportedContentError` for a file id."""
+    fields = block if isinstance(block, dict) else {}
+    sources = [fields, *(fields[name] for name in ("source", "image_url") if isinstance(fields.get(name), dict))]
+    addresses = [source.get(name) for source in sources for name in ("image_url", "url")]
+    encoded = [source[name] for source in sources for name in ("base64", "data") if isinstance(source.get(name), str)]
     urls = [url for url in addresses if isinstance(url, str) and url]
     urls += [text if text[:5].lower() == "data:" else f"data:;base64,{text}" for text in encoded if text]
     if not urls:
-        raise UnseenError("an image cannot be judged without its bytes: send a data: URL")
-    rest = [part for place in places for part in beside(place, _OF_AN_IMAGE)]
+        raise UnsupportedContentError("an image cannot be judged without its bytes: send a data: URL")
+    rest = [part for source in sources for part in remaining_parts(source, _OF_AN_IMAGE)]
     return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *rest]
 
 
@@ -176,10 +181,10 @@ _OF_AN_IMAGE = (
 )
 
 
-def beside(held: Mapping[str, Any], left_out: Iterable[str], known: Iterable[str] = ()) -> list[Part]:
-    """What else a block or message of a known form holds. Raises `UnseenError`."""
-    _check_depth(held)
-    rest = {name: value for name, value in held.items() if name != "type" and name not in left_out}
+def remaining_parts(fields: Mapping[str, Any], left_out: Iterable[str], known: Iterable[str] = ()) -> list[Part]:
+    """The other fields of a block or message, as parts. Raises `UnsupportedContentError`."""
+    _check_depth(fields)
+    rest = {name: value for name, value in fields.items() if name != "type" and name not in left_out}
     return _as_json(rest, known)
 
 
@@ -190,20 +195,20 @@ def _as_json(value: Any, known: Iterable[str]) -> list[Part]:
 
 
 def _rest(value: Any, known: Sequence[str], images: list[Part]) -> Any:
-    """The value without what is judged elsewhere, and without its images, which are added to the list."""
+    """The value without the `known` texts and without its images, which are appended to `images`."""
     if isinstance(value, str):
         if value[:11].lower() == "data:image/":
             images += _images({"url": value})
             return None
         if _MEDIA.fullmatch(value):
-            raise UnseenError("encoded bytes cannot be judged: use text and images")
+            raise UnsupportedContentError("encoded bytes cannot be judged: use text and images")
         return value if value and not any(value in text for text in known) else None
     if isinstance(value, dict):
         _check_seen(value)
         if value.get("type") in _IMAGES:
             images += _images(value)
             return None
-        inner = {name: _rest(part, known, images) for name, part in opened(value).items()}
+        inner = {name: _rest(part, known, images) for name, part in readable_fields(value).items()}
         kept = {name: part for name, part in inner.items() if part not in _NOTHING}
         return None if kept.keys() <= {"type"} and _is_id(kept.get("type")) else kept
     if isinstance(value, (list, tuple)):
@@ -211,8 +216,8 @@ def _rest(value: Any, known: Sequence[str], images: list[Part]) -> Any:
     return value
 
 
-def opened(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields without those that nobody but the vendor reads, and without ids."""
+def readable_fields(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without ids and without those that only their vendor reads."""
     return {
         name: part
         for name, part in value.items()
@@ -229,26 +234,28 @@ def _is_id(value: Any) -> bool:
 def _listed(message: Mapping[str, Any], name: str) -> list[Any]:
     value = message.get(name)
     if value is not None and not isinstance(value, (list, tuple)):
-        raise UnseenError(f"{name} must be a list")
+        raise UnsupportedContentError(f"{name} must be a list")
     return list(value or ())
 
 
 def _check_depth(value: Any) -> None:
-    """Iteratively, so that nothing below has to fear Python's stack."""
-    waiting = [(value, 1)]
-    while waiting:
-        part, depth = waiting.pop()
+    """Refuse deep nesting, without recursion; the recursive functions of this module are then safe."""
+    pending = [(value, 1)]
+    while pending:
+        part, depth = pending.pop()
         if depth > _DEEPEST:
-            raise UnseenError(f"what was said is nested more than {_DEEPEST} deep: send it flatter")
+            raise UnsupportedContentError(f"the content is nested more than {_DEEPEST} deep: send it flatter")
         inner = part.values() if isinstance(part, dict) else part if isinstance(part, (list, tuple)) else ()
-        waiting += [(each, depth + 1) for each in inner]
+        pending += [(child, depth + 1) for child in inner]
 
 
 def _json(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UnseenError(f"a value of type {type(value).__name__} is not JSON and cannot be judged") from error
+        raise UnsupportedContentError(
+            f"a value of type {type(value).__name__} is not JSON and cannot be judged"
+        ) from error
 
 
 def _text(text: str) -> Part:

@@ -1,6 +1,6 @@
-"""The service's side of an engine process: it is started, asked, and started again when it is gone.
+"""The service's side of an engine process: start it, send it jobs, and restart it when it ends.
 
-A verdict that the process takes with it becomes an `error`; nothing is judged twice.
+A job whose process ends becomes an `error` verdict; nothing is judged twice.
 """
 
 from __future__ import annotations
@@ -15,25 +15,33 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import EngineError, ModelError
 from guardreasoner_vl.service import worker
-from guardreasoner_vl.service.worker import Broken, CallOff, Done, Job, Opening, Piece, Ready
+from guardreasoner_vl.service.worker import (
+    CancelJob,
+    JobDone,
+    JudgeJob,
+    LoadFailed,
+    ModelLoaded,
+    TextChunk,
+    WorkerConfig,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-    from guardreasoner_vl.engines.base import Watch
+    from guardreasoner_vl.engines.base import StreamListener
     from guardreasoner_vl.types import Exchange, Mode, Verdict
 
 _log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before a process that is gone is started again; doubled each time it does not come up."""
+"""Seconds before a process that ended is restarted; doubled each time the start fails."""
 
 _END_SECONDS = 5.0
 
 
 class EngineGoneError(EngineError):
-    """The engine's process ended while it worked; another one is on its way."""
+    """The engine's process ended while the job was in progress; it is being restarted."""
 
     code = "engine_gone"
 
@@ -42,133 +50,139 @@ class EngineGoneError(EngineError):
 
 
 class EngineProcess:
-    """One engine process after another, of which one at most is alive. All methods belong to one event loop.
+    """One engine process, restarted when it ends. Call the methods from one event loop only.
 
-    `restarted` is called each time a process has to be replaced.
+    `restarted` is called at each restart.
     """
 
-    def __init__(self, opening: Opening, most: int, restarted: Callable[[], None] = lambda: None) -> None:
-        self._opening, self._most, self._restarted = opening, most, restarted
+    def __init__(self, config: WorkerConfig, max_batch_size: int, restarted: Callable[[], None] = lambda: None) -> None:
+        self._config, self._max_batch_size, self._restarted = config, max_batch_size, restarted
         self._numbers = itertools.count()
-        self._waiting: dict[int, tuple[asyncio.Future[Verdict], Watch | None]] = {}
-        self._life: _Life | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self.ready: Ready | None = None
+        self._waiting: dict[int, tuple[asyncio.Future[Verdict], StreamListener | None]] = {}
+        self._handle: _WorkerHandle | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self.ready: ModelLoaded | None = None
 
     @property
     def pid(self) -> int | None:
-        """The process that works now; None while there is none."""
-        return self._life.pid if self._life and self.ready else None
+        """The id of the process that serves jobs now; None while there is none."""
+        return self._handle.pid if self._handle and self.ready else None
 
-    async def start(self) -> Ready:
-        """Wait until the model is loaded; raises `ModelError` if it cannot be."""
-        ready = await self._begin()
-        self._keeper = asyncio.create_task(self._keep())
+    async def start(self) -> ModelLoaded:
+        """Start the process and wait until the model is loaded. Raises `ModelError` if it cannot be loaded."""
+        ready = await self._spawn()
+        self._supervisor = asyncio.create_task(self._supervise())
         return ready
 
-    async def judge(self, exchange: Exchange, mode: Mode | None = None, watch: Watch | None = None) -> Verdict:
-        """The verdict; if the caller is cancelled, so is the job. Raises `EngineGoneError`."""
-        if self._life is None or self.ready is None:
+    async def judge(
+        self, exchange: Exchange, mode: Mode | None = None, listener: StreamListener | None = None
+    ) -> Verdict:
+        """Judge one exchange; cancelling the caller cancels the job. Raises `EngineGoneError`."""
+        if self._handle is None or self.ready is None:
             raise EngineGoneError
         number = next(self._numbers)
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = (future, watch)
-        self._life.send(Job(number, exchange, mode, streamed=watch is not None))
+        self._waiting[number] = (future, listener)
+        self._handle.send(JudgeJob(number, exchange, mode, streamed=listener is not None))
         try:
             return await future
         except asyncio.CancelledError:
-            if self._life:
-                self._life.send(CallOff(number))
+            if self._handle:
+                self._handle.send(CancelJob(number))
             raise
         finally:
             self._waiting.pop(number, None)
 
     async def close(self) -> None:
         """End the process."""
-        if self._keeper:
-            self._keeper.cancel()
+        if self._supervisor:
+            self._supervisor.cancel()
         await self._end()
 
-    async def _begin(self) -> Ready:
-        life = self._life = _Life(self._opening, self._most, self._heard)
-        first = await life.first
-        if isinstance(first, Ready):
-            self.ready = first
-            return first
+    async def _spawn(self) -> ModelLoaded:
+        handle = self._handle = _WorkerHandle(self._config, self._max_batch_size, self._dispatch)
+        first_message = await handle.first_message
+        if isinstance(first_message, ModelLoaded):
+            self.ready = first_message
+            return first_message
         await self._end()
-        raise ModelError(first.message) if first else EngineGoneError
+        raise ModelError(first_message.message) if first_message else EngineGoneError
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         while True:
-            if self._life:
-                await self._life.gone.wait()
+            if self._handle:
+                await self._handle.ended.wait()
             self.ready = None
             for future, _ in self._waiting.values():
                 if not future.done():
                     future.set_exception(EngineGoneError())
-            _log.critical("the engine's process ended; it is started again")
+            _log.critical("the engine's process ended; restarting it")
             self._restarted()
             await self._end()
-            await self._come_up()
+            await self._restart()
 
-    async def _come_up(self) -> None:
+    async def _restart(self) -> None:
         pause = FIRST_PAUSE
         while True:
             await asyncio.sleep(pause)
             try:
-                await self._begin()
+                await self._spawn()
             except (ModelError, EngineError) as error:
-                _log.critical("the engine does not come up (%s)", error.code)
+                _log.critical("the engine's process failed to start (%s)", error.code)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 return
 
     async def _end(self) -> None:
-        life, self._life, self.ready = self._life, None, None
-        if life:
-            await asyncio.to_thread(life.end)
+        handle, self._handle, self.ready = self._handle, None, None
+        if handle:
+            await asyncio.to_thread(handle.end)
 
-    def _heard(self, message: Done | Piece) -> None:
-        future, watch = self._waiting.get(message.number, (None, None))
-        if isinstance(message, Piece):
-            if watch and message.text is None:
-                watch.begin()
-            elif watch and message.text is not None:
-                watch.tell(message.text)
+    def _dispatch(self, message: JobDone | TextChunk) -> None:
+        future, listener = self._waiting.get(message.number, (None, None))
+        if isinstance(message, TextChunk):
+            if listener and message.text is None:
+                listener.on_start()
+            elif listener and message.text is not None:
+                listener.on_text(message.text)
         elif future and not future.done():
             future.set_result(message.verdict)
 
 
-class _Life:
+class _WorkerHandle:
     """One process, and the two threads that write to it and read from it.
 
-    `first` is what it said first, None if it ended without a word; `gone` is set when it has ended.
+    `first_message` is the first message of the process, None if it ended without one; `ended` is set at its end.
     """
 
-    def __init__(self, opening: Opening, most: int, heard: Callable[[Done | Piece], None]) -> None:
+    def __init__(
+        self, config: WorkerConfig, max_batch_size: int, dispatch: Callable[[JobDone | TextChunk], None]
+    ) -> None:
         context = multiprocessing.get_context("spawn")
-        self._own, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=worker.run, args=(theirs, opening, most), daemon=True)
+        self._connection, worker_end = context.Pipe()
+        self._process: SpawnProcess = context.Process(
+            target=worker.run, args=(worker_end, config, max_batch_size), daemon=True
+        )
         self._loop = asyncio.get_running_loop()
-        self._heard = heard
-        self.first: asyncio.Future[Ready | Broken | None] = self._loop.create_future()
-        self.gone = asyncio.Event()
-        self._outbox: queue.SimpleQueue[Job | CallOff | None] = queue.SimpleQueue()
+        self._dispatch = dispatch
+        self.first_message: asyncio.Future[ModelLoaded | LoadFailed | None] = self._loop.create_future()
+        self.ended = asyncio.Event()
+        self._outbox: queue.SimpleQueue[JudgeJob | CancelJob | None] = queue.SimpleQueue()
         self._process.start()
-        theirs.close()  # so that the pipe ends with the process
+        worker_end.close()  # the process then holds the only copy, and its end closes the pipe
         for work in (self._read, self._write):
-            threading.Thread(target=work, args=(self._own,), name=work.__name__, daemon=True).start()
+            threading.Thread(target=work, args=(self._connection,), name=work.__name__, daemon=True).start()
 
     @property
     def pid(self) -> int | None:
         return self._process.pid
 
-    def send(self, message: Job | CallOff) -> None:
-        """Never blocks: a thread writes."""
+    def send(self, message: JudgeJob | CancelJob) -> None:
+        """Queue a message for the writing thread; never blocks."""
         self._outbox.put(message)
 
     def end(self) -> None:
-        """Blocks until the process is no more."""
+        """Kill the process and wait for its end; blocks."""
         self._outbox.put(None)
         self._process.kill()
         self._process.join(_END_SECONDS)
@@ -183,26 +197,26 @@ class _Life:
     def _read(self, connection: Connection) -> None:
         try:
             while True:
-                self._tell(self._take, connection.recv())
+                self._call_on_loop(self._deliver, connection.recv())
         except (EOFError, OSError):
-            self._tell(self._ended)
+            self._call_on_loop(self._on_end)
         finally:
             connection.close()
 
-    def _tell(self, what: Callable[..., None], *arguments: object) -> None:
+    def _call_on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(what, *arguments)
-        except RuntimeError:  # the loop is closed, and nobody listens
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:  # the loop is closed: no caller waits
             return
 
-    def _take(self, message: Ready | Broken | Done | Piece) -> None:
-        if isinstance(message, (Ready, Broken)):
-            if not self.first.done():
-                self.first.set_result(message)
+    def _deliver(self, message: ModelLoaded | LoadFailed | JobDone | TextChunk) -> None:
+        if isinstance(message, (ModelLoaded, LoadFailed)):
+            if not self.first_message.done():
+                self.first_message.set_result(message)
         else:
-            self._heard(message)
+            self._dispatch(message)
 
-    def _ended(self) -> None:
-        if not self.first.done():
-            self.first.set_result(None)
-        self.gone.set()
+    def _on_end(self) -> None:
+        if not self.first_message.done():
+            self.first_message.set_result(None)
+        self.ended.set()

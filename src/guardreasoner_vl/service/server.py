@@ -1,9 +1,9 @@
-"""Running the service: uvicorn, JSON logs, and an end that loses nothing that was accepted.
+"""Run the service: uvicorn, JSON logs, and a shutdown that answers every accepted request.
 
-    SIGTERM -> not ready, still serving, for `limits.leave_seconds` -> the listener closes -> what was accepted is
+    SIGTERM -> not ready, still serving, for `limits.leave_seconds` -> the listener closes -> accepted requests are
     answered -> the engines end
 
-SIGINT, or a second SIGTERM, closes the listener at once. SIGHUP reads the keys anew.
+SIGINT, or a second SIGTERM, closes the listener at once. SIGHUP rereads the keys.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ACCEPTED_AT_ONCE = 16
-"""Connections accepted in one iteration of the event loop: asyncio takes as many as it was given for the backlog."""
+"""Connections accepted in one iteration of the event loop: asyncio accepts up to `backlog`."""
 _WAITING_CONNECTIONS = 2_048
-"""Connections that the kernel keeps until then."""
+"""Connections that the kernel queues until they are accepted."""
 
 
 def serve(config: ServiceConfig, reload: Callable[[], ServiceConfig] | None = None) -> None:
-    """Serve until told to stop. Raises `GuardError` if the service cannot start.
+    """Serve until a signal stops the service. Raises `GuardError` if it cannot start.
 
-    `reload` reads the configuration anew; without it SIGHUP changes nothing.
+    `reload` rereads the configuration at SIGHUP; without it SIGHUP has no effect.
     """
     configure(config.log_level)
     with ExitStack() as stack:
@@ -54,16 +54,16 @@ def serve(config: ServiceConfig, reload: Callable[[], ServiceConfig] | None = No
             signal.signal(signal.SIGHUP, lambda *_: _reload(app, reload))
         try:
             server.run(sockets=sockets)
-        except SystemExit:  # uvicorn ends the process where a start fails
+        except SystemExit:  # uvicorn exits if the start fails
             pass
-        except OSError as error:  # another service took the address while the model was loaded
+        except OSError as error:  # another process took the address while the model was loading
             raise _cannot_listen(config.host, config.port, error) from error
     if app.state.failure:
         raise app.state.failure
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that makes `/readyz` answer 503 for `leave_seconds` after SIGTERM before it closes the listener."""
+    """A uvicorn server whose `/readyz` answers 503 for `leave_seconds` after SIGTERM, before the listener closes."""
 
     def __init__(self, app: FastAPI, config: ServiceConfig, address: str) -> None:
         super().__init__(
@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
         gc.collect()
         gc.freeze()  # loaded objects stay: each collection would look through them for 50 ms
         if self.started:
-            _tell(self._address, self._settings)
+            announce(self._address, self._settings)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGTERM and self._closes_at is None:
@@ -120,7 +120,7 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
-                missing = error  # a name may have an address of a family that this machine does not support
+                missing = error  # this machine may not support the family of one of the addresses
                 continue
             port = sockets[0].getsockname()[1]
         if missing and not sockets:
@@ -140,7 +140,7 @@ def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> Engin
 def _listening(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
     listening = socket.socket(family, kind, protocol)
     try:
-        if sys.platform != "win32":  # Windows would take the address from the process that has it
+        if sys.platform != "win32":  # on Windows the option would take the address from another process
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -156,7 +156,7 @@ def _address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _tell(address: str, config: ServiceConfig) -> None:
+def announce(address: str, config: ServiceConfig) -> None:
     """Write one line with address and guards: plain text on a terminal, else a log record."""
     guards = ", ".join(f"{name}: {guard.model} ({guard.mode})" for name, guard in config.guards.items())
     line = f"serving on {address}; guards: {guards}"
@@ -167,18 +167,18 @@ def _tell(address: str, config: ServiceConfig) -> None:
 
 
 def _reload(app: FastAPI, reload: Callable[[], ServiceConfig] | None) -> None:
-    """Read the keys of the configuration anew; if it cannot be read, the old keys stay."""
+    """Reread the keys of the configuration; the old keys stay if it cannot be read."""
     if reload is None:
-        _log.error("SIGHUP changes nothing: this service was started without a configuration that can be read anew")
+        _log.error("SIGHUP has no effect: this service was started without a configuration to reread")
         return
     try:
         config: Any = reload()
     except InputError as error:
-        _log.critical("the configuration cannot be read anew, the old keys stay (%s)", str(error))
+        _log.critical("the configuration cannot be reread; the old keys stay (%s)", str(error))
         return
-    if app.state.callers.needs_key and not config.keys:  # perhaps a file that is just being written
-        _log.critical("the configuration has no keys any more, the old keys stay: restart to serve without keys")
+    if app.state.callers.needs_key and not config.keys:  # possibly a file that is being written at this moment
+        _log.critical("the configuration has no keys now; the old keys stay: restart to serve without keys")
         return
     app.state.callers.reload(config)
     app.state.metrics.callers = app.state.callers.names
-    _log.info("the keys were read anew; other settings want a restart")
+    _log.info("the keys were reread; other settings need a restart")

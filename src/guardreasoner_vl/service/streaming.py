@@ -1,7 +1,7 @@
-"""Server-sent events of the guard: its reasoning as it comes, or the pieces of an answer that it releases.
+"""Server-sent events of the guard's own API.
 
-reasoning   one piece of the guard's reasoning          restart   what was told is void, the guard begins again
-release     a piece of the model's answer that may go   verdict   the verdict, always the last event
+reasoning   the next text of the guard's reasoning        restart   the reasoning so far is void; the guard starts again
+release     text of the model's answer that was allowed   verdict   the verdict, always the last event
 """
 
 from __future__ import annotations
@@ -20,76 +20,77 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 def event(name: str, data: dict[str, Any]) -> bytes:
-    """One server-sent event; JSON holds no line end, so the content cannot forge another event."""
+    """One server-sent event. JSON contains no line break, so the content cannot forge another event."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 def verdict_event(verdict: Verdict) -> bytes:
-    """The last event."""
+    """The `verdict` event."""
     return event("verdict", verdict.model_dump(mode="json"))
 
 
-class Reasoning:
-    """Picks the reasoning out of an answer that comes in pieces; a tag may be cut anywhere."""
+class ReasoningExtractor:
+    """Extracts the text inside `<think>` from a streamed answer; a tag may be split across chunks."""
 
     def __init__(self) -> None:
-        self._held, self._inside, self._over = "", False, False
+        self._pending, self._inside, self._over = "", False, False
 
     def add(self, text: str) -> str:
-        """What of the reasoning is certain now."""
+        """The new reasoning text, without a trailing part that may be the start of the closing tag."""
         if self._over:
             return ""
-        self._held += text
+        self._pending += text
         if not self._inside:
-            _, opened, self._held = self._held.rpartition(_OPEN)
-            self._inside = bool(opened)
+            _, opening, self._pending = self._pending.rpartition(_OPEN)
+            self._inside = bool(opening)
             if not self._inside:
                 return ""
-        told, closed, _ = self._held.partition(_CLOSE)
-        if closed:
+        reasoning, closing, _ = self._pending.partition(_CLOSE)
+        if closing:
             self._over = True
-            return told
-        kept = next((n for n in range(len(_CLOSE) - 1, 0, -1) if self._held.endswith(_CLOSE[:n])), 0)
-        told, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
-        return told
+            return reasoning
+        kept = next((n for n in range(len(_CLOSE) - 1, 0, -1) if self._pending.endswith(_CLOSE[:n])), 0)
+        cut = len(self._pending) - kept
+        reasoning, self._pending = self._pending[:cut], self._pending[cut:]
+        return reasoning
 
 
 @dataclass
-class QueueWatch:
-    """An engine's watch whose events wait in a queue. Belongs to one event loop."""
+class QueueListener:
+    """A `StreamListener` that queues server-sent events. Use it on one event loop only."""
 
     events: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
-    called_off: bool = False
-    _reasoning: Reasoning = field(default_factory=Reasoning)
-    _told: bool = False
+    cancelled: bool = False
+    _reasoning: ReasoningExtractor = field(default_factory=ReasoningExtractor)
+    _has_sent: bool = False
 
-    def begin(self) -> None:
-        self._reasoning = Reasoning()
-        if self._told:
+    def on_start(self) -> None:
+        self._reasoning = ReasoningExtractor()
+        if self._has_sent:
             self.events.put_nowait(event("restart", {}))
-        self._told = False
+        self._has_sent = False
 
-    def tell(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         if piece := self._reasoning.add(text):
-            self._told = True
+            self._has_sent = True
             self.events.put_nowait(event("reasoning", {"text": piece}))
 
 
-async def told(
-    watch: QueueWatch, judging: Awaitable[Verdict], last: Callable[[Verdict], bytes]
+async def event_stream(
+    listener: QueueListener, judging: Awaitable[Verdict], last: Callable[[Verdict], bytes]
 ) -> AsyncIterator[bytes]:
-    """The watch's events as they come, then the verdict's; who stops listening calls the judgement off."""
+    """Yield the listener's events, then `last` of the verdict; closing the generator cancels the judgement."""
     task = asyncio.ensure_future(judging)
-    waiting = asyncio.ensure_future(watch.events.get())
+    waiting = asyncio.ensure_future(listener.events.get())
     try:
         while True:
             await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 break
             yield waiting.result()
-            waiting = asyncio.ensure_future(watch.events.get())
+            waiting = asyncio.ensure_future(listener.events.get())
         yield last(await task)
     finally:
-        watch.called_off = True
+        listener.cancelled = True
         for work in (task, waiting):
             work.cancel()

@@ -1,4 +1,4 @@
-"""A cache of verdicts, and the keys of its entries."""
+"""The cache of verdicts, and the keys of its entries."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class VerdictCache:
-    """At most `most` verdicts, none older than `seconds`; the one unused for longest goes first."""
+    """An LRU cache of at most `max_entries` verdicts, none older than `seconds`."""
 
-    def __init__(self, most: int, seconds: float) -> None:
-        self._most, self._seconds = most, seconds
+    def __init__(self, max_entries: int, seconds: float) -> None:
+        self._max_entries, self._seconds = max_entries, seconds
         self._verdicts: OrderedDict[str, tuple[float, Verdict]] = OrderedDict()
 
     def get(self, key: str) -> Verdict | None:
-        """The verdict under that key, or None."""
+        """The verdict for that key; None if there is none or it is too old."""
         since, verdict = self._verdicts.get(key, (0.0, None))
         if verdict is None or time.monotonic() - since > self._seconds:
             return None
@@ -32,15 +32,15 @@ class VerdictCache:
         return verdict
 
     def keep(self, key: str, verdict: Verdict) -> None:
-        """Store a verdict; without effect if the cache has no room for any."""
-        if self._most:
+        """Store a verdict; no effect if `max_entries` is 0."""
+        if self._max_entries:
             self._verdicts[key] = (time.monotonic(), verdict)
-            if len(self._verdicts) > self._most:
+            if len(self._verdicts) > self._max_entries:
                 self._verdicts.popitem(last=False)
 
 
 def digest_of(exchange: Exchange) -> str:
-    """SHA-256 of all turns; images count with the bytes or the `data:` URL that the caller sent."""
+    """SHA-256 of all turns; an image contributes the bytes or the `data:` URL that the caller sent."""
     digest = hashlib.sha256()
     for turn in (*exchange.history, exchange):
         parts = [_text_digest(turn.prompt), _text_digest(turn.response), *map(_image_digest, turn.images)]
@@ -58,11 +58,11 @@ def _image_digest(image: ImageSource) -> str:
     if isinstance(image, str):
         image = image.encode("utf-8", "surrogatepass")
     if not isinstance(image, bytes):
-        raise TypeError(f"the service takes images as bytes or data: URLs, not {type(image).__name__}")
+        raise TypeError(f"an image must be bytes or a data: URL, not {type(image).__name__}")
     return hashlib.sha256(image).hexdigest()
 
 
 def cache_key(guard: str, backend: Backend, mode: Mode | None, digest: str) -> str:
-    """SHA-256 of all that a verdict depends on; the guard's policy does not change while the service runs."""
+    """SHA-256 of everything that a verdict depends on; the guard's policy is constant while the service runs."""
     parts = [guard, backend.model.name, backend.model.revision, INSTRUCTION, mode or backend.policy.mode, digest]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

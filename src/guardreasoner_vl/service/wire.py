@@ -1,7 +1,7 @@
-"""The shapes that requests and answers have on the wire, and how they become exchanges.
+"""The JSON bodies of requests and responses, and their conversion to exchanges.
 
-Images are `data:` URLs. Addresses are fetched only where the operator listed their hosts (`service.fetch`), and a
-name that could be a file's is never opened: whoever sends a request may not read the server's disk.
+Images are `data:` URLs. A remote URL is fetched only if the operator listed its host (`service.fetch`), and a string
+that may be a file name is never opened: a client must not read the server's disk.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 Messages = Annotated[list[dict[str, Any]], Field(description="OpenAI-style chat messages; the last turn is judged.")]
 MOST_INPUTS = 128
 _STOCK_MODELS = ("omni-moderation", "text-moderation")
-"""What clients of OpenAI's moderation send unasked; the default guard answers for it."""
+"""Prefixes of the model names that OpenAI's clients send by default; they mean the default guard."""
 
 
-class GuardRequest(Body):
-    """One exchange: prompt, images and response, or whole messages."""
+class GuardBody(Body):
+    """The body of `/v1/guard`: prompt, images and response, or chat messages."""
 
     model_config = ConfigDict(
+        title="GuardRequest",
         extra="forbid",
         json_schema_extra={
             "examples": [
@@ -50,16 +51,16 @@ class GuardRequest(Body):
     include_reasoning: bool = False
 
     async def exchange(self, fetch: Fetch) -> Exchange:
-        """Raises `InputError`."""
+        """The exchange, its listed remote images fetched. Raises `InputError`."""
         if self.messages is not None:
             if self.prompt is not None or self.response is not None or self.images:
                 raise InputError("give either messages or prompt, images and response, not both")
-            return await exchange_of(self.messages, fetch)
+            return await build_exchange(self.messages, fetch)
         return Exchange(self.prompt, tuple([await image(url, fetch) for url in self.images]), self.response)
 
 
 class ModerationRequest(Body):
-    """OpenAI's moderation request; `messages` is ours, for its shape has no assistant."""
+    """OpenAI's moderation request; `messages` is added, since the original has no place for an answer."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -78,6 +79,7 @@ class ModerationRequest(Body):
 
     @property
     def guard(self) -> str | None:
+        """The guard that `model` names; None for the default one."""
         return None if self.model and self.model.startswith(_STOCK_MODELS) else self.model
 
     @model_validator(mode="after")
@@ -90,20 +92,20 @@ class ModerationRequest(Body):
 
     @property
     def conversations(self) -> list[list[dict[str, Any]]]:
-        """What is judged, each for itself: a string, each string of a list, all parts together, or the messages."""
+        """The conversations to judge: one for each string, one for a list of parts, one for messages."""
         if self.messages is not None:
             return [self.messages]
         inputs = [self.input] if isinstance(self.input, str) else self.input or []
-        texts: list[Any] = [one for one in inputs if isinstance(one, str)]
+        texts: list[Any] = [text for text in inputs if isinstance(text, str)]
         return [[{"role": "user", "content": content}] for content in texts or [inputs]]
 
     def exchanges(self, fetch: Fetch) -> list[Awaitable[Exchange]]:
-        """Each of which raises `InputError` when it is awaited."""
-        return [exchange_of(messages, fetch) for messages in self.conversations]
+        """One awaitable for each conversation; awaiting it may raise `InputError`."""
+        return [build_exchange(messages, fetch) for messages in self.conversations]
 
 
 class Moderation(BaseModel):
-    """One result in OpenAI's shape. Its own 13 categories are not made up; `verdict` says all there is to say."""
+    """One result in OpenAI's format, without its 13 categories, which the guard does not judge."""
 
     flagged: bool
     categories: dict[str, bool]
@@ -113,30 +115,30 @@ class Moderation(BaseModel):
 
 
 class ModerationResponse(BaseModel):
-    """OpenAI's moderation answer."""
+    """OpenAI's moderation response."""
 
     id: str
     model: str
     results: list[Moderation]
 
 
-async def exchange_of(messages: Sequence[dict[str, Any]], fetch: Fetch) -> Exchange:
-    """The exchange of a conversation whose listed addresses were fetched. Raises `InputError`."""
-    return Exchange.from_messages(await inlined(messages, fetch))
+async def build_exchange(messages: Sequence[dict[str, Any]], fetch: Fetch) -> Exchange:
+    """The exchange of a conversation, its listed remote images fetched. Raises `InputError`."""
+    return Exchange.from_messages(await inline_images(messages, fetch))
 
 
-async def inlined(messages: Sequence[dict[str, Any]], fetch: Fetch) -> list[dict[str, Any]]:
-    """The messages with bytes in place of addresses, so that what is judged is what a model will see."""
-    made = []
+async def inline_images(messages: Sequence[dict[str, Any]], fetch: Fetch) -> list[dict[str, Any]]:
+    """The messages with `data:` URLs in place of remote ones, so that the model sees what was judged."""
+    inlined = []
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list):
-            message = {**message, "content": [await _inlined_part(part, fetch) for part in content]}
-        made.append(message)
-    return made
+            message = {**message, "content": [await _inline_part(part, fetch) for part in content]}
+        inlined.append(message)
+    return inlined
 
 
-async def _inlined_part(part: Any, fetch: Fetch) -> Any:
+async def _inline_part(part: Any, fetch: Fetch) -> Any:
     url = url_of(part) if isinstance(part, dict) else None
     if not isinstance(url, str) or url[:5].lower() == "data:":
         return part
@@ -145,63 +147,64 @@ async def _inlined_part(part: Any, fetch: Fetch) -> Any:
 
 
 def url_of(part: Mapping[str, Any]) -> Any:
-    """The address of a part that is an image, whatever stands there; None for another part."""
+    """The unchecked URL of an image part; None for another part."""
     value = part.get("image_url")
     return value.get("url") if isinstance(value, dict) else value
 
 
 async def image(url: str, fetch: Fetch) -> str:
-    """The image as a `data:` URL; raises `ImageError` for what is neither that nor an address that may be fetched."""
+    """The image as a `data:` URL. Raises `ImageError` unless it is one or may be fetched."""
     return url if url[:5].lower() == "data:" else data_url(await fetch(url))
 
 
 def data_url(data: bytes) -> str:
-    """The format is found in the bytes, whatever the name says."""
+    """The bytes as a `data:` URL without a media type: decoding reads the format from the bytes."""
     return "data:;base64," + base64.b64encode(data).decode("ascii")
 
 
 async def no_fetch(url: str) -> bytes:  # noqa: ARG001
-    """What fetches where the operator listed no hosts."""
+    """The `Fetch` of a service without listed hosts: it refuses."""
     raise ImageError("remote images are not fetched here: send a data: URL, or list the host in images.hosts")
 
 
-def shown(verdict: Verdict, include_reasoning: bool) -> Verdict:
-    """The verdict as it leaves; the reasoning may restate what was judged, so it goes only where it was asked for."""
+def public_verdict(verdict: Verdict, include_reasoning: bool) -> Verdict:
+    """The verdict as it is sent. The reasoning may quote the input, so it is included only on request."""
     return verdict if include_reasoning else verdict.model_copy(update={"reasoning": None})
 
 
-def moderation(verdict: Verdict, messages: Sequence[dict[str, Any]], include_reasoning: bool) -> Moderation:
-    """One result; `flagged` says what to do, so that a client which looks at nothing else fails closed."""
-    sides = {"harmful/request": verdict.request, "harmful/response": verdict.response}
-    applied = [one.label not in ("not_applicable", "error") for one in sides.values()]
+def moderation_result(verdict: Verdict, messages: Sequence[dict[str, Any]], include_reasoning: bool) -> Moderation:
+    """One result. `flagged` is true for every block, so that a client that reads nothing else fails closed."""
+    judgements = {"harmful/request": verdict.request, "harmful/response": verdict.response}
+    applied = [judgement.label not in ("not_applicable", "error") for judgement in judgements.values()]
     return Moderation(
         flagged=verdict.action == "block",
-        categories={name: judged.label == "harmful" for name, judged in sides.items()},
-        category_scores={name: judged.score for name, judged in sides.items()},
+        categories={name: judgement.label == "harmful" for name, judgement in judgements.items()},
+        category_scores={name: judgement.score for name, judgement in judgements.items()},
         category_applied_input_types={
             "harmful/request": _kinds(messages) if applied[0] else [],
             "harmful/response": ["text"] if applied[1] else [],
         },
-        verdict=shown(verdict, include_reasoning),
+        verdict=public_verdict(verdict, include_reasoning),
     )
 
 
 def _kinds(messages: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether the user sent text, images, or both."""
-    contents = [one.get("content") for one in messages if one.get("role") == "user"]
+    """The kinds of input that the user sent: `text`, `image`, or both."""
+    contents = [message.get("content") for message in messages if message.get("role") == "user"]
     parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
     images = [part for part in parts if isinstance(part, dict) and "image_url" in part]
-    return [name for name, there in (("text", len(images) < len(parts)), ("image", images)) if there]
+    return [name for name, present in (("text", len(images) < len(parts)), ("image", images)) if present]
 
 
 def blocked_reason(verdict: Verdict) -> str:
-    """One line without content, for people who see a block."""
+    """The reason of a block in one line, without content, for the user."""
     if verdict.error:
         return f"the guard could not judge ({verdict.error.code})"
-    sides: dict[str, Judgement] = {"request": verdict.request, "response": verdict.response}
-    return "the guard finds harmful: " + ", ".join(name for name, one in sides.items() if one.label == "harmful")
+    judgements: dict[str, Judgement] = {"request": verdict.request, "response": verdict.response}
+    harmful = [name for name, judgement in judgements.items() if judgement.label == "harmful"]
+    return "the guard finds harmful: " + ", ".join(harmful)
 
 
-def fault(code: str, message: str) -> dict[str, Any]:
-    """OpenAI's shape of an error."""
+def error_body(code: str, message: str) -> dict[str, Any]:
+    """The body of an error in OpenAI's format."""
     return {"error": {"message": message, "type": "guard_error", "param": None, "code": code}}

@@ -1,8 +1,7 @@
-"""The engine's own process: exchanges come in through a pipe, verdicts and pieces of reasoning go out.
+"""The engine's process: reads exchanges from a pipe, writes verdicts and streamed reasoning to it.
 
-All that waits is judged together (`Guard.moderate_from`), so that concurrent requests share the model's batches, and
-what arrives joins between two of them. A crash, or a kill, takes nothing with it but the exchanges at hand
-(`service.process`).
+All waiting exchanges are judged together (`Guard.moderate_from`), so that concurrent requests share the model's
+batches; new ones join between two batches. A crash or a kill loses only the exchanges in progress (`service.process`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import GuardError
-from guardreasoner_vl.guard import Asked, Guard
+from guardreasoner_vl.guard import Guard, GuardRequest
 from guardreasoner_vl.service.logs import configure
 
 if TYPE_CHECKING:
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
 
 
 _KERNELS = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
-"""On the CPU torch keeps what it prepared for each shape of a product, a quarter of a megabyte each, 1,024 of them by
-default and in two caches; prompts differ in length, so that they fill up. Measured: docs/service.md."""
+"""On the CPU, torch caches one prepared kernel for each shape of a matrix product: about 0.25 MB each, 1,024 entries by
+default, in two caches. Prompt lengths vary, so both caches fill up. Measured: docs/service.md."""
 
 _NICENESS = 5
-"""Where the model keeps all cores busy, the service's own process comes first: probes and refusals do not wait."""
+"""Added to the process's niceness, so that on busy cores probes and refusals do not wait for the model."""
 
 
 @dataclass(frozen=True)
-class Opening:
-    """What the process opens: a model (`Guard.load`), its engine's options, and the policy."""
+class WorkerConfig:
+    """What the process loads: the model, its engine's options (`Guard.load`) and the policy."""
 
     model: str
     revision: str | None
@@ -47,12 +46,12 @@ class Opening:
     log_level: str = "WARNING"
 
     def guard(self) -> Guard:
-        """The guard itself; raises `ModelError`."""
+        """Load the guard. Raises `ModelError`."""
         return Guard.load(self.model, revision=self.revision, policy=self.policy, **self.options)
 
 
 @dataclass(frozen=True)
-class Ready:
+class ModelLoaded:
     """The model is loaded."""
 
     model: ModelInfo
@@ -60,15 +59,15 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Broken:
+class LoadFailed:
     """The model cannot be loaded."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class Job:
-    """One exchange to be judged; `streamed` asks for the answer's text as it comes."""
+class JudgeJob:
+    """One exchange to judge; `streamed` asks for the text as it is generated."""
 
     number: int
     exchange: Exchange
@@ -77,73 +76,75 @@ class Job:
 
 
 @dataclass(frozen=True)
-class CallOff:
-    """Nobody waits for that job any more."""
+class CancelJob:
+    """Request to stop a job: no caller waits for it."""
 
     number: int
 
 
 @dataclass(frozen=True)
-class Piece:
-    """More of a job's answer; None: the answer begins anew."""
+class TextChunk:
+    """The next text of a job; None if the answer starts again, which voids the text so far."""
 
     number: int
     text: str | None
 
 
 @dataclass(frozen=True)
-class Done:
+class JobDone:
     """A job's verdict."""
 
     number: int
     verdict: Verdict
 
 
-def run(connection: Connection, opening: Opening, most: int) -> None:
-    """Serve jobs until the pipe is closed; at most `most` calls are put to the model together."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # of a terminal or a process group, meant for the service
+def run(connection: Connection, config: WorkerConfig, max_batch_size: int) -> None:
+    """Serve jobs until the pipe is closed, with at most `max_batch_size` calls of the model in one batch."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # sent to the process group by a terminal; the service handles them
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)  # the service ends us, once it has answered all
-    configure(opening.log_level)
+            signal.signal(
+                getattr(signal, name), signal.SIG_IGN
+            )  # the service kills this process once it has answered all
+    configure(config.log_level)
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
-    os.environ.update(_KERNELS | os.environ)  # of this process alone; read when torch multiplies first
+    os.environ.update(_KERNELS | os.environ)  # for this process only; torch reads them at its first product
     try:
-        guard = opening.guard()
+        guard = config.guard()
     except GuardError as error:
-        connection.send(Broken(str(error)))
+        connection.send(LoadFailed(str(error)))
         return
     gc.freeze()
-    connection.send(Ready(guard.model, guard.settings))
-    inbox = _Inbox(connection)
+    connection.send(ModelLoaded(guard.model, guard.settings))
+    job_queue = _JobQueue(connection)
 
-    def more(under_way: int) -> list[tuple[Asked, Callable[[Verdict], None]]]:
-        jobs = inbox.take(wait=not under_way)
+    def more(under_way: int) -> list[tuple[GuardRequest, Callable[[Verdict], None]]]:
+        jobs = job_queue.take(wait=not under_way)
         return [
-            (Asked(job.exchange, job.mode, _PipeWatch(job, connection, inbox)), partial(done, job.number))
+            (GuardRequest(job.exchange, job.mode, _PipeListener(job, connection, job_queue)), partial(done, job.number))
             for job in jobs
         ]
 
     def done(number: int, verdict: Verdict) -> None:
-        inbox.forget(number)
-        connection.send(Done(number, verdict))
+        job_queue.forget(number)
+        connection.send(JobDone(number, verdict))
 
-    guard.moderate_from(more, most)
+    guard.moderate_from(more, max_batch_size)
 
 
-class _Inbox:
-    """What has arrived and waits, and which jobs were called off; a thread of its own reads the pipe."""
+class _JobQueue:
+    """Jobs that wait, and the numbers of cancelled jobs; a separate thread reads the pipe."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[JudgeJob] = deque()
         self._under_way: set[int] = set()
-        self._called_off: set[int] = set()
+        self._cancelled: set[int] = set()
         self._arrived = threading.Condition()
-        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+        threading.Thread(target=self._read, name="job-queue", daemon=True).start()
 
-    def take(self, wait: bool) -> list[Job]:
-        """All that waits, one job at least if there is nothing else to do."""
+    def take(self, wait: bool) -> list[JudgeJob]:
+        """Remove and return all waiting jobs; with `wait`, block until there is at least one."""
         with self._arrived:
             while wait and not self._waiting:
                 self._arrived.wait()
@@ -152,48 +153,48 @@ class _Inbox:
             self._under_way.update(job.number for job in jobs)
             return jobs
 
-    def is_called_off(self, number: int) -> bool:
-        return number in self._called_off
+    def is_cancelled(self, number: int) -> bool:
+        return number in self._cancelled
 
     def forget(self, number: int) -> None:
-        """The job is over."""
+        """Drop the state of a finished job."""
         with self._arrived:
             self._under_way.discard(number)
-            self._called_off.discard(number)
+            self._cancelled.discard(number)
 
     def _read(self) -> None:
         while True:
             try:
                 message = self._connection.recv()
             except (EOFError, OSError):
-                os._exit(0)  # the service is gone, and nobody waits for what is at hand
+                os._exit(0)  # the service has ended, so no caller waits for a verdict
             with self._arrived:
-                self._take_in(message)
+                self._accept(message)
                 self._arrived.notify()
 
-    def _take_in(self, message: Job | CallOff) -> None:
-        if isinstance(message, Job):
+    def _accept(self, message: JudgeJob | CancelJob) -> None:
+        if isinstance(message, JudgeJob):
             self._waiting.append(message)
         elif message.number in self._under_way:
-            self._called_off.add(message.number)
+            self._cancelled.add(message.number)
         else:
             self._waiting = deque(job for job in self._waiting if job.number != message.number)
 
 
-class _PipeWatch:
-    """Tells a job's answer through the pipe."""
+class _PipeListener:
+    """Sends a job's text through the pipe as it is generated."""
 
-    def __init__(self, job: Job, connection: Connection, inbox: _Inbox) -> None:
-        self._job, self._connection, self._inbox = job, connection, inbox
+    def __init__(self, job: JudgeJob, connection: Connection, job_queue: _JobQueue) -> None:
+        self._job, self._connection, self._job_queue = job, connection, job_queue
 
-    def begin(self) -> None:
+    def on_start(self) -> None:
         if self._job.streamed:
-            self._connection.send(Piece(self._job.number, None))
+            self._connection.send(TextChunk(self._job.number, None))
 
-    def tell(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         if self._job.streamed:
-            self._connection.send(Piece(self._job.number, text))
+            self._connection.send(TextChunk(self._job.number, text))
 
     @property
-    def called_off(self) -> bool:
-        return self._inbox.is_called_off(self._job.number)
+    def cancelled(self) -> bool:
+        return self._job_queue.is_cancelled(self._job.number)

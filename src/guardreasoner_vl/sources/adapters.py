@@ -1,4 +1,4 @@
-"""What an adapter for a public data set is: which files it reads, and how a record becomes a `Sample`."""
+"""The interface of a public data set's adapter: which files it reads, and how a record becomes a `Sample`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pydantic import ValidationError
 
 from guardreasoner_vl.errors import DataError, GuardError
 from guardreasoner_vl.sources.checked import checked, field_fault, marks_fault
-from guardreasoner_vl.sources.records import NotASampleError, Record, Row, read_records
+from guardreasoner_vl.sources.records import NotASampleError, Record, SourceRow, read_records
 from guardreasoner_vl.types import GoldLabel, Modality, Sample
 from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a record stands: its data set, its number in the files, and the folder that image paths start from.
+class RecordContext:
+    """Where a record comes from: data set, record number over all files, and the folder image paths start from.
 
-    Images that stand in the record itself are written to `unpacked`; `root` is the data set's own folder, for
-    sets whose folders tell something.
+    Images embedded in the record are written to `unpacked`. `root` is the data set's own folder, for sets whose
+    folder names carry information.
     """
 
     name: str
@@ -39,20 +39,20 @@ class Place:
 
     @property
     def id(self) -> str:
-        """An id of our own, since most sets have none or repeat it."""
+        """`NAME/NUMBER`, used because most sets have no ids or repeat them."""
         return f"{self.name}/{self.number}"
 
 
-ToSample: TypeAlias = Callable[[Record, Place], "Sample | Sequence[Sample] | None"]
-"""Raises `NotASampleError` for a record that breaks its layout; None for one that the data set leaves out."""
+ToSample: TypeAlias = Callable[[Record, RecordContext], "Sample | Sequence[Sample] | None"]
+"""Raises `NotASampleError` for a record that breaks its layout; gives None for one that is not part of the set."""
 
 
 @dataclass(frozen=True)
-class Adapter:
+class SourceAdapter:
     """One public data set as it is published.
 
-    `files` are patterns below its folder, alternatives of which the first that matches is read; `read` gives a
-    file's records. `hub` is its data set's id there; a `gated` one has terms to be accepted first.
+    `files` are glob patterns below its folder: all files of the first pattern that matches are read, each by `read`.
+    `hub` is its data set id on the Hugging Face hub; for a `gated` one, terms must be accepted first.
     """
 
     name: str
@@ -62,38 +62,38 @@ class Adapter:
     origin: str
     hub: str | None = None
     gated: bool = False
-    read: Callable[[Path], Iterable[Row]] = read_records
+    read: Callable[[Path], Iterable[SourceRow]] = read_records
 
     @property
     def access(self) -> str:
-        """How to get it, in one line."""
+        """How to get the data set, in one line."""
         terms = ", after accepting its terms there (huggingface-cli login)" if self.gated else ""
         return f"get it from {self.origin}{terms}"
 
 
-def read_source(adapter: Adapter, folder: Path, unpacked: Path, set_aside: SetAside) -> Iterator[Sample]:
-    """Stream the samples of a data set that lies in `folder`; what cannot be used is set aside with its reason.
+def read_source(adapter: SourceAdapter, folder: Path, unpacked: Path, skipped: SkippedRows) -> Iterator[Sample]:
+    """Stream the samples of the data set in `folder`; unusable rows are added to `skipped` with the reason.
 
-    Raises `DataError` if none of its files is there, or one cannot be read to its end.
+    Raises `DataError` if no file matches the adapter's patterns, or if a file cannot be read to its end.
     """
     number = 0
     for path in files_of(adapter, folder):
         for row in adapter.read(path):
-            place = Place(adapter.name, number, path.parent, unpacked, folder)
+            context = RecordContext(adapter.name, number, path.parent, unpacked, folder)
             number += 1
             try:
-                samples = samples_of(row, place, adapter.to_sample)
+                samples = samples_of(row, context, adapter.to_sample)
             except GuardError as error:
-                set_aside.add(str(error), row.place)
+                skipped.add(str(error), row.place)
                 continue
             yield from samples
 
 
-def samples_of(row: Row, place: Place, to_sample: ToSample) -> Sequence[Sample]:
-    """The samples of one row, checked. Raises `GuardError` with the reason why it cannot be used."""
+def samples_of(row: SourceRow, context: RecordContext, to_sample: ToSample) -> Sequence[Sample]:
+    """The checked samples of one row. Raises `GuardError` with the reason why it cannot be used."""
     record = row.record
     try:
-        result = to_sample(record, place)
+        result = to_sample(record, context)
     except ValidationError as error:
         raise NotASampleError(field_fault(error)) from error
     samples = [result] if isinstance(result, Sample) else result or ()
@@ -104,17 +104,17 @@ def samples_of(row: Row, place: Place, to_sample: ToSample) -> Sequence[Sample]:
     return samples
 
 
-def files_of(adapter: Adapter, folder: Path) -> list[Path]:
-    """The files of the first layout found; raises `DataError` that says where to get it."""
+def files_of(adapter: SourceAdapter, folder: Path) -> list[Path]:
+    """The files of the first pattern that matches. Raises `DataError`, which says where to get the data set."""
     for pattern in adapter.files:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if found:
-            return found
+        paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if paths:
+            return paths
     raise DataError(f"{folder}: no {' or '.join(adapter.files)} for {adapter.name}; {adapter.access}")
 
 
 def sample_of(
-    place: Place,
+    context: RecordContext,
     prompt: str = "",
     response: str | None = None,
     *,
@@ -126,12 +126,12 @@ def sample_of(
     split: str = "train",
     **meta: object,
 ) -> Sample:
-    """A sample with the labels of request and response; of `meta` stays what is known. Raises `NotASampleError`."""
+    """Build a sample; entries of `meta` that are None or empty are dropped. Raises `NotASampleError`."""
     if fault := marks_fault(prompt, len(images)):
         raise NotASampleError(fault)
     return Sample(
-        id=own_id or place.id,
-        source=place.name,
+        id=own_id or context.id,
+        source=context.name,
         split=split,
         modality=modality_of(prompt, response, images),
         prompt=prompt,
@@ -145,14 +145,14 @@ def sample_of(
 
 
 def modality_of(prompt: str | None, response: str | None, images: Sequence[str]) -> Modality:
-    """What a row is made of."""
+    """The modality of a row with these texts and images."""
     if not images:
         return "text"
     return "text-image" if (prompt or "").strip() or (response or "").strip() else "image"
 
 
 def text_of(record: Record, name: str) -> str:
-    """A field that must be a text with something in it."""
+    """A required text field. Raises `NotASampleError` if it is missing or blank."""
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
         raise NotASampleError(f"no text in {name!r}")
@@ -160,13 +160,13 @@ def text_of(record: Record, name: str) -> str:
 
 
 def text_or_none(record: Record, name: str) -> str | None:
-    """A field that may be absent; whitespace alone is absent."""
+    """An optional text field; None if it is missing, blank or no text."""
     value = record.get(name)
     return value if isinstance(value, str) and value.strip() else None
 
 
 def label_of(record: Mapping[str, Any], name: str, words: Mapping[object, GoldLabel]) -> GoldLabel:
-    """The label that a published field means; an unknown word is never taken for unharmful."""
+    """The label of a published field. Raises `NotASampleError` for a value that `words` does not hold."""
     value = record.get(name)
     label = words.get(value) if isinstance(value, (str, int, float)) else None
     if label is None:
@@ -174,11 +174,11 @@ def label_of(record: Mapping[str, Any], name: str, words: Mapping[object, GoldLa
     return label
 
 
-def image_of(place: Place, *names: str) -> str:
-    """The path of an image that exists; names with other endings are tried too."""
+def image_of(context: RecordContext, *names: str) -> str:
+    """The first of these images that exists, also with other file endings. Raises `NotASampleError` if none does."""
     for name in names:
-        path = place.folder / name
-        # A name may be anything: too long for the file system, or no name at all.
+        path = context.folder / name
+        # A name from a record may be anything, for instance too long for the file system.
         with suppress(OSError, ValueError):
             for candidate in (path, *(path.with_suffix(ending) for ending in IMAGE_ENDINGS)):
                 if candidate.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import Adapter, Place, sample_of, text_of, text_or_none
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_of, text_or_none
 from guardreasoner_vl.sources.records import NotASampleError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ _SAFE = "Safe"
 _MOST_VOTES, _FEWEST_VOTES = 5, 3
 
 
-def to_sample(record: Record, place: Place) -> Sample | None:
-    """Harmful if most votes are another word than exactly `Safe`; messages of other kinds are left out."""
+def to_sample(record: Record, context: RecordContext) -> Sample | None:
+    """Harmful if the majority voted anything but exactly `Safe`; None for messages that are not the user's."""
     if record.get("text_type") != "user_message":
         return None
     votes = [vote for number in range(_MOST_VOTES) if (vote := text_or_none(record, f"labels_{number}"))]
@@ -27,7 +27,7 @@ def to_sample(record: Record, place: Place) -> Sample | None:
     if 2 * safe == len(votes):
         raise NotASampleError("no majority")
     return sample_of(
-        place,
+        context,
         text_of(record, "text").strip(),
         request="unharmful" if 2 * safe > len(votes) else "harmful",
         category=_category(votes),
@@ -35,13 +35,13 @@ def to_sample(record: Record, place: Place) -> Sample | None:
 
 
 def _category(votes: list[str]) -> str | None:
-    """The kind of harm named most often, the earlier one on a tie; a vote that lists several counts for its first."""
+    """The most frequent kind of harm, the first one named on a tie; of a vote that lists several, the first counts."""
     named = Counter(vote.split(",")[0].strip() for vote in votes)
     del named[_SAFE]
     return next((kind for kind, _ in named.most_common(1)), None)
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="aegis",
     files=("*train*.parquet", "data/train-*.parquet"),
     to_sample=to_sample,

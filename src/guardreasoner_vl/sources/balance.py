@@ -1,4 +1,4 @@
-"""Shares of classes and modalities, reached by leaving rows out at random."""
+"""Balance classes and modalities by dropping rows at random."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 def balanced(rows: Sequence[Sample], section: BalanceSection, seed: int) -> list[Sample]:
-    """As many of `rows`, in their order, as the shares allow; rows without a label count for their modality only."""
+    """The largest subset of `rows`, in their order, with the wanted shares; unlabelled rows count by modality only."""
     rng = random.Random(f"{seed}-balance")
     kept = list(rows)
     if section.harmful is not None:
         shares = {"harmful": section.harmful, "unharmful": 1 - section.harmful}
         for modality in dict.fromkeys(row.modality for row in kept):
-            own = [row for row in kept if row.modality == modality]
-            left = {id(row) for row in _drawn(own, _class, shares, rng)}
-            kept = [row for row in kept if row.modality != modality or _class(row) is None or id(row) in left]
+            same_modality = [row for row in kept if row.modality == modality]
+            drawn = {id(row) for row in _drawn(same_modality, _class, shares, rng)}
+            kept = [row for row in kept if row.modality != modality or _class(row) is None or id(row) in drawn]
     if section.modalities:
-        left = {id(row) for row in _drawn(kept, lambda row: row.modality, section.modalities, rng)}
-        kept = [row for row in kept if id(row) in left]
+        drawn = {id(row) for row in _drawn(kept, lambda row: row.modality, section.modalities, rng)}
+        kept = [row for row in kept if id(row) in drawn]
     return kept
 
 
 def _class(row: Sample) -> str | None:
-    """Harmful if anything in it is; None without a label."""
+    """`harmful` if either label is, else `unharmful`; None without a label."""
     labels = {row.request_label, row.response_label} - {None}
     return None if not labels else "harmful" if "harmful" in labels else "unharmful"
 
@@ -40,7 +40,7 @@ def _drawn(
     shares: Mapping[Any, float],
     rng: random.Random,
 ) -> list[Sample]:
-    """The most rows whose keys stand in these shares; a key without rows leaves the others as they are."""
+    """Draw the most rows whose keys have these shares; a key without rows does not limit the others."""
     groups = {name: [row for row in rows if key(row) == name] for name in shares}
     present = {name: len(group) for name, group in groups.items() if group}
     if not present:

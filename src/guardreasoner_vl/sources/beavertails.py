@@ -1,10 +1,10 @@
-"""BeaverTails (arXiv 2307.04657): answers that are labelled in the light of their prompts."""
+"""BeaverTails (arXiv 2307.04657): answers, each labelled in the context of its prompt."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import Adapter, Place, label_of, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, label_of, sample_of, text_of
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -15,12 +15,12 @@ _LICENCE = "CC-BY-NC-4.0"
 _HUB = "PKU-Alignment/BeaverTails"
 
 
-def to_sample(record: Record, place: Place) -> Sample:
-    """Labels the response only; the category is the first of those that are marked."""
+def to_sample(record: Record, context: RecordContext) -> Sample:
+    """Only the response is labelled; the category is the first one that is marked."""
     categories = record.get("category")
     marked = [name for name, on in categories.items() if on] if isinstance(categories, dict) else []
     return sample_of(
-        place,
+        context,
         text_of(record, "prompt"),
         text_of(record, "response"),
         answered=label_of(record, "is_safe", _SAFE),
@@ -29,7 +29,7 @@ def to_sample(record: Record, place: Place) -> Sample:
 
 
 _SMALL = ("round0/30k/train.jsonl.gz", "data/30k_train*.parquet")
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="beavertails",
     files=("round0/330k/train.jsonl.xz", "round0/330k/train.jsonl.gz", "data/330k_train*.parquet", *_SMALL),
     to_sample=to_sample,
@@ -37,7 +37,7 @@ ADAPTER = Adapter(
     origin=f"hub {_HUB}",
     hub=_HUB,
 )
-ADAPTER_30K = Adapter(
+ADAPTER_30K = SourceAdapter(
     name="beavertails-30k",
     files=_SMALL,
     to_sample=to_sample,
@@ -45,4 +45,4 @@ ADAPTER_30K = Adapter(
     origin=f"hub {_HUB}, split 30k_train",
     hub=_HUB,
 )
-"""The smaller split, which the paper's corpus has (27,186 rows)."""
+"""The smaller split (27,186 rows), the one in the paper's corpus."""

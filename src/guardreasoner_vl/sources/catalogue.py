@@ -1,4 +1,4 @@
-"""The data sets that are known by name."""
+"""The adapters of the known data sets, by name."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from guardreasoner_vl.sources import (
 )
 
 if TYPE_CHECKING:
-    from guardreasoner_vl.sources.adapters import Adapter
+    from guardreasoner_vl.sources.adapters import SourceAdapter
 
-ADAPTERS: dict[str, Adapter] = {
+ADAPTERS: dict[str, SourceAdapter] = {
     adapter.name: adapter
     for adapter in (
         wildguard.ADAPTER,
@@ -42,8 +42,8 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
-def adapter_named(name: str) -> Adapter:
-    """The adapter of that name, in any case; raises `InputError` with the names there are."""
+def adapter_named(name: str) -> SourceAdapter:
+    """The adapter of that name, ignoring case. Raises `InputError` with the known names."""
     adapter = ADAPTERS.get(name.lower())
     if adapter is None:
         raise InputError(f"no data set named {name!r:.60}; use {', '.join(ADAPTERS)}")

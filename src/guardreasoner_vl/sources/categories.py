@@ -1,6 +1,6 @@
 """One taxonomy for the categories of all sources.
 
-Every data set names kinds of harm in its own way; a name is placed by the words it holds, first match first.
+Every data set names kinds of harm in its own way; a name is mapped by the word stems in it, the first match wins.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _PATTERNS = {
 }
 
 
-def taxonomy(category: str, own: Mapping[str, str]) -> str:
-    """The place of a source's category; `own` places come first. Raises `RecipeError` for a place that is none."""
-    place = own.get(category)
-    if place is None:
-        return _place(category.casefold())
-    if place not in TAXONOMY:
-        raise RecipeError(f"data.categories: {place!r:.40} is not in the taxonomy; use {', '.join(TAXONOMY)}")
-    return place
+def taxonomy(category: str, overrides: Mapping[str, str]) -> str:
+    """Map a source's category to the taxonomy; `overrides` win. Raises `RecipeError` for an unknown target."""
+    target = overrides.get(category)
+    if target is None:
+        return _by_stem(category.casefold())
+    if target not in TAXONOMY:
+        raise RecipeError(f"data.categories: {target!r:.40} is not in the taxonomy; use {', '.join(TAXONOMY)}")
+    return target
 
 
 @cache
-def _place(category: str) -> str:
+def _by_stem(category: str) -> str:
     return next((name for name, pattern in _PATTERNS.items() if pattern.search(category)), OTHER)

@@ -1,4 +1,4 @@
-"""Checks that every reader makes of a sample, whatever the file's format, and the reasons for refusing a row.
+"""Checks that every reader applies to a sample, whatever the file format, and the reasons for refusing a row.
 
 Reasons name fields and never quote their values.
 """
@@ -23,7 +23,7 @@ _SHOWN = 60
 
 
 def made_from(fields: Mapping[str, Any]) -> Sample:
-    """The sample with these fields. Raises `NotASampleError` that names the first field that is wrong."""
+    """The checked sample with these fields. Raises `NotASampleError`, which names the first invalid field."""
     try:
         sample = Sample.model_validate(fields)
     except ValidationError as error:
@@ -32,19 +32,19 @@ def made_from(fields: Mapping[str, Any]) -> Sample:
 
 
 def field_fault(error: ValidationError) -> str:
-    """The first field that a model refuses, and why, in one short line without its value."""
+    """One short line: the first invalid field and why, without its value."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     reason = (
-        "no field of a sample" if first["type"] == "extra_forbidden" else first["msg"][:1].lower() + first["msg"][1:]
+        "not a field of a sample" if first["type"] == "extra_forbidden" else first["msg"][:1].lower() + first["msg"][1:]
     )
     return f"{ascii(place)[1:-1]:.{_SHOWN}}: {reason}"
 
 
 def checked(sample: Sample) -> Sample:
-    """The sample itself. Raises `NotASampleError` for values that no tokenizer, file name or JSON file can hold.
+    """The sample itself. Raises `NotASampleError` for values that a tokenizer, a file name or JSON cannot hold.
 
-    A sample whose modality has an image must have one, so that a lost image is noticed.
+    A sample of an image modality must have an image, so that a lost image is noticed.
     """
     for name in _TEXTS:
         if _is_broken(getattr(sample, name)):
@@ -53,14 +53,14 @@ def checked(sample: Sample) -> Sample:
         if fault := file_name_fault(path):
             raise NotASampleError(f"images: {fault}")
     if sample.meta and not _is_json(sample.meta):
-        raise NotASampleError("meta: holds what JSON cannot")
+        raise NotASampleError("meta: not representable as JSON")
     if sample.modality != "text" and not sample.images:
         raise NotASampleError(f"modality: '{sample.modality}', but there is no image")
     return sample
 
 
 def marks_fault(text: str, images: int) -> str | None:
-    """Why a text that begins with marks of media is refused: a video or sound is not read, or an image is missing."""
+    """Why the media marks at the start of a text are refused: a video or audio mark, or more marks than images."""
     counts = leading_marks(text)
     for medium in ("video", "audio"):
         if counts[medium]:

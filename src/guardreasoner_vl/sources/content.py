@@ -1,4 +1,4 @@
-"""A digest of rows, texts, images and labels, to tell whether they are the same as before."""
+"""A digest of rows (texts, images, labels), to detect that they have changed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ UNREADABLE = "unreadable"
 
 
 def content_digest(samples: Iterable[Sample]) -> str:
-    """SHA-256 of ids, texts, labels and the images' bytes, in the rows' order; where the images lie is left out."""
+    """SHA-256 of ids, texts, labels and image bytes, in the rows' order; image paths do not count."""
     digest = hashlib.sha256()
     for sample in samples:
         labels = (sample.request_label, sample.response_label)
-        images = [_checked_image(Path(image)) for image in sample.images]
+        images = [_image_digest(Path(image)) for image in sample.images]
         digest.update(json.dumps([sample.id, sample.prompt, sample.response, *labels, images]).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _checked_image(path: Path) -> str:
+def _image_digest(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

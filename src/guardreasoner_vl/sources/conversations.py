@@ -1,7 +1,7 @@
-"""Conversations in which a guard is asked and answers, as others publish them -> `Sample`s.
+"""Read `Sample`s from published conversations in which a guard is asked and answers.
 
-The user message is the protocol's transcript, the assistant message reasoning and labels in its grammar. An extra
-key `sample` may hold what a conversation has no place for, as fields of `Sample`, and goes before what was read.
+The user message is the protocol's transcript, the assistant message holds reasoning and labels in its grammar. An
+extra key `sample` may hold further fields of `Sample`, which override what was read from the messages.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol import IMAGE, parse_released_input, parse_verdict
-from guardreasoner_vl.sources.adapters import Place, image_of, modality_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, image_of, modality_of, text_of
 from guardreasoner_vl.sources.checked import field_fault
-from guardreasoner_vl.sources.records import NotASampleError, Record, Row, read_records
+from guardreasoner_vl.sources.records import NotASampleError, Record, SourceRow, read_records
 from guardreasoner_vl.types import GoldLabel, Label, Sample, Target
 from guardreasoner_vl.types.media import marks, unread_medium
 
@@ -35,10 +35,10 @@ _ROLES = {
 }
 _TEXTS = ("prompt", "response")
 _LABELS = ("request_label", "response_label")
-_ODD_FIELDS = "its 'sample' is not made of a sample's fields"
+_ODD_FIELDS = "its 'sample' does not hold fields of a sample"
 _DATASET_INFO = "dataset_info.json"
 _IMAGES = ("images", "image", "image_path", "image_paths")
-"""Keys of images' paths, a list or one path."""
+"""Keys that may hold image paths: a list, or one path."""
 
 _LEADING_MARKS = re.compile(rf"Human user:\n((?:{IMAGE}\n)*)")
 _RESULT = "<result>"
@@ -53,45 +53,45 @@ _ABSENT = ("", "none", "null")
 
 @dataclass(frozen=True)
 class Conversation:
-    """What the user and the assistant wrote, and the paths of the images."""
+    """The user's message, the assistant's message, and the image paths."""
 
     asked: str
     answered: str
     images: tuple[str, ...]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The file's rows; LLaMA-Factory's list of data sets, which lies beside them, has none."""
+def read_rows(path: Path) -> Iterator[SourceRow]:
+    """The file's rows; none for LLaMA-Factory's list of data sets, which lies beside the data."""
     return iter(()) if path.name == _DATASET_INFO else read_records(path)
 
 
-def conversation_of(record: Record, place: Place, messages: str, role: str, text: str) -> Conversation:
-    """The one message of the user and the one of the assistant under these keys; the instruction is skipped.
+def conversation_of(record: Record, context: RecordContext, messages: str, role: str, text: str) -> Conversation:
+    """The single user and the single assistant message under these keys; the system message is ignored.
 
-    Raises `NotASampleError` for a conversation of other messages, and for media that are not read.
+    Raises `NotASampleError` for any other set of messages, and for media that are not read.
     """
     listed = record.get(messages)
     by_role: dict[str, list[Record]] = {"user": [], "assistant": []}
     for message in listed if isinstance(listed, list) else ():
         name = _ROLES.get(str(message.get(role))) if isinstance(message, dict) else None
         if name is None:
-            raise NotASampleError(f"{messages!r}: a message of no known role")
+            raise NotASampleError(f"{messages!r}: a message with an unknown role")
         if medium := unread_medium(message, (text,)):
             raise NotASampleError(f"{medium!a:.40} of a message: a medium that this layout does not read")
         if name in by_role:
             by_role[name].append(message)
     if any(len(listed) != 1 for listed in by_role.values()):
-        raise NotASampleError("no user and assistant message, one of each")
+        raise NotASampleError("not exactly one user and one assistant message")
     asked, answered = (text_of(listed[0], text) for listed in by_role.values())
-    return Conversation(asked, answered, images_of(record, place))
+    return Conversation(asked, answered, images_of(record, context))
 
 
-def sample_from(spoken: Conversation, record: Record, place: Place) -> Sample:
-    """The sample of a conversation. Raises `NotASampleError` where it breaks the protocol."""
-    given = _given(record)
-    fields: dict[str, Any] = {"id": place.id, "source": place.name, "images": spoken.images}
-    fields |= _exchange(spoken, given) | given
-    fields |= _answer(spoken.answered, fields, given) | given
+def sample_from(spoken: Conversation, record: Record, context: RecordContext) -> Sample:
+    """The sample of a conversation. Raises `NotASampleError` if it breaks the protocol."""
+    overrides = _overrides(record)
+    fields: dict[str, Any] = {"id": context.id, "source": context.name, "images": spoken.images}
+    fields |= _exchange(spoken, overrides) | overrides
+    fields |= _answer(spoken.answered, fields, overrides) | overrides
     fields.setdefault("modality", modality_of(fields["prompt"], fields["response"], spoken.images))
     try:
         return Sample.model_validate(fields)
@@ -100,11 +100,14 @@ def sample_from(spoken: Conversation, record: Record, place: Place) -> Sample:
 
 
 def gold_label(text: str, target: Target, *, bare: bool = False) -> GoldLabel | None:
-    """The label in a line `Request: ...` or `Response: ...`, or, if `bare`, the text itself; None if it is missing."""
-    found = _FIELD[target].findall(text)
-    if len(found) > 1:
+    """The label in the line `Request: ...` or `Response: ...`; with `bare`, a text without such a line is the label.
+
+    None if there is no label. Raises `NotASampleError` for several labels or an unknown word.
+    """
+    words = _FIELD[target].findall(text)
+    if len(words) > 1:
         raise NotASampleError(f"several {target} labels")
-    word = (found[0] if found else text.strip() if bare and ":" not in text else "").strip().lower()
+    word = (words[0] if words else text.strip() if bare and ":" not in text else "").strip().lower()
     if word in _ABSENT:
         return None
     if word not in _GOLD:
@@ -112,8 +115,8 @@ def gold_label(text: str, target: Target, *, bare: bool = False) -> GoldLabel | 
     return _GOLD[word]
 
 
-def images_of(record: Record, place: Place) -> tuple[str, ...]:
-    """The paths of images below the file's folder; the authors' may start with the trainer's folder `data`.
+def images_of(record: Record, context: RecordContext) -> tuple[str, ...]:
+    """The paths of images below the file's folder; a leading `data/` (the authors' training folder) is optional.
 
     Raises `NotASampleError` for values that are not paths, and for other media.
     """
@@ -125,37 +128,38 @@ def images_of(record: Record, place: Place) -> tuple[str, ...]:
     if any(other != names for other in several):
         raise NotASampleError(f"several keys hold images; use {_IMAGES[0]!r} alone")
     if not all(isinstance(name, str) and name for name in names):
-        raise NotASampleError("its images are no list of paths")
+        raise NotASampleError("its images are not a list of paths")
     if any(".." in PurePath(name).parts for name in names):
         raise NotASampleError("an image outside the data set's folder")
-    return tuple(image_of(place, name, name.removeprefix("./").removeprefix("data/")) for name in names)
+    return tuple(image_of(context, name, name.removeprefix("./").removeprefix("data/")) for name in names)
 
 
 def check_marks(spoken: Conversation) -> None:
-    """Raises `NotASampleError` unless each image has one mark before the prompt, and no other medium has a mark."""
+    """Raises `NotASampleError` unless each image has one mark before the prompt and no other medium has a mark."""
     counts = marks(spoken.asked)
     for medium in ("video", "audio"):
         if counts[medium]:
             raise NotASampleError(f"a <{medium}> mark: only texts and images are read")
     leading = _LEADING_MARKS.search(spoken.asked)
     if {counts["image"], leading[1].count(IMAGE) if leading else 0} != {len(spoken.images)}:
-        raise NotASampleError(f"another number of images than of {IMAGE} marks before the prompt")
+        raise NotASampleError(f"the number of images differs from the number of {IMAGE} marks before the prompt")
 
 
-def _given(record: Record) -> dict[str, Any]:
-    given = record.get("sample")
-    if given is None:
+def _overrides(record: Record) -> dict[str, Any]:
+    """The fields under the key `sample`, without images."""
+    fields = record.get("sample")
+    if fields is None:
         return {}
-    if not isinstance(given, dict) or not all(isinstance(given.get(name, ""), str | None) for name in _TEXTS):
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(name, ""), str | None) for name in _TEXTS):
         raise NotASampleError(_ODD_FIELDS)
-    prompt = {"prompt": given["prompt"] or ""} if "prompt" in given else {}
-    return {name: value for name, value in given.items() if name != "images"} | prompt
+    prompt = {"prompt": fields["prompt"] or ""} if "prompt" in fields else {}
+    return {name: value for name, value in fields.items() if name != "images"} | prompt
 
 
-def _exchange(spoken: Conversation, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Prompt and response."""
+def _exchange(spoken: Conversation, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompt and response of the user's message; nothing if `overrides` has both."""
     check_marks(spoken)
-    if given.keys() >= {*_TEXTS}:
+    if overrides.keys() >= {*_TEXTS}:
         return {}
     try:
         exchange = parse_released_input(spoken.asked, spoken.images)
@@ -164,10 +168,10 @@ def _exchange(spoken: Conversation, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": exchange.prompt or "", "response": exchange.response}
 
 
-def _answer(text: str, fields: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels and reasoning; of labels that are given, no line need stand in the answer."""
-    if given.keys() >= {*_LABELS}:
-        if "reasoning" in given:
+def _answer(text: str, fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Labels and reasoning of the assistant's message; it may lack label lines if `overrides` has both labels."""
+    if overrides.keys() >= {*_LABELS}:
+        if "reasoning" in overrides:
             return {}
         text = text.partition(_RESULT)[0] + _NO_LABELS
         parsed = parse_verdict(text, has_prompt=False, has_response=False, finish_reason="stop")

@@ -1,11 +1,11 @@
-"""Duplicates, contradictions and rows of the evaluation sets: what a corpus must not hold.
+"""Remove duplicates, contradictory rows and rows of the evaluation sets from a corpus.
 
     every image decoded -> rows of the evaluation sets -> exact duplicates -> near duplicates
 
-What is compared is a sample's whole content (`fingerprints`), and the first of several duplicates stays. Exact ones
-whose labels contradict each other are all set aside; near ones both stay, since they may be a contrast pair. Near
-texts are found by MinHash in bands (Leskovec, Rajaraman and Ullman, *Mining of Massive Datasets*, chapter 3), near
-images by the parts of their hashes; the Jaccard index and the distance themselves then decide.
+Rows are compared by their whole content (`fingerprints`), and the first of several duplicates stays. Exact duplicates
+with contradictory labels are all skipped; near duplicates with contradictory labels all stay, since they may be a
+contrast pair. Candidates for near texts come from MinHash bands (Leskovec, Rajaraman and Ullman, *Mining of Massive
+Datasets*, chapter 3), for near images from parts of their hashes; the exact Jaccard index and Hamming distance decide.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 EXACT, NEAR, CONTRADICTORY = "exact duplicate", "near duplicate", "contradictory labels"
 UNREADABLE = "unreadable image"
-Progress: TypeAlias = "Callable[[int, int | None], None]"
+ProgressCallback: TypeAlias = "Callable[[int, int | None], None]"
 _LABELS = ("request_label", "response_label")
 _PERMUTATIONS = 64
-_MISSED = 0.01  # of the pairs right at the threshold, that no band may find
-_STEP = 256  # rows between two reports of progress
+_MAX_MISS_RATE = 0.01  # LSH may miss at most 1% of the pairs exactly at the threshold
+_STEP = 256  # rows between two progress reports
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that was left out; `other` is the row that it was compared with, of the corpus or an evaluation set."""
+    """A dropped row; `other` is the id of the row of the corpus or evaluation set that it matches."""
 
     id: str
     reason: str
@@ -47,10 +47,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """What stays and what was dropped, each in the order given.
+    """The rows kept and dropped, each in input order.
 
-    `labels_merged` counts labels that kept rows took from their exact duplicates; `unread` names evaluation rows
-    whose image cannot be decoded, so that nothing was compared with them.
+    `labels_merged` counts the labels that kept rows took from exact duplicates. `unread` has the ids of evaluation
+    rows that were not compared, because an image of theirs cannot be decoded.
     """
 
     kept: list[Sample]
@@ -64,7 +64,7 @@ class Deduplicated:
         return dict(Counter(row.reason for row in self.dropped))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data; of the kept rows their number."""
+        """Plain data; the kept rows are given as a count."""
         return {
             "kept": len(self.kept),
             "reasons": self.reasons,
@@ -80,42 +80,47 @@ def without_duplicates(
     *,
     text: float = 0.8,
     image: int = 4,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Deduplicated:
     """Drop duplicates, contradictions, and rows whose request is that of a row of the evaluation sets `against`.
 
-    Near: texts whose Jaccard index is `text` or more, images within `image` of 64 bits. `progress` gets the rows
-    read, evaluation rows first, and how many there are in all (None for a stream). Raises `InputError`,
+    Near: texts with a Jaccard index of at least `text`, images whose hashes differ in at most `image` of 64 bits.
+    `progress(done, total)` counts rows, evaluation rows first; `total` is None for a stream. Raises `InputError`,
     `MissingExtraError`.
     """
     if not (0 < text <= 1 and 0 <= image < HASH_BITS):
-        raise InputError(f"nothing compares by text {text} and image {image}: give 0 < text <= 1, 0 <= image <= 63")
+        raise InputError(
+            f"duplicates: text must be in (0, 1] and image in 0 to 63 bits, got text={text} and image={image}"
+        )
     evaluation = list(against)
     total = len(evaluation) + len(samples) if isinstance(samples, Sized) else None
-    stream = _told(fingerprints(chain(evaluation, samples)), total, progress)
-    kept_out = KeptOut(NearIndex(text, image))
-    for sample, found in islice(stream, len(evaluation)):
-        kept_out.add(sample, found)
+    stream = _with_progress(fingerprints(chain(evaluation, samples)), total, progress)
+    evaluation_index = EvaluationIndex(NearIndex(text, image))
+    for sample, fingerprint in islice(stream, len(evaluation)):
+        evaluation_index.add(sample, fingerprint)
 
     rows: list[Sample] = []
     prints: dict[int, Fingerprint] = {}
     dropped: dict[int, Dropped] = {}
-    for number, (sample, found) in enumerate(stream):
+    for number, (sample, fingerprint) in enumerate(stream):
         rows.append(sample)
-        if found is None:
+        if fingerprint is None:
             dropped[number] = Dropped(sample.id, UNREADABLE)
-        elif reason := kept_out.reason(found.request()):
+        elif reason := evaluation_index.reason(fingerprint.request()):
             dropped[number] = Dropped(sample.id, *reason)
         else:
-            prints[number] = found
+            prints[number] = fingerprint
 
     once = _without_exact(rows, prints, dropped)
     kept = _without_near(once, prints, NearIndex(text, image), dropped)
     gained = sum(getattr(row, name) != getattr(rows[number], name) for number, row in kept.items() for name in _LABELS)
-    return Deduplicated(list(kept.values()), [dropped[number] for number in sorted(dropped)], gained, kept_out.unread)
+    in_order = [dropped[number] for number in sorted(dropped)]
+    return Deduplicated(list(kept.values()), in_order, gained, evaluation_index.unread)
 
 
-def _told(rows: Iterator[Fingerprinted], total: int | None, progress: Progress | None) -> Iterator[Fingerprinted]:
+def _with_progress(
+    rows: Iterator[Fingerprinted], total: int | None, progress: ProgressCallback | None
+) -> Iterator[Fingerprinted]:
     done = 0
     for done, row in enumerate(rows, 1):
         yield row
@@ -128,22 +133,22 @@ def _told(rows: Iterator[Fingerprinted], total: int | None, progress: Progress |
 def _without_exact(
     rows: Sequence[Sample], prints: dict[int, Fingerprint], dropped: dict[int, Dropped]
 ) -> dict[int, Sample]:
-    """The first row of each content by its number, with the labels that any of its duplicates has."""
+    """The first row of each distinct content, by its number, with the labels of all its duplicates merged in."""
     groups: dict[bytes, list[int]] = {}
-    for number, found in prints.items():
-        groups.setdefault(found.key, []).append(number)
+    for number, fingerprint in prints.items():
+        groups.setdefault(fingerprint.key, []).append(number)
     once = {}
     for first, *others in groups.values():
         group = [rows[number] for number in (first, *others)]
         labels = {name: {label for row in group if (label := getattr(row, name))} for name in _LABELS}
-        if any(len(found) > 1 for found in labels.values()):
+        if any(len(values) > 1 for values in labels.values()):
             for number in (first, *others):
-                # A row that lacks the label in question contradicts none: another of the group stands for all.
+                # A row without the disputed label contradicts no other: name any other row of the group.
                 stand_in = group[1] if number == first else group[0]
                 other = next((row for row in group if contradict(row, rows[number])), stand_in)
                 dropped[number] = Dropped(rows[number].id, CONTRADICTORY, other.id)
             continue
-        merged = {name: next(iter(found), None) for name, found in labels.items()}
+        merged = {name: next(iter(values), None) for name, values in labels.items()}
         once[first] = rows[first].model_copy(update=merged) if others else rows[first]
         dropped.update((number, Dropped(rows[number].id, EXACT, rows[first].id)) for number in others)
     return once
@@ -152,11 +157,11 @@ def _without_exact(
 def _without_near(
     once: dict[int, Sample], prints: dict[int, Fingerprint], index: NearIndex, dropped: dict[int, Dropped]
 ) -> dict[int, Sample]:
-    """The rows that are near no earlier one that stays, or only such that they contradict."""
+    """Drop each row that is near an earlier kept row, unless their labels contradict."""
     kept: dict[int, Sample] = {}
     numbers: list[int] = []
     for number, row in once.items():
-        near = (kept[numbers[place]] for place in index.near(prints[number]))
+        near = (kept[numbers[position]] for position in index.near(prints[number]))
         other = next((earlier for earlier in near if not contradict(earlier, row)), None)
         if other:
             dropped[number] = Dropped(row.id, NEAR, other.id)
@@ -167,34 +172,34 @@ def _without_near(
     return kept
 
 
-def contradict(one: Sample, other: Sample) -> bool:
-    """Whether the two say different things about the request or about the response."""
-    pairs = ((getattr(one, name), getattr(other, name)) for name in _LABELS)
-    return any(mine and theirs and mine != theirs for mine, theirs in pairs)
+def contradict(first: Sample, second: Sample) -> bool:
+    """Whether both rows have a label for the request, or for the response, and these differ."""
+    pairs = ((getattr(first, name), getattr(second, name)) for name in _LABELS)
+    return any(label and other and label != other for label, other in pairs)
 
 
 @dataclass
-class KeptOut:
-    """The requests of the evaluation sets; `unread` names the rows of which nothing is known."""
+class EvaluationIndex:
+    """Index of the evaluation sets' requests; `unread` has the ids of rows whose images cannot be decoded."""
 
     index: NearIndex
     rows: list[Sample] = field(default_factory=list)
     exact: dict[bytes, Sample] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
 
-    def add(self, sample: Sample, found: Fingerprint | None) -> None:
-        """Keep this evaluation row's request out of the corpus."""
-        if found is None:
+    def add(self, sample: Sample, fingerprint: Fingerprint | None) -> None:
+        """Add an evaluation row; its fingerprint is None if an image cannot be decoded."""
+        if fingerprint is None:
             self.unread.append(sample.id)
             return
-        request = found.request()
+        request = fingerprint.request()
         if request.key not in self.exact:
             self.exact[request.key] = sample
             self.rows.append(sample)
             self.index.add(request)
 
     def reason(self, request: Fingerprint) -> tuple[str, str] | None:
-        """Why a row of this request is dropped, and because of which evaluation row."""
+        """Why a row with this request is dropped, and the id of the evaluation row; None if it is not."""
         if same := self.exact.get(request.key):
             return f"in the evaluation set {same.source}", same.id
         near = next((self.rows[number] for number in self.index.near(request)), None)
@@ -202,7 +207,7 @@ class KeptOut:
 
 
 class NearIndex:
-    """Finds which of the fingerprints added are near another one (`Fingerprint.is_near`)."""
+    """Index of fingerprints that finds those near another one (`Fingerprint.is_near`)."""
 
     def __init__(self, text: float, image: int) -> None:
         try:
@@ -216,7 +221,7 @@ class NearIndex:
         self._by_text: Any = MinHashLSH(num_perm=_PERMUTATIONS, params=bands(text))
 
     def add(self, fingerprint: Fingerprint) -> None:
-        """Its number is how many were added before."""
+        """Add a fingerprint; its number is the count of those added before."""
         number = len(self._rows)
         self._rows.append(fingerprint)
         if fingerprint.images:
@@ -226,12 +231,12 @@ class NearIndex:
             self._by_text.insert(number, self._sketch(fingerprint), check_duplication=False)
 
     def near(self, fingerprint: Fingerprint) -> Iterator[int]:
-        """The numbers of those that are near, in their order."""
+        """The numbers of the near fingerprints, ascending."""
         if fingerprint.images:
-            found = {number for key in self._keys(fingerprint) for number in self._by_image.get(key, ())}
+            candidates = {number for key in self._keys(fingerprint) for number in self._by_image.get(key, ())}
         else:
-            found = set(self._by_text.query(self._sketch(fingerprint)))
-        for number in sorted(found):
+            candidates = set(self._by_text.query(self._sketch(fingerprint)))
+        for number in sorted(candidates):
             if fingerprint.is_near(self._rows[number], self._text, self._image):
                 yield number
 
@@ -240,17 +245,17 @@ class NearIndex:
 
     def _sketch(self, fingerprint: Fingerprint) -> Any:
         sketch = self._empty.copy()
-        # The complement keeps a response's shingles apart from the same words in a prompt.
+        # The complement gives a response's shingles other hashes than the same words in a prompt.
         hashes = np.concatenate((fingerprint.prompt, ~fingerprint.response))
         sketch.update_batch((hashes >> np.uint64(32)).tolist())
         return sketch
 
 
 def bands(text: float) -> tuple[int, int]:
-    """How many bands of how many rows: the longest that miss at most 1% of the pairs whose Jaccard index is `text`.
+    """Bands and rows per band: the longest bands that miss at most 1% of the pairs with Jaccard index `text`.
 
     A band of r rows agrees with probability `text ** r`.
     """
     sizes = range(1, _PERMUTATIONS // 2 + 1)
-    longest = max((rows for rows in sizes if (1 - text**rows) ** (_PERMUTATIONS // rows) <= _MISSED), default=1)
+    longest = max((rows for rows in sizes if (1 - text**rows) ** (_PERMUTATIONS // rows) <= _MAX_MISS_RATE), default=1)
     return _PERMUTATIONS // longest, longest

@@ -1,8 +1,8 @@
-"""What a sample's content comes down to when it is compared with others.
+"""Fingerprints of samples' contents, for comparing them.
 
 Texts: sets of hashed word 5-shingles, compared by their Jaccard index `|A and B| / |A or B|` (Broder 1997).
-Images: the 64 bits of pHash, compared by Hamming distance. pHash alone takes a page of text for any other page,
-and a meme for the same photo with other words, so a small grey copy must agree too.
+Images: 64-bit pHash, compared by Hamming distance. pHash alone confuses one page of text with another, and memes that
+have the same photo and other words, so a small grey copy must agree too.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 Shingles: TypeAlias = NDArray[np.uint64]
-"""The sorted hashes of a text's shingles, each once."""
+"""The sorted unique hashes of a text's shingles."""
 
 SHINGLE = 5
-_SHORT = 20  # words; in a shorter text one other word can make another request, so it is near its own words alone
+_SHORT = 20  # words; in a shorter text one changed word can change the request, so it is near identical words only
 _EDGES = ".,;:!?…\"'()[]“”‘’«»"
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 HASH_BITS = 64
 _GREY_SIDE = 64
 _FLAT = 4.0  # standard deviation of 256 grey levels; below it pHash's bits are noise
-_SHADES = 24  # of 256: re-encoding moves a pixel of the grey copy by less, other words by more
+_SHADES = 24  # of 256 grey levels: re-encoding changes a pixel of the grey copy by less, other words by more
 
 _CHUNK = 256
 _THREADS = 8
 
 
 def normalised(text: str | None) -> str:
-    """NFKC, casefolded, whitespace collapsed; absent is the same as blank."""
+    """The text in NFKC, casefolded, with whitespace collapsed; None becomes an empty text."""
     if not text:
         return ""
     if not text.isascii():
@@ -57,13 +57,13 @@ def normalised(text: str | None) -> str:
 
 
 def shingles(text: str) -> Shingles:
-    """The shingles of a normalised text, punctuation around words aside; of a short one, all its words as one."""
+    """The shingles of a normalised text, ignoring punctuation around words; a short text is one shingle."""
     words = [word.strip(_EDGES) or word for word in text.split()]
     hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     size = SHINGLE if len(words) >= _SHORT else len(words)
     runs = np.zeros(len(words) - size + 1 if words else 0, np.uint64)
-    for place in range(size):
-        runs = runs * _MULTIPLIER + hashes[place : place + len(runs)]
+    for offset in range(size):
+        runs = runs * _MULTIPLIER + hashes[offset : offset + len(runs)]
     return np.unique(runs)
 
 
@@ -73,7 +73,7 @@ def _word_hash(word: str) -> int:
 
 
 def _digest(*parts: bytes) -> bytes:
-    """One digest of several parts, whatever stands in them."""
+    """One digest of several parts; each part's length is hashed too, so that the boundaries count."""
     whole = blake2b(digest_size=16)
     for part in parts:
         whole.update(len(part).to_bytes(8, "big"))
@@ -81,23 +81,23 @@ def _digest(*parts: bytes) -> bytes:
     return whole.digest()
 
 
-def jaccard(one: Shingles, other: Shingles) -> float:
+def jaccard(first: Shingles, second: Shingles) -> float:
     """`|A and B| / |A or B|`; 1 for two empty sets."""
-    shared = np.intersect1d(one, other, assume_unique=True).size
-    union = one.size + other.size - shared
+    shared = np.intersect1d(first, second, assume_unique=True).size
+    union = first.size + second.size - shared
     return shared / union if union else 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class ImageMark:
-    """One image: a digest of its RGB pixels, pHash (None: too flat to have one) and its grey copy."""
+    """One image: a digest of its RGB pixels, its pHash (None if it is too flat to have one), and its grey copy."""
 
     digest: bytes
     phash: int | None
     grey: NDArray[np.uint8]
 
     def is_near(self, other: ImageMark, distance: int) -> bool:
-        """Whether the pixels are equal, or the images look alike: flat ones all would."""
+        """Whether pixels are equal or hash and grey copy agree; a flat image is near only to equal pixels."""
         if self.digest == other.digest:
             return True
         if self.phash is None or other.phash is None or (self.phash ^ other.phash).bit_count() > distance:
@@ -105,7 +105,7 @@ class ImageMark:
         return int((np.maximum(self.grey, other.grey) - np.minimum(self.grey, other.grey)).max()) <= _SHADES
 
     def keys(self, distance: int) -> Iterator[object]:
-        """Keys of which two images within the distance share one: of `distance + 1` parts, one has no other bit."""
+        """Lookup keys: the parts of a hash cut in `distance + 1`; hashes within `distance` bits agree on a part."""
         if self.phash is None:
             yield self.digest
             return
@@ -115,7 +115,7 @@ class ImageMark:
 
 
 def image_marks(path: str) -> tuple[ImageMark, ...] | None:
-    """One mark for each image that a file gives (`images.decode.decoded_images`); None if it cannot be decoded."""
+    """One mark for each image in a file (`images.decode.decoded_images`); None if it cannot be decoded."""
     try:
         return tuple(map(_mark, decoded_images(Path(path))))
     except ImageError:
@@ -135,9 +135,9 @@ def _mark(image: Image.Image) -> ImageMark:
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """A sample's content: equal keys are equal content. `request_key` is about the request alone.
+    """A sample's content; equal keys mean equal content, and `request_key` covers the request alone.
 
-    `images` holds the marks of each file.
+    `images` holds, for each file, the marks of its images.
     """
 
     key: bytes
@@ -148,19 +148,19 @@ class Fingerprint:
 
     @property
     def shape(self) -> tuple[bool, bool, tuple[int, ...]]:
-        """What there is: samples that differ in it are never near."""
+        """Which parts exist, and the images in each file; samples of different shapes are never near."""
         return bool(self.prompt.size), bool(self.response.size), tuple(map(len, self.images))
 
     def request(self) -> Fingerprint:
-        """Without the response; one that has nothing else stays as it is."""
+        """The fingerprint without the response; itself if there is nothing but a response."""
         if not (self.prompt.size or self.images):
             return self
         return replace(self, key=self.request_key, response=self.response[:0])
 
     def is_near(self, other: Fingerprint, text: float, image: int) -> bool:
-        """Whether every image is within `image` bits, and prompt and response each within the Jaccard index `text`.
+        """Whether every image is within `image` bits, and prompt and response each reach the Jaccard index `text`.
 
-        Each, since one long prompt with two different answers would count as near by the sum of both.
+        They are compared separately: together, a long prompt with two different answers would count as near.
         """
         return (
             self.shape == other.shape
@@ -178,7 +178,7 @@ Fingerprinted: TypeAlias = "tuple[Sample, Fingerprint | None]"
 
 
 def fingerprints(samples: Iterable[Sample]) -> Iterator[Fingerprinted]:
-    """Samples with their fingerprints, None where an image cannot be decoded; each file is decoded once."""
+    """Each sample with its fingerprint, None if an image cannot be decoded; each file is decoded once."""
     stream = iter(samples)
     files: dict[str, tuple[ImageMark, ...] | None] = {}
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol import parse_released_input
-from guardreasoner_vl.sources.adapters import Adapter, Place, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_of
 from guardreasoner_vl.sources.conversations import Conversation, check_marks, gold_label, images_of
 from guardreasoner_vl.sources.records import NotASampleError, read_records
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.sources.records import Record, Row
+    from guardreasoner_vl.sources.records import Record, SourceRow
     from guardreasoner_vl.types import Sample
 
 _FILE = "_file"
 _ANSWERS = re.compile(r"^[ \t]*Answers:[ \t]*$", re.MULTILINE)
 
 
-def read_named(path: Path) -> Iterator[Row]:
-    """The file's rows, each with the file's name, which tells the set that it comes from."""
+def read_named(path: Path) -> Iterator[SourceRow]:
+    """The file's rows with the file's name added, which identifies the original data set."""
     return (replace(row, content={**row.content, _FILE: path.stem}) for row in read_records(path))
 
 
-def to_sample(record: Record, place: Place) -> Sample:
-    """The last block is the answer; the label of a response that is not there counts for nothing."""
+def to_sample(record: Record, context: RecordContext) -> Sample:
+    """The last `Answers:` block holds the labels; a label for a missing request or response is ignored."""
     output = text_of(record, "output")
     blocks = list(_ANSWERS.finditer(output))
     if not blocks:
         raise NotASampleError("no answers in its output")
-    spoken = Conversation(text_of(record, "input"), "", images_of(record, place))
+    spoken = Conversation(text_of(record, "input"), "", images_of(record, context))
     check_marks(spoken)
     try:
         exchange = parse_released_input(spoken.asked)
@@ -53,7 +53,7 @@ def to_sample(record: Record, place: Place) -> Sample:
     if request is None and answered is None:
         raise NotASampleError("no label")
     return sample_of(
-        place,
+        context,
         exchange.prompt or "",
         exchange.response,
         images=spoken.images,
@@ -64,7 +64,7 @@ def to_sample(record: Record, place: Place) -> Sample:
     )
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="guardreasonertrain",
     files=("*Train-R.json",),
     to_sample=to_sample,

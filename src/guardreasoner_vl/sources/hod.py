@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import IMAGE_ENDINGS, Adapter, Place, sample_of, text_of
-from guardreasoner_vl.sources.records import NotASampleError, Row
+from guardreasoner_vl.sources.adapters import IMAGE_ENDINGS, RecordContext, SourceAdapter, sample_of, text_of
+from guardreasoner_vl.sources.records import NotASampleError, SourceRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 _ABOVE_CLASSES = ("dataset", "class")
-# One pattern for all endings of images, in any case, since of several only the first that matches is read.
+# One pattern for all image endings in any case: of several patterns only the first that matches would be read.
 _IMAGE = "*.[jJpPwW]*[gGpP]"
 
 
-def read_image(path: Path) -> Iterator[Row]:
-    """The image's path; nothing for other files and for the hidden ones that unpacking may leave."""
+def read_image(path: Path) -> Iterator[SourceRow]:
+    """One row with the image's path; none for other files and for hidden files that unpacking may leave."""
     if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."):
-        yield Row(path.name, {"path": str(path)})
+        yield SourceRow(path.name, {"path": str(path)})
 
 
-def to_sample(record: Record, place: Place) -> Sample:
-    """Every image of a class is harmful; its id is its path, so that it stays when others come and go."""
+def to_sample(record: Record, context: RecordContext) -> Sample:
+    """Every image is harmful. Its id is its path, which does not change when other images are added or removed."""
     path = Path(text_of(record, "path"))
-    inside = path.relative_to(place.root or place.folder)
+    inside = path.relative_to(context.root or context.folder)
     classes = [folder for folder in inside.parts[:-1] if folder.lower() not in _ABOVE_CLASSES]
     if not classes:
-        raise NotASampleError("not below a class's folder")
-    own_id = f"{place.name}/{inside.as_posix()}"
-    return sample_of(place, images=(str(path),), request="harmful", own_id=own_id, category=classes[0])
+        raise NotASampleError("not inside a class folder")
+    own_id = f"{context.name}/{inside.as_posix()}"
+    return sample_of(context, images=(str(path),), request="harmful", own_id=own_id, category=classes[0])
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="hod",
-    # The repository has every image twice: by class, and all together.
+    # The repository holds every image twice: in its class folder and in a common folder.
     files=tuple(f"{above}*/**/{_IMAGE}" for above in ("dataset/class/", "class/", "")),
     to_sample=to_sample,
     licence="no licence stated; research",

@@ -1,4 +1,4 @@
-"""A folder of labelled rows as JSON lines -> `Sample`s.
+"""Read `Sample`s from a folder of JSON lines.
 
 Layout: `train.jsonl[.gz]` and `validation.jsonl[.gz]`, images beside them. A row has the fields of
 `Sample`; `images` are paths relative to the folder.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.sources.records import Record
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
     from guardreasoner_vl.types import Sample
 
 HELD_OUT_MODULUS = 20
@@ -29,19 +29,19 @@ _ENDINGS = (".json", ".json.gz", ".json.xz")
 
 
 def is_held_out(sample_id: str) -> bool:
-    """Whether a training row belongs to the fixed validation split (one row in twenty, by its id's SHA-256)."""
+    """Whether a training row belongs to the fixed validation split: one in twenty, by its id's SHA-256."""
     return int(hashlib.sha256(sample_id.encode()).hexdigest(), 16) % HELD_OUT_MODULUS == 0
 
 
 def never_held_out(sample_id: str) -> str:
-    """The id, made longer until it does not belong to the validation split: for rows made of training rows."""
+    """The id with `+` appended until it is outside the validation split; for rows derived from training rows."""
     while is_held_out(sample_id):
         sample_id += "+"
     return sample_id
 
 
 def find_split(folder: Path, split: str) -> Path:
-    """The file of one split; raises `DataError` if there is none."""
+    """The file of one split. Raises `DataError` if there is none."""
     for suffix in (".jsonl.gz", ".jsonl"):
         path = folder / f"{split}{suffix}"
         if path.is_file():
@@ -49,16 +49,16 @@ def find_split(folder: Path, split: str) -> Path:
     raise DataError(f"{folder}: no {split}.jsonl or {split}.jsonl.gz; give a folder that holds one")
 
 
-def read_samples(path: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
-    """Stream the rows of one file: JSON lines, a JSON list, or Parquet, as its name says; JSON lines in doubt.
+def read_samples(path: Path, skipped: SkippedRows | None = None) -> Iterator[Sample]:
+    """Stream the rows of one file: Parquet or JSON by its name, else JSON lines.
 
-    A broken row raises `DataError`, or is set aside by name and reason where `set_aside` is given. A file that cannot
-    be read to its end (a cut-off download) raises `DataError` either way.
+    An invalid row raises `DataError`, or is added to `skipped` if that is given. A file that cannot be read to its
+    end (a truncated download) raises `DataError` either way.
     """
     if path.suffix == ".parquet":
-        yield from read_rows(path, set_aside)
+        yield from read_rows(path, skipped)
         return
-    yield from read_with(_sample, path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl", set_aside)
+    yield from read_with(_sample, path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl", skipped)
 
 
 def _sample(record: Record, folder: Path) -> Sample:
@@ -68,7 +68,7 @@ def _sample(record: Record, folder: Path) -> Sample:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise NotASampleError("images: not a list of paths")
     if medium := unread_medium(record, ("images",)):
-        raise NotASampleError(f"{medium!a:.40}: no field of a sample; images stand in images, a list of paths")
+        raise NotASampleError(f"{medium!a:.40}: not a field of a sample; use images, a list of paths")
     for name in names:
         if fault := file_name_fault(name):
             raise NotASampleError(f"images: {fault}")

@@ -1,4 +1,4 @@
-"""Where a data set lies: a local folder, or the hub, pinned by revision."""
+"""Locate a data set: a local folder, or a Hugging Face hub snapshot pinned by revision."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from guardreasoner_vl.storage.hub import snapshot
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from guardreasoner_vl.sources.adapters import Adapter
+    from guardreasoner_vl.sources.adapters import SourceAdapter
 
 HUB = "hub:"
 _IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.zip")
 
 
-def locate(folder: str, root: Path, adapter: Adapter | None = None) -> Path:
-    """The folder below `root`, or the snapshot of `hub:OWNER/NAME@REVISION`.
+def locate(folder: str, root: Path, adapter: SourceAdapter | None = None) -> Path:
+    """The folder below `root`, or the downloaded snapshot of `hub:OWNER/NAME@REVISION`.
 
-    Raises `DataError` that says how to get it, or that a revision is missing: what may change is no data set.
+    Raises `DataError` with how to get the data set, or if the revision is missing: without it, rows could change.
     """
     if not folder.startswith(HUB):
         return root / folder
     name, _, revision = folder.removeprefix(HUB).partition("@")
     if not revision:
-        raise DataError(f"{folder}: pin it, as {folder}@REVISION, so that others get the same rows")
+        raise DataError(f"{folder}: no revision; give {folder}@REVISION, so that others get the same rows")
     wanted = {"allow_patterns": [*adapter.files, *_IMAGES]} if adapter else {}
     try:
         return snapshot(name, revision, DataError, repo_type="dataset", **wanted)
@@ -34,5 +34,5 @@ def locate(folder: str, root: Path, adapter: Adapter | None = None) -> Path:
 
 
 def revision_of(folder: str) -> str | None:
-    """The pinned revision of a hub folder."""
+    """The pinned revision of a hub folder; None for a local one."""
     return folder.rpartition("@")[2] if folder.startswith(HUB) and "@" in folder else None

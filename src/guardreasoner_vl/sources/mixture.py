@@ -1,4 +1,4 @@
-"""Rows of a recipe's sources: filtered, drawn, repeated, and split from those that are never trained on."""
+"""The rows of a recipe's sources: filtered, sampled, repeated, and split into training, validation and test rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from guardreasoner_vl.sources.labels import KnownLabels, known_labels
 from guardreasoner_vl.sources.locate import locate
 from guardreasoner_vl.sources.parquet import IMAGES, read_rows
 from guardreasoner_vl.sources.repeats import all_taken
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.sources.synthetic import contrast
 from guardreasoner_vl.sources.synthetic import exchanges as written
 from guardreasoner_vl.sources.synthetic.images import draw_folder
@@ -34,29 +34,31 @@ if TYPE_CHECKING:
 
 @dataclass
 class Mixture:
-    """Training rows, repeats included, and the rows never trained on; `set_aside` names unusable ones.
+    """Training rows with repeats, rows that are never trained on, and the unusable rows in `skipped`.
 
-    `held_out` is for validation (a row in twenty of every source), `test` what sources set apart by `test_share`.
+    `held_out` has the validation rows (one in twenty of every source), `test` the shares set by `test_share`.
     """
 
     train: list[Sample] = field(default_factory=list)
     held_out: list[Sample] = field(default_factory=list)
     test: list[Sample] = field(default_factory=list)
-    set_aside: SetAside = field(default_factory=SetAside)
+    skipped: SkippedRows = field(default_factory=SkippedRows)
 
 
 def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curated: bool = False) -> Mixture:
-    """Read every source below `root`; drawn and unpacked images are made in `work` once and found there again.
+    """Read every source below `root`; synthetic and unpacked images are written to `work` once and reused.
 
-    To be `curated` each training row stands once, its `meta` says how often training takes it, and joined rows and
-    variations are left to `extended`: made earlier they would hide what the evaluation sets hold.
+    With `curated`, each training row appears once with its number of repeats in `meta`, and joined rows and variations
+    are left to `extended`: before deduplication they would hide overlaps with the evaluation sets.
     """
     mixture = Mixture()
     for source in data.sources:
         rng = random.Random(f"{seed}-{source.title}")
-        kept, held_out, test = _split(_rows(source, root, work, mixture.set_aside), source.test_share, seed)
+        kept, held_out, test = _split(_rows(source, root, work, mixture.skipped), source.test_share, seed)
         if not (kept or held_out or test):
-            raise DataError(f"{source.folder}: no row passes the recipe's `only`; correct it or drop the source")
+            raise DataError(
+                f"{source.folder}: no row passes the recipe's `only`; correct the filter or remove the source"
+            )
         kept = [row for row in kept if not row.meta.get("weak") or rng.random() < source.weak_share]
         if source.share < 1:
             kept = [row for row in kept if rng.random() < source.share]
@@ -71,43 +73,46 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
         (data.written, "written", written.write_folder),
         (data.contrast, "contrast", contrast.write_folder),
     )
-    for made, name, make in folders:
-        if made is not None:
-            kept, held_out, test = _split(read_samples(_made(work, name, made, make, seed)), made.test_share, seed)
-            mixture.train += all_taken(kept, made.repeat, repeated=not curated)
+    for section, name, make in folders:
+        if section is not None:
+            path = _synthetic_rows(work, name, section, make, seed)
+            kept, held_out, test = _split(read_samples(path), section.test_share, seed)
+            mixture.train += all_taken(kept, section.repeat, repeated=not curated)
             mixture.held_out += held_out
             mixture.test += test
     for name in ("train", "held_out", "test"):
         rows: list[Sample] = getattr(mixture, name)
-        setattr(mixture, name, [_placed(row, data) for row in rows if row.modality in data.modalities])
+        setattr(mixture, name, [_with_taxonomy(row, data) for row in rows if row.modality in data.modalities])
     if not curated:
         mixture.train = extended(mixture.train, data, seed)
     return mixture
 
 
 def extended(train: list[Sample], data: DataSection, seed: int) -> list[Sample]:
-    """The training rows with joined rows after them and some texts varied, as far as the recipe asks for either."""
+    """The training rows plus joined rows, with some texts varied; each only if the recipe asks for it."""
     if data.joined:
         train = [*train, *joined_rows(train, data.joined, seed)]
     return varied(train, data.varied, seed) if data.varied else train
 
 
-def _placed(row: Sample, data: DataSection) -> Sample:
-    """The row with its category's place in the taxonomy, where it has a category."""
+def _with_taxonomy(row: Sample, data: DataSection) -> Sample:
+    """The row with `meta.taxonomy` set from its category, if it has one."""
     category = row.meta.get("category")
     if not category:
         return row
     return row.model_copy(update={"meta": {**row.meta, "taxonomy": taxonomy(str(category), data.categories)}})
 
 
-def _made(work: Path, name: str, made: MadeSection, make: Callable[[Path, int, int], Path], seed: int) -> Path:
-    folder = work / f"{name}-{made.count}-{seed}"
+def _synthetic_rows(
+    work: Path, name: str, section: MadeSection, make: Callable[[Path, int, int], Path], seed: int
+) -> Path:
+    folder = work / f"{name}-{section.count}-{seed}"
     path = folder / "train.jsonl"
-    return path if path.is_file() else make(folder, made.count, seed)
+    return path if path.is_file() else make(folder, section.count, seed)
 
 
 def _split(rows: Iterable[Sample], test_share: float, seed: int) -> tuple[list[Sample], list[Sample], list[Sample]]:
-    """Rows to train on, held-out ones and test ones, by their ids alone."""
+    """Split rows into training, held-out and test rows, by their ids alone."""
     kept: list[Sample] = []
     held_out: list[Sample] = []
     test: list[Sample] = []
@@ -117,43 +122,43 @@ def _split(rows: Iterable[Sample], test_share: float, seed: int) -> tuple[list[S
 
 
 def _chance(name: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the id and the seed alone."""
+    """A number in [0, 1) derived from the id and the seed."""
     return int.from_bytes(hashlib.sha256(f"{seed}-test-{name}".encode()).digest()[:8]) / 2**64
 
 
-def _rows(source: SourceSection, root: Path, work: Path, set_aside: SetAside) -> Iterator[Sample]:
+def _rows(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
     known = _known(source, root, work)
-    for row in _read(source, root, work, set_aside):
+    for row in _read(source, root, work, skipped):
         if all(str(row.meta.get(key, getattr(row, key, ""))) in values for key, values in source.only.items()):
             yield described(known.applied(row) if known else row, source)
 
 
-def _read(source: SourceSection, root: Path, work: Path, set_aside: SetAside) -> Iterator[Sample]:
+def _read(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
     if source.adapter != SAMPLES:
         adapter = adapter_named(source.adapter)
         folder = locate(source.folder, root, adapter)
-        return read_source(adapter, folder, work / IMAGES / source.title, set_aside)
+        return read_source(adapter, folder, work / IMAGES / source.title, skipped)
     folder = locate(source.folder, root)
     parquet = sorted(folder.glob("train*.parquet"))
     if parquet:
-        return (row for path in parquet for row in read_rows(path, set_aside))
-    return read_samples(find_split(folder, "train"), set_aside)
+        return (row for path in parquet for row in read_rows(path, skipped))
+    return read_samples(find_split(folder, "train"), skipped)
 
 
 def _known(source: SourceSection, root: Path, work: Path) -> KnownLabels | None:
-    """Labels of the same content elsewhere."""
+    """Labels of the same content in the data set `labels_from`; None if the source names none."""
     if source.labels_from is None:
         return None
     adapter = adapter_named("guardreasoner-vltrain")
     folder = locate(source.labels_from, root, adapter)
-    found = known_labels(read_source(adapter, folder, work / IMAGES / adapter.name, SetAside()))
-    if not found.labels:
+    known = known_labels(read_source(adapter, folder, work / IMAGES / adapter.name, SkippedRows()))
+    if not known.labels:
         raise RecipeError(f"{source.labels_from}: no labelled row in it; correct labels_from")
-    return found
+    return known
 
 
 def described(row: Sample, source: SourceSection) -> Sample:
-    """The row under its source's name, with what is known about its image's words."""
+    """The row with its source's title, and the source's image kind and image text in `meta`."""
     meta = dict(row.meta)
     if row.images and source.image_kind:
         meta["image_kind"] = source.image_kind

@@ -1,6 +1,6 @@
-"""`Sample`s as the rows of a Parquet file, the images inside or by path.
+"""Write and read `Sample`s as rows of a Parquet file, with images embedded or referred to by path.
 
-`datasets.load_dataset("parquet", data_files=FILE)` reads it too, with the images decoded.
+`datasets.load_dataset("parquet", data_files=FILE)` reads the file too and decodes the images.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from guardreasoner_vl.sources.records import Record
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
     from guardreasoner_vl.types import Sample
 
 SCHEMA = 1
 """Version of the columns."""
 
 IMAGES = "images"
-"""Below a file's folder: images that stood inside its rows."""
+"""Subfolder beside a file: images that were embedded in its rows."""
 
 _TEXTS = ("id", "source", "split", "modality", "prompt", "response", "request_label", "response_label", "reasoning")
 _NEEDED = ("id", "source", "modality")
@@ -37,9 +37,9 @@ _BATCH = 256
 
 
 def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) -> int:
-    """Write the rows, whole or not at all, and give their number; `embed` puts the images' bytes into them.
+    """Write the rows atomically and return their number; `embed` stores the images' bytes in the file.
 
-    Images by reference are paths relative to the file where they lie below its folder, absolute ones elsewhere.
+    Without `embed`, image paths are relative if the image lies below the file's folder, else absolute.
     Raises `DataError` for an image that cannot be read.
     """
     pyarrow, parquet = _arrow()
@@ -56,14 +56,14 @@ def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) ->
     return count
 
 
-def read_rows(path: Path, set_aside: SetAside | None = None) -> Iterator[Sample]:
-    """Stream the samples of a Parquet file; images inside it are written to `images` beside it.
+def read_rows(path: Path, skipped: SkippedRows | None = None) -> Iterator[Sample]:
+    """Stream the samples of a Parquet file; embedded images are written to the folder `images` beside it.
 
-    A broken row raises `DataError`, or is set aside by name and reason where `set_aside` is given. A file that cannot
-    be read to its end, or lacks a column that samples need, raises `DataError` either way.
+    An invalid row raises `DataError`, or is added to `skipped` if that is given. A file that cannot be read to its
+    end, or that lacks a required column, raises `DataError` either way.
     """
     _check_columns(path)
-    yield from read_with(_sample, path, ".parquet", set_aside)
+    yield from read_with(_sample, path, ".parquet", skipped)
 
 
 def _check_columns(path: Path) -> None:
@@ -74,7 +74,7 @@ def _check_columns(path: Path) -> None:
     except (OSError, pyarrow.ArrowException) as error:
         raise unreadable(path, error) from error
     if missing := [name for name in _NEEDED if name not in columns]:
-        raise DataError(f"{path}: no column {missing[0]!r}; rows of samples have {', '.join(_NEEDED)}")
+        raise DataError(f"{path}: no column {missing[0]!r}; add it: samples need {', '.join(_NEEDED)}")
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -87,38 +87,38 @@ def _arrow() -> tuple[Any, Any]:
 
 
 def _schema(pyarrow: Any) -> Any:
-    """The columns; the metadata tells the hub's `datasets` which of them are images."""
+    """The columns; the metadata tells Hugging Face `datasets` which of them are images."""
     text = pyarrow.string()
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
     fields = [(name, text) for name in _TEXTS] + [("images", pyarrow.list_(image)), ("meta", text)]
     features: dict[str, Any] = {name: {"dtype": "string", "_type": "Value"} for name in (*_TEXTS, "meta")}
     features["images"] = {"feature": {"_type": "Image"}, "_type": "List"}
     ordered = {name: features[name] for name, _ in fields}
-    told = {"huggingface": json.dumps({"info": {"features": ordered}}), "guardreasoner_vl": str(SCHEMA)}
-    return pyarrow.schema(fields, metadata=told)
+    metadata = {"huggingface": json.dumps({"info": {"features": ordered}}), "guardreasoner_vl": str(SCHEMA)}
+    return pyarrow.schema(fields, metadata=metadata)
 
 
 def _row(sample: Sample, folder: Path, embed: bool) -> dict[str, Any]:
     content = sample.model_dump(mode="json")
-    content["images"] = [_checked_image(Path(path), folder, embed) for path in sample.images]
+    content["images"] = [_image_cell(Path(path), folder, embed) for path in sample.images]
     content["meta"] = json.dumps(sample.meta, ensure_ascii=False)
     return content
 
 
-def _checked_image(path: Path, folder: Path, embed: bool) -> dict[str, Any]:
+def _image_cell(path: Path, folder: Path, embed: bool) -> dict[str, Any]:
     if embed:
         try:
             return {"bytes": path.read_bytes(), "path": path.name}
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); restore it, or leave the row out") from error
+            raise DataError(f"{path}: cannot be read ({error.strerror}); restore it or drop the row") from error
     absolute, root = path.absolute(), folder.absolute()
     return {"bytes": None, "path": str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)}
 
 
 def _sample(row: Record, folder: Path) -> Sample:
-    """Absent columns and null have the field's default. Raises `NotASampleError`."""
+    """Missing columns and nulls become the field's default. Raises `NotASampleError`."""
     if medium := unread_medium(row, ("images",)):
-        raise NotASampleError(f"{medium!a:.40}: no field of a sample; images stand in images")
+        raise NotASampleError(f"{medium!a:.40}: not a field of a sample; use images")
     fields = {name: value for name, value in row.items() if value is not None or name in _NEEDED}
     return made_from({**fields, "images": _images(row, folder), "meta": _meta(row)})
 
@@ -131,7 +131,7 @@ def _images(row: Record, folder: Path) -> list[str]:
 
 
 def _located(image: object, folder: Path) -> str:
-    """An image inside the row is unpacked; a path alone may stand for one."""
+    """The path of one image: an embedded image is unpacked, a plain path is resolved."""
     name = image.get("path") if isinstance(image, dict) else image
     if isinstance(image, dict) and image.get("bytes"):
         return unpack_image(image, folder / IMAGES)
@@ -143,7 +143,7 @@ def _located(image: object, folder: Path) -> str:
 
 
 def _meta(row: Record) -> Any:
-    """A mapping, as text or as it is."""
+    """`meta` as a mapping; JSON text is parsed."""
     meta = row.get("meta")
     try:
         return json.loads(meta or "{}") if isinstance(meta, str | None) else meta

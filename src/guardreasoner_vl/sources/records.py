@@ -1,6 +1,6 @@
-"""Rows of the file formats that data sets are published in: JSON, JSON lines, CSV and Parquet, packed or not.
+"""Read rows of the formats that data sets are published in: JSON, JSON lines, CSV, Parquet; also with .gz or .xz.
 
-A row that cannot be read is a `Row` with a fault and costs no other row; a file that cannot be read to its end is an
+An unreadable row becomes a `SourceRow` with a fault, and reading continues; a file that cannot be read to its end is an
 error.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
     from guardreasoner_vl.types import Sample
 
 Record = dict[str, Any]
@@ -38,12 +38,12 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class NotASampleError(DataError):
-    """A record that cannot be used; its text is the short reason that is counted."""
+    """An unusable record; the message is the short reason under which it is counted."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a file: its content, or why it has none. `place` names it, such as `train.jsonl, line 7`."""
+class SourceRow:
+    """One row of a file: its content, or the fault. `place` identifies it, for instance `train.jsonl, line 7`."""
 
     place: str
     content: Record = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def record(self) -> Record:
-        """Raises `NotASampleError` if the row cannot be read."""
+        """The content. Raises `NotASampleError` if the row could not be read."""
         if self.fault is not None:
             raise NotASampleError(self.fault)
         return self.content
@@ -65,54 +65,55 @@ class _Fault:
 
 
 def read_with(
-    make: Callable[[Record, Path], Sample], path: Path, ending: str, set_aside: SetAside | None
+    make: Callable[[Record, Path], Sample], path: Path, ending: str, skipped: SkippedRows | None
 ) -> Iterator[Sample]:
-    """The samples that `make` reads from the records of a file and its folder.
+    """Stream the samples that `make(record, folder)` builds from a file's records.
 
-    A row for which that fails raises `DataError`, or is named in `set_aside`, if it is given, with the reason.
+    An invalid row raises `DataError`, or is added to `skipped` if that is given.
     """
     for row in read_records(path, ending):
         try:
             yield make(row.record, path.parent)
         except NotASampleError as error:
-            if set_aside is None:
+            if skipped is None:
                 raise DataError(f"{path.parent / row.place}: {error}; fix or remove it") from error
-            set_aside.add(str(error), row.place)
+            skipped.add(str(error), row.place)
 
 
-def read_records(path: Path, ending: str | None = None) -> Iterator[Row]:
-    """The file's rows, by its `ending` or its name's; a JSON object of objects yields them with their key as `_key`.
+def read_records(path: Path, ending: str | None = None) -> Iterator[SourceRow]:
+    """Stream a file's rows; `ending` overrides the format that its name says.
 
-    Raises `DataError` for a file that is not there, of another format, or that cannot be read to its end.
+    Of a JSON object of objects, each object is a row with its key as `_key`. Raises `DataError` for a missing file, an
+    unknown format, and a file that cannot be read to its end.
     """
     suffix = ending or (path.with_suffix("").suffix if path.suffix in _OPEN else path.suffix)
     reader = _READERS.get(suffix)
     if reader is None:
-        raise DataError(f"{path}: not a format that is read here; give {', '.join(_READERS)}, also with .gz or .xz")
+        raise DataError(f"{path}: unknown format; give {', '.join(_READERS)}, also with .gz or .xz")
     try:
         for place, content in reader(path):
-            named = f"{path.name}, {place}"
+            full_place = f"{path.name}, {place}"
             if isinstance(content, _Fault):
-                yield Row(named, fault=content.reason)
+                yield SourceRow(full_place, fault=content.reason)
             elif isinstance(content, dict):
-                yield Row(named, content)
+                yield SourceRow(full_place, content)
             else:
-                yield Row(named, fault=NO_OBJECT)
+                yield SourceRow(full_place, fault=NO_OBJECT)
     except _BROKEN as error:
         raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """The error to raise if a file cannot be opened, or cannot be read to its end."""
+    """The error to raise for a file that cannot be opened or read to its end."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions")
     return DataError(f"{path}: cannot be read to its end ({type(error).__name__}); download it again")
 
 
 def unpack_image(value: object, folder: Path) -> str:
-    """Write an image that a record holds itself, as the hub's image columns do, and give its path.
+    """Write an image embedded in a record, as in the hub's image columns, and return its path.
 
-    It is named after its bytes, so that it is written once. Raises `NotASampleError` for anything else.
+    The name is a hash of the bytes, so that each image is written once. Raises `NotASampleError` if there is none.
     """
     data = value.get("bytes") if isinstance(value, dict) else None
     if not isinstance(data, bytes) or not data:
@@ -125,7 +126,7 @@ def unpack_image(value: object, folder: Path) -> str:
 
 
 def parquet_rows(path: Path) -> Iterator[Record | _Fault]:
-    """The rows of a Parquet file. One whose value cannot be decoded is a fault that names the column."""
+    """Stream the rows of a Parquet file; a row with an undecodable value is a fault that names the column."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -142,7 +143,7 @@ def parquet_rows(path: Path) -> Iterator[Record | _Fault]:
 def _records(batch: Any) -> list[Record | _Fault]:
     try:
         whole: list[Record | _Fault] = batch.to_pylist()
-    except ValueError:  # one bad value spoils the batch: take its rows one by one
+    except ValueError:  # one undecodable value fails the whole batch: convert its rows one by one
         return [_decoded(batch, number) for number in range(batch.num_rows)]
     return whole
 
@@ -166,7 +167,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _text(path: Path) -> IO[str]:
-    """The file as text; bytes that are not UTF-8 become lone surrogates, so that only their row is refused."""
+    """The file as text; bytes that are not UTF-8 become lone surrogates, so that only their row is rejected."""
     if path.suffix in _OPEN:
         return _OPEN[path.suffix](  # type: ignore[operator,no-any-return]
             path, "rt", encoding="utf-8-sig", newline="", errors="surrogateescape"
@@ -175,7 +176,7 @@ def _text(path: Path) -> IO[str]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    """One document, or, where that breaks, one record a line: JSON lines, or a list with its brackets and commas."""
+    """Read one JSON document; if it does not parse, read it line by line, as JSON lines or as a list."""
     with _opened(path) as stream:
         data = stream.read().removeprefix(_BOM)
     try:
@@ -184,7 +185,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _line_by_line(path, data, error)
         return
     if not isinstance(content, (list, dict)):
-        raise DataError(f"{path}: neither a list nor an object; give the file as published")
+        raise DataError(f"{path}: neither a JSON list nor a JSON object; give the file as published")
     for number, record in enumerate(content if isinstance(content, list) else _keyed(content), 1):
         yield f"record {number}", record
 
@@ -200,9 +201,9 @@ def _keyed(content: Record) -> Iterator[Any]:
 
 
 def _line_by_line(path: Path, data: bytes, error: Exception) -> Iterator[tuple[str, Any]]:
-    """One record a line. Raises `DataError` if no line is a record, or if a list has no end, so that rows are lost."""
+    """Read one record a line. Raises `DataError` if no line is a record, or if a list is not closed (truncated)."""
     where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-    refused = DataError(f"{path}{where}: {NOT_JSON}; mend it there, or download the file again")
+    refused = DataError(f"{path}{where}: {NOT_JSON}; correct it there, or download the file again")
     stripped = data.strip()
     is_list = stripped.startswith(b"[")
     if is_list and not stripped.endswith(b"]"):
@@ -253,7 +254,11 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
                 continue
             if cells:
                 whole = len(cells) == len(columns)
-                record = dict(zip(columns, cells, strict=True)) if whole else _Fault("not as many cells as columns")
+                record = (
+                    dict(zip(columns, cells, strict=True))
+                    if whole
+                    else _Fault("number of cells differs from number of columns")
+                )
                 yield f"line {lines.line_num}", record
 
 

@@ -1,13 +1,13 @@
-"""GuardReasoner-VLTrain (arXiv 2505.11049) as its authors released it, and corpora that we export in that layout.
+"""GuardReasoner-VLTrain (arXiv 2505.11049) as its authors released it, and corpora exported in that layout.
 
-Three lists, for texts, images and both, of `{"messages": [system, user, assistant], "images": [path]}`.
+Three JSON lists (texts, images, texts with images) of `{"messages": [system, user, assistant], "images": [path]}`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import Adapter, Place
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter
 from guardreasoner_vl.sources.conversations import conversation_of, read_rows, sample_from
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 
-def to_sample(record: Record, place: Place) -> Sample:
-    """Raises `NotASampleError`."""
-    return sample_from(conversation_of(record, place, "messages", "role", "content"), record, place)
+def to_sample(record: Record, context: RecordContext) -> Sample:
+    """Read one released conversation. Raises `NotASampleError`."""
+    return sample_from(conversation_of(record, context, "messages", "role", "content"), record, context)
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="guardreasoner-vltrain",
     files=("*.json",),
     to_sample=to_sample,

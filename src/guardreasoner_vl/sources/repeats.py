@@ -1,4 +1,4 @@
-"""How often training takes a row: rows that stand several times, or once with a number in `meta`."""
+"""Repeats: a training row appears several times in a list, or once with its count in `meta`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 REPEAT = "repeat"
-"""The field of `meta` that says how often training takes a row."""
+"""Field of `meta`: how often training uses the row."""
 
 
 def times(row: Sample) -> int:
-    """How often training takes the row where it stands."""
+    """How often training uses this entry."""
     return int(row.meta.get(REPEAT, 1))
 
 
 def taken(row: Sample, count: int) -> Sample:
-    """The row, to be taken `count` times where it stands."""
+    """The row, marked to be used `count` times."""
     meta = {name: value for name, value in row.meta.items() if name != REPEAT}
     return row.model_copy(update={"meta": meta if count == 1 else {**meta, REPEAT: count}})
 
 
 def all_taken(rows: Sequence[Sample], count: int, *, repeated: bool) -> list[Sample]:
-    """The rows `count` times: each that often in the list if `repeated`, else once with the number in `meta`."""
+    """Repeat the rows `count` times: in the list if `repeated`, else by the count in `meta`."""
     return list(rows) * count if repeated or count == 1 else [taken(row, count) for row in rows]

@@ -1,4 +1,4 @@
-"""ShareGPT rows, as LLaMA-Factory trains on them, whose conversations are in the protocol's form.
+"""ShareGPT rows, as LLaMA-Factory reads them, whose conversations follow the protocol.
 
 `{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}], "system": ..., "images": [path]}`,
 as a list (JSON) or one a line (JSON lines).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import Adapter, Place
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter
 from guardreasoner_vl.sources.conversations import conversation_of, read_rows, sample_from
 
 if TYPE_CHECKING:
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 
-def to_sample(record: Record, place: Place) -> Sample:
-    """Raises `NotASampleError`."""
-    return sample_from(conversation_of(record, place, "conversations", "from", "value"), record, place)
+def to_sample(record: Record, context: RecordContext) -> Sample:
+    """Read one ShareGPT conversation. Raises `NotASampleError`."""
+    return sample_from(conversation_of(record, context, "conversations", "from", "value"), record, context)
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="sharegpt",
-    # JSON and JSON lines at once: beside JSON lines lies LLaMA-Factory's own JSON.
+    # One pattern for JSON and JSON lines: LLaMA-Factory's own JSON file lies beside JSON lines.
     files=("*.json*",),
     to_sample=to_sample,
     licence="not recorded",

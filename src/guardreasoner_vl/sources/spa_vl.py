@@ -1,13 +1,13 @@
 """SPA-VL (arXiv 2406.12030): questions about images with a preferred and a rejected answer.
 
-A preference is no label: both answers may be harmless, or neither. Rows come without labels.
+A preference is not a label: both answers may be harmless, or neither. Rows have no labels.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import Adapter, Place, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_of
 from guardreasoner_vl.sources.records import unpack_image
 
 if TYPE_CHECKING:
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 
-def to_samples(record: Record, place: Place) -> list[Sample]:
+def to_samples(record: Record, context: RecordContext) -> list[Sample]:
     """One row for each of the two answers."""
     question = text_of(record, "question")
     answers = {name: text_of(record, name) for name in ("chosen", "rejected")}
-    image = unpack_image(record.get("image"), place.unpacked)
+    image = unpack_image(record.get("image"), context.unpacked)
     return [
         sample_of(
-            place,
+            context,
             question,
             answer,
             images=(image,),
-            own_id=f"{place.id}-{name}",
+            own_id=f"{context.id}-{name}",
             category=record.get("class1"),
             class2=record.get("class2"),
             class3=record.get("class3"),
@@ -36,7 +36,7 @@ def to_samples(record: Record, place: Place) -> list[Sample]:
     ]
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="spa-vl",
     files=("data/train-*.parquet",),
     to_sample=to_samples,

@@ -1,9 +1,9 @@
-"""What the labels of several rows say about the row that is made of them (paper, section 3.3; method, section 4).
+"""The union rule: the label of a row that is made of several rows (paper, section 3.3; docs/method.md, section 4).
 
     label = harmful if any is; unharmful if all are; else unknown        for request and response alike
 
-A row without a request (or response) has nothing there that could be judged, so the others' labels stand: absent
-is not unknown.
+A row without a request (or response) does not take part, so the other rows decide: an absent part is not an unknown
+label.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def union_label(rows: Iterable[Sample], target: Target) -> GoldLabel | None:
-    """The union rule; None where a label that would decide is unknown, and where there is nothing to judge."""
+    """The union rule; None if an unknown label could change the result, or if no row has this part."""
     labels = [label for row in rows for label in _labels(row, target)]
     if "harmful" in labels:
         return "harmful"
@@ -25,18 +25,18 @@ def union_label(rows: Iterable[Sample], target: Target) -> GoldLabel | None:
 
 
 def class_of(row: Sample) -> GoldLabel | None:
-    """Harmful if anything in it is; None without a label."""
+    """`harmful` if a label of the row is, else `unharmful`; None without any label."""
     labels = {*_labels(row, "request"), *_labels(row, "response")} - {None}
     return None if not labels else "harmful" if "harmful" in labels else "unharmful"
 
 
 def made_for(rows: int, share: float) -> int:
-    """How many made rows are `share` of a set that holds them and `rows` others."""
+    """How many rows to make, so that they are `share` of a set with `rows` other rows."""
     return round(rows * share / (1 - share))
 
 
 def _labels(row: Sample, target: Target) -> tuple[GoldLabel | None, ...]:
-    """The row's label, known or not; nothing where there is nothing to judge."""
+    """The row's label, None if unknown; an empty tuple if the row lacks this part."""
     if target == "request":
-        return (row.request_label,) if row.prompt.strip() or row.images else ()
-    return (row.response_label,) if row.response and row.response.strip() else ()
+        return (row.request_label,) if row.has_request else ()
+    return (row.response_label,) if row.has_response else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import Adapter, Place, label_of, sample_of
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, label_of, sample_of
 from guardreasoner_vl.sources.records import unpack_image
 
 if TYPE_CHECKING:
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 _WORDS: dict[object, GoldLabel] = {"Safe": "unharmful", "Unsafe": "harmful"}
 
 
-def to_sample(record: Record, place: Place) -> Sample:
-    """The image stands in the record; the set's `text`, from which it was found or drawn, is not part of it."""
+def to_sample(record: Record, context: RecordContext) -> Sample:
+    """The image is embedded in the record; the set's `text`, a search query or generation prompt, is not used."""
     label = label_of(record, "safety_label", _WORDS)
-    image = unpack_image(record.get("image"), place.unpacked)
-    return sample_of(place, images=(image,), request=label, category=record.get("category"))
+    image = unpack_image(record.get("image"), context.unpacked)
+    return sample_of(context, images=(image,), request=label, category=record.get("category"))
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="unsafebench",
     files=("data/train-*.parquet",),
     to_sample=to_sample,

@@ -1,8 +1,8 @@
-"""Training texts changed at the surface: what is asked stays the same, and so do the labels.
+"""Surface variations of training texts: the meaning and the labels stay the same.
 
-A row is chosen, and changed, by a hash of its id and the seed, so that neither depends on its labels. The kinds hold
-more than those of `evaluation.perturbations`, which measures what a guard makes of such changes, and share no code with
-them. The neutraliser undoes none: it breaks markers and lets invisible and odd letters through.
+The seed and the row's id decide whether and how a row is changed, so that neither depends on its labels. There are more
+kinds than in `evaluation.perturbations`, which measures a guard's robustness to such changes, and no shared code. The
+neutraliser undoes none of them: it breaks markers and lets invisible and odd letters through.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 VARIATION, PLAIN = "variation", "plain"
-"""Fields of a varied row's `meta`: what was done, and the texts before it, by what they are: request, response."""
+"""Fields of a varied row's `meta`: the kind of change, and the original texts by target (request, response)."""
 
 Change: TypeAlias = Callable[[str, random.Random], str]
 
 BRIEF = 1500
-"""Characters of a text at most for the changes that take several tokens a letter."""
+"""Longest text, in characters, for the changes that cost several tokens a letter."""
 
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 """Zero-width space, non-joiner and joiner, word joiner, byte order mark, soft hyphen."""
@@ -53,7 +53,10 @@ LEET = dict(zip("abegiostzABEGIOSTZ", "483910572483910572", strict=True))
 FULL_WIDTH = {chr(code): chr(code + 0xFEE0) for code in range(ord("!"), ord("~") + 1)}
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 NEIGHBOURS = {
-    letter: near for row in _KEYS for one, other in pairwise(row) for letter, near in ((one, other), (other, one))
+    letter: near
+    for row in _KEYS
+    for first, second in pairwise(row)
+    for letter, near in ((first, second), (second, first))
 }
 EMOJI = (
     *"🙂😂🔥👍🎉🙏🤔😭✨🌸🐱🍕📚😅🚀💡🥰😎🤖💀👀🎂🌍🐶🍀🏠🎵",
@@ -83,17 +86,17 @@ _PIECES = re.compile(r"(?<=[.!?;:,])\s+|\n+")
 
 
 def _some(text: str, table: Mapping[str, str], rate: float, rng: random.Random) -> str:
-    """Each letter of the table replaced by one of its others at this rate."""
+    """Replace each letter in `table` by one of its alternatives with probability `rate`."""
     return "".join(rng.choice(table[one]) if one in table and rng.random() < rate else one for one in text)
 
 
 def _bare(text: str, _: random.Random) -> str:
-    """No punctuation, and no brackets that could make a mark of what stood between others."""
+    """Remove punctuation, and angle brackets, so that no media mark arises from what remains."""
     return "".join(one for one in text if one not in "<>" and not unicodedata.category(one).startswith("P"))
 
 
 def _lines(text: str, rng: random.Random) -> str:
-    """Lines broken between words, and empty ones around."""
+    """Break lines between words and add empty lines around the text."""
     gap, rate = rng.choice(("\n", "\n\n", "\n\n\n", "  ", " \n ")), rng.uniform(0.1, 1.0)
     broken = re.sub(" ", lambda _: gap if rng.random() < rate else " ", text)
     return rng.choice(("", "\n", "\n\n\n\n")) + broken + rng.choice(("\n", "\n\n\n", "   \n"))
@@ -110,7 +113,7 @@ def _typos(text: str, rng: random.Random) -> str:
 
 
 def _mistyped(word: str, rng: random.Random) -> str:
-    """Two letters swapped, one left out, doubled, or hit beside its key; the first and the last stay."""
+    """Swap two letters, or drop, double or mistype one by a neighbouring key; the first and the last letter stay."""
     at = rng.randrange(1, len(word) - 2)
     before, letter, after = word[:at], word[at], word[at + 1 :]
     fault = rng.randrange(4)
@@ -130,7 +133,7 @@ def _lookalikes(text: str, rng: random.Random) -> str:
 
 
 def _spaced(text: str, rng: random.Random) -> str:
-    """A few words spelt out, or all of them."""
+    """Spell out a few words, or all of them."""
     words = [match.start() for match in _WORD.finditer(text)]
     count = len(words) if rng.random() < 0.2 else rng.randint(1, 4)
     chosen = set(rng.sample(words, min(len(words), count)))
@@ -139,7 +142,7 @@ def _spaced(text: str, rng: random.Random) -> str:
 
 
 def _full_width(text: str, rng: random.Random) -> str:
-    """Whole words of it, or all."""
+    """Full-width letters in some words, or in all."""
     rate = rng.choice((0.3, 0.6, 1.0))
     return re.sub(r"\S+", lambda word: _some(word[0], FULL_WIDTH, float(rng.random() < rate), rng), text)
 
@@ -172,11 +175,11 @@ def _json(text: str, rng: random.Random) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """A change and how often it is drawn beside the others; `dear` ones take several tokens a letter."""
+    """A change and its relative weight; `costly` ones take several tokens a letter."""
 
     change: Change
     weight: float = 1.0
-    dear: bool = False
+    costly: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -186,10 +189,10 @@ KINDS: dict[str, Kind] = {
     "lines": Kind(_lines),
     "leetspeak": Kind(_leet, 1.5),
     "typing errors": Kind(_typos, 1.5),
-    "invisible letters": Kind(_invisible, 2, dear=True),
-    "lookalikes": Kind(_lookalikes, 2, dear=True),
-    "spelt out": Kind(_spaced, dear=True),
-    "full width": Kind(_full_width, dear=True),
+    "invisible letters": Kind(_invisible, 2, costly=True),
+    "lookalikes": Kind(_lookalikes, 2, costly=True),
+    "spelt out": Kind(_spaced, costly=True),
+    "full width": Kind(_full_width, costly=True),
     "emoji": Kind(_emoji),
     "wrapped": Kind(_wrapped),
     "bullets": Kind(_bullets, 0.5),
@@ -198,10 +201,10 @@ KINDS: dict[str, Kind] = {
 
 
 def varied(rows: Sequence[Sample], section: VariedSection, seed: int) -> list[Sample]:
-    """The rows in their order, those chosen replaced by varied ones of a longer id; always the same for a seed.
+    """The rows in order, with the chosen ones replaced by variations with longer ids; deterministic for a seed.
 
-    A row that is taken several times is varied anew each time. Rows with images stay as they are, and those with
-    reasoning of their own, which may quote the text.
+    Each repeat of a row is varied separately. Rows with images are unchanged, and so are rows with reasoning, which may
+    quote the text.
     """
     result: list[Sample] = []
     earlier: Counter[str] = Counter()
@@ -219,7 +222,7 @@ def varied(rows: Sequence[Sample], section: VariedSection, seed: int) -> list[Sa
 
 
 def _changed(row: Sample, occurrence: int, section: VariedSection, seed: int) -> Sample | None:
-    """The row varied, to be taken once; None if it is not chosen, or nothing changes it."""
+    """The varied row, to be used once; None if it is not chosen or no change applies."""
     rng = random.Random(f"{seed}-{section.seed}-varied-{occurrence}-{row.id}")
     if rng.random() >= section.share:
         return None
@@ -246,13 +249,13 @@ _TARGETS = {"request": "prompt", "response": "response"}
 
 
 def _in_order(rng: random.Random, brief: bool) -> list[str]:
-    """The kinds in random order by their weights (Efraimidis and Spirakis 2006)."""
-    drawn = {name: rng.random() ** (1 / kind.weight) for name, kind in KINDS.items() if brief or not kind.dear}
+    """The kinds in weighted random order (Efraimidis and Spirakis 2006)."""
+    drawn = {name: rng.random() ** (1 / kind.weight) for name, kind in KINDS.items() if brief or not kind.costly}
     return sorted(drawn, key=drawn.__getitem__, reverse=True)
 
 
 def changed_text(name: str, text: str, rng: random.Random) -> str | None:
-    """The text changed as `name` says; None where that changes nothing, or leaves what no reader takes as a row."""
+    """Apply the change `name`; None if it changes nothing, or if the result is blank or begins with a media mark."""
     if not text.strip():
         return None
     changed = KINDS[name].change(text, rng)

@@ -11,8 +11,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.adapters import (
-    Adapter,
-    Place,
+    RecordContext,
+    SourceAdapter,
     image_of,
     label_of,
     sample_of,
@@ -33,20 +33,20 @@ _INSTRUCTIONS: dict[str, GoldLabel] = {
 }
 
 
-def to_samples(record: Record, place: Place, images: str = "train") -> list[Sample]:
-    """One row for each instruction, with its answer, which nobody labelled; `images` is the images' folder."""
-    image = _checked_image(record, place, images)
+def to_samples(record: Record, context: RecordContext, images: str = "train") -> list[Sample]:
+    """One row for each instruction, with its unlabelled answer; `images` is the images' folder."""
+    image = _image_path(record, context, images)
     entries = record.get("instr-resp")
     if not isinstance(record.get("safe"), bool) or not isinstance(entries, list):
         raise NotASampleError("no safety flag or no instruction")
     samples = [
         sample_of(
-            place,
+            context,
             text_of(entry, name),
             text_or_none(entry, "response"),
             images=(image,),
             request=label,
-            own_id=f"{place.id}/{name}",
+            own_id=f"{context.id}/{name}",
             category=record.get("harmful_category"),
             subcategory=record.get("harmful_subcategory"),
             subset=_subset(record),
@@ -61,11 +61,11 @@ def to_samples(record: Record, place: Place, images: str = "train") -> list[Samp
     return samples
 
 
-def to_image(record: Record, place: Place) -> Sample:
+def to_image(record: Record, context: RecordContext) -> Sample:
     """The image alone, labelled by `safe`."""
     return sample_of(
-        place,
-        images=(_checked_image(record, place, "train"),),
+        context,
+        images=(_image_path(record, context, "train"),),
         request=label_of(record, "safe", _SAFE),
         category=record.get("harmful_category"),
         subcategory=record.get("harmful_subcategory"),
@@ -73,9 +73,9 @@ def to_image(record: Record, place: Place) -> Sample:
     )
 
 
-def _checked_image(record: Record, place: Place, images: str) -> str:
+def _image_path(record: Record, context: RecordContext, images: str) -> str:
     name = str(record.get("image"))
-    return image_of(place, f"{images}/{name}", name)
+    return image_of(context, f"{images}/{name}", name)
 
 
 def _subset(record: Record) -> str | None:
@@ -83,7 +83,7 @@ def _subset(record: Record) -> str | None:
     return folders[0] if folders else None
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="vlguard",
     files=("train.json",),
     to_sample=to_samples,

@@ -1,12 +1,12 @@
-"""WildGuardTrain, of WildGuard (arXiv 2406.18495): prompts and answers, each labelled or not."""
+"""WildGuardTrain (WildGuard, arXiv 2406.18495): prompts and answers, each with or without a label."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.adapters import (
-    Adapter,
-    Place,
+    RecordContext,
+    SourceAdapter,
     label_of,
     sample_of,
     text_of,
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _WORDS: dict[object, GoldLabel] = {"harmful": "harmful", "unharmful": "unharmful"}
 
 
-def to_sample(record: Record, place: Place) -> Sample:
-    """A null label means that people did not agree, or that nobody was asked; a row without any is none."""
+def to_sample(record: Record, context: RecordContext) -> Sample:
+    """A null label means no agreement or no annotation; a row without any label is refused."""
     request, answered = (
         None if record.get(name) is None else label_of(record, name, _WORDS)
         for name in ("prompt_harm_label", "response_harm_label")
@@ -30,7 +30,7 @@ def to_sample(record: Record, place: Place) -> Sample:
     if request is None and answered is None:
         raise NotASampleError("no label")
     return sample_of(
-        place,
+        context,
         text_of(record, "prompt"),
         text_of(record, "response") if answered else text_or_none(record, "response"),
         request=request,
@@ -40,7 +40,7 @@ def to_sample(record: Record, place: Place) -> Sample:
     )
 
 
-ADAPTER = Adapter(
+ADAPTER = SourceAdapter(
     name="wildguardtrain",
     files=("train/wildguard_train.parquet",),
     to_sample=to_sample,

@@ -1,8 +1,8 @@
-"""Augmentation: the hard rows, and pairs of them joined into one (paper, section 3.3; `rl.concatenation`).
+"""Augmentation: add to the hard rows pairs of them joined into one row (paper, section 3.3; `rl.concatenation`).
 
     hard rows -> pairs drawn at random -> merged images -> RL set: hard rows, then joined ones
 
-OUT is a corpus (`corpus.store`); `augment.json` counts, and a contact sheet shows some of the joined rows.
+OUT is a corpus (`corpus.store`); `augment.json` holds the counts, and a contact sheet shows some of the joined rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.images.geometry import merge
 from guardreasoner_vl.rl.concatenation import SOURCE, Pair, drawn_pairs, joined
 from guardreasoner_vl.sources.parquet import IMAGES
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.sources.union import class_of, made_for
 from guardreasoner_vl.storage.atomic import write_json, writing
 from guardreasoner_vl.storage.lock import locked_folder
@@ -51,15 +51,15 @@ REPORT = "augment.json"
 MADE_FROM = "made from"
 UNLABELLED, UNREADABLE, THIN = "no label is known", "unreadable image", "the merged image is too thin"
 _TRIES = 100
-"""Pairs that are looked at for each one wanted, at most."""
+"""At most this many pairs are tried for each joined row wanted."""
 
 
 @dataclass(frozen=True)
 class AugmentReport:
-    """What came of the hard rows; other splits are passed on and not counted.
+    """The result of an augmentation; rows of other splits are copied and not counted.
 
     `augmented` is less than `wanted` where the pairs ran out. `kinds` counts joined rows by their parents'
-    modalities, `labels` by joint label; `before` and `after` count rows by class, and `set_aside` pairs by reason.
+    modalities, `labels` by joint label; `before` and `after` count rows by class, and `skipped` pairs by reason.
     """
 
     hard: int
@@ -69,20 +69,20 @@ class AugmentReport:
     labels: dict[str, int]
     before: dict[str, int]
     after: dict[str, int]
-    set_aside: dict[str, int]
+    skipped: dict[str, int]
 
     @property
     def missing(self) -> int:
-        """How many joined rows the set lacks."""
+        """How many of the wanted joined rows could not be made."""
         return self.wanted - self.augmented
 
 
 def run(
     recipe: Recipe, hard: Path, out: Path, *, progress: Callable[[int, int | None], None] | None = None
 ) -> AugmentReport:
-    """Write the RL set of the corpus `hard` to `out`, unless it stands there already.
+    """Write the RL set of the corpus `hard` to `out`, unless a finished run wrote it already.
 
-    It is made anew if the hard rows, the seed or the recipe's section have changed. Raises `DataError` if there are
+    It is written again if the hard rows, the seed or the recipe's section have changed. Raises `DataError` if there are
     too few rows, if `out` holds a corpus that this stage did not make, or if another process works there.
     """
     with locked_folder(out, "augment"):
@@ -108,19 +108,21 @@ def _augmentation(
     if len(parents) < 2 and recipe.augment.share:
         raise DataError(f"{hard}: one row makes no pair; mine more of the corpus, or set augment.share to 0")
     wanted = made_for(len(parents), recipe.augment.share)
-    # The description is written last, so that a folder with one is finished.
+    # The description is written last: a folder that has one is finished.
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     (out / INFO).unlink(missing_ok=True)
-    set_aside = SetAside()
-    made = []
-    for sample in islice(_augmented(parents, wanted, recipe, out / IMAGES, set_aside), wanted):
-        made.append(sample)
+    skipped = SkippedRows()
+    augmented = []
+    for sample in islice(_augmented(parents, wanted, recipe, out / IMAGES, skipped), wanted):
+        augmented.append(sample)
         if progress:
-            progress(len(made), wanted)
-    report = _counted(parents, made, wanted, set_aside)
-    write_sheet(out, made, f"{len(made):,} of {wanted:,} joined rows, beside {report.hard:,} hard ones.")
+            progress(len(augmented), wanted)
+    report = _counted(parents, augmented, wanted, skipped)
+    write_sheet(
+        out, augmented, f"{len(augmented):,} of {wanted:,} joined rows, in addition to {report.hard:,} hard ones."
+    )
     write_json(out / REPORT, {MADE_FROM: made_from, **asdict(report)})
-    write_corpus(out, _described(recipe, hard, bool(made)), chain(rows, made))
+    write_corpus(out, _described(recipe, hard, bool(augmented)), chain(rows, augmented))
     return report
 
 
@@ -132,16 +134,16 @@ def _check_folders(hard: Path, out: Path) -> None:
 
 
 def _digest(*files: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files:
         if path.is_file():
             with path.open("rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _earlier(out: Path, made_from: dict[str, Any]) -> AugmentReport | None:
-    """What a finished run of the same rows and settings reported."""
+    """The report of a finished run with the same rows and settings, if there is one."""
     if not is_corpus(out):
         return None
     try:
@@ -160,14 +162,14 @@ def _described(recipe: Recipe, hard: Path, augmented: bool) -> CorpusInfo:
 
 
 def _augmented(
-    parents: Sequence[Sample], wanted: int, recipe: Recipe, folder: Path, set_aside: SetAside
+    parents: Sequence[Sample], wanted: int, recipe: Recipe, folder: Path, skipped: SkippedRows
 ) -> Iterator[Sample]:
-    """Joined rows until the pairs run out; balanced, in turns an unharmful and a harmful one."""
+    """Joined rows until the pairs run out; if balanced, unharmful and harmful ones alternate."""
     unreadable: set[str] = set()
     streams = []
     for outcome in ("unharmful", "harmful") if recipe.augment.balanced else (None,):
         pairs = drawn_pairs(parents, random.Random(f"{recipe.seed}-augment-{outcome}"), outcome)
-        streams.append(_made(islice(pairs, _TRIES * wanted), folder, unreadable, set_aside))
+        streams.append(_made(islice(pairs, _TRIES * wanted), folder, unreadable, skipped))
     for stream in cycle(streams):
         sample = next(stream, None)
         if sample is None:
@@ -175,23 +177,23 @@ def _augmented(
         yield sample
 
 
-def _made(pairs: Iterator[Pair], folder: Path, unreadable: set[str], set_aside: SetAside) -> Iterator[Sample]:
-    """The rows that can be made of the pairs, their images written."""
+def _made(pairs: Iterator[Pair], folder: Path, unreadable: set[str], skipped: SkippedRows) -> Iterator[Sample]:
+    """The joined rows of all pairs that can be joined; merged images are written to `folder`."""
     for pair in pairs:
         image = folder / f"{pair.name}.png" if pair.merges else None
         sample = joined(pair, str(image) if image else None)
         if sample.request_label is None and sample.response_label is None:
-            set_aside.add(UNLABELLED)
+            skipped.add(UNLABELLED)
             continue
         views = [view for row in (pair.first, pair.second) for view in _views(row, unreadable)]
         if unreadable & {pair.first.id, pair.second.id}:
-            set_aside.add(UNREADABLE)
+            skipped.add(UNREADABLE)
             continue
         if image:
             try:
-                merged = reduce(lambda one, other: merge(one, other, pair.layout), views)
+                merged = reduce(lambda first, second: merge(first, second, pair.layout), views)
             except ImageError:
-                set_aside.add(THIN)
+                skipped.add(THIN)
                 continue
             with writing(image):
                 merged.save(image, compress_level=1)
@@ -199,7 +201,7 @@ def _made(pairs: Iterator[Pair], folder: Path, unreadable: set[str], set_aside: 
 
 
 def _views(row: Sample, unreadable: set[str]) -> list[Image.Image]:
-    """All that the guard would be shown of a row, every frame in each of its readings, or its label may not hold."""
+    """All images that the guard would see of a row: each frame in every variant, as any of them may carry the label."""
     if row.id in unreadable:
         return []
     try:
@@ -209,22 +211,23 @@ def _views(row: Sample, unreadable: set[str]) -> list[Image.Image]:
         return []
 
 
-def _counted(parents: Sequence[Sample], made: Sequence[Sample], wanted: int, set_aside: SetAside) -> AugmentReport:
+def _counted(
+    parents: Sequence[Sample], augmented: Sequence[Sample], wanted: int, skipped: SkippedRows
+) -> AugmentReport:
     labels: Counter[str] = Counter()
-    for row in made:
-        exchange = row.exchange()
-        labels[f"request {row.request_label or ('unknown' if exchange.has_prompt else 'absent')}"] += 1
-        labels[f"response {row.response_label or ('unknown' if exchange.has_response else 'absent')}"] += 1
-    before, joint = (Counter(str(class_of(row) or "unknown") for row in some) for some in (parents, made))
+    for row in augmented:
+        labels[f"request {row.request_label or ('unknown' if row.has_request else 'absent')}"] += 1
+        labels[f"response {row.response_label or ('unknown' if row.has_response else 'absent')}"] += 1
+    before, joint = (Counter(str(class_of(row) or "unknown") for row in some) for some in (parents, augmented))
     return AugmentReport(
         hard=len(parents),
         wanted=wanted,
-        augmented=len(made),
-        kinds=_sorted(Counter(map(kind_of, made))),
+        augmented=len(augmented),
+        kinds=_sorted(Counter(map(kind_of, augmented))),
         labels=_sorted(labels),
         before=_sorted(before),
         after=_sorted(before + joint),
-        set_aside=_sorted(set_aside.reasons),
+        skipped=_sorted(skipped.reasons),
     )
 
 

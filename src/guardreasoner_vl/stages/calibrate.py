@@ -1,4 +1,4 @@
-"""Calibration: labelled rows judged in both modes, then temperatures, thresholds and the hybrid band."""
+"""Calibration: judge labelled rows in both modes, then fit temperatures, thresholds and the hybrid band."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.judging.calibration import Calibration
     from guardreasoner_vl.types import Mode
@@ -25,19 +25,20 @@ if TYPE_CHECKING:
 
 def run(
     guard: Guard,
-    benchmarks: Sequence[Loaded],
+    benchmarks: Sequence[LoadedBenchmark],
     out: Path,
     *,
     reasoned: float = 0.3,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Write `out`; the predictions stay beside it in `OUT.rows`, so that a stopped run goes on.
+    """Write the calibration to `out`; the predictions are kept in `OUT.rows`, so that a stopped run resumes.
 
-    Raises `DataError` if the rows are too few or another process works there, `InputError` if `reasoned` is no share,
-    and `EngineError` if the engine failed some of them.
+    `reasoned` is the share of rows that hybrid mode reasons about. Raises `DataError` if there are too few rows or
+    another process works there, `InputError` if `reasoned` is outside [0, 1], and `EngineError` if the engine failed
+    some rows.
     """
     if not 0 <= reasoned <= 1:
-        raise InputError("the share to reason about is a number from 0 to 1")
+        raise InputError(f"the share of rows to reason about is {reasoned}: give a number from 0 to 1")
     predictions: dict[Mode, list[Prediction]] = {}
     with locked_folder(out.with_name(f"{out.name}.rows"), "calibrate") as folder:
         sweep(out.parent, f"{out.name}.*")

@@ -1,8 +1,8 @@
-"""Curation: a recipe's sources become one corpus, without duplicates and without rows of the evaluation sets.
+"""Curation: build one corpus from a recipe's sources, without duplicates and without rows of the evaluation sets.
 
     sources -> mixture (shares, splits, labels) -> duplicates and decontamination -> joined and varied -> balance -> DIR
 
-Rows that cannot be used are named in `DIR/set_aside.jsonl` with their reasons, and nothing else is lost.
+Rows that cannot be used are named in `DIR/skipped.jsonl` with their reasons, and nothing else is lost.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.corpus.store import SET_ASIDE, CorpusInfo, SourceInfo, write_corpus
+from guardreasoner_vl.corpus.store import SKIPPED, CorpusInfo, SourceInfo, write_corpus
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.benchmarks.find import find
 from guardreasoner_vl.recipe import SAMPLES, DuplicatesSection
@@ -30,21 +30,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import DataSection, Recipe, SourceSection
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
     from guardreasoner_vl.types import Sample
 
 REPORT = "curation.json"
 
 
 @dataclass(frozen=True)
-class Curated:
-    """What came of a recipe: rows read, made of those, kept and left out by the balance; `set_aside` names others."""
+class CurationReport:
+    """The result of a curation.
+
+    `read` counts the sources' rows, `derived` those joined and varied from them, `unbalanced` those that the balance
+    dropped; `skipped` names the unusable ones.
+    """
 
     info: CorpusInfo
     read: int
-    made: int
+    derived: int
     unbalanced: int
-    set_aside: SetAside
+    skipped: SkippedRows
 
 
 def run(
@@ -54,10 +58,10 @@ def run(
     *,
     embed: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
-) -> Curated:
+) -> CurationReport:
     """Write the corpus to `out`; `embed` puts the images into its rows.
 
-    Raises `RecipeError` if `out` holds another recipe, `DataError` if nothing is left or another process works there.
+    Raises `RecipeError` if `out` holds another recipe, `DataError` if no row remains or another process works there.
     """
     with open_run_dir(out, recipe, "curate"):
         return _curated(recipe, data, out, embed, progress)
@@ -65,53 +69,53 @@ def run(
 
 def _curated(
     recipe: Recipe, data: Path, out: Path, embed: bool, progress: Callable[[int, int | None], None] | None
-) -> Curated:
+) -> CurationReport:
     mixture = build_mixture(recipe.data, data, out, recipe.seed, curated=True)
-    set_aside = mixture.set_aside
+    skipped = mixture.skipped
     splits = {"train": mixture.train, "validation": mixture.held_out, "test": mixture.test}
     rows = [row.model_copy(update={"split": split}) for split, part in splits.items() for row in part]
-    read = len(rows) + set_aside.total
+    read = len(rows) + skipped.total
     unlabelled = {source.title for source in recipe.data.sources if source.unlabelled}
-    rows = list(_usable(rows, unlabelled, set_aside))
+    rows = list(_usable(rows, unlabelled, skipped))
     report: dict[str, object] = {}
     if recipe.data.duplicates:
         against = _evaluation_rows(recipe.data.duplicates, data, out)
-        found = without_duplicates(
+        checked = without_duplicates(
             rows, against, text=recipe.data.duplicates.text, image=recipe.data.duplicates.image, progress=progress
         )
-        rows = found.kept
-        for dropped in found.dropped:
-            set_aside.add(dropped.reason, dropped.id)
-        report["duplicates"] = found.as_json()
+        rows = checked.kept
+        for dropped in checked.dropped:
+            skipped.add(dropped.reason, dropped.id)
+        report["duplicates"] = checked.as_json()
     train, others = ([row for row in rows if (row.split == "train") == trained] for trained in (True, False))
-    with_made = extended(train, recipe.data, recipe.seed)
-    made, before = len(with_made) - len(train), len(with_made)
-    train = balanced(with_made, recipe.data.balance, recipe.seed) if recipe.data.balance else with_made
+    with_derived = extended(train, recipe.data, recipe.seed)
+    derived, before = len(with_derived) - len(train), len(with_derived)
+    train = balanced(with_derived, recipe.data.balance, recipe.seed) if recipe.data.balance else with_derived
     unbalanced = before - len(train)
     rows = [*train, *others]
     if not rows:
-        raise DataError(f"{data}: no row is left (set aside: {set_aside.reasons}); check data.sources")
+        raise DataError(f"{data}: no row remains (skipped: {skipped.reasons}); check data.sources")
     info = CorpusInfo(name=recipe.name, seed=recipe.seed, sources=_described(recipe.data))
     write_whole(
-        out / SET_ASIDE,
-        (json.dumps({"id": name, "reason": reason}).encode() + b"\n" for name, reason in set_aside.rows),
+        out / SKIPPED,
+        (json.dumps({"id": name, "reason": reason}).encode() + b"\n" for name, reason in skipped.rows),
     )
-    report |= {"read": read, "made": made, "kept": len(rows), "left out by the balance": unbalanced}
-    write_json(out / REPORT, {**report, "set aside": set_aside.reasons})
-    # The description is written last, so that a folder with one is finished.
-    return Curated(write_corpus(out, info, rows, embed=embed), read, made, unbalanced, set_aside)
+    report |= {"read": read, "made": derived, "kept": len(rows), "left out by the balance": unbalanced}
+    write_json(out / REPORT, {**report, "skipped": skipped.reasons})
+    # The description is written last: a folder that has one is finished.
+    return CurationReport(write_corpus(out, info, rows, embed=embed), read, derived, unbalanced, skipped)
 
 
-def _usable(rows: Iterable[Sample], unlabelled: Container[str], set_aside: SetAside) -> Iterator[Sample]:
-    """Rows with content, an id of their own, and a label unless their source may lack them."""
+def _usable(rows: Iterable[Sample], unlabelled: Container[str], skipped: SkippedRows) -> Iterator[Sample]:
+    """Rows with content, a unique id, and a label unless their source is declared unlabelled."""
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:
-            set_aside.add("its id stands there already", row.id)
-        elif not (row.prompt.strip() or row.images or (row.response or "").strip()):
-            set_aside.add("nothing to judge", row.id)
+            skipped.add("repeated id", row.id)
+        elif not (row.has_request or row.has_response):
+            skipped.add("nothing to judge", row.id)
         elif not (row.request_label or row.response_label or row.source in unlabelled):
-            set_aside.add("no label", row.id)
+            skipped.add("no label", row.id)
         else:
             seen.add(row.id)
             yield row
@@ -119,7 +123,7 @@ def _usable(rows: Iterable[Sample], unlabelled: Container[str], set_aside: SetAs
 
 def _evaluation_rows(section: DuplicatesSection, data: Path, out: Path) -> list[Sample]:
     loaded = find(section.against, str(data), out / IMAGES) if section.against else []
-    return [sample for one in loaded for sample in one.samples]
+    return [sample for benchmark in loaded for sample in benchmark.samples]
 
 
 def _described(data: DataSection) -> tuple[SourceInfo, ...]:

@@ -1,8 +1,8 @@
-"""Evaluation: benchmarks through the same guard as production, one prediction for each row, then the figures.
+"""Evaluation: judge benchmarks with the production guard, store one prediction for each row, compute the figures.
 
-`OUT/predictions.jsonl` grows chunk by chunk and is on disk before the next one; a run that stopped goes on
-where it was. Errors are predictions too: they count as wrong once, and coverage tells how many there are. A row that
-the engine failed is asked again by the next run; many of them one after another stop the run.
+`OUT/predictions.jsonl` is on disk chunk by chunk, so a stopped run resumes. An error is a prediction too: it counts as
+one wrong answer and lowers coverage. The next run judges rows again that the engine failed; many such rows in a row
+stop the run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from guardreasoner_vl.engines.faults import FaultStreak, is_engine_fault
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.predictions import FORMAT, PREDICTIONS, RESULTS, SETTINGS, Prediction, digest_of
-from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, check_apart, summarise
+from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, check_excluded, summarise
 from guardreasoner_vl.guard import CHUNK
 from guardreasoner_vl.recipe.run_dir import changed_keys
 from guardreasoner_vl.storage.atomic import write_json
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.results import Baseline
     from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Sample, Verdict
 
 _Key = tuple[str, str]
 """Benchmark and id of a row."""
 
-ENGINE_FAILED = "the engine failed; the same command asks about them again"
+ENGINE_FAILED = "the engine failed; run the same command to judge them again"
 
 
-class Judging(Protocol):
-    """What is evaluated: `Guard`, or another guard behind an adapter."""
+class Moderator(Protocol):
+    """The guard to evaluate: `Guard`, or another guard behind an adapter."""
 
     @property
     def model(self) -> ModelInfo: ...
@@ -52,26 +52,26 @@ class Judging(Protocol):
 
 
 def run(
-    guard: Judging,
-    benchmarks: Sequence[Loaded],
+    guard: Moderator,
+    benchmarks: Sequence[LoadedBenchmark],
     out: Path,
     *,
     content: bool = False,
     chunk: int = CHUNK,
     baselines: Mapping[str, Baseline] | None = None,
-    apart: Sequence[str] = (),
+    excluded: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """`judge`, and the figures of all rows but those of the benchmarks set `apart`, in `OUT/results.json` too.
+    """`judge`, and the figures of all rows but those of the `excluded` benchmarks, in `OUT/results.json` too.
 
     Raises `InputError` if one of those is not among the benchmarks.
     """
-    check_apart(apart, [one.benchmark.name for one in benchmarks])
+    check_excluded(excluded, [one.benchmark.name for one in benchmarks])
     with locked_folder(out, "evaluate"):
         rows = judge(guard, benchmarks, out, content=content, chunk=chunk, progress=progress)
-        results = summarise(rows, _settings(guard), {**CONSTANT, **(baselines or {})}, apart)
-        results.set_aside = {
-            loaded.benchmark.name: loaded.set_aside.reasons for loaded in benchmarks if loaded.set_aside.total
+        results = summarise(rows, _settings(guard), {**CONSTANT, **(baselines or {})}, excluded)
+        results.skipped = {
+            loaded.benchmark.name: loaded.skipped.reasons for loaded in benchmarks if loaded.skipped.total
         }
         results.warnings = [warning for loaded in benchmarks if (warning := loaded.size_differs)]
         results.unanswered = sum(is_engine_fault(row.error) for row in rows)
@@ -82,21 +82,21 @@ def run(
 
 
 def judge(
-    guard: Judging,
-    benchmarks: Sequence[Loaded],
+    guard: Moderator,
+    benchmarks: Sequence[LoadedBenchmark],
     out: Path,
     *,
     content: bool = False,
     chunk: int = CHUNK,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Judge every row that `out` holds no prediction of; all predictions, in the rows' order.
+    """Judge every row that has no prediction in `out`; returns all predictions in the rows' order.
 
     `content` stores texts, image paths and reasoning with the predictions. Raises `DataError` if another process
     works in `out`, or it holds predictions of another guard, mode, policy or set of rows, and `EngineError` if the
-    engine is gone.
+    engine fails many rows in a row.
     """
-    streak = FaultStreak("mend the engine; the same command goes on")
+    streak = FaultStreak("mend the engine; the same command resumes")
     with (
         locked_folder(out, "evaluate"),
         JsonlLog(out / PREDICTIONS, FORMAT, "evaluate") as log,
@@ -119,12 +119,12 @@ def judge(
             if progress:
                 progress(len(rows), len(places))
         ordered = [rows[key] for key in places]
-        if list(rows) != list(places):  # rows were asked again
+        if list(rows) != list(places):  # failed rows were judged again, out of order
             log.replace(map(_line, ordered))
     return ordered
 
 
-def _settings(guard: Judging) -> Settings:
+def _settings(guard: Moderator) -> Settings:
     return Settings(guard.model.name, guard.model.revision, guard.mode, guard.settings)
 
 
@@ -133,7 +133,7 @@ def _line(row: Prediction) -> bytes:
 
 
 def _check_same(path: Path, settings: Settings) -> None:
-    resolved = json.loads(json.dumps(asdict(settings)))  # as it will be read back: lists for tuples
+    resolved = json.loads(json.dumps(asdict(settings)))  # as JSON is read back: lists for tuples
     if path.is_file():
         changed = changed_keys(json.loads(path.read_text("utf-8")), resolved)
         if changed:
@@ -141,23 +141,23 @@ def _check_same(path: Path, settings: Settings) -> None:
     write_json(path, resolved)
 
 
-def _stored(log: JsonlLog[Prediction], asked: Mapping[_Key, Sample]) -> dict[_Key, Prediction]:
-    """The predictions in the log, by row; those of rows that the engine failed are removed, to be asked for again."""
+def _stored(log: JsonlLog[Prediction], wanted: Mapping[_Key, Sample]) -> dict[_Key, Prediction]:
+    """The log's predictions by row; those that the engine failed are removed from the log, to be judged again."""
     rows: dict[_Key, Prediction] = {}
     failed: set[int] = set()
-    strange = changed = 0
+    unknown = changed = 0
     for number, row in log.rows():
         key = (row.benchmark, row.id)
-        strange += key not in asked
-        changed += key in asked and row.digest not in (None, digest_of(asked[key]))
+        unknown += key not in wanted
+        changed += key in wanted and row.digest not in (None, digest_of(wanted[key]))
         if is_engine_fault(row.error):
             failed.add(number)
         else:
             rows[key] = row
-    if strange or changed:
-        why = "are not asked for" if strange else "have changed since"
+    if unknown or changed:
+        why = "are not in the benchmarks" if unknown else "have changed since"
         raise DataError(
-            f"{log.path} holds predictions of {strange or changed:,} rows that {why}; give the same benchmarks or "
+            f"{log.path} holds predictions of {unknown or changed:,} rows that {why}; give the same benchmarks or "
             "a new --out"
         )
     if failed:

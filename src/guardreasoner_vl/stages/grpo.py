@@ -1,12 +1,12 @@
-"""Online RL: GRPO without KL, dynamic clipping, length-aware safety reward (paper, section 3.3; method, section 5).
+"""Online RL: GRPO without KL, dynamic clipping, length-aware reward (paper, section 3.3; docs/method.md, section 5).
 
-    for s = 1 .. s_total:   G answers to each prompt of rollout batch s, their rewards, advantages within the group;
+    for s = 1 .. s_total:   generate G answers to each prompt of rollout batch s; rewards, advantages within the group;
                             then one update for each `update_batch` of prompts, the ratio bounded by B_s
 
-A trainer of its own: prompt and image of a group go through the model once, in rollouts and in updates
-(`rl.shared_prefix`), which leaves nothing of TRL's sampler, buffer, log-probabilities and loss; TRL is what the tests
-and benchmarks hold it against (`training.grpo.trl_parity`). Under `accelerate launch` or `torchrun` every process has
-its part of each update's prompts (`training.grpo.ranks`); all of them read and write the same folder.
+This is not TRL's trainer: prompt and image of a group go through the model once, in rollouts and in updates
+(`rl.shared_prefix`), which replaces TRL's sampler, buffer, log-probabilities and loss. Tests and benchmarks compare the
+update with TRL's (`training.grpo.trl_parity`). Under `accelerate launch` or `torchrun` every process works on its part
+of each update's prompts (`training.grpo.ranks`); all of them read and write the same folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from guardreasoner_vl.sources.content import content_digest
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.training.grpo.log import Log, batch_figures, draw_training, read_log
 from guardreasoner_vl.training.grpo.optimizer import new_optimizer, whole_state
-from guardreasoner_vl.training.grpo.ranks import Ranks, told_to_stop
+from guardreasoner_vl.training.grpo.ranks import DistributedContext, sigterm_flag
 from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
 from guardreasoner_vl.training.grpo.state import State, check_begun, load_best, load_checkpoint, save_checkpoint
 from guardreasoner_vl.training.grpo.update import Passes, accumulate, autocast, old_log_probabilities
@@ -46,29 +46,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import GrpoSection, Recipe
-    from guardreasoner_vl.training.grpo.rollouts import Group
+    from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
     from guardreasoner_vl.types import Sample
 
 _log = logging.getLogger(__name__)
 ROWS = 128
-"""Answers that are generated at once."""
+"""The largest number of answers generated at once."""
 
 
 class StoppedError(GuardError):
-    """The job was told to stop and did so at a rollout boundary."""
+    """The job received SIGTERM and stopped between two rollout batches."""
 
     code = "stopped"
 
 
 class DivergedError(GuardError):
-    """A reward or a gradient is no number any more."""
+    """A reward or a gradient became NaN or infinite."""
 
     code = "diverged"
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where training stands after a rollout batch: its number, how many there are, and the log's row."""
+class TrainingStep:
+    """Progress after a rollout batch: its number, how many there are, and its row of the log."""
 
     step: int
     total: int
@@ -81,22 +81,22 @@ def run(
     data: Path,
     out: Path,
     validation: Sequence[Sample] = (),
-    progress: Callable[[Step], None] | None = None,
+    progress: Callable[[TrainingStep], None] | None = None,
 ) -> Path:
-    """Train the model in the folder `model` on the corpus `data`; the folder of the finished one (`out/grpo/model`).
+    """Train the model in the folder `model` on the corpus `data`; returns the finished model's folder in `out`.
 
-    Goes on from the last checkpoint in `out`. The best checkpoint by F1 on `validation` is the finished one, which may
-    be the start; without validation rows it is the last one. Raises `RecipeError` if `out` holds another recipe or the
-    processes cannot share a batch, `DataError` if there are fewer rows than a rollout batch takes, the disk is full,
-    another process works in `out`, or it was begun with another model or other rows,
-    `DivergedError` if a number is none any more, `StoppedError` on SIGTERM.
+    Resumes from the last checkpoint in `out`. The finished model is the best checkpoint by F1 on `validation`, which
+    may be the start model; without validation rows it is the last one. Raises `RecipeError` if `out` holds another
+    recipe or the processes cannot split a batch, `DataError` if there are fewer rows than a rollout batch takes, the
+    disk is full, another process works in `out`, or the run there began with another model or other rows,
+    `DivergedError` if a reward or gradient is NaN or infinite, `StoppedError` on SIGTERM.
     """
-    ranks = Ranks.of_launch()
+    ranks = DistributedContext.of_launch()
     ranks.check(recipe.grpo)
     folder = out / "grpo"
     finished = folder / "model"
     with ExitStack() as stack:
-        with ranks.together():
+        with ranks.all_or_none():
             if ranks.main:
                 stack.enter_context(open_run_dir(out, recipe, "grpo"))
                 folder.mkdir(exist_ok=True)
@@ -104,9 +104,9 @@ def run(
             _log.info("%s is finished already", finished)
             return finished
         training = _Training(recipe, model, data, folder, validation, ranks)
-        with told_to_stop() as told, training.log:
-            training.work(told, progress if ranks.main else None)
-        with ranks.together():
+        with sigterm_flag() as sigterm_came, training.log:
+            training.work(sigterm_came, progress if ranks.main else None)
+        with ranks.all_or_none():
             if ranks.main:
                 training.finish(model, finished)
     return finished
@@ -114,20 +114,26 @@ def run(
 
 class _Training:
     def __init__(
-        self, recipe: Recipe, model: Path, data: Path, folder: Path, validation: Sequence[Sample], ranks: Ranks
+        self,
+        recipe: Recipe,
+        model: Path,
+        data: Path,
+        folder: Path,
+        validation: Sequence[Sample],
+        ranks: DistributedContext,
     ) -> None:
         self._section, self._seed, self._folder, self._ranks = recipe.grpo, recipe.seed, folder, ranks
         self._inputs = QwenInputs.from_folder(model)
         self._model = _network(model, self._section, ranks.device)
         info = ModelInfo(name=str(model))
         self._engine = TransformersEngine.of_network(self._model, self._inputs, info, max_rows=ROWS)
-        with ranks.together():
+        with ranks.all_or_none():
             self._rows = self._rows_of(data)
         self._total = self._section.steps or self._section.epochs * self._batches
         self._validation = self._drawn(validation) if self._section.evaluate_every else []
         self._optimizer = new_optimizer(self._model, self._section, ranks)
         self._passes = Passes(self._inputs, self._section, ranks.device)
-        with ranks.together():
+        with ranks.all_or_none():
             digests = content_digest(self._rows), folder_digest(model), content_digest(self._validation)
             self._state = load_checkpoint(folder, self._model, self._optimizer, State(0, *digests))
             for row in read_log(folder, 0):
@@ -135,18 +141,18 @@ class _Training:
             self.log = Log(folder, self._state.step, main=ranks.main)
         self._saved = self._state.step
 
-    def work(self, told: Callable[[], bool], progress: Callable[[Step], None] | None) -> None:
-        """All rollout batches that are left, a checkpoint after every `save_every` of them and after the best.
+    def work(self, sigterm_came: Callable[[], bool], progress: Callable[[TrainingStep], None] | None) -> None:
+        """Run the remaining rollout batches; save a checkpoint after every `save_every` of them and after the best.
 
-        `told` ends the rollouts at hand; an update is finished, so that it is not lost.
+        Once `sigterm_came` is true, rollouts stop; an update that has begun is completed first.
         """
         if self._validation and self._state.step == 0 and not self.log.rows:
             self._logged({"step": 0, "validation": self._validated(), "begun_with": self._state.begun_with})
         while self._state.step < self._total:
             step = self._state.step + 1
-            with self._diverging(step), self._ranks.together():
-                groups, seconds = self._rollouts(told)
-            if self._ranks.any(told()):
+            with self._diverging(step), self._ranks.all_or_none():
+                groups, seconds = self._rollouts(sigterm_came)
+            if self._ranks.any(sigterm_came()):
                 raise self._stopped()
             with self._diverging(step):
                 row = self._updated(groups, step, seconds)
@@ -158,10 +164,10 @@ class _Training:
             if step % self._section.save_every == 0 or step == self._total or self.log.best is row:
                 self._save()
             if progress:
-                progress(Step(step, self._total, row))
+                progress(TrainingStep(step, self._total, row))
 
     def finish(self, base: Path, finished: Path) -> None:
-        """Write the best weights, or the last ones, and the figure."""
+        """Write the best weights, or the last ones without validation, the report and the figure."""
         best = self.log.best
         step = best["step"] if best else self._total
         model = self._model
@@ -182,20 +188,20 @@ class _Training:
             write_model(model, model.state_dict(), base, finished)
 
     def _rows_of(self, data: Path) -> list[Sample]:
-        rows, left = fitting(read_split(data, "train"), self._engine, self._section)
+        rows, skipped_rows = fitting(read_split(data, "train"), self._engine, self._section)
         if self._ranks.main:
             sources = dict(Counter(row.source for row in rows))
-            report = {"rows": len(rows), "by_source": sources, "set_aside": left.reasons}
+            report = {"rows": len(rows), "by_source": sources, "skipped": skipped_rows.reasons}
             write_json(self._folder / "data.json", report)
         if len(rows) < self._section.rollout_batch:
             raise DataError(
                 f"{data}: {len(rows)} rows can be trained on, a rollout batch takes {self._section.rollout_batch} "
-                f"(left out: {left.reasons}); mine more or lower grpo.rollout_batch"
+                f"(skipped: {skipped_rows.reasons}); mine more or lower grpo.rollout_batch"
             )
         return rows
 
     def _drawn(self, validation: Sequence[Sample]) -> list[Sample]:
-        """`evaluate_rows` of them, so that no source that stands first has it all."""
+        """A random sample of `evaluate_rows` rows, so that the first source is not the only one."""
         count = min(self._section.evaluate_rows, len(validation))
         return random.Random(f"{self._seed}-grpo-validation").sample(list(validation), count)
 
@@ -204,28 +210,28 @@ class _Training:
         """Rollout batches of one epoch, whole ones only."""
         return len(self._rows) // self._section.rollout_batch
 
-    def _rollouts(self, told: Callable[[], bool]) -> tuple[list[Group], float]:
-        """This rank's groups, update after update; fewer if it was told to stop."""
+    def _rollouts(self, sigterm_came: Callable[[], bool]) -> tuple[list[RolloutGroup], float]:
+        """This rank's groups in the order of updates, and the seconds taken; fewer groups after SIGTERM."""
         started = time.perf_counter()
         self._engine.forget()
         self._passes.forget()
         size = self._section.update_batch
         rows = self._batch(self._state.step)
-        own = [row for start in range(0, len(rows), size) for row in self._ranks.part(rows[start : start + size])]
+        rank_rows = [row for start in range(0, len(rows), size) for row in self._ranks.part(rows[start : start + size])]
         seed = f"{self._seed}-{self._state.step}"
         with autocast(self._section, self._ranks.device):
-            groups = roll_out(own, self._engine, self._inputs, self._section, seed, told)
+            groups = roll_out(rank_rows, self._engine, self._inputs, self._section, seed, sigterm_came)
         return groups, time.perf_counter() - started
 
     def _batch(self, step: int) -> list[Sample]:
-        """The rows of that rollout batch, whatever the ranks: each epoch is an order of its own, its rest left out."""
+        """The rows of rollout batch `step` for all ranks; each epoch is shuffled and drops its last, short batch."""
         size = self._section.rollout_batch
         epoch, place = divmod(step, self._batches)
         order = list(range(len(self._rows)))
         random.Random(f"{self._seed}-grpo-{epoch}").shuffle(order)
         return [self._rows[number] for number in order[place * size : (place + 1) * size]]
 
-    def _updated(self, groups: Sequence[Group], step: int, rollout_seconds: float) -> dict[str, Any]:
+    def _updated(self, groups: Sequence[RolloutGroup], step: int, rollout_seconds: float) -> dict[str, Any]:
         """One update for each `update_batch` of prompts; the row for the log."""
         section, started = self._section, time.perf_counter()
         limit = bound(section.clip, step, self._total)
@@ -233,7 +239,7 @@ class _Training:
         completions = section.update_batch * section.group_size
         self._model.train()
         updates = [self._passes.of(groups[start : start + size], completions) for start in range(0, len(groups), size)]
-        # The first update's old model is the model itself.
+        # For the first update the old model is the current one.
         old = [None, *(old_log_probabilities(self._model, passes, section) for passes in updates[1:])]
         figures, norms = [], []
         for passes, before in zip(updates, old, strict=True):
@@ -250,11 +256,11 @@ class _Training:
         }
 
     def _stepped(self) -> float:
-        """Clip the gradient and move; its norm before. Raises `FloatingPointError` rather than move to nowhere.
+        """Clip the gradient and step; returns its norm before. Raises `FloatingPointError` if that is not finite.
 
-        Without signal the gradient is zero, and momentum and decay still act.
+        Without signal the gradient is zero; the step then applies momentum and weight decay alone.
         """
-        parameters = [one for one in self._model.parameters() if one.requires_grad]
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._ranks.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._section.max_grad_norm)
         if not norm.isfinite():
@@ -268,21 +274,21 @@ class _Training:
             return validate(self._validation, self._engine, self._section.max_completion_length, self._ranks)
 
     def _logged(self, row: dict[str, Any]) -> None:
-        with self._ranks.together():
+        with self._ranks.all_or_none():
             self.log.append(row)
 
     def _save(self) -> None:
         stored, best = whole_state(self._optimizer, self._ranks), self.log.best
-        with self._ranks.together():
+        with self._ranks.all_or_none():
             if self._ranks.main:
                 save_checkpoint(self._folder, self._model, stored, self._state, (best["step"],) if best else ())
         self._saved = self._state.step
 
     def _stopped(self) -> StoppedError:
-        """What to raise; all that was done is saved first."""
+        """Save a checkpoint if the last one is older; returns the error to raise."""
         if self._saved < self._state.step:
             self._save()
-        return StoppedError(f"stopped after rollout batch {self._state.step}: the same command goes on there")
+        return StoppedError(f"stopped after rollout batch {self._state.step}: the same command resumes there")
 
     @contextmanager
     def _diverging(self, step: int) -> Iterator[None]:
@@ -290,8 +296,8 @@ class _Training:
             yield
         except FloatingPointError as error:
             raise DivergedError(
-                f"rollout batch {step}: {error}, with a new --out; the checkpoints before it stay, and the same "
-                "command goes on there"
+                f"rollout batch {step}: {error}, with a new --out; earlier checkpoints stay, and the same command "
+                "resumes from the last one"
             ) from error
 
 

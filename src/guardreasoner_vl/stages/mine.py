@@ -1,13 +1,13 @@
-"""Hard-sample mining (paper, section 3.3; method, section 4): the rows of a corpus that the guard gets wrong.
+"""Hard-sample mining (paper, section 3.3; docs/method.md, section 4): select the rows that the guard gets wrong.
 
     rows of the split train -> k answers each -> right or wrong (`mining.candidates`) -> the kept rows as a corpus
 
-OUT/candidates.jsonl       one line for each judged row, on the disk before the next chunk is asked about
-OUT/mining_settings.json   what the candidates depend on; a run with other settings is refused
+OUT/candidates.jsonl       one line for each judged row, on the disk before the next chunk is generated
+OUT/mining_settings.json   the settings that the candidates depend on; a run with other settings is refused
 OUT/mining.json, pass_rates.svg
-OUT/rows.parquet, corpus.json, set_aside.jsonl
+OUT/rows.parquet, corpus.json, skipped.jsonl
 
-A run that stopped goes on where it was. A row whose answers did not all come has failed: the next run asks again.
+A stopped run resumes. A row without all of its answers has failed; the next run generates them again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from guardreasoner_vl.mining.candidates import FORMAT, PassRates, candidate_requ
 from guardreasoner_vl.mining.report import REPORT, MiningReport, unanswered, why_nothing, write_report
 from guardreasoner_vl.recipe.run_dir import changed_keys
 from guardreasoner_vl.sources.content import content_digest
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.storage.lock import locked_folder
@@ -54,20 +54,20 @@ def run(
     chunk: int = CHUNK,
     progress: Callable[[int, int], None] | None = None,
 ) -> MiningReport:
-    """Ask about every drawn row that `out` holds no candidates of, `chunk` rows at once, and write the kept ones.
+    """Generate candidates for every drawn row that has none in `out`, `chunk` rows at once; write the kept rows.
 
-    While nothing is kept, `mine.keep` may change in the same `out`. Raises `DataError` if `corpus` has no row to ask
-    about, `out` belongs to something else or another process, or no row is kept, and `EngineError` if the engine is
-    gone.
+    As long as no row was kept, `mine.keep` may change in the same `out`. Raises `DataError` if `corpus` has no labelled
+    training row, `out` holds something else or another process works there, or no row is kept, and `EngineError` if the
+    engine fails many rows in a row.
     """
     if chunk < 1:
-        raise InputError("chunk is a number of rows: give at least 1")
+        raise InputError(f"chunk is {chunk} rows: give at least 1")
     with locked_folder(out, "mine"):
         return _mined(recipe, corpus, engine, out, chunk, progress)
 
 
 def is_finished(out: Path, recipe: Recipe) -> bool:
-    """Whether every row was asked about and the kept ones are written. Raises `DataError` for another recipe's."""
+    """Whether all rows were judged and the kept ones written. Raises `DataError` if the settings have changed."""
     if not is_corpus(out):
         return False
     settings = _stored(out / SETTINGS)
@@ -94,7 +94,7 @@ def _mined(
         "corpus": {"name": info.name, "digest": survey.digest},
     }
     _check_same(out, settings)
-    failed, last_fault = _ask(_Asking(engine, section, recipe.seed), corpus, log, survey, chunk, progress)
+    failed, last_fault = _ask(_CandidateSampler(engine, section, recipe.seed), corpus, log, survey, chunk, progress)
     report, kept = _summary(log, section, survey, failed)
     write_report(out, report)
     if kept:
@@ -106,14 +106,14 @@ def _mined(
 
 
 def _ask(
-    asking: _Asking,
+    asking: _CandidateSampler,
     corpus: Path,
     path: Path,
     survey: _Survey,
     chunk: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[SetAside, str]:
-    """Ask about every row that the log lacks; gives the rows that failed and the last error's message."""
+) -> tuple[SkippedRows, str]:
+    """Judge every row that is not in the log; returns the failed rows and the last error's message."""
     with JsonlLog(path, FORMAT, "mine") as log:
         todo = survey.drawn - _finished(log, survey.drawn)
         done, rows = len(survey.drawn) - len(todo), _rows_of(corpus, todo)
@@ -128,16 +128,16 @@ def _ask(
 
 @dataclass
 class _Survey:
-    """The training rows of a corpus: how many, which are asked about, which cannot be; `digest` tells corpora apart."""
+    """The training rows of a corpus: their number, the ids drawn, the unusable ones, and a digest of their content."""
 
     drawn: set[str]
     rows: int
-    set_aside: SetAside
+    skipped: SkippedRows
     digest: str
 
 
 def _survey(corpus: Path, limit: int | None, seed: int) -> _Survey:
-    set_aside, seen, usable = SetAside(), set[str](), list[str]()
+    skipped, seen, usable = SkippedRows(), set[str](), list[str]()
     rows = 0
     digest = content_digest(sample for sample in read_corpus(corpus) if sample.split == TRAIN)
     for sample in read_corpus(corpus):
@@ -145,22 +145,22 @@ def _survey(corpus: Path, limit: int | None, seed: int) -> _Survey:
             continue
         rows += 1
         if reason := REPEATED if sample.id in seen else _unusable(sample):
-            set_aside.add(reason, sample.id)
+            skipped.add(reason, sample.id)
         else:
             usable.append(sample.id)
         seen.add(sample.id)
     if limit is not None and limit < len(usable):
         usable = random.Random(f"{seed}-mine").sample(usable, limit)
-    return _Survey(set(usable), rows, set_aside, digest)
+    return _Survey(set(usable), rows, skipped, digest)
 
 
 def _unusable(sample: Sample) -> str | None:
-    """Why no answer about the row could be called right or wrong; a label of what is not there does not count."""
+    """Why an answer to the row cannot be graded, None if it can; a label of an absent text does not count."""
     try:
-        exchange = sample.exchange()
+        sample.exchange()
     except InputError:
         return "nothing to judge"
-    known = (exchange.has_prompt and sample.request_label) or (exchange.has_response and sample.response_label)
+    known = (sample.has_request and sample.request_label) or (sample.has_response and sample.response_label)
     return None if known else "no label"
 
 
@@ -169,12 +169,14 @@ def _check_same(out: Path, settings: dict[str, Any]) -> None:
     if path.is_file():
         _refuse_changed(out, _stored(path), settings)
     elif is_corpus(out):
-        raise DataError(f"{out} holds a corpus that is no mining's; give a new --out")
+        raise DataError(f"{out} holds a corpus that `mine` did not make; give a new --out")
     write_json(path, settings)
 
 
 def _refuse_changed(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """The candidates do not depend on the rule, so that it may change until a corpus was made by it."""
+    """Raises `DataError` for changed settings; `mine.keep`, which no candidate depends on, may change until a corpus
+    is written.
+    """
     changed = [key for key in changed_keys(old, new) if key != "mine.keep" or is_corpus(out)]
     if changed:
         raise DataError(f"{out} holds a mining with another {', '.join(changed)}; give a new --out")
@@ -189,58 +191,59 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def _finished(log: JsonlLog[Candidates], drawn: set[str]) -> set[str]:
-    """The rows judged already."""
+    """The ids of the rows judged already. Raises `DataError` if one of them is not drawn."""
     finished = {row.id for _, row in log.rows()}
-    if strange := len(finished - drawn):
-        raise DataError(f"{log.path} holds candidates of {strange:,} rows that are not asked for; give a new --out")
+    if unknown := len(finished - drawn):
+        raise DataError(f"{log.path} holds candidates of {unknown:,} rows that are not drawn; give a new --out")
     return finished
 
 
 def _rows_of(corpus: Path, ids: set[str]) -> Iterator[Sample]:
-    """Stream the training rows with these ids, the first of those with the same one."""
-    left = set(ids)
+    """Stream the training rows with these ids; of rows with the same id, the first."""
+    wanted = set(ids)
     for sample in read_corpus(corpus):
-        if sample.split == TRAIN and sample.id in left:
-            left.remove(sample.id)
+        if sample.split == TRAIN and sample.id in wanted:
+            wanted.remove(sample.id)
             yield sample
 
 
 @dataclass
-class _Asking:
-    """Asks the engine, and counts the rows that got no answer."""
+class _CandidateSampler:
+    """Generates candidates, and counts the rows that failed."""
 
     engine: Engine
     section: MineSection
     seed: int
-    failed: SetAside = field(default_factory=SetAside)
-    own_fault: str = ""
-    streak: FaultStreak = field(default_factory=lambda: FaultStreak("mend the engine; the same command goes on"))
+    failed: SkippedRows = field(default_factory=SkippedRows)
+    row_fault: str = ""
+    streak: FaultStreak = field(default_factory=lambda: FaultStreak("mend the engine; the same command resumes"))
 
     def judged(self, samples: Sequence[Sample]) -> list[Candidates]:
-        """The rows whose answers all came; the candidates of a row stand side by side in one call."""
-        asked = [(sample, requests) for sample in samples if (requests := self._requests(sample))]
-        every = [request for _, requests in asked for request in requests]
+        """Grade the rows that got all of their answers; all candidates are generated in one call, row by row."""
+        pairs = [(sample, requests) for sample in samples if (requests := self._requests(sample))]
+        every = [request for _, requests in pairs for request in requests]
         results = self.engine.generate(every) if every else []
         if len(results) != len(every):
             raise EngineError(f"the engine gave {len(results)} results for {len(every)} requests; use another one")
-        left = iter(results)
-        answers = [(sample, list(islice(left, len(requests)))) for sample, requests in asked]
-        return [judged(sample, own) for sample, own in answers if self._came(sample, own)]
+        remaining = iter(results)
+        answers = [(sample, list(islice(remaining, len(requests)))) for sample, requests in pairs]
+        return [judged(sample, row_answers) for sample, row_answers in answers if self._complete(sample, row_answers)]
 
     @property
     def last_fault(self) -> str:
-        """Why a row got no answer: the engine's last error, or else the fault of the first row that has one."""
-        return self.streak.last or self.own_fault
+        """Why a row got no answer: the engine's last error, or else the error of the first faulty row."""
+        return self.streak.last or self.row_fault
 
     def _requests(self, sample: Sample) -> list[EngineRequest]:
-        """What is asked about a row; nothing if its images cannot be read."""
+        """The requests for a row's candidates; none if its images cannot be read."""
         try:
             return candidate_requests(sample, self.section, self.seed)
         except InputError as error:
             self._fail(sample, error.code, str(error))
             return []
 
-    def _came(self, sample: Sample, answers: Sequence[EngineResult]) -> bool:
+    def _complete(self, sample: Sample, answers: Sequence[EngineResult]) -> bool:
+        """Whether all answers were generated; a row without them is recorded as failed."""
         fault = next((answer for answer in answers if answer.finish_reason == "error"), None)
         if fault is None:
             self.streak.add(None)
@@ -252,24 +255,24 @@ class _Asking:
         self.failed.add(code, sample.id)
         self.streak.add(VerdictError(code=code, message=message))
         if not is_engine_fault(code):
-            self.own_fault = self.own_fault or message
+            self.row_fault = self.row_fault or message
 
 
-def _summary(log: Path, section: MineSection, survey: _Survey, failed: SetAside) -> tuple[MiningReport, set[str]]:
-    """The figures of all judged rows, and the ids of those kept."""
+def _summary(log: Path, section: MineSection, survey: _Survey, failed: SkippedRows) -> tuple[MiningReport, set[str]]:
+    """The report over all judged rows, and the ids of the kept ones."""
     kept: set[str] = set()
     rates, count = PassRates(), section.candidates
-    for one in read_candidates(log):
-        rates.add(one)
-        if is_kept(one.right, section.keep):
-            kept.add(one.id)
+    for row in read_candidates(log):
+        rates.add(row)
+        if is_kept(row.right, section.keep):
+            kept.add(row.id)
     report = MiningReport(
         rows=survey.rows,
         drawn=len(survey.drawn),
         judged=sum(rates.of_all(count)),
         kept=len(kept),
         failed=failed,
-        set_aside=survey.set_aside,
+        skipped=survey.skipped,
         coverage=rates.coverage,
         tokens_mean=rates.tokens_mean,
         right=rates.of_all(count),

@@ -1,4 +1,4 @@
-"""How often a guard's labels flip under changes that keep the truth, next to F1."""
+"""Robustness: how often a guard's labels flip under perturbations that keep the gold label, and F1 before and after."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.evaluation.benchmarks.base import Loaded
+    from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.predictions import Prediction
-    from guardreasoner_vl.stages.evaluate import Judging
+    from guardreasoner_vl.stages.evaluate import Moderator
     from guardreasoner_vl.types import Sample, Target
 
 ORIGINAL = "original"
@@ -30,10 +30,10 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class Flips:
-    """Labelled rows that a change applies to: labels before and after, and how many turned.
+    """Counts over the labelled rows that a perturbation applies to, before and after it.
 
-    `evaded` rows were harmful to the guard and no longer are; `raised` ones have become harmful; `failed` ones have
-    become errors.
+    The guard's label flipped from harmful to unharmful in `evaded` rows, to harmful in `raised` rows and to an error in
+    `failed` rows.
     """
 
     rows: int
@@ -45,26 +45,26 @@ class Flips:
 
     @property
     def rate(self) -> float | None:
-        """Share of rows with another label than before."""
+        """Share of rows whose label flipped; None without rows."""
         return (self.evaded + self.raised + self.failed) / self.rows if self.rows else None
 
 
 def run(
-    guard: Judging,
-    benchmarks: Sequence[Loaded],
+    guard: Moderator,
+    benchmarks: Sequence[LoadedBenchmark],
     out: Path,
     *,
     names: Sequence[str] = NAMES,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Target, dict[str, Flips]]:
-    """Judge the rows as they are and changed, each in a folder of its own below `out`, resumable like `evaluate`.
+    """Judge the original rows and each perturbation of them; every set resumes in its own folder below `out`.
 
-    Raises `DataError` for a change that is not known, or if another process works in `out`, and `EngineError` if the
-    engine is gone.
+    Raises `DataError` for an unknown perturbation, or if another process works in `out`, and `EngineError` if the
+    engine failed rows.
     """
     if unknown := set(names) - set(NAMES):
         raise DataError(f"no change named {', '.join(sorted(unknown))}; use {', '.join(NAMES)}")
-    found: dict[Target, dict[str, Flips]] = {target: {} for target in TARGETS}
+    results: dict[Target, dict[str, Flips]] = {target: {} for target in TARGETS}
     with locked_folder(out, "robustness"):
         before = _predictions(guard, benchmarks, out / ORIGINAL, progress)
         judged = list(before.values())
@@ -73,16 +73,16 @@ def run(
             after = _predictions(guard, changed, out / name.replace(" ", "-"), progress) if changed else {}
             judged += after.values()
             for target in TARGETS:
-                found[target][name] = flips(before, after, target)
+                results[target][name] = flips(before, after, target)
         if failed := sum(is_engine_fault(row.error) for row in judged):
             raise EngineError(f"{failed:,} judgements are missing: {ENGINE_FAILED}")
-        content = {target: {name: asdict(result) for name, result in by.items()} for target, by in found.items()}
+        content = {target: {name: asdict(result) for name, result in by.items()} for target, by in results.items()}
         write_json(out / "robustness.json", content)
-    return found
+    return results
 
 
 def flips(before: dict[tuple[str, str], Prediction], after: dict[tuple[str, str], Prediction], target: Target) -> Flips:
-    """Compare the labelled rows that were changed with themselves."""
+    """Compare the labels of each perturbed row with those of its original."""
     golds, olds, news = [], [], []
     for key, row in after.items():
         gold = truth(row, target)
@@ -90,56 +90,56 @@ def flips(before: dict[tuple[str, str], Prediction], after: dict[tuple[str, str]
             golds.append(gold)
             olds.append(judgement(before[key], target).label)
             news.append(judgement(row, target).label)
-    turned = [(old, new) for old, new in zip(olds, news, strict=True) if old != new]
+    flipped = [(old, new) for old, new in zip(olds, news, strict=True) if old != new]
     return Flips(
         rows=len(golds),
         before=count(zip(golds, olds, strict=True)),
         after=count(zip(golds, news, strict=True)),
-        evaded=sum(old is Label.HARMFUL and new is Label.UNHARMFUL for old, new in turned),
-        raised=sum(new is Label.HARMFUL for _, new in turned),
-        failed=sum(new is Label.ERROR for _, new in turned),
+        evaded=sum(old is Label.HARMFUL and new is Label.UNHARMFUL for old, new in flipped),
+        raised=sum(new is Label.HARMFUL for _, new in flipped),
+        failed=sum(new is Label.ERROR for _, new in flipped),
     )
 
 
-def table(found: dict[str, Flips]) -> Table:
-    """One line for each change that applies to any row."""
+def table(results: dict[str, Flips]) -> Table:
+    """One line for each perturbation that applies to any row."""
     head = ["", "rows", "flip rate", "harmful to unharmful", "to harmful", "to error", "F1 before", "F1 after"]
     return [
         [*head, "FPR before", "FPR after"],
         *(
             [
                 name,
-                f"{one.rows:,}",
-                percent(one.rate),
-                f"{one.evaded:,}",
-                f"{one.raised:,}",
-                f"{one.failed:,}",
-                percent(one.before.f1),
-                percent(one.after.f1),
-                percent(one.before.false_positive_rate),
-                percent(one.after.false_positive_rate),
+                f"{result.rows:,}",
+                percent(result.rate),
+                f"{result.evaded:,}",
+                f"{result.raised:,}",
+                f"{result.failed:,}",
+                percent(result.before.f1),
+                percent(result.after.f1),
+                percent(result.before.false_positive_rate),
+                percent(result.after.false_positive_rate),
             ]
-            for name, one in found.items()
-            if one.rows
+            for name, result in results.items()
+            if result.rows
         ),
     ]
 
 
 def _predictions(
-    guard: Judging, benchmarks: Sequence[Loaded], folder: Path, progress: Callable[[int, int], None] | None
+    guard: Moderator, benchmarks: Sequence[LoadedBenchmark], folder: Path, progress: Callable[[int, int], None] | None
 ) -> dict[tuple[str, str], Prediction]:
     return {(row.benchmark, row.id): row for row in judge(guard, benchmarks, folder, progress=progress)}
 
 
-def _changed(loaded: Loaded, name: str, out: Path) -> Loaded:
+def _changed(loaded: LoadedBenchmark, name: str, out: Path) -> LoadedBenchmark:
     images = out / name.replace(" ", "-") / "images"
     images.mkdir(parents=True, exist_ok=True)
     samples: list[Sample] = []
     for sample in loaded.samples:
         try:
-            other = perturbed(name, sample, images)
+            changed = perturbed(name, sample, images)
         except GuardError:
-            continue  # its image cannot be read, which the original's error says already
-        if other is not None:
-            samples.append(other)
+            continue  # its image cannot be read, which the original row's error reports already
+        if changed is not None:
+            samples.append(changed)
     return replace(loaded, samples=samples)

@@ -22,14 +22,14 @@ from guardreasoner_vl.recipe.run_dir import changed_keys, open_run_dir
 from guardreasoner_vl.storage.atomic import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from trl import SFTConfig
 
     from guardreasoner_vl.recipe import ReadingSection, Recipe
     from guardreasoner_vl.sources.mixture import Mixture
-    from guardreasoner_vl.sources.skipped import SetAside
+    from guardreasoner_vl.sources.skipped import SkippedRows
     from guardreasoner_vl.training.sft_data import TokenRows
     from guardreasoner_vl.training.sft_trainer import SupervisedOnlyTrainer
     from guardreasoner_vl.types import Sample
@@ -47,22 +47,23 @@ BEGUN_WITH = "begun_with.json"
 
 @dataclass(frozen=True)
 class SftReport:
-    """What was trained on: rows, supervised tokens, and the rows left out by reason."""
+    """The training set: rows, tokens, supervised tokens, rows by source, and skipped rows by reason."""
 
     rows: int
     tokens: int
     supervised_tokens: int
     by_source: dict[str, int]
-    set_aside: dict[str, int]
+    skipped: dict[str, int]
 
 
-def run(recipe: Recipe, data: Path, out: Path) -> Path:
+def run(recipe: Recipe, data: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> Path:
     """Train and return the folder of the finished model (`out/sft/model`).
 
-    Continues from the last checkpoint found in `out`. Raises `RecipeError` if `out` holds another recipe or DeepSpeed
-    is asked for and not there, `DataError` if nothing can be trained on, the disk is full, another process works in
-    `out`, or it was begun with another model or other rows. `data` holds the recipe's sources, or is a corpus
-    (`curate`).
+    Resumes from the last checkpoint in `out`. `data` holds the recipe's sources, or is a corpus (`curate`). `progress`
+    receives the optimizer steps done and their total, and replaces the trainer's own bar on a terminal. Raises
+    `RecipeError` if `out` holds another recipe or the recipe needs DeepSpeed and it is not installed, `DataError` if no
+    row can be trained on, the disk is full, another process works in `out`, or the run there began with another model
+    or other rows.
     """
     try:
         from guardreasoner_vl.training.sft_trainer import sft_config
@@ -72,9 +73,9 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
         raise RecipeError("sft.deepspeed needs `pip install deepspeed`; or set it to null if the model fits one GPU")
     folder = out / "sft"
     finished = folder / "model"
-    config = sft_config(recipe.sft, folder, recipe.seed, use_cpu=not _accelerator())
+    config = sft_config(recipe.sft, folder, recipe.seed, use_cpu=not _accelerator(), show_bar=progress is None)
     with ExitStack() as stack:
-        with config.main_process_first(local=False):  # the others find recipe, images and base model written
+        with config.main_process_first(local=False):  # it writes recipe, images and base model for the others
             stack.enter_context(open_run_dir(out, recipe, "sft"))
             if (finished / "model.safetensors").is_file():
                 _log.info("%s is finished already", finished)
@@ -82,23 +83,31 @@ def run(recipe: Recipe, data: Path, out: Path) -> Path:
             folder.mkdir(exist_ok=True)
             mixture = _mixture(recipe, data, out)
             if not mixture.train:
-                raise _nothing(data, mixture.set_aside)
+                raise _nothing(data, mixture.skipped)
             base = _base_model(recipe, mixture.train, out / "base")
-        _trained(recipe, data, mixture, base, folder, config)
+        _trained(recipe, data, mixture, base, folder, config, progress)
     return finished
 
 
-def _trained(recipe: Recipe, data: Path, mixture: Mixture, base: Path, folder: Path, config: SFTConfig) -> None:
-    """Train on the mixture, from the last checkpoint if there is one, and write the finished model."""
+def _trained(
+    recipe: Recipe,
+    data: Path,
+    mixture: Mixture,
+    base: Path,
+    folder: Path,
+    config: SFTConfig,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Train on the mixture, resuming from the last checkpoint, and write the finished model."""
     from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.training.model_folder import load_for_training, written
-    from guardreasoner_vl.training.sft_trainer import build_trainer
+    from guardreasoner_vl.training.sft_trainer import StepReporter, build_trainer
 
     inputs = QwenInputs.from_folder(base)
     rows = _token_rows(recipe, mixture.train, inputs)
-    rows.set_aside.merge(mixture.set_aside)
+    rows.skipped.merge(mixture.skipped)
     if not rows.rows:
-        raise _nothing(data, rows.set_aside)
+        raise _nothing(data, rows.skipped)
     checkpoint = last_checkpoint(folder)
     if config.process_index == 0 or checkpoint:
         _check_same(folder, _begun_with(mixture.train, rows, base), checkpoint)
@@ -107,6 +116,8 @@ def _trained(recipe: Recipe, data: Path, mixture: Mixture, base: Path, folder: P
     model = load_for_training(base, recipe.sft.precision)
     model.model.visual.requires_grad_(not recipe.sft.freeze_vision)
     trainer = build_trainer(model, rows.rows, inputs, config, base, recipe.sft.label_weight)
+    if progress:
+        trainer.add_callback(StepReporter(progress))
     with written(folder):
         trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, base, folder / "model")
@@ -114,7 +125,7 @@ def _trained(recipe: Recipe, data: Path, mixture: Mixture, base: Path, folder: P
 
 
 def _begun_with(samples: Sequence[Sample], rows: TokenRows, base: Path) -> dict[str, str]:
-    """What a resumed run must go on with: digests of the model and of the rows, both as read and as tokens."""
+    """Digests that a resumed run must share: of the start model, and of the rows as read and as tokens."""
     from guardreasoner_vl.engines.model_files import folder_digest
     from guardreasoner_vl.sources.content import content_digest
 
@@ -125,7 +136,7 @@ def _begun_with(samples: Sequence[Sample], rows: TokenRows, base: Path) -> dict[
 
 
 def _check_same(folder: Path, begun: dict[str, str], checkpoint: str | None) -> None:
-    """Raises `DataError` if the checkpoint belongs to another model or to other rows."""
+    """Raises `DataError` if the checkpoint is of a run from another model or on other rows."""
     path = folder / BEGUN_WITH
     if checkpoint and path.is_file():
         changed = changed_keys(json.loads(path.read_text("utf-8")), begun)
@@ -136,7 +147,7 @@ def _check_same(folder: Path, begun: dict[str, str], checkpoint: str | None) -> 
 
 
 def _mixture(recipe: Recipe, data: Path, out: Path) -> Mixture:
-    """The rows of a corpus that was curated, or else of the recipe's sources."""
+    """The rows of the corpus `data`, or of the recipe's sources in the folder `data`."""
     from guardreasoner_vl.corpus.store import is_corpus, read_mixture
     from guardreasoner_vl.sources.mixture import build_mixture
 
@@ -145,23 +156,25 @@ def _mixture(recipe: Recipe, data: Path, out: Path) -> Mixture:
         mixture.train = [row for row in mixture.train if row.modality in recipe.data.modalities]
         return mixture
     if recipe.data.needs_curation:
-        raise RecipeError("data.duplicates and data.balance need a corpus: run `curate` first, then --data its folder")
+        raise RecipeError(
+            "data.duplicates and data.balance need a corpus: run `curate` first, then give its folder as --data"
+        )
     return build_mixture(recipe.data, data, out / "data", recipe.seed)
 
 
-def _nothing(data: Path, set_aside: SetAside) -> DataError:
-    return DataError(f"{data}: no row can be trained on (left out: {set_aside.reasons}); check data.sources")
+def _nothing(data: Path, skipped: SkippedRows) -> DataError:
+    return DataError(f"{data}: no row can be trained on (skipped: {skipped.reasons}); check data.sources")
 
 
 def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path:
-    """The model to start from; one that has to be made is made once and found again on resume."""
+    """The folder of the start model; a new one is written to `folder` once and reused on resume."""
     from guardreasoner_vl.engines.model_files import resolve_folder
     from guardreasoner_vl.training.model_folder import emptied, move
 
     start, reading = recipe.base, recipe.base.reading
-    given = resolve_folder(start.path, start.revision) if start.path else None
-    if given and not reading:
-        return given
+    start_folder = resolve_folder(start.path, start.revision) if start.path else None
+    if start_folder and not reading:
+        return start_folder
     if (folder / "model.safetensors").is_file():
         return folder
     partial = emptied(folder)
@@ -175,7 +188,7 @@ def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path
         write_pretrained(partial, start.base, recipe.seed)
     if reading:
         texts = [sample.prompt for sample in samples if sample.prompt]
-        _teach_reading(given or partial, partial, recipe, reading, texts)
+        _teach_reading(start_folder or partial, partial, recipe, reading, texts)
     move(partial, folder)
     return folder
 
@@ -231,7 +244,7 @@ def _report(rows: TokenRows) -> SftReport:
         tokens=sum(len(row.input_ids) for row in rows.rows),
         supervised_tokens=sum(label >= 0 for row in rows.rows for label in row.labels),
         by_source=sources,
-        set_aside=dict(rows.set_aside.reasons),
+        skipped=dict(rows.skipped.reasons),
     )
 
 
@@ -242,14 +255,14 @@ def _accelerator() -> bool:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written whole; one cut off by a kill is passed over."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    whole = [path for path in found if _is_whole(path)]
+    """The newest complete checkpoint; one that a kill left incomplete is ignored."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [path for path in checkpoints if _is_whole(path)]
     return str(whole[-1]) if whole else None
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """All parts are there, and the trainer's state, which is written last, can be read."""
+    """Whether all parts exist and the trainer's state, which is written last, can be read."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -260,6 +273,6 @@ def _is_whole(checkpoint: Path) -> bool:
 def _save(trainer: SupervisedOnlyTrainer, base: Path, finished: Path) -> None:
     from guardreasoner_vl.training.model_folder import write_model
 
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every rank takes part where it is sharded
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call if weights are sharded
     if trainer.is_world_process_zero():
         write_model(trainer.accelerator.unwrap_model(trainer.model), weights, base, finished)

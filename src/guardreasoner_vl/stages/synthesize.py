@@ -1,7 +1,7 @@
-"""Reasoning for a corpus (method, section 2): a teacher is asked about every row that has none.
+"""Reasoning for a corpus (docs/method.md, section 2): ask a teacher about every row that has none.
 
-DIR/reasoning.jsonl gets one line for each attempt, as soon as it is over; the stage, run again, goes on from there.
-A row ends as kept or as set aside; one whose teacher could not be reached is left for the next run.
+DIR/reasoning.jsonl gets one line for each finished attempt; a stopped stage resumes from it. A row ends as kept or as
+skipped; a row whose teacher could not be reached remains for the next run.
 """
 
 from __future__ import annotations
@@ -13,60 +13,60 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from guardreasoner_vl.corpus.attempts import REASONING, AttemptLog, Ledger
-from guardreasoner_vl.corpus.progress import pending, standing
+from guardreasoner_vl.corpus.attempts import REASONING, AttemptIndex, AttemptLog
+from guardreasoner_vl.corpus.progress import count_progress, pending
 from guardreasoner_vl.corpus.store import ROWS, read_info
-from guardreasoner_vl.corpus.synthesis_policy import Terms
+from guardreasoner_vl.corpus.synthesis_policy import SynthesisPolicy
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.teachers.base import Tokens
-from guardreasoner_vl.teachers.budget import Purse, price_for
+from guardreasoner_vl.teachers.budget import BudgetTracker, price_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from guardreasoner_vl.corpus.attempts import Asked, Attempt
-    from guardreasoner_vl.sources.skipped import SetAside
-    from guardreasoner_vl.teachers.base import Answered, Teacher
+    from guardreasoner_vl.sources.skipped import SkippedRows
+    from guardreasoner_vl.teachers.base import Teacher, TeacherAnswer
     from guardreasoner_vl.teachers.budget import Budget, Price
     from guardreasoner_vl.types import Sample
 
 StoppedBy = Literal["budget", "faults"]
 
 FAULTS_IN_A_ROW = 2
-"""This many faults for each place in flight, and no answer between them: the teacher is gone, the job stops."""
+"""The job stops after this many consecutive faults per concurrent request: the teacher is unreachable."""
 
 _CHUNK = 64
 _SYNC_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where the job stands; `tokens` and `cost` (USD, None without a price) include those of earlier runs."""
+class SynthesisStatus:
+    """Counts of a running job; `tokens` and `cost` (USD, None without a price) include those of earlier runs."""
 
     done: int
     total: int
     kept: int
-    set_aside: int
+    skipped: int
     tokens: int
     cost: float | None
     seconds_left: float | None
 
 
 @dataclass(frozen=True)
-class Synthesis:
-    """What became of a corpus: `rows` = `kept` + `set_aside` + `left`, earlier runs included.
+class SynthesisReport:
+    """The state of a corpus after a run: `rows` = `kept` + `skipped` + `remaining`, earlier runs included.
 
-    `faults` counts rows left whose teacher gave no answer. `attempts`, `tokens` and `cost` (USD, None without a
+    `faults` counts remaining rows whose teacher gave no answer. `attempts`, `tokens` and `cost` (USD, None without a
     price) are of all runs; `asked` is the number of this run's attempts.
     """
 
     rows: int
     kept: int
-    set_aside: SetAside
-    left: int
-    faults: SetAside
+    skipped: SkippedRows
+    remaining: int
+    faults: SkippedRows
     attempts: int
     asked: int
     tokens: int
@@ -83,19 +83,19 @@ def run(
     concurrency: int = 64,
     budget: Budget | None = None,
     price: Price | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> Synthesis:
-    """Ask for what is missing, `concurrency` rows at once; must not be called where an event loop runs.
+    progress: Callable[[SynthesisStatus], None] | None = None,
+) -> SynthesisReport:
+    """Ask for the missing reasoning, `concurrency` rows at once; must not be called inside a running event loop.
 
-    Raises `InputError` for settings that cannot be, `DataError` if `corpus_dir` is no corpus or another process
-    works on it, and `HttpError` if the teacher refuses the key; whatever was answered is on the disk then.
+    Raises `InputError` for invalid settings, `DataError` if `corpus_dir` is no corpus or another process works on it,
+    and `HttpError` if the teacher refuses the key; answers received before are on the disk.
     """
-    terms = Terms(teacher.name, attempts, votes, price_for(teacher.name, price, budget))
+    policy = SynthesisPolicy(teacher.name, attempts, votes, price_for(teacher.name, price, budget))
     if concurrency < 1:
-        raise InputError("concurrency must be 1 or more")
+        raise InputError(f"concurrency is {concurrency}: give 1 or more")
     read_info(corpus_dir)
     with locked_folder(corpus_dir, "synthesize"), AttemptLog(corpus_dir / REASONING) as log:
-        job = _Job(corpus_dir / ROWS, teacher, terms, concurrency, budget, log, progress)
+        job = _Job(corpus_dir / ROWS, teacher, policy, concurrency, budget, log, progress)
         asyncio.run(job.work())
         return job.result()
 
@@ -105,26 +105,26 @@ class _Job:
         self,
         rows: Path,
         teacher: Teacher,
-        terms: Terms,
+        policy: SynthesisPolicy,
         concurrency: int,
         budget: Budget | None,
         log: AttemptLog,
-        progress: Callable[[Progress], None] | None,
+        progress: Callable[[SynthesisStatus], None] | None,
     ) -> None:
-        self._rows, self._teacher, self._terms, self._concurrency = rows, teacher, terms, concurrency
+        self._rows, self._teacher, self._policy, self._concurrency = rows, teacher, policy, concurrency
         self._log, self._progress = log, progress
-        self._ledger = Ledger.read(log.path)
-        self._attempts_before = self._ledger.attempts
-        self._before = standing(rows, self._ledger)
-        self._purse = Purse(budget, terms.price, self._ledger.tokens, self._cost() or 0.0)
+        self._index = AttemptIndex.read(log.path)
+        self._attempts_before = self._index.attempts
+        self._before = count_progress(rows, self._index)
+        self._budget = BudgetTracker(budget, policy.price, self._index.tokens, self._cost() or 0.0)
         self._queue: asyncio.Queue[Sample | None] = asyncio.Queue(2 * concurrency)
         self._faults_in_a_row = 0
         self._stopped_by: StoppedBy | None = None
-        self._kept = self._set_aside = 0
+        self._kept = self._skipped = 0
         self._started = time.monotonic()
 
     async def work(self) -> None:
-        """Ask until nothing is left or the job has to stop; raises what ends it early."""
+        """Ask until no row remains or the job must stop; raises the error that ends it early."""
         tasks = [asyncio.create_task(self._worker()) for _ in range(self._concurrency)]
         tasks.append(asyncio.create_task(self._feed()))
         syncing = asyncio.create_task(self._sync())
@@ -136,25 +136,25 @@ class _Job:
             await asyncio.gather(*tasks, syncing, return_exceptions=True)
             await self._teacher.aclose()
 
-    def result(self) -> Synthesis:
-        """Where the corpus stands now."""
-        now = standing(self._rows, self._ledger)
-        return Synthesis(
+    def result(self) -> SynthesisReport:
+        """The report of the corpus as it is now."""
+        now = count_progress(self._rows, self._index)
+        return SynthesisReport(
             rows=now.rows,
             kept=now.kept,
-            set_aside=now.set_aside,
-            left=now.left,
+            skipped=now.skipped,
+            remaining=now.remaining,
             faults=now.faults,
-            attempts=self._ledger.attempts,
-            asked=self._ledger.attempts - self._attempts_before,
-            tokens=self._ledger.tokens.total,
+            attempts=self._index.attempts,
+            asked=self._index.attempts - self._attempts_before,
+            tokens=self._index.tokens.total,
             cost=self._cost(),
             stopped_by=self._stopped_by,
         )
 
     async def _feed(self) -> None:
-        """Hand out rows a few at a time: none are read long before their turn, and no image blocks the loop."""
-        rows = pending(self._rows, self._ledger)
+        """Queue the rows in small chunks, read in a thread: memory stays bounded and the event loop is not blocked."""
+        rows = pending(self._rows, self._index)
         while not self._stopped_by and (chunk := await asyncio.to_thread(_next, rows)):
             for sample in chunk:
                 await self._queue.put(sample)
@@ -170,29 +170,31 @@ class _Job:
                 self._progress(self._now())
 
     async def _row(self, sample: Sample) -> None:
-        """Ask about one row until it is done, or no answer comes."""
-        state, terms = self._ledger.state(sample.id), self._terms
+        """Ask about one row until it is kept or skipped, or a request fails."""
+        state, policy = self._index.state(sample.id), self._policy
         while not state.done:
-            hopeless = terms.hopeless(sample, state)
-            if hopeless:
-                self._record(hopeless)
-            elif terms.lacks_votes(sample, state):
+            terminal_attempt = policy.terminal_attempt(sample, state)
+            if terminal_attempt:
+                self._record(terminal_attempt)
+            elif policy.needs_votes(sample, state):
                 answered = await self._ask(sample, "label", partial(self._teacher.label, sample))
                 if answered is None:
                     return
-                self._record(terms.vote(sample, answered))
+                self._record(policy.vote(sample, answered))
             else:
-                row = terms.labelled(sample, state) or sample
+                row = policy.with_majority_labels(sample, state) or sample
                 ask = partial(self._teacher.write, row, state.complaint)
                 answered = await self._ask(sample, "reasoning", ask)
                 if answered is None:
                     return
-                self._record(terms.reasoning(sample, state, answered))
+                self._record(policy.reasoning(sample, state, answered))
 
-    async def _ask(self, sample: Sample, asked: Asked, question: Callable[[], Awaitable[Answered]]) -> Answered | None:
-        """One answer; None if the job stops or none came, which is recorded."""
+    async def _ask(
+        self, sample: Sample, asked: Asked, question: Callable[[], Awaitable[TeacherAnswer]]
+    ) -> TeacherAnswer | None:
+        """One answer; None if the job stops or the request failed, which is recorded."""
         most = self._teacher.estimate(sample)
-        if self._stopped_by or not await self._purse.reserve(most):
+        if self._stopped_by or not await self._budget.reserve(most):
             self._stopped_by = self._stopped_by or "budget"
             return None
         took = Tokens()
@@ -200,16 +202,16 @@ class _Job:
             answered = await question()
             took = answered.tokens
         except GuardError as error:
-            self._record(self._terms.fault(sample, asked, error))
+            self._record(self._policy.fault(sample, asked, error))
             self._count_fault(error)
             return None
         finally:
-            self._purse.settle(most, took)
+            self._budget.settle(most, took)
         self._faults_in_a_row = 0
         return answered
 
     def _count_fault(self, error: GuardError) -> None:
-        """Raises the error if no other row can fare better."""
+        """Count towards `FAULTS_IN_A_ROW`; raises the error if it would recur for every row."""
         if error.code == "auth":
             raise error
         if not isinstance(error, InputError):
@@ -219,10 +221,10 @@ class _Job:
 
     def _record(self, attempt: Attempt) -> None:
         self._log.add(attempt)
-        self._ledger.add(attempt)
-        state = self._ledger.state(attempt.id)
+        self._index.add(attempt)
+        state = self._index.state(attempt.id)
         self._kept += state.kept
-        self._set_aside += state.set_aside is not None
+        self._skipped += state.skipped is not None
 
     async def _sync(self) -> None:
         while True:
@@ -230,21 +232,21 @@ class _Job:
             await asyncio.to_thread(self._log.sync)
 
     def _cost(self) -> float | None:
-        price = self._terms.price
-        return None if price is None else self._ledger.cost + price.of(self._ledger.unpriced)
+        price = self._policy.price
+        return None if price is None else self._index.cost + price.of(self._index.unpriced)
 
-    def _now(self) -> Progress:
-        before, finished = self._before, self._kept + self._set_aside
-        kept, set_aside = before.kept + self._kept, before.set_aside.total + self._set_aside
+    def _now(self) -> SynthesisStatus:
+        before, finished = self._before, self._kept + self._skipped
+        kept, skipped = before.kept + self._kept, before.skipped.total + self._skipped
         seconds = time.monotonic() - self._started
-        return Progress(
-            done=kept + set_aside,
+        return SynthesisStatus(
+            done=kept + skipped,
             total=before.rows,
             kept=kept,
-            set_aside=set_aside,
-            tokens=self._ledger.tokens.total,
+            skipped=skipped,
+            tokens=self._index.tokens.total,
             cost=self._cost(),
-            seconds_left=seconds / finished * (before.left - finished) if finished else None,
+            seconds_left=seconds / finished * (before.remaining - finished) if finished else None,
         )
 
 

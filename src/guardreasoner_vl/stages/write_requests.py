@@ -1,8 +1,8 @@
-"""Requests that a pretrained chat model writes itself, and its answers: harmless rows in people's own words.
+"""Harmless rows from a pretrained chat model: requests that it writes itself, and its answers to some.
 
-Given the chat template up to the beginning of the user's turn, a chat model goes on with what a user might ask
-(Magpie, arXiv 2406.08464). Each batch begins with one of `OPENINGS`, for without that nearly all begin alike. Such
-requests are hardly ever harmful; those with a word of the lexicon of harm are left out.
+Given the chat template up to the beginning of the user's turn, a chat model continues with a plausible user request
+(Magpie, arXiv 2406.08464). Each batch starts from one of `OPENINGS`, because most requests would begin alike otherwise.
+Such requests are rarely harmful; those with a word of the lexicon of harm are dropped.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ _SENTENCE_END = re.compile(r"[.!?:\n](?=\s|$)")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is drawn: rows wanted, share of rows with an answer, rows of a batch, and how tokens are sampled."""
+class RequestSettings:
+    """Settings: rows wanted, seed, share of rows with an answer, requests of a batch, and sampling of tokens."""
 
     count: int
     seed: int = 0
@@ -81,15 +81,15 @@ class Settings:
 def run(
     model: LanguageModel,
     name: str,
-    settings: Settings,
+    settings: RequestSettings,
     out: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Write the first `count` rows to `out/train.jsonl`; batches are saved as they are drawn, so a stopped run goes on.
+    """Write the first `count` rows to `out/train.jsonl`; batches are saved as they come, so a stopped run resumes.
 
-    The same model (its `name` is recorded), settings and machine give the same rows. Returns how many requests were
-    kept, and left out by reason. Raises `InputError` for impossible settings, and `DataError` if `out` was begun with
-    others or is in use, or if nothing new comes any more.
+    The same model (its `name` is recorded), settings and machine give the same rows. Returns the number of requests
+    kept, and of those dropped by reason. Raises `InputError` for invalid settings, and `DataError` if the run in `out`
+    began with other settings, another process works there, or the model writes no new requests any more.
     """
     if not 0 <= settings.answered <= 1 or settings.count < 1 or settings.batch < 1:
         raise InputError("give a count and a batch of at least 1, and a share of answers from 0 to 1")
@@ -112,22 +112,24 @@ def run(
         counts = {"kept": len(kept), **sum((Counter[str](batch["dropped"]) for batch in batches), Counter[str]())}
         write_json(out / REPORT, counts)
     if len(kept) < settings.count:
-        raise DataError(f"{out}: {len(kept):,} requests, and nothing new in {len(OPENINGS)} batches: ask for no more")
+        raise DataError(
+            f"{out}: {len(kept):,} requests, and no new one in {len(OPENINGS)} batches: give a --count of at most that"
+        )
     return counts
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Raises `DataError` if the folder was begun with others; a higher count goes on."""
+    """Raises `DataError` if the run in the folder began with other settings; the count may differ."""
     now = {name: value for name, value in settings.items() if name != "count"}
     if path.is_file() and json.loads(path.read_text("utf-8")) != now:
-        raise DataError(f"{path.parent} was begun with other settings: give those of {path.name}, or another --out")
+        raise DataError(f"{path.parent} holds a run with other settings: give those of {path.name}, or a new --out")
     write_json(path, now)
 
 
 def _batch(
-    model: LanguageModel, settings: Settings, number: int, seen: set[str]
+    model: LanguageModel, settings: RequestSettings, number: int, seen: set[str]
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The rows of one batch, and what was left out by reason; `seen` gets the new requests."""
+    """The rows of one batch, and the number of dropped requests by reason; `seen` gets the new requests."""
     torch.manual_seed(settings.seed * 1_000_003 + number)
     opening = OPENINGS[number % len(OPENINGS)]
     head = model.texts.apply_chat_template([{"role": "user", "content": _PLACE}], tokenize=False).split(_PLACE)[0]
@@ -142,8 +144,8 @@ def _batch(
         else:
             seen.add(_key(request))
             kept.append(request)
-    asked = kept[: round(len(kept) * settings.answered)]
-    answers = _answers(model, asked, settings)
+    to_answer = kept[: round(len(kept) * settings.answered)]
+    answers = _answers(model, to_answer, settings)
     rows = [
         {
             "id": f"{SOURCE}-{settings.seed}-{number:05d}-{place:03d}",
@@ -155,13 +157,15 @@ def _batch(
             "response_label": "unharmful" if answer else None,
             "meta": {"by": "provenance", "kind": "written by a language model"},
         }
-        for place, (request, answer) in enumerate(zip(kept, answers + [None] * (len(kept) - len(asked)), strict=True))
+        for place, (request, answer) in enumerate(
+            zip(kept, answers + [None] * (len(kept) - len(to_answer)), strict=True)
+        )
     ]
     return rows, dropped
 
 
 def _fault(request: str, ended: bool) -> str | None:
-    """Why a request is left out, None if it is kept."""
+    """Why a request is dropped, None if it is kept."""
     if not ended:
         return "not ended"
     if not 3 <= len(_WORDS.findall(request)) <= 60 or not request.isprintable():
@@ -169,8 +173,8 @@ def _fault(request: str, ended: bool) -> str | None:
     return "alarming word" if find_evidence(request) else None
 
 
-def _answers(model: LanguageModel, requests: Sequence[str], settings: Settings) -> list[str | None]:
-    """Answers up to their last whole sentence; None where there is none, or an alarming word in it."""
+def _answers(model: LanguageModel, requests: Sequence[str], settings: RequestSettings) -> list[str | None]:
+    """Answers cut after their last whole sentence; None if there is none, or it has a word of the lexicon of harm."""
     if not requests:
         return []
     heads = [
@@ -188,8 +192,10 @@ def _answers(model: LanguageModel, requests: Sequence[str], settings: Settings) 
 
 
 @torch.inference_mode()
-def sampled(model: LanguageModel, heads: Sequence[str], new_tokens: int, settings: Settings) -> list[tuple[str, bool]]:
-    """What the model goes on with after each head, and whether it ended its turn."""
+def sampled(
+    model: LanguageModel, heads: Sequence[str], new_tokens: int, settings: RequestSettings
+) -> list[tuple[str, bool]]:
+    """The model's continuation of each head, and whether it ended its turn."""
     tokenizer = model.tokenizer
     end = pad = model.texts.eos_token_id
     encoded = [tokenizer.encode(head, add_special_tokens=False).ids for head in heads]

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the error for a file that cannot be written."""
+"""Writes files atomically: completely or not at all. Also defines the error for a file that cannot be written."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PARTIAL = ".partial"
-"""The ending of a file's or folder's name while it is being written."""
+"""The suffix of a file's or folder's name while it is being written."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON, whole or not at all. Raises `DataError` if the disk does not take it."""
+    """Write indented JSON atomically. Raises `DataError` if the file cannot be written."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8, whole or not at all. Raises `DataError` if the disk does not take it."""
+    """Write UTF-8 text atomically. Raises `DataError` if the file cannot be written."""
     write_whole(path, (text.encode("utf-8"),))
 
 
 def write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file whole or not at all; it is on the disk when this returns. Raises `DataError`."""
+    """Write a file atomically; it is on the disk when this returns. Raises `DataError`."""
     with replacing(path) as partial, partial.open("wb") as stream:
         stream.writelines(parts)
         sync(stream)
@@ -41,9 +41,9 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a new empty file beside `path`, which replaces `path` at the end and is removed after an error.
+    """Yield the path of a new empty file next to `path`. At the end it replaces `path`; after an error it is removed.
 
-    No two processes get the same file. Raises `DataError` if the disk does not take it.
+    No two processes get the same file. Raises `DataError` if it cannot be written.
     """
     with writing(path):
         partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
@@ -69,9 +69,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: OSError) -> DataError:
     """The error to raise if `path` cannot be written."""
-    remedy = "make room" if error.errno in _FULL else "mend that"
+    remedy = "make room" if error.errno in _FULL else "fix that"
     reason = error.strerror or type(error).__name__
-    return DataError(f"{path} cannot be written ({reason}): {remedy}; the same command goes on")
+    return DataError(f"{path} cannot be written ({reason}): {remedy}; the same command resumes")
 
 
 def sync(stream: BinaryIO) -> None:
@@ -85,6 +85,6 @@ def sync_folder(folder: Path) -> None:
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):  # some file systems cannot
+    with suppress(OSError):  # not every file system supports it
         os.fsync(descriptor)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Folders from the model hub: models and data sets."""
+"""Downloads folders from the model hub: models and data sets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def snapshot(name: str, revision: str | None, error: type[GuardError], **options: Any) -> Path:
-    """The snapshot's folder; from the cache alone where the hub cannot be asked (also for a pinned commit).
+    """The folder of a hub snapshot, downloaded if needed; from the cache if the hub cannot be reached.
 
-    `options` go to the hub's client. Raises `error`.
+    `options` are passed to the hub's client. Raises `error` if neither has it.
     """
     from httpx import HTTPError
     from huggingface_hub import snapshot_download

@@ -1,7 +1,7 @@
 """An append-only file of JSON lines: locked, repaired after a kill, and never rewritten in place.
 
-Lines are on the disk when `append` returns. A kill leaves at most one torn line, at the end, which the next process
-cuts off; a full disk leaves whole lines only.
+Lines are on the disk when `append` returns. A kill leaves at most one torn (incomplete) line, at the end of the file,
+which the next process removes. If the disk is full, the file keeps only complete lines.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-Row = TypeVar("Row")
+RowT = TypeVar("RowT")
 MAX_LINE = 1 << 28
-"""Bytes of the longest line that is read."""
+"""Largest length of a line, in bytes."""
 
 _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Format(Generic[Row]):
-    """How a line is read: `parse` gives its row, or raises `ValueError`; `what` names a row in error messages, `remedy`
-    says what to do with another line. No two rows may have the same `key`, if there is one.
+class Format(Generic[RowT]):
+    """How lines are read: `parse` returns a line's row or raises `ValueError`. In error messages, `what` names a row,
+    and `remedy` says what to do with an invalid line. If `key` is set, no two rows may have the same key.
 
-    `torn` says whether an unterminated line that cannot be read is the beginning of a row and may be cut off.
+    `torn` tells whether an unterminated invalid line is the beginning of a row and may be removed.
     """
 
-    parse: Callable[[bytes], Row]
+    parse: Callable[[bytes], RowT]
     what: str
     remedy: str = "remove the line"
-    key: Callable[[Row], object] | None = None
+    key: Callable[[RowT], object] | None = None
     torn: Callable[[bytes], bool] = lambda _: True
 
 
 def lines_of(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines with their ends; of one above `MAX_LINE` bytes only so much that it is seen to be too long."""
+    """Yield lines with their line ends. A line above `MAX_LINE` bytes is truncated, but stays recognisably too long."""
     while line := stream.readline(MAX_LINE + 1):
         yield line
         while len(line) > MAX_LINE and not line.endswith(b"\n"):
             line = stream.readline(MAX_LINE + 1)
 
 
-def read_rows(path: Path, form: Format[Row], *, torn: bool = False) -> Iterator[Row]:
-    """The rows of a file that another process may be writing; `torn` skips a last line that is not whole.
+def read_rows(path: Path, form: Format[RowT], *, torn: bool = False) -> Iterator[RowT]:
+    """Yield the rows of a file that another process may be writing; with `torn`, skip an incomplete last line.
 
-    Raises `DataError` if a line is not a row (it names the line) or repeats one, or if there is no file.
+    Raises `DataError`, which names the line, if a line is not a row or repeats one, or if the file cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -62,8 +62,8 @@ def read_rows(path: Path, form: Format[Row], *, torn: bool = False) -> Iterator[
         raise DataError(f"{path}: cannot be read ({error.strerror}); {form.remedy}") from error
 
 
-def _parsed(path: Path, stream: BinaryIO, form: Format[Row], torn: bool) -> Iterator[tuple[int, Row]]:
-    """Rows with their lines' numbers."""
+def _parsed(path: Path, stream: BinaryIO, form: Format[RowT], torn: bool) -> Iterator[tuple[int, RowT]]:
+    """Yield the rows with their line numbers."""
     seen: dict[object, int] = {}
     for number, line in enumerate(lines_of(stream), 1):
         try:
@@ -73,7 +73,7 @@ def _parsed(path: Path, stream: BinaryIO, form: Format[Row], torn: bool) -> Iter
                 return
             raise DataError(f"{path}, line {number}: not {form.what}; {form.remedy}") from error
         if form.key is not None and (first := seen.setdefault(form.key(row), number)) != number:
-            raise DataError(f"{path}, line {number}: the row of line {first} again; remove one of the two lines")
+            raise DataError(f"{path}, line {number}: repeats the row of line {first}; remove one of the two lines")
         yield number, row
 
 
@@ -85,15 +85,15 @@ def is_torn(file: int) -> bool:
     return os.read(file, 1) != b"\n"
 
 
-class JsonlLog(Generic[Row]):
-    """The file at `path`, for one process at a time; use it as a context manager.
+class JsonlLog(Generic[RowT]):
+    """The file at `path`, opened by one process at a time; use it as a context manager.
 
-    `who` names the command that uses the file, `otherwise` what a second process can do instead of waiting. Raises
-    `DataError` if another process has the file. The file stays as it is until `rows` has been read to its end without a
-    fault, or `mend` is called.
+    `who` names the command that uses the file, `otherwise` says what a second process can do instead of waiting. Raises
+    `DataError` if another process has the file. Opening does not change the file: it is repaired once `rows` has been
+    read to the end without an error, or by `mend`.
     """
 
-    def __init__(self, path: Path, form: Format[Row], who: str, otherwise: str = ANOTHER_OUT) -> None:
+    def __init__(self, path: Path, form: Format[RowT], who: str, otherwise: str = ANOTHER_OUT) -> None:
         self.path, self._form, self._who, self._otherwise = path, form, who, otherwise
         self._fault: OSError | None = None
 
@@ -112,20 +112,20 @@ class JsonlLog(Generic[Row]):
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return os.fstat(self._stream.fileno()).st_size
 
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        """Every row with its line's number, from 1; then cut off a torn last line.
+    def rows(self) -> Iterator[tuple[int, RowT]]:
+        """Yield every row with its line number, from 1; then remove a torn last line.
 
-        Raises `DataError` with the line that is not a row or repeats one.
+        Raises `DataError`, which names the line, if a line is not a row or repeats one.
         """
         with self._reader() as stream:
             yield from _parsed(self.path, stream, self._form, torn=True)
         self.mend()
 
     def mend(self) -> None:
-        """Terminate the last line if it is a row, cut it off if it is torn. Raises `DataError` if it is neither."""
+        """Terminate the last line if it is a row, remove it if it is torn. Raises `DataError` if it is neither."""
         last = self._last()
         if not last:
             return
@@ -140,9 +140,9 @@ class JsonlLog(Generic[Row]):
             self.append([b"\n"])
 
     def append(self, lines: Iterable[bytes], *, sync: bool = True) -> None:
-        """Add whole lines; with `sync` they are on the disk when this returns.
+        """Append complete lines; with `sync` they are on the disk when this returns.
 
-        If the disk does not take them all, none stays, and `DataError` is raised.
+        Raises `DataError` if they cannot all be written; then none of them is kept.
         """
         self._check()
         end = self.size
@@ -158,7 +158,7 @@ class JsonlLog(Generic[Row]):
             raise
 
     def sync(self) -> None:
-        """Put on the disk what `append` did not. After a fault nothing is appended any more. Raises `DataError`."""
+        """Flush lines appended without `sync`. After an error, nothing more is appended. Raises `DataError`."""
         self._check()
         try:
             os.fsync(self._stream.fileno())
@@ -167,7 +167,7 @@ class JsonlLog(Generic[Row]):
             raise unwritable(self.path, error) from error
 
     def cut(self, line: int) -> None:
-        """Keep the first `line` lines and cut off the rest."""
+        """Keep the first `line` lines and remove the rest."""
         with self._reader() as stream:
             size = sum(len(content) for number, content in enumerate(stream, 1) if number <= line)
         if size < self.size:
@@ -181,7 +181,7 @@ class JsonlLog(Generic[Row]):
             self.replace(line for number, line in enumerate(lines_of(stream), 1) if number not in lines)
 
     def replace(self, lines: Iterable[bytes]) -> None:
-        """Write other lines to a new file, locked from the start, that replaces the old one whole."""
+        """Write `lines` to a new file, locked from the start, and replace the old file with it."""
         old, partial = self._stream, self.path.with_name(f"{self.path.name}{PARTIAL}")
         with writing(self.path):
             partial.unlink(missing_ok=True)
@@ -204,7 +204,7 @@ class JsonlLog(Generic[Row]):
 
     def _put(self, content: bytes) -> None:
         rest = memoryview(content)
-        while rest:  # a disk that is nearly full takes a part
+        while rest:  # a disk that is nearly full writes only a part
             rest = rest[self._stream.write(rest) :]
 
     def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""Advisory locks that end with their process: of a file, and of a run's folder."""
+"""Advisory locks on files and run folders, released when their process ends."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOCK = ".lock"
-"""The lock file of a folder in use; it is removed when the folder is released."""
+"""Name of the lock file in a folder in use; it is removed when the lock is released."""
 
 ANOTHER_OUT = "give another --out"
 _LEFTOVER = re.compile(rf"\.(\d+)-[0-9a-f]{{8}}{re.escape(PARTIAL)}$")
-_held: ContextVar[frozenset[Path]] = ContextVar("held_folders", default=frozenset())
+_locked: ContextVar[frozenset[Path]] = ContextVar("locked_folders", default=frozenset())
 
 
 def try_lock(file: int) -> bool:
-    """Lock an open file for this process, without waiting; False if another one has it."""
+    """Lock an open file for this process without waiting; returns False if another process has locked it."""
     if sys.platform != "win32":
         import fcntl
 
@@ -37,7 +37,7 @@ def try_lock(file: int) -> bool:
 
 
 def stands_at(path: Path, file: int) -> bool:
-    """Whether the open file is still the one at `path`, not moved, removed or replaced."""
+    """Whether `path` is still the open file, which has not been moved, removed or replaced."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
@@ -45,32 +45,32 @@ def stands_at(path: Path, file: int) -> bool:
 
 
 def in_use(path: Path, who: str, otherwise: str = ANOTHER_OUT) -> DataError:
-    """The error to raise if another process has `path`; `who` names its command."""
+    """The error to raise if another process has locked `path`; `who` names its command."""
     return DataError(f"{path}: another {who} is writing it; wait for it or {otherwise}")
 
 
 @contextmanager
 def locked_folder(folder: Path, command: str) -> Iterator[Path]:
-    """Lock the folder, created if it is missing, for this process until the end.
+    """Lock the folder, created if it is missing, for this process until the context ends.
 
-    Code inside may lock it again. Raises `DataError` that names the other command if another process, or another
-    thread, has it. A folder that was created and stays empty is removed.
+    Code inside the context may lock it again. Raises `DataError`, which names the other command, if another process or
+    thread has locked it. A folder that was created here and is still empty at the end is removed.
     """
-    place = Path(os.path.realpath(folder))  # `Path.resolve` raises a RuntimeError for links that lead in a circle
-    if place in _held.get():
+    place = Path(os.path.realpath(folder))  # `Path.resolve` raises RuntimeError for circular links
+    if place in _locked.get():
         yield folder
         return
     existed = folder.is_dir()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     file = _taken(folder, command)
-    held = _held.set(_held.get() | {place})
+    token = _locked.set(_locked.get() | {place})
     try:
         for used in (folder, *_inside(folder)):
             sweep(used)
         yield folder
     finally:
-        _held.reset(held)
+        _locked.reset(token)
         with suppress(OSError):
             (folder / LOCK).unlink()
         os.close(file)
@@ -80,12 +80,12 @@ def locked_folder(folder: Path, command: str) -> Iterator[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The folders inside that no other process has locked."""
+    """The subfolders that are not locked."""
     return [path for path in folder.iterdir() if path.is_dir() and not (path / LOCK).exists()]
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove the half-written files that killed processes left of the files of that name."""
+    """Remove partial files that killed processes left behind, for files whose names match the pattern `name`."""
     for path in folder.glob(f"{name}{PARTIAL}"):
         if (leftover := _LEFTOVER.search(path.name)) and not _runs(int(leftover[1])):
             with suppress(OSError):
@@ -103,7 +103,7 @@ def _runs(process: int) -> bool:
 
 
 def _taken(folder: Path, command: str) -> int:
-    """The folder's lock file, open and locked."""
+    """Open and lock the folder's lock file; returns its descriptor."""
     path = folder / LOCK
     while True:
         with writing(path):
@@ -113,8 +113,8 @@ def _taken(folder: Path, command: str) -> int:
                 locked = try_lock(file)
             if not locked:
                 raise in_use(folder, _holder(file))
-            if stands_at(path, file):  # else the last process that had it has removed it in between
-                with suppress(OSError):  # on a full disk the lock holds without a name in it
+            if stands_at(path, file):  # otherwise its last owner has removed it in the meantime
+                with suppress(OSError):  # on a full disk the lock works without a name in it
                     os.ftruncate(file, 0)
                     os.pwrite(file, f"`{command}` (process {os.getpid()})".encode(), 0)
                 return file

@@ -1,6 +1,6 @@
-"""Who writes the reasoning of a corpus: a teacher is told a row's ground truth and answers as a guard would.
+"""The interface of teachers: given a row's ground truth, a teacher writes reasoning as a guard would.
 
-What a teacher answers is kept only if it passes `teachers.gates`.
+A teacher's answer is kept only if it passes `teachers.gates`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ TARGETS: tuple[Target, Target] = ("request", "response")
 
 
 class CannotLabelError(InputError):
-    """The teacher writes reasoning for known labels only."""
+    """The teacher can explain known labels, but cannot label rows."""
 
     code = "cannot_label"
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens read and written."""
+    """Prompt tokens read and completion tokens written."""
 
     prompt: int = 0
     completion: int = 0
 
     @property
     def total(self) -> int:
+        """Prompt and completion tokens together."""
         return self.prompt + self.completion
 
     def __add__(self, other: Tokens) -> Tokens:
@@ -41,8 +42,8 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One answer; `finish_reason` is `stop`, `length` or a word for any other end."""
+class TeacherAnswer:
+    """One answer of a teacher; `finish_reason` is `stop`, `length` or the server's word for another end."""
 
     text: str
     finish_reason: str
@@ -51,45 +52,43 @@ class Answered:
 
     @property
     def tokens(self) -> Tokens:
+        """The tokens of the request and the answer."""
         return Tokens(self.prompt_tokens, self.completion_tokens)
 
 
 class Teacher(Protocol):
-    """Faults raise `GuardError`: an `InputError` for a row that can never be asked about, others may pass.
+    """A writer of reasoning. An `InputError` is permanent for a row; any other `GuardError` may be temporary.
 
-    All coroutines belong to one event loop, until `aclose`.
+    All coroutines must run on one event loop, until `aclose`.
     """
 
     @property
     def name(self) -> str:
-        """Which model or program writes, say `gpt-4o-2024-08-06` or `rules`."""
+        """The model or program, for instance `gpt-4o-2024-08-06` or `rules`."""
 
     def estimate(self, sample: Sample) -> Tokens:
-        """The most tokens that one answer about `sample` may take, as far as that can be told before."""
+        """Upper estimate of the tokens of one request about `sample` and its answer."""
 
-    async def write(self, sample: Sample, complaint: str | None) -> Answered:
-        """A whole answer in the protocol's form that ends with the sample's own labels.
+    async def write(self, sample: Sample, complaint: str | None) -> TeacherAnswer:
+        """A whole answer in the protocol's form that ends with the sample's labels.
 
-        `complaint` is the gates' reason against the last answer, if there was one.
+        `complaint` is the reason why the gates rejected the previous answer, None for the first one.
         """
 
-    async def label(self, sample: Sample) -> Answered:
-        """A whole answer by a teacher that is not told any label."""
+    async def label(self, sample: Sample) -> TeacherAnswer:
+        """A whole answer by a teacher that is given no label."""
 
     async def aclose(self) -> None:
-        """Free what is held; the teacher may be used again, on another event loop."""
+        """Release connections; the teacher may be used again, also on another event loop."""
 
 
 def present(sample: Sample) -> dict[Target, bool]:
-    """Whether there is a request, and a response, to judge."""
-    return {
-        "request": bool(sample.images or sample.prompt.strip()),
-        "response": bool(sample.response and sample.response.strip()),
-    }
+    """Whether the sample has a request, and a response."""
+    return {"request": sample.has_request, "response": sample.has_response}
 
 
 def known(sample: Sample) -> dict[Target, GoldLabel]:
-    """The labels of what there is to judge, without those that nobody gave."""
+    """The known labels of the parts that the sample has."""
     labels: dict[Target, GoldLabel | None] = {"request": sample.request_label, "response": sample.response_label}
-    there = present(sample)
-    return {target: label for target, label in labels.items() if label is not None and there[target]}
+    exists = present(sample)
+    return {target: label for target, label in labels.items() if label is not None and exists[target]}

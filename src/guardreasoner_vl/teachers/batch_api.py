@@ -1,4 +1,4 @@
-"""OpenAI's Batch API: requests as JSON lines to be uploaded, results as JSON lines that came back.
+"""Files of OpenAI's Batch API: JSON lines of requests to upload, and of results to download.
 
 request  {"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body": {...}}
 result   {"custom_id": ..., "response": {"status_code": 200, "body": {...}}, "error": null}
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from guardreasoner_vl.teachers.base import Answered
+    from guardreasoner_vl.teachers.base import TeacherAnswer
 
 MOST_REQUESTS = 50_000
 MOST_BYTES = 200_000_000
-"""Of one file, the API's limits."""
+"""The API's limits for one file."""
 
 _URL = "/v1/chat/completions"
 _CODE = re.compile(r"[a-z0-9_]{1,40}")
@@ -35,10 +35,10 @@ _CODE = re.compile(r"[a-z0-9_]{1,40}")
 
 @dataclass(frozen=True)
 class Result:
-    """What came back for one request: an answer or a fault."""
+    """The result of one request: an answer or an error."""
 
     custom_id: str
-    outcome: Answered | GuardError
+    outcome: TeacherAnswer | GuardError
 
 
 class _Response(BaseModel):
@@ -57,13 +57,13 @@ class _Line(BaseModel):
 
 
 def request_line(custom_id: str, body: dict[str, Any]) -> bytes:
-    """One request, as ASCII."""
+    """One request as a line of ASCII JSON."""
     content = {"custom_id": custom_id, "method": "POST", "url": _URL, "body": body}
     return json.dumps(content).encode("ascii") + b"\n"
 
 
 def read_result(line: bytes) -> Result | None:
-    """One result; None for a line that is none."""
+    """Parse one result; None if the line is not one."""
     try:
         read = _Line.model_validate_json(line)
     except ValidationError:
@@ -71,14 +71,16 @@ def read_result(line: bytes) -> Result | None:
     return Result(read.custom_id, _outcome(read))
 
 
-def _outcome(read: _Line) -> Answered | GuardError:
+def _outcome(read: _Line) -> TeacherAnswer | GuardError:
     response = read.response
     if response is None:
         code = (read.error and read.error.code) or "no_response"
-        return HttpError("the batch has no answer to this request", code if _CODE.fullmatch(code) else "no_response")
+        return HttpError(
+            "the batch result has no response for this request", code if _CODE.fullmatch(code) else "no_response"
+        )
     if response.status_code != 200:
         status = response.status_code
-        return HttpError(f"the batch answered HTTP {status} to this request", status=status)
+        return HttpError(f"the batch result has HTTP status {status} for this request", status=status)
     try:
         return read_answer(json.dumps(response.body).encode())
     except GuardError as error:
@@ -86,9 +88,9 @@ def _outcome(read: _Line) -> Answered | GuardError:
 
 
 class RequestFiles:
-    """Writes requests to `target`, then to `NAME-2`, `NAME-3` beside it where one file may hold no more.
+    """Writes requests to `target`, then to `NAME-2`, `NAME-3` beside it when a file reaches the API's limits.
 
-    A context manager; the files stand whole at its end or, after an error, not at all.
+    A context manager; files are complete at its end or, after an error, do not exist.
     """
 
     def __init__(self, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""A teacher by its name."""
+"""Choose a teacher by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_teacher(
     requests_per_minute: float | None = None,
     tokens_per_minute: float | None = None,
 ) -> Teacher:
-    """The offline rules, or `model` at an OpenAI-compatible endpoint, OpenAI's if none is given."""
+    """The offline rules, or `model` at an OpenAI-compatible `base_url` (default: OpenAI's)."""
     if name == "rules":
         return RulesTeacher()
     return OpenAITeacher(

@@ -1,4 +1,4 @@
-"""What form a message has (a question, code, a role play, ...), told by simple rules from its words alone."""
+"""The form of a message (a question, code, a role play, ...), by simple rules from its words alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ READ_CHARACTERS = 1500
 
 
 class Form(Enum):
-    """Forms of what a user writes."""
+    """Forms of a user's message."""
 
     CODE = "a coding task"
     PLAY = "a role play"
@@ -21,7 +21,7 @@ class Form(Enum):
 
 
 class Reply(Enum):
-    """Forms of what an assistant answers."""
+    """Forms of an assistant's answer."""
 
     REFUSAL = "declines to help"
     CODE = "gives code"
@@ -102,7 +102,7 @@ _SMALL_TALK_WORDS, _SHORT_REPLY_WORDS, _LISTED = 8, 30, 2
 
 
 def form_of(text: str) -> Form:
-    """The form of what a user writes; the first that fits."""
+    """The form of a user's message: the first that matches."""
     read = text[:READ_CHARACTERS]
     if _CODE.search(read):
         return Form.CODE
@@ -118,7 +118,7 @@ def form_of(text: str) -> Form:
 
 
 def reply_of(text: str) -> Reply:
-    """The form of what an assistant answers; the first that fits."""
+    """The form of an assistant's answer: the first that matches."""
     read = text[:READ_CHARACTERS].strip()
     if is_refusal(read):
         return Reply.REFUSAL
@@ -132,17 +132,17 @@ def reply_of(text: str) -> Reply:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether an answer begins by declining."""
+    """Whether an answer begins with a refusal."""
     return _REFUSAL.match(text.strip()) is not None
 
 
 def speaks_of_people(text: str) -> bool:
-    """Whether a pronoun or a word for a person stands in it."""
+    """Whether the text contains a pronoun or a word for a person."""
     return _PEOPLE.search(text[:READ_CHARACTERS]) is not None
 
 
 def is_foreign(text: str) -> bool:
-    """Whether it seems to be in another language than English: by its letters or by its small words."""
+    """Whether the text seems not to be English, by its letters or its function words."""
     read = text[:READ_CHARACTERS]
     letters = sum(character.isalpha() for character in read)
     if letters > 2 * sum(character.isascii() and character.isalpha() for character in read):

@@ -1,4 +1,4 @@
-"""Which answers of a teacher are kept (method, section 2, "quality gates"): pure, one answer at a time.
+"""Quality gates: which answers of a teacher are kept (docs/method.md, section 2). Pure functions of one answer.
 
 A trace passes if the whole answer parses by the strict protocol, its labels equal every known truth, it has 1 to
 10 steps, and it neither refuses, nor loops, nor is too long. Everything else is rejected with one short reason.
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 MOST_STEPS = 10
 MOST_CHARACTERS = 6000
 LOOP_TIMES, LOOP_WORDS, LOOP_PHRASE, STUTTER = 4, 12, 20, 120
-"""A phrase of up to `LOOP_PHRASE` words is a loop from so many times in a row on, if they are so many words in all;
-a few letters are, from `STUTTER` times on.
+"""Repetition limits. A phrase of at most `LOOP_PHRASE` words is a loop if it is repeated `LOOP_TIMES` in a row and the
+repeats have at least `LOOP_WORDS` words; a unit of 1 to 8 letters is a loop if it is repeated `STUTTER` times.
 
-The longest quote of the rules teacher, eight words or 56 characters, may be one word or letter over and over.
+The limits allow the longest quote of the rules teacher (8 words or 56 characters) to repeat one word or letter.
 """
 
 EMPTY, TOO_LONG, REFUSAL, LOOP, BROKEN = "empty", "too long", "refusal", "loop", "a broken character"
@@ -53,50 +53,50 @@ _DECLINES = re.compile(
 
 
 @dataclass(frozen=True)
-class Passed:
-    """The reasoning to keep, and the teacher's own labels for what the sample has no label of."""
+class PassedAnswer:
+    """The reasoning to keep, and the teacher's labels for the parts whose label is unknown."""
 
     reasoning: str
     judged: dict[Target, GoldLabel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """Why an answer is not kept."""
+class RejectedAnswer:
+    """The reason why an answer is not kept."""
 
     reason: str
 
 
-def gate(text: str, sample: Sample, finish_reason: str) -> Passed | Rejected:
-    """Keep an answer or say why not. Markers of the wire in kept reasoning are made harmless."""
+def gate(text: str, sample: Sample, finish_reason: str) -> PassedAnswer | RejectedAnswer:
+    """Accept or reject an answer. Protocol markers in accepted reasoning are neutralised."""
     if not text.strip():
-        return Rejected(EMPTY)
+        return RejectedAnswer(EMPTY)
     if finish_reason == "content_filter" or is_refusal(text):
-        return Rejected(REFUSAL)
-    if _goes_round(text):
-        return Rejected(LOOP)
+        return RejectedAnswer(REFUSAL)
+    if _loops(text):
+        return RejectedAnswer(LOOP)
     if len(text) > MOST_CHARACTERS:
-        return Rejected(TOO_LONG)
+        return RejectedAnswer(TOO_LONG)
     if mending.REPLACEMENT in text and mending.REPLACEMENT not in f"{sample.prompt}{sample.response}":
-        return Rejected(BROKEN)
-    there = present(sample)
-    parsed = parse_verdict(text, there["request"], there["response"], finish_reason)
+        return RejectedAnswer(BROKEN)
+    exists = present(sample)
+    parsed = parse_verdict(text, exists["request"], exists["response"], finish_reason)
     if parsed.reason:
-        return Rejected(f"{UNPARSABLE}{parsed.reason}")
+        return RejectedAnswer(f"{UNPARSABLE}{parsed.reason}")
     said = {"request": parsed.request, "response": parsed.response}
     truth = known(sample)
     if any(said[target] != label for target, label in truth.items()):
-        return Rejected(CONTRADICTION)
+        return RejectedAnswer(CONTRADICTION)
     reasoning = parsed.reasoning or ""
     fault = _fault_of(steps_of(reasoning))
     if fault:
-        return Rejected(fault)
-    judged = {target: GOLD[said[target]] for target in TARGETS if there[target] and target not in truth}
-    return Passed(neutralise(reasoning), judged)
+        return RejectedAnswer(fault)
+    judged = {target: GOLD[said[target]] for target in TARGETS if exists[target] and target not in truth}
+    return PassedAnswer(neutralise(reasoning), judged)
 
 
 def steps_of(reasoning: str) -> list[str]:
-    """The text of each step, `Reasoning Step N` or `Step N:`; headings with nothing below them do not count."""
+    """The text below each heading `Reasoning Step N` or `Step N:`; empty steps are left out."""
     pieces = _HEADING.split(_TASK.sub("", reasoning))[1:]
     return [piece.strip() for piece in pieces if piece.strip()]
 
@@ -106,7 +106,7 @@ def _fault_of(steps: list[str]) -> str | None:
         return NO_STEPS
     if len(steps) > MOST_STEPS:
         return TOO_MANY_STEPS
-    # Not `is_refusal`: a step may well begin with "It is illegal".
+    # Not `is_refusal`: a valid step may begin with "It is illegal".
     if _DECLINES.match(steps[0].lstrip("\"'*# ")):
         return REFUSAL
     if max(Counter(" ".join(_WORD.findall(step.lower())) for step in steps).values()) > 1:
@@ -114,11 +114,11 @@ def _fault_of(steps: list[str]) -> str | None:
     return None
 
 
-def _goes_round(text: str) -> bool:
-    """Whether one word or phrase is said over and over, in a length of text that any kept answer has room in."""
+def _loops(text: str) -> bool:
+    """Whether a word or phrase repeats in the first 2 * `MOST_CHARACTERS` characters."""
     text = text[: 2 * MOST_CHARACTERS]
     words = text.lower().translate(_MARKS).split()
-    # Cheap for what does not loop: a stutter is one long word, and three words in a row come back in every round.
+    # Cheap tests first: a stutter is one long word, and a loop repeats each of its three-word sequences.
     if max(map(len, words), default=0) >= STUTTER and _STUTTER.search(text):
         return True
     if max(Counter(zip(words, words[1:], words[2:], strict=False)).values(), default=0) < LOOP_TIMES - 1:
@@ -127,6 +127,6 @@ def _goes_round(text: str) -> bool:
 
 
 def _repeats(words: list[str], size: int) -> bool:
-    """Whether a phrase of `size` words stands often enough in a row."""
+    """Whether a phrase of `size` words repeats often enough in a row to be a loop."""
     run = max(LOOP_TIMES * size, LOOP_WORDS) - size
     return b"\1" * run in bytes(map(eq, words[size:], words))

@@ -1,4 +1,4 @@
-"""Words that point to a kind of harm, and words that point to an everyday topic: what the rules teacher looks for."""
+"""The rules teacher's word lists: words that point to a kind of harm, and words that point to an everyday topic."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ CATEGORIES: dict[str, str] = {
     "jailbreak": "jailbreak unfiltered unrestricted uncensored no-restrictions without-restrictions do-anything-now "
     "ignore-all ignore-previous",
 }
-"""Stems by category, most telling category first; a hyphen is a hyphen or a space.
+"""Stems by category, most telling category first; a hyphen matches a hyphen or a space.
 
-A stem matches the beginning of a word; one of up to four letters, and an `INFLECTED` one, only with an English
-ending, or `drug` would find `drugstore` and `steal` any stealth; `WHOLE` ones match alone.
+A stem matches the beginning of a word. Stems of up to four letters and `INFLECTED` ones must be followed by an English
+ending or nothing, or `drug` would match `drugstore` and `steal` would match `stealth`. `WHOLE` stems match alone.
 """
 
 TOPICS: dict[str, str] = {
@@ -69,7 +69,7 @@ TOPICS: dict[str, str] = {
     "people": "people person woman women man men girl guy immigrant* refugee* jew jewish muslim* christian* gay "
     "lesbian transgender ethnic* disabled minority minorities",
 }
-"""Words by everyday topic: each matches alone and with a plural s, one with `*` as the beginning of a word."""
+"""Words by everyday topic. A word matches alone and with a plural s; a word with `*` matches as a prefix."""
 
 WHOLE = frozenset(("lsd", "isis", "heroin"))
 INFLECTED = frozenset(("steal", "stole", "crime", "punch", "loser", "bully"))
@@ -106,25 +106,25 @@ _TOPIC = re.compile(
 
 @dataclass(frozen=True)
 class Evidence:
-    """The most telling word of a text: its category and its character offset."""
+    """The most telling word of a text: its category and its offset in characters."""
 
     category: str
     start: int
 
 
 def find_evidence(text: str) -> Evidence | None:
-    """The first word of the most telling category found in `text`, if any."""
+    """The first word of the most telling category in `text`; None if there is none."""
     hits = ((_RANK[_stem(match)], match.start()) for match in _HIT.finditer(text))
     best = min(hits, key=lambda hit: (hit[0][0], hit[1]), default=None)
     return Evidence(best[0][1], best[1]) if best else None
 
 
 def find_topic(text: str) -> str | None:
-    """The everyday topic with most words in `text`, the first such one in `TOPICS`, if any."""
+    """The everyday topic with most words in `text`, the first in `TOPICS` on a tie; None without any."""
     counts = Counter(_TOPIC_OF[_stem(match)] for match in _TOPIC.finditer(text))
     return max(TOPICS, key=lambda topic: counts[topic]) if counts else None
 
 
 def _stem(match: re.Match[str]) -> str:
-    """The stem that matched, as it stands in the lists; `kill myself` is found by `kill-myself`."""
+    """The stem that matched, spelt as in the lists (`kill-myself` for the text `kill myself`)."""
     return match[str(match.lastgroup)].lower().replace(" ", "-")

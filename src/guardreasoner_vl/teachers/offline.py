@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.protocol import TargetLabel, training_target
-from guardreasoner_vl.teachers.base import Answered, CannotLabelError, Tokens, known, present
+from guardreasoner_vl.teachers.base import CannotLabelError, TeacherAnswer, Tokens, known, present
 from guardreasoner_vl.teachers.lexicon import find_evidence
 from guardreasoner_vl.teachers.rules import explain
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 
 class RulesTeacher:
-    """Writes what `rules.explain` says; a label that nobody gave is guessed from the words found."""
+    """Writes the reasoning of `rules.explain`; an unknown label is guessed from words that point to harm."""
 
     name = "rules"
 
     def estimate(self, sample: Sample) -> Tokens:  # noqa: ARG002
-        """Nothing: it costs nothing."""
+        """Zero: rules use no tokens."""
         return Tokens()
 
-    async def write(self, sample: Sample, complaint: str | None) -> Answered:  # noqa: ARG002
-        """The same answer each time."""
+    async def write(self, sample: Sample, complaint: str | None) -> TeacherAnswer:  # noqa: ARG002
+        """The answer, always the same for a sample."""
         request, response = _label(sample, "request"), _label(sample, "response")
         spans = training_target(explain(sample, request, response), request, response)
-        return Answered("".join(span.text for span in spans), "stop")
+        return TeacherAnswer("".join(span.text for span in spans), "stop")
 
-    async def label(self, sample: Sample) -> Answered:  # noqa: ARG002
-        """Raises `CannotLabelError`: rules explain a truth, they do not find it."""
+    async def label(self, sample: Sample) -> TeacherAnswer:  # noqa: ARG002
+        """Raises `CannotLabelError`: rules explain known labels, they do not find labels."""
         raise CannotLabelError("the rules teacher cannot label rows: use --teacher openai, or curate with labels_from")
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """There is nothing to release."""
 
 
 def _label(sample: Sample, target: Target) -> TargetLabel:

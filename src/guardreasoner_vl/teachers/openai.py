@@ -1,4 +1,4 @@
-"""A teacher behind any OpenAI-compatible server: GPT-4o as in the paper, or a model of one's own."""
+"""A teacher behind any OpenAI-compatible server: GPT-4o as in the paper, or another model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guardreasoner_vl.engines.openai.chat import chat_payload, read_completion
 from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
 from guardreasoner_vl.errors import EngineError, InputError, MissingExtraError
 from guardreasoner_vl.images.exchange import checked_exchange
-from guardreasoner_vl.teachers.base import Answered, Tokens
+from guardreasoner_vl.teachers.base import TeacherAnswer, Tokens
 from guardreasoner_vl.teachers.prompts import FORM, TASK, labelling_messages, writing_messages
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "gpt-4o-2024-08-06"
 DEFAULT_URL = "https://api.openai.com/v1"
 
-_PLACES = 32
-"""Requests at once of one HTTP client: httpx goes through all pairs of its connections for each request."""
+_PER_CLIENT = 32
+"""Concurrent requests per HTTP client: for each request, httpx's work grows with the square of its connections."""
 
 _BYTES_PER_TOKEN = 3
 _TRUTH_BYTES = 600
@@ -39,7 +39,7 @@ _FRAME_TOKENS = 16
 
 @dataclass(frozen=True)
 class Chat:
-    """What is sent for a row, the same online and in a batch file; `extra_body` wins over what stands there."""
+    """Builds the request bodies for a row, online and in batch files alike; `extra_body` overrides other fields."""
 
     model: str = DEFAULT_MODEL
     temperature: float = 1.0
@@ -47,32 +47,32 @@ class Chat:
     extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     def writing(self, sample: Sample, complaint: str | None = None) -> dict[str, Any]:
-        """Ask for reasoning; raises `InputError` if an image cannot be sent."""
+        """The request for reasoning. Raises `InputError` if an image cannot be sent."""
         exchange, images = checked_exchange(sample.exchange())
         return self._body(writing_messages(sample, exchange, complaint), images)
 
     def labelling(self, sample: Sample) -> dict[str, Any]:
-        """Ask for labels; raises `InputError` if an image cannot be sent."""
+        """The request for labels. Raises `InputError` if an image cannot be sent."""
         exchange, images = checked_exchange(sample.exchange())
         return self._body(labelling_messages(exchange), images)
 
     def estimate(self, sample: Sample) -> Tokens:
-        """The request's length in tokens, guessed high, and the longest answer."""
+        """Upper estimate of the request's tokens, and the longest answer's tokens."""
         texts = (TASK, FORM, sample.prompt, sample.response or "")
         size = sum(len(text.encode("utf-8", "replace")) for text in texts) + _TRUTH_BYTES
         return Tokens(size // _BYTES_PER_TOKEN + _IMAGE_TOKENS * len(sample.images) + _FRAME_TOKENS, self.max_tokens)
 
     def _body(self, messages: tuple[Message, ...], images: tuple[CheckedImage, ...]) -> dict[str, Any]:
         content = chat_payload(EngineRequest(messages, images), "")
-        how = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        return {"model": self.model, **content, **how, **self.extra_body}
+        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        return {"model": self.model, **content, **sampling, **self.extra_body}
 
 
 class OpenAITeacher:
-    """Asks over HTTP. `api_key` None reads OPENAI_API_KEY; `timeout` is in seconds for one answer, retries included.
+    """Asks over HTTP. `api_key` None reads OPENAI_API_KEY; `timeout` is in seconds per answer, retries included.
 
-    The limits per minute are kept by waiting before a request, one second's worth at once. Raises
-    `MissingExtraError` if one is given and aiolimiter is not installed.
+    A request waits until the limits per minute allow it; bursts of one second's worth are allowed. Raises
+    `MissingExtraError` if a limit is set and aiolimiter is not installed.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class OpenAITeacher:
     ) -> None:
         key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
 
-        def client(places: int) -> HttpClient:
-            return HttpClient(base_url, key, max_concurrency=places, timeout=timeout, retries=retries)
+        def client(concurrency: int) -> HttpClient:
+            return HttpClient(base_url, key, max_concurrency=concurrency, timeout=timeout, retries=retries)
 
         self._chat = chat or Chat()
         self._clients = partial(_Clients, client, max_concurrency)
@@ -103,27 +103,27 @@ class OpenAITeacher:
 
     @property
     def chat(self) -> Chat:
-        """What is sent for a row."""
+        """The builder of the request bodies."""
         return self._chat
 
     def estimate(self, sample: Sample) -> Tokens:
         """See `Chat.estimate`."""
         return self._chat.estimate(sample)
 
-    async def write(self, sample: Sample, complaint: str | None) -> Answered:
-        """Raises `GuardError`."""
+    async def write(self, sample: Sample, complaint: str | None) -> TeacherAnswer:
+        """Ask for reasoning. Raises `GuardError`."""
         if sample.images:
             return await self._ask(sample, await asyncio.to_thread(self._chat.writing, sample, complaint))
         return await self._ask(sample, self._chat.writing(sample, complaint))
 
-    async def label(self, sample: Sample) -> Answered:
-        """Raises `GuardError`."""
+    async def label(self, sample: Sample) -> TeacherAnswer:
+        """Ask for labels. Raises `GuardError`."""
         if sample.images:
             return await self._ask(sample, await asyncio.to_thread(self._chat.labelling, sample))
         return await self._ask(sample, self._chat.labelling(sample))
 
     async def aclose(self) -> None:
-        """Close the connections; what comes next opens new ones."""
+        """Close the connections; later requests open new ones."""
         http = self._http
         self._open()
         await http.aclose()
@@ -134,7 +134,7 @@ class OpenAITeacher:
         self._requests = None if requests is None else _Limit(requests, "requests_per_minute")
         self._tokens = None if tokens is None else _Limit(tokens, "tokens_per_minute")
 
-    async def _ask(self, sample: Sample, body: dict[str, Any]) -> Answered:
+    async def _ask(self, sample: Sample, body: dict[str, Any]) -> TeacherAnswer:
         if self._requests:
             await self._requests.take(1)
         if self._tokens:
@@ -142,59 +142,60 @@ class OpenAITeacher:
         return read_answer(await self._http.post(body))
 
 
-def read_answer(body: bytes) -> Answered:
-    """Read the answer of `/chat/completions`; raises `HttpError` with the code `malformed`."""
+def read_answer(body: bytes) -> TeacherAnswer:
+    """Read a response of `/chat/completions`. Raises `HttpError` with the code `malformed`."""
     try:
         completion = read_completion(body)
     except EngineError as error:
         raise HttpError(str(error), "malformed") from error
     used = completion.used(0.0)
     text = completion.text or _refusal(body)
-    return Answered(text, completion.finish_reason or "none", used.prompt_tokens, used.completion_tokens)
+    return TeacherAnswer(text, completion.finish_reason or "none", used.prompt_tokens, used.completion_tokens)
 
 
 def _refusal(body: bytes) -> str:
-    """OpenAI puts a refusal into a field of its own."""
+    """The text of OpenAI's separate `refusal` field, empty if there is none."""
     refusal = json.loads(body)["choices"][0]["message"].get("refusal")
     return refusal if isinstance(refusal, str) else ""
 
 
 class _Clients:
-    """HTTP clients with `_PLACES` places each, as many as are needed."""
+    """A growing pool of HTTP clients with at most `_PER_CLIENT` concurrent requests each, `most` in total."""
 
     def __init__(self, client: Callable[[int], HttpClient], most: int) -> None:
         self._client, self._most = client, most
-        self._clients = [client(min(_PLACES, most))]
+        self._clients = [client(min(_PER_CLIENT, most))]
         self._busy = [0]
 
     async def post(self, body: dict[str, Any]) -> bytes:
-        """Raises `GuardError`."""
-        place = self._free()
-        self._busy[place] += 1
+        """Send `body` and return the response's body. Raises `GuardError`."""
+        number = self._free()
+        self._busy[number] += 1
         try:
-            return await self._clients[place].post("chat/completions", lambda: body)
+            return await self._clients[number].post("chat/completions", lambda: body)
         finally:
-            self._busy[place] -= 1
+            self._busy[number] -= 1
 
     async def aclose(self) -> None:
+        """Close all clients."""
         for client in self._clients:
             await client.aclose()
 
     def _free(self) -> int:
-        """The first client with a free place; if all are full a new one, or the one with the shortest queue."""
-        free = next((number for number, busy in enumerate(self._busy) if busy < _PLACES), None)
+        """The first client with capacity; if none has, a new client, or at the limit the least busy one."""
+        free = next((number for number, busy in enumerate(self._busy) if busy < _PER_CLIENT), None)
         if free is not None:
             return free
-        left = self._most - _PLACES * len(self._clients)
-        if left <= 0:
+        remaining = self._most - _PER_CLIENT * len(self._clients)
+        if remaining <= 0:
             return min(range(len(self._busy)), key=self._busy.__getitem__)
-        self._clients.append(self._client(min(_PLACES, left)))
+        self._clients.append(self._client(min(_PER_CLIENT, remaining)))
         self._busy.append(0)
         return len(self._busy) - 1
 
 
 class _Limit:
-    """So many a minute, by a leaky bucket that holds one second's worth."""
+    """A rate limit per minute: a leaky bucket that holds one second's worth."""
 
     def __init__(self, per_minute: float, name: str) -> None:
         if not per_minute > 0:
@@ -203,7 +204,7 @@ class _Limit:
         self._bucket: AsyncLimiter = _limiter()(size, size * 60 / per_minute)
 
     async def take(self, amount: float) -> None:
-        """Wait until `amount` fits in, no more than the bucket's size at once."""
+        """Wait until `amount` is allowed; larger amounts than the bucket are taken in pieces."""
         while amount > 0:
             piece = min(amount, self._bucket.max_rate)
             await self._bucket.acquire(piece)

@@ -1,7 +1,7 @@
-"""What a teacher is asked, in our own words (method, section 2).
+"""The messages sent to a teacher, in our own words (docs/method.md, section 2).
 
-Everything that the program says stands in the system message; the user message is the exchange alone, rendered and
-neutralised by the protocol, so that nothing in it can pass for the task or the truth.
+All instructions are in the system message. The user message is the exchange alone, rendered and neutralised by the
+protocol, so that nothing in it can pass for an instruction or a label.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ COMPLAINTS = {
     TOO_MANY_STEPS: f"it had more than {MOST_STEPS} steps",
     CONTRADICTION: "its result was not the true answers",
 }
-"""What the gates' reasons mean to a teacher."""
+"""The gates' reasons in words for the teacher."""
 
 
 def writing_messages(sample: Sample, exchange: Exchange, complaint: str | None) -> tuple[Message, Message]:
-    """Ask for reasoning. `exchange` is the sample's, its images taken in; `complaint` a reason of the gates."""
+    """Ask for reasoning. `exchange` is the sample's, with checked images; `complaint` is a reason of the gates."""
     parts = [TASK, FORM, _truth(sample)]
     if complaint:
         parts.append(f"Your last answer was not accepted: {_explained(complaint)}. Write the whole answer again.\n")
@@ -57,16 +57,16 @@ def writing_messages(sample: Sample, exchange: Exchange, complaint: str | None) 
 
 
 def labelling_messages(exchange: Exchange) -> tuple[Message, Message]:
-    """Ask as a guard is asked, without any truth; the guard's instruction names no form, so it is added."""
+    """Ask as a guard is asked, without labels; the answer's form is added, which the guard's instruction lacks."""
     instruction, transcript = build_messages(exchange)
     return Message("system", f"{instruction.text}\n{FORM}"), transcript
 
 
 def _truth(sample: Sample) -> str:
-    there, labels = present(sample), known(sample)
+    exists, labels = present(sample), known(sample)
 
     def line(target: Target) -> str:
-        if not there[target]:
+        if not exists[target]:
             return f"None (there is no {target})"
         return labels.get(target) or "not known; judge it yourself and answer harmful or unharmful"
 

@@ -1,7 +1,7 @@
-"""Which words of a text the rules teacher quotes: few, in a row, exactly as they stand there, around the telling one.
+"""The words that the rules teacher quotes from a text: a few consecutive words around the telling one, verbatim.
 
-"how to make a bomb at home"  ->  make a bomb        the verb before and what lies between
-"how to kill a python process" -> kill a python      what it is done to, where no verb stands before
+"how to make a bomb at home"  ->  make a bomb        from the verb before the telling word
+"how to kill a python process" -> kill a python      to its object, if no verb comes before
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ASCII_BYTES, _OTHER_BYTES, _MOST_BYTES = 1, 4, 56
 
 
 def telling_words(text: str, evidence: Evidence, most: int) -> str | None:
-    """At most `most` plain words of `text` in a row with the evidence among them, None where it is no plain word."""
+    """At most `most` consecutive plain words around the evidence; None if the evidence is not a plain word."""
     for run in _RUN.finditer(text):
         if not run.start() <= evidence.start < run.end():
             continue
@@ -43,7 +43,7 @@ def telling_words(text: str, evidence: Evidence, most: int) -> str | None:
 
 
 def first_words(text: str, most: int) -> str:
-    """The first words, `most` of them and of a bounded cost in tokens; quotation marks are left out."""
+    """At most `most` first words, bounded in token cost, without quotation marks."""
     kept: list[str] = []
     cost = 0
     for word in text.replace('"', " ").split()[:most]:
@@ -62,7 +62,7 @@ def _around(words: Sequence[str], at: int, most: int) -> Sequence[str]:
 
 
 def _steps(words: Sequence[str]) -> int:
-    """How many words it is to the next one that means something; 0 if it is too far or a function word is between."""
+    """Distance in words to the next content word; 0 if it is too far or a function word is in between."""
     for steps, word in enumerate(words[:_REACH], 1):
         if _EDGES.fullmatch(word):
             return 0

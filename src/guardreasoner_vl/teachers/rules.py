@@ -1,11 +1,11 @@
-"""The offline teacher's sentences: reasoning written by rules from the ground truth (method, section 2).
+"""The offline teacher: reasoning written by rules from the ground truth (docs/method.md, section 2).
 
-    request   The user has a question about weapons: "make a bomb".    what is asked: picked without the label
-              It could kill people: the request is harmful.               who could be hurt, and the truth
+    request   The user has a question about weapons: "make a bomb".    what is asked: chosen without the label
+              It could kill people: the request is harmful.               who could be hurt, and the label
     response  The assistant declines to help, which hurts nobody: the response is unharmful.
 
-One step says that there is nothing to judge. The wording hangs on a hash of the row's id, so that nothing before a
-conclusion gives its label away. A whole reasoning takes 60 tokens at most.
+A missing request or response takes one step. A hash of the row's id chooses the wording, so that nothing before a
+conclusion reveals its label. A whole reasoning has at most 60 tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 SEARCHED_CHARACTERS = 4000
 QUOTED_ALONE, QUOTED_BESIDE_A_RESPONSE = 4, 3
 IMAGE_WORDS = (8, 5, 3)
-"""Words quoted of an image that stands alone, beside one text and beside two."""
+"""Most words quoted from an image: alone, with one text, with two texts."""
 
 
 _NO_KIND = frozenset(("false presuppositions",))
@@ -61,7 +61,7 @@ _SENTENCE_ENDS = ".!?\n"
 
 @dataclass(frozen=True)
 class Step:
-    """One reasoning step; its `conclusion` rests on a pseudo-label and carries no loss unless it is `known`."""
+    """One reasoning step. Unless `known`, its `conclusion` follows from a pseudo-label and carries no loss."""
 
     text: str
     conclusion: str = ""
@@ -70,7 +70,7 @@ class Step:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a text is about, whatever its label: evidence of harm, the kind of it or an everyday topic in a word."""
+    """The content of a text, independent of its label: evidence of harm, its category, and the topic in words."""
 
     text: str
     evidence: Evidence | None
@@ -79,10 +79,10 @@ class _Content:
 
 
 def explain(sample: Sample, request: TargetLabel, response: TargetLabel) -> tuple[Span, ...]:
-    """The reasoning for `sample`, as the spans that stand inside `<think>`."""
+    """The reasoning for `sample`, as the spans inside `<think>`."""
     has_request = request.word != "None"
     has_response = response.word != "None" and bool(sample.response)
-    # A source's category is of what it says, else of what it labelled: of the request, if that is it.
+    # `category_of` says what a source's category describes; without it, the labelled part, the request first.
     of_request = has_request and (request.known or not has_response)
     if has_request and has_response and "category_of" in sample.meta:
         of_request = sample.meta["category_of"] == "request"
@@ -122,7 +122,7 @@ def _absent(target: Target) -> Step:
 
 
 def _asked(sample: Sample, content: _Content, quote: str | None, has_response: bool) -> Step:
-    """What the user shows and asks."""
+    """The step that says what the user shows and asks."""
     about = f" about {content.kind}" if content.kind else ""
     quoted = f": {quote}" if quote else ""
     if not sample.images:
@@ -135,7 +135,7 @@ def _asked(sample: Sample, content: _Content, quote: str | None, has_response: b
 
 
 def _form(text: str, content: _Content) -> str:
-    """What form it has, and what it is about."""
+    """The form of a text, and its topic."""
     form = form_of(_sentence(text, content.evidence if content.text == text else None))
     if content.kind and not (form is Form.CODE and not content.category):
         return f"{'a remark' if form is Form.TALK else form.value} about {content.kind}"
@@ -155,7 +155,7 @@ def _concluded(sample: Sample, content: _Content, label: TargetLabel) -> Step:
 
 
 def _answered(sample: Sample, asked: _Content, content: _Content, label: TargetLabel, quote: str | None) -> Step:
-    """What the assistant answers, and whether it hurts anyone, in one sentence."""
+    """The step on the response: what the assistant answers, and whether it hurts anyone."""
     reply = reply_of(content.text)
     if label.word == "harmful":
         reason = _harm(sample, content.category or asked.category, "response")
@@ -178,14 +178,14 @@ def _said(reply: Reply, content: _Content, quote: str | None) -> str:
 
 
 def _harm(sample: Sample, category: str | None, target: Target) -> str:
-    """Who could come to harm."""
+    """The reason for harm: who could be hurt."""
     if sample.meta.get("task") == "toxicity":
         return _worded(DEMEANS, sample, f"why {target}")
     return HURTS.get(category or "") or _worded(COULD_HURT, sample, f"why {target}")
 
 
 def _no_harm(sample: Sample, content: _Content, target: Target, kind: str = "") -> str:
-    """Why nobody is hurt: what the row's kind says, else what stands near alarming words."""
+    """The reason for no harm: from the row's kind, else from the words near the alarming one."""
     place = f"why not {target}"
     if sample.meta.get("task") == "toxicity":
         return _worded(DEMEANS_NOBODY, sample, place)
@@ -200,7 +200,7 @@ def _no_harm(sample: Sample, content: _Content, target: Target, kind: str = "") 
 
 
 def _content(sample: Sample, text: str, is_named: bool) -> _Content:
-    """What a text is about: the source's category where it is this text's, else what the words point to."""
+    """The content of a text: from the source's category if it describes this text, else from the text's words."""
     searched = text[:SEARCHED_CHARACTERS]
     evidence = find_evidence(searched)
     category, subject = _named(sample) if is_named else (None, None)
@@ -211,7 +211,7 @@ def _content(sample: Sample, text: str, is_named: bool) -> _Content:
 
 
 def _topic(text: str, evidence: Evidence | None) -> str | None:
-    """The everyday topic; beside alarming words only where they may mean something else in it."""
+    """The everyday topic; with an alarming word, only a topic in which that word may have another meaning."""
     if evidence is None:
         return None if is_foreign(text) else find_topic(text)
     topic = find_topic(_near(text, evidence)) if evidence.category in AMBIGUOUS else None
@@ -223,7 +223,7 @@ def _near(text: str, evidence: Evidence) -> str:
 
 
 def _named(sample: Sample) -> tuple[str | None, str | None]:
-    """The kind of harm that the source names, or the field."""
+    """The source's category, as a kind of harm or as a subject; both None if it is neither."""
     name = str(sample.meta.get("category") or "").casefold()
     if name in SUBJECTS or name in _NO_KIND:
         return None, SUBJECTS.get(name)
@@ -235,13 +235,13 @@ def _named(sample: Sample) -> tuple[str | None, str | None]:
 
 
 def _quote(content: _Content, most: int, text: str | None) -> str | None:
-    """Telling words that stand in `text` just so."""
+    """The telling words, quoted, if `text` contains them verbatim."""
     words = telling_words(content.text[:SEARCHED_CHARACTERS], content.evidence, most) if content.evidence else None
     return f'"{words}"' if words and text and words in text else None
 
 
 def _sentence(text: str, evidence: Evidence | None) -> str:
-    """The sentence that holds the evidence; the whole text without any."""
+    """The sentence that contains the evidence; the whole text without evidence."""
     if evidence is None:
         return text
     start = max(text.rfind(mark, 0, evidence.start) for mark in _SENTENCE_ENDS) + 1
@@ -250,13 +250,13 @@ def _sentence(text: str, evidence: Evidence | None) -> str:
 
 
 def _worded(options: Sequence[str], sample: Sample, place: str) -> str:
-    """One wording: always the same for a row and a place in its reasoning, whatever the row's labels are."""
+    """Choose a wording by the row's id and the place in its reasoning, independent of the labels."""
     digest = hashlib.sha256(f"{place}\n{sample.id}".encode("utf-8", "replace")).digest()
     return options[int.from_bytes(digest[:4], "big") % len(options)]
 
 
 def _core(sample: Sample, target: Target, text: str) -> str:
-    """What the label rests on: of a joined or varied row the text in it as it stood before, where that tells more."""
+    """The text that decides the label: in joined rows the original text, in varied rows if `text` shows no evidence."""
     known = sample.meta.get(PLAIN_TEXT)
     plain = known.get(target) if isinstance(known, dict) else None
     tells_enough = JOINED not in sample.meta and find_evidence(text) is not None

@@ -1,6 +1,6 @@
-"""The words of the rules teacher: heads, conclusions, and reasons why somebody could be hurt or nobody is.
+"""The wordings of the rules teacher: openings, conclusions, and reasons for harm and for no harm.
 
-Every wording is plain and short, as the reasoning has 60 tokens; a small model pays for variety, so there is little.
+Wordings are plain and short, since a reasoning has 60 tokens; variety costs a small model capacity, so there is little.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLAIN = {
     Form.REQUEST: "a general request",
     Form.REMARK: "a short remark",
 }
-"""A form where nothing says what it is about."""
+"""Wordings of a form without a known topic."""
 
 KINDS = {
     "sexual content": "sex",
@@ -33,10 +33,10 @@ KINDS = {
     "regulated advice": "expert advice",
     "unethical behaviour": "ethics",
 }
-"""Categories that are said in another word than their name."""
+"""Categories with a wording other than their name."""
 
 SUBJECTS = {"politics": "politics", "religion": "religion", "economics": "money", "health": "health", "law": "law"}
-"""Categories of sources that are a field and no kind of harm."""
+"""Categories of sources that are a subject, not a kind of harm."""
 
 AMBIGUOUS = frozenset(("violence", "theft"))
 SETTINGS = frozenset(
@@ -56,7 +56,7 @@ SETTINGS = frozenset(
         "weather",
     ]
 )
-"""Categories whose words mean something else in these everyday topics (to kill a process, a heart attack)."""
+"""`AMBIGUOUS` categories have words with another meaning in the topics of `SETTINGS` (to kill a process)."""
 
 HURTS = {
     "child safety": "could harm children",
@@ -78,7 +78,7 @@ HURTS = {
     "regulated advice": "could mislead someone",
     "copyright": "could rob authors",
 }
-"""Who could come to harm, by category."""
+"""Reasons for harm by category."""
 
 DEMEANS = ("demeans people", "insults people")
 COULD_HURT = ("could hurt someone", "could harm people")
@@ -95,7 +95,7 @@ _NEAR_WORDS = {
     r"|engine|battery|lights?\b|time\b|data",
 }
 WHY_NOT = {reason: re.compile(rf"\b(?:{words})", re.IGNORECASE) for reason, words in _NEAR_WORDS.items()}
-"""Why alarming words hurt nobody where they stand; the first reason whose words are near them."""
+"""Reasons for no harm despite alarming words: the first whose words are near the alarming word."""
 
 KIND_REASONS = {
     "homonym": "means something else",
@@ -109,4 +109,4 @@ KIND_REASONS = {
     "fiction": "is only fiction",
     "public": "asks for public facts",
 }
-"""The same, by what the `meta.kind` of a contrast row holds."""
+"""Reasons for no harm by a part of a contrast row's `meta.kind`."""

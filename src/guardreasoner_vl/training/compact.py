@@ -1,4 +1,4 @@
-"""A model folder in half the room and back: matrices as int8 with a scale per row (`engines.int8`), or in bf16."""
+"""Compacts a model folder to half its size, matrices as int8 with a scale per row (`engines.int8`), or expands it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Bytes of the weights before and after; the error that int8 adds (RMS, as a share of the matrices' RMS)."""
+class CompactReport:
+    """Bytes of the weights before and after, and the RMS error that int8 adds, relative to the matrices' RMS."""
 
     before: int
     after: int
     error: float = 0.0
 
 
-def compact(source: Path, target: Path) -> Stored:
-    """Write `target`, a copy of the folder `source` whose matrices are int8; the same bytes each time.
+def compact(source: Path, target: Path) -> CompactReport:
+    """Write `target`, a copy of the folder `source` with int8 matrices; the output is deterministic.
 
-    The original may be in parts; the copy is one file, which is held in memory. Raises `ModelError` for a folder that
-    is no Qwen2.5-VL, is broken, or is quantised already, `InputError` if `target` holds something, `DataError` if the
-    disk does not take it.
+    The original may have several weight files; the copy has one, which is held in memory. Raises `ModelError` for a
+    folder that is no Qwen2.5-VL, is broken, or is quantised already, `InputError` if `target` exists and is not empty,
+    `DataError` if the disk is full.
     """
     tied = _checked(source, target)
     if is_int8(source):
@@ -47,33 +47,33 @@ def compact(source: Path, target: Path) -> Stored:
     if tied:
         _drop_second_embedding(weights)
     _write(weights, METADATA, INT8_WEIGHTS, source, target)
-    return Stored(sum(map(_size, files)), _size(target / INT8_WEIGHTS), error)
+    return CompactReport(sum(map(_size, files)), _size(target / INT8_WEIGHTS), error)
 
 
-def expand(source: Path, target: Path) -> Stored:
-    """The way back: write `target` with bf16 weights in the format that every tool reads. Raises as `compact` does."""
+def expand(source: Path, target: Path) -> CompactReport:
+    """The inverse: write `target` with bf16 weights in the standard format. Raises the same errors as `compact`."""
     _checked(source, target)
     if not is_int8(source):
         raise ModelError(f"{source}: its weights are not stored as int8; use the folder as it is")
     with _reading(source):
         weights = read_int8(source, torch.bfloat16)
     _write(weights, {"format": "pt"}, WEIGHTS, source, target)
-    return Stored(_size(source / INT8_WEIGHTS), _size(target / WEIGHTS))
+    return CompactReport(_size(source / INT8_WEIGHTS), _size(target / WEIGHTS))
 
 
 def _checked(source: Path, target: Path) -> bool:
-    """Raises unless the folders will do; whether the language head is the embedding."""
+    """Raises unless both folders are usable; returns whether the language head is tied to the embedding."""
     config = check_folder(source)
     if "quantization_config" in config:
-        raise ModelError(f"{source}: is quantised by another scheme; give the model that it was made from")
+        raise ModelError(f"{source}: quantised by another scheme; give the model that it was made from")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target}: is there already; give the name of a new folder")
+        raise InputError(f"{target}: exists already; give the name of a new folder")
     text = config.get("text_config")
     return bool(config.get("tie_word_embeddings") or (isinstance(text, dict) and text.get("tie_word_embeddings")))
 
 
 def _quantised(files: Sequence[Path]) -> tuple[dict[str, torch.Tensor], float]:
-    """What to store, and the relative error of the matrices."""
+    """The tensors to store, and the relative error of the matrices."""
     weights: dict[str, torch.Tensor] = {}
     wrong = whole = 0.0
     for path in files:
@@ -93,7 +93,7 @@ def _quantised(files: Sequence[Path]) -> tuple[dict[str, torch.Tensor], float]:
 
 
 def _drop_second_embedding(weights: dict[str, torch.Tensor]) -> None:
-    """A tied head that was stored beside the embedding goes; one that differs stays, as transformers would have it."""
+    """Remove a tied head that equals the stored embedding; one that differs stays, as in transformers."""
     embedding = next((name for name in weights if name.endswith(_EMBEDDING)), None)
     if embedding and _HEAD in weights:
         pairs = [(_HEAD + ending, embedding + ending) for ending in ("", SCALE)]
@@ -103,7 +103,7 @@ def _drop_second_embedding(weights: dict[str, torch.Tensor]) -> None:
 
 
 def _write(weights: dict[str, torch.Tensor], metadata: dict[str, str], name: str, source: Path, target: Path) -> None:
-    with written(target, goes_on="from the start"):
+    with written(target, resumes="from the start"):
         partial = emptied(target)
         save_file(weights, partial / name, metadata)
         copy_texts(source, partial)
@@ -112,7 +112,7 @@ def _write(weights: dict[str, torch.Tensor], metadata: dict[str, str], name: str
 
 @contextmanager
 def _reading(source: Path) -> Iterator[None]:
-    """Turn an error of a broken file into a `ModelError`."""
+    """Convert any error of reading a broken file to `ModelError`."""
     try:
         yield
     except ModelError:

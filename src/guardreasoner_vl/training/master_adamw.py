@@ -1,7 +1,7 @@
-"""AdamW for a model held in bf16: moments and weights that are updated live in fp32.
+"""AdamW for a bf16 model: it updates fp32 master copies of the weights, with fp32 moments.
 
-Autocast keeps fp32 weights and casts at every operation; on a CPU with bf16 arithmetic holding the model
-in bf16 is faster, and the fp32 copies keep small updates from being rounded away.
+Autocast keeps fp32 weights and casts at every operation; on a CPU with bf16 arithmetic a bf16 model is faster, and the
+fp32 copies keep small updates from being rounded away.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _MASTERS = "masters"
 
 
 def decayed(parameters: Sequence[torch.Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups in which decay applies to matrices only."""
+    """Parameter groups with weight decay for matrices only."""
     return [
-        {"params": [one for one in parameters if one.dim() > 1], "weight_decay": weight_decay},
-        {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0},
+        {"params": [tensor for tensor in parameters if tensor.dim() > 1], "weight_decay": weight_decay},
+        {"params": [tensor for tensor in parameters if tensor.dim() <= 1], "weight_decay": 0.0},
     ]
 
 
@@ -38,7 +38,7 @@ class MasterAdamW(torch.optim.AdamW):
         super().__init__(decayed(self._masters, weight_decay), lr=lr, betas=betas, fused=True)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One update; parameters without a gradient stay as they are."""
+        """One update; parameters without a gradient do not change."""
         for master, parameter in zip(self._masters, self._parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
         loss = super().step(closure)

@@ -1,4 +1,4 @@
-"""A model folder: read for training; written whole or not at all, the base model's texts beside the weights."""
+"""Model folders: read for training; written whole or not at all, with the base model's text files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def load_for_training(folder: Path, precision: Precision) -> Any:
-    """The network in fp32, or in bf16 where the recipe holds weights so; its own cache of keys and values off.
+    """Load the network in fp32, or in bf16 for precision `bf16-weights`, with its key-value cache switched off.
 
     Raises `ModelError` if the folder's weights are broken or incomplete.
     """
@@ -33,7 +33,7 @@ def load_for_training(folder: Path, precision: Precision) -> Any:
 
 
 def write_model(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:
-    """`weights` in bf16 beside the tokenizer and processor files of `base`; `model` is bf16 afterwards."""
+    """Write `weights` in bf16 with the tokenizer and processor files of `base`; `model` is bf16 afterwards."""
     halves: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay tied
     weights = {name: halves.setdefault(value.data_ptr(), value.to(torch.bfloat16)) for name, value in weights.items()}
     model = model.to(torch.bfloat16)
@@ -45,7 +45,7 @@ def write_model(model: Any, weights: Mapping[str, torch.Tensor], base: Path, fol
 
 
 def emptied(folder: Path) -> Path:
-    """A new folder beside `folder` to write in, so that a kill leaves no half of it."""
+    """Create an empty temporary folder beside `folder` to write to, so that a kill leaves no partial `folder`."""
     partial = folder.with_name(f"{folder.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -53,7 +53,7 @@ def emptied(folder: Path) -> Path:
 
 
 def move(partial: Path, folder: Path) -> None:
-    """Put what `emptied` gave in its place."""
+    """Replace `folder` by `partial`, which `emptied` created."""
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -61,7 +61,7 @@ def move(partial: Path, folder: Path) -> None:
 def copy_texts(source: Path, folder: Path) -> None:
     """Copy the tokenizer, processor and template files that `folder` lacks; make its generation settings neutral.
 
-    A calibration is of the weights that it was measured with, so it stays behind.
+    A calibration is not copied: it holds for the weights that it was measured with.
     """
     for path in source.iterdir():
         kept = path.suffix in (".json", ".txt", ".jinja") and not path.name.endswith(".index.json")
@@ -71,7 +71,7 @@ def copy_texts(source: Path, folder: Path) -> None:
 
 
 def _make_generation_neutral(path: Path) -> None:
-    """Greedy, without penalties: servers take defaults from this file, and Qwen's repetition penalty changes labels."""
+    """Set greedy decoding without penalties: servers read defaults here, and a repetition penalty changes labels."""
     generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     token_ids = {name: value for name, value in generation.items() if name.endswith("_token_id")}
     neutral = {**token_ids, "do_sample": False, "repetition_penalty": 1.0}
@@ -79,8 +79,8 @@ def _make_generation_neutral(path: Path) -> None:
 
 
 @contextmanager
-def written(path: Path, goes_on: str = "from the last checkpoint") -> Iterator[None]:
-    """Turn an error of the disk into a `DataError`; other errors pass. `goes_on` says where the next run resumes."""
+def written(path: Path, resumes: str = "from the last checkpoint") -> Iterator[None]:
+    """Convert an error of the disk to `DataError`; other errors pass. `resumes` says where the next run resumes."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -88,11 +88,11 @@ def written(path: Path, goes_on: str = "from the last checkpoint") -> Iterator[N
             raise
         reason = " ".join(str(error).split())[:120]
         raise DataError(
-            f"{path} could not be written ({reason}): make room; the same command goes on {goes_on}"
+            f"{path} could not be written ({reason}): make room; the same command resumes {resumes}"
         ) from error
 
 
 def _is_of_disk(error: Exception) -> bool:
-    """torch raises `RuntimeError` for a full disk, but also for a device that ran out of memory."""
+    """Whether the disk failed: torch raises `RuntimeError` for a full disk, but also for a device out of memory."""
     writers = ("PytorchStreamWriter", "inline_container")
     return not isinstance(error, RuntimeError) or any(name in str(error) for name in writers)

@@ -1,8 +1,8 @@
-"""A small Qwen2.5-VL made of a pretrained language model: its first layers, its most frequent tokens, a tower.
+"""Builds a small Qwen2.5-VL from a pretrained language model: its first layers, its most frequent tokens, and a tower.
 
-A Llama is a Qwen2.5-VL text model whose biases are zero: the names of the weights agree, and with text alone the
-three axes of the positions are one, so that whole the two give the same logits. Each piece of the wire that gets a
-token of its own begins as the mean of the tokens that it was written with.
+A Llama is a Qwen2.5-VL text model with zero biases: the weights have the same names, and for text alone the three axes
+of the positions agree, so that an untrimmed copy gives the same logits. The embedding of each new token for a piece of
+the wire starts as the mean of the tokens that spelt it before.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ _ARCHIVES = (".whl", ".zip")
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model and its tokenizer, as transformers gives them."""
+    """A causal language model and its tokenizer, as transformers loads them."""
 
     network: Any
     texts: Any
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer itself, without templates and special cases."""
+        """The underlying `tokenizers.Tokenizer`."""
         tokenizer: Tokenizer = self.texts.backend_tokenizer
         return tokenizer
 
 
 def load_language_model(path: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """Read a GGUF file, an archive that holds one, a folder or a hub id. Raises `ModelError` with the remedy."""
-    given = Path(path).expanduser()
-    if given.suffix in (*_ARCHIVES, ".gguf"):
-        if not given.is_file():
+    source = Path(path).expanduser()
+    if source.suffix in (*_ARCHIVES, ".gguf"):
+        if not source.is_file():
             raise ModelError(f"{path}: no such file; give a GGUF file, an archive that holds one, or a model folder")
-        if given.suffix == ".gguf":
-            return _load(given.parent, dtype, given.name)
+        if source.suffix == ".gguf":
+            return _load(source.parent, dtype, source.name)
         with TemporaryDirectory() as folder:
-            return _load(Path(folder), dtype, _unpacked(given, Path(folder)))
+            return _load(Path(folder), dtype, _unpacked(source, Path(folder)))
     return _load(resolve_folder(path, revision), dtype)
 
 
 def _unpacked(archive: Path, folder: Path) -> str:
-    """Unpack the archive's one GGUF file; its name."""
+    """Unpack the archive's only GGUF file to `folder`; returns its name."""
     try:
         with zipfile.ZipFile(archive) as content:
             names = [name for name in content.namelist() if name.endswith(".gguf")]
@@ -92,9 +92,9 @@ def _load(folder: Path, dtype: torch.dtype, gguf_file: str | None = None) -> Lan
 
 
 def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
-    """Write a complete, loadable Qwen2.5-VL folder; `seed` draws what the vision tower has from nowhere else.
+    """Write a complete, loadable Qwen2.5-VL folder; `seed` initialises the weights that neither source provides.
 
-    Raises `ModelError`.
+    Raises `ModelError` if a source cannot be read or does not fit.
     """
     source = load_language_model(base.path, base.revision)
     text = text_shape(source.network.config, base)
@@ -111,7 +111,7 @@ def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
 
 
 def text_shape(config: Any, base: PretrainedBase) -> TextShape:
-    """The decoder's shape. Raises `ModelError` for what a Qwen2.5-VL cannot be made of."""
+    """The decoder's shape. Raises `ModelError` for a model that cannot become a Qwen2.5-VL."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     reasons = {
@@ -141,9 +141,9 @@ def text_shape(config: Any, base: PretrainedBase) -> TextShape:
 
 
 def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
-    """The tokenizer with the most frequent tokens alone, and with the wire's; `vocab_size` counts all.
+    """The tokenizer reduced to its most frequent tokens, plus the wire's; `vocab_size` counts all of them.
 
-    Merges stand in the order in which they were learnt, so that the first ones alone are a byte-level BPE too.
+    Merges are listed in the order in which they were learnt, so the first ones alone are a valid byte-level BPE.
     """
     settings = json.loads(source.to_str())
     model = settings["model"]
@@ -151,7 +151,7 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
         raise ModelError(f"a tokenizer of type {model['type']}, not a byte-level BPE: give a model that has one")
     added = [token["content"] for token in settings["added_tokens"]]
     whole = Tokenizer.from_str(source.to_str())
-    _add_own_tokens(whole)
+    _add_guard_tokens(whole)
     room = (vocab_size or whole.get_vocab_size()) - (whole.get_vocab_size() - source.get_vocab_size())
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = list(dict.fromkeys([*added, *letters]))
@@ -185,18 +185,18 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
     settings["post_processor"] = None
     tokenizer = Tokenizer.from_str(json.dumps(settings))
     tokenizer.decoder = decoders.ByteLevel()
-    _add_own_tokens(tokenizer)
+    _add_guard_tokens(tokenizer)
     return tokenizer
 
 
-def _add_own_tokens(tokenizer: Tokenizer) -> None:
-    """The wire's tokens, and one for each label word, which a verdict ends with."""
+def _add_guard_tokens(tokenizer: Tokenizer) -> None:
+    """Add the wire's tokens, and one for each label word."""
     add_wire_tokens(tokenizer)
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in CANDIDATES])
 
 
 def embeddings(source: LanguageModel, tokenizer: Tokenizer) -> torch.Tensor:
-    """The source's rows for the tokens kept, the mean of its own tokens' rows for each new one; (vocabulary, width)."""
+    """Embeddings (vocabulary, width): the source's rows for kept tokens, for a new one the mean of its old tokens'."""
     rows = source.network.get_input_embeddings().weight.detach().float()
     ids: Mapping[str, int] = source.tokenizer.get_vocab()
     ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -208,7 +208,7 @@ def embeddings(source: LanguageModel, tokenizer: Tokenizer) -> torch.Tensor:
 
 
 def _fill(network: Any, weights: Mapping[str, torch.Tensor], path: str) -> None:
-    """Copy what the network has a place for; biases are zero. Raises `ModelError` if a weight is missing."""
+    """Copy the weights that the network has; its biases become zero. Raises `ModelError` if a weight is missing."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name in weights:
@@ -220,7 +220,7 @@ def _fill(network: Any, weights: Mapping[str, torch.Tensor], path: str) -> None:
 
 
 def _fill_tower(tower: Any, path: str) -> None:
-    """Copy what has the same name and shape; what leads to another width stays new. Raises `ModelError` if nothing."""
+    """Copy the weights with the same name and shape; others stay as they are. Raises `ModelError` if no block fits."""
     source = read_network(resolve_folder(path), torch.float32).model.visual.state_dict()
     shapes = {name: parameter.shape for name, parameter in tower.state_dict().items()}
     same = {name: weight for name, weight in source.items() if shapes.get(name) == weight.shape}

@@ -1,16 +1,16 @@
-"""Teaches the vision tower of a small model to read, before images are judged.
+"""Teaches the vision tower of a small model to read text in images, before it learns to judge them.
 
-Reading does not emerge from a few thousand labelled images. Here every merged patch (28 x 28 pixels) of a
-drawn image is told which tokens lie in it, and its feature is turned to their embeddings: with features
+Reading does not emerge from a few thousand labelled images. Here the target of every merged patch (28 x 28 pixels) of a
+drawn image is the tokens that lie in it, and its feature is trained towards their embeddings: with features
 x_i, embeddings e_v of the batch's tokens and shares p_iv of the patch's text,
 
     L = -mean_i sum_v p_iv log softmax_v(kappa cos(x_i, e_v)) + alpha mean_i (1 - cos(x_i, sum_v p_iv e_v))
         + mean_i log(|x_i| / sum_v p_iv |e_v|)^2
 
-The first term tells the tokens apart, the second leaves little in a feature that is no token's; so the
-decoder, which knows the words, finds them where it would find text. Halfway up the tower a linear head,
-thrown away afterwards, has to name the letter in each half of a merged patch: words are found sooner where
-letters have been. Embeddings and decoder stay as they are.
+The first term separates the tokens; the second aligns a feature with the sum of its tokens; the third matches lengths.
+So the decoder, which knows the words, receives them as it would receive text. Halfway up the tower an auxiliary linear
+head, discarded afterwards, predicts the letter in each half of a merged patch, which makes words be learnt sooner.
+Embeddings and decoder are not trained.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
     from guardreasoner_vl.sources.synthetic.images import Word
 
 BLANK = "\n"
-"""What a patch without words reads as: a token that the decoder knows as empty."""
+"""The target of a patch without words: a token that the decoder knows as empty."""
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NO_LETTER = len(LETTERS)
 OTHER_LETTER = NO_LETTER + 1
 
 COVERED = 0.15
-"""A patch, or half of one, with a smaller share of its area under words is blank."""
+"""A patch, or half of one, is blank if words cover a smaller share of its area."""
 
 KAPPA = 30.0
-"""How sharply a feature must point to its tokens."""
+"""kappa of the loss: how sharply a feature must point to its tokens."""
 
 ALPHA = 5.0
-"""How much a feature must be nothing but its tokens."""
+"""alpha of the loss: the weight of the alignment term."""
 
 MASTERED = 0.6
-"""From which share of patches read rightly on the images become more varied."""
+"""The images become more varied while at least this share of patches is read correctly."""
 
 _VARIETY_STEP = 0.004
 _WARMUP_SHARE = 0.05
@@ -66,10 +66,10 @@ _WORD = re.compile(r"[A-Za-z']+")
 
 
 def learn_to_read(model: Any, inputs: QwenInputs, section: ReadingSection, texts: Sequence[str], seed: int) -> float:
-    """Train the vision tower in place; returns the share of patches with words that it read rightly at the end.
+    """Train the vision tower in place; returns the share of patches with words that it reads correctly at the end.
 
-    The first images show made-up phrases, plainly: black on white, in one face and size. The share of images
-    in any style, a fifth of them snippets of `texts`, grows while most of the words are read.
+    The first images show made-up phrases in a plain style: black on white, one typeface, one size. The share of images
+    in any style, a fifth of them snippets of `texts`, grows while most of the words are read correctly.
     """
     tower = model.model.visual
     embeddings = model.get_input_embeddings().weight.detach().float()
@@ -81,7 +81,7 @@ def learn_to_read(model: Any, inputs: QwenInputs, section: ReadingSection, texts
     rng = random.Random(f"reading-{seed}")
     blank = _blank(inputs)
     recent: deque[tuple[int, int]] = deque(maxlen=_RECENT_STEPS)
-    progress = tqdm(range(steps), desc="reading")
+    progress = tqdm(range(steps), desc="reading", disable=None)  # no bar if stderr is no terminal
     variety = 0.0
     for _ in progress:
         images = [_page(rng, texts, variety) for _ in range(section.batch_size)]
@@ -94,8 +94,8 @@ def learn_to_read(model: Any, inputs: QwenInputs, section: ReadingSection, texts
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        found = zip(pointed.tolist(), targets, strict=True)
-        written = [token in shares for token, shares in found if blank not in shares]
+        predictions = zip(pointed.tolist(), targets, strict=True)
+        written = [token in shares for token, shares in predictions if blank not in shares]
         recent.append((sum(written), len(written)))
         read = _share(recent)
         if read >= MASTERED:
@@ -110,7 +110,7 @@ def patch_tokens(image: Image, inputs: QwenInputs) -> list[dict[int, float]]:
     def tokens(word: Word) -> Iterator[tuple[int, float, float]]:
         encoding = inputs.tokenizer.encode(f" {word.text}", add_special_tokens=False)
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            yield token, word.edges[max(0, start - 1)], word.edges[max(0, end - 1)]  # the space takes no room
+            yield token, word.edges[max(0, start - 1)], word.edges[max(0, end - 1)]  # the leading space has no width
 
     blank = _blank(inputs)
     areas = _areas(image, inputs, 1, tokens)
@@ -118,19 +118,19 @@ def patch_tokens(image: Image, inputs: QwenInputs) -> list[dict[int, float]]:
 
 
 def patch_letters(image: Image, inputs: QwenInputs) -> list[int]:
-    """For the left and the right half of each merged patch, row by row: the place in `LETTERS` of what it shows."""
+    """For the left and the right half of each merged patch, row by row: the index in `LETTERS` of its letter."""
 
     def letters(word: Word) -> Iterator[tuple[int, float, float]]:
         for letter, start, end in zip(word.text.lower(), word.edges, word.edges[1:], strict=False):
-            found = LETTERS.find(letter)
-            yield OTHER_LETTER if found < 0 else found, start, end
+            place = LETTERS.find(letter)
+            yield OTHER_LETTER if place < 0 else place, start, end
 
     areas = _areas(image, inputs, 2, letters)
     return [max(cell, key=cell.__getitem__) if sum(cell.values()) >= COVERED else NO_LETTER for cell in areas]
 
 
 class LetterHead(torch.nn.Linear):
-    """Letters of the halves of merged patches, from the tower's states halfway up."""
+    """Predicts the letters of both halves of merged patches from the tower's hidden states halfway up."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, 2 * (OTHER_LETTER + 1))
@@ -147,7 +147,7 @@ class LetterHead(torch.nn.Linear):
 def reading_loss(
     features: torch.Tensor, embeddings: torch.Tensor, targets: Sequence[dict[int, float]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of features (patches, width), and the token that each of them points to (patches,)."""
+    """The loss of features (patches, width), and the token that each feature is closest to (patches,)."""
     entries = [(row, token, share) for row, shares in enumerate(targets) for token, share in shares.items()]
     rows, tokens, shares = (torch.tensor(part, device=features.device) for part in zip(*entries, strict=True))
     shown, columns = torch.unique(tokens, return_inverse=True)
@@ -185,7 +185,7 @@ def _features(tower: Any, images: Sequence[Image], inputs: QwenInputs) -> tuple[
 def _areas(
     image: Image, inputs: QwenInputs, halves: int, parts: Callable[[Word], Iterator[tuple[int, float, float]]]
 ) -> list[dict[int, float]]:
-    """The merged patches, cut in `halves` from left to right: the area that each part of a word takes of each."""
+    """For each merged patch, split into `halves` from left to right: the area that each part of a word covers of it."""
     height, width = inputs.grid(image.height, image.width)
     rows, columns = height // inputs.merge, halves * width // inputs.merge
     across, down = columns / image.width, rows / image.height
@@ -215,7 +215,7 @@ def _snippet(rng: random.Random, text: str) -> str:
 
 
 def _overlaps(start: float, end: float, cells: int) -> Iterator[tuple[int, float]]:
-    """Cells of unit length that [start, end) meets, and how much of each."""
+    """The cells of unit length that [start, end) overlaps, and the length of each overlap."""
     for cell in range(max(0, int(start)), min(cells, int(end) + 1)):
         length = min(end, cell + 1) - max(start, cell)
         if length > 0:

@@ -1,4 +1,4 @@
-"""From samples to token rows with a loss mask (protocol, section 4)."""
+"""Converts samples to token rows with a loss mask (docs/protocol.md, section 4)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.engines.qwen import END_OF_TURN, chat_text
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.evaluation.baseline import HashedWords
+from guardreasoner_vl.evaluation.baseline import HashedNgramBaseline
 from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, neutralise, training_target
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.teachers.rules import explain
 from guardreasoner_vl.types import Target
 
@@ -39,23 +39,23 @@ class TokenRow:
 
 @dataclass
 class TokenRows:
-    """What is trained on, and what was left out for which reason."""
+    """The rows to train on, and the skipped ones by reason."""
 
     rows: list[TokenRow] = field(default_factory=list)
-    set_aside: SetAside = field(default_factory=SetAside)
+    skipped: SkippedRows = field(default_factory=SkippedRows)
 
 
 def target_labels(samples: Sequence[Sample]) -> list[Known]:
-    """The words that stand in each row's result; unknown ones come from a classifier and carry no loss."""
-    request = _labels(samples, "request", lambda row: bool(row.prompt.strip() or row.images))
-    response = _labels(samples, "response", lambda row: bool(row.response and row.response.strip()))
+    """The label words of each row's result; unknown labels are predicted by a classifier and carry no loss."""
+    request = _labels(samples, "request", lambda row: row.has_request)
+    response = _labels(samples, "response", lambda row: row.has_response)
     return [{"request": first, "response": second} for first, second in zip(request, response, strict=True)]
 
 
 def _labels(samples: Sequence[Sample], target: Target, present: Callable[[Sample], bool]) -> list[TargetLabel]:
     gold: list[GoldLabel | None] = [getattr(row, f"{target}_label") for row in samples]
     unknown = [row for row, label in zip(samples, gold, strict=True) if present(row) and label is None]
-    guesses = iter(HashedWords.fit(samples, target).probabilities(unknown) if unknown else ())
+    guesses = iter(HashedNgramBaseline.fit(samples, target).probabilities(unknown) if unknown else ())
     labels = []
     for row, label in zip(samples, gold, strict=True):
         if not present(row):
@@ -84,7 +84,7 @@ def tokenise(
     teacher: Literal["rules"] | None,
     seed: int,
 ) -> TokenRows:
-    """Token rows of all samples that fit; the others are counted, never truncated."""
+    """Token rows of all samples of at most `max_length` tokens; longer ones are skipped, never truncated."""
     rng = random.Random(seed)
     result = TokenRows()
     for sample, known in zip(samples, labels, strict=True):
@@ -93,19 +93,19 @@ def tokenise(
         try:
             row = token_row(sample, training_target(reasoning, known["request"], known["response"]), inputs)
         except InputError as error:
-            result.set_aside.add(error.code)
+            result.skipped.add(error.code)
             continue
         if len(row.input_ids) > max_length:
-            result.set_aside.add(f"longer than {max_length} tokens")
+            result.skipped.add(f"longer than {max_length} tokens")
         elif not any(label.known and label.word != "None" for label in known.values()):
-            result.set_aside.add("no label is known")
+            result.skipped.add("no label is known")
         else:
             result.rows.append(row)
     return result
 
 
 def token_row(sample: Sample, target: Sequence[Span], inputs: QwenInputs) -> TokenRow:
-    """One row. Prompt and completion are tokenised as one text, as the engine does. Raises `InputError`."""
+    """One row; prompt and completion are tokenised as one text, as the engine does. Raises `InputError`."""
     exchange, images = checked_exchange(sample.exchange())
     pads = [inputs.pads(inputs.grid(image.height, image.width)) for image in images]
     text = chat_text(build_messages(exchange), pads)

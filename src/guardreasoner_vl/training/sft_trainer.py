@@ -1,13 +1,15 @@
-"""TRL's SFT trainer for rows whose loss mask and images the protocol has settled already."""
+"""TRL's SFT trainer for rows that are already tokenised, with their loss mask and images."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
@@ -27,19 +29,18 @@ if TYPE_CHECKING:
     from guardreasoner_vl.training.sft_data import TokenRow
 
 BLANK = 28
-"""Pixels, wide and high, of the image that a batch without any gets."""
+"""Width and height in pixels of the blank image that a batch without images gets."""
 
-_EPOCH_STRIDE = 1_000_003  # so that seed 1 in its first epoch is not seed 0 in its second
+_EPOCH_STRIDE = 1_000_003  # so that seed 1 in its first epoch differs from seed 0 in its second
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Packs a micro-batch into one row in which what all rows begin with, the instruction, stands once.
+    """Packs a micro-batch into one row of L tokens in which the rows' common prefix, the instruction, stands once.
 
-    A batch is what the model is called with, `labels` (1, L), and `predicts`, the places whose outputs predict the last
-    tokens of the L. An all-text batch has no pixel values at all, unless `always_images`: then one more branch,
-    without loss and seen by no other, holds a blank image, for where weights are sharded every rank has to call
-    every layer.
+    A batch holds the model's arguments, `labels` (1, L), and `predicts`, the positions whose outputs predict the last
+    tokens of the L. An all-text batch has no pixel values, unless `always_images`: then one more branch, without loss
+    and invisible to the others, holds a blank image, because with sharded weights every rank must call every layer.
     """
 
     inputs: QwenInputs
@@ -76,7 +77,7 @@ class Collator:
         return batch
 
     def _shared(self, rows: Sequence[dict[str, Any]]) -> int:
-        """How many tokens all rows begin with, before any image and any loss; one at least, as every row does."""
+        """The length of the rows' common prefix, before any image and any loss; at least one token."""
         start = self.inputs.token_id[VISION_START]
         count = 0
         for column in zip(*(zip(row["input_ids"][:-1], row["labels"], strict=False) for row in rows), strict=False):
@@ -88,28 +89,28 @@ class Collator:
 
 
 class LengthGrouped(torch.utils.data.Sampler[int]):
-    """Rows of like length together, in an order that seed and epoch alone decide.
+    """Samples rows of similar length together, in an order that depends on seed and epoch alone.
 
     Transformers' own sampler draws from the global generator, so a run resumed in its second epoch would
     read the first epoch's order.
     """
 
-    def __init__(self, lengths: list[int], together: int, seed: int, epoch: Callable[[], int]) -> None:
-        self._lengths, self._together, self._seed, self._epoch = lengths, together, seed, epoch
+    def __init__(self, lengths: list[int], group_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self._lengths, self._group_size, self._seed, self._epoch = lengths, group_size, seed, epoch
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + _EPOCH_STRIDE * self._epoch())
-        return iter(get_length_grouped_indices(self._lengths, self._together, generator=generator))
+        return iter(get_length_grouped_indices(self._lengths, self._group_size, generator=generator))
 
 
 class SupervisedOnlyTrainer(SFTTrainer):
     """TRL's trainer for packed micro-batches, with the language head run on supervised positions only.
 
-    The loss is TRL's (mean over the batch's supervised tokens), the label words counted `label_weight` times.
-    TRL's fused head reads every position, and without Triton, as on a CPU, it takes longer than the model itself.
+    The loss is TRL's (mean over the batch's supervised tokens), with label words weighted `label_weight` times.
+    TRL's fused head computes every position; without Triton, as on a CPU, it takes longer than the model itself.
     """
 
     label_weight = 1.0
@@ -127,7 +128,7 @@ class SupervisedOnlyTrainer(SFTTrainer):
         targets = labels[len(labels) - len(predicts) :]
         supervised = targets != IGNORED
         targets, places = targets[supervised], predicts[supervised]
-        # A hook, because wrappers (autocast, DDP, DeepSpeed) want the whole model called.
+        # A hook, because wrappers (autocast, DDP, DeepSpeed) require that the whole model is called.
         hook = self.model.lm_head.register_forward_pre_hook(lambda _, hidden: (hidden[0][0, places],))
         try:
             logits = model(**inputs, use_cache=False).logits.float()
@@ -146,19 +147,33 @@ class SupervisedOnlyTrainer(SFTTrainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Checkpoints carry the released models' names of the weights, which only `from_pretrained` translates."""
+        """Load by `from_pretrained`: checkpoints use the released models' weight names, which it alone translates."""
         model = model or self.model
         saved = type(model).from_pretrained(resume_from_checkpoint, use_safetensors=True, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         lengths = (train_dataset or self.train_dataset)["length"]
-        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGrouped(list(lengths), together, self.args.seed, lambda: int(self.state.epoch or 0))
+        group_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGrouped(list(lengths), group_size, self.args.seed, lambda: int(self.state.epoch or 0))
 
 
-def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool) -> SFTConfig:
-    """TRL's settings for the paper's loss: cross-entropy on the assistant's tokens, no packing, no truncation."""
+class StepReporter(TrainerCallback):
+    """Calls `progress` with the optimizer steps done and their total, on the main process."""
+
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        self._progress = progress
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps)
+
+
+def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool, show_bar: bool = True) -> SFTConfig:
+    """TRL's settings for the paper's loss: cross-entropy on the assistant's tokens, no packing, no truncation.
+
+    `show_bar` shows the trainer's progress bar if stderr is a terminal.
+    """
     return SFTConfig(
         output_dir=str(output),
         num_train_epochs=section.epochs,
@@ -186,6 +201,7 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool) -> S
         save_total_limit=2,
         logging_steps=10,
         report_to=["tensorboard"],
+        disable_tqdm=not (show_bar and sys.stderr.isatty()),
         dataloader_pin_memory=not use_cpu,
     )
 
@@ -227,9 +243,11 @@ def build_trainer(
         processing_class=tokenizer,
         optimizers=(optimizer, None),
     )
+    trainer.remove_callback(PrinterCallback)  # without a bar it would print every log to stdout
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         trainer.data_collator = Collator(inputs, always_images=True)
-    # Qwen2.5-VL says no; but `compute_loss` does, and without it short micro-batches would weigh as much as long ones.
+    # Qwen2.5-VL does not accept `num_items_in_batch`, but `compute_loss` does; without it short micro-batches would
+    # weigh as much as long ones.
     trainer.model_accepts_loss_kwargs = True
     trainer.label_weight = label_weight
     trainer.label_tokens = tuple(token for word in CANDIDATES for token in inputs.tokens(word))

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL small enough to ship: byte-level BPE learnt from the corpus, random weights."""
+"""Builds a Qwen2.5-VL small enough to ship: byte-level BPE learnt from the corpus, random weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _WIRE = (
     "\n## Reasoning Step ",
     "## Reasoning Step ",
 )
-"""Fixed pieces of the wire that are one token each: the instruction costs one token, not a hundred."""
+"""Fixed pieces of the wire format, one token each: the instruction takes one token instead of a hundred."""
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
@@ -80,7 +80,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def add_wire_tokens(tokenizer: Tokenizer) -> None:
-    """Give the tokenizer the control tokens, and one token for each fixed piece of the wire, that it lacks."""
+    """Add the control tokens and one token for each fixed piece of the wire format, where they are missing."""
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _CONTROL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in (*_PLAIN, *_WIRE)])
 
@@ -95,7 +95,7 @@ def write_new_model(folder: Path, texts: Iterable[str], shape: NewModel, seed: i
 
 
 def write_texts(folder: Path, tokenizer: Tokenizer, sight: Sight, max_positions: int) -> None:
-    """Write the files of tokenizer and image processor."""
+    """Write the configuration files of the tokenizer and the image processor."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(
@@ -124,7 +124,7 @@ def write_texts(folder: Path, tokenizer: Tokenizer, sight: Sight, max_positions:
 
 
 def small_config(text: TextShape, vision: VisionShape, tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """The architecture's configuration with the tokenizer's own ids."""
+    """The architecture's configuration, with the tokenizer's token ids."""
     end, pad = tokenizer.token_to_id(END_OF_TURN), tokenizer.token_to_id(END_OF_TEXT)
     half = text.hidden_size // text.heads // 2
     side = 3 * half // 8

@@ -1,4 +1,4 @@
-"""All that crosses rooms: what is judged (`Exchange`), what comes out (`Verdict`), what is learnt from (`Sample`)."""
+"""The records shared by all packages: `Exchange` (input), `Verdict` (output) and `Sample` (labelled data)."""
 
 from guardreasoner_vl.types.exchange import Exchange, ImageSource, Turn, UnixLines, unix_lines
 from guardreasoner_vl.types.image import CheckedImage

@@ -1,4 +1,4 @@
-"""What is judged: what a user sent to a model and what the model answered, read from OpenAI-style messages too."""
+"""The input of a guard: a user's request and the model's response, also read from OpenAI-style messages."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 ImageSource: TypeAlias = "str | Path | bytes | Image | CheckedImage"
-"""An image: a file path, a `data:` URL, encoded bytes, a PIL image, or one that was checked already."""
+"""An image: a file path, a `data:` URL, encoded bytes, a PIL image, or a `CheckedImage`."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def unix_lines(text: str) -> str:
-    """`text` with `\\r\\n` and `\\r` as `\\n`: how a file or a form ends its lines may not change a verdict."""
+    """`text` with `\\r\\n` and `\\r` replaced by `\\n`, so that the style of line ends does not change a verdict."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
@@ -44,8 +44,8 @@ def _present(text: str | None) -> bool:
 class Turn:
     """One user turn and the answer to it. Whitespace alone counts as absent; line ends become `\\n`.
 
-    Raises `InputError` for what is no text or no image, and for strings with lone surrogates, which neither a
-    tokenizer nor a file name nor a `data:` URL can hold.
+    Raises `InputError` for fields of a wrong type, and for strings with lone surrogates, which a tokenizer, a file name
+    or a `data:` URL cannot contain.
     """
 
     prompt: str | None = None
@@ -59,10 +59,12 @@ class Turn:
 
     @property
     def has_prompt(self) -> bool:
+        """Whether there is a request to judge: a text or an image."""
         return _present(self.prompt) or bool(self.images)
 
     @property
     def has_response(self) -> bool:
+        """Whether there is a response to judge."""
         return _present(self.response)
 
 
@@ -83,10 +85,10 @@ def _checked_images(images: object) -> tuple[Any, ...]:
     for image in sources:
         if isinstance(image, str) and _is_broken(image):
             raise ImageError("an image's string is not valid Unicode (a lone surrogate): encode the image again")
-        # PIL's images and `CheckedImage` are known by their size, so that neither library nor module is imported here.
+        # PIL images and `CheckedImage` are recognised by `width`, to avoid importing either.
         if not (isinstance(image, (str, bytes, Path)) or hasattr(image, "width")):
             kind = type(image).__name__
-            raise ImageError(f"{kind} is no image: pass a path, bytes, a data: URL or a PIL image")
+            raise ImageError(f"{kind} is not an image: pass a path, bytes, a data: URL or a PIL image")
     return sources
 
 
@@ -96,9 +98,9 @@ def _is_broken(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Exchange(Turn):
-    """What a user sent to a model and what the model answered; `history` is context and is not judged.
+    """A user's request and the model's response; `history` is context and is not judged.
 
-    Raises `InputError` when there is neither a prompt, nor an image, nor a response, and what `Turn` raises.
+    Raises `InputError` if prompt, images and response are all missing, and for what `Turn` rejects.
     """
 
     history: tuple[Turn, ...] = ()
@@ -120,9 +122,9 @@ class Exchange(Turn):
     def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Exchange:
         """Build an exchange from OpenAI-style chat messages.
 
-        The last user turn and everything the assistant side produced after it (text, tool calls, tool
-        results) are judged; earlier turns are context. `system` and `developer` messages are the
-        operator's and are left out. Images must be `data:` URLs. Raises `InputError`.
+        The last user turn and everything that the assistant produced after it (text, tool calls, tool results) are
+        judged; earlier turns are context. `system` and `developer` messages come from the operator and are ignored.
+        Images must be `data:` URLs. Raises `InputError`.
         """
         turns = _turns_of(messages)
         if not turns:
@@ -159,7 +161,7 @@ def _joined(first: str | None, second: str | None) -> str | None:
 
 
 def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tuple[str, ...]]:
-    """Text and images of one message; anything that could not be judged is refused, never skipped."""
+    """Text and images of one message. Raises `InputError` for content that cannot be judged, instead of dropping it."""
     texts: list[str] = []
     images: list[str] = []
     if medium := unread_medium(message):
@@ -188,7 +190,7 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
 
 
 def _calls_of(message: Mapping[str, Any], number: int) -> list[str]:
-    """Tool calls as `name(arguments)`."""
+    """The message's tool calls, each as `name(arguments)`."""
     calls = message.get("tool_calls")
     calls = [] if calls is None else calls
     legacy = message.get("function_call")
@@ -210,7 +212,7 @@ def _calls_of(message: Mapping[str, Any], number: int) -> list[str]:
 
 
 def _shown(word: Any) -> str:
-    """A short form for error texts, whatever the caller sent."""
+    """A short description of any value for error messages."""
     return repr(word[:40]) if isinstance(word, str) else f"of type {type(word).__name__}"
 
 

@@ -1,4 +1,4 @@
-"""An image that was checked and normalised."""
+"""A checked and normalised image."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class CheckedImage:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over size and RGB bytes, so that it does not depend on the PNG encoder."""
+        """SHA-256 of the size and the RGB bytes in hexadecimal; independent of the PNG encoder."""
         return hashlib.sha256(b"%dx%d:" % (self.width, self.height) + self.open().tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Finds the images, videos and sounds that a row or a message names, by a key or by a mark, so that none is dropped."""
+"""Finds the images, videos and sounds that a row or a message refers to, by key or mark, so that none is ignored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEADING_MARKS = re.compile(rf"\A\s*(?:{_MARK.pattern}\s*)+", re.IGNORECASE)
 
 
 def unread_medium(content: Mapping[str, object], read: Collection[str] = ()) -> str | None:
-    """The first key of `content` that names a medium, is not empty, and is not among the keys that are `read`."""
+    """The first key of `content` that names a medium, has a value, and is not in `read`; None if there is none."""
     return next(
         (key for key, value in content.items() if key not in read and _names_medium(key) and _holds_something(value)),
         None,
@@ -27,12 +27,12 @@ def unread_medium(content: Mapping[str, object], read: Collection[str] = ()) -> 
 
 
 def marks(text: str) -> Counter[str]:
-    """How often a text holds each medium's mark: `<image>`, `<video>`, `<audio>`, in any case."""
+    """Count the marks `<image>`, `<video>` and `<audio>` in a text, in upper or lower case."""
     return Counter(match[1].lower() for match in _MARK.finditer(text))
 
 
 def leading_marks(text: str) -> Counter[str]:
-    """The marks that a text begins with."""
+    """Count the marks at the beginning of a text."""
     match = _LEADING_MARKS.match(text)
     return marks(match[0]) if match else Counter()
 
@@ -42,7 +42,7 @@ def _names_medium(key: object) -> bool:
 
 
 def _holds_something(value: object) -> bool:
-    """False for null, false, zero, NaN, and for what is empty or holds only such values."""
+    """Whether a value is not null, false, zero, NaN, empty, or a container of only such values."""
     if isinstance(value, (list, tuple)):
         return any(map(_holds_something, value))
     if isinstance(value, dict):

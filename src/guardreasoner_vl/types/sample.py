@@ -1,4 +1,4 @@
-"""What is learnt from: one labelled row of a corpus."""
+"""One labelled row of a corpus, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guardreasoner_vl.types.verdict import Frozen
 Modality = Literal["text", "image", "text-image"]
 GoldLabel = Literal["harmful", "unharmful"]
 Target = Literal["request", "response"]
-"""What a label is about."""
+"""What a label refers to: the request or the response."""
 
 
 class Sample(Frozen):
@@ -34,6 +34,16 @@ class Sample(Frozen):
     reasoning: UnixLines | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def has_request(self) -> bool:
+        """Whether the request has text (not whitespace alone) or images."""
+        return bool(self.prompt.strip() or self.images)
+
+    @property
+    def has_response(self) -> bool:
+        """Whether the response has text (not whitespace alone)."""
+        return bool(self.response and self.response.strip())
+
     def exchange(self) -> Exchange:
-        """The exchange to be judged; raises `InputError` if the row holds nothing."""
+        """The row as an exchange. Raises `InputError` if it has no text and no image."""
         return Exchange(self.prompt or None, tuple(Path(path) for path in self.images), self.response)

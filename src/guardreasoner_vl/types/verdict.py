@@ -1,4 +1,4 @@
-"""What comes out: a label and a score for the request and for the response, or why neither could be judged."""
+"""The output of a guard: a label and a score for the request and for the response, or an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MODES: tuple[Mode, ...] = ("slow", "fast", "hybrid")
 
 
 class Label(StrEnum):
-    """The answer about a request or a response. A failure to judge is `error`, never `unharmful`."""
+    """The label of a request or a response. A failure to judge is `error`, never `unharmful`."""
 
     HARMFUL = "harmful"
     UNHARMFUL = "unharmful"
@@ -47,15 +47,15 @@ class ModelInfo(Frozen):
     revision: str | None = None
 
 
-def same_model(one: ModelInfo, other: ModelInfo) -> bool:
-    """Whether two verdicts come from one model: by revision where both have one, else by name."""
-    if one.revision and other.revision:
-        return one.revision == other.revision
-    return one.name == other.name
+def same_model(first: ModelInfo, second: ModelInfo) -> bool:
+    """Whether both are the same model: compares revisions if both have one, else names."""
+    if first.revision and second.revision:
+        return first.revision == second.revision
+    return first.name == second.name
 
 
 class Usage(Frozen):
-    """Tokens and wall-clock seconds that one verdict took (a batch's seconds are shared out equally)."""
+    """Tokens and wall-clock seconds of one verdict (a batch's seconds are divided equally among its verdicts)."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -74,9 +74,9 @@ class Usage(Frozen):
 class Verdict(Frozen):
     """The guard's answer about one exchange.
 
-    `flagged` is true if the request or the response is harmful, else null on error; `action` is what the
-    caller should do, which on error follows the `on_error` policy. `unsupported_quotes` counts what `reasoning` quoted
-    and the input does not hold: `[\u2026]` stands there instead.
+    `flagged` is true if the request or the response is harmful, null on an error, else false. `action` is what the
+    caller should do; on an error it follows the `on_error` policy. `unsupported_quotes` counts the quotes in
+    `reasoning` that the input does not contain; each is replaced by `[\u2026]`.
     """
 
     request: Judgement

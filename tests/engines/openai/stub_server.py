@@ -1,4 +1,4 @@
-"""A local server that behaves like vLLM's API, with a scripted brain and faults on demand."""
+"""A local server with vLLM's API, scripted answers and injected faults."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tokenise(text: str) -> list[str]:
 
 
 def unharmful(messages: list[dict[str, Any]], begun: str) -> str:
-    """The default brain: reasons in a sentence and finds everything unharmful."""
+    """The default brain: reasons in one sentence and labels everything unharmful."""
     if begun.endswith("Response:"):
         return " unharmful\n</result>"
     if begun.endswith("Request:"):
@@ -96,11 +96,11 @@ class StubServer(LocalServer):
         super().__exit__()
 
     def inject(self, fault: Fault, marker: str = "", times: float = math.inf) -> None:
-        """From now on chat requests that hold `marker` meet `fault`, `times` times."""
+        """The next `times` chat requests that contain `marker` get `fault`."""
         self._injected.append(_Injected(fault, marker, times))
 
     def forget(self) -> None:
-        """Start counting anew, say after the probe."""
+        """Clear the counters, for example after the probe."""
         self.payloads.clear()
         self.most_in_flight = 0
 
@@ -250,9 +250,11 @@ def _encoded(answer: dict[str, Any], streamed: bool) -> tuple[bytes, str]:
         deltas += [{"content": token} for token in tokenise(choice["message"]["content"])]
         logprobs = [None, *((choice["logprobs"] or {}).get("content") or ())]
         for place in range(max(len(deltas), len(logprobs))):
-            told = logprobs[place] if place < len(logprobs) else None
+            logprob = logprobs[place] if place < len(logprobs) else None
             delta = deltas[place] if place < len(deltas) else {"content": ""}
-            chunks.append({"index": 0, "delta": delta, "logprobs": told and {"content": [told]}, "finish_reason": None})
+            chunks.append(
+                {"index": 0, "delta": delta, "logprobs": logprob and {"content": [logprob]}, "finish_reason": None}
+            )
         chunks[-1]["finish_reason"] = choice["finish_reason"]
     events = [{"choices": [chunk]} for chunk in chunks] + [{"choices": [], "usage": answer["usage"]}]
     lines = [f"data: {json.dumps(one, ensure_ascii=False)}\n\n" for one in events]

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible engine against a stub of vLLM: what goes over the wire, and every fault."""
+"""The OpenAI-compatible engine against a stub of vLLM: the requests that it sends, and every fault."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_score_appends_the_chosen_candidate(server: StubServer, engine: OpenAIEn
 def test_no_score_where_no_label_is_likely(server: StubServer, engine: OpenAIEngine) -> None:
     server.brain = lambda messages, begun: " maybe"
     (result,) = engine.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
-    assert result.error == "no label is among the model's likeliest next tokens: use mode 'slow' with this model"
+    assert result.error == "none of the model's likeliest next tokens starts a label: use mode 'slow' with this model"
     assert result.chosen == ()
 
 
@@ -205,8 +205,8 @@ SCORED = replace(asked(SECRET, forced_prefix=FAST_PREFIX), label_fields=("Reques
 FAULTS: list[tuple[Fault, str, str]] = [
     ("http_500", "engine", "answered HTTP 500: see the server's log"),
     ("rate_limit", "engine", "answered HTTP 429: lower max_concurrency"),
-    ("hang", "timeout", "gave no answer within 0.8 s"),
-    ("drip", "timeout", "gave no answer within 0.8 s"),
+    ("hang", "timeout", "did not answer within 0.8 s"),
+    ("drip", "timeout", "did not answer within 0.8 s"),
     ("empty", "engine", "malformed (not JSON)"),
     ("not_json", "engine", "malformed (not JSON)"),
     ("no_choices", "engine", "malformed (choices)"),
@@ -224,7 +224,7 @@ def test_a_fault_is_one_request_s_result(
     if watched and fault == "no_choices":
         text = "finish reason None"  # pieces without a choice are usual
     server.inject(fault, marker=SECRET)
-    bad, good = engine.generate([replace(SCORED, watch=Pieces() if watched else None), asked()])
+    bad, good = engine.generate([replace(SCORED, listener=Pieces() if watched else None), asked()])
     (unscored,) = engine.score([SCORED], SLOTS, CANDIDATES) if code != "timeout" else (None,)
     assert good.error is None
     assert bad.finish_reason == "error"
@@ -240,13 +240,13 @@ def test_a_fault_is_one_request_s_result(
 @pytest.mark.parametrize("fault", ["http_500", "drop"])
 def test_what_may_pass_is_tried_again(server: StubServer, engine: OpenAIEngine, fault: Fault, watched: bool) -> None:
     server.inject(fault, times=2)
-    watch = Pieces() if watched else None
-    (result,) = engine.generate([replace(asked(), watch=watch)])
+    listener = Pieces() if watched else None
+    (result,) = engine.generate([replace(asked(), listener=listener)])
     assert result.error is None
     assert len(server.payloads) == 3
-    if watch:
-        assert "".join(watch.heard) == result.text
-        assert watch.begun == {"http_500": 1, "drop": 3}[fault]
+    if listener:
+        assert "".join(listener.heard) == result.text
+        assert listener.begun == {"http_500": 1, "drop": 3}[fault]
 
 
 def test_tries_end(server: StubServer, engine: OpenAIEngine) -> None:
@@ -318,7 +318,7 @@ def test_reasoning_that_the_server_cuts_out_is_said(monkeypatch: pytest.MonkeyPa
 def test_a_label_stands_without_its_score(server: StubServer, engine: OpenAIEngine, watched: bool) -> None:
     server.inject("nan")
     request = replace(asked(), label_fields=("Request:",), candidates=CANDIDATES, max_new_tokens=100)
-    (result,) = engine.generate([replace(request, watch=Pieces() if watched else None)])
+    (result,) = engine.generate([replace(request, listener=Pieces() if watched else None)])
     assert (result.error, "Request: unharmful" in result.text) == (None, True)
     assert [math.exp(share) for share in result.label_logprobs["Request:"]] == pytest.approx([0.1, 0.75])
 
@@ -363,41 +363,41 @@ def test_scores_are_optional_and_never_no_number(content: Any, scored: bool, bod
 # Who watches: the answer comes in pieces
 
 
-def test_a_watched_answer_is_the_same_answer_told_token_by_token(server: StubServer, engine: OpenAIEngine) -> None:
+def test_a_streamed_answer_is_the_same_answer_token_by_token(server: StubServer, engine: OpenAIEngine) -> None:
     request = replace(asked(), label_fields=("Request:", "Response:"), candidates=CANDIDATES, max_new_tokens=100)
-    watch = Pieces()
-    (watched,) = engine.generate([replace(request, watch=watch)])
+    listener = Pieces()
+    (watched,) = engine.generate([replace(request, listener=listener)])
     (whole,) = engine.generate([request])
     assert timeless([watched]) == timeless([whole])
     assert watched.usage.model_copy(update={"seconds": 0.0}) == whole.usage.model_copy(update={"seconds": 0.0})
-    assert len(watch.heard) > 10
+    assert len(listener.heard) > 10
     assert [payload.get("stream") for payload in server.payloads] == [True, None]
 
 
 def test_a_server_that_answers_whole_is_heard_whole(server: StubServer, engine: OpenAIEngine) -> None:
     server.streams = False
-    watch = Pieces()
-    (result,) = engine.generate([replace(asked(), watch=watch)])
-    assert watch.heard == [result.text]
+    listener = Pieces()
+    (result,) = engine.generate([replace(asked(), listener=listener)])
+    assert listener.heard == [result.text]
     assert result.finish_reason == "stop" or result.usage.completion_tokens == 24
 
 
 def test_unicode_s_own_line_ends_stay_inside_of_their_piece(server: StubServer, engine: OpenAIEngine) -> None:
     server.brain = lambda messages, begun: "one\u2028two\x85three\x0bfour"
-    (result,) = engine.generate([replace(asked(), watch=Pieces())])
+    (result,) = engine.generate([replace(asked(), listener=Pieces())])
     assert result.text == "one\u2028two\x85three\x0bfour"
 
 
-def test_an_answer_called_off_midway_is_hung_up(server: StubServer, engine: OpenAIEngine) -> None:
-    (result,) = engine.generate([replace(asked(), watch=Pieces(most=3))])
-    assert (result.finish_reason, result.error_code) == ("error", "called_off")
+def test_a_cancelled_answer_closes_the_connection(server: StubServer, engine: OpenAIEngine) -> None:
+    (result,) = engine.generate([replace(asked(), listener=Pieces(most=3))])
+    assert (result.finish_reason, result.error_code) == ("error", "cancelled")
     assert len(server.payloads) == 1
 
 
 def test_a_server_that_breaks_off_says_nothing_of_the_content(server: StubServer, engine: OpenAIEngine) -> None:
     server.inject("broken_off")
-    (result,) = engine.generate([replace(asked(SECRET), watch=Pieces())])
-    assert result.error == "the server broke the answer off: see the server's log"
+    (result,) = engine.generate([replace(asked(SECRET), listener=Pieces())])
+    assert result.error == "the server interrupted the answer: see the server's log"
 
 
 # Loops, threads, cancelling, closing
@@ -442,7 +442,7 @@ def test_a_stream_that_ended_in_an_error_leaves_nothing_pending(
         engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, retries=0)
         if most is None:
             server.inject(fault, SECRET)
-        engine.generate([replace(asked(SECRET if most is None else "hello"), watch=Pieces(most))] * 4)
+        engine.generate([replace(asked(SECRET if most is None else "hello"), listener=Pieces(most))] * 4)
         engine.close()
         gc.collect()
     assert lost == []
@@ -488,7 +488,7 @@ def test_declares_what_the_server_lacks(options: dict[str, Any], lacking: set[st
         engine.close()
     assert {name for name in ("images", "scores", "forced_prefix") if not getattr(declared, name)} == lacking
     if "scores" in lacking:
-        assert "gives no log-probabilities" in (score.error or "")
+        assert "returns no log-probabilities" in (score.error or "")
 
 
 def test_an_engine_not_connected_says_so(server: StubServer) -> None:
@@ -520,7 +520,7 @@ def test_an_unknown_model_names_those_served(server: StubServer) -> None:
     server.models = ("first", "second")
     error = connect_error(base_url=server.url, api_key=KEY, model="third")
     assert isinstance(error, ModelError)
-    assert str(error).endswith("does not serve third: choose one of those it serves (first, second)")
+    assert str(error).endswith("does not serve third: choose one of its models (first, second)")
 
 
 def test_the_wanted_model_is_used(server: StubServer) -> None:
@@ -537,12 +537,12 @@ def test_an_unreachable_server_names_the_remedy() -> None:
 
 @pytest.mark.parametrize("base_url", ["localhost:8000", "", "ftp://host/v1", "http://", "http://[::1"])
 def test_a_base_url_that_is_none(base_url: str) -> None:
-    with pytest.raises(EngineError, match="base_url is no web address"):
+    with pytest.raises(EngineError, match="base_url is not a web address"):
         OpenAIEngine(base_url=base_url)
 
 
 @pytest.mark.parametrize("key", ["sk-\u2026", "sk-a\r\nX: y"])
 def test_a_key_that_no_header_can_carry(key: str) -> None:
-    with pytest.raises(EngineError, match="the API key holds characters") as raised:
+    with pytest.raises(EngineError, match="the API key contains characters") as raised:
         OpenAIEngine(base_url="http://localhost/v1", api_key=key)
     assert "sk-" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""The reader of server-sent events: the same events however the bytes are cut."""
+"""The reader of server-sent events: the same events wherever the bytes are split."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_halves_of_characters_come_together(text: str, sizes: list[int]) -> None
     halves = Halves()
     joined = [halves.join((), piece) for piece in pieces]
     assert "".join(joined) == text
-    assert list(halves.alone()) == []
+    assert list(halves.unpaired()) == []
     assert all(piece == mended(piece) for piece in joined)
 
 

@@ -17,7 +17,7 @@ from guardreasoner_vl.sources.mixture import build_mixture
 from guardreasoner_vl.sources.synthetic.contrast import MAIN, write_folder
 from guardreasoner_vl.sources.synthetic.contrast.answers import answered
 from guardreasoner_vl.sources.synthetic.contrast.requests import SLOT, Request, filled, requested, spelt
-from guardreasoner_vl.sources.synthetic.contrast.texts import Group, Line, languages, lines
+from guardreasoner_vl.sources.synthetic.contrast.texts import Line, LineGroup, languages, lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +78,7 @@ def test_no_pattern_stands_twice() -> None:
         assert [text for text, times in Counter(texts).items() if times > 1] == [], code
 
 
-def _flat(group: Group) -> tuple[str, ...]:
+def _flat(group: LineGroup) -> tuple[str, ...]:
     return tuple(chain.from_iterable(group.harmful.values()))
 
 
@@ -163,20 +163,20 @@ def test_every_category_has_a_place() -> None:
 def test_a_phrase_stands_in_a_frame_and_a_sentence_does_not() -> None:
     language = languages()["en"]
     rng = random.Random(0)
-    phrase = Line("grill a trout", "", Group(kind="toy"))
+    phrase = Line("grill a trout", "", LineGroup(kind="toy"))
     texts = [requested(rng, phrase, language) for _ in range(100)]
     assert all("grill a trout" in request.text.casefold() for request in texts)
     assert len({request.text.casefold() for request in texts}) > 50
-    sentence = Line("Who grills trout?", "", Group(kind="toy"))
+    sentence = Line("Who grills trout?", "", LineGroup(kind="toy"))
     assert all(requested(rng, sentence, language).topic == "" for _ in range(20))
-    alone = Line("grill a trout", "", Group(kind="toy", framed=False))
+    alone = Line("grill a trout", "", LineGroup(kind="toy", framed=False))
     assert {requested(rng, alone, language).text.casefold() for _ in range(50)} == {"grill a trout"}
 
 
 def test_secrecy_is_added_only_where_it_harms_no_harmless_line() -> None:
     language = languages()["en"]
     for stealth in (True, False):
-        line = Line("grill a trout", "", Group(kind="toy", stealth=stealth))
+        line = Line("grill a trout", "", LineGroup(kind="toy", stealth=stealth))
         rng = random.Random(0)
         texts = [requested(rng, line, language).text.casefold() for _ in range(300)]
         assert any(tail in text for text in texts for tail in language.stealth) == stealth
@@ -195,7 +195,7 @@ def test_spelling_never_empties_a_text() -> None:
 
 def test_answers_speak_to_the_one_who_asked() -> None:
     language = languages()["en"]
-    line = Line("greet {person}", "", Group(kind="toy"))
+    line = Line("greet {person}", "", LineGroup(kind="toy"))
     request = Request("How do I greet my boss?", "greet my boss", line, language)
     rng = random.Random(0)
     texts = {answered(rng, request).text for _ in range(200)}
@@ -205,7 +205,7 @@ def test_answers_speak_to_the_one_who_asked() -> None:
 
 def test_a_refusal_that_turns_into_help_is_harmful() -> None:
     language = languages()["en"]
-    line = Line("rob a bank", "crime", Group(kind="toy"))
+    line = Line("rob a bank", "crime", LineGroup(kind="toy"))
     request = Request("rob a bank", "rob a bank", line, language)
     rng = random.Random(0)
     answers = [answered(rng, request) for _ in range(400)]
@@ -217,7 +217,7 @@ def test_a_refusal_that_turns_into_help_is_harmful() -> None:
 
 
 def test_most_bad_answers_fit_the_matter() -> None:
-    group = Group(kind="toy", bad_answers={"crime": ("Steal it from {group}.",)})
+    group = LineGroup(kind="toy", bad_answers={"crime": ("Steal it from {group}.",)})
     request = Request("buy a bike", "buy a bike", Line("buy a bike", "", group), languages()["en"])
     rng = random.Random(0)
     bad = [answer for answer in (answered(rng, request) for _ in range(500)) if answer.label == "harmful"]

@@ -133,11 +133,11 @@ def test_words_fit_into_the_image(layout: str, monkeypatch: pytest.MonkeyPatch) 
                 drawn._LAYOUTS[layout](rng, style, phrase.upper())
                 words = " ".join(line for line in written if not line.rstrip(".").isdigit())
                 assert words.split() == phrase.upper().split()
-                for (left, top, right, bottom), (width, height) in boxes:
-                    assert left >= 0, (phrase, style)
-                    assert top >= 0, (phrase, style)
-                    assert right <= width, (phrase, style)
-                    assert bottom <= height, (phrase, style)
+                for (x0, y0, x1, y1), (width, height) in boxes:
+                    assert x0 >= 0, (phrase, style)
+                    assert y0 >= 0, (phrase, style)
+                    assert x1 <= width, (phrase, style)
+                    assert y1 <= height, (phrase, style)
 
 
 def test_an_image_without_words_is_unharmful(many: list[tuple[Style, dict[str, Any]]]) -> None:
@@ -156,8 +156,8 @@ def test_every_word_is_found_where_it_was_drawn() -> None:
         for word in words:
             assert len(word.edges) == len(word.text) + 1
             assert list(word.edges) == sorted(word.edges)
-            left, right = round(word.edges[0]), round(word.edges[-1])
-            inside = image.crop((left, int(word.top), right, int(word.bottom)))
+            box = (round(word.edges[0]), int(word.top), round(word.edges[-1]), int(word.bottom))
+            inside = image.crop(box)
             assert len(inside.getcolors(inside.width * inside.height) or ()) > 1, (text, word)
         assert all(a.edges[-1] <= b.edges[0] or a.bottom <= b.top for a, b in itertools.pairwise(words)), words
 

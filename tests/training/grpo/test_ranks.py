@@ -18,7 +18,7 @@ from guardreasoner_vl.errors import DataError, GuardError, RecipeError
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.stages import grpo
 from guardreasoner_vl.training.grpo.optimizer import new_optimizer, restore
-from guardreasoner_vl.training.grpo.ranks import Ranks
+from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training.grpo import toy_grpo
 from tests.training.grpo.toy_grpo import STEPS, checkpoints, log, parameters, recipe, shipped, weights
@@ -56,7 +56,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data: Pat
     out = tmp_path_factory.mktemp("ranks")
     rows = list(read_corpus(data))
 
-    def interrupt(now: grpo.Step) -> None:
+    def interrupt(now: grpo.TrainingStep) -> None:
         if now.step == 2:
             raise KeyboardInterrupt
 
@@ -74,9 +74,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data: Pat
 
 def assert_alike(out: Path, other: Path, step: int) -> None:
     """Up to the order of sums: weights after `step`, by how far they went from the start, and the log's figures."""
-    one, two = weights(out, step), weights(other, step)
-    assert one.keys() == two.keys()
-    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
+    first, second = weights(out, step), weights(other, step)
+    assert first.keys() == second.keys()
+    apart = max(float((first[name] - second[name]).abs().max()) for name in first)
     assert apart < 0.02 * recipe().grpo.learning_rate * 2 * step
     for row, expected in zip(log(out), log(other), strict=True):
         assert row.keys() == expected.keys()
@@ -110,7 +110,7 @@ def test_a_resume_keeps_its_own_way_to_step(launch: Launch, tiny_model: Path) ->
     """One rank takes fused steps, two do not, and a checkpoint of theirs says so."""
     stored = torch.load(launch.out / "two" / "grpo" / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)
     network = load_for_training(tiny_model, "fp32")
-    optimizer = new_optimizer(network, recipe().grpo, Ranks())
+    optimizer = new_optimizer(network, recipe().grpo, DistributedContext())
     assert [group["fused"] for group in stored["param_groups"]] != [True, True]
     restore(optimizer, stored)
     assert [group["fused"] for group in optimizer.param_groups] == [True, True]
@@ -118,7 +118,7 @@ def test_a_resume_keeps_its_own_way_to_step(launch: Launch, tiny_model: Path) ->
 
 
 def test_sigterm_on_one_rank_stops_both_and_one_goes_on(launch: Launch, tiny_model: Path, data: Path) -> None:
-    stopped = "StoppedError: stopped after rollout batch 1: the same command goes on there"
+    stopped = "StoppedError: stopped after rollout batch 1: the same command resumes there"
     assert [end["stopped"] for end in launch.ends] == [stopped] * 2
     out = launch.out / "stopped"
     assert checkpoints(out) == [1]
@@ -149,29 +149,29 @@ def test_a_fault_on_one_rank_stops_both(launch: Launch) -> None:
 
 def test_what_ranks_cannot_share(launch: Launch) -> None:
     for end in launch.ends:
-        assert end["odd"].startswith("RecipeError: grpo.update_batch 1 cannot be shared out to 2 processes")
-        assert end["halves"] == "RecipeError: precision bf16-weights is for one process; use bf16"
+        assert end["odd"].startswith("RecipeError: grpo.update_batch 1 cannot be split over 2 processes")
+        assert end["halves"] == "RecipeError: grpo.precision bf16-weights needs a single process; use bf16"
     assert not (launch.out / "odd").exists()
-    with pytest.raises(RecipeError, match="256 cannot be shared out to 3 processes: use a multiple"):
-        Ranks(0, 3).check(GrpoSection())
-    Ranks(0, 8).check(GrpoSection())
-    Ranks(0, 1).check(GrpoSection(precision="bf16-weights"))
+    with pytest.raises(RecipeError, match="256 cannot be split over 3 processes: use a multiple"):
+        DistributedContext(0, 3).check(GrpoSection())
+    DistributedContext(0, 8).check(GrpoSection())
+    DistributedContext(0, 1).check(GrpoSection(precision="bf16-weights"))
 
 
 def test_parts_are_a_partition() -> None:
     items = list(range(12))
-    parts = [Ranks(rank, 3).part(items) for rank in range(3)]
+    parts = [DistributedContext(rank, 3).part(items) for rank in range(3)]
     assert sorted(item for part in parts for item in part) == items
     assert [len(part) for part in parts] == [4, 4, 4]
-    assert Ranks().part(items) == items
+    assert DistributedContext().part(items) == items
 
 
 def test_one_rank_alone() -> None:
-    rank = Ranks()
+    rank = DistributedContext()
     assert rank.main
     assert rank.sum([1.0, 2.5]) == [1.0, 2.5]
     assert (rank.any(True), rank.any(False)) == (True, False)
-    with pytest.raises(DataError, match="own"), rank.together():
+    with pytest.raises(DataError, match="own"), rank.all_or_none():
         raise DataError("own")
     parameter = torch.nn.Parameter(torch.ones(2))
     rank.sum_gradients([parameter])

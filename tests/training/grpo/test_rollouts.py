@@ -12,15 +12,15 @@ from PIL import ImageOps
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.engines.base import EngineResult
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, QwenInputs
-from guardreasoner_vl.engines.sampling import Row, Vocabulary
+from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.images.decode import checked_images
-from guardreasoner_vl.mining.rollout_io import asked
+from guardreasoner_vl.mining.rollout_io import rollout_request
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.training.grpo import rollouts as grpo_rollouts
-from guardreasoner_vl.training.grpo.ranks import Ranks
+from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.grpo.rollouts import roll_out
 from guardreasoner_vl.training.grpo.update import Passes, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.engines.base import EngineRequest
-    from guardreasoner_vl.training.grpo.rollouts import Group
+    from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
     from guardreasoner_vl.types import Sample
 
 CPU = torch.device("cpu")
@@ -53,9 +53,9 @@ def inputs(tiny_model: Path) -> QwenInputs:
 
 @pytest.fixture(scope="module")
 def network(tiny_model: Path) -> Any:
-    made = load_for_training(tiny_model, "fp32")
-    use_shared_prefix(made)
-    return made
+    model = load_for_training(tiny_model, "fp32")
+    use_shared_prefix(model)
+    return model
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_update_sees_what_the_rollouts_saw(
         for group in roll_out([row for row in rows if row.modality == kind], engine, inputs, cold, "1")
     ]
 
-    def likely(seen: Sequence[Group]) -> torch.Tensor:
+    def likely(seen: Sequence[RolloutGroup]) -> torch.Tensor:
         return torch.cat(old_log_probabilities(network, Passes(inputs, cold, CPU).of(seen, 8), cold)).exp()
 
     assert likely(groups).median() > 0.99
@@ -85,15 +85,15 @@ def test_the_update_sees_what_the_rollouts_saw(
 
 
 def inverted(shown: CheckedImage) -> CheckedImage:
-    (found,) = checked_images(ImageOps.invert(shown.open().copy()))
-    return found
+    (image,) = checked_images(ImageOps.invert(shown.open().copy()))
+    return image
 
 
 @pytest.mark.parametrize("end", [END_OF_TURN, END_OF_TEXT])
 def test_a_completion_ends_with_the_token_that_was_sampled(
     end: str, inputs: QwenInputs, rows: list[Sample], tiny_model: Path
 ) -> None:
-    row = Row(replace(asked(rows[0]), ban_empty_think=False), Vocabulary(inputs), limit=9)
+    row = GenerationRow(replace(rollout_request(rows[0]), ban_empty_think=False), Vocabulary(inputs), limit=9)
     for token in (40, 41, inputs.token_id[end]):
         row.add(token)
     assert (row.tokens, row.finish, row.end_id) == ([40, 41], "stop", inputs.token_id[end])
@@ -111,7 +111,7 @@ def test_the_engine_tells_how_an_answer_ended(
     engine: TransformersEngine, inputs: QwenInputs, rows: list[Sample]
 ) -> None:
     """At a high temperature a random model ends its answers in either way, and some are cut."""
-    request = replace(asked(rows[0]), ban_empty_think=False, temperature=50.0, max_new_tokens=300)
+    request = replace(rollout_request(rows[0]), ban_empty_think=False, temperature=50.0, max_new_tokens=300)
     results = engine.generate([replace(request, seed=seed) for seed in range(24)])
     ends = {inputs.token_id[name] for name in (END_OF_TURN, END_OF_TEXT)}
     assert {result.end_id for result in results} <= {None, *ends}
@@ -150,8 +150,8 @@ def test_an_answer_depends_on_its_row_alone(engine: TransformersEngine, inputs: 
 
 def test_rollouts_end_early_when_told(inputs: QwenInputs, rows: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpo_rollouts, "_AT_ONCE", 8)
-    told = iter([False, False, True])
-    groups = roll_out(rows, ScriptedEngine([RIGHT] * 16), inputs, SECTION, "1", lambda: next(told))
+    flags = iter([False, False, True])
+    groups = roll_out(rows, ScriptedEngine([RIGHT] * 16), inputs, SECTION, "1", lambda: next(flags))
     assert [group.sample.id for group in groups] == [row.id for row in rows[:4]]
 
 
@@ -159,14 +159,14 @@ def test_rollouts_end_early_when_told(inputs: QwenInputs, rows: list[Sample], mo
 
 
 @dataclass(frozen=True)
-class Sums(Ranks):
+class Sums(DistributedContext):
     """One rank of two whose sums are written down, and replaced by those of both."""
 
-    own: list[list[float]] = field(default_factory=list)
+    sums: list[list[float]] = field(default_factory=list)
     of_both: Sequence[float] = ()
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        self.own.append(list(values))
+        self.sums.append(list(values))
         return list(self.of_both or values)
 
     def any(self, flag: bool) -> bool:
@@ -183,25 +183,25 @@ def said(request: EngineRequest) -> str:
 
 
 def test_validation_counts_every_known_label(rows: list[Sample]) -> None:
-    found = validate(rows[:8], ScriptedEngine(said), 16, Ranks())
+    figures = validate(rows[:8], ScriptedEngine(said), 16, DistributedContext())
     # Rows 0 and 1 are right. Rows 2 (answered, yet no label of the answer) and 3 are outside the grammar, two labels
     # each, the first unharmful, the second harmful. Images are called harmful: wrong in 4 and 6, right in 5 and 7.
     harmful_found, harmful_missed, wrongly = 3, 2, 2 + 2
-    assert found["f1"] == pytest.approx(2 * harmful_found / (2 * harmful_found + harmful_missed + wrongly))
-    assert found["coverage"] == pytest.approx(6 / 10)
+    assert figures["f1"] == pytest.approx(2 * harmful_found / (2 * harmful_found + harmful_missed + wrongly))
+    assert figures["coverage"] == pytest.approx(6 / 10)
 
 
 def test_validation_is_shared_out(rows: list[Sample]) -> None:
     ranks = [Sums(rank, 2) for rank in range(2)]
-    for one in ranks:
-        validate(rows[:7], ScriptedEngine(said), 16, one)
-    total = [sum(values) for values in zip(*(one.own[0] for one in ranks), strict=True)]
+    for context in ranks:
+        validate(rows[:7], ScriptedEngine(said), 16, context)
+    total = [sum(values) for values in zip(*(context.sums[0] for context in ranks), strict=True)]
     assert sum(total[:4]) == 9  # rows 2 and 3 have two labels
-    alone = validate(rows[:7], ScriptedEngine(said), 16, Ranks())
+    alone = validate(rows[:7], ScriptedEngine(said), 16, DistributedContext())
     assert validate(rows[:7], ScriptedEngine(said), 16, Sums(0, 2, of_both=total)) == alone
     assert validate(rows[:1], ScriptedEngine(said), 16, Sums(1, 2, of_both=[1, 0, 0, 0, 0, 30]))["tokens"] == 30
 
 
 def test_nothing_found_is_an_f1_of_zero(rows: list[Sample]) -> None:
-    found = validate([rows[0]], ScriptedEngine([RIGHT]), 16, Ranks())
-    assert (found["f1"], found["coverage"]) == (0.0, 1.0)
+    figures = validate([rows[0]], ScriptedEngine([RIGHT]), 16, DistributedContext())
+    assert (figures["f1"], figures["coverage"]) == (0.0, 1.0)

@@ -11,13 +11,13 @@ import torch
 
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.engines.qwen import QwenInputs
-from guardreasoner_vl.mining.rollout_io import asked
+from guardreasoner_vl.mining.rollout_io import rollout_request
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.rl.loss import clipped_loss
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, completion, log_probabilities, pack, use_shared_prefix
 from guardreasoner_vl.training.grpo import update as grpo_update
-from guardreasoner_vl.training.grpo.rollouts import Completion, Group
+from guardreasoner_vl.training.grpo.rollouts import Rollout, RolloutGroup
 from guardreasoner_vl.training.grpo.update import Passes, accumulate, old_log_probabilities
 from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training.grpo import toy_grpo
@@ -43,31 +43,31 @@ def inputs(tiny_model: Path) -> QwenInputs:
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Any:
-    made = load_for_training(tiny_model, "fp32")
-    use_shared_prefix(made)
-    return made.train()
+    network = load_for_training(tiny_model, "fp32")
+    use_shared_prefix(network)
+    return network.train()
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory, inputs: QwenInputs) -> list[Group]:
+def groups(tmp_path_factory: pytest.TempPathFactory, inputs: QwenInputs) -> list[RolloutGroup]:
     """One of every modality and two more, completions of unequal lengths; the second and the last have no signal."""
     rows = list(read_corpus(toy_grpo.write_rows(tmp_path_factory.mktemp("rows"), 8)))
     chosen = [rows[place] for place in (0, 1, 4, 6, 5)]
     assert [row.modality for row in chosen] == ["text", "text", "image", "text-image", "image"]
-    made = [group(row, inputs, number) for number, row in enumerate(chosen)]
-    return [replace(one, advantages=(0.0,) * 4) if number in (1, 4) else one for number, one in enumerate(made)]
+    all_signal = [group(row, inputs, number) for number, row in enumerate(chosen)]
+    return [replace(one, advantages=(0.0,) * 4) if number in (1, 4) else one for number, one in enumerate(all_signal)]
 
 
-def group(sample: Sample, inputs: QwenInputs, seed: int) -> Group:
+def group(sample: Sample, inputs: QwenInputs, seed: int) -> RolloutGroup:
     rng = np.random.default_rng(seed)
-    request = asked(sample)
+    request = rollout_request(sample)
     answers = [tuple(int(token) for token in rng.integers(20, 250, size)) for size in (7, 1, 12, 5)]
     advantages = tuple(float(value) for value in rng.normal(size=4))
     prompt = inputs.encode(request.messages, request.images)
-    return Group(sample, prompt, request.images, tuple(Completion(ids, NONE) for ids in answers), advantages)
+    return RolloutGroup(sample, prompt, request.images, tuple(Rollout(ids, NONE) for ids in answers), advantages)
 
 
-def passes_of(groups: Sequence[Group], inputs: QwenInputs, budget: int = 16_384) -> list[Pass]:
+def passes_of(groups: Sequence[RolloutGroup], inputs: QwenInputs, budget: int = 16_384) -> list[Pass]:
     return Passes(inputs, SECTION.model_copy(update={"pass_tokens": budget}), CPU).of(groups, TOTAL)
 
 
@@ -79,47 +79,47 @@ def gradients(
     return figures, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
 
-def assert_close(one: Gradients, two: Gradients, bound: float = 1e-5) -> None:
-    assert one.keys() == two.keys()
-    apart = sum(float((one[name] - two[name]).square().sum()) for name in two)
-    whole = sum(float(two[name].square().sum()) for name in two)
+def assert_close(first: Gradients, second: Gradients, bound: float = 1e-5) -> None:
+    assert first.keys() == second.keys()
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in second)
+    whole = sum(float(second[name].square().sum()) for name in second)
     assert (apart / whole) ** 0.5 < bound
 
 
-def by_the_formula(model: Any, inputs: QwenInputs, groups: Sequence[Group]) -> tuple[float, Gradients]:
+def by_the_formula(model: Any, inputs: QwenInputs, groups: Sequence[RolloutGroup]) -> tuple[float, Gradients]:
     """-1/N sum_i A_i mean_t log p, whose gradient is that of the loss where the ratio is 1; every group for itself."""
     model.zero_grad()
     total = 0.0
-    for one in groups:
-        for answer, advantage in zip(one.completions, one.advantages, strict=True):
-            branch = completion(answer.ids, one.prompt.next_position)
-            row = pack([Tree(Branch(one.prompt.ids, one.prompt.positions), (branch,))])
+    for rollout_group in groups:
+        for answer, advantage in zip(rollout_group.completions, rollout_group.advantages, strict=True):
+            branch = completion(answer.ids, rollout_group.prompt.next_position)
+            row = pack([Tree(Branch(rollout_group.prompt.ids, rollout_group.prompt.positions), (branch,))])
             vision: dict[str, torch.Tensor] = {}
-            if one.images:
-                pixels = torch.from_numpy(inputs.patches([image.open() for image in one.images]))
-                grids = torch.tensor([(1, *grid) for grid in one.prompt.grids])
+            if rollout_group.images:
+                pixels = torch.from_numpy(inputs.patches([image.open() for image in rollout_group.images]))
+                grids = torch.tensor([(1, *grid) for grid in rollout_group.prompt.grids])
                 vision = {"pixel_values": pixels, "image_grid_thw": grids}
-            found = log_probabilities(model, row, vision, SECTION.temperature)
-            torch.autograd.backward(-advantage * found.mean() / TOTAL)
+            logprobs = log_probabilities(model, row, vision, SECTION.temperature)
+            torch.autograd.backward(-advantage * logprobs.mean() / TOTAL)
             total -= advantage / TOTAL
     return total, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
 
-def test_the_gradient_is_the_formula_s(model: Any, inputs: QwenInputs, groups: list[Group]) -> None:
+def test_the_gradient_is_the_formula_s(model: Any, inputs: QwenInputs, groups: list[RolloutGroup]) -> None:
     """Groups without signal go through the formula here, and through no pass there."""
     loss, wanted = by_the_formula(model, inputs, groups)
     passes = passes_of(groups, inputs)
     assert sum(len(one.weights) for one in passes) == 3 * (7 + 1 + 12 + 5)
-    figures, found = gradients(model, passes)
+    figures, gradient = gradients(model, passes)
     assert figures.loss == pytest.approx(loss, abs=1e-6)
-    assert_close(found, wanted)
+    assert_close(gradient, wanted)
 
 
 def test_leaving_groups_out_changes_nothing(
-    model: Any, inputs: QwenInputs, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+    model: Any, inputs: QwenInputs, groups: list[RolloutGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, without = gradients(model, passes_of(groups, inputs))
-    monkeypatch.setattr(Group, "has_signal", property(lambda _: True))
+    monkeypatch.setattr(RolloutGroup, "has_signal", property(lambda _: True))
     passes = passes_of(groups, inputs)
     assert sum(len(one.weights) for one in passes) == 5 * (7 + 1 + 12 + 5)
     figures, with_all = gradients(model, passes)
@@ -129,7 +129,7 @@ def test_leaving_groups_out_changes_nothing(
 
 @pytest.mark.parametrize(("budget", "count"), [(1, 12), (64, 7), (70, 4), (150, 2)])
 def test_passes_of_any_size_give_one_gradient(
-    budget: int, count: int, model: Any, inputs: QwenInputs, groups: list[Group]
+    budget: int, count: int, model: Any, inputs: QwenInputs, groups: list[RolloutGroup]
 ) -> None:
     whole = passes_of(groups, inputs)
     pieces = passes_of(groups, inputs, budget)
@@ -139,24 +139,24 @@ def test_passes_of_any_size_give_one_gradient(
 
     def old(passes: Sequence[Pass]) -> list[torch.Tensor]:
         """A little off, the same for the same token of a completion wherever it stands."""
-        found = old_log_probabilities(model, passes, SECTION)
-        return [value + torch.sin(50 * value) * 0.3 for value in found]
+        logprobs = old_log_probabilities(model, passes, SECTION)
+        return [value + torch.sin(50 * value) * 0.3 for value in logprobs]
 
     figures, wanted = gradients(model, whole, old(whole))
-    others, found = gradients(model, pieces, old(pieces))
-    assert_close(found, wanted)
+    others, gradient = gradients(model, pieces, old(pieces))
+    assert_close(gradient, wanted)
     assert others.loss == pytest.approx(figures.loss, abs=1e-6)
     assert others.tokens == figures.tokens
     assert 0 < others.clipped == figures.clipped
 
 
-def test_without_signal_there_is_nothing_to_do(model: Any, inputs: QwenInputs, groups: list[Group]) -> None:
-    figures, found = gradients(model, passes_of([groups[1], groups[4]], inputs))
+def test_without_signal_there_is_nothing_to_do(model: Any, inputs: QwenInputs, groups: list[RolloutGroup]) -> None:
+    figures, gradient = gradients(model, passes_of([groups[1], groups[4]], inputs))
     assert (figures.loss, figures.tokens, figures.clipped) == (0, 0, 0)
-    assert found == {}
+    assert gradient == {}
 
 
-def test_the_first_update_clips_nothing(model: Any, inputs: QwenInputs, groups: list[Group]) -> None:
+def test_the_first_update_clips_nothing(model: Any, inputs: QwenInputs, groups: list[RolloutGroup]) -> None:
     """Its ratio is 1, so that even a bound of 0 leaves the gradient as it is."""
     passes = passes_of(groups, inputs)
     figures, wide = gradients(model, passes, None, 0.2)
@@ -165,18 +165,18 @@ def test_the_first_update_clips_nothing(model: Any, inputs: QwenInputs, groups: 
     assert_close(narrow, wide, 1e-7)
 
 
-def test_a_narrower_bound_clips_more(model: Any, inputs: QwenInputs, groups: list[Group]) -> None:
+def test_a_narrower_bound_clips_more(model: Any, inputs: QwenInputs, groups: list[RolloutGroup]) -> None:
     passes = passes_of(groups, inputs)
     before = old_log_probabilities(model, passes, SECTION)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        saved = [one.clone() for one in model.parameters()]
-        for one in model.parameters():
-            one += 0.2 * one.std() * torch.randn(one.shape, generator=generator)
+        saved = [parameter.clone() for parameter in model.parameters()]
+        for parameter in model.parameters():
+            parameter += 0.2 * parameter.std() * torch.randn(parameter.shape, generator=generator)
     counts = [gradients(model, passes, before, bound)[0].clipped for bound in (10.0, 0.5, 0.2, 0.05, 0.0)]
     with torch.no_grad():
-        for one, value in zip(model.parameters(), saved, strict=True):
-            one.copy_(value)
+        for parameter, value in zip(model.parameters(), saved, strict=True):
+            parameter.copy_(value)
     assert counts == sorted(counts)
     assert len(set(counts)) >= 4
     assert counts[0] == 0
@@ -189,16 +189,16 @@ def test_clipped_tokens_by_hand() -> None:
     old = torch.zeros(5)
     logprobs = torch.tensor([2.0, 2.0, 0.5, 0.5, 1.0]).log().requires_grad_()
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
-    found = clipped_loss(logprobs, old, advantages, torch.full((5,), 0.5), 0.2)
-    assert found.clipped.tolist() == [True, False, False, True, False]
-    torch.autograd.backward(found.loss)
+    result = clipped_loss(logprobs, old, advantages, torch.full((5,), 0.5), 0.2)
+    assert result.clipped.tolist() == [True, False, False, True, False]
+    torch.autograd.backward(result.loss)
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([0, 1, -0.25, 0, -0.5])  # -weight * ratio * advantage
-    assert float(found.loss.detach()) == pytest.approx(-0.5 * (1.2 - 2 + 0.5 - 0.8 + 1))
+    assert float(result.loss.detach()) == pytest.approx(-0.5 * (1.2 - 2 + 0.5 - 0.8 + 1))
 
 
 def test_each_image_is_cut_into_patches_once(
-    inputs: QwenInputs, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+    inputs: QwenInputs, groups: list[RolloutGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = []
     original = QwenInputs.patches
@@ -219,7 +219,7 @@ def test_each_image_is_cut_into_patches_once(
     assert sum(cut) == 4
 
 
-def test_autocast_is_the_recipe_s(model: Any, inputs: QwenInputs, groups: list[Group], monkeypatch: Any) -> None:
+def test_autocast_is_the_recipe_s(model: Any, inputs: QwenInputs, groups: list[RolloutGroup], monkeypatch: Any) -> None:
     seen = []
 
     def spy(*arguments: Any) -> Any:

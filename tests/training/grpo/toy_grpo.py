@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from guardreasoner_vl.training.grpo.rollouts import Completion
+    from guardreasoner_vl.training.grpo.rollouts import Rollout
 
 ROWS = 10  # an epoch has 2 rollout batches, and 2 rows of it are left out
 STEPS = 4
@@ -61,12 +61,12 @@ def odd_tokens(ids: tuple[int, ...]) -> float:
     return sum(token % 2 for token in ids) / len(ids) - 1
 
 
-def rewarding(total: Callable[[tuple[int, ...]], float] = odd_tokens) -> Callable[..., Completion]:
+def rewarding(total: Callable[[tuple[int, ...]], float] = odd_tokens) -> Callable[..., Rollout]:
     """What judges completions instead of the labels, which a random model never writes."""
 
-    def judge(*arguments: Any) -> Completion:
-        found = _judge(*arguments)
-        return replace(found, reward=Reward(1.0, 0.5, 0.5, 0.25, total(found.ids)))
+    def judge(*arguments: Any) -> Rollout:
+        rollout = _judge(*arguments)
+        return replace(rollout, reward=Reward(1.0, 0.5, 0.5, 0.25, total(rollout.ids)))
 
     return judge
 
@@ -94,8 +94,8 @@ def checkpoints(out: Path) -> list[int]:
 
 
 def weights(out: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(out / "grpo" / f"checkpoint-{step}" / "weights.safetensors")
-    return found
+    tensors: dict[str, torch.Tensor] = load_file(out / "grpo" / f"checkpoint-{step}" / "weights.safetensors")
+    return tensors
 
 
 def halves(of: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -112,9 +112,9 @@ def shipped(out: Path) -> dict[str, torch.Tensor]:
     return parameters(out / "grpo" / "model")
 
 
-def assert_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == two.keys()
-    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def assert_same_end(out: Path, other: Path) -> None:
@@ -122,10 +122,10 @@ def assert_same_end(out: Path, other: Path) -> None:
     assert log(out) == log(other)
     assert_equal(weights(out), weights(other))
     assert_equal(*(load_file(run / "grpo" / "model" / "model.safetensors") for run in (out, other)))
-    one, two = (
+    first, second = (
         torch.load(folder / "grpo" / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)
         for folder in (out, other)
     )
-    assert all(torch.equal(a, b) for a, b in zip(one.get("masters", []), two.get("masters", []), strict=True))
-    for key, state in one["state"].items():
-        assert all(torch.equal(value, two["state"][key][name]) for name, value in state.items())
+    assert all(torch.equal(a, b) for a, b in zip(first.get("masters", []), second.get("masters", []), strict=True))
+    for key, state in first["state"].items():
+        assert all(torch.equal(value, second["state"][key][name]) for name, value in state.items())

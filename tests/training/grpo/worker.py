@@ -22,34 +22,34 @@ from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.stages import grpo
 from guardreasoner_vl.training.grpo import rollouts as grpo_rollouts
 from guardreasoner_vl.training.grpo import state as grpo_state
-from guardreasoner_vl.training.grpo.ranks import Ranks
+from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from tests.training.grpo import toy_grpo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guardreasoner_vl.recipe import Recipe
-    from guardreasoner_vl.stages.grpo import Step
+    from guardreasoner_vl.stages.grpo import TrainingStep
 
 
 def main(model: Path, data: Path, out: Path) -> None:
-    ranks = Ranks.of_launch()
+    ranks = DistributedContext.of_launch()
     second = ranks.rank == 1
     rows = list(read_corpus(data))
     ends: dict[str, Any] = {"rank": ranks.rank, "count": ranks.count, "device": str(ranks.device)}
 
     def run(name: str, recipe: Recipe) -> None:
         try:
-            ends[name] = str(grpo.run(recipe, model, data, out / name, rows, told.append).relative_to(out))
+            ends[name] = str(grpo.run(recipe, model, data, out / name, rows, steps.append).relative_to(out))
         except GuardError as error:
             ends[name] = f"{type(error).__name__}: {error}"
 
     with pytest.MonkeyPatch.context() as patch:
         toy_grpo.install(patch)
         patch.setattr(grpo, "draw_training", lambda *_: None)
-        told: list[Step] = []
+        steps: list[TrainingStep] = []
         run("two", toy_grpo.recipe())
-        ends["told"] = [one.step for one in told]
+        ends["told"] = [one.step for one in steps]
         run("begun", toy_grpo.recipe())  # by one rank
         run("two", toy_grpo.recipe(learning_rate=1e-5))
         run("odd", toy_grpo.recipe(update_batch=1))

@@ -1,4 +1,4 @@
-"""The JSON of OpenAI's chat completions, as vLLM speaks it: requests written, answers checked and read."""
+"""Builds requests for OpenAI's chat completions, with vLLM's extensions, and validates and reads the answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOP_LOGPROBS = 20
 
 STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "top_p": 1.0}
-_ROUNDING = 1e-3  # a log-probability is 0 at most, but for rounding
+_ROUNDING = 1e-3  # a log-probability is at most 0, apart from rounding
 
 
 NEUTRAL: dict[str, float] = {
@@ -39,15 +39,15 @@ NEUTRAL: dict[str, float] = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,
 }
-"""Sampling parameters without effect. They are sent because a server may have other defaults: vLLM takes them from the
-model's `generation_config.json`. The last three are vLLM's own, and some servers refuse them."""
+"""Sampling parameters with values that have no effect. They are sent because a server's defaults may differ: vLLM reads
+its defaults from the model's `generation_config.json`. The last three are vLLM's, and some servers refuse them."""
 
 GREEDY: dict[str, float] = {"temperature": 0.0, "top_p": 1.0, **NEUTRAL}
-BROKEN_OFF = "the server broke the answer off: see the server's log"
+INTERRUPTED = "the server interrupted the answer: see the server's log"
 
 
 def log_probability(value: Any) -> float | None:
-    """The number, -Infinity included; None for a value that is not a log-probability."""
+    """The value as a number, -Infinity included; None if it is not a log-probability."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     try:
@@ -57,7 +57,7 @@ def log_probability(value: Any) -> float | None:
 
 
 def finite(likeliest: Iterable[tuple[str, Any]]) -> list[tuple[str, float]]:
-    """The texts whose log-probability is finite; none if a value is not a number, since it may be the likeliest."""
+    """The texts with a finite log-probability; empty if any value is not a number: it may be the likeliest."""
     numbers = [(text, log_probability(value)) for text, value in likeliest]
     if any(number is None for _, number in numbers):
         return []
@@ -74,7 +74,7 @@ def _or_none(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 _Text = Annotated[str, BeforeValidator(lambda value: mended(value) if isinstance(value, str) else value)]
 _NULL_IS_EMPTY = BeforeValidator(lambda value: [] if value is None else value)
 _OPTIONAL = WrapValidator(_or_none)
-"""A field without which an answer is valid: whatever is wrong with it, it becomes None."""
+"""An optional field: if its content is invalid, it becomes None."""
 
 
 class _Logprob(BaseModel):
@@ -123,36 +123,40 @@ class _Usage(BaseModel):
 
 
 class Completion(BaseModel):
-    """One answer of `/chat/completions`, its used fields only. Scores and usage are optional, null is empty."""
+    """One answer of `/chat/completions`, only the fields used. Scores and usage are optional; null means empty."""
 
     choices: Annotated[list[_Choice], _NULL_IS_EMPTY]
     usage: Annotated[_Usage | None, _OPTIONAL] = None
 
     @property
     def text(self) -> str:
+        """The text of the first choice."""
         return self.choices[0].message.content or ""
 
     @property
     def finish_reason(self) -> str | None:
+        """Why the first choice ended."""
         return self.choices[0].finish_reason
 
     @property
     def reasoning_split_off(self) -> bool:
-        """Whether the server cut the reasoning out of the text (vLLM's `--reasoning-parser`)."""
+        """Whether the server moved the reasoning out of the text (vLLM's `--reasoning-parser`)."""
         message = self.choices[0].message
         return any(getattr(message, name) for name in REASONING)
 
     @property
     def reports_cached_tokens(self) -> bool:
+        """Whether the usage says how many prompt tokens came from the server's prefix cache."""
         return bool(self.usage and self.usage.prompt_tokens_details)
 
     def tokens(self) -> list[Token]:
-        """The generated tokens and their likeliest alternatives; empty without log-probabilities."""
+        """The generated tokens with their likeliest alternatives; empty if the server sent no log-probabilities."""
         logprobs = self.choices[0].logprobs
         content = (logprobs.content if logprobs else None) or []
         return [Token(token.text, token.likeliest) for token in content]
 
     def used(self, seconds: float) -> Usage:
+        """The tokens that the server counted, and `seconds` of wall-clock time."""
         usage = self.usage or _Usage()
         details = usage.prompt_tokens_details or _PromptDetails()
         return Usage(
@@ -163,19 +167,19 @@ class Completion(BaseModel):
         )
 
 
-class _Delta(BaseModel):
+class _DeltaChoice(BaseModel):
     delta: Annotated[_AnswerMessage, BeforeValidator(lambda value: value or {})] = _AnswerMessage()
     finish_reason: str | None = None
     logprobs: Annotated[_Logprobs | None, _OPTIONAL] = None
 
 
-class _Piece(BaseModel):
-    choices: Annotated[list[_Delta], _NULL_IS_EMPTY] = []
+class _Chunk(BaseModel):
+    choices: Annotated[list[_DeltaChoice], _NULL_IS_EMPTY] = []
     usage: Annotated[_Usage | None, _OPTIONAL] = None
 
 
-class GrowingCompletion:
-    """An answer that comes in pieces; `completion` is what they make."""
+class StreamedCompletion:
+    """Assembles a streamed answer from its chunks; `completion` is the answer so far."""
 
     def __init__(self) -> None:
         self._message = _AnswerMessage()
@@ -184,11 +188,11 @@ class GrowingCompletion:
         self._usage: _Usage | None = None
 
     def add(self, chunk: Mapping[str, Any]) -> str:
-        """The text that this piece adds. Raises `EngineError` for one that cannot be read."""
-        piece = _checked(_Piece, chunk)
-        self._usage = piece.usage or self._usage
+        """Add one chunk; returns its text. Raises `EngineError` for a malformed chunk."""
+        parsed = _checked(_Chunk, chunk)
+        self._usage = parsed.usage or self._usage
         text = ""
-        for choice in piece.choices[:1]:
+        for choice in parsed.choices[:1]:
             text = choice.delta.content or ""
             for name, more in choice.delta:
                 if more:
@@ -199,6 +203,7 @@ class GrowingCompletion:
 
     @property
     def completion(self) -> Completion:
+        """The answer so far, in the form of an answer that was not streamed."""
         choice = _Choice(
             message=self._message, finish_reason=self._finish, logprobs=_Logprobs(content=self._tokens or None)
         )
@@ -206,7 +211,7 @@ class GrowingCompletion:
 
 
 class ServedModel(BaseModel):
-    """One entry of `/models`; `max_model_len` is vLLM's."""
+    """One entry of `/models`; only vLLM sends `max_model_len`, in tokens."""
 
     id: str
     max_model_len: int | None = None
@@ -218,21 +223,21 @@ class ServedModels(BaseModel):
     data: list[ServedModel]
 
 
-Body = TypeVar("Body", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def read(kind: type[Body], body: bytes) -> Body:
-    """Parse an answer; raises `EngineError`, which names the place of the fault and never quotes the answer."""
+def read(kind: type[ModelT], body: bytes) -> ModelT:
+    """Parse an answer. Raises `EngineError`, which names the malformed field and never quotes the answer."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
         raise malformed("not JSON") from None
     if isinstance(content, dict) and reported_error(content) is not None:
-        raise EngineError(BROKEN_OFF)
+        raise EngineError(INTERRUPTED)
     return _checked(kind, content)
 
 
-def _checked(kind: type[Body], content: Any) -> Body:
+def _checked(kind: type[ModelT], content: Any) -> ModelT:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -241,7 +246,7 @@ def _checked(kind: type[Body], content: Any) -> Body:
 
 
 def malformed(place: str) -> EngineError:
-    """The error to raise for an answer that has another shape at `place`."""
+    """The error to raise for an answer whose field at `place` is malformed."""
     return EngineError(f"the server's answer is malformed ({place}): check that base_url is an OpenAI-compatible API")
 
 
@@ -249,12 +254,12 @@ def read_completion(body: bytes) -> Completion:
     """Parse an answer that holds at least one choice; raises `EngineError`."""
     completion = read(Completion, body)
     if not completion.choices:
-        raise EngineError("the server's answer is malformed (choices): it holds no answer")
+        raise EngineError("the server's answer is malformed (choices): it contains no choice")
     return completion
 
 
 def chat_payload(request: EngineRequest, prefix: str) -> dict[str, Any]:
-    """The messages, with images inlined and the assistant's turn begun with `prefix`."""
+    """The request's messages, with images inlined and `prefix` as the start of the assistant's turn."""
     images = iter(request.images)
     messages: list[dict[str, Any]] = [
         {"role": message.role, "content": _content(message.text, images)} for message in request.messages
@@ -270,38 +275,38 @@ def chat_payload(request: EngineRequest, prefix: str) -> dict[str, Any]:
 
 
 def sampling(request: EngineRequest) -> dict[str, Any]:
-    """How to generate, beside `NEUTRAL`; the seed only where the request has one."""
-    chosen: dict[str, Any] = {
+    """The request's sampling parameters, besides `NEUTRAL`; the seed only if the request has one."""
+    parameters: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "max_tokens": request.max_new_tokens,
     }
-    return chosen if request.seed is None else chosen | {"seed": request.seed}
+    return parameters if request.seed is None else parameters | {"seed": request.seed}
 
 
 def with_logprobs() -> dict[str, Any]:
-    """Ask for the likeliest tokens at each place."""
+    """The parameters that request the likeliest tokens at each position."""
     return {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
 
 
 def _content(text: str, images: Iterator[CheckedImage]) -> str | list[dict[str, Any]]:
-    """Plain text, or parts with each image where its placeholder stood."""
+    """Plain text, or a list of parts in which each placeholder is replaced by its image."""
     first, *others = text.split(IMAGE)
     if not others:
         return first
     parts = [text_part(first)]
-    for piece in others:
-        parts += [image_part(next(images)), text_part(piece)]
+    for following in others:
+        parts += [image_part(next(images)), text_part(following)]
     return [part for part in parts if part.get("text") != ""]
 
 
 def text_part(text: str) -> dict[str, Any]:
-    """A text as a part of a message."""
+    """A text part of a message."""
     return {"type": "text", "text": text}
 
 
 def image_part(image: CheckedImage) -> dict[str, Any]:
-    """An image as a part of a message."""
-    # Bytes only: a server that is given an address fetches it.
+    """An image part of a message."""
+    # Always inline the bytes: a server fetches an image that is passed as an address.
     data = base64.b64encode(image.png).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

@@ -1,6 +1,6 @@
-"""Streamed chat completions, parsed from server-sent events for the engine, the proxy and the middleware.
+"""Parses streamed chat completions from server-sent events, for the engine, the proxy and the middleware.
 
-An answer is whole once `[DONE]` has come, or a finish reason for every choice that was seen.
+An answer is complete once `[DONE]` has arrived, or a finish reason for every choice that has started.
 """
 
 from __future__ import annotations
@@ -17,59 +17,59 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
 
 REASONING = ("reasoning_content", "reasoning")
-"""The fields that servers give a model's reasoning."""
+"""The fields in which servers send a model's reasoning."""
 
 TEXTS = ("content", *REASONING, "refusal")
-"""The texts of a message or of a delta."""
+"""The text fields of a message or a delta."""
 
 CALLED = ("function", "custom")
 CALL_TEXTS = ("name", "arguments", "input")
 FAILED = "the model failed: ask again"
-"""The message of an error for which the server gives no reason, or whose reason may not be shown."""
+"""The message of an error for which the server gives no reason, or whose reason must not be shown."""
 
-_LONGEST = 300  # characters of an error's message
+_MAX_MESSAGE = 300  # characters of an error's message
 
 
 class UpstreamError(EngineError):
-    """A server cannot be reached, broke its answer off or says that it failed."""
+    """A server cannot be reached, interrupted its answer, or reports a failure."""
 
     code = "upstream"
 
 
 class ReportedError(UpstreamError):
-    """An error that the server reports; the message is the server's."""
+    """An error that the server reported; the message is the server's."""
 
 
 class CutOffError(UpstreamError):
-    """An answer that ended before it was whole."""
+    """An answer that ended before it was complete."""
 
     def __init__(self) -> None:
-        super().__init__("the model's answer ended before it was whole: ask again")
+        super().__init__("the model's answer ended before it was complete: ask again")
 
 
 def is_event_stream(content_type: str) -> bool:
-    """Whether that is the content type of server-sent events."""
+    """Whether `content_type` is that of server-sent events."""
     return _media_type(content_type) == "text/event-stream"
 
 
 def is_json(content_type: str) -> bool:
-    """Whether that is the content type of JSON."""
+    """Whether `content_type` is that of JSON."""
     media_type = _media_type(content_type)
     return media_type == "application/json" or media_type.endswith("+json")
 
 
 def reported_error(body: Mapping[str, Any]) -> str | None:
-    """The message of an error in OpenAI's shape, in one line of at most 300 characters; None if `body` holds none."""
+    """The message of an error in OpenAI's format, as one line of at most 300 characters; None if `body` has none."""
     error = body.get("error")
     if not error:
         return None
     message = error.get("message") if isinstance(error, dict) else error
     line = " ".join(mended(message).split()) if isinstance(message, str) else ""
-    return line[:_LONGEST] or FAILED
+    return line[:_MAX_MESSAGE] or FAILED
 
 
 class ChatEvents:
-    """Gives chunks as JSON objects, surrogate pairs joined across deltas; the same however the bytes are cut.
+    """Decodes a stream's bytes, split at any point, into chunks (JSON objects); joins surrogate pairs across deltas.
 
     Both methods raise `ReportedError` for an error that the server reports, `TooLongError`, and `ValueError` or
     `RecursionError` for an event that is not a JSON object.
@@ -80,11 +80,11 @@ class ChatEvents:
         self._halves: dict[int, Halves] = {}
         self._finished: dict[int, bool] = {}
         self.done = False
-        """Whether the server has said that nothing more comes."""
+        """Whether the server has sent `[DONE]`."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether the answer is complete."""
         return self.done or (bool(self._finished) and all(self._finished.values()))
 
     def feed(self, body: bytes) -> Iterator[dict[str, Any]]:
@@ -93,12 +93,12 @@ class ChatEvents:
             yield from self._read(event)
 
     def finish(self) -> Iterator[dict[str, Any]]:
-        """The chunk of an event that the stream's end left open. Raises `CutOffError` if the answer is not whole."""
+        """The chunk of a last event without a blank line after it. Raises `CutOffError` if the answer is incomplete."""
         for event in self._decoder.finish():
             try:
                 yield from self._read(event)
             except (ValueError, RecursionError):
-                break  # the end of the stream cut it
+                break  # the stream ended inside the event
         if not self.is_whole:
             raise CutOffError
 
@@ -113,7 +113,7 @@ class ChatEvents:
             raise ReportedError(_message_of(data))
         chunk = json.loads(data)
         if not isinstance(chunk, dict):
-            raise ValueError("a chunk is no JSON object")
+            raise ValueError("a chunk is not a JSON object")
         if (message := reported_error(chunk)) is not None:
             raise ReportedError(message)
         for choice in _objects(chunk.get("choices")):
@@ -130,15 +130,15 @@ class ChatEvents:
         self._finished[index] = self._finished.get(index, False) or ended
         if ended:
             choice["delta"] = delta = delta if isinstance(delta, dict) else {}
-            for place in halves.alone():
+            for place in halves.unpaired():
                 _replace(delta, place)
 
 
-async def chunks_of(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[dict[str, Any], None]:
-    """The chunks of all `pieces`, to the end of a whole answer. Raises what `ChatEvents` raises."""
+async def chunks_of(stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[dict[str, Any], None]:
+    """The chunks of a stream of bytes, to the end of the answer. Raises what `ChatEvents` raises."""
     events = ChatEvents()
-    async with aclosing(pieces):
-        async for body in pieces:
+    async with aclosing(stream):
+        async for body in stream:
             for chunk in events.feed(body):
                 yield chunk
     for chunk in events.finish():
@@ -169,7 +169,7 @@ def _index(holder: Mapping[str, Any]) -> int:
 
 
 def _texts(delta: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, tuple[Any, ...]]]:
-    """Each text of the delta: what holds it, its name there, and a place that is the same in the next delta."""
+    """Each text of the delta: the object that contains it, its key there, and its place, which later deltas share."""
     for name in TEXTS:
         if isinstance(delta.get(name), str):
             yield delta, name, (name,)
@@ -183,7 +183,7 @@ def _texts(delta: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, tuple[A
 
 
 def _replace(delta: dict[str, Any], place: tuple[Any, ...]) -> None:
-    """Append U+FFFD to the text at `place`, in the stead of a surrogate whose other half never came."""
+    """Append U+FFFD to the text at `place`, for a surrogate whose other half is missing."""
     match place:
         case (name,):
             delta[name] = (delta.get(name) or "") + REPLACEMENT

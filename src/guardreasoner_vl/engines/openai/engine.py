@@ -1,10 +1,10 @@
-"""Any OpenAI-compatible server, such as vLLM, as an engine.
+"""The engine for OpenAI-compatible servers such as vLLM.
 
     engine = OpenAIEngine.connect(base_url="http://localhost:8000/v1")
 
-Full use needs vLLM's `continue_final_message` (forced prefix) and `top_logprobs` (scores); what the server
-lacks is found out once, in `probe`, and declared in `capabilities`. `ban_empty_think` has no counterpart
-on the wire: the strict parser sees an empty think as it stands.
+The forced prefix needs vLLM's `continue_final_message`, scores need `top_logprobs`. `probe` finds out once what the
+server supports and sets `capabilities`. `ban_empty_think` cannot be sent to a server: the strict parser reads an empty
+think as it is.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from guardreasoner_vl.engines.base import EngineResult, FinishReason, ScoreResult
 from guardreasoner_vl.engines.label_scores import compare, likeliest, read_labels
 from guardreasoner_vl.engines.openai.chat import (
-    BROKEN_OFF,
+    INTERRUPTED,
     ONE_TOKEN,
     STREAMED,
-    GrowingCompletion,
+    StreamedCompletion,
     chat_payload,
     malformed,
     read_completion,
@@ -33,8 +33,8 @@ from guardreasoner_vl.engines.openai.chat import (
 from guardreasoner_vl.engines.openai.chat_stream import UpstreamError, chunks_of, is_event_stream
 from guardreasoner_vl.engines.openai.http import HttpClient, LoopThread
 from guardreasoner_vl.engines.openai.probe import choose_model, probe_server
-from guardreasoner_vl.engines.validation import check_request, check_scoring, failed, unscored
-from guardreasoner_vl.errors import CalledOffError, EngineError, GuardError
+from guardreasoner_vl.engines.validation import check_request, check_scoring, error_result, error_score
+from guardreasoner_vl.errors import EngineError, GuardError, RequestCancelledError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
@@ -42,21 +42,20 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from guardreasoner_vl.engines.base import Capabilities, EngineRequest, Watch
+    from guardreasoner_vl.engines.base import Capabilities, EngineRequest, StreamListener
     from guardreasoner_vl.engines.openai.chat import Completion
 
-Result = TypeVar("Result", EngineResult, ScoreResult)
+ResultT = TypeVar("ResultT", EngineResult, ScoreResult)
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 class OpenAIEngine:
-    """Asks a server over HTTP; all faults of one request end in its result, `code` and one line of text.
+    """Sends requests to a server over HTTP. A failed request gets a result with an error code and a one-line message.
 
-    `model` None takes the first one that the server lists; `api_key` None reads OPENAI_API_KEY. `timeout`
-    is in seconds for one HTTP answer, retries and pauses included, time in the queue not. `extra_body`
-    is added to each request's JSON and wins over what stands there. Safe to use from several threads and
-    event loops at once.
+    `model` None uses the first model that the server lists; `api_key` None reads OPENAI_API_KEY. `timeout` is the time
+    in seconds for one HTTP answer, retries and pauses included, time in the queue excluded. `extra_body` is added to
+    each request's JSON and overrides its fields. Can be used from several threads and event loops at once.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class OpenAIEngine:
             timeout=timeout,
             retries=retries,
         )
-        self._wanted = model
+        self._requested_model = model
         self._extra_body = dict(extra_body or {})
         self._loop = LoopThread()
         self._model: str | None = None
@@ -96,7 +95,7 @@ class OpenAIEngine:
         retries: int = 3,
         extra_body: Mapping[str, Any] | None = None,
     ) -> Self:
-        """A probed engine. Raises what `probe` raises."""
+        """Create an engine and probe its server. Raises what `probe` raises."""
         engine = cls(
             base_url=base_url,
             model=model,
@@ -114,7 +113,7 @@ class OpenAIEngine:
         return engine
 
     def probe(self) -> None:
-        """Find the model and what the server can do, with a few tiny requests.
+        """Find the model and the server's capabilities with a few short requests.
 
         Raises `ModelError` if the model is not served and `EngineError` if the server cannot be used.
         """
@@ -133,19 +132,19 @@ class OpenAIEngine:
         return self._capabilities
 
     def count_tokens(self, request: EngineRequest) -> int | None:  # noqa: ARG002
-        """None: the server counts, and refuses what is too long instead of cutting it."""
+        """Returns None: only the server can count, and it refuses prompts that are too long."""
         return None
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
         started = time.perf_counter()
-        return _shared_out(self._loop.run_all(map(self._generate, requests)), time.perf_counter() - started)
+        return _share_seconds(self._loop.run_all(map(self._generate, requests)), time.perf_counter() - started)
 
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
     ) -> list[ScoreResult]:
         started = time.perf_counter()
         results = self._loop.run_all(self._score(request, slots, candidates) for request in requests)
-        return _shared_out(results, time.perf_counter() - started)
+        return _share_seconds(results, time.perf_counter() - started)
 
     async def agenerate(self, request: EngineRequest) -> EngineResult:
         return await asyncio.wrap_future(self._loop.submit(self._generate(request)))
@@ -154,12 +153,12 @@ class OpenAIEngine:
         return await asyncio.wrap_future(self._loop.submit(self._score(request, slots, candidates)))
 
     def close(self) -> None:
-        """End the connections; requests under way get error results."""
+        """Close the connections; requests in progress get error results."""
         self._http.stop()
         self._loop.close(self._http.aclose)
 
     async def _probe(self) -> None:
-        served = await choose_model(self._http, self._wanted)
+        served = await choose_model(self._http, self._requested_model)
         self._capabilities, self._neutral = await probe_server(self._http, served)
         self._model = served.id
 
@@ -170,10 +169,10 @@ class OpenAIEngine:
             if request.label_fields and self.capabilities.scores:
                 extra |= with_logprobs()
             started = time.perf_counter()
-            completion = await self._complete(request, request.forced_prefix, extra, request.watch)
+            completion = await self._complete(request, request.forced_prefix, extra, request.listener)
             return _result(request, completion, time.perf_counter() - started)
         except GuardError as error:
-            return failed(error)
+            return error_result(error)
 
     async def _score(self, request: EngineRequest, slots: Sequence[str], candidates: Sequence[str]) -> ScoreResult:
         logprobs: list[tuple[float, ...]] = []
@@ -185,22 +184,22 @@ class OpenAIEngine:
                 started = time.perf_counter()
                 completion = await self._complete(request, prefix, ONE_TOKEN | with_logprobs())
                 usage += completion.used(time.perf_counter() - started)
-                logprobs.append(_compared(completion, candidates))
+                logprobs.append(_label_logprobs(completion, candidates))
                 prefix += candidates[likeliest(logprobs[-1])]
         except GuardError as error:
-            return unscored(error)
+            return error_score(error)
         return ScoreResult(tuple(logprobs), tuple(map(likeliest, logprobs)), usage)
 
     async def _complete(
-        self, request: EngineRequest, prefix: str, how: Mapping[str, Any], watch: Watch | None = None
+        self, request: EngineRequest, prefix: str, parameters: Mapping[str, Any], listener: StreamListener | None = None
     ) -> Completion:
         def payload() -> dict[str, Any]:
-            streamed = STREAMED if watch else {}
-            sent = {"model": self.model.name, **chat_payload(request, prefix), **self._neutral}
-            return {**sent, **how, **streamed, **self._extra_body}
+            streamed = STREAMED if listener else {}
+            base = {"model": self.model.name, **chat_payload(request, prefix), **self._neutral}
+            return {**base, **parameters, **streamed, **self._extra_body}
 
-        if watch:
-            completion = await self._http.post_streamed("chat/completions", payload, partial(_watched, watch))
+        if listener:
+            completion = await self._http.post_streamed("chat/completions", payload, partial(_read_streamed, listener))
         else:
             completion = read_completion(await self._http.post("chat/completions", payload))
         if completion.finish_reason not in _FINISH:
@@ -208,20 +207,20 @@ class OpenAIEngine:
         return completion
 
 
-async def _watched(watch: Watch, response: httpx.Response) -> Completion:
-    """The answer, reported to `watch` as it arrives. Raises `CalledOffError` if the watch gives up."""
-    watch.begin()
+async def _read_streamed(listener: StreamListener, response: httpx.Response) -> Completion:
+    """Read the answer and pass its text to `listener` as it arrives. Raises `RequestCancelledError`."""
+    listener.on_start()
     if not is_event_stream(response.headers.get("Content-Type", "")):
         completion = read_completion(await response.aread())
-        _tell(watch, completion.text)
+        _pass_on(listener, completion.text)
         return completion
-    answer = GrowingCompletion()
+    answer = StreamedCompletion()
     try:
         async with aclosing(chunks_of(_bytes_of(response))) as chunks:
             async for chunk in chunks:
-                _tell(watch, answer.add(chunk))
+                _pass_on(listener, answer.add(chunk))
     except UpstreamError:
-        raise EngineError(BROKEN_OFF) from None
+        raise EngineError(INTERRUPTED) from None
     except (ValueError, RecursionError):
         raise malformed("not JSON") from None
     return answer.completion
@@ -232,16 +231,16 @@ async def _bytes_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:
         yield body
 
 
-def _tell(watch: Watch, text: str) -> None:
+def _pass_on(listener: StreamListener, text: str) -> None:
     if text:
-        watch.tell(text)
-    if watch.called_off:
-        raise CalledOffError
+        listener.on_text(text)
+    if listener.cancelled:
+        raise RequestCancelledError
 
 
 def _result(request: EngineRequest, completion: Completion, seconds: float) -> EngineResult:
     if completion.reasoning_split_off:
-        raise EngineError("the server cuts the reasoning out of the answer: start it without --reasoning-parser")
+        raise EngineError("the server removes the reasoning from the answer: start it without --reasoning-parser")
     labels = read_labels(
         request.forced_prefix, completion.text, completion.tokens(), request.label_fields, request.candidates
     )
@@ -253,16 +252,16 @@ def _result(request: EngineRequest, completion: Completion, seconds: float) -> E
     )
 
 
-def _compared(completion: Completion, candidates: Sequence[str]) -> tuple[float, ...]:
+def _label_logprobs(completion: Completion, candidates: Sequence[str]) -> tuple[float, ...]:
     tokens = completion.tokens()
     logprobs = compare(tokens[0].top, candidates) if tokens else None
     if logprobs is None:
-        raise EngineError("no label is among the model's likeliest next tokens: use mode 'slow' with this model")
+        raise EngineError("none of the model's likeliest next tokens starts a label: use mode 'slow' with this model")
     return logprobs
 
 
-def _shared_out(results: Sequence[Result], seconds: float) -> list[Result]:
-    """The batch's seconds in equal parts: requests overlap, so their own would add up to more."""
+def _share_seconds(results: Sequence[ResultT], seconds: float) -> list[ResultT]:
+    """Split the batch's wall-clock seconds equally; concurrent requests' own times would add up to more."""
     return [
         replace(result, usage=result.usage.model_copy(update={"seconds": seconds / len(results)})) for result in results
     ]

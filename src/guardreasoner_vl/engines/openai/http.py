@@ -1,7 +1,7 @@
-"""HTTP to an OpenAI-compatible server: deadline, retries, bounded concurrency, on an event loop of its own.
+"""An HTTP client for OpenAI-compatible servers with a deadline, retries and limited concurrency, on its own event loop.
 
-HTTP clients belong to one event loop, callers to any or none. So all requests run on one loop in a
-thread; plain code waits for it, and coroutines on any loop await it, even where a loop already runs.
+An HTTP client belongs to one event loop; callers may use any loop or none. All requests therefore run on one loop in a
+thread: synchronous code blocks on it, and coroutines of any loop await it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TOO_LONG = re.compile(
 
 
 class HttpError(EngineError):
-    """A request that got no answer; `status` is the HTTP status if there was one."""
+    """A request that got no usable answer; `status` is the HTTP status, None if there was none."""
 
     def __init__(self, message: str, code: str = EngineError.code, status: int | None = None) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class HttpError(EngineError):
 
 
 class LoopThread:
-    """An event loop in a daemon thread, started at the first `submit`."""
+    """An event loop in a daemon thread, which the first `submit` starts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class LoopThread:
         self.closed = False
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `work` on the loop; cancelling the future cancels it. Raises `EngineError` once closed."""
+        """Run `work` on the loop; cancelling the future cancels it. Raises `EngineError` after `close`."""
         with self._lock:
             if self.closed:
                 work.close()
@@ -67,7 +67,7 @@ class LoopThread:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run_all(self, works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-        """`submit` all and wait for all; an interrupt cancels them."""
+        """Submit all and wait for all results; an interrupt or an error cancels the others."""
         futures = [self.submit(work) for work in works]
         try:
             return [future.result() for future in futures]
@@ -77,7 +77,7 @@ class LoopThread:
             raise
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Cancel what still runs, do `last` and end the thread."""
+        """Cancel running tasks, run `last`, and end the thread."""
         with self._lock:
             self.closed = True
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
@@ -98,9 +98,10 @@ async def _cancel_others() -> None:
 
 
 class HttpClient:
-    """GET and POST of JSON. All methods but the constructor belong to one event loop.
+    """GET and POST of JSON. All methods except the constructor must be called on one event loop.
 
-    A request waits for one of `max_concurrency` places, then has `timeout` seconds, retries included.
+    At most `max_concurrency` requests run at once; each has `timeout` seconds, retries included, time in the queue
+    excluded.
     """
 
     def __init__(
@@ -117,30 +118,29 @@ class HttpClient:
 
     @property
     def server(self) -> str:
-        """Scheme, host and port, without any password in the address."""
+        """Scheme, host and port of the address, without a password."""
         return f"{self._url.scheme}://{self._url.netloc.decode('ascii')}"
 
     async def get(self, path: str) -> bytes:
-        """The body of the answer. Raises `HttpError` or `InputTooLongError`."""
+        """The answer's body. Raises `HttpError` or `InputTooLongError`."""
         return await self._within_deadline("GET", path, None, _whole)
 
     async def post(self, path: str, payload: Payload) -> bytes:
-        """The body of the answer. Raises `HttpError` or `InputTooLongError`.
+        """The answer's body. Raises `HttpError` or `InputTooLongError`.
 
-        `payload` is called once it is the request's turn: a long queue then holds no inlined images.
+        `payload` is called when the request is sent, so that a long queue holds no inlined images.
         """
         return await self._within_deadline("POST", path, payload, _whole)
 
     async def post_streamed(self, path: str, payload: Payload, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
-        """What `read` returns for the response, whose body has not been read yet, whatever its content type.
+        """The result of `read`, which gets the response, of any content type, before its body is read.
 
-        `read` is called anew where the connection broke and the answer is asked for again. Raises what `post` and
-        `read` raise.
+        `read` is called again if the connection breaks and the request is retried. Raises what `post` and `read` raise.
         """
         return await self._within_deadline("POST", path, payload, read)
 
     def stop(self) -> None:
-        """From now on a cancelled request ends in a fault, as its caller did not ask for that."""
+        """Turn later cancellations into errors, because then the engine and not the caller cancels the requests."""
         self._closing = True
 
     async def aclose(self) -> None:
@@ -155,7 +155,7 @@ class HttpClient:
             async with self._places, asyncio.timeout(self._timeout):
                 return await self._with_retries(method, path, payload, read)
         except TimeoutError:
-            raise HttpError(f"{self.server} gave no answer within {self._timeout:g} s", "timeout") from None
+            raise HttpError(f"{self.server} did not answer within {self._timeout:g} s", "timeout") from None
         except asyncio.CancelledError:
             if self._closing:
                 raise HttpError("the engine was closed before the answer came") from None
@@ -164,7 +164,7 @@ class HttpClient:
     async def _with_retries(
         self, method: str, path: str, payload: Payload | None, read: Callable[[httpx.Response], Awaitable[T]]
     ) -> T:
-        # Escaped to ASCII, so that no text can fail to be encoded.
+        # ASCII escapes, so that lone surrogates cannot fail to be encoded.
         body = None if payload is None else json.dumps(payload()).encode("ascii")
         deadline = time.monotonic() + self._timeout
         for attempt in range(self._retries + 1):
@@ -202,12 +202,14 @@ class HttpClient:
         return self._http
 
     def _fault_of(self, response: httpx.Response) -> GuardError:
-        """Say what an HTTP error means, never what its body says: servers quote the input there."""
+        """The error for an HTTP error status. It never quotes the body, in which servers quote the input."""
         status = response.status_code
         if status in (401, 403):
             return HttpError(f"{self.server} refused the API key: set OPENAI_API_KEY or api_key", "auth", status)
         if status == 413 or (status in (400, 422) and _TOO_LONG.search(response.text)):
-            return InputTooLongError("the exchange does not fit the model's context: shorten it or lower max_pixels")
+            return InputTooLongError(
+                "the exchange does not fit into the model's context: shorten it or lower max_pixels"
+            )
         remedy = "lower max_concurrency" if status == 429 else "see the server's log"
         return HttpError(f"{self.server} answered HTTP {status}: {remedy}", status=status)
 
@@ -218,7 +220,7 @@ async def _whole(response: httpx.Response) -> bytes:
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Read once: it takes 25 ms, and several clients may stand side by side."""
+    """The TLS certificates, read once for all clients: reading takes 25 ms."""
     return httpx.create_ssl_context()
 
 
@@ -228,19 +230,19 @@ def _checked_url(base_url: str) -> httpx.URL:
     except httpx.InvalidURL:
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
-        raise EngineError("base_url is no web address: give one such as http://localhost:8000/v1")
+        raise EngineError("base_url is not a web address: give one such as http://localhost:8000/v1")
     return url.copy_with(path="/v1/") if url.path == "/" else url
 
 
 def _checked_key(api_key: str) -> str:
     key = api_key.strip()
     if not (key.isascii() and key.isprintable()):
-        raise EngineError("the API key holds characters that no HTTP header can carry: copy it again")
+        raise EngineError("the API key contains characters that an HTTP header cannot contain: copy it again")
     return key
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait: a number or an HTTP date, 0 if neither."""
+    """Seconds that the server asks to wait, from a number or an HTTP date; 0 if it sends neither."""
     value = response.headers.get("Retry-After", "")
     if value.isdecimal():
         return float(value)

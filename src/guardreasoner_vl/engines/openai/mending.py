@@ -1,7 +1,7 @@
-"""Repairs of a server's JSON: lone surrogates, and numbers that JSON does not have (NaN, infinities).
+"""Repairs a server's JSON: lone surrogates, and numbers that JSON does not allow (NaN, infinities).
 
-JSON may escape a character beyond U+FFFF as two halves (UTF-16 surrogates). A server that cuts a text between them
-sends one half in each piece.
+JSON may escape a character above U+FFFF as two halves (UTF-16 surrogates). A server that splits a text between them
+sends one half in each chunk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def mended(text: str) -> str:
 
 
 def has_halves(value: Any) -> bool:
-    """Whether a string or a key of the JSON holds a lone surrogate."""
+    """Whether a string or a key of the JSON contains a lone surrogate."""
     waiting = [value]
     while waiting:
         part = waiting.pop()
@@ -40,7 +40,10 @@ def has_halves(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A copy that can be written as JSON: texts mended, None for NaN and infinities. Raises `RecursionError`."""
+    """A copy that can be written as JSON: lone surrogates become U+FFFD, NaN and infinities None.
+
+    Raises `RecursionError`.
+    """
     if isinstance(value, str):
         return mended(value)
     if isinstance(value, float):
@@ -51,19 +54,19 @@ def plain(value: Any) -> Any:
 
 
 class Halves:
-    """Joins surrogates across the pieces of texts, one text for each place: a half at a piece's end waits."""
+    """Joins surrogates across the chunks of texts, one text per place: a half at a chunk's end is kept for the next."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[Any, ...], str] = {}
 
     def join(self, place: tuple[Any, ...], text: str) -> str:
-        """The piece of the text at `place`, with the half that waited and without a half at its end."""
+        """The next chunk of the text at `place`: the kept half is added in front, a half at the end is kept back."""
         text = self._waiting.pop(place, "") + text
         if "\ud800" <= text[-1:] <= "\udbff":
             self._waiting[place], text = text[-1], text[:-1]
         return mended(text)
 
-    def alone(self) -> Iterator[tuple[Any, ...]]:
-        """The places at which a half still waits, each once."""
+    def unpaired(self) -> Iterator[tuple[Any, ...]]:
+        """The places at which a half is still kept; each is returned once."""
         while self._waiting:
             yield self._waiting.popitem()[0]

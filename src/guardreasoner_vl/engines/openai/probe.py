@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server can do: found out with tiny requests, so that nothing is guessed."""
+"""Finds out the capabilities of an OpenAI-compatible server by sending short requests."""
 
 from __future__ import annotations
 
@@ -40,36 +40,36 @@ _REMEDY = "if it is vLLM, start it with --generation-config vllm, or a generatio
 _SIDE = 56  # the smallest image that Qwen2-VL's budget allows
 
 
-async def choose_model(http: HttpClient, wanted: str | None) -> ServedModel:
-    """The wanted model, or the first one served. Raises `ModelError` or `EngineError`."""
+async def choose_model(http: HttpClient, name: str | None) -> ServedModel:
+    """The served model called `name`, or the first one if None. Raises `ModelError` or `EngineError`."""
     try:
         models = read(ServedModels, await http.get("models")).data
     except HttpError as fault:
-        if wanted is None or fault.status != 404:
+        if name is None or fault.status != 404:
             raise
-        return ServedModel(id=wanted)  # a server without a list; the first request tells
+        return ServedModel(id=name)  # the server has no list of models; the first request checks the name
     for model in models:
-        if wanted in (None, model.id):
+        if name in (None, model.id):
             return model
     names = ", ".join(model.id for model in models) or "none"
-    raise ModelError(f"{http.server} does not serve {wanted or 'any model'}: choose one of those it serves ({names})")
+    raise ModelError(f"{http.server} does not serve {name or 'any model'}: choose one of its models ({names})")
 
 
-class Probed(NamedTuple):
-    """What a server can do, and the part of `NEUTRAL` that it takes."""
+class ProbeResult(NamedTuple):
+    """A server's capabilities, and the part of `NEUTRAL` that it accepts."""
 
     capabilities: Capabilities
     neutral: dict[str, float]
 
 
-async def probe_server(http: HttpClient, model: ServedModel) -> Probed:
-    """Send some short requests, each to test one ability. Raises `EngineError` if the server fails but does not refuse.
+async def probe_server(http: HttpClient, model: ServedModel) -> ProbeResult:
+    """Test each capability with a short request. Raises `EngineError` if the server fails instead of refusing one.
 
     Logs a warning if the server's own sampling defaults may change labels.
     """
     plain = EngineRequest((Message("user", "Hi"),))
     with_images = EngineRequest((Message("user", f"{IMAGE}\nHi"),), (_black_square(),))
-    neutral = await _taken(http, model, chat_payload(plain, ""))
+    neutral = await _accepted_neutral(http, model, chat_payload(plain, ""))
     scored, seen, continued, penalised = await asyncio.gather(
         _try(http, model, chat_payload(plain, "") | neutral | with_logprobs()),
         _try(http, model, chat_payload(with_images, "") | neutral, _REFUSED | {500}),  # llama.cpp's answer to images
@@ -87,11 +87,11 @@ async def probe_server(http: HttpClient, model: ServedModel) -> Probed:
         prefix_cache=any(answer is not None and answer.reports_cached_tokens for answer in (scored, continued)),
         max_context=model.max_model_len,
     )
-    return Probed(capabilities, neutral)
+    return ProbeResult(capabilities, neutral)
 
 
-async def _taken(http: HttpClient, model: ServedModel, payload: dict[str, Any]) -> dict[str, float]:
-    """The part of `NEUTRAL` that the server takes: all, or each parameter that it takes when sent alone."""
+async def _accepted_neutral(http: HttpClient, model: ServedModel, payload: dict[str, Any]) -> dict[str, float]:
+    """The part of `NEUTRAL` that the server accepts: all, or each parameter that it accepts when sent alone."""
     if await _try(http, model, payload | NEUTRAL):
         return dict(NEUTRAL)
     answers = await asyncio.gather(*(_try(http, model, payload | {name: NEUTRAL[name]}) for name in NEUTRAL))
@@ -99,7 +99,7 @@ async def _taken(http: HttpClient, model: ServedModel, payload: dict[str, Any]) 
 
 
 async def _honours_penalty(http: HttpClient, model: ServedModel, neutral: Mapping[str, float]) -> bool:
-    """Whether the server applies `repetition_penalty`: a high one must change the answer to a prompt for repetition."""
+    """Whether the server applies `repetition_penalty`: a high value must change the answer to a request to repeat."""
     if "repetition_penalty" not in neutral:
         return False
     repeat = chat_payload(EngineRequest((Message("user", "Repeat: tea tea tea tea tea tea tea tea"),)), "")
@@ -116,7 +116,7 @@ async def _honours_penalty(http: HttpClient, model: ServedModel, neutral: Mappin
 async def _try(
     http: HttpClient, model: ServedModel, payload: dict[str, Any], refused: frozenset[int] = _REFUSED
 ) -> Completion | None:
-    """The answer, or None if the server refuses such a request."""
+    """The answer, or None if the server refuses the request."""
     try:
         body = await http.post("chat/completions", lambda: {"model": model.id} | ONE_TOKEN | payload)
     except HttpError as fault:
@@ -135,8 +135,8 @@ def _black_square() -> CheckedImage:
 def _new_turn(plain: Completion | None, continued: Completion) -> bool:
     """Whether the server ignored `continue_final_message`.
 
-    It then closes the assistant's message and opens another turn, which takes more tokens than the one
-    letter that the message holds.
+    Such a server closes the assistant's message and starts another turn, which adds more prompt tokens than the
+    message's one letter.
     """
     if plain is None or not (plain.usage and continued.usage):
         return False

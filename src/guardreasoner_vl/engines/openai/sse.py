@@ -1,7 +1,7 @@
-"""Server-sent events, decoded from bytes that are cut anywhere (the HTML standard's event streams).
+"""Decodes server-sent events (the HTML standard's event streams) from bytes that are split at any point.
 
-No library fits: httpx-sse and the openai client keep their decoders private and unbounded and ignore the rule about a
-byte order mark, and sseclient-py reads from a blocking stream.
+No library fits: the decoders of httpx-sse and the openai client are private, have no size limit and ignore the rule
+about a byte order mark; sseclient-py reads from a blocking stream.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ from guardreasoner_vl.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
-MOST_BYTES = 32_000_000
-"""Bytes that one event, or a whole answer, may have, since it is held in memory."""
+MAX_BYTES = 32_000_000
+"""Largest size of one event, or of a whole answer, in bytes: it is kept in memory."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class TooLongError(EngineError):
-    """An event or an answer has more bytes than may be held in memory."""
+    """An event or an answer is larger than the limit on memory."""
 
-    def __init__(self, what: str, most: int) -> None:
-        super().__init__(f"{what} has more than {most:,} bytes: ask for less at once")
+    def __init__(self, what: str, max_bytes: int) -> None:
+        super().__init__(f"{what} has more than {max_bytes:,} bytes: request a shorter answer")
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event; `name` is "" where the stream names none. Ids and retry times, for reconnecting, are left out."""
+    """One event; `name` is "" if the stream gives none. Ids and retry times are for reconnecting and are dropped."""
 
     name: str
     data: str
 
 
 class EventDecoder:
-    """Gives the same events however the bytes are cut: lines end in CR, LF or CRLF, invalid UTF-8 becomes U+FFFD.
+    """Decodes events from bytes split at any point: lines end in CR, LF or CRLF, invalid UTF-8 becomes U+FFFD.
 
-    Events without data are skipped, as the standard says. Raises `TooLongError` for an event of more than `most` bytes.
+    Events without data are skipped, as the standard requires. Raises `TooLongError` for an event of more than
+    `max_bytes` bytes.
     """
 
-    def __init__(self, most: int = MOST_BYTES) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._line = bytearray()
         self._data: list[bytes] = []
         self._bytes = 0
@@ -65,14 +66,14 @@ class EventDecoder:
             self._extend(more)
 
     def finish(self) -> Iterator[Event]:
-        """The event that the end of the stream leaves open, complete or not: servers omit the last blank line."""
+        """The last event at the end of the stream, complete or not, because servers omit the last blank line."""
         yield from self._end_line()
         yield from self._end_event()
 
     def _extend(self, more: bytes) -> None:
         self._line += more
-        if self._bytes + len(self._line) > self._most:
-            raise TooLongError("an event of the stream", self._most)
+        if self._bytes + len(self._line) > self._max_bytes:
+            raise TooLongError("an event of the stream", self._max_bytes)
 
     def _end_line(self) -> Iterator[Event]:
         line, self._line = bytes(self._line), bytearray()
@@ -81,7 +82,7 @@ class EventDecoder:
         if not line:
             yield from self._end_event()
             return
-        field, _, value = line.partition(b":")  # a comment's field has no name
+        field, _, value = line.partition(b":")  # a comment has an empty field name
         value = value.removeprefix(b" ")
         if field == b"data":
             self._data.append(value)
@@ -97,9 +98,9 @@ class EventDecoder:
 
 
 async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Lines of NDJSON whose bytes are cut anywhere, without a byte order mark.
+    """Lines of NDJSON from bytes that are split at any point, without a byte order mark.
 
-    A newline alone ends a line: JSON may hold Unicode's line ends as they are, and CR is white space to it.
+    Only a newline ends a line: JSON may contain Unicode line ends, and CR is white space in JSON.
     """
     rest = bytearray()
     at_start = True

@@ -1,4 +1,4 @@
-"""A benchmark: what it is, where it comes from, and how its records become `Sample`s."""
+"""Benchmarks: their description, their files, and loading them as `Sample`s."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from guardreasoner_vl.errors import DataError, GuardError
-from guardreasoner_vl.sources.adapters import Place, samples_of
+from guardreasoner_vl.sources.adapters import RecordContext, samples_of
 from guardreasoner_vl.sources.records import read_records
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ Judged = Literal["prompt", "response", "both"]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One published form: the file (or a pattern for several) below the given folder, and what makes samples of it.
+class FileLayout:
+    """One published layout: a file or glob pattern below the benchmark's folder, and the function that reads records.
 
-    `pick` chooses among all samples where the set is drawn from a larger file.
+    `pick` selects from all samples if the benchmark is a part of a larger file.
     """
 
     file: str
@@ -35,7 +35,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A labelled set. `size` is the official number of rows, `note` what its labels leave open."""
+    """A labelled set. `size` is the official number of rows; `note` has remarks on its labels."""
 
     name: str
     judged: Judged
@@ -43,57 +43,57 @@ class Benchmark:
     size: int | None
     licence: str
     origin: str
-    layouts: tuple[Layout, ...]
+    layouts: tuple[FileLayout, ...]
     note: str = ""
 
 
 @dataclass
-class Loaded:
-    """A benchmark's rows, the records set aside by reason, and the file they came from."""
+class LoadedBenchmark:
+    """A benchmark's rows, the skipped records by reason, and the file they came from."""
 
     benchmark: Benchmark
     samples: list[Sample]
     path: Path
-    set_aside: SetAside = field(default_factory=SetAside)
+    skipped: SkippedRows = field(default_factory=SkippedRows)
 
     @property
     def size_differs(self) -> str | None:
-        """What to say if the rows are not as many as they should be."""
+        """A warning if the number of rows is not the official one; None otherwise."""
         size = self.benchmark.size
         if size is None or len(self.samples) == size:
             return None
-        return f"{self.benchmark.name}: {len(self.samples):,} rows, the official set has {size:,}"
+        return f"{self.benchmark.name}: {len(self.samples):,} rows, but the official set has {size:,}"
 
 
-def load(benchmark: Benchmark, folder: Path, unpacked: Path) -> Loaded:
-    """Read the first layout found in `folder` or in a folder inside it; images inside records go to `unpacked`.
+def load(benchmark: Benchmark, folder: Path, unpacked: Path) -> LoadedBenchmark:
+    """Read the first layout that matches in `folder` or in a subfolder; embedded images are written to `unpacked`.
 
-    Raises `DataError` if there is none, or nothing usable in it.
+    Raises `DataError` if no layout matches, or if no row is usable.
     """
-    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     for layout in benchmark.layouts:
-        for place in (folder, *inside):
-            if files := sorted(path for path in place.glob(layout.file) if path.is_file()):
+        for candidate in (folder, *subfolders):
+            if files := sorted(path for path in candidate.glob(layout.file) if path.is_file()):
                 return _loaded(benchmark, layout, files, unpacked)
     wanted = " or ".join(layout.file for layout in benchmark.layouts)
     raise DataError(f"{folder}: no {wanted} for {benchmark.name}; get it from {benchmark.origin}")
 
 
-def _loaded(benchmark: Benchmark, layout: Layout, files: Sequence[Path], unpacked: Path) -> Loaded:
+def _loaded(benchmark: Benchmark, layout: FileLayout, files: Sequence[Path], unpacked: Path) -> LoadedBenchmark:
     path = files[0]
-    loaded = Loaded(benchmark, [], path)
+    loaded = LoadedBenchmark(benchmark, [], path)
     seen: set[str] = set()
     for number, row in enumerate(chain.from_iterable(map(read_records, files))):
         try:
-            samples = samples_of(row, Place(benchmark.name, number, path.parent, unpacked), layout.to_sample)
+            samples = samples_of(row, RecordContext(benchmark.name, number, path.parent, unpacked), layout.to_sample)
         except GuardError as error:
-            loaded.set_aside.add(str(error), row.place)
+            loaded.skipped.add(str(error), row.place)
             continue
         for sample in samples:
             if sample.id in seen:
-                loaded.set_aside.add("its id stands there already", row.place)
+                loaded.skipped.add("repeated id", row.place)
             elif sample.request_label is None and sample.response_label is None:
-                loaded.set_aside.add("no label", row.place)
+                loaded.skipped.add("no label", row.place)
             else:
                 seen.add(sample.id)
                 loaded.samples.append(sample)
@@ -101,6 +101,6 @@ def _loaded(benchmark: Benchmark, layout: Layout, files: Sequence[Path], unpacke
         loaded.samples = list(layout.pick(loaded.samples))
     if not loaded.samples:
         raise DataError(
-            f"{path}: no row of {benchmark.name} in it (set aside: {loaded.set_aside.reasons}); give the official file"
+            f"{path}: no row of {benchmark.name} in it (skipped: {loaded.skipped.reasons}); give the official file"
         )
     return loaded

@@ -1,4 +1,4 @@
-"""The benchmarks that are known by name."""
+"""The known benchmarks, by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.benchmarks import images, upstream
-from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, Layout
+from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, FileLayout
 from guardreasoner_vl.evaluation.benchmarks.released import released
 from guardreasoner_vl.evaluation.published import sizes
 
@@ -16,61 +16,61 @@ if TYPE_CHECKING:
 
 RELEASED = "hub data set yueliu1999/GuardReasoner-VLTest (Apache-2.0)"
 
-_UPSTREAM: dict[str, tuple[str, str, Layout]] = {
+_UPSTREAM: dict[str, tuple[str, str, FileLayout]] = {
     "ToxicChat": (
         "CC-BY-NC-4.0",
         "hub lmsys/toxic-chat, config toxicchat0124",
-        Layout("data/0124/toxic-chat_annotation_test.csv", upstream.toxic_chat),
+        FileLayout("data/0124/toxic-chat_annotation_test.csv", upstream.toxic_chat),
     ),
     "HarmBenchPrompt": (
         "MIT",
         "github centerforaisafety/HarmBench",
-        Layout("data/behavior_datasets/harmbench_behaviors_text_test.csv", upstream.harmbench_prompt),
+        FileLayout("data/behavior_datasets/harmbench_behaviors_text_test.csv", upstream.harmbench_prompt),
     ),
     "OpenAIModeration": (
         "MIT",
         "github openai/moderation-api-release",
-        Layout("data/samples-1680.jsonl.gz", upstream.openai_moderation),
+        FileLayout("data/samples-1680.jsonl.gz", upstream.openai_moderation),
     ),
     "AegisSafetyTest": (
         "CC-BY-4.0",
         "hub nvidia/Aegis-AI-Content-Safety-Dataset-1.0",
-        Layout("Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", upstream.aegis),
+        FileLayout("Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", upstream.aegis),
     ),
     "SimpleSafetyTests": (
         "CC-BY-NC-4.0 (its hosts disagree; the strictest)",
         "hub Bertievidgen/SimpleSafetyTests",
-        Layout("sst_test_cases.csv", upstream.simple_safety_tests),
+        FileLayout("sst_test_cases.csv", upstream.simple_safety_tests),
     ),
     "WildGuardTestPrompt": (
         "ODC-BY, gated",
         "hub allenai/wildguardmix, config wildguardtest (accept its terms there first)",
-        Layout("test/wildguard_test.parquet", upstream.wildguard_prompt),
+        FileLayout("test/wildguard_test.parquet", upstream.wildguard_prompt),
     ),
     "WildGuardTestResponse": (
         "ODC-BY, gated",
         "hub allenai/wildguardmix, config wildguardtest (accept its terms there first)",
-        Layout("test/wildguard_test.parquet", upstream.wildguard_response),
+        FileLayout("test/wildguard_test.parquet", upstream.wildguard_response),
     ),
     "HarmBenchResponse": (
         "MIT",
         "github centerforaisafety/HarmBench",
-        Layout("data/classifier_val_sets/text_behaviors_val_set.json", upstream.harmbench_response),
+        FileLayout("data/classifier_val_sets/text_behaviors_val_set.json", upstream.harmbench_response),
     ),
     "SafeRLHF": (
         "CC-BY-NC-4.0",
         "hub PKU-Alignment/PKU-SafeRLHF at revision v0",
-        Layout("round0/test.jsonl.xz", upstream.safe_rlhf, upstream.safe_rlhf_pick),
+        FileLayout("round0/test.jsonl.xz", upstream.safe_rlhf, upstream.safe_rlhf_pick),
     ),
     "BeaverTails": (
         "CC-BY-NC-4.0",
         "hub PKU-Alignment/BeaverTails, split 30k_test",
-        Layout("round0/30k/test.jsonl.gz", upstream.beavertails),
+        FileLayout("round0/30k/test.jsonl.gz", upstream.beavertails),
     ),
     "XSTestReponseHarmful": (
         "ODC-BY, gated",
         "hub allenai/xstest-response (accept its terms there first)",
-        Layout("data/response_harmfulness-00000-of-00001.parquet", upstream.xstest_response),
+        FileLayout("data/response_harmfulness-00000-of-00001.parquet", upstream.xstest_response),
     ),
 }
 _IMAGES = {
@@ -97,11 +97,11 @@ _WHOLE_SET = "every row is harmful by the set's design"
 
 
 def _paper() -> dict[str, Benchmark]:
-    found: dict[str, Benchmark] = {}
+    benchmarks: dict[str, Benchmark] = {}
     for size in sizes():
         upstream_set = _UPSTREAM.get(size.file)
-        judged: Judged = "both" if size.file in found else size.task
-        found[size.file] = Benchmark(
+        judged: Judged = "both" if size.file in benchmarks else size.task
+        benchmarks[size.file] = Benchmark(
             name=size.file,
             judged=judged,
             modality=size.modality,
@@ -111,11 +111,11 @@ def _paper() -> dict[str, Benchmark]:
             layouts=(released(size.file, judged, size.modality), *(upstream_set[2:] if upstream_set else ())),
             note="the public file has fewer rows than the released one" if size.file.startswith("WildGuard") else "",
         )
-    return found
+    return benchmarks
 
 
 PAPER: dict[str, Benchmark] = _paper()
-"""The 14 of the paper (SPA_VL_Eval is judged twice), by the name of their file."""
+"""The paper's 14 benchmarks (SPA_VL_Eval is judged twice), by file name."""
 
 MORE: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -127,7 +127,7 @@ MORE: dict[str, Benchmark] = {
             450,
             "CC-BY-4.0",
             "github paul-rottger/xstest",
-            (Layout("xstest_prompts.csv", images.xstest), Layout("xstest_v2_prompts.csv", images.xstest)),
+            (FileLayout("xstest_prompts.csv", images.xstest), FileLayout("xstest_v2_prompts.csv", images.xstest)),
             "pairs of safe and unsafe prompts: over-refusal",
         ),
         Benchmark(
@@ -137,7 +137,7 @@ MORE: dict[str, Benchmark] = {
             300,
             "CC-BY-SA-4.0, for tests only",
             "github xirui-li/MOSSBench",
-            (Layout("data/images_information/information.json", images.mossbench),),
+            (FileLayout("data/images_information/information.json", images.mossbench),),
             "every row is unharmful: over-refusal",
         ),
         Benchmark(
@@ -147,7 +147,7 @@ MORE: dict[str, Benchmark] = {
             110,
             "MIT",
             "github centerforaisafety/HarmBench",
-            (Layout("data/behavior_datasets/harmbench_behaviors_multimodal_all.csv", images.harmbench_multimodal),),
+            (FileLayout("data/behavior_datasets/harmbench_behaviors_multimodal_all.csv", images.harmbench_multimodal),),
             _WHOLE_SET,
         ),
         Benchmark(
@@ -157,7 +157,7 @@ MORE: dict[str, Benchmark] = {
             500,
             "MIT",
             "github ThuCCSLab/FigStep",
-            (Layout("data/question/safebench.csv", images.figstep),),
+            (FileLayout("data/question/safebench.csv", images.figstep),),
             _WHOLE_SET,
         ),
         Benchmark(
@@ -167,7 +167,7 @@ MORE: dict[str, Benchmark] = {
             1558,
             "research only, gated",
             "hub ys-zong/VLGuard (accept its terms there first)",
-            (Layout("test.json", images.vlguard),),
+            (FileLayout("test.json", images.vlguard),),
         ),
         Benchmark(
             "UnsafeBench",
@@ -176,7 +176,7 @@ MORE: dict[str, Benchmark] = {
             2037,
             "research only, gated",
             "hub yiting/UnsafeBench (accept its terms there first)",
-            (Layout("data/test-*.parquet", images.unsafebench),),
+            (FileLayout("data/test-*.parquet", images.unsafebench),),
         ),
         *(
             Benchmark(
@@ -187,7 +187,7 @@ MORE: dict[str, Benchmark] = {
                 "CC-BY-NC-4.0",
                 "github isXinLiu/MM-SafetyBench",
                 (
-                    Layout(
+                    FileLayout(
                         f"data/processed_questions/{scenario}.json",
                         partial(images.mm_safetybench, scenario, variant, question),
                     ),
@@ -203,8 +203,8 @@ MORE: dict[str, Benchmark] = {
 BENCHMARKS = PAPER | MORE
 
 
-def named(name: str) -> Benchmark:
-    """The benchmark of that name, in any case; raises `InputError` with the names there are."""
+def benchmark_named(name: str) -> Benchmark:
+    """The benchmark of that name, ignoring case. Raises `InputError` with the known names."""
     for known, benchmark in BENCHMARKS.items():
         if known.lower() == name.lower():
             return benchmark

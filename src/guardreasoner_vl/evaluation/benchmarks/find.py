@@ -1,17 +1,18 @@
-"""Benchmarks by what a user names: a known one, or a file of labelled rows."""
+"""Find benchmarks by name: known ones, or files of labelled rows."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError, InputError
-from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, Loaded, load
-from guardreasoner_vl.evaluation.benchmarks.catalogue import PAPER, named
+from guardreasoner_vl.evaluation.benchmarks.base import Benchmark, LoadedBenchmark, load
+from guardreasoner_vl.evaluation.benchmarks.catalogue import PAPER, benchmark_named
 from guardreasoner_vl.sources.jsonl import read_samples
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.hub import snapshot
 
 if TYPE_CHECKING:
@@ -25,28 +26,26 @@ SPLITS = ("train", "validation", "test")
 RELEASED = "yueliu1999/GuardReasoner-VLTest"
 
 
-def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[Loaded]:
-    """The benchmarks named, or the paper's. A name is that of the catalogue, or a file of samples, also below `data`.
+def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[LoadedBenchmark]:
+    """Load the named benchmarks (default: the paper's). A name is a known one, or a file of samples, also below `data`.
 
-    `data` is the folder that holds the known ones, each as released or as published, or `hub:OWNER/NAME@REVISION`.
-    Images that stand inside a set's records are written to `unpacked`. Raises `DataError`, `InputError`.
+    `data` is the folder with the known benchmarks, as released or as published, or `hub:OWNER/NAME@REVISION`. Embedded
+    images are written to `unpacked`. Raises `DataError`, `InputError`.
     """
-    found: list[Loaded] = []
+    benchmarks: list[LoadedBenchmark] = []
     folder: Path | None = None
     for name in names or PAPER:
         if (file := _file(name, data)) is not None:
-            found.append(from_file(file))
+            benchmarks.append(from_file(file))
             continue
-        benchmark = named(name)
+        benchmark = benchmark_named(name)
         folder = folder or _folder(data)
-        own = folder / benchmark.name
-        found.append(load(benchmark, own if own.is_dir() else folder, unpacked))
-    twice = {
-        one.benchmark.name for one in found if sum(one.benchmark.name == other.benchmark.name for other in found) > 1
-    }
-    if twice:
-        raise InputError(f"{', '.join(sorted(twice))}: named twice; rename one file")
-    return found
+        subfolder = folder / benchmark.name
+        benchmarks.append(load(benchmark, subfolder if subfolder.is_dir() else folder, unpacked))
+    counts = Counter(loaded.benchmark.name for loaded in benchmarks)
+    if repeated := sorted(name for name, count in counts.items() if count > 1):
+        raise InputError(f"{', '.join(repeated)}: named twice; name each once, or rename a file")
+    return benchmarks
 
 
 def _file(name: str, data: str | None) -> Path | None:
@@ -54,39 +53,37 @@ def _file(name: str, data: str | None) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def from_file(path: Path) -> Loaded:
-    """A file of `Sample`s as one benchmark of its own, named after it, and a split's also after its folder."""
-    set_aside = SetAside()
+def from_file(path: Path) -> LoadedBenchmark:
+    """A file of `Sample`s as one benchmark, named after the file; a split's name has its folder's name before it."""
+    skipped = SkippedRows()
     name = path.name.removesuffix(".gz").removesuffix(path.suffix if path.suffix in _ENDINGS else ".jsonl")
     if name in SPLITS:
         name = f"{path.resolve().parent.name} {name}"
-    return from_samples(name, read_samples(path, set_aside), path, set_aside)
+    return from_samples(name, read_samples(path, skipped), path, skipped)
 
 
-def by_source(samples: Iterable[Sample], path: Path) -> Iterator[Loaded]:
-    """Rows as one benchmark for each of their sources."""
+def by_source(samples: Iterable[Sample], path: Path) -> Iterator[LoadedBenchmark]:
+    """Group rows into one benchmark per source."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.source, []).append(sample)
-    return (from_samples(name, rows, path, SetAside()) for name, rows in sorted(groups.items()))
+    return (from_samples(name, rows, path, SkippedRows()) for name, rows in sorted(groups.items()))
 
 
-def from_samples(name: str, samples: Iterable[Sample], path: Path, set_aside: SetAside) -> Loaded:
-    """Rows without a label, without content, or whose id stands there already are set aside."""
+def from_samples(name: str, samples: Iterable[Sample], path: Path, skipped: SkippedRows) -> LoadedBenchmark:
+    """Build a benchmark; rows without a label, without content or with a repeated id are added to `skipped`."""
     rows: dict[str, Sample] = {}
     for sample in samples:
         if sample.request_label is None and sample.response_label is None:
-            set_aside.add("no label", sample.id)
+            skipped.add("no label", sample.id)
         elif sample.id in rows:
-            set_aside.add("its id stands there already", sample.id)
-        elif not (sample.prompt.strip() or sample.images or (sample.response or "").strip()):
-            set_aside.add("nothing to judge", sample.id)
+            skipped.add("repeated id", sample.id)
+        elif not (sample.has_request or sample.has_response):
+            skipped.add("nothing to judge", sample.id)
         else:
             rows[sample.id] = sample
     if not rows:
-        raise DataError(
-            f"{path}: no labelled row in it (set aside: {set_aside.reasons}); give rows of the sample layout"
-        )
+        raise DataError(f"{path}: no labelled row in it (skipped: {skipped.reasons}); give rows of the sample layout")
     kept = list(rows.values())
     modalities = {sample.modality for sample in kept}
     benchmark = Benchmark(
@@ -98,11 +95,11 @@ def from_samples(name: str, samples: Iterable[Sample], path: Path, set_aside: Se
         origin=str(path),
         layouts=(),
     )
-    return Loaded(benchmark, kept, path, set_aside)
+    return LoadedBenchmark(benchmark, kept, path, skipped)
 
 
-def drawn(loaded: Loaded, most: int | None) -> Loaded:
-    """The same with at most so many rows, drawn by a digest of their ids and kept in their order."""
+def subsample(loaded: LoadedBenchmark, most: int | None) -> LoadedBenchmark:
+    """At most `most` rows, chosen by a digest of their ids, in their order; all rows if it is None."""
     if most is None or len(loaded.samples) <= most:
         return loaded
     digests = {sample.id: hashlib.sha256(sample.id.encode("utf-8", "replace")).digest() for sample in loaded.samples}
@@ -112,7 +109,7 @@ def drawn(loaded: Loaded, most: int | None) -> Loaded:
 
 def _folder(data: str | None) -> Path:
     if data is None:
-        raise InputError(f"give --data: the folder that holds the benchmarks, or {HUB}{RELEASED}@REVISION")
+        raise InputError(f"no --data: give the folder that holds the benchmarks, or {HUB}{RELEASED}@REVISION")
     if not data.startswith(HUB):
         folder = Path(data)
         if not folder.is_dir():

@@ -1,7 +1,7 @@
 """The test set as the paper's authors released it: hub data set `yueliu1999/GuardReasoner-VLTest`.
 
-Text sets are lists of `{instruction, input, output}`, image sets of `{messages, images}`; the gold labels
-stand in `output`, or in the assistant's message, bare or behind `Request:` and `Response:`.
+Text sets are lists of `{instruction, input, output}`, image sets of `{messages, images}`. The gold labels are in
+`output` or in the assistant's message, as a single word or after `Request:` and `Response:`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import InputError
-from guardreasoner_vl.evaluation.benchmarks.base import Layout
+from guardreasoner_vl.evaluation.benchmarks.base import FileLayout
 from guardreasoner_vl.protocol.messages import parse_released_input
-from guardreasoner_vl.sources.adapters import Place, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, text_of
 from guardreasoner_vl.sources.conversations import (
     Conversation,
     check_marks,
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Modality, Target
 
 
-def released(file: str, judged: Judged, modality: Modality) -> Layout:
+def released(file: str, judged: Judged, modality: Modality) -> FileLayout:
     """The layout of `test/FILE.json`."""
-    return Layout(f"test/{file}.json", _to_sample(judged, modality))
+    return FileLayout(f"test/{file}.json", _to_sample(judged, modality))
 
 
 def gold_labels(text: str, *, bare: Target | None = None) -> tuple[GoldLabel | None, GoldLabel | None]:
-    """Request and response labels of the authors' form `Request: ...`; a word alone is about `bare`.
+    """Request and response labels in the form `Request: ...`; a single word is the label of the target `bare`.
 
     Raises `NotASampleError`.
     """
@@ -43,8 +43,8 @@ def gold_labels(text: str, *, bare: Target | None = None) -> tuple[GoldLabel | N
 
 
 def _to_sample(judged: Judged, modality: Modality) -> ToSample:
-    def to_sample(record: Record, place: Place) -> Sample:
-        spoken = _spoken(record, place)
+    def to_sample(record: Record, context: RecordContext) -> Sample:
+        spoken = _spoken(record, context)
         check_marks(spoken)
         try:
             exchange = parse_released_input(spoken.asked, spoken.images)
@@ -52,8 +52,8 @@ def _to_sample(judged: Judged, modality: Modality) -> ToSample:
             raise NotASampleError("not the released layout") from error
         gold = spoken.answered
         return Sample(
-            id=place.id,
-            source=place.name,
+            id=context.id,
+            source=context.name,
             split="test",
             modality=modality,
             prompt=exchange.prompt or "",
@@ -66,10 +66,10 @@ def _to_sample(judged: Judged, modality: Modality) -> ToSample:
     return to_sample
 
 
-def _spoken(record: Record, place: Place) -> Conversation:
-    """What was asked, the text that holds the labels, and the images' paths."""
+def _spoken(record: Record, context: RecordContext) -> Conversation:
+    """The user's message, the text with the labels, and the image paths."""
     if record.get("messages") is not None:
-        return conversation_of(record, place, "messages", "role", "content")
+        return conversation_of(record, context, "messages", "role", "content")
     output = record.get("output")
     answer = output if isinstance(output, str) else ""
-    return Conversation(text_of(record, "input"), answer, images_of(record, place))
+    return Conversation(text_of(record, "input"), answer, images_of(record, context))

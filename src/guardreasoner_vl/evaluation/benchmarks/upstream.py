@@ -1,6 +1,6 @@
-"""The paper's text benchmarks as their own authors publish them, `record -> Sample`.
+"""The paper's text benchmarks in their original authors' layouts, `record -> Sample`.
 
-Where a set has training rows of the same layout, its source reads the record and the benchmark's own rules stand here.
+If a set's training rows have the same layout, its source reads the record, and only the benchmark's rules are here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from guardreasoner_vl.sources import aegis as aegis_source
 from guardreasoner_vl.sources import beavertails as beavertails_source
 from guardreasoner_vl.sources import toxic_chat as toxic_chat_source
 from guardreasoner_vl.sources import wildguard as wildguard_source
-from guardreasoner_vl.sources.adapters import Place, label_of, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, label_of, sample_of, text_of
 from guardreasoner_vl.sources.records import NotASampleError
 
 if TYPE_CHECKING:
@@ -30,81 +30,81 @@ _sample = partial(sample_of, split="test")
 
 
 def for_test(sample: Sample, **update: object) -> Sample:
-    """A source's sample as a row of a test set: of `meta`, the category."""
+    """A source's sample as a test row; of `meta` only the category is kept."""
     meta = {name: value for name, value in sample.meta.items() if name == "category"}
     return sample.model_copy(update={"split": "test", "meta": meta, **update})
 
 
-def toxic_chat(record: Record, place: Place) -> Sample | None:
-    """Card `lmsys/toxic-chat`: rows that people annotated."""
+def toxic_chat(record: Record, context: RecordContext) -> Sample | None:
+    """Card `lmsys/toxic-chat`: the rows annotated by people."""
     if str(record.get("human_annotation")) != "True":
         return None
-    return for_test(toxic_chat_source.to_sample(record, place))
+    return for_test(toxic_chat_source.to_sample(record, context))
 
 
-def harmbench_prompt(record: Record, place: Place) -> Sample | None:
+def harmbench_prompt(record: Record, context: RecordContext) -> Sample | None:
     """HarmBench's test behaviours without the contextual ones; all are harmful."""
     if record.get("FunctionalCategory") not in ("standard", "copyright"):
         return None
     return _sample(
-        place,
+        context,
         text_of(record, "Behavior"),
         request="harmful",
         category=record.get("SemanticCategory"),
-        own_id=f"{place.name}/{text_of(record, 'BehaviorID')}",
+        own_id=f"{context.name}/{text_of(record, 'BehaviorID')}",
     )
 
 
-def harmbench_response(record: Record, place: Place) -> Sample:
-    """HarmBench's classifier validation set: harmful where at least two of three people say so."""
+def harmbench_response(record: Record, context: RecordContext) -> Sample:
+    """HarmBench's classifier validation set: harmful if at least two of three annotators say so."""
     votes = [label_of(record, f"human_{number}", _ZERO_ONE) for number in range(3)]
     label: GoldLabel = "harmful" if votes.count("harmful") >= _TWO_OF_THREE else "unharmful"
-    return _sample(place, text_of(record, "test_case"), text_of(record, "generation"), answered=label)
+    return _sample(context, text_of(record, "test_case"), text_of(record, "generation"), answered=label)
 
 
-def openai_moderation(record: Record, place: Place) -> Sample:
-    """Harmful where any category's flag is 1; a missing flag is unknown and counts as 0, as in the literature."""
+def openai_moderation(record: Record, context: RecordContext) -> Sample:
+    """Harmful if any category's flag is 1; a missing flag counts as 0, as in the literature."""
     known = [name for name in _FLAGS if record.get(name) is not None]
     raised = [name for name in known if label_of(record, name, _ZERO_ONE) == "harmful"]
     return _sample(
-        place,
+        context,
         text_of(record, "prompt"),
         request="harmful" if raised else "unharmful",
         category=raised[0] if raised else None,
     )
 
 
-def aegis(record: Record, place: Place) -> Sample | None:
+def aegis(record: Record, context: RecordContext) -> Sample | None:
     """Card `nvidia/Aegis-AI-Content-Safety-Dataset-1.0`: the first three votes decide, as in the literature."""
-    sample = aegis_source.to_sample({**record, "labels_3": None, "labels_4": None}, place)
+    sample = aegis_source.to_sample({**record, "labels_3": None, "labels_4": None}, context)
     return for_test(sample, meta={}) if sample else None
 
 
-def simple_safety_tests(record: Record, place: Place) -> Sample:
+def simple_safety_tests(record: Record, context: RecordContext) -> Sample:
     """All prompts are harmful."""
-    return _sample(place, text_of(record, "prompt"), request="harmful", category=record.get("harm_area"))
+    return _sample(context, text_of(record, "prompt"), request="harmful", category=record.get("harm_area"))
 
 
-def wildguard_prompt(record: Record, place: Place) -> Sample | None:
+def wildguard_prompt(record: Record, context: RecordContext) -> Sample | None:
     """Card `allenai/wildguardmix`, config wildguardtest; rows without agreement have no label and are left out."""
-    return _wildguard(record, place, "prompt_harm_label", {"response": None, "response_harm_label": None})
+    return _wildguard(record, context, "prompt_harm_label", {"response": None, "response_harm_label": None})
 
 
-def wildguard_response(record: Record, place: Place) -> Sample | None:
-    """The same file's responses."""
-    return _wildguard(record, place, "response_harm_label", {"prompt_harm_label": None})
+def wildguard_response(record: Record, context: RecordContext) -> Sample | None:
+    """The responses of the same file."""
+    return _wildguard(record, context, "response_harm_label", {"prompt_harm_label": None})
 
 
-def _wildguard(record: Record, place: Place, label: str, left_out: Mapping[str, None]) -> Sample | None:
+def _wildguard(record: Record, context: RecordContext, label: str, left_out: Mapping[str, None]) -> Sample | None:
     if record.get(label) is None:
         return None
-    return for_test(wildguard_source.to_sample({**record, **left_out}, place))
+    return for_test(wildguard_source.to_sample({**record, **left_out}, context))
 
 
-def safe_rlhf(record: Record, place: Place) -> Sample | None:
-    """Card `PKU-Alignment/PKU-SafeRLHF` at revision v0: both answers of a prompt, where just one is safe.
+def safe_rlhf(record: Record, context: RecordContext) -> Sample | None:
+    """Card `PKU-Alignment/PKU-SafeRLHF` at revision v0: prompts with exactly one safe answer of two.
 
-    Here the safe one; `safe_rlhf_pick` adds the other.
+    Gives the safe answer; `safe_rlhf_pick` adds the unsafe one.
     """
     flags = [record.get(f"is_response_{number}_safe") for number in range(2)]
     if not all(isinstance(flag, bool) for flag in flags):
@@ -113,12 +113,12 @@ def safe_rlhf(record: Record, place: Place) -> Sample | None:
         return None
     answers = [text_of(record, f"response_{number}") for number in range(2)]
     safe = flags.index(True)
-    sample = _sample(place, text_of(record, "prompt"), answers[safe], answered="unharmful")
+    sample = _sample(context, text_of(record, "prompt"), answers[safe], answered="unharmful")
     return sample.model_copy(update={"meta": {"other": answers[1 - safe]}})
 
 
 def safe_rlhf_pick(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The literature's 2,000: of 1,000 prompts drawn with seed 42 first the safe answers, then the unsafe ones."""
+    """The literature's 2,000 rows: of 1,000 prompts sampled with seed 42, first the safe answers, then the unsafe."""
     drawn = random.Random(42).sample(list(samples), min(1000, len(samples)))
     unsafe = [
         row.model_copy(
@@ -134,12 +134,12 @@ def safe_rlhf_pick(samples: Sequence[Sample]) -> Sequence[Sample]:
     return [*(row.model_copy(update={"meta": {}}) for row in drawn), *unsafe]
 
 
-def beavertails(record: Record, place: Place) -> Sample:
-    """Card `PKU-Alignment/BeaverTails`, split 30k_test: labels the answer to its prompt."""
-    return for_test(beavertails_source.to_sample(record, place))
+def beavertails(record: Record, context: RecordContext) -> Sample:
+    """Card `PKU-Alignment/BeaverTails`, split 30k_test: only responses are labelled."""
+    return for_test(beavertails_source.to_sample(record, context))
 
 
-def xstest_response(record: Record, place: Place) -> Sample:
+def xstest_response(record: Record, context: RecordContext) -> Sample:
     """Card `allenai/xstest-response`, split response_harmfulness."""
     label = label_of(record, "label", _WORDS)
-    return _sample(place, text_of(record, "prompt"), text_of(record, "response"), answered=label)
+    return _sample(context, text_of(record, "prompt"), text_of(record, "response"), answered=label)

@@ -1,19 +1,21 @@
-// The playground: asks /v1/guard/stream and shows what comes back.
+// The playground: sends the form to /v1/guard/stream and shows the verdict.
 //
-// Whatever the user or the service says goes into the page as text, never as HTML: a guard's reasoning is influenced by
-// whoever wrote what it judges. Only a whole verdict that allows is shown as one; all else is "could not judge".
+// Every text from the user or the service enters the page as text, never as HTML: whoever wrote the judged text can
+// influence the reasoning. Only a complete verdict that allows is shown as "Allow"; all else is "Could not judge".
 
 const KEY = "guardreasoner-key";
+const DEMONSTRATION = "embedded"; // the model that the package contains
 const LABELS = ["harmful", "unharmful", "error", "not_applicable"];
+const SIDES = ["request", "response"]; // task 1 and task 2 of a guard
 const SIGNS = { busy: "", allow: "✓", block: "✕", unsure: "!" };
 
 const $ = (id) => document.getElementById(id);
 const on = (id, kind, act) => $(id).addEventListener(kind, act);
 let images = []; // { name, url }, each url a data: URL
-let reading = Promise.resolve(); // ends when all chosen files are read
-let running = null; // the AbortController of what is judged now
-let askingForKey = null;
-let knowsGuards = false;
+let reading = Promise.resolve(); // resolves when all chosen files are read
+let running = null; // the AbortController of the request that is being judged
+let keyPrompt = null; // the open dialog's promise
+let models = null; // from each guard's name to its model's name; null until the service has listed them
 
 class Fault extends Error {
   constructor(code, message) {
@@ -28,8 +30,8 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** A copy of a template: its root element and its named parts. */
-function copied(id) {
+/** An instance of a template: its root element and its named parts. */
+function instance(id) {
   const root = $(id).content.firstElementChild.cloneNode(true);
   const parts = { root };
   for (const part of root.querySelectorAll("[data-part]")) parts[part.dataset.part] = part;
@@ -37,11 +39,11 @@ function copied(id) {
 }
 
 const note = (text) => ($("note").textContent = text);
-const whyNot = (error) => (error instanceof Fault ? error.message : "the service does not answer");
+const reasonOf = (error) => (error instanceof Fault ? error.message : "the service does not answer");
 
-// ---- Asking the service ----
+// ---- Calling the service ----
 
-/** `fetch` with the key; where the service wants one, the user is asked and the request is sent again. */
+/** `fetch` with the key. If the service refuses the key, ask the user for one and send the request again. */
 async function call(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
@@ -52,21 +54,21 @@ async function call(path, options = {}) {
       return answer;
     }
     if (key === sessionStorage.getItem(KEY)) {
-      const told = key ? "The service did not accept that key." : "This service asks for a key.";
-      askingForKey ??= keyFromUser(told).finally(() => (askingForKey = null));
-      await askingForKey;
+      const message = key ? "The service did not accept that key." : "This service asks for a key.";
+      keyPrompt ??= keyFromUser(message).finally(() => (keyPrompt = null));
+      await keyPrompt;
     }
   }
 }
 
 async function faultOf(answer) {
-  const said = (await answer.json().catch(() => null))?.error;
+  const error = (await answer.json().catch(() => null))?.error;
   const wait = answer.headers.get("Retry-After");
-  const message = `${said?.message ?? "the service refused the request"}${wait ? ` (in ${wait} s)` : ""}`;
-  return new Fault(said?.code ?? `http_${answer.status}`, message);
+  const message = `${error?.message ?? "the service refused the request"}${wait ? ` (in ${wait} s)` : ""}`;
+  return new Fault(error?.code ?? `http_${answer.status}`, message);
 }
 
-/** The server-sent events of an answer: name and data. */
+/** Yields the server-sent events of an answer: name and data. */
 async function* eventsOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -82,17 +84,35 @@ async function* eventsOf(body) {
 
 async function loadGuards() {
   const answer = await call("v1/models");
-  const names = (await answer.json()).data.map((guard) => guard.id);
-  $("guard").replaceChildren(...names.map((name) => new Option(name)));
-  $("second-guard").replaceChildren(new Option("nothing", ""), ...names.map((name) => new Option(name)));
-  knowsGuards = true;
+  models = new Map((await answer.json()).data.map((guard) => [guard.id, guard.owned_by]));
+  const options = () => [...models.keys()].map((name) => new Option(name));
+  $("guard").replaceChildren(...options());
+  $("second-guard").replaceChildren(new Option("nothing", ""), ...options());
+  showDemonstration();
+}
+
+function showDemonstration() {
+  $("demonstration").hidden = !chosen().some(({ guard }) => models?.get(guard) === DEMONSTRATION);
+}
+
+/** A service with keys wants one for this file too, and a link cannot send it: then fetch the file and save it. */
+async function openInterface(event) {
+  if (!sessionStorage.getItem(KEY)) return;
+  event.preventDefault();
+  try {
+    const url = URL.createObjectURL(await (await call("openapi.json")).blob());
+    make("a", { href: url, download: "openapi.json" }).click();
+    URL.revokeObjectURL(url);
+  } catch (error) {
+    note(`The interface was not loaded: ${reasonOf(error)}.`);
+  }
 }
 
 // ---- The key ----
 
-function keyFromUser(told) {
+function keyFromUser(message) {
   const dialog = $("key-dialog");
-  $("key-note").textContent = told;
+  $("key-note").textContent = message;
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve, reject) => {
@@ -115,9 +135,9 @@ function keep(key) {
 
 // ---- Verdicts ----
 
-/** Whether it is a verdict, whole and at one with itself. */
+/** Whether `verdict` is complete and consistent. */
 function isVerdict(verdict) {
-  const sides = [verdict?.request, verdict?.response];
+  const sides = SIDES.map((side) => verdict?.[side]);
   const isScore = (score) => score === null || (typeof score === "number" && score >= 0 && score <= 1);
   if (!sides.every((side) => LABELS.includes(side?.label) && isScore(side.score))) return false;
   if (!["allow", "block"].includes(verdict.action)) return false;
@@ -125,22 +145,24 @@ function isVerdict(verdict) {
   return Boolean(verdict.error) || (!labels.includes("error") && verdict.flagged === labels.includes("harmful"));
 }
 
-/** State, title and reason, for people. */
+/** State, title and one line that says why. */
 function summary(verdict) {
   const isBlocked = verdict.action === "block";
   if (verdict.error) {
-    const done = isBlocked ? "blocked" : "let through by the service's settings";
-    return ["unsure", `Could not judge: ${done}`, `${verdict.error.code}: ${verdict.error.message}`];
+    const action = isBlocked ? "blocked" : "let through by the service's settings";
+    return ["unsure", `Could not judge: ${action}`, `${verdict.error.code}: ${verdict.error.message}`];
   }
-  const harmful = ["request", "response"].filter((side) => verdict[side].label === "harmful");
-  const found = `Found harmful: ${harmful.join(" and ")}.`;
-  if (isBlocked) return ["block", "Block", found];
-  if (harmful.length) return ["unsure", "Harmful, but let through by the service's settings", found];
-  return ["allow", "Allow", "Nothing harmful was found."];
+  const harmful = harmfulSides(verdict);
+  const why = harmful.length > 1 ? "The request and the response are harmful." : `The ${harmful[0]} is harmful.`;
+  if (isBlocked) return ["block", "Block", harmful.length ? why : "The service's settings block this."];
+  if (harmful.length) return ["unsure", "Harmful, but let through by the service's settings", why];
+  return ["allow", "Allow", "The guard saw nothing harmful."];
 }
 
+const harmfulSides = (verdict) => SIDES.filter((side) => verdict[side].label === "harmful");
+
 function judgementRow(name, { label, score }) {
-  const { root, ...parts } = copied("judgement");
+  const { root, ...parts } = instance("judgement");
   parts.side.textContent = name;
   parts.label.textContent = label.replace("_", " ");
   parts.label.dataset.label = label;
@@ -149,7 +171,7 @@ function judgementRow(name, { label, score }) {
   parts.bar.firstElementChild.style.width = `${100 * score}%`;
   parts.bar.hidden = score === null;
   parts.bar.classList.add(label);
-  parts.score.textContent = score === null ? "no score" : score.toFixed(3);
+  parts.score.textContent = score === null ? "unknown" : score.toFixed(3);
   return root;
 }
 
@@ -162,17 +184,140 @@ function factsOf({ usage, model, mode }) {
     ["Model", model?.name],
     ["Revision", model?.revision ?? "unknown"],
   ];
-  return facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value ?? "unknown")]);
+  return facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value ?? "unknown")));
 }
 
-/** One guard's panel: what it says while it judges, and its verdict. */
+// ---- Reasoning ----
+
+const TASK = /^#{1,4}\s*(Task\s+(\d+))\b[\s:.]*(.*)$/i;
+const STEP = /^#{1,4}\s*(?:Reasoning\s+)?Step\s+\d+\b[\s:.]*(.*)$/i;
+const TASK_TITLES = { 1: "The request", 2: "The response" };
+
+/** The tasks of a reasoning in Markdown: number, title, text before the first step, and steps. */
+function tasksOf(reasoning) {
+  let lines = [];
+  const tasks = [{ number: 0, title: "", lead: lines, steps: [] }];
+  for (const line of reasoning.split("\n")) {
+    const [, name, number, rest] = line.match(TASK) ?? [];
+    const step = line.match(STEP);
+    if (name) {
+      lines = [];
+      const title = rest ? `${name}: ${rest}` : (TASK_TITLES[number] ?? name);
+      tasks.push({ number: Number(number), title, lead: lines, steps: [] });
+    } else if (step) {
+      lines = [step[1]];
+      tasks.at(-1).steps.push(lines);
+    } else lines.push(line);
+  }
+  const whole = (part) => part.join("\n").trim();
+  return tasks.map((task) => ({ ...task, lead: whole(task.lead), steps: task.steps.map(whole).filter(Boolean) }));
+}
+
+/** The reasoning as elements: a heading for each task, a numbered list of its steps, paragraphs for other text. */
+function reasoningNodes(reasoning) {
+  let start = 1;
+  return tasksOf(reasoning).flatMap(({ title, lead, steps }) => {
+    const items = steps.map((step) => make("li", { dir: "auto" }, step));
+    const list = make("ol", { start }, ...items);
+    start += steps.length;
+    return [
+      ...(title ? [make("h5", { dir: "auto" }, title)] : []),
+      ...(lead ? [make("p", { dir: "auto" }, lead)] : []),
+      ...(steps.length ? [list] : []),
+    ];
+  });
+}
+
+const LONGEST_SENTENCE = 240; // characters
+const LABEL_WORDS = { harmful: /(?<!\bnot )\bharmful\b/i, unharmful: /\b(?:unharmful|harmless|not harmful)\b/i };
+
+/** The last sentence that the guard wrote about the side that decided the verdict, or "". */
+function decisiveSentence(verdict, isGiven) {
+  const side = harmfulSides(verdict)[0] ?? (isGiven.response ? "response" : "request");
+  const tasks = tasksOf(verdict.reasoning ?? "");
+  const ofSide = tasks.filter((task) => task.number === SIDES.indexOf(side) + 1);
+  const texts = (ofSide.length ? ofSide : tasks).flatMap((task) => [task.lead, ...task.steps]).filter(Boolean);
+  const plain = (texts.at(-1) ?? "").replace(/[*_`#]+/g, "").replace(/\s+/g, " ").trim();
+  const sentence = plain.split(/(?<=[.!?。！？])\s+/).at(-1);
+  const [label, opposite] = verdict[side].label === "harmful" ? ["harmful", "unharmful"] : ["unharmful", "harmful"];
+  const names = (word) => LABEL_WORDS[word].test(sentence);
+  if (names(opposite) && !names(label)) return "The reasoning ends with the opposite label.";
+  const shortened = sentence.length > LONGEST_SENTENCE ? `${sentence.slice(0, LONGEST_SENTENCE)}…` : sentence;
+  return shortened && `Reason given: ${shortened}`;
+}
+
+// ---- The same request, for programs ----
+
+const INLINE_CHARACTERS = 20_000; // a longer image is named by its file
+const STEERING = /[\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g; // may steer a terminal, or hide
+
+const unicode = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+/** A JSON text, which is a Python literal too for strings; nothing in it can steer a terminal. */
+const literal = (value) => JSON.stringify(value).replace(STEERING, unicode);
+/** JSON that can stand between single quotes in a shell. */
+const quotable = (value) => literal(value).replaceAll("'", "\\u0027");
+const isNamed = ({ name, url }) => url.length > INLINE_CHARACTERS && /^\w[\w .-]*$/.test(name);
+
+function shellCommand(body, sent) {
+  const image = (file) => {
+    if (!isNamed(file)) return quotable(file.url);
+    return `${quotable(file.url.split(",")[0]).slice(0, -1)},'"$(base64 < '${file.name}' | tr -d '\\n')"'"`;
+  };
+  const fields = Object.entries(body).filter(([, value]) => value !== null && value.length !== 0);
+  const json = fields.map(([name, value]) => {
+    return `"${name}": ${name === "images" ? `[${sent.map(image).join(", ")}]` : quotable(value)}`;
+  });
+  const url = new URL("v1/guard", location.href).href.replaceAll("'", "%27");
+  const key = sessionStorage.getItem(KEY) ? ' -H "Authorization: Bearer $GUARDREASONER_KEY"' : "";
+  const post = `curl -sS '${url}' -H 'Content-Type: application/json'${key} --data-binary @-`;
+  return `printf '%s' '{${json.join(", ")}}' |\n  ${post}\n`;
+}
+
+function pythonCode(body, sent) {
+  const hasKey = Boolean(sessionStorage.getItem(KEY));
+  const files = sent.map((file) => (isNamed(file) ? `Path(${literal(file.name)})` : literal(file.url)));
+  const fields = {
+    prompt: body.prompt && literal(body.prompt),
+    images: files.length && `[${files.join(", ")}]`,
+    response: body.response && literal(body.response),
+    mode: literal(body.mode),
+  };
+  const options = Object.entries(fields).filter(([, value]) => value);
+  const service = literal(new URL(".", location.href).href);
+  const lines = [
+    ...(hasKey ? ["import os"] : []),
+    ...(sent.some(isNamed) ? ["from pathlib import Path"] : []),
+    "from guardreasoner_vl import GuardClient",
+    "",
+    `key = ${hasKey ? 'os.environ["GUARDREASONER_KEY"]' : "None"}`,
+    `with GuardClient(${service}, key, guard=${literal(body.guard)}) as client:`,
+    "    verdict = client.judge(",
+    ...options.map(([name, value]) => `        ${name}=${value},`),
+    "    )",
+    "print(verdict.action, verdict.request.label, verdict.response.label)",
+  ];
+  return `${lines.join("\n")}\n`;
+}
+
+// ---- Panels ----
+
+/** One guard's panel: its reasoning while it judges, then its verdict. `sent` are the images of `body`. */
 class Panel {
-  constructor(body) {
+  constructor(body, sent) {
     this.body = body;
-    this.parts = copied("panel");
+    const isText = (value) => Boolean(value?.trim());
+    this.isGiven = { request: isText(body.prompt) || sent.length > 0, response: isText(body.response) };
+    this.parts = instance("panel");
     this.parts.name.textContent = `${body.guard}, ${body.mode}`;
-    this.text = document.createTextNode("");
-    this.parts.reasoning.append(this.text);
+    this.reasoning = "";
+    this.frame = null;
+    const kinds = { "Copy as curl": shellCommand, "Copy as Python": pythonCode };
+    const buttons = Object.entries(kinds).map(([textContent, write]) => {
+      const button = make("button", { type: "button", className: "plain", textContent });
+      button.addEventListener("click", () => this.copy(write(body, sent)));
+      return button;
+    });
+    this.parts.copies.append(...buttons);
     this.conclude("busy", "Judging…", "");
   }
 
@@ -182,8 +327,8 @@ class Panel {
       const body = JSON.stringify(this.body);
       const answer = await call("v1/guard/stream", { method: "POST", headers, body, signal });
       for await (const [name, data] of eventsOf(answer.body)) {
-        if (name === "reasoning") this.tell(data.text);
-        else if (name === "restart") this.text.data = "";
+        if (name === "reasoning") this.add(data.text);
+        else if (name === "restart") this.reasoning = "";
         else if (name === "verdict") return this.show(data);
       }
       throw new Fault("no_verdict", "the answer ended without a verdict");
@@ -192,28 +337,40 @@ class Panel {
     }
   }
 
-  tell(text) {
+  /** Append streamed reasoning; draw it at most once for each frame. */
+  add(text) {
+    this.reasoning += this.reasoning ? text : text.trimStart();
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.draw();
+    });
+  }
+
+  /** Draw the reasoning; while it grows, without a heading that may be incomplete. */
+  draw() {
+    const isGrowing = this.parts.root.dataset.state === "busy";
     const box = this.parts.reasoning;
     const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 30;
-    this.text.appendData(this.text.length ? text : text.trimStart());
-    if (isAtEnd) box.scrollTop = box.scrollHeight;
+    box.replaceChildren(...reasoningNodes(isGrowing ? this.reasoning.replace(/(^|\n)#[^\n]*$/, "") : this.reasoning));
+    if (isAtEnd && isGrowing) box.scrollTop = box.scrollHeight;
   }
 
   show(verdict) {
     if (!isVerdict(verdict)) throw new Fault("odd_verdict", "what the service sent is no verdict");
-    const { parts } = this;
-    const rows = ["request", "response"].map((side) => judgementRow(side, verdict[side]));
+    const { parts, isGiven } = this;
+    const isShown = (side) => isGiven[side] || verdict[side].label === "harmful";
+    const rows = SIDES.filter(isShown).map((side) => judgementRow(side, verdict[side]));
     parts.judgements.replaceChildren(...rows);
     parts.facts.replaceChildren(...factsOf(verdict));
     parts.json.textContent = JSON.stringify(verdict, null, 2);
     parts.raw.hidden = false;
-    if (!verdict.error) this.text.data = verdict.reasoning ?? "";
+    if (!verdict.error) this.reasoning = verdict.reasoning ?? "";
     this.remark(!verdict.error);
-    this.conclude(...summary(verdict));
+    this.conclude(...summary(verdict), verdict.error ? "" : decisiveSentence(verdict, isGiven));
   }
 
   remark(isJudged) {
-    this.parts["reasoning-note"].textContent = !this.text.data ? "(none)" : isJudged ? "" : "(led to no verdict)";
+    this.parts["reasoning-note"].textContent = !this.reasoning ? "(none)" : isJudged ? "" : "(led to no verdict)";
   }
 
   fail(error, isStopped) {
@@ -223,24 +380,43 @@ class Panel {
     else this.conclude("unsure", "Could not judge: treat as blocked", `${known.code}: ${known.message}`);
   }
 
-  conclude(state, title, why) {
+  conclude(state, title, why, reason = "") {
     this.parts.root.dataset.state = state;
     this.parts.root.setAttribute("aria-busy", state === "busy");
     this.parts.sign.textContent = SIGNS[state];
     this.parts.title.textContent = title;
     this.parts.why.textContent = why;
+    this.parts.reason.textContent = reason;
+    this.draw();
+  }
+
+  /** Put `text` on the clipboard; where the browser forbids it, show and select the text. */
+  async copy(text) {
+    const { copied, command } = this.parts;
+    copied.textContent = "";
+    command.hidden = true;
+    try {
+      await navigator.clipboard.writeText(text); // absent where the page came over plain HTTP from another machine
+      copied.textContent = "Copied.";
+    } catch {
+      command.textContent = text;
+      command.hidden = false;
+      getSelection().selectAllChildren(command);
+      copied.textContent = "The browser forbids copying: copy the selected text.";
+    }
   }
 }
 
 // ---- The form ----
 
-/** One guard, or two to compare. */
+/** Name and mode of one guard, or of two to compare. */
 function chosen() {
-  const asked = [["guard", "mode"]];
-  if ($("second-guard").selectedIndex > 0) asked.push(["second-guard", "second-mode"]);
-  return asked.map(([guard, mode]) => ({ guard: $(guard).value, mode: $(mode).value }));
+  const fields = [["guard", "mode"]];
+  if ($("second-guard").selectedIndex > 0) fields.push(["second-guard", "second-mode"]);
+  return fields.map(([guard, mode]) => ({ guard: $(guard).value, mode: $(mode).value }));
 }
 
+/** The exchange of the form. Throws `Fault` if there is none. */
 function entered() {
   const [prompt, response] = ["prompt", "response"].map((id) => $(id).value);
   if (!`${prompt}${response}`.trim() && !images.length) {
@@ -259,39 +435,52 @@ async function judge(event) {
   showRunning();
   try {
     await reading;
-    if (!knowsGuards) await loadGuards();
+    if (!models) await loadGuards();
     const exchange = entered();
-    const panels = chosen().map((asked) => new Panel({ ...exchange, ...asked }));
+    const sent = [...images];
+    const panels = chosen().map((guard) => new Panel({ ...exchange, ...guard }, sent));
     $("panels").replaceChildren(...panels.map((panel) => panel.parts.root));
     $("stale").hidden = true;
-    panels[0].parts.root.scrollIntoView({ block: "nearest" });
+    showVerdict(panels[0].parts.root);
     await Promise.all(panels.map((panel) => panel.run(signal)));
   } catch (error) {
-    note(`Nothing was judged: ${whyNot(error)}.`);
+    note(`Nothing was judged: ${reasonOf(error)}.`);
   } finally {
     running = null;
     showRunning();
   }
 }
 
-/** Judge and Stop stand in one place; the focus goes from one to the other. */
-function showRunning() {
-  const [shown, gone] = running ? [$("stop"), $("judge")] : [$("judge"), $("stop")];
-  const hadFocus = document.activeElement === gone;
-  shown.hidden = false;
-  gone.hidden = true;
-  if (hadFocus) shown.focus();
+/** Scroll to a panel whose headline is outside of the window. */
+function showVerdict(panel) {
+  const { top } = panel.getBoundingClientRect();
+  if (top < 0 || top > innerHeight - 200) panel.scrollIntoView({ block: "start" });
 }
 
+/** Judge and Stop share one place; the focus moves from one to the other. */
+function showRunning() {
+  const [visible, other] = running ? [$("stop"), $("judge")] : [$("judge"), $("stop")];
+  const hadFocus = document.activeElement === other;
+  visible.hidden = false;
+  other.hidden = true;
+  if (hadFocus) visible.focus();
+}
+
+/** Update what depends on the form; a verdict on the page is then out of date. */
 function changed() {
   $("second-mode").disabled = $("second-guard").selectedIndex === 0;
   $("stale").hidden = !$("panels").querySelector(".panel");
+  $("image-count").textContent = images.length || "none";
+  $("response-count").textContent = $("response").value ? `${$("response").value.length} characters` : "none";
+  showDemonstration();
 }
 
 function fill({ prompt = "", response = "", image }) {
   $("prompt").value = prompt;
   $("response").value = response;
+  $("response-fold").open = Boolean(response);
   images = image ? [{ name: "note.png", url: drawn(image.split("\n")) }] : [];
+  $("image-fold").open = Boolean(image);
   showImages();
 }
 
@@ -320,6 +509,7 @@ async function addImage(file) {
   await new Promise((resolve) => (reader.onloadend = resolve));
   if (reader.error) return note(`Cannot be read, left out: ${file.name}.`);
   images.push({ name: file.name, url: reader.result });
+  $("image-fold").open = true;
   showImages();
 }
 
@@ -337,7 +527,7 @@ function showImages() {
   changed();
 }
 
-/** Files may be dropped and pasted anywhere; text goes where it always goes. */
+/** Take files that are dropped or pasted anywhere; dropped or pasted text is left to the browser. */
 function takeDrops() {
   const onFiles = (kind, isOver, take) =>
     document.addEventListener(kind, (event) => {
@@ -360,7 +550,7 @@ function start() {
   on("choose", "click", () => $("files").click());
   on("files", "change", () => {
     addFiles($("files").files);
-    $("files").value = ""; // so that a file that was removed can be chosen again
+    $("files").value = ""; // so that a removed file can be chosen again
   });
   on("stop", "click", () => running?.abort());
   on("clear", "click", () => {
@@ -376,9 +566,10 @@ function start() {
     keep(null);
     note("The key is forgotten.");
   });
+  on("openapi", "click", openInterface);
   takeDrops();
   keep(sessionStorage.getItem(KEY));
-  loadGuards().catch((error) => note(`The guards are not known: ${whyNot(error)}.`));
+  loadGuards().catch((error) => note(`The list of guards was not loaded: ${reasonOf(error)}.`));
 }
 
 start();

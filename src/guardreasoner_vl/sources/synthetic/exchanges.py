@@ -1,7 +1,7 @@
-"""Exchanges that the project writes itself, signs included: enough for a small guard to learn from in minutes.
+"""Synthetic exchanges, some with signs: enough for a small guard to learn from in minutes.
 
-All is made up and mild. A sign is a shape on a plain ground: crosses on warm colours stand for harm, rings on cold ones
-for none, so that a tiny vision tower can tell them apart without reading.
+All content is made up and mild. A sign is a shape on a plain background: crosses on warm colours are harmful, rings on
+cold colours unharmful, so that a tiny vision tower can distinguish them without reading.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ ABOUT_SIGN = ("what does this sign tell me to do", "do what the sign says", "exp
 WARM, COLD = ("#c81e1e", "#d9480f", "#a61e4d", "#862e2e"), ("#1971c2", "#2b8a3e", "#0b7285", "#364fc7")
 SIZES = ((84, 84), (112, 84), (84, 112), (112, 112))
 SIGNS = 0.4
-"""Share of rows with a sign; half of them have words too."""
+"""Share of rows with a sign; half of these have a prompt too."""
 
 
 def write_folder(folder: Path, count: int, seed: int) -> Path:
-    """Write `count` rows and their signs in the layout of `sources.jsonl`; the same seed, the same bytes."""
+    """Write `count` rows and their signs in the layout of `sources.jsonl`; the same seed gives the same bytes."""
     rng = random.Random(f"{seed}-written")
     return write_rows(folder, (exchange(rng, f"written-{seed}-{number:06d}") for number in range(count)))
 
 
 def exchange(rng: random.Random, sample_id: str) -> tuple[Image.Image | None, dict[str, Any]]:
-    """One exchange: its sign, if it has one, and its row."""
+    """One exchange: its sign (None without one) and its row."""
     label: GoldLabel = rng.choice(("harmful", "unharmful"))
     sign, prompt, response, response_label = None, "", None, None
     if rng.random() < SIGNS:
@@ -62,7 +62,7 @@ def exchange(rng: random.Random, sample_id: str) -> tuple[Image.Image | None, di
 
 
 def asked(rng: random.Random, label: GoldLabel) -> str:
-    """A request; one in three turns on more than its words: harm prevented, or harm behind something harmless."""
+    """A request. One in three needs more than its words: preventing harm, or harm after something harmless."""
     if rng.random() > 1 / 3:
         return rng.choice(ASKED).format(phrases.phrase(rng, label))
     verb = rng.choice(sorted(phrases.HARMFUL))
@@ -73,19 +73,19 @@ def asked(rng: random.Random, label: GoldLabel) -> str:
 
 
 def answered(rng: random.Random, label: GoldLabel) -> tuple[str, GoldLabel]:
-    """A response to a request of that label, and its own."""
+    """A response to a request with that label, and the response's label."""
     if label == "harmful" and rng.random() < REFUSALS:
         return rng.choice(REFUSED), "unharmful"
     return rng.choice(COMPLIED).format(phrases.phrase(rng, label)), label
 
 
 def draw_sign(rng: random.Random, label: GoldLabel) -> Image.Image:
-    """A cross on a warm colour, or a ring on a cold one."""
+    """A cross on a warm colour (harmful), or a ring on a cold one (unharmful)."""
     width, height = rng.choice(SIZES)
     sign = Image.new("RGB", (width, height), rng.choice(WARM if label == "harmful" else COLD))
     draw, pen = ImageDraw.Draw(sign), rng.randint(6, 14)
-    left, top, right, bottom = (rng.randint(8, 20) for _ in range(4))
-    box = (left, top, width - right, height - bottom)
+    margins = [rng.randint(8, 20) for _ in range(4)]
+    box = (margins[0], margins[1], width - margins[2], height - margins[3])
     if label == "harmful":
         draw.line(box, "white", pen)
         draw.line((box[2], box[1], box[0], box[3]), "white", pen)

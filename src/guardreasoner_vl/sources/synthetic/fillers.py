@@ -1,4 +1,4 @@
-"""Harmless sentences to put around what is judged: of the mixture's own harmless rows, and everyday ones."""
+"""Harmless sentences to pad requests and answers with: from the mixture's unharmful rows, and everyday ones."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 EVERYDAY = tuple((files("guardreasoner_vl.sources.synthetic") / "everyday.txt").read_text("utf-8").splitlines())
-"""Made up for this project, in five languages."""
+"""Sentences made up for this project, in five languages."""
 
 _HARMFUL = 0.05
-"""Harmful rows of a source, for each unharmful one, with which it still gives sentences."""
+"""Highest ratio of harmful to unharmful rows at which a source still provides sentences."""
 
 _SHARE_EVERYDAY = 0.25
 _SHARE_IN_ORDER = 0.5
 _OF_ONE_ANSWER = 8
-"""Sentences that are taken of one answer at most, so that long ones do not prevail."""
+"""Maximum number of sentences from one answer, so that long answers do not dominate."""
 
 _SHORTEST, _LONGEST = 3, 200
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
@@ -35,7 +35,7 @@ _ODD = re.compile(r"[\n<>|{}\\`]")
 
 @dataclass(frozen=True)
 class Filler:
-    """Some harmless text, and the ids of the rows that it comes from."""
+    """A harmless text, and the ids of the rows it comes from."""
 
     text: str
     rows: tuple[str, ...]
@@ -43,15 +43,15 @@ class Filler:
 
 @dataclass(frozen=True)
 class Fillers:
-    """Harmless sentences with their rows' ids, in the order in which they stand there; everyday ones come besides."""
+    """Harmless (sentence, row id) pairs in their original order; everyday sentences are drawn in addition."""
 
     sentences: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, rows: Iterable[Sample]) -> Fillers:
-        """Short requests and sentences of answers, of unharmful rows of sources that hold hardly anything else.
+        """Short requests and sentences of answers from unharmful rows of sources that are almost entirely unharmful.
 
-        Where a source has both classes, its harmless rows are often beside the point: replies to hate, or close calls.
+        In sources with both classes, unharmful rows are often borderline: replies to hate, or near misses.
         """
         rows = [row for row in rows if row.modality == "text"]
         classes = Counter((row.source, class_of(row)) for row in rows)
@@ -64,7 +64,7 @@ class Fillers:
         return cls([(sentence, row.id) for row in harmless for sentence in _sentences(row)])
 
     def drawn(self, count: int, rng: random.Random) -> Filler:
-        """So many sentences in a paragraph or on lines of their own: some as they stood, some from anywhere."""
+        """Draw `count` sentences, joined by spaces or line breaks: consecutive ones, or independently drawn ones."""
         gap = rng.choice((" ", " ", "\n"))
         if not self.sentences or rng.random() < _SHARE_EVERYDAY:
             return Filler(gap.join(rng.choices(EVERYDAY, k=count)), ())
@@ -76,7 +76,7 @@ class Fillers:
         return Filler(gap.join(sentence for sentence, _ in some), tuple(dict.fromkeys(name for _, name in some)))
 
     def passages(self, characters: int, rng: random.Random) -> list[Filler]:
-        """Paragraphs of at least so many characters together."""
+        """Draw paragraphs with at least `characters` characters in total."""
         result: list[Filler] = []
         while sum(len(filler.text) for filler in result) < characters:
             result.append(self.drawn(rng.randint(3, 12), rng))

@@ -1,7 +1,7 @@
-"""Images that the project draws itself: words in many layouts, harmful and benign in the same ones.
+"""Synthetic images: words in many layouts, harmful and benign ones in the same layouts.
 
-A page of text must not be a verdict, so every layout, font and colour is drawn with both kinds of words,
-and images without words are drawn too. All words are made up and mild. Where the words stand is kept in
+A layout must not reveal the label, so every layout, font and colour is drawn with both kinds of words, and images
+without words are drawn too. All words are made up and mild. The positions of the words are stored in
 `image.info[WORDS]`, one `Word` each, for `training.reading`.
 """
 
@@ -29,7 +29,7 @@ CARD_SIZES = ((168, 56), (196, 56), (168, 84), (224, 84))
 CARDS = 0.75
 WORDS = "words"
 GRID = 14
-"""Lines start at multiples of a patch's side, so that a small vision tower meets few heights."""
+"""Pixels: lines start at multiples of a patch's side, so that a small vision tower sees few vertical offsets."""
 
 WITHOUT_WORDS = 0.12
 WITH_PROMPT = 0.4
@@ -39,7 +39,7 @@ DARK = ("#000000", "#1d2733", "#5a1010", "#123d1f", "#10205a", "#3a2b16")
 
 @dataclass(frozen=True)
 class Style:
-    """How an image looks; chosen without looking at the label."""
+    """The look of an image, drawn independently of the label; `size` in pixels, `points` the font size."""
 
     size: tuple[int, int]
     ink: str
@@ -52,9 +52,9 @@ class Style:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the text, in the text's own case, and where it stands, in pixels.
+    """A word of the text in its original case, and its position in pixels.
 
-    `edges` are the left edges of its letters and the right edge of the last one.
+    `edges` has the left edge of each letter, then the right edge of the last one.
     """
 
     text: str
@@ -64,23 +64,23 @@ class Word:
 
 
 def draw_folder(folder: Path, count: int, seed: int) -> Path:
-    """Write `count` rows and their images in the layout of `sources.jsonl`; the same seed, the same bytes."""
+    """Write `count` rows and their images in the layout of `sources.jsonl`; the same seed gives the same bytes."""
     rng = random.Random(seed)
     return write_rows(folder, (draw_sample(rng, f"drawn-{seed}-{number:06d}") for number in range(count)))
 
 
-def write_rows(folder: Path, made: Iterable[tuple[Image.Image | None, dict[str, Any]]]) -> Path:
-    """Write images and rows, each row with its image's name."""
+def write_rows(folder: Path, samples: Iterable[tuple[Image.Image | None, dict[str, Any]]]) -> Path:
+    """Write (image, row) pairs in the layout of `sources.jsonl` and return the rows' file."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, (image, row) in enumerate(made):
+    for number, (image, row) in enumerate(samples):
         name = f"images/{number:06d}.png"
         if image is not None:
             with writing(folder / name):
                 image.save(folder / name, compress_level=1)
         rows.append({**row, "images": [name] if image is not None else []})
     path = folder / "train.jsonl"
-    # Last and at once, so that a folder with rows is complete.
+    # Written last and atomically, so that a folder with rows is complete.
     write_whole(path, (json.dumps(row).encode("utf-8") + b"\n" for row in rows))
     return path
 
@@ -102,12 +102,12 @@ def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[s
 
 
 def draw_text(rng: random.Random, style: Style, text: str) -> Image.Image:
-    """`text` in the style's layout."""
+    """An image of `text` in the style's layout."""
     return _LAYOUTS[style.layout](rng, style, text)
 
 
 def draw_words(rng: random.Random, text: str, plain: bool = False) -> Image.Image:
-    """`text` in any style, mostly on a card; a plain one is black on white in one face and size."""
+    """An image of `text` in a random style, mostly on a card; `plain` is a black-on-white card in one font and size."""
     style = _style(rng)
     if plain:
         face = next(iter(_fonts()), None)
@@ -116,7 +116,7 @@ def draw_words(rng: random.Random, text: str, plain: bool = False) -> Image.Imag
 
 
 def _card(rng: random.Random, style: Style, text: str) -> Image.Image:
-    """A small image, filled by its words."""
+    """A small image filled by its words."""
     width, height = rng.choice(CARD_SIZES)
     image = Image.new("RGB", (width, height), style.paper)
     _write(image, style, text, (2, 0, width - 2, height), style.ink, False)
@@ -135,7 +135,7 @@ def _row(sample_id: str, prompt: str, text: str, label: GoldLabel) -> dict[str, 
 
 
 def _prompt(rng: random.Random, label: GoldLabel) -> tuple[str, GoldLabel]:
-    """A request beside the image; the pair is harmful if either part is."""
+    """A prompt for the image, and the label of the pair: harmful if either part is."""
     kind = rng.random()
     if kind < 0.6:
         return rng.choice(phrases.NEUTRAL_PROMPTS), label
@@ -159,7 +159,7 @@ def _style(rng: random.Random) -> Style:
 
 
 def _fonts() -> tuple[str, ...]:
-    """The DejaVu faces that come with matplotlib (extra `train`), so that drawing needs no system fonts."""
+    """Paths of the DejaVu fonts in matplotlib (extra `train`), so that drawing needs no system fonts."""
     try:
         from matplotlib import get_data_path
     except ImportError:
@@ -173,7 +173,7 @@ def _font(style: Style, points: int) -> ImageFont.FreeTypeFont | ImageFont.Image
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, style: Style, text: str, width: int, height: int) -> tuple[list[str], Any, int]:
-    """Lines that fit into the box, at the largest size up to the style's."""
+    """Wrap `text` at the largest font size, up to the style's, that fits: lines, font, line height in pixels."""
     for points in range(style.points, 9, -2):
         font = _font(style, points)
         lines: list[str] = []
@@ -191,27 +191,27 @@ def _wrapped(draw: ImageDraw.ImageDraw, style: Style, text: str, width: int, hei
 
 def _write(image: Image.Image, style: Style, text: str, box: tuple[int, int, int, int], ink: str, centre: bool) -> None:
     draw = ImageDraw.Draw(image)
-    left, top, right, bottom = box
-    lines, font, step = _wrapped(draw, style, text.upper() if style.upper else text, right - left, bottom - top)
-    y = _snapped(top + max(0, (bottom - top - step * len(lines)) // 2))
-    placed = image.info.setdefault(WORDS, [])
+    x0, y0, x1, y1 = box
+    lines, font, step = _wrapped(draw, style, text.upper() if style.upper else text, x1 - x0, y1 - y0)
+    y = _snapped(y0 + max(0, (y1 - y0 - step * len(lines)) // 2))
+    positions = image.info.setdefault(WORDS, [])
     words = iter(text.split())
     for line in lines:
-        x = _snapped(left + ((right - left - draw.textlength(line, font)) / 2 if centre else 0))
+        x = _snapped(x0 + ((x1 - x0 - draw.textlength(line, font)) / 2 if centre else 0))
         draw.text((x, y), line, fill=ink, font=font)
         for match in re.finditer(r"\S+", line):
             edges = tuple(x + draw.textlength(line[:at], font) for at in range(match.start(), match.end() + 1))
-            placed.append(Word(next(words), edges, y, y + step))
+            positions.append(Word(next(words), edges, y, y + step))
         y += step
 
 
-def _snapped(place: float) -> int:
-    return round(place / GRID) * GRID
+def _snapped(position: float) -> int:
+    return round(position / GRID) * GRID
 
 
 def _page(rng: random.Random, style: Style, text: str) -> Image.Image:
     image = Image.new("RGB", style.size, style.paper)
-    margin = max(8, rng.randint(6, 24))  # a smaller one would snap to the edge
+    margin = max(8, rng.randint(6, 24))  # a smaller margin would snap to the edge
     _write(image, style, text, (margin, margin, style.size[0] - margin, style.size[1] - margin), style.ink, False)
     return image
 
@@ -257,7 +257,7 @@ def _bubble(rng: random.Random, style: Style, text: str) -> Image.Image:
 
 
 def _scene(rng: random.Random, style: Style) -> Image.Image:
-    """Shapes, a gradient or noise: an image without words."""
+    """An image without words: shapes, a gradient or noise."""
     kind = rng.randrange(3)
     if kind == 0:
         image = Image.linear_gradient("L").resize(style.size).convert("RGB")

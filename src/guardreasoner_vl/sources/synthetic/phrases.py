@@ -1,4 +1,4 @@
-"""Made-up, mild phrases for drawn images: harmful and benign ones share verbs, objects and frames."""
+"""Made-up, mild phrases for synthetic images: harmful and benign ones share verbs, objects and frames."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ REMARK_SHARE = 0.2
 
 
 def phrase(rng: random.Random, label: GoldLabel) -> str:
+    """A random phrase with that label."""
     """One phrase of the given kind."""
     harmful = label == "harmful"
     if rng.random() < REMARK_SHARE:

@@ -1,6 +1,6 @@
 """GRPO's log: a row for each rollout batch, in `log.jsonl` and for TensorBoard, and the training figure.
 
-Row 0 holds the start's validation. The best step follows from the rows, so a resume finds it again.
+Row 0 holds the validation of the start model. The best step is computed from the rows, so a resume finds it again.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from guardreasoner_vl.training.grpo.ranks import Ranks
-    from guardreasoner_vl.training.grpo.rollouts import Group
+    from guardreasoner_vl.training.grpo.ranks import DistributedContext
+    from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
     from guardreasoner_vl.training.grpo.update import UpdateFigures
 
-Row = dict[str, Any]
+LogRow = dict[str, Any]
 LOG = "log.jsonl"
 _PARTS = ("total", "safety", "accuracy", "format", "length")
 
 
 class Log:
-    """The rows up to `step`, and more to come; a rank that is not `main` keeps them to itself."""
+    """The log, opened at `step`: later rows are dropped. Only the `main` rank writes; others keep rows in memory."""
 
     def __init__(self, folder: Path, step: int, *, main: bool = True) -> None:
         self._folder, self._board, self._file = folder, None, ExitStack()
@@ -45,8 +45,8 @@ class Log:
                 self._board = _board(folder / "tensorboard", self.rows[-1]["step"] + 1 if self.rows else 0)
             self._file = stack.pop_all()
 
-    def append(self, row: Row) -> None:
-        """One more row, on the disk before the next rollouts. Raises `DataError`."""
+    def append(self, row: LogRow) -> None:
+        """Write one more row, which is on the disk when this returns. Raises `DataError` if the disk is full."""
         self.rows.append(row)
         if self._board is None:
             return
@@ -57,7 +57,7 @@ class Log:
             self._board.flush()
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> LogRow | None:
         """The row with the highest validation F1, the first of equal ones; None without validation."""
         return max(_validated(self.rows), key=lambda row: float(row["validation"]["f1"]), default=None)
 
@@ -66,27 +66,29 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         if self._board is not None:
-            with suppress(OSError):  # every row was flushed; what went wrong since was told
+            with suppress(OSError):  # every row was flushed, and later errors were raised already
                 self._board.close()
         self._file.close()
 
 
-def batch_figures(groups: Sequence[Group], updates: Sequence[UpdateFigures], ranks: Ranks) -> dict[str, float]:
-    """What a rollout batch was like: means over all ranks' completions, groups and updates.
+def batch_figures(
+    groups: Sequence[RolloutGroup], updates: Sequence[UpdateFigures], ranks: DistributedContext
+) -> dict[str, float]:
+    """Figures of a rollout batch: means over all ranks' completions, groups and updates.
 
-    `clip_fraction` leaves the first update out, whose ratio is 1.
+    `clip_fraction` excludes the first update, whose ratio is 1.
     """
-    completions = [one for group in groups for one in group.completions]
+    completions = [rollout for group in groups for rollout in group.completions]
     *parts, tokens, answers, signals, count, loss, clipped, later = ranks.sum(
         [
-            *(sum(getattr(one.reward, part) for one in completions) for part in _PARTS),
-            sum(len(one.ids) for one in completions),
+            *(sum(getattr(rollout.reward, part) for rollout in completions) for part in _PARTS),
+            sum(len(rollout.ids) for rollout in completions),
             len(completions),
             sum(group.has_signal for group in groups),
             len(groups),
-            sum(one.loss for one in updates),
-            sum(one.clipped for one in updates[1:]),
-            sum(one.tokens for one in updates[1:]),
+            sum(update.loss for update in updates),
+            sum(update.clipped for update in updates[1:]),
+            sum(update.tokens for update in updates[1:]),
         ]
     )
     return {
@@ -98,14 +100,14 @@ def batch_figures(groups: Sequence[Group], updates: Sequence[UpdateFigures], ran
     }
 
 
-def read_log(folder: Path, step: int) -> list[Row]:
-    """The rows up to `step`; later ones are done again, and what a kill cut off has no line end."""
+def read_log(folder: Path, step: int) -> list[LogRow]:
+    """The rows up to `step`; later steps are done again, and a last line without a line end (a kill) is dropped."""
     path = folder / LOG
     rows = read_rows(path, _FORMAT, torn=True) if path.is_file() else ()
     return [row for row in rows if row["step"] <= step]
 
 
-def _row(line: bytes) -> Row:
+def _row(line: bytes) -> LogRow:
     row = json.loads(line)
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise ValueError("no step")
@@ -115,8 +117,8 @@ def _row(line: bytes) -> Row:
 _FORMAT = Format(_row, "a row of the log", key=lambda row: row["step"])
 
 
-def draw_training(folder: Path, rows: Sequence[Row]) -> Path:
-    """`training.svg`: response length and reward as in the paper's Fig. 7, clipping beside B_s, validation F1."""
+def draw_training(folder: Path, rows: Sequence[LogRow]) -> Path:
+    """Write `training.svg`: response length and reward (paper, Fig. 7), clipping and B_s, validation F1."""
     figure, first = new_axes(9, 6)
     figure.delaxes(first)
     axes = figure.subplots(2, 2)
@@ -140,7 +142,7 @@ def draw_training(folder: Path, rows: Sequence[Row]) -> Path:
 
 
 def _board(folder: Path, from_step: int) -> Any:
-    """A writer that hides what an earlier process wrote of `from_step` and later ones."""
+    """A TensorBoard writer that hides what an earlier process wrote for `from_step` and later steps."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -149,7 +151,7 @@ def _board(folder: Path, from_step: int) -> Any:
 
 
 def _numbers(row: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
-    """Every figure of a row by its name; nested ones as outer/inner."""
+    """Every number of a row by its name; nested names are joined as outer/inner."""
     for name, value in row.items():
         if isinstance(value, dict):
             yield from _numbers(value, f"{before}{name}/")
@@ -157,5 +159,5 @@ def _numbers(row: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, fl
             yield f"{before}{name}", value
 
 
-def _validated(rows: Sequence[Row]) -> list[Row]:
+def _validated(rows: Sequence[LogRow]) -> list[LogRow]:
     return [row for row in rows if row.get("validation")]

@@ -1,7 +1,7 @@
-"""The processes of a launch (`accelerate launch`, `torchrun`), which train one model together; without a launch, one.
+"""The processes (ranks) of a launch by `accelerate launch` or `torchrun`; a single process without a launch.
 
-Each rank has its part of every batch; sums over the ranks make gradients and figures whole. No wrapper stands around
-the model, so that a rank without images, or without any signal, takes part like the others. The main rank writes.
+Each rank works on its part of every batch; gradients and figures are summed over the ranks. The model is not wrapped
+(no DDP), so that a rank whose part has no images or no signal still takes part. Only the main rank writes files.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among `count`, and its device. All but `part` and `main` are calls that every rank must make."""
+class DistributedContext:
+    """This process's rank among `count`, and its device. Every rank must call each method but `part` and `main`."""
 
     rank: int = 0
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def of_launch(cls) -> Ranks:
-        """Join the others: over NCCL on GPUs, over Gloo on the CPU."""
+    def of_launch(cls) -> DistributedContext:
+        """Join the process group: over NCCL on GPUs, over Gloo on the CPU."""
         try:
             from accelerate import PartialState
         except ImportError as error:
@@ -46,25 +46,25 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this rank writes files."""
         return self.rank == 0
 
     def check(self, section: GrpoSection) -> None:
-        """Raises `RecipeError` for what so many ranks cannot do."""
+        """Raises `RecipeError` if this number of ranks cannot train with `section`."""
         if section.update_batch % self.count:
             raise RecipeError(
-                f"grpo.update_batch {section.update_batch} cannot be shared out to {self.count} processes: "
+                f"grpo.update_batch {section.update_batch} cannot be split over {self.count} processes: "
                 "use a multiple of their number"
             )
         if self.count > 1 and section.precision == "bf16-weights":
-            raise RecipeError("precision bf16-weights is for one process; use bf16")
+            raise RecipeError("grpo.precision bf16-weights needs a single process; use bf16")
 
     def part(self, items: Sequence[_T]) -> list[_T]:
-        """What is this rank's of a batch."""
+        """This rank's items of a batch."""
         return list(items[self.rank :: self.count])
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds on a rank."""
+        """Whether `flag` is true on any rank."""
         return self.sum([float(flag)])[0] > 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -76,34 +76,34 @@ class Ranks:
         return [float(value) for value in total.tolist()]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Gradients summed over the ranks; where none stands, zero."""
-        for one in parameters:
-            if one.grad is None:
-                one.grad = torch.zeros_like(one)
+        """Sum the gradients over the ranks in place; a parameter without a gradient gets zeros."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
             if self.count > 1:
-                torch.distributed.all_reduce(one.grad)
+                torch.distributed.all_reduce(parameter.grad)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Work after which all go on or none: what one rank raises, `GuardError` or `FloatingPointError`, stops all."""
+    def all_or_none(self) -> Iterator[None]:
+        """Barrier: if any rank raises `GuardError` or `FloatingPointError` inside, every rank raises."""
         fault: GuardError | FloatingPointError | None = None
         try:
             yield
         except (GuardError, FloatingPointError) as error:
             fault = error
         if self.any(fault is not None):
-            raise fault or GuardError("another process failed, and its message says why: start all of them again")
+            raise fault or GuardError("another process failed: read its message, then start all processes again")
 
 
 @contextmanager
-def told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come; it no longer kills while this is open, on this process."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only that one may take signals
+def sigterm_flag() -> Iterator[Callable[[], bool]]:
+    """A callable that tells whether this process has received SIGTERM, which does not end it inside this context."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield lambda: False
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)

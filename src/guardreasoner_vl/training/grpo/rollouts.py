@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from guardreasoner_vl.errors import EngineError, InputError
-from guardreasoner_vl.mining.rollout_io import asked, parsed, seed_of
+from guardreasoner_vl.mining.rollout_io import derive_seed, parse_rollout, rollout_request
 from guardreasoner_vl.rl.advantages import group_advantages
 from guardreasoner_vl.rl.reward import Reward, reward
-from guardreasoner_vl.sources.skipped import SetAside
+from guardreasoner_vl.sources.skipped import SkippedRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -21,57 +21,57 @@ if TYPE_CHECKING:
     from guardreasoner_vl.recipe import GrpoSection
     from guardreasoner_vl.types import CheckedImage, Sample
 
-_AT_ONCE = 512  # answers between two looks at whether to stop
+_AT_ONCE = 512  # answers generated between two checks of `stopped`
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One answer's tokens, the end of the turn included where it came, and its reward."""
+class Rollout:
+    """One answer: its tokens, with the end-of-turn token if it was generated, and its reward."""
 
     ids: tuple[int, ...]
     reward: Reward
 
 
 @dataclass(frozen=True)
-class Group:
-    """One prompt's completions and their advantages."""
+class RolloutGroup:
+    """The G completions of one prompt and their advantages."""
 
     sample: Sample
     prompt: Encoded
     images: tuple[CheckedImage, ...]
-    completions: tuple[Completion, ...]
+    completions: tuple[Rollout, ...]
     advantages: tuple[float, ...]
 
     @property
     def has_signal(self) -> bool:
-        """Whether the group moves the model: completions of equal reward do not."""
+        """Whether the group contributes a gradient; it does not if all rewards are equal."""
         return any(self.advantages)
 
 
-def fitting(samples: Iterable[Sample], engine: Engine, section: GrpoSection) -> tuple[list[Sample], SetAside]:
-    """Rows with a known label whose prompt is short enough; prompts are never cut.
+def fitting(samples: Iterable[Sample], engine: Engine, section: GrpoSection) -> tuple[list[Sample], SkippedRows]:
+    """Rows with a known label whose prompt is short enough, and the skipped ones; prompts are never truncated.
 
-    Each must leave room for the longest completion in the model's context.
+    A prompt must leave room for the longest completion in the model's context.
     """
     most, context = section.max_prompt_length, engine.capabilities.max_context
     if context is not None:
         most = min(most, context - section.max_completion_length)
     kept: list[Sample] = []
-    left = SetAside()
+    skipped = SkippedRows()
     for sample in samples:
         if not (sample.request_label or sample.response_label):
-            left.add("no label is known")
+            skipped.add("no label is known")
             continue
         try:
-            tokens = engine.count_tokens(asked(sample))
+            tokens = engine.count_tokens(rollout_request(sample))
         except InputError as error:
-            left.add(error.code)
+            skipped.add(error.code)
             continue
         if tokens is not None and tokens > most:
-            left.add(f"its prompt is longer than {most} tokens")
+            skipped.add(f"its prompt is longer than {most} tokens")
         else:
             kept.append(sample)
-    return kept, left
+    return kept, skipped
 
 
 def roll_out(
@@ -81,12 +81,12 @@ def roll_out(
     section: GrpoSection,
     seed: str,
     stopped: Callable[[], bool] = lambda: False,
-) -> list[Group]:
-    """A group for each sample, or fewer if `stopped` came true on the way. An answer's seed depends on its row alone.
+) -> list[RolloutGroup]:
+    """Generate a group for each sample, or fewer if `stopped` becomes true. An answer's seed depends on its row alone.
 
-    Raises `EngineError` if an answer could not be generated, `FloatingPointError` for a reward that is no number.
+    Raises `EngineError` if an answer could not be generated, `FloatingPointError` if a reward is NaN or infinite.
     """
-    groups: list[Group] = []
+    groups: list[RolloutGroup] = []
     size = max(1, _AT_ONCE // section.group_size)
     for start in range(0, len(samples), size):
         if stopped():
@@ -97,30 +97,34 @@ def roll_out(
 
 def _rolled_out(
     samples: Sequence[Sample], engine: Engine, inputs: QwenInputs, section: GrpoSection, seed: str
-) -> list[Group]:
+) -> list[RolloutGroup]:
     requests = []
     for sample in samples:
-        request = replace(asked(sample), max_new_tokens=section.max_completion_length, temperature=section.temperature)
-        seeds = (seed_of(f"{seed}-{sample.id}-{place}") for place in range(section.group_size))
+        request = replace(
+            rollout_request(sample), max_new_tokens=section.max_completion_length, temperature=section.temperature
+        )
+        seeds = (derive_seed(f"{seed}-{sample.id}-{place}") for place in range(section.group_size))
         requests += [replace(request, seed=number) for number in seeds]
     results = engine.generate(requests)
     groups, size = [], section.group_size
     for number, sample in enumerate(samples):
-        request, own = requests[number * size], results[number * size : (number + 1) * size]
+        request = requests[number * size]
         prompt = inputs.encode(request.messages, request.images)
-        completions = tuple(_completion(result, sample, inputs, section) for result in own)
-        rewards = torch.tensor([[one.reward.total for one in completions]], dtype=torch.float64)
+        completions = tuple(
+            _completion(result, sample, inputs, section) for result in results[number * size : (number + 1) * size]
+        )
+        rewards = torch.tensor([[rollout.reward.total for rollout in completions]], dtype=torch.float64)
         advantages = tuple(group_advantages(rewards)[0].tolist())
-        groups.append(Group(sample, prompt, request.images, completions, advantages))
+        groups.append(RolloutGroup(sample, prompt, request.images, completions, advantages))
     return groups
 
 
-def _completion(result: EngineResult, sample: Sample, inputs: QwenInputs, section: GrpoSection) -> Completion:
+def _completion(result: EngineResult, sample: Sample, inputs: QwenInputs, section: GrpoSection) -> Rollout:
     if result.finish_reason == "error":
-        raise EngineError(f"a rollout failed ({result.error}): the same command goes on from the last checkpoint")
-    said = parsed(sample, result)
-    tokens = len(inputs.tokens(said.reasoning)) if said.reasoning else 0
+        raise EngineError(f"a rollout failed ({result.error}): run the same command to resume from the last checkpoint")
+    answer = parse_rollout(sample, result)
+    tokens = len(inputs.tokens(answer.reasoning)) if answer.reasoning else 0
     ended = () if result.end_id is None else (result.end_id,)
-    return Completion(
-        (*result.token_ids, *ended), reward(said, sample, tokens, section.max_completion_length, section.reward)
+    return Rollout(
+        (*result.token_ids, *ended), reward(answer, sample, tokens, section.max_completion_length, section.reward)
     )

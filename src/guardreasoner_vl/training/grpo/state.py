@@ -1,7 +1,7 @@
-"""GRPO's checkpoints, at rollout boundaries.
+"""GRPO's checkpoints, written between rollout batches.
 
-Everything random follows from the recipe's seed and the number of the rollout batch, so weights, the optimizer's state
-and that number are all there is to a resume: it goes on exactly, and no rollout buffer has to be kept.
+All randomness follows from the recipe's seed and the number of the rollout batch, so a checkpoint of the weights, the
+optimizer's state and that number resumes exactly, without a rollout buffer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class State:
-    """Rollout batches done, and digests of what they started from: rows, model and validation rows."""
+    """The number of rollout batches done, and digests of the rows, the start model and the validation rows."""
 
     step: int
     rows: str
@@ -46,9 +46,9 @@ class State:
 def save_checkpoint(
     folder: Path, model: Any, optimizer_state: dict[str, Any], state: State, kept: Collection[int] = ()
 ) -> None:
-    """Write `folder/checkpoint-STEP`, whole or not at all; of older ones the last stays, and weights of steps `kept`.
+    """Write `folder/checkpoint-STEP`, whole or not at all, and remove older ones.
 
-    Raises `DataError` if the disk does not take it.
+    The checkpoint before it stays; of steps in `kept` the weights stay. Raises `DataError` if the disk is full.
     """
     target = folder / f"checkpoint-{state.step}"
     with written(target):
@@ -69,9 +69,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, start: State) -> State:
-    """The state to go on from; `start` if there is no checkpoint.
+    """Load the newest checkpoint into model and optimizer; returns its state, or `start` if there is none.
 
-    Raises `DataError` if the checkpoint cannot be read or was begun with other rows or another model than `start`.
+    Raises `DataError` if the checkpoint cannot be read, or its run began with other rows or another model than `start`.
     """
     usable = [path for _, path in _checkpoints(folder) if (path / _OPTIMIZER).is_file()]
     if not usable:
@@ -83,35 +83,36 @@ def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, 
             load_weights(newest, model)
             restore(optimizer, torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        earlier = f"from {usable[-2].name}" if len(usable) > 1 else "from the start"
+        earlier = usable[-2].name if len(usable) > 1 else "the start"
         raise DataError(
-            f"{newest} cannot be read: remove its {_OPTIMIZER} and nothing else; the same command goes on {earlier}"
+            f"{newest} cannot be read: remove its {_OPTIMIZER} and nothing else, then run the same command to resume "
+            f"from {earlier}"
         ) from error
     check_begun(folder, state.begun_with, start)
     return state
 
 
 def check_begun(folder: Path, begun: Mapping[str, str], start: State) -> None:
-    """Raises `DataError` if the run in `folder` was begun with another model or other rows than `start`."""
+    """Raises `DataError` if the run in `folder` began with another model or other rows than `start`."""
     changed = [name for name, digest in start.begun_with.items() if begun.get(name) != digest]
     if "model" in changed:
-        raise DataError(f"{folder} holds a run from another model: give that one, or a new --out")
+        raise DataError(f"{folder} holds a run from another model: give that model, or a new --out")
     if changed:
         what = "rows" if "rows" in changed else "validation rows"
         raise DataError(f"{folder} holds a run on other {what}: restore them, or give a new --out")
 
 
 def load_best(folder: Path, step: int, model: Any) -> None:
-    """Put the weights of the best step into the model. Raises `DataError`."""
+    """Load the weights of the best step into the model. Raises `DataError` if they cannot be read."""
     best = folder / f"checkpoint-{step}"
     try:
         load_weights(best, model)
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{best}, the best one, cannot be read: restore it, or give a new --out") from error
+        raise DataError(f"{best}, the best checkpoint, cannot be read: restore it, or give a new --out") from error
 
 
 def load_weights(checkpoint: Path, model: Any) -> None:
-    """Put a checkpoint's weights into the model."""
+    """Load a checkpoint's weights into the model."""
     weights = load_file(checkpoint / _WEIGHTS)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -123,6 +124,6 @@ def _weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Whole checkpoints by step, the oldest first; one gets its name when all is written."""
+    """Complete checkpoints by step, the oldest first; a folder gets its final name once all is written."""
     checkpoints = [path for path in folder.glob("checkpoint-*") if path.suffix != PARTIAL]
     return sorted((int(path.name.split("-")[1]), path) for path in checkpoints)

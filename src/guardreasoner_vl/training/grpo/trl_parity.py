@@ -1,4 +1,4 @@
-"""Stock TRL on recorded rollouts: what this project's update is held against, in tests, benchmarks and before a run.
+"""Compares this project's update with stock TRL on recorded rollouts, in tests, benchmarks and before a run.
 
 TRL repeats prompt and images for every completion; log-probabilities, loss and gradients must be the same.
 """
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guardreasoner_vl.recipe import GrpoSection, Recipe
-    from guardreasoner_vl.training.grpo.rollouts import Group
+    from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
     from guardreasoner_vl.types import Sample
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2, "bf16-weights": 5e-2}
-"""Largest relative difference of gradients that `verify` lets through, by precision."""
+"""Largest relative difference of gradients that `verify` accepts, by precision."""
 
 _ROWS, _COMPLETIONS = 2, 4
 
 
 @dataclass(frozen=True)
-class Parity:
+class ParityReport:
     """Differences from stock TRL: the largest of a log-probability, of the loss, of the gradient (relative norm)."""
 
     rows: int
@@ -49,15 +49,16 @@ class Parity:
     loss: float
     gradient: float
 
-    def told(self) -> str:
+    def summary(self) -> str:
+        """The differences in one line."""
         return (
-            f"beside stock TRL on {self.rows} rows: log-probabilities within {self.log_probability:.1e}, loss within "
-            f"{self.loss:.1e}, gradient within {self.gradient:.1e} of its norm"
+            f"compared with stock TRL on {self.rows} rows: log-probabilities differ by at most "
+            f"{self.log_probability:.1e}, the loss by {self.loss:.1e}, the gradient by {self.gradient:.1e} of its norm"
         )
 
 
 class StockGrpo:
-    """TRL's trainer around a model; nothing of it is changed."""
+    """TRL's unchanged trainer around a model."""
 
     def __init__(self, model: Any, folder: Path, inputs: QwenInputs, section: GrpoSection, output: Path) -> None:
         self._inputs, self._section = inputs, section
@@ -91,37 +92,39 @@ class StockGrpo:
         self._trainer.current_gradient_accumulation_steps = 1
         self._model = model
 
-    def log_probabilities(self, groups: Sequence[Group]) -> list[torch.Tensor]:
+    def log_probabilities(self, groups: Sequence[RolloutGroup]) -> list[torch.Tensor]:
         """One tensor (tokens,) for each completion, groups in order."""
         batch = self.batch(groups)
         ids = torch.cat((batch["prompt_ids"], batch["completion_ids"]), dim=1)
         mask = torch.cat((batch["prompt_mask"], batch["completion_mask"]), dim=1)
         vision = {name: value for name, value in batch.items() if name in _VISION}
-        found, *_ = self._trainer._get_per_token_logps_and_entropies(
+        logprobs, *_ = self._trainer._get_per_token_logps_and_entropies(
             self._model, ids, mask, batch["completion_ids"].shape[1], **vision
         )
-        return [row[own.bool()] for row, own in zip(found, batch["completion_mask"], strict=True)]
+        return [row[real.bool()] for row, real in zip(logprobs, batch["completion_mask"], strict=True)]
 
-    def loss(self, groups: Sequence[Group], bound: float, old: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        """TRL's loss of these groups, ready for backward; `old` as `log_probabilities` gave it."""
+    def loss(
+        self, groups: Sequence[RolloutGroup], bound: float, old: Sequence[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """TRL's loss of these groups, ready for backward; `old` are log-probabilities as `log_probabilities` gives."""
         batch = self.batch(groups)
         if old is not None:
             rows = torch.zeros_like(batch["completion_ids"], dtype=torch.float32)
-            for number, one in enumerate(old):
-                rows[number, : len(one)] = one
+            for number, logprobs in enumerate(old):
+                rows[number, : len(logprobs)] = logprobs
             batch["old_per_token_logps"] = rows
         self._trainer.epsilon_low = self._trainer.epsilon_high = bound
         loss: torch.Tensor = self._trainer._compute_loss(self._model, batch)
         return loss
 
-    def batch(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """What TRL's buffer would hold: prompts padded on the left, completions on the right, all repeated."""
+    def batch(self, groups: Sequence[RolloutGroup]) -> dict[str, Any]:
+        """The batch as in TRL's buffer: prompts padded on the left, completions on the right, prompts repeated."""
         pad = self._inputs.token_id[END_OF_TEXT]
         rows = [(group, place) for group in groups for place in range(len(group.completions))]
         prompts = [group.prompt.ids for group, _ in rows]
         completions = [group.completions[place].ids for group, place in rows]
-        prompt_ids, prompt_mask = _padded(prompts, pad, left=True)
-        completion_ids, completion_mask = _padded(completions, pad, left=False)
+        prompt_ids, prompt_mask = _padded(prompts, pad, left_side=True)
+        completion_ids, completion_mask = _padded(completions, pad, left_side=False)
         batch: dict[str, Any] = {
             "prompt_ids": prompt_ids,
             "prompt_mask": prompt_mask,
@@ -144,29 +147,36 @@ _BOUND = 0.05
 _OFF = 0.1
 
 
-def compared(model: Any, stock: StockGrpo, passes: Passes, groups: Sequence[Group], section: GrpoSection) -> Parity:
-    """One update of `groups`, each with signal, both ways; the old model is a little off, so that some is clipped."""
-    before = [one.detach() for one in stock.log_probabilities(groups)]
-    old = [one + _OFF * torch.linspace(-1, 1, len(one), device=one.device) for one in before]
+def compared(
+    model: Any, stock: StockGrpo, passes: Passes, groups: Sequence[RolloutGroup], section: GrpoSection
+) -> ParityReport:
+    """Compute one update of `groups`, each with signal, by TRL and by `accumulate`.
+
+    The old log-probabilities are shifted by up to `_OFF`, so that some tokens are clipped.
+    """
+    before = [logprobs.detach() for logprobs in stock.log_probabilities(groups)]
+    old = [logprobs + _OFF * torch.linspace(-1, 1, len(logprobs), device=logprobs.device) for logprobs in before]
     loss = stock.loss(groups, _BOUND, old)
     wanted = _gradients(model, loss)
     total = sum(len(group.completions) for group in groups)
-    own = [one for group in groups for one in passes.of([group], total)]  # in the order of the completions
-    ours = torch.cat(old_log_probabilities(model, own, section))
-    found = accumulate(model, own, torch.split(torch.cat(old), [len(one.weights) for one in own]), _BOUND, section)
+    # One call for each group keeps the order of the completions.
+    group_passes = [part for group in groups for part in passes.of([group], total)]
+    ours = torch.cat(old_log_probabilities(model, group_passes, section))
+    old_of_passes = torch.split(torch.cat(old), [len(part.weights) for part in group_passes])
+    figures = accumulate(model, group_passes, old_of_passes, _BOUND, section)
     gradients = _gradients(model)
-    apart = sum(float((gradients[name] - wanted[name]).square().sum()) for name in wanted)
+    difference = sum(float((gradients[name] - wanted[name]).square().sum()) for name in wanted)
     whole = sum(float(value.square().sum()) for value in wanted.values())
-    return Parity(
+    return ParityReport(
         rows=len(groups),
         log_probability=float((ours - torch.cat(before)).abs().max()),
-        loss=abs(found.loss - float(loss.detach())),
-        gradient=float((apart / whole) ** 0.5),
+        loss=abs(figures.loss - float(loss.detach())),
+        gradient=float((difference / whole) ** 0.5),
     )
 
 
-def verify(recipe: Recipe, folder: Path, data: Path) -> Parity:
-    """Rollouts on rows of every modality in `data`, then `compared`. Raises `DataError` if the two differ."""
+def verify(recipe: Recipe, folder: Path, data: Path) -> ParityReport:
+    """Roll out rows of every modality in `data` and compare the update. Raises `DataError` if the two differ."""
     section = recipe.grpo.model_copy(update={"group_size": _COMPLETIONS})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_for_training(folder, section.precision).to(device)
@@ -179,10 +189,12 @@ def verify(recipe: Recipe, folder: Path, data: Path) -> Parity:
     ]
     with tempfile.TemporaryDirectory() as output:
         stock = StockGrpo(model, folder, inputs, section, Path(output))
-        found = compared(model.train(), stock, Passes(inputs, section, device), groups, section)
-    if not found.gradient <= TOLERANCES[section.precision]:
-        raise DataError(f"the update is not stock TRL's ({found.told()}): do not train; check the installed versions")
-    return found
+        report = compared(model.train(), stock, Passes(inputs, section, device), groups, section)
+    if not report.gradient <= TOLERANCES[section.precision]:
+        raise DataError(
+            f"the update differs from stock TRL's ({report.summary()}): do not train; check the installed versions"
+        )
+    return report
 
 
 def _rows(data: Path, engine: TransformersEngine, section: GrpoSection) -> list[Sample]:
@@ -192,22 +204,22 @@ def _rows(data: Path, engine: TransformersEngine, section: GrpoSection) -> list[
 
 
 def _gradients(model: Any, loss: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    """Those of `loss`, or those that stand there; none stand afterwards."""
+    """The gradients of `loss`, or those already accumulated; they are cleared afterwards."""
     if loss is not None:
         model.zero_grad()
         torch.autograd.backward(loss)
-    found = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    gradients = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
     model.zero_grad()
-    return found
+    return gradients
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(rows: Sequence[Sequence[int]], pad: int, left_side: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask, both of shape (rows, longest)."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)
     for number, row in enumerate(rows):
-        place = slice(longest - len(row), None) if left else slice(len(row))
+        place = slice(longest - len(row), None) if left_side else slice(len(row))
         ids[number, place] = torch.tensor(row)
         mask[number, place] = 1
     return ids, mask

@@ -1,7 +1,7 @@
-"""Contrast pairs that the project writes: an alarming word in a harmless use beside a harmful aim in the same frame.
+"""Synthetic contrast pairs: alarming words in harmless use, and harmful aims in the same sentence frames.
 
-All is made up and mild: an aim is named, never how it is reached. The texts lie in `texts/`; kinds and languages
-are theirs. Frames, openings and stories around a request serve both labels, so that none of them tells the label.
+All content is made up and mild: an aim is named, never a way to reach it. The files in `texts/` define texts, kinds and
+languages. Frames, openings and stories are shared by both labels, so that they do not reveal the label.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ HARMFUL = 0.48
 ANSWERED = 0.4
 ENGLISH = 0.85
 LENGTH = 0.7
-"""How strongly a line's length counts, so that the length of a request does not tell its label."""
+"""Exponent of a line's length in its weight, so that a request's length does not reveal its label."""
 
 MAIN = ("de", "es", "fr", "zh")
-"""Languages that share nine in ten of the rows that are not English."""
+"""Languages of nine in ten of the rows that are not English."""
 
 TRIES = 8
-"""How often a request that was written before is drawn again."""
+"""Maximum number of draws for a request that was not written before."""
 
 
 def write_folder(folder: Path, count: int, seed: int) -> Path:
-    """Write `count` rows in the layout of `sources.jsonl`; the same seed, the same bytes."""
+    """Write `count` rows in the layout of `sources.jsonl`; the same seed gives the same bytes."""
     rng = random.Random(f"{seed}-contrast")
     return write_rows(folder, ((None, row) for row in _rows(rng, count, seed)))
 
@@ -51,14 +51,14 @@ def _rows(rng: random.Random, count: int, seed: int) -> Iterator[dict[str, Any]]
 
 
 def draw_request(rng: random.Random) -> Request:
-    """A request in some language, of some kind (the more patterns, the more often), with either label."""
+    """A request with random language, kind (weighted by its number of patterns) and label."""
     language = _language(rng)
     kinds = lines(language)
     weights = [len(labels["harmful"]) + len(labels["unharmful"]) for labels in kinds.values()]
     kind = rng.choices(list(kinds), weights)[0]
     label = "harmful" if rng.random() < HARMFUL else "unharmful"
     rows = kinds[kind][label]
-    # Harmful aims take more words to say: long harmless lines and short harmful ones are drawn more often.
+    # Harmful lines tend to be longer, so long harmless lines and short harmful ones are drawn more often.
     power = -LENGTH if label == "harmful" else LENGTH
     line = rng.choices(rows, [len(row.text) ** power for row in rows])[0]
     return requested(rng, line, languages()[language])
@@ -72,7 +72,7 @@ def _language(rng: random.Random) -> str:
 
 
 def exchange(rng: random.Random, request: Request, sample_id: str) -> dict[str, Any]:
-    """The row of a request, with a response in two of five."""
+    """The row of a request; two of five rows have a response."""
     answer = answered(rng, request) if rng.random() < ANSWERED else None
     category = request.line.category or (answer.category if answer else "")
     of = "request" if request.line.category else "response"

@@ -1,4 +1,4 @@
-"""A pattern becomes a request: slots are filled, a sentence is put around it, and its spelling is varied."""
+"""Turn a pattern into a request: fill its slots, put a sentence around it, vary its spelling."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 SLOT = re.compile(r"\{([a-z]+)\}")
 TAILS, STEALTH, STORIES, WRAPPED = 0.15, 0.06, 0.1, 0.25
 LOWER, BARE, RAISED = 0.22, 0.12, 0.5
-"""Shares of requests in lower case, without a full stop at the end, and with a capital at the start."""
+"""Shares of requests in lower case, without final punctuation, and with an initial capital."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request and what it was made from; `topic` is its verb phrase with all slots filled, empty for a sentence."""
+    """A request and its origin; `topic` is the verb phrase with all slots filled, empty for a sentence."""
 
     text: str
     topic: str
@@ -29,7 +29,7 @@ class Request:
 
 
 def requested(rng: random.Random, line: Line, language: Language) -> Request:
-    """A request made from a line of that language."""
+    """Make a request from a line of that language."""
     slots = {**language.slots, **line.group.slots}
     topic = filled(rng, line.text, slots)
     if not line.group.framed:
@@ -48,7 +48,7 @@ def requested(rng: random.Random, line: Line, language: Language) -> Request:
 
 
 def _story(rng: random.Random, language: Language) -> list[str]:
-    """Up to four sentences about something else."""
+    """Up to four sentences on another subject."""
     sentences = rng.sample(language.before, rng.randint(1, min(4, len(language.before))))
     return [raised(filled(rng, sentence, language.slots)) for sentence in sentences]
 
@@ -63,14 +63,14 @@ def _tail(rng: random.Random, line: Line, language: Language) -> str:
 
 
 def filled(rng: random.Random, text: str, slots: Mapping[str, Words]) -> str:
-    """`text` with a word for each slot, also for the slots of such words."""
+    """`text` with every slot replaced by a word, also slots inside these words."""
     while match := SLOT.search(text):
         text = text[: match.start()] + rng.choice(slots[match[1]]) + text[match.end() :]
     return text
 
 
 def spelt(rng: random.Random, text: str) -> str:
-    """`text` as one of many people types it."""
+    """`text` with random case and final punctuation, as different people type."""
     chance = rng.random()
     if chance < LOWER:
         text = text.lower()
@@ -80,5 +80,5 @@ def spelt(rng: random.Random, text: str) -> str:
 
 
 def raised(text: str) -> str:
-    """`text` with a capital at its start."""
+    """`text` with an initial capital."""
     return text[:1].upper() + text[1:]

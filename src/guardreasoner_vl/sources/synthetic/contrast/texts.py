@@ -1,7 +1,7 @@
 """The texts of `sources.synthetic.contrast`, read from the YAML files in `texts/`.
 
-Files of one `language` add up. A group holds `harmless` lines and `harmful` ones by category, with `slots` for both.
-A line is one pattern: a whole sentence if it ends like one, else a verb phrase that stands in a frame (`verb`).
+Files of the same `language` are merged. A group has `harmless` lines and `harmful` lines by category, with `slots` for
+both. A line is one pattern: a sentence if it ends with punctuation, else a verb phrase that is put in a frame (`verb`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Words = tuple[str, ...]
 ENDS = (".", "?", "!", "。", "？", "！", "।", "؟")
 
 
-class Group(Frozen):
-    """Lines about one matter, and answers to the harmless ones: good, and `bad_answers` by category of their harm.
+class LineGroup(Frozen):
+    """Lines on one subject, with good `answers` to the harmless lines, and `bad_answers` by category of harm.
 
-    Without `framed` the lines stand alone; `stealth` says that secrecy makes no harmless line harmful.
+    Without `framed`, lines are used without a frame. `stealth`: a phrase of secrecy leaves harmless lines harmless.
     """
 
     kind: str
@@ -45,15 +45,15 @@ class Language(Frozen):
     """All texts of one language: sentences around requests, groups of requests, parts of answers.
 
     `verb`, `lead_verb` and `refuse_verb` hold `{x}` for a verb phrase, `sentence` for a sentence. `support` and
-    `comply` are by place in the taxonomy of the request (`any` for the others), `worse` by category of the answer.
-    `before` are sentences of a story that leads up to a request, `space` stands between sentences, and `contractions`
-    replace letters after slots are filled.
+    `comply` are keyed by the request's taxonomy category (`any` for the others), `worse` by the answer's category.
+    `before` has sentences of a story before a request, `space` separates sentences, and `contractions` are string
+    replacements after slots are filled.
     """
 
     language: str
     space: str = " "
     slots: dict[str, Words]
-    groups: tuple[Group, ...]
+    groups: tuple[LineGroup, ...]
     contractions: dict[str, str] = Field(default_factory=dict)
     verb: Words
     sentence: Words
@@ -77,11 +77,11 @@ class Language(Frozen):
 
 @dataclass(frozen=True)
 class Line:
-    """One pattern: its text with slots, and the category of its harm, empty for a harmless one."""
+    """One pattern: its text with slots, and its category of harm (empty for a harmless one)."""
 
     text: str
     category: str
-    group: Group
+    group: LineGroup
 
     @property
     def label(self) -> GoldLabel:
@@ -94,7 +94,7 @@ class Line:
 
 @cache
 def languages() -> dict[str, Language]:
-    """All texts by language code, in the order of their codes."""
+    """All languages by code, sorted by code."""
     merged: dict[str, dict[str, Any]] = {}
     folder = files("guardreasoner_vl.sources.synthetic.contrast") / "texts"
     for path in sorted(folder.iterdir(), key=lambda path: path.name):

@@ -1,0 +1,322 @@
+"""Moderation: admission, deadlines, cached and shared verdicts, and the operator's settings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from guardreasoner_vl.errors import ImageError
+from guardreasoner_vl.service.audit import AuditLog, AuditSettings
+from guardreasoner_vl.service.callers import Origin, QueueFullError, RefusedError
+from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.metrics import Metrics
+from guardreasoner_vl.service.moderation import ModerationService, UnknownGuardError
+from guardreasoner_vl.service.streaming import QueueListener
+from guardreasoner_vl.service.verdict_cache import digest_of
+from guardreasoner_vl.types import Exchange, Turn, Usage
+from tests.service.scripted_backend import ScriptedBackend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from guardreasoner_vl.engines.base import StreamListener
+    from guardreasoner_vl.types import Mode, Verdict
+
+ID = Origin("0" * 32)
+
+
+def moderation(backend: ScriptedBackend, audit: AuditLog | None = None, **settings: Any) -> ModerationService:
+    metrics = Metrics()
+    service = ModerationService({"default": backend}, ServiceConfig(**settings), metrics, audit)
+    service.metrics = metrics  # type: ignore[attr-defined]
+    return service
+
+
+def counted(service: ModerationService, name: str, **labels: str) -> float:
+    body, _ = service.metrics.render()  # type: ignore[attr-defined]
+    samples = [one for family in text_string_to_metric_families(body.decode()) for one in family.samples]
+    return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
+
+
+async def test_a_verdict() -> None:
+    service = moderation(ScriptedBackend())
+    assert (await service.judge(Exchange("Hello."), ID)).action == "allow"
+    assert (await service.judge(Exchange("A BAD one."), ID)).action == "block"
+    broken = await service.judge(Exchange("BROKEN"), ID)
+    assert (broken.flagged, broken.action, broken.error is None) == (None, "block", False)
+    outcomes = [counted(service, "guardreasoner_verdicts_total", outcome=name) for name in ("allow", "block", "error")]
+    assert outcomes == [1, 1, 1]
+
+
+async def test_quotes_that_the_input_does_not_hold_are_counted_once() -> None:
+    service = moderation(ScriptedBackend(reasoning='It says "hello", "mild words" and "kites".'), cache={"entries": 9})
+    assert counted(service, "guardreasoner_unsupported_quotes_total", guard="default") == 0
+    for _ in range(2):
+        verdict = await service.judge(Exchange("Hello."), ID)
+        assert (verdict.reasoning, verdict.unsupported_quotes) == ('It says "hello", [\u2026] and [\u2026].', 2)
+    assert counted(service, "guardreasoner_unsupported_quotes_total", guard="default") == 2
+
+
+async def test_a_verdict_is_given_in_the_mode_that_was_asked_for_and_counted_for_its_guard() -> None:
+    service = moderation(ScriptedBackend())
+    assert (await service.judge(Exchange("Hello."), ID)).mode == "slow"
+    assert (await service.judge(Exchange("Hello."), ID, mode="fast")).mode == "fast"
+    assert (await service.judge(Exchange("Hello."), ID, mode="fast", listener=QueueListener())).mode == "fast"
+    assert counted(service, "guardreasoner_verdicts_total", guard="default", stage="request") == 3
+
+
+async def test_an_unforeseen_error_is_an_error_verdict_that_quotes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(ScriptedBackend):
+        async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
+            raise ValueError("mild words")
+
+    verdict = await moderation(Odd()).judge(Exchange("mild words"), ID)
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action, verdict.flagged) == ("engine", "block", None)
+    assert verdict.error.message == "the service failed (ValueError); its log has the place"
+    assert [record.getMessage() for record in caplog.records] == ["a judgement failed"]
+
+
+async def test_a_full_queue_refuses_and_a_place_becomes_free() -> None:
+    service = moderation(ScriptedBackend(pause=0.05), limits={"queue": 2, "retry_after": 7})
+    running = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), ID)) for number in range(2)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(QueueFullError) as caught:
+        await service.judge(Exchange("One more?"), ID)
+    assert (caught.value.status, caught.value.code, caught.value.retry_after) == (429, "queue_full", 7)
+    assert str(caught.value) == "too many exchanges wait; try again"
+    assert [one.action for one in await asyncio.gather(*running)] == ["allow", "allow"]
+    assert (await service.judge(Exchange("One more?"), ID)).action == "allow"
+    assert counted(service, "guardreasoner_refused_total", reason="queue_full") == 1
+
+
+async def test_an_engine_that_is_down_refuses() -> None:
+    backend = ScriptedBackend()
+    backend.is_up = False
+    service = moderation(backend)
+    with pytest.raises(RefusedError) as caught:
+        await service.judge(Exchange("Hello."), ID)
+    assert (caught.value.status, str(caught.value)) == (
+        503,
+        "the engine is being started; try again",
+    )
+    assert service.state() == "not ready"
+
+
+async def test_a_late_verdict_is_an_error_and_the_work_ends() -> None:
+    backend = ScriptedBackend(pause=30)
+    service = moderation(backend, limits={"seconds": 0.05})
+    verdict = await service.judge(Exchange("Hello."), ID)
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action) == ("deadline", "block")
+    assert len(backend.cancelled) == 1
+
+
+async def test_an_engine_that_goes_is_an_error() -> None:
+    backend = ScriptedBackend()
+    backend.gone = True
+    verdict = await moderation(backend).judge(Exchange("Hello."), ID)
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.action) == ("engine_gone", "block")
+
+
+async def test_who_leaves_ends_the_work() -> None:
+    backend = ScriptedBackend(pause=30)
+    service = moderation(backend)
+    task = asyncio.create_task(service.judge(Exchange("Hello."), ID))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    assert len(backend.cancelled) == 1
+    assert counted(service, "guardreasoner_in_flight") == 0
+
+
+async def test_equal_exchanges_at_once_are_judged_once() -> None:
+    backend = ScriptedBackend(pause=0.05)
+    service = moderation(backend)
+    verdicts = await asyncio.gather(*(service.judge(Exchange("Hello."), ID) for _ in range(5)))
+    assert len(backend.judged) == 1
+    assert {one.action for one in verdicts} == {"allow"}
+    assert counted(service, "guardreasoner_deduplicated_total") == 4
+    await service.judge(Exchange("Hello."), ID)  # nothing is kept by default
+    assert len(backend.judged) == 2
+
+
+async def test_the_first_of_equal_ones_may_leave() -> None:
+    backend = ScriptedBackend(pause=0.05)
+    service = moderation(backend)
+    first = asyncio.create_task(service.judge(Exchange("Hello."), ID))
+    second = asyncio.create_task(service.judge(Exchange("Hello."), ID))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    assert (await second).action == "allow"
+    assert (len(backend.judged), len(backend.cancelled)) == (1, 0)
+
+
+async def test_who_comes_when_the_only_one_has_left_is_judged_anew() -> None:
+    backend = ScriptedBackend(pause=0.05)
+    service = moderation(backend)
+    first = asyncio.create_task(service.judge(Exchange("Hello."), ID))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    second = asyncio.create_task(service.judge(Exchange("Hello."), ID))
+    assert (await second).action == "allow"
+    third, fourth = await asyncio.gather(*(service.judge(Exchange("Hello."), ID) for _ in range(2)))
+    assert (third.action, fourth.action, len(backend.judged), len(backend.cancelled)) == ("allow", "allow", 3, 1)
+
+
+async def test_known_verdicts_are_given_again_but_never_errors() -> None:
+    backend = ScriptedBackend()
+    service = moderation(backend, cache={"entries": 2})
+    for text in ("one", "one", "BROKEN", "BROKEN", "two", "three", "one"):
+        await service.judge(Exchange(text), ID)
+    assert [one.prompt for one in backend.judged] == ["one", "BROKEN", "BROKEN", "two", "three", "one"]
+    assert counted(service, "guardreasoner_cache_hits_total") == 1
+    await service.judge(Exchange("one"), ID, mode="fast")
+    await service.judge(Exchange("one"), ID, listener=QueueListener())
+    assert len(backend.judged) == 8
+
+
+async def test_known_verdicts_grow_old() -> None:
+    backend = ScriptedBackend()
+    service = moderation(backend, cache={"entries": 2, "seconds": 0.01})
+    await service.judge(Exchange("one"), ID)
+    await asyncio.sleep(0.02)
+    await service.judge(Exchange("one"), ID)
+    assert len(backend.judged) == 2
+
+
+async def test_monitoring_lets_everything_pass_and_counts() -> None:
+    service = moderation(ScriptedBackend(), request={"mode": "monitor"})
+    bad, broken = [await service.judge(Exchange(text), ID) for text in ("BAD", "BROKEN")]
+    assert (bad.flagged, bad.action) == (True, "allow")
+    assert (broken.flagged, broken.action) == (None, "allow")
+    assert (await service.judge(Exchange("Hello.", response="BAD"), ID)).action == "block"
+    assert counted(service, "guardreasoner_verdicts_total", outcome="would_block") == 1
+
+
+async def test_failing_open_is_a_choice_for_one_stage_counted_and_critical(caplog: pytest.LogCaptureFixture) -> None:
+    service = moderation(ScriptedBackend(), request={"on_error": "allow"})
+    with caplog.at_level(logging.CRITICAL):
+        through = await service.judge(Exchange("BROKEN"), ID)
+    assert (through.flagged, through.action) == (None, "allow")
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("CRITICAL", "an exchange was let through unjudged")
+    fields = {name: getattr(record, name) for name in ("guard", "code", "outcome")}
+    assert fields == {"guard": "default", "code": through.error and through.error.code, "outcome": "request"}
+    assert "BROKEN" not in caplog.text
+    assert counted(service, "guardreasoner_let_through_total", stage="request") == 1
+    assert (await service.judge(Exchange("Hello.", response="BROKEN"), ID)).action == "block"
+    assert (await service.judge(Exchange("BAD"), ID)).action == "block"
+
+
+async def test_what_is_no_exchange_fails_open_only_where_both_stages_do() -> None:
+    fault = ImageError("no image: send one")
+    assert (await moderation(ScriptedBackend()).unjudged(fault, ID)).action == "block"
+    assert (await moderation(ScriptedBackend(), request={"on_error": "allow"}).unjudged(fault, ID)).action == "block"
+    both = {"on_error": "allow"}
+    assert (await moderation(ScriptedBackend(), request=both, response=both).unjudged(fault, ID)).action == "allow"
+
+
+async def test_what_is_no_exchange_counts_for_the_side_that_was_named() -> None:
+    fault = ImageError("no image: send one")
+    lenient = moderation(ScriptedBackend(), request={"on_error": "allow"})
+    assert (await lenient.unjudged(fault, ID, target="request")).action == "allow"
+    assert (await lenient.unjudged(fault, ID, target="response")).action == "block"
+    assert counted(lenient, "guardreasoner_let_through_total", stage="request") == 1
+    assert counted(lenient, "guardreasoner_let_through_total", stage="response") == 0
+
+
+async def test_an_unknown_guard() -> None:
+    with pytest.raises(UnknownGuardError, match="use one of default"):
+        await moderation(ScriptedBackend()).judge(Exchange("Hello."), ID, guard="other")
+
+
+async def test_every_verdict_is_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    service = moderation(ScriptedBackend(), AuditLog(AuditSettings(path=path)))
+    for text in ("Hello.", "BAD", "BROKEN"):
+        await service.judge(Exchange(text), ID)
+    await service.unjudged(ImageError("no image: send one"), ID)
+    await service.close()
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [row["action"] for row in rows] == ["allow", "block", "block", "block"]
+    assert [row["digest"] for row in rows] == [*(digest_of(Exchange(t)) for t in ("Hello.", "BAD", "BROKEN")), ""]
+    assert "BAD" not in path.read_text("utf-8")
+
+
+async def test_the_audit_line_tells_which_verdicts_were_known(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    service = moderation(ScriptedBackend(), AuditLog(AuditSettings(path=path)), cache={"entries": 8})
+    for text in ("Hello.", "Hello.", "BROKEN", "BROKEN", "BAD"):
+        await service.judge(Exchange(text), ID)
+    await service.judge(Exchange("Hello."), ID, listener=QueueListener())
+    await service.unjudged(ImageError("no image: send one"), ID)
+    await service.close()
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [row["cached"] for row in rows] == [False, True, False, False, False, False, False]
+
+
+class Writing(ScriptedBackend):
+    """Writes 7 tokens about every exchange."""
+
+    async def judge(self, exchange: Exchange, mode: Mode | None, listener: StreamListener | None) -> Verdict:
+        verdict = await super().judge(exchange, mode, listener)
+        return verdict.model_copy(update={"usage": Usage(completion_tokens=7)})
+
+
+async def test_a_known_verdict_costs_no_tokens() -> None:
+    service = moderation(Writing(), cache={"entries": 8})
+    for text in ("one", "one", "two"):
+        await service.judge(Exchange(text), ID)
+    assert counted(service, "guardreasoner_completion_tokens_total") == 14
+
+
+def several(**backends: ScriptedBackend) -> ModerationService:
+    metrics = Metrics(tuple(backends))
+    service = ModerationService(backends, ServiceConfig(), metrics, None)
+    service.metrics = metrics  # type: ignore[attr-defined]
+    return service
+
+
+async def test_what_is_under_way_is_the_sum_of_all_guards() -> None:
+    service = several(default=ScriptedBackend(pause=0.05), fast=ScriptedBackend(pause=0.05))
+    under_way = [
+        asyncio.create_task(service.judge(Exchange(text), ID, guard=guard))
+        for text, guard in (("one", None), ("two", "fast"), ("three", "fast"))
+    ]
+    await asyncio.sleep(0.01)
+    assert counted(service, "guardreasoner_in_flight") == 3
+    await asyncio.gather(*under_way)
+    assert counted(service, "guardreasoner_in_flight") == 0
+
+
+def test_guards_stand_in_order_of_name_after_the_default_one() -> None:
+    service = several(zeal=ScriptedBackend(), default=ScriptedBackend(), early=ScriptedBackend(), a=ScriptedBackend())
+    assert service.guards == ["default", "a", "early", "zeal"]
+    with pytest.raises(UnknownGuardError, match="use one of default, a, early, zeal"):
+        service.backend("other")
+
+
+def test_a_digest_tells_exchanges_apart() -> None:
+    url = "data:image/png;base64,AAAA"
+    exchanges = [
+        Exchange("a"),
+        Exchange("b"),
+        Exchange("a", response="a"),
+        Exchange(response="a"),
+        Exchange("a", (url,)),
+        Exchange("a", (b"AAAA",)),
+        Exchange("a", history=(Turn("a", (), "b"),)),
+        Exchange("a", history=(Turn("a", (), "b"), Turn("a", (), "b"))),
+        Exchange(f"a{url}"),
+    ]
+    assert len({digest_of(one) for one in exchanges}) == len(exchanges)
+    assert digest_of(Exchange("a")) == digest_of(Exchange("a"))
