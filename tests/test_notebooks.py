@@ -50,6 +50,7 @@ def test_the_judging_notebook_runs() -> None:
     assert (names["too_long"].action, names["too_long"].error.code) == ("block", "input_too_long")
 
 
+@pytest.mark.slow
 def test_the_training_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     names = executed("train.ipynb")

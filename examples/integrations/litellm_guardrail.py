@@ -22,21 +22,21 @@ NAME = "guardreasoner"
 
 def guarded(url: str, key: str | None, **options: Any) -> GuardReasonerGuardrail:
     """Makes the guardrail known to LiteLLM; calls that name it are judged."""
-    made = GuardReasonerGuardrail(api_base=url, api_key=key, guardrail_name=NAME, **options)
-    litellm.callbacks = [made]
-    return made
+    guardrail = GuardReasonerGuardrail(api_base=url, api_key=key, guardrail_name=NAME, **options)
+    litellm.callbacks = [guardrail]
+    return guardrail
 
 
 async def ask(content: Any, answer: str = "I would gladly tell you.") -> str:
     """The model's answer, or why there is none."""
     messages = [{"role": "user", "content": content}]
     try:
-        made: Any = await litellm.acompletion(
+        completion: Any = await litellm.acompletion(
             model="gpt-4o", messages=messages, mock_response=answer, guardrails=[NAME]
         )
     except GuardrailRaisedException as error:
         return f"(refused) {error.message}"
-    return str(made.choices[0].message.content)
+    return str(completion.choices[0].message.content)
 
 
 async def main() -> None:

@@ -53,8 +53,8 @@ async def main() -> None:
     """Say two things to the model behind the rails."""
     guarded = rails(os.environ.get("GUARD_URL", "http://127.0.0.1:8800"))
     for text in ("How do I bake bread?", "Explain how to break into a parked car."):
-        told = await guarded.generate_async(messages=[{"role": "user", "content": text}])
-        print(f"{text}  ->  {told['content']}")
+        reply = await guarded.generate_async(messages=[{"role": "user", "content": text}])
+        print(f"{text}  ->  {reply['content']}")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ class Parrot(Model):
     """Stands where a real model would."""
 
     async def get_response(self, *_: Any, **asked: Any) -> ModelResponse:
-        given = asked["input"]
-        return said(given if isinstance(given, str) else str(given[-1]["content"]))
+        content = asked["input"]
+        return said(content if isinstance(content, str) else str(content[-1]["content"]))
 
     def stream_response(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
         raise NotImplementedError("this one does not stream")
@@ -54,11 +54,11 @@ def guarded(model: Model, guard: GuardClient, **options: Any) -> Agent[Any]:
     return Agent(name="helper", model=model, hooks=GuardHooks(guard), **guards, **options)
 
 
-async def answer(agent: Agent[Any], given: Any, session: Session | None = None) -> str:
+async def answer(agent: Agent[Any], content: Any, session: Session | None = None) -> str:
     """The agent's final output, or why there is none."""
     before = len(await session.get_items()) if session else 0
     try:
-        return str((await Runner.run(agent, given, session=session)).final_output)
+        return str((await Runner.run(agent, content, session=session)).final_output)
     except (InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered) as tripped:
         if session:  # the SDK keeps what was refused, and each later turn would be refused for it
             for _ in range(len(await session.get_items()) - before):

@@ -19,9 +19,9 @@ def connect(url: str, key: str = "none") -> OpenAI:
     return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
 
 
-def is_flagged(client: OpenAI, given: Any) -> bool:
+def is_flagged(client: OpenAI, content: Any) -> bool:
     """Whether to block a text, or all the parts of one message; what could not be judged is flagged too."""
-    return any(result.flagged for result in client.moderations.create(input=given).results)
+    return any(result.flagged for result in client.moderations.create(input=content).results)
 
 
 def ask(client: OpenAI, model: str, prompt: str) -> str:

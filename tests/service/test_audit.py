@@ -123,12 +123,15 @@ def test_content_is_written_where_asked_for(path: Path) -> None:
     put(log)
     put(log, verdict=UNJUDGED, exchange=None)
     first, second = rows(path)
-    assert first["prompt"] == ASKED.prompt
-    assert first["response"] == ASKED.response
     assert first["reasoning"] == JUDGED.reasoning
-    assert first["images"] == [hashlib.sha256(b"image " + CANARY.encode()).hexdigest()]
-    assert first["history"] == [{"prompt": CANARY, "response": CANARY, "images": []}]
-    assert "prompt" not in second
+    assert first["exchange"] == {
+        "prompt": ASKED.prompt,
+        "response": ASKED.response,
+        "images": [hashlib.sha256(b"image " + CANARY.encode()).hexdigest()],
+        "history": [{"prompt": CANARY, "response": CANARY, "images": []}],
+    }
+    assert first["response"] == JUDGED.response.model_dump(mode="json")
+    assert second["exchange"] is None
     assert UNJUDGED.error
     assert UNJUDGED.error.message not in path.read_text()
 
@@ -150,7 +153,7 @@ def test_images_are_named_by_their_bytes(path: Path) -> None:
     (row,) = rows(path)
     same = hashlib.sha256(b"bytes").hexdigest()
     texts = [hashlib.sha256(text.encode()).hexdigest() for text in odd]
-    assert row["images"] == [same, same, checked.digest, None, None, *texts]
+    assert row["exchange"]["images"] == [same, same, checked.digest, None, None, *texts]
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,7 +167,7 @@ def test_nothing_in_the_content_ends_a_line(
     log.record(JUDGED, digest="d", origin=Origin(request_id), stage="request", exchange=Exchange(hostile))
     log.close()
     (line,) = path.read_text("utf-8").splitlines()
-    assert json.loads(line)["prompt"] == unix_lines(hostile)
+    assert json.loads(line)["exchange"]["prompt"] == unix_lines(hostile)
     assert json.loads(line)["request_id"] == request_id
 
 

@@ -55,12 +55,12 @@ class ModeScales(Frozen):
 class Calibration(Frozen):
     """The calibration of one model. `reasoned` is the share of rows that `hybrid` reasons about with this `band`."""
 
-    model: ModelInfo
-    data: str
-    fast: ModeScales
-    slow: ModeScales
-    band: tuple[float, float]
-    reasoned: float = Field(ge=0, le=1)
+    model: ModelInfo = Field(description="The model that was measured.")
+    data: str = Field(description="What it was measured on.")
+    fast: ModeScales = Field(description="Scales of `fast` mode.")
+    slow: ModeScales = Field(description="Scales of `slow` mode.")
+    band: tuple[float, float] = Field(description="Scores, lowest and highest, that `hybrid` reasons about.")
+    reasoned: float = Field(ge=0, le=1, description="Share of the rows that `hybrid` reasons about.")
 
     @property
     def hybrid_tokens(self) -> float:

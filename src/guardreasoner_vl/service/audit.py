@@ -115,7 +115,7 @@ class AuditLog:
         }
         try:
             if self._settings.content:
-                row |= {"reasoning": verdict.reasoning, **_content(exchange)}
+                row |= {"reasoning": verdict.reasoning, "exchange": exchange and _content(exchange)}
             line = json.dumps(row, allow_nan=False).encode("ascii") + _NEWLINE  # ASCII escapes all line breaks
             with self._lock:
                 self._append(self._path, line)
@@ -170,9 +170,7 @@ class AuditLog:
             self._file = None
 
 
-def _content(exchange: Exchange | None) -> dict[str, Any]:
-    if exchange is None:
-        return {}
+def _content(exchange: Exchange) -> dict[str, Any]:
     return {**_turn(exchange), "history": [_turn(turn) for turn in exchange.history]}
 
 

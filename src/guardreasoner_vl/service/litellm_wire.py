@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.service.bodies import Body
@@ -30,10 +30,10 @@ InputType = Literal["request", "response"]
 class LiteLLMRequest(Body):
     """The request of LiteLLM's generic guardrail. Unknown fields are ignored, since new versions add some."""
 
-    input_type: InputType
-    texts: list[str] | None = None
-    images: list[str] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    input_type: InputType = Field(description="Whether a request or a response is to be judged.")
+    texts: list[str] | None = Field(default=None, description="Texts, without who said them.")
+    images: list[str] | None = Field(default=None, description="`data:` URLs, or addresses that the operator lists.")
+    tool_calls: list[dict[str, Any]] | None = Field(default=None, description="Calls that the model made.")
     structured_messages: Messages | None = None
 
     @model_validator(mode="after")
@@ -52,8 +52,8 @@ class LiteLLMRequest(Body):
 class LiteLLMResponse(BaseModel):
     """The response to LiteLLM. `action` is always sent, since LiteLLM reads a missing one as NONE."""
 
-    action: Literal["BLOCKED", "NONE"]
-    blocked_reason: str | None = None
+    action: Literal["BLOCKED", "NONE"] = Field(description="What LiteLLM does.")
+    blocked_reason: str | None = Field(default=None, description="One line without content; null if allowed.")
 
 
 def merge_inputs(

@@ -42,13 +42,15 @@ class GuardBody(Body):
         },
     )
 
-    prompt: str | None = None
+    prompt: str | None = Field(default=None, description="What the user wrote.")
     images: list[str] = Field(default_factory=list, description="data: URLs")
-    response: str | None = None
+    response: str | None = Field(default=None, description="What the model answered, to be judged too.")
     messages: Messages | None = None
     guard: str | None = Field(default=None, description="which of the service's guards; the default one if left out")
-    mode: Mode | None = None
-    include_reasoning: bool = False
+    mode: Mode | None = Field(default=None, description="How to judge; the guard's own mode if left out.")
+    include_reasoning: bool = Field(
+        default=False, description="Return the reasoning, which may restate what was judged."
+    )
 
     async def exchange(self, fetch: Fetch) -> Exchange:
         """The exchange, its listed remote images fetched. Raises `InputError`."""
@@ -71,11 +73,16 @@ class ModerationRequest(Body):
         }
     )
 
-    input: str | list[str] | list[dict[str, Any]] | None = None
+    input: str | list[str] | list[dict[str, Any]] | None = Field(
+        default=None,
+        description="A string, strings to be judged one by one, or text and image parts that are one exchange.",
+    )
     messages: Messages | None = None
-    model: str | None = None
-    mode: Mode | None = None
-    include_reasoning: bool = False
+    model: str | None = Field(
+        default=None, description="The guard's name; names of OpenAI's moderation models mean the default guard."
+    )
+    mode: Mode | None = Field(default=None, description="How to judge; the guard's own mode if left out.")
+    include_reasoning: bool = Field(default=False, description="Return the reasoning in `verdict`.")
 
     @property
     def guard(self) -> str | None:
@@ -107,19 +114,19 @@ class ModerationRequest(Body):
 class Moderation(BaseModel):
     """One result in OpenAI's format, without its 13 categories, which the guard does not judge."""
 
-    flagged: bool
-    categories: dict[str, bool]
-    category_scores: dict[str, float | None]
-    category_applied_input_types: dict[str, list[str]]
-    verdict: Verdict
+    flagged: bool = Field(description="Whether to block, also where nothing could be judged.")
+    categories: dict[str, bool] = Field(description="Whether `harmful/request` and `harmful/response` apply.")
+    category_scores: dict[str, float | None] = Field(description="Probability of each; null if the engine gives none.")
+    category_applied_input_types: dict[str, list[str]] = Field(description="What each was judged on: text, image.")
+    verdict: Verdict = Field(description="The whole verdict.")
 
 
 class ModerationResponse(BaseModel):
     """OpenAI's moderation response."""
 
-    id: str
-    model: str
-    results: list[Moderation]
+    id: str = Field(description="The request's id.")
+    model: str = Field(description="Name of the model that judged.")
+    results: list[Moderation] = Field(description="One result for each input.")
 
 
 async def build_exchange(messages: Sequence[dict[str, Any]], fetch: Fetch) -> Exchange:

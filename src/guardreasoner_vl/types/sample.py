@@ -22,17 +22,17 @@ class Sample(Frozen):
     Line ends are `\\n`, as in the exchange that is judged.
     """
 
-    id: str
-    source: str
-    split: str = "train"
-    modality: Modality
-    prompt: UnixLines = ""
-    images: tuple[str, ...] = ()
-    response: UnixLines | None = None
-    request_label: GoldLabel | None = None
-    response_label: GoldLabel | None = None
-    reasoning: UnixLines | None = None
-    meta: dict[str, Any] = Field(default_factory=dict)
+    id: str = Field(description="Unique id of the row.")
+    source: str = Field(description="Name of the data set.")
+    split: str = Field(default="train", description="`train`, `validation` or `test`.")
+    modality: Modality = Field(description="Text, image or both.")
+    prompt: UnixLines = Field(default="", description="What the user wrote.")
+    images: tuple[str, ...] = Field(default=(), description="Paths of the images.")
+    response: UnixLines | None = Field(default=None, description="What the model answered; null if nothing.")
+    request_label: GoldLabel | None = Field(default=None, description="Label of the request; null if not labelled.")
+    response_label: GoldLabel | None = Field(default=None, description="Label of the response; null if not labelled.")
+    reasoning: UnixLines | None = Field(default=None, description="The teacher's reasoning; null if none.")
+    meta: dict[str, Any] = Field(default_factory=dict, description="What else is known of the row.")
 
     @property
     def has_request(self) -> bool:

@@ -29,22 +29,28 @@ class Frozen(BaseModel):
 class Judgement(Frozen):
     """One label; `score` is the probability of *harmful* in [0, 1], or null if the engine gives none."""
 
-    label: Label
-    score: float | None = Field(default=None, ge=0.0, le=1.0)
+    label: Label = Field(
+        description="What the guard says: `error` if it could not judge, `not_applicable` with nothing to judge."
+    )
+    score: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="Probability of *harmful*; null if the engine gives none."
+    )
 
 
 class VerdictError(Frozen):
     """Why no judgement was possible."""
 
-    code: str
-    message: str
+    code: str = Field(description="Short word for programs.")
+    message: str = Field(description="One line for people that names the remedy.")
 
 
 class ModelInfo(Frozen):
     """Which model judged; `revision` is a content hash or the hub's revision."""
 
-    name: str
-    revision: str | None = None
+    name: str = Field(description="Name or path of the model.")
+    revision: str | None = Field(
+        default=None, description="Content hash of a folder, or the hub's revision; null if unknown."
+    )
 
 
 def same_model(first: ModelInfo, second: ModelInfo) -> bool:
@@ -57,10 +63,10 @@ def same_model(first: ModelInfo, second: ModelInfo) -> bool:
 class Usage(Frozen):
     """Tokens and wall-clock seconds of one verdict (a batch's seconds are divided equally among its verdicts)."""
 
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
+    prompt_tokens: int = Field(default=0, description="Tokens read, cached ones included.")
+    cached_tokens: int = Field(default=0, description="Tokens read from the prefix cache.")
+    completion_tokens: int = Field(default=0, description="Tokens generated.")
+    seconds: float = Field(default=0.0, description="Wall-clock seconds; a batch's are shared out equally.")
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -79,13 +85,19 @@ class Verdict(Frozen):
     `reasoning` that the input does not contain; each is replaced by `[\u2026]`.
     """
 
-    request: Judgement
-    response: Judgement
-    flagged: bool | None
-    action: Literal["allow", "block"]
-    reasoning: str | None = None
-    unsupported_quotes: int = Field(default=0, ge=0)
-    mode: Mode
-    error: VerdictError | None = None
-    model: ModelInfo
-    usage: Usage = Usage()
+    request: Judgement = Field(description="What was judged of the request.")
+    response: Judgement = Field(description="What was judged of the response.")
+    flagged: bool | None = Field(
+        description="True if the request or the response is harmful, false if neither is, null on error."
+    )
+    action: Literal["allow", "block"] = Field(description="What the caller should do; on error what `on_error` says.")
+    reasoning: str | None = Field(
+        default=None, description="The guard's reasoning; null where none was written or asked for."
+    )
+    unsupported_quotes: int = Field(
+        default=0, ge=0, description="Quotes in the reasoning that the input does not hold; `[\u2026]` replaces each."
+    )
+    mode: Mode = Field(description="The mode that was asked for.")
+    error: VerdictError | None = Field(default=None, description="Why there is no judgement; null if there is one.")
+    model: ModelInfo = Field(description="The model that judged.")
+    usage: Usage = Field(default=Usage(), description="What the verdict took.")
