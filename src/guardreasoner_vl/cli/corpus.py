@@ -179,6 +179,24 @@ def check(folder: FolderArgument) -> None:
     raise typer.Exit(INCOMPLETE if faults.total else 0)
 
 
+@corpus.command("import")
+def import_(
+    rows: Annotated[Path, typer.Argument(metavar="FILE", help="Rows {prompt, label}: JSON lines, JSON, CSV, Parquet.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The source folder to write; it must not exist.")],
+    source: Annotated[str, typer.Option(metavar="NAME", help="What the rows are called in reports.")] = "own",
+) -> None:
+    """Make a source folder, which recipes name, of a file of labelled rows. Exit code 1: rows were skipped."""
+    from guardreasoner_vl.sources.plain_rows import import_rows
+
+    report = import_rows(rows, out, source)
+    for place, reason in report.skipped.rows:
+        note(f"{place}: {reason}")
+    for (request, response), count in sorted(report.labels.items(), key=str):
+        typer.echo(f"{count:,} rows: request {request or 'not labelled'}, response {response or 'not labelled'}")
+    typer.echo(f"{report.rows:,} rows in {out}, {report.skipped.total:,} skipped")
+    raise typer.Exit(INCOMPLETE if report.skipped.total else 0)
+
+
 COMMANDS = (curate, synthesize)
 
 
