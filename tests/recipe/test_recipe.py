@@ -161,3 +161,19 @@ def test_a_recipe_may_extend_another(tmp_path: Path) -> None:
 def test_a_recipe_that_cannot_be_extended(recipes: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, **recipes) / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "name"),
+    [
+        ({"model": {"path": "p", "reading": {"pictures": 4}}}, "model.reading.pictures", "model.reading.images"),
+        (
+            {"data": {"sources": [{"folder": "f", "origin": "o", "licence": "l", "picture": "a page"}]}},
+            "data.sources.0.picture",
+            "data.sources.0.image_kind",
+        ),
+    ],
+)
+def test_a_renamed_key_names_the_new_one(changes: dict[str, Any], place: str, name: str) -> None:
+    with pytest.raises(RecipeError, match=f"'{place}' was renamed: write '{name}'"):
+        parse_recipe(content(**changes))

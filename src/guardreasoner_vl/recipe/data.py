@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,8 @@ _REPEAT = "How often training takes each row in one epoch."
 
 class SourceSection(Section):
     """One data set of the mixture."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"picture": "image_kind", "picture_text": "image_text"}
 
     folder: str = Field(
         description="Where the data set lies: a folder below `--data`, or `hub:OWNER/NAME@REVISION` on the model hub."

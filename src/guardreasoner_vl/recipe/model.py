@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -111,6 +111,8 @@ class PretrainedBase(Sight):
 
 class ReadingSection(Section):
     """Training of the vision tower to read words in drawn images, before SFT (`training.reading`)."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"pictures": "images"}
 
     images: int = Field(ge=1, description="Number of drawn images to train on, each seen once.")
     learning_rate: float = Field(
