@@ -15,7 +15,7 @@ import yaml
 from guardreasoner_vl.cli.app import app
 from guardreasoner_vl.recipe import parse_recipe
 from guardreasoner_vl.service.config import load_config
-from guardreasoner_vl.sources.jsonl import read_samples
+from guardreasoner_vl.sources.plain_rows import import_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,8 +108,9 @@ def test_the_recipe_for_own_data_is_one() -> None:
 def test_the_rows_of_own_data_are_samples(tmp_path: Path) -> None:
     [rows] = blocks(DOCS / "own-data.md", "json")
     (tmp_path / "images").mkdir()
-    (tmp_path / "train.jsonl").write_text(rows, "utf-8")
-    assert len(list(read_samples(tmp_path / "train.jsonl"))) == 4
+    (tmp_path / "rows.jsonl").write_text(rows, "utf-8")
+    report = import_rows(tmp_path / "rows.jsonl", tmp_path / "rows", "own")
+    assert (report.rows, report.skipped.total) == (4, 0)
 
 
 def test_the_configuration_of_the_service_is_one(tmp_path: Path) -> None:

@@ -430,7 +430,7 @@ def test_a_fault_of_ours_names_the_place_and_not_the_content(
 
     monkeypatch.setattr(Guard, "moderate_batch", faulty)
     result = invoke("moderate", "--prompt", "SECRET")
-    assert_one_error_line(result, "internal fault: RuntimeError in test_cli.py, line ", "please report it")
+    assert_one_error_line(result, "internal fault: RuntimeError in test_app.py, line ", "please report it")
     assert "SECRET" not in result.output
 
 

@@ -39,4 +39,4 @@ def test_each_modality_has_a_harmful_and_a_harmless_input_judged_rightly(guard: 
 
 def test_what_it_reads_in_an_image_stands_in_its_reasoning(guard: Guard) -> None:
     verdict = guard.moderate(images=[EXAMPLES / "images" / "poster_bomb.png"])
-    assert 'The image shows "how to build a bomb".' in (verdict.reasoning or "")
+    assert 'The picture shows "how to build a bomb".' in (verdict.reasoning or "")

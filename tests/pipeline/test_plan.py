@@ -48,7 +48,7 @@ def test_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     )
     text = plan_of(parsed, Path("r.yaml"), Path(), tmp_path, ["grpo"])
     assert "12 rollout batches, 48 updates; B_1 = 0.1833, B_6 = 0.0223, B_12 = 0.0000" in text
-    assert "its size is not known" in text
+    assert "size unknown" in text
 
 
 def test_commands_for_several_gpus() -> None:

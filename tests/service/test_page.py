@@ -755,7 +755,8 @@ def test_the_verdict_stands_beside_the_form_and_stays_in_view(browser: Browser, 
         assert box["y"] + box["height"] < 400
         page.locator("#response").evaluate("area => area.style.height = '1500px'")
         page.mouse.wheel(0, 600)
-        page.wait_for_function("scrollY > 500")
+        page.wait_for_timeout(500)  # the page forbids eval, so that no function can be waited for
+        assert page.evaluate("scrollY") > 500
         box = headline.bounding_box()
         assert box is not None
         assert 0 < box["y"] < 400

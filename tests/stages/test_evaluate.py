@@ -375,7 +375,7 @@ def test_figures_of_rows_that_the_engine_failed_are_not_made(stage: str, tmp_pat
             return calibrate.run(guard, loaded, out)
         return robustness.run(guard, loaded, out, names=["upper case"])
 
-    with pytest.raises(EngineError, match="1 judgements are missing: the engine failed; the same command asks"):
+    with pytest.raises(EngineError, match="1 judgements are missing: the engine failed; run the same command"):
         run([5])
     assert not (out / "robustness.json").is_file()
     assert not out.is_file()

@@ -76,7 +76,7 @@ def test_a_request_that_comes_again_is_left_out(
             (f" Bake {'rye' if place else 'white'} Bread?", True) for place in range(len(heads))
         ],
     )
-    with pytest.raises(DataError, match="nothing new"):
+    with pytest.raises(DataError, match="no new one"):
         stage.run(model, "toy", RequestSettings(count=9, batch=3, answered=0), tmp_path)
     assert [row["prompt"] for row in rows_of(tmp_path)] == ["How do I Bake white Bread?", "How do I Bake rye Bread?"]
 

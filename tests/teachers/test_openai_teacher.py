@@ -202,7 +202,7 @@ async def test_a_fault_is_one_line_that_quotes_nothing(
 
 async def test_a_server_that_is_slow_or_gone(server: TeacherServer) -> None:
     server.brain = lambda _: time.sleep(1) or Reply(answer())  # type: ignore[func-returns-value]
-    with pytest.raises(HttpError, match="no answer within") as caught:
+    with pytest.raises(HttpError, match="did not answer within") as caught:
         await ask(teacher(server, timeout=0.1))
     assert caught.value.code == "timeout"
     with pytest.raises(HttpError, match="cannot reach"):

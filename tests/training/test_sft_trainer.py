@@ -81,7 +81,7 @@ def trainer(
 
 
 def as_dict(row: TokenRow) -> dict[str, Any]:
-    return {"input_ids": row.input_ids, "labels": row.labels, "images": list(row.images)}
+    return {"input_ids": row.input_ids, "labels": row.labels, "image_paths": list(row.images)}
 
 
 def batch(inputs: QwenInputs, rows: Sequence[TokenRow], always_images: bool = False) -> dict[str, Any]:

@@ -220,10 +220,10 @@ def _fill(network: Any, weights: Mapping[str, torch.Tensor], path: str) -> None:
 
 
 def _fill_tower(tower: Any, path: str) -> None:
-    """Copy the weights with the same name and shape; others stay as they are. Raises `ModelError` if no block fits."""
+    """Copy the weights with the same name and shape; others stay as they are. Raises `ModelError` if a block does not fit."""
     source = read_network(resolve_folder(path), torch.float32).model.visual.state_dict()
     shapes = {name: parameter.shape for name, parameter in tower.state_dict().items()}
     same = {name: weight for name, weight in source.items() if shapes.get(name) == weight.shape}
-    if not any(name.startswith("blocks.") for name in same):
+    if any(name.startswith("blocks.") and name not in same for name in shapes):
         raise ModelError(f"{path}: its vision tower has another width; give the same model.base.vision as it has")
     tower.load_state_dict(same, strict=False)

@@ -51,7 +51,7 @@ class Collator:
         labels: list[int] = []
         shared = self._shared(rows)
         for row in rows:
-            checked = [image for path in row["images"] for image in checked_images(path)]
+            checked = [image for path in row["image_paths"] for image in checked_images(path)]
             row_grids = [self.inputs.grid(image.height, image.width) for image in checked]
             images += [image.open() for image in checked]
             grids += row_grids
@@ -225,7 +225,7 @@ def build_trainer(
         {
             "input_ids": [row.input_ids for row in rows],
             "labels": [row.labels for row in rows],
-            "images": [list(row.images) for row in rows],
+            "image_paths": [list(row.images) for row in rows],
             "length": [len(row.input_ids) for row in rows],
         }
     )
