@@ -220,7 +220,7 @@ def _fill(network: Any, weights: Mapping[str, torch.Tensor], path: str) -> None:
 
 
 def _fill_tower(tower: Any, path: str) -> None:
-    """Copy the weights with the same name and shape; others stay as they are. Raises `ModelError` if a block does not fit."""
+    """Copy the weights with the same name and shape; others stay. Raises `ModelError` if a block does not fit."""
     source = read_network(resolve_folder(path), torch.float32).model.visual.state_dict()
     shapes = {name: parameter.shape for name, parameter in tower.state_dict().items()}
     same = {name: weight for name, weight in source.items() if shapes.get(name) == weight.shape}
