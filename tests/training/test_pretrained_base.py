@@ -206,3 +206,20 @@ def test_the_vision_tower_may_come_from_another_model(llama: Path, tmp_path: Pat
     wider = {**EYES, "hidden_size": 64}
     with pytest.raises(ModelError, match=r"give the same model\.base\.vision"):
         write_pretrained(tmp_path / "third", base(llama, vision=wider, vision_from=str(tmp_path / "first")), seed=2)
+
+
+def test_the_last_layers_may_be_kept_with_the_first(llama: Path, tmp_path: Path) -> None:
+    write_pretrained(tmp_path / "guard", base(llama, layers=2, last_layers=1), seed=0)
+    guard = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "guard").model.language_model
+    source = AutoModelForCausalLM.from_pretrained(llama).model
+    assert len(guard.layers) == 2
+    for mine, number in zip(guard.layers, (0, 2), strict=True):
+        assert torch.equal(mine.self_attn.q_proj.weight, source.layers[number].self_attn.q_proj.weight)
+        assert torch.equal(mine.mlp.down_proj.weight, source.layers[number].mlp.down_proj.weight)
+    assert torch.equal(guard.norm.weight, source.norm.weight)
+
+
+@pytest.mark.parametrize("settings", [{"last_layers": 1}, {"layers": 1, "last_layers": 2}])
+def test_last_layers_are_a_part_of_the_layers(llama: Path, settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="last_layers are a part of layers"):
+        base(llama, **settings)

@@ -92,7 +92,15 @@ class PretrainedBase(Sight):
     )
     revision: str | None = Field(default=None, description="Commit or tag of a hub id. Null: the default branch.")
     layers: int | None = Field(
-        default=None, ge=1, description="Number of decoder layers to keep, the first ones. Null keeps all."
+        default=None,
+        ge=1,
+        description="Number of decoder layers to keep: the first ones, and `last_layers` of the last. Null keeps all.",
+    )
+    last_layers: int = Field(
+        default=0,
+        ge=0,
+        description="How many of the kept layers are the model's last ones, which turn states into words. Where many "
+        "layers are left out, half and half starts from the lowest loss.",
     )
     vocab_size: int | None = Field(
         default=None,
@@ -107,6 +115,12 @@ class PretrainedBase(Sight):
         description="A Qwen2.5-VL folder or hub id whose vision tower is copied as far as the shapes agree. Null: "
         "random weights.",
     )
+
+    @model_validator(mode="after")
+    def _layers(self) -> Self:
+        if self.last_layers > (self.layers or 0):
+            raise ValueError("last_layers are a part of layers: give layers, and last_layers of at most as many")
+        return self
 
 
 class ReadingSection(Section):

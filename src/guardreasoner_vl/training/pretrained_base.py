@@ -1,4 +1,4 @@
-"""Builds a small Qwen2.5-VL from a pretrained language model: its first layers, its most frequent tokens, and a tower.
+"""Builds a small Qwen2.5-VL from a pretrained language model: some of its layers and tokens, and a vision tower.
 
 A Llama is a Qwen2.5-VL text model with zero biases: the weights have the same names, and for text alone the three axes
 of the positions agree, so that an untrimmed copy gives the same logits. The embedding of each new token for a piece of
@@ -102,7 +102,7 @@ def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
     write_texts(folder, tokenizer, base, text.max_positions)
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(small_config(text, base.vision, tokenizer))
-    weights = source.network.model.state_dict()
+    weights = _renumbered(source.network.model.state_dict(), kept_layers(base, source.network.config))
     weights["embed_tokens.weight"] = embeddings(source, tokenizer)
     _fill(model.model.language_model, weights, base.path)
     if base.vision_from:
@@ -205,6 +205,24 @@ def embeddings(source: LanguageModel, tokenizer: Tokenizer) -> torch.Tensor:
         parts = [ids[token]] if token in ids else source.tokenizer.encode(token, add_special_tokens=False).ids
         result[number] = rows[parts].mean(0) if parts else rows.mean(0)
     return result
+
+
+def kept_layers(base: PretrainedBase, config: Any) -> list[int]:
+    """The numbers of the source's layers that are kept, in their order."""
+    total = config.num_hidden_layers
+    count = base.layers or total
+    return [*range(count - base.last_layers), *range(total - base.last_layers, total)]
+
+
+def _renumbered(weights: Mapping[str, torch.Tensor], kept: list[int]) -> dict[str, torch.Tensor]:
+    """The weights with the kept layers' numbers in the new model, and all others as they are."""
+    numbers = {f"layers.{old}.": f"layers.{new}." for new, old in enumerate(kept)}
+    renumbered = {}
+    for name, weight in weights.items():
+        prefix = name[: name.index(".", len("layers.")) + 1] if name.startswith("layers.") else ""
+        if not prefix or prefix in numbers:
+            renumbered[numbers.get(prefix, "") + name.removeprefix(prefix)] = weight
+    return renumbered
 
 
 def _fill(network: Any, weights: Mapping[str, torch.Tensor], path: str) -> None:
