@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.remote.client import GuardClient
     from guardreasoner_vl.types import Exchange, Judgement, Label, Sample, Turn, Verdict
+    from guardreasoner_vl.version import __version__ as __version__
 
 _HOMES = {
     "guardreasoner_vl.errors": (
@@ -51,10 +52,10 @@ _HOMES = {
     "guardreasoner_vl.judging.policy": ("Policy",),
     "guardreasoner_vl.remote.client": ("GuardClient",),
     "guardreasoner_vl.types": ("Exchange", "Judgement", "Label", "Sample", "Turn", "Verdict"),
+    "guardreasoner_vl.version": ("__version__",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "DataError",

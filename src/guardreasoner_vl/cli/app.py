@@ -13,10 +13,10 @@ from typing import Annotated
 
 import typer
 
-from guardreasoner_vl import __version__
 from guardreasoner_vl.cli import base, corpus, evaluation, moderate, serve, training
 from guardreasoner_vl.cli.errors import OneLineErrors
 from guardreasoner_vl.cli.options import hide_bars
+from guardreasoner_vl.version import __version__
 
 app = typer.Typer(
     cls=OneLineErrors,

@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.service.access import NDJSON, Access
 from guardreasoner_vl.service.answer_stream import guard_answer_stream
@@ -39,6 +38,7 @@ from guardreasoner_vl.service.wire import (
     public_verdict,
 )
 from guardreasoner_vl.types import Target, Verdict
+from guardreasoner_vl.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from guardreasoner_vl import __version__
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol import INSTRUCTION
 from guardreasoner_vl.storage.atomic import sync_folder
 from guardreasoner_vl.storage.jsonl_log import is_torn
 from guardreasoner_vl.storage.lock import stands_at, try_lock
 from guardreasoner_vl.types import CheckedImage, Frozen
+from guardreasoner_vl.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
