@@ -70,6 +70,8 @@ def test_responses_and_images(tmp_path: Path) -> None:
         ({"prompt": "a", "label": "safe", "imgs": []}, "unknown field 'imgs'"),
         ({"images": [3], "label": "safe"}, "images: not a path"),
         ({"prompt": "good", "label": "safe"}, "repeated id or content"),
+        ({"prompt": "\ud800", "label": "safe"}, "prompt: not UTF-8"),
+        ({"prompt": "<video> look", "label": "safe"}, "only texts and images are read"),
         (["prompt"], "not an object"),
     ],
 )

@@ -58,11 +58,11 @@ def read_samples(path: Path, skipped: SkippedRows | None = None) -> Iterator[Sam
     if path.suffix == ".parquet":
         yield from read_rows(path, skipped)
         return
-    yield from read_with(_sample, path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl", skipped)
+    yield from read_with(sample_from, path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl", skipped)
 
 
-def _sample(record: Record, folder: Path) -> Sample:
-    """Raises `NotASampleError`."""
+def sample_from(record: Record, folder: Path) -> Sample:
+    """The checked sample of one row; its images lie below `folder`. Raises `NotASampleError`."""
     names = record.get("images")
     names = [] if names is None else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):

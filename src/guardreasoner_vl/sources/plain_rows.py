@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.sources.jsonl import read_samples
+from guardreasoner_vl.sources.jsonl import sample_from
 from guardreasoner_vl.sources.records import NotASampleError, read_records
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.atomic import write_whole
@@ -61,7 +61,10 @@ def import_rows(path: Path, out: Path, source: str) -> ImportReport:
             record = _sample_record(row.record, path.parent, out, source)
             if record["id"] in lines:
                 raise NotASampleError("repeated id or content")
-            lines[record["id"]] = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            sample = sample_from(record, out)
+            lines[sample.id] = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            labels = sample.request_label, sample.response_label
+            report.labels[labels] = report.labels.get(labels, 0) + 1
         except NotASampleError as error:
             report.skipped.add(str(error), row.place)
     if not lines:
@@ -69,9 +72,6 @@ def import_rows(path: Path, out: Path, source: str) -> ImportReport:
         raise DataError(f"{path}: no row can be used ({reasons or 'the file is empty'})")
     out.mkdir(parents=True)
     write_whole(out / TRAIN, lines.values())
-    for sample in read_samples(out / TRAIN, report.skipped):
-        labels = sample.request_label, sample.response_label
-        report.labels[labels] = report.labels.get(labels, 0) + 1
     return report
 
 
