@@ -21,6 +21,7 @@ from tools.reference.__main__ import stale
 from tools.reference.codes import ALL, GRAMMAR, REMEDIES
 from tools.reference.errors import exceptions
 from tools.reference.markdown import anchor, table
+from tools.reference.pages import pages
 from tools.reference.python_api import attributes
 from tools.reference.settings import places
 from tools.reference.types import type_text
@@ -53,7 +54,7 @@ def test_a_page_that_differs_or_does_not_belong_is_named(tmp_path: Path) -> None
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "recipes.md").write_text("old\n")
     (tmp_path / "gone.md").write_text("")
-    assert {"gone.md", "recipes.md"} <= set(stale(tmp_path))
+    assert {"gone.md", "recipes.md"} <= set(stale(tmp_path, pages()))
 
 
 @pytest.mark.parametrize("root", [Recipe, ServiceConfig])

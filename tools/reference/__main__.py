@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tools.reference.pages import pages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 
 
-def stale(folder: Path) -> list[str]:
-    """Names of the pages in `folder` that the generator would write otherwise, or would not write at all."""
-    wanted = pages()
+def stale(folder: Path, wanted: Mapping[str, str]) -> list[str]:
+    """Names of the pages in `folder` that differ from the `wanted` ones or are not among them."""
     existing = {path.name: path.read_text("utf-8") for path in folder.glob("*.md")}
     return sorted(name for name in wanted.keys() | existing.keys() if wanted.get(name) != existing.get(name))
 
@@ -25,7 +28,8 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         sys.stderr.write("usage: python -m tools.reference [--check]\n")
         return 2
-    names = stale(FOLDER)
+    wanted = pages()
+    names = stale(FOLDER, wanted)
     for name in names:
         sys.stdout.write(
             f"{FOLDER.name}/{name}: stale; run `make reference`\n" if arguments else f"{FOLDER.name}/{name}\n"
@@ -33,7 +37,6 @@ def main(arguments: list[str]) -> int:
     if arguments:
         return int(bool(names))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = pages()
     for name in names:
         if name in wanted:
             (FOLDER / name).write_text(wanted[name], "utf-8")
