@@ -268,6 +268,19 @@ def test_a_frozen_tower_stays_and_the_decoder_learns(data: Path, tmp_path: Path)
     assert not any("visual." in name for name in changed)
 
 
+def test_frozen_layers_and_embeddings_stay_and_the_others_learn(data: Path, tmp_path: Path) -> None:
+    finished = run(toy.recipe(precision="fp32", freeze_layers=1), data, tmp_path)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", finished))
+    changed = {name for name in after if not torch.equal(before[name].to(torch.bfloat16), after[name])}
+    assert any("layers.1." in name for name in changed)
+    assert not any("layers.0." in name or "embed_tokens" in name for name in changed)
+
+
+def test_freezing_every_layer_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"sft\.freeze_layers is 9, but the model has 2 layers; give fewer"):
+        run(toy.recipe(freeze_layers=9), data, tmp_path)
+
+
 def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callable[..., None]) -> None:
     content = toy.rows(12)
     long = {**content[0], "id": "long-1", "prompt": "word " * 400}

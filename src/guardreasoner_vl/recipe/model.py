@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from itertools import pairwise
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from guardreasoner_vl.recipe.base import Section
 
@@ -91,16 +92,10 @@ class PretrainedBase(Sight):
         "weights, or a hub id."
     )
     revision: str | None = Field(default=None, description="Commit or tag of a hub id. Null: the default branch.")
-    layers: int | None = Field(
+    layers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None,
-        ge=1,
-        description="Number of decoder layers to keep: the first ones, and `last_layers` of the last. Null keeps all.",
-    )
-    last_layers: int = Field(
-        default=0,
-        ge=0,
-        description="How many of the kept layers are the model's last ones, which turn states into words. Where many "
-        "layers are left out, half and half starts from the lowest loss.",
+        description="Decoder layers to keep: how many of the first ones, or the numbers of the layers from 0, ascending "
+        "(`python -m benchmarks.layers` finds those that the model misses least). Null keeps all.",
     )
     vocab_size: int | None = Field(
         default=None,
@@ -116,11 +111,12 @@ class PretrainedBase(Sight):
         "random weights.",
     )
 
-    @model_validator(mode="after")
-    def _layers(self) -> Self:
-        if self.last_layers > (self.layers or 0):
-            raise ValueError("last_layers are a part of layers: give layers, and last_layers of at most as many")
-        return self
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        if isinstance(layers, tuple) and (not layers or any(b <= a for a, b in pairwise(layers))):
+            raise ValueError("list the numbers of the layers to keep from the lowest to the highest, each once")
+        return layers
 
 
 class ReadingSection(Section):

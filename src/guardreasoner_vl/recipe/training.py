@@ -67,6 +67,12 @@ class SftSection(Section):
         "1 is the paper's loss.",
     )
     freeze_vision: bool = Field(default=False, description=_FREEZE)
+    freeze_layers: int = Field(
+        default=0,
+        ge=0,
+        description="Leave this many first decoder layers, and the embeddings, as they are: a forward pass through them "
+        "is a third of the work of training them. 0: train all (paper).",
+    )
     precision: Precision = Field(default="bf16", description=f"{_PRECISION} (Paper: bf16.)")
     gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
     save_steps: int = Field(

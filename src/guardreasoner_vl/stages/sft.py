@@ -61,8 +61,8 @@ def run(recipe: Recipe, data: Path, out: Path, progress: Callable[[int, int], No
 
     Resumes from the last checkpoint in `out`. `data` holds the recipe's sources, or is a corpus (`curate`). `progress`
     receives the optimizer steps done and their total, and replaces the trainer's own bar on a terminal. Raises
-    `RecipeError` if `out` holds another recipe or the recipe needs DeepSpeed and it is not installed, `DataError` if no
-    row can be trained on, the disk is full, another process works in `out`, or the run there began with another model
+    `RecipeError` if `out` holds another recipe, the recipe needs DeepSpeed and it is not installed, or it leaves no
+    layer to train, `DataError` if no row can be trained on, the disk is full, another process works in `out`, or the run there began with another model
     or other rows.
     """
     try:
@@ -100,7 +100,7 @@ def _trained(
 ) -> None:
     """Train on the mixture, resuming from the last checkpoint, and write the finished model."""
     from guardreasoner_vl.engines.qwen import QwenInputs
-    from guardreasoner_vl.training.model_folder import load_for_training, written
+    from guardreasoner_vl.training.model_folder import freeze_first_layers, load_for_training, written
     from guardreasoner_vl.training.sft_trainer import StepReporter, build_trainer
 
     inputs = QwenInputs.from_folder(base)
@@ -115,6 +115,7 @@ def _trained(
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     model = load_for_training(base, recipe.sft.precision)
     model.model.visual.requires_grad_(not recipe.sft.freeze_vision)
+    freeze_first_layers(model, recipe.sft.freeze_layers)
     trainer = build_trainer(model, rows.rows, inputs, config, base, recipe.sft.label_weight)
     if progress:
         trainer.add_callback(StepReporter(progress))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from guardreasoner_vl.engines.model_files import CALIBRATION
 from guardreasoner_vl.engines.weights import read_network
-from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.storage.atomic import PARTIAL
 
 if TYPE_CHECKING:
@@ -30,6 +30,19 @@ def load_for_training(folder: Path, precision: Precision) -> Any:
     model = read_network(folder, torch.bfloat16 if precision == "bf16-weights" else torch.float32)
     model.config.use_cache = False
     return model
+
+
+def freeze_first_layers(model: Any, count: int) -> None:
+    """Exclude the first `count` decoder layers and the embeddings from training; 0 trains all.
+
+    Raises `RecipeError` if no layer would be trained.
+    """
+    text = model.model.language_model
+    if count >= len(text.layers):
+        raise RecipeError(f"sft.freeze_layers is {count}, but the model has {len(text.layers)} layers; give fewer")
+    if count:
+        for module in (text.embed_tokens, *text.layers[:count]):
+            module.requires_grad_(False)
 
 
 def write_model(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:

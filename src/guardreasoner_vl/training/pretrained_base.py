@@ -2,7 +2,8 @@
 
 A Llama is a Qwen2.5-VL text model with zero biases: the weights have the same names, and for text alone the three axes
 of the positions agree, so that an untrimmed copy gives the same logits. The embedding of each new token for a piece of
-the wire starts as the mean of the tokens that spelt it before.
+the wire starts as the mean of the tokens that spelt it before, plus noise: the means of long pieces are short and much
+alike, so that an output made of them cannot tell the pieces apart.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from guardreasoner_vl.recipe import TextShape
 from guardreasoner_vl.training.small_model import add_wire_tokens, small_config, write_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from guardreasoner_vl.recipe import PretrainedBase
 
@@ -103,7 +104,7 @@ def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(small_config(text, base.vision, tokenizer))
     weights = _renumbered(source.network.model.state_dict(), kept_layers(base, source.network.config))
-    weights["embed_tokens.weight"] = embeddings(source, tokenizer)
+    weights["embed_tokens.weight"] = embeddings(source, tokenizer, seed)
     _fill(model.model.language_model, weights, base.path)
     if base.vision_from:
         _fill_tower(model.model.visual, base.vision_from)
@@ -122,7 +123,7 @@ def text_shape(config: Any, base: PretrainedBase) -> TextShape:
         "its output projections have biases": bool(getattr(config, "attention_bias", False)),
         "its MLP has biases": bool(getattr(config, "mlp_bias", False)),
         f"its activation is {config.hidden_act}": config.hidden_act != "silu",
-        f"it has {config.num_hidden_layers} layers": (base.layers or 1) > config.num_hidden_layers,
+        f"it has {config.num_hidden_layers} layers": kept_layers(base, config)[-1] >= config.num_hidden_layers,
         f"it has {config.max_position_embeddings} positions": (base.max_positions or 1)
         > config.max_position_embeddings,
     }
@@ -131,7 +132,7 @@ def text_shape(config: Any, base: PretrainedBase) -> TextShape:
     return TextShape(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
-        layers=base.layers or config.num_hidden_layers,
+        layers=len(kept_layers(base, config)),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         max_positions=base.max_positions or config.max_position_embeddings,
@@ -195,26 +196,36 @@ def _add_guard_tokens(tokenizer: Tokenizer) -> None:
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in CANDIDATES])
 
 
-def embeddings(source: LanguageModel, tokenizer: Tokenizer) -> torch.Tensor:
-    """Embeddings (vocabulary, width): the source's rows for kept tokens, for a new one the mean of its old tokens'."""
+def embeddings(source: LanguageModel, tokenizer: Tokenizer, seed: int) -> torch.Tensor:
+    """Embeddings (vocabulary, width): the source's rows for kept tokens, for a new one the mean of its old tokens'.
+
+    To a mean that is shorter than the source's median row, seeded noise of the missing length is added.
+    """
     rows = source.network.get_input_embeddings().weight.detach().float()
+    typical = rows.norm(dim=1).median()
+    generator = torch.Generator().manual_seed(seed)
     ids: Mapping[str, int] = source.tokenizer.get_vocab()
     ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     result = torch.empty(len(ordered), rows.shape[1])
     for token, number in ordered:
-        parts = [ids[token]] if token in ids else source.tokenizer.encode(token, add_special_tokens=False).ids
-        result[number] = rows[parts].mean(0) if parts else rows.mean(0)
+        if token in ids:
+            result[number] = rows[ids[token]]
+            continue
+        parts = source.tokenizer.encode(token, add_special_tokens=False).ids
+        mean = rows[parts].mean(0) if parts else rows.mean(0)
+        noise = torch.nn.functional.normalize(torch.randn(mean.shape, generator=generator), dim=0)
+        result[number] = mean + noise * (typical**2 - mean @ mean).clamp(min=0).sqrt()
     return result
 
 
-def kept_layers(base: PretrainedBase, config: Any) -> list[int]:
-    """The numbers of the source's layers that are kept, in their order."""
-    total = config.num_hidden_layers
-    count = base.layers or total
-    return [*range(count - base.last_layers), *range(total - base.last_layers, total)]
+def kept_layers(base: PretrainedBase, config: Any) -> Sequence[int]:
+    """The numbers of the source's layers that are kept, ascending."""
+    if isinstance(base.layers, tuple):
+        return base.layers
+    return range(base.layers or config.num_hidden_layers)
 
 
-def _renumbered(weights: Mapping[str, torch.Tensor], kept: list[int]) -> dict[str, torch.Tensor]:
+def _renumbered(weights: Mapping[str, torch.Tensor], kept: Sequence[int]) -> dict[str, torch.Tensor]:
     """The weights with the kept layers' numbers in the new model, and all others as they are."""
     numbers = {f"layers.{old}.": f"layers.{new}." for new, old in enumerate(kept)}
     renumbered = {}
