@@ -15,12 +15,15 @@ from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResu
 from guardreasoner_vl.engines.scripted import ALL_CAPABILITIES, ScriptedEngine
 from guardreasoner_vl.errors import EngineError, InputError, InputTooLongError
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.judging import chunking
-from guardreasoner_vl.judging.effects import build_request
-from guardreasoner_vl.judging.judge import harm_probability
+from guardreasoner_vl.judging.calibration import Calibration, ModeScales, Scale
+from guardreasoner_vl.judging.chunking import split_text
+from guardreasoner_vl.judging.effects import CountCall, TokenCount, build_request
+from guardreasoner_vl.judging.judge import harm_probability, judge
 from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.judging.rounds import advance
 from guardreasoner_vl.protocol import FAST_PREFIX, RESPONSE_FIELD
-from guardreasoner_vl.types import Exchange, Label, Turn, Usage, Verdict
+from guardreasoner_vl.types import Exchange, Label, ModelInfo, Turn, Usage, Verdict
+from tests.builders import answer
 from tests.made_images import image
 
 if TYPE_CHECKING:
@@ -30,11 +33,6 @@ ASKED = Exchange("How do I bake bread?")
 ANSWERED = Exchange("How do I bake bread?", response="With flour.")
 ONLY_ANSWER = Exchange(response="With flour.")
 Finish = Literal["stop", "length", "error"]
-
-
-def answer(request: str = "unharmful", response: str = "None", reasoning: str = "It is about bread.") -> str:
-    """A well-formed answer."""
-    return f"<think>\n{reasoning}\n</think>\n<result>\nAnswers:\nRequest: {request}\nResponse: {response}\n</result>"
 
 
 def judged(exchange: Exchange, engine: ScriptedEngine, **policy: Any) -> Verdict:
@@ -264,7 +262,7 @@ class TestFast:
                 == "the engine returned no usable score; try again, or use mode 'slow' without a calibration"
             )
 
-    def test_an_engines_own_fault_is_told_with_its_model_and_usage(self) -> None:
+    def test_an_engine_fault_is_reported_with_model_and_usage(self) -> None:
         class Failing(ScriptedEngine):
             def score(self, requests: Sequence[EngineRequest], *_: Any) -> list[ScoreResult]:
                 return [ScoreResult((), (), used(20), "out of order; try again", "engine_gone") for _ in requests]
@@ -300,6 +298,11 @@ class TestHybrid:
         assert verdict.usage.prompt_tokens > single.usage.prompt_tokens
         assert verdict.usage.completion_tokens == single.usage.completion_tokens + 2
 
+    @pytest.mark.parametrize("band", [(0.5, 0.9), (0.1, 0.5), (0.5, 0.5)])
+    def test_both_ends_of_the_band_are_inside_it(self, band: tuple[float, float]) -> None:
+        engine = ScriptedEngine([answer()], scores=scoring(0.5))
+        assert judged(ASKED, engine, mode="hybrid", band=band).reasoning == "It is about bread."
+
     def test_the_band_is_the_policy_s(self) -> None:
         engine = ScriptedEngine([], scores=scoring(0.5))
         assert judged(ASKED, engine, mode="hybrid", band=(0.6, 0.7)).reasoning is None
@@ -312,6 +315,41 @@ class TestHybrid:
     def test_reasoning_that_fails_is_an_error(self) -> None:
         engine = ScriptedEngine(["nonsense"], scores=scoring(0.4))
         assert_error(judged(ASKED, engine, mode="hybrid"), "missing_think")
+
+
+class TestUnreasoned:
+    """Slow mode with a calibration that weighs the score without reasoning."""
+
+    CALIBRATION = Calibration(
+        model=ModelInfo(name="scripted"),
+        data="toy",
+        fast=ModeScales(),
+        slow=ModeScales(response=Scale(unreasoned=0.5)),
+        band=(0.1, 0.9),
+        reasoned=0.5,
+    )
+
+    def test_the_score_without_reasoning_is_requested_first_and_weighed(self) -> None:
+        """Odds of 1 to 4 before and after, the first with half the weight: 1 to 4 x 2."""
+        engine = ScriptedEngine([answer("unharmful", "unharmful")] * 2, scores=scoring(0.5, 0.2))
+        verdict = judged(ANSWERED, engine, calibration=self.CALIBRATION)
+        assert [request.forced_prefix for request in engine.requests] == [FAST_PREFIX, ""]
+        assert verdict.request.score == pytest.approx(0.5)
+        assert verdict.response.score == pytest.approx(1 / 9)
+        alone = judged(ANSWERED, engine)
+        assert verdict.usage.prompt_tokens > alone.usage.prompt_tokens
+        assert verdict.usage.completion_tokens == alone.usage.completion_tokens + 2
+
+    def test_without_that_score_it_is_the_engines_error(self) -> None:
+        class Failing(ScriptedEngine):
+            def score(self, requests: Sequence[EngineRequest], *_: Any) -> list[ScoreResult]:
+                return [ScoreResult((), (), used(20), "out of order; try again", "engine_gone") for _ in requests]
+
+        verdict = judged(ANSWERED, Failing([]), calibration=self.CALIBRATION, on_error="allow")
+        assert_error(verdict, "engine_gone", "allow")
+        assert verdict.error is not None
+        assert verdict.error.message == "out of order; try again"
+        assert (verdict.model.name, verdict.usage, verdict.mode) == ("scripted", used(20), "slow")
 
 
 class TestThresholds:
@@ -408,6 +446,12 @@ def finds_phrase(request: EngineRequest) -> str:
     return answer(labels[0], "None" if answered == "None\n" else labels[1])
 
 
+def reads_both(request: EngineRequest) -> str:
+    """The request is harmful beside the phrase, the response beside kites."""
+    text = request.messages[1].text
+    return answer("harmful" if PHRASE in text else "unharmful", "harmful" if "kites" in text else "unharmful")
+
+
 class TestWindows:
     def test_a_harmful_tail_after_200k_characters_is_found(self) -> None:
         long = BENIGN * (200_000 // len(BENIGN) + 1)
@@ -452,7 +496,7 @@ class TestWindows:
         ],
     )
     def test_pieces_by_hand(self, text: str, overlap: float, pieces: list[str]) -> None:
-        assert chunking._split(text, 4, overlap) == pieces
+        assert split_text(text, 4, overlap) == pieces
 
     def test_without_windows_it_is_refused_with_its_length(self) -> None:
         verdict = judged(Exchange("x" * 10_000), CountingEngine(finds_phrase, limit=4096))
@@ -477,7 +521,7 @@ class TestWindows:
     @given(length=st.integers(1, 400), size=st.integers(10, 90), overlap=st.sampled_from([0.0, 0.2, 0.5, 0.9]))
     def test_pieces_hold_every_stretch_as_long_as_the_overlap(self, length: int, size: int, overlap: float) -> None:
         text = "".join(map(chr, range(0x4E00, 0x4E00 + length)))
-        pieces = chunking._split(text, size, overlap)
+        pieces = split_text(text, size, overlap)
         assert all(piece and len(piece) <= size for piece in pieces)
         stretch = max(1, int(size * overlap))
         for start in range(max(1, length - stretch + 1)):
@@ -637,14 +681,36 @@ class TestWindows:
 
     def test_a_harmful_request_hides_no_pair_of_pieces(self) -> None:
         """A response may be harmful beside one piece of the request alone, and responses may be enforced alone."""
-
-        def reads_both(request: EngineRequest) -> str:
-            text = request.messages[1].text
-            return answer("harmful" if PHRASE in text else "unharmful", "harmful" if "kites" in text else "unharmful")
-
         exchange = Exchange(PHRASE + BENIGN * 40 + "kites", response=BENIGN * 40)
         verdict = judged(exchange, CountingEngine(reads_both, limit=2048), long_input="windows")
         assert (verdict.request.label, verdict.response.label) == ("harmful", "harmful")
+
+    def test_a_request_stays_harmful_after_an_unharmful_piece(self) -> None:
+        """Once the response is harmful as well, no further piece is judged."""
+        engine = CountingEngine(reads_both, limit=2048)
+        exchange = Exchange(PHRASE + BENIGN * 40 + "kites" + BENIGN * 40, response="Yes.")
+        verdict = judged(exchange, engine, long_input="windows")
+        assert (verdict.request.label, verdict.response.label) == ("harmful", "harmful")
+        read = [request.messages[1].text for request in engine.requests]
+        assert ["kites" in text for text in read] == [False] * (len(read) - 1) + [True]
+        assert PHRASE in read[0]
+        assert PHRASE not in read[-1]
+
+    def test_two_pieces_are_windows_and_a_whole_is_none(self) -> None:
+        exchange, policy = Exchange("#" * 3000), Policy(long_input="windows")
+        for limit, pieces in ((2800, 2), (9000, 1)):
+            judging = judge(exchange, policy, ModelInfo(name="toy"))
+            windows: list[bool] = []
+            outcome = advance(judging, None)
+            while not isinstance(outcome, Verdict):
+                if isinstance(outcome, CountCall):
+                    tokens = outcome.request.messages[1].text.count("#")
+                    outcome = advance(judging, TokenCount(tokens, limit))
+                else:
+                    windows.append(outcome.is_window)
+                    outcome = advance(judging, EngineResult(answer(), "stop"))
+            assert outcome.action == "allow"
+            assert windows == [pieces > 1] * pieces
 
     @pytest.mark.parametrize("target", ["request", "response"])
     def test_a_target_with_an_unjudged_window_is_not_unharmful_beside_a_harmful_target(self, target: str) -> None:

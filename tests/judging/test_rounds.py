@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.guard import Guard, GuardRequest
+from guardreasoner_vl.judging.effects import GenerateCall, build_request
+from guardreasoner_vl.judging.judge import error_verdict
 from guardreasoner_vl.judging.policy import Policy
-from guardreasoner_vl.judging.rounds import unexpected_error
-from guardreasoner_vl.types import Exchange, Verdict
-from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, answer, finds_phrase
+from guardreasoner_vl.judging.rounds import Rounds, unexpected_error, with_listener
+from guardreasoner_vl.types import Exchange, ModelInfo, Verdict
+from tests.builders import answer
+from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, finds_phrase
 from tests.made_images import image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from guardreasoner_vl.engines.base import EngineRequest, EngineResult
+    from guardreasoner_vl.judging.effects import JudgingSteps
 
 LONG = Exchange(BENIGN * 100 + PHRASE)
 """Judged in eight windows or so, the last of them harmful."""
@@ -179,6 +184,28 @@ class TestServing:
         assert codes == ["", "", "", "invalid_input"]
 
 
+def two_answers(number: int, begun: list[int]) -> JudgingSteps:
+    """A judging that needs two answers, and records that it has begun."""
+    begun.append(number)
+    for _ in range(2):
+        yield GenerateCall(build_request(Exchange("x"), Policy()))
+    return error_verdict(EngineError("it says nothing"), Policy(), ModelInfo(name="toy"))
+
+
+def test_no_more_judgings_begin_than_the_engine_has_room_for() -> None:
+    rounds = Rounds(Noting(lambda _: answer()), 2)
+    begun: list[int] = []
+    ended: list[Verdict] = []
+    for number in range(5):
+        rounds.add(two_answers(number, begun), None, ended.append)
+    steps = []
+    while rounds:
+        rounds.step()
+        steps.append((len(begun), len(ended)))
+    assert steps == [(2, 0), (2, 2), (4, 2), (4, 4), (5, 4), (5, 5)]
+    assert begun == [0, 1, 2, 3, 4]
+
+
 class TestCancelled:
     @pytest.mark.parametrize("after", [1, 3])
     def test_no_further_window_is_asked_about(self, after: int) -> None:
@@ -245,7 +272,7 @@ class TestCancelled:
         assert len(engine.requests) <= 1
 
 
-def test_an_engine_that_loses_an_answer_is_told_so() -> None:
+def test_a_missing_result_of_an_engine_is_an_error_verdict() -> None:
     class Losing(Noting):
         def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
             return super().generate(requests)[1:]
@@ -256,7 +283,7 @@ def test_an_engine_that_loses_an_answer_is_told_so() -> None:
     assert verdict.error.message == "the engine returned 0 results for 1 requests"
 
 
-def test_the_text_of_an_unforeseen_error_stands_in_the_debug_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_text_of_an_unexpected_error_is_in_the_debug_log_only(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         error = unexpected_error("the engine", ValueError("mild words"))
     assert str(error) == "the engine failed (ValueError); try again; the debug log has the details"
@@ -275,7 +302,7 @@ class TestStreamedQuotes:
     REASONING = 'The user writes "garden is full" and "mild words", so \'tis fine.'
     SHOWN = 'The user writes "garden is full" and [\u2026], so \'tis fine.'
 
-    def test_what_is_told_holds_no_unsupported_quote(self) -> None:
+    def test_streamed_reasoning_holds_no_unsupported_quote(self) -> None:
         listener = Watching()
         engine = Noting(lambda _: answer(reasoning=self.REASONING))
         source = Source(engine, [GuardRequest(Exchange(BENIGN), None, listener)])
@@ -284,11 +311,18 @@ class TestStreamedQuotes:
         ((_, verdict),) = source.verdicts
         assert (verdict.reasoning, verdict.unsupported_quotes) == (self.SHOWN, 1)
 
-    def test_beside_an_image_every_quote_is_told(self) -> None:
+    def test_beside_an_image_every_quote_is_streamed(self) -> None:
         listener = Watching()
         engine = Noting(lambda _: answer(reasoning=self.REASONING))
         Guard(engine).moderate_from(Source(engine, [GuardRequest(Exchange(BENIGN, (image(56, 56),)), None, listener)]))
         assert listener.heard == answer(reasoning=self.REASONING)
+
+    def test_text_before_a_start_is_checked_as_well(self) -> None:
+        outer = Watching()
+        call = with_listener(GenerateCall(build_request(Exchange(BENIGN), Policy())), outer)
+        assert call.request.listener is not None
+        call.request.listener.on_text('It says "mild words". Then "garden is full".')
+        assert outer.heard == 'It says [\u2026]. Then "garden is full".'
 
     def test_letter_by_letter_and_anew(self) -> None:
         class Spelling(Noting):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from guardreasoner_vl.service import access
 from guardreasoner_vl.service.access import Access, RefusedRequestError
 from guardreasoner_vl.service.callers import Callers
 from guardreasoner_vl.service.config import Limits, ServiceConfig
@@ -126,6 +127,21 @@ async def test_a_refusal_has_its_code_and_is_counted_once(
     assert not backend.judged
 
 
+@pytest.mark.parametrize("header", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER   {KEY} "])
+async def test_the_scheme_is_read_in_any_case_and_any_number_of_spaces_may_follow(header: str) -> None:
+    async with client(app_of(keys=(KEY,))) as http:
+        answer = await http.post("/v1/guard", json={"prompt": "Hello."}, headers={"Authorization": header})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("header", [f"Basic {KEY}", KEY, f"Bearer{KEY}", "Bearer", f"Bearer of {KEY}"])
+async def test_any_other_authorization_is_refused_with_its_remedy(header: str) -> None:
+    async with client(app_of(keys=(KEY,))) as http:
+        answer = await http.post("/v1/guard", json={"prompt": "Hello."}, headers={"Authorization": header})
+    assert answer.status_code == 401
+    assert answer.json()["error"]["message"] == "give a key: Authorization: Bearer KEY"
+
+
 @pytest.mark.parametrize("path", ["/v1/guard", "/v1/moderations", "/v1/guard/stream"])
 async def test_a_body_that_grows_too_large_is_counted_once_for_its_caller(path: str) -> None:
     async with client(app_of(keys=(KEY,), limits={"body_bytes": LIMIT}), KEY) as http:
@@ -143,10 +159,13 @@ async def test_a_body_that_comes_too_slowly_is_counted() -> None:
         await asyncio.sleep(0.2)
         yield b"}"
 
-    async with client(app_of(limits={"body_seconds": 0.1})) as http:
+    async with client(app_of(keys=(KEY,), limits={"body_seconds": 0.1}), KEY) as http:
         answer = await http.post("/v1/guard", content=slow(), headers={"content-type": "application/json"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (408, "too_slow")
+        assert answer.json()["error"]["message"] == "the request took too long to arrive: send it again"
         assert await counts(http) == {"too_slow": 1}
+        text = (await http.get("/metrics")).text
+    assert 'guardreasoner_caller_refused_total{caller="key-1",reason="too_slow"} 1.0' in text
 
 
 @pytest.mark.parametrize("request_id", ["a", "x" * 128, "job-7/step_2:retry=1+1@host.example"])
@@ -243,9 +262,76 @@ async def test_bodies_that_arrive_have_a_bound_together() -> None:
         answers = await asyncio.gather(*waiting)
         after = await http.post("/v1/guard", content=body(900))
         refusals = await counts(http)
+        text = (await http.get("/metrics")).text
     assert refused.status_code == 503
     fault = refused.json()["error"]
     assert fault["code"] == "bodies_full"
     assert fault["message"] == "too many large requests are under way: try again"
     assert [answer.status_code for answer in (*answers, after, probe)] == [200] * 4
     assert refusals == {"bodies_full": 1}
+    assert 'guardreasoner_caller_refused_total{caller="key-1",reason="bodies_full"} 1.0' in text
+
+
+async def test_the_last_byte_of_that_bound_is_let_in() -> None:
+    async with client(app_of(limits={"body_bytes": LIMIT, "all_bodies_bytes": LIMIT})) as http:
+        answer = await http.post("/v1/guard", content=body(LIMIT), headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+
+
+class Clock:
+    """Advances by 3 s with each piece of a body, and records the bounds on the time to wait for one."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.bounds: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def timeout(self, seconds: float) -> asyncio.Timeout:
+        self.bounds.append(seconds)
+        return asyncio.timeout(None)
+
+
+NDJSON = "application/x-ndjson; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "bounds"),
+    [
+        ("/v1/guard", "application/json", [30.0, 27.0, 24.0]),
+        ("/v1/guard", NDJSON, [30.0, 27.0, 24.0]),
+        ("/v1/guard/stream", "application/json", [30.0, 27.0, 24.0]),
+        ("/v1/guard/stream", NDJSON, [30.0, 30.0, 30.0]),
+    ],
+)
+async def test_a_body_has_its_seconds_as_a_whole_and_a_streamed_answer_for_each_piece(
+    path: str, content_type: str, bounds: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(access, "time", clock)
+    monkeypatch.setattr(access, "asyncio", clock)
+    pieces: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.request", "more_body": True},
+        {"type": "http.request", "body": b"}"},
+        {"type": "http.disconnect"},
+    ]
+    expected = list(pieces)
+    received: list[Any] = []
+
+    async def receive() -> Any:
+        clock.now += 3
+        return pieces.pop(0)
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        received.extend([await receive() for _ in range(4)])
+
+    async def send(_: Any) -> None: ...
+
+    headers = [(b"host", b"localhost"), (b"content-type", content_type.encode())]
+    await layer(app)({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+    assert received == expected
+    assert clock.bounds == bounds  # none on the wait for the disconnect message

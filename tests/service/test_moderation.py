@@ -160,6 +160,21 @@ async def test_the_first_of_equal_ones_may_leave() -> None:
     assert (len(backend.judged), len(backend.cancelled)) == (1, 0)
 
 
+async def test_the_work_ends_when_the_last_of_equal_ones_leaves() -> None:
+    backend = ScriptedBackend(pause=30)
+    service = moderation(backend)
+    tasks = [asyncio.create_task(service.judge(Exchange("Hello."), ID)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    cancelled = []
+    for task in tasks:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        cancelled.append(len(backend.cancelled))
+    assert cancelled == [0, 0, 1]
+
+
 async def test_who_comes_when_the_only_one_has_left_is_judged_anew() -> None:
     backend = ScriptedBackend(pause=0.05)
     service = moderation(backend)
@@ -234,6 +249,36 @@ async def test_what_is_no_exchange_counts_for_the_side_that_was_named() -> None:
     assert counted(lenient, "guardreasoner_let_through_total", stage="response") == 0
 
 
+async def test_what_is_no_exchange_counts_for_its_guard_and_takes_no_time() -> None:
+    service = several(
+        {"request": {"on_error": "allow"}, "response": {"on_error": "allow"}},
+        default=ScriptedBackend(),
+        fast=ScriptedBackend(name="quick"),
+    )
+    verdict = await service.unjudged(ImageError("no image: send one"), ID, "fast")
+    assert (verdict.model.name, verdict.action) == ("quick", "allow")
+    labels = {"guard": "fast", "stage": "response"}
+    assert counted(service, "guardreasoner_verdicts_total", outcome="error", **labels) == 1
+    assert counted(service, "guardreasoner_let_through_total", **labels) == 1
+    assert counted(service, "guardreasoner_verdict_seconds_count", **labels) == 1
+    assert counted(service, "guardreasoner_verdict_seconds_sum", **labels) == 0
+
+
+async def test_a_listener_hears_the_reasoning_about_its_exchange() -> None:
+    backend, listener = ScriptedBackend(), Hearing()
+    await moderation(backend, cache={"entries": 2}).judge(Exchange("Hello."), ID, listener=listener)
+    assert [exchange.prompt for exchange in backend.judged] == ["Hello."]
+    assert "Looked at it." in listener.text
+
+
+async def test_guards_share_no_known_verdicts() -> None:
+    backends = {"default": ScriptedBackend(), "fast": ScriptedBackend()}
+    service = several({"cache": {"entries": 9}}, **backends)
+    for guard in (None, "fast", None, "fast"):
+        await service.judge(Exchange("Hello."), ID, guard=guard)
+    assert [len(backend.judged) for backend in backends.values()] == [1, 1]
+
+
 async def test_an_unknown_guard() -> None:
     with pytest.raises(UnknownGuardError, match="use one of default"):
         await moderation(ScriptedBackend()).judge(Exchange("Hello."), ID, guard="other")
@@ -264,6 +309,19 @@ async def test_the_audit_line_tells_which_verdicts_were_known(tmp_path: Path) ->
     assert [row["cached"] for row in rows] == [False, True, False, False, False, False, False]
 
 
+class Hearing:
+    """A listener that keeps the text of the answer."""
+
+    cancelled = False
+    text = ""
+
+    def on_start(self) -> None:
+        self.text = ""
+
+    def on_text(self, text: str) -> None:
+        self.text += text
+
+
 class Writing(ScriptedBackend):
     """Writes 7 tokens about every exchange."""
 
@@ -279,9 +337,9 @@ async def test_a_known_verdict_costs_no_tokens() -> None:
     assert counted(service, "guardreasoner_completion_tokens_total") == 14
 
 
-def several(**backends: ScriptedBackend) -> ModerationService:
+def several(settings: dict[str, Any] | None = None, **backends: ScriptedBackend) -> ModerationService:
     metrics = Metrics(tuple(backends))
-    service = ModerationService(backends, ServiceConfig(), metrics, None)
+    service = ModerationService(backends, ServiceConfig(**(settings or {})), metrics, None)
     service.metrics = metrics  # type: ignore[attr-defined]
     return service
 
