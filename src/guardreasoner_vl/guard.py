@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -19,7 +20,7 @@ from guardreasoner_vl.engines.model_files import (
     resolve_folder,
     weights_digest,
 )
-from guardreasoner_vl.errors import GuardError, InputError, RequestCancelledError
+from guardreasoner_vl.errors import GuardError, InputError, MissingExtraError, RequestCancelledError
 from guardreasoner_vl.judging.calibration import Calibration, read_calibration
 from guardreasoner_vl.judging.effects import CountCall, EngineCall, EngineReply, ScoreCall
 from guardreasoner_vl.judging.judge import error_verdict, judge
@@ -40,7 +41,6 @@ from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from guardreasoner_vl.engines.base import Engine, StreamListener
     from guardreasoner_vl.judging.effects import JudgingSteps
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 Item: TypeAlias = Exchange | Mapping[str, Any]
 """An exchange, or a row `{prompt?, images?, response?}` or `{messages}`."""
 
-EngineName = Literal["auto", "transformers", "openai"]
-ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openai")
+EngineName = Literal["auto", "transformers", "vllm", "openai"]
+ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "vllm", "openai")
 CHUNK = 128
 
 
@@ -93,8 +93,8 @@ class Guard:
         model's folder, if there is one (`Policy.folder_calibration`).
 
         `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` in `options`
-        selects, the served model's name, or "embedded" for the first model that the server lists. Other `options` are
-        passed to the engine. Raises `ModelError`.
+        selects, the served model's name, or "embedded" for the first model that the server lists. The `vllm` engine
+        needs the extra of that name. Other `options` are passed to the engine. Raises `ModelError`.
         """
         policy = policy or Policy()
         if calibration is not None:
@@ -105,11 +105,17 @@ class Guard:
         if engine == "openai" or (engine == "auto" and "base_url" in options):
             from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 
-            return cls(OpenAIEngine.connect(model=None if model == EMBEDDED else model, **options), policy)
+            return cls(OpenAIEngine(model=None if model == EMBEDDED else model, **options).connect(), policy)
+        if engine == "vllm" and find_spec("vllm") is None:  # before a model is downloaded
+            raise MissingExtraError("vllm", "vllm")
         folder = resolve_folder(model, revision)
         check_folder(folder)  # before torch is imported, so that a typo is reported at once
         if policy.calibration is None and policy.folder_calibration:
             policy = replace(policy, calibration=_folder_calibration(folder, model_info(model, folder, revision)))
+        if engine == "vllm":
+            from guardreasoner_vl.engines.vllm_engine import VLLMEngine
+
+            return cls(VLLMEngine.load(model, revision, **options), policy)
         with _no_garbage_collection():
             from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
@@ -207,9 +213,7 @@ class Guard:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _policy(self, mode: Mode | None) -> Policy:

@@ -166,7 +166,8 @@ class GenerationRow:
     vocabulary: Vocabulary
     limit: int
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[torch.Tensor] = field(default_factory=list)
+    logprobs: list[torch.Tensor | Sequence[float]] = field(default_factory=list)
+    """For each token, the log-probability of each candidate in its place."""
     finish: FinishReason | None = None
     end_id: int | None = None
     reasoning_open: bool = False

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
+from guardreasoner_vl.engines.isolation import ResultT, isolate, reported
 from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.model_files import check_folder, model_info, resolve_folder
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary, choose_tokens
-from guardreasoner_vl.engines.validation import check_request, error_result, error_score
+from guardreasoner_vl.engines.validation import check_length, check_request, error_result, error_score
 from guardreasoner_vl.engines.weights import load_network
-from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError, RequestCancelledError
+from guardreasoner_vl.errors import RequestCancelledError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
@@ -30,11 +29,10 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.qwen import Encoded
     from guardreasoner_vl.engines.weights import DType
+    from guardreasoner_vl.errors import GuardError
     from guardreasoner_vl.types import CheckedImage
 
-_log = logging.getLogger(__name__)
 _SHRINK_BELOW = 0.75
-ResultT = TypeVar("ResultT", EngineResult, ScoreResult)
 
 
 class TransformersEngine:
@@ -137,10 +135,10 @@ class TransformersEngine:
                     prompts[key] = self._checked(request)
                 jobs.append(Job(place, request, prompts[key]))
             except Exception as error:
-                results[place] = refused(_fault(error))
+                results[place] = refused(reported(error))
         with self._at_work():
             for batch in batches(jobs, self._max_rows, self._max_tokens):
-                for job, result in zip(batch, self._guarded(batch, work, refused), strict=True):
+                for job, result in zip(batch, isolate(batch, work, refused), strict=True):
                     results[job.place] = result
         return [results[place] for place in range(len(requests))]
 
@@ -160,35 +158,8 @@ class TransformersEngine:
     def _checked(self, request: EngineRequest) -> Encoded:
         check_request(request, self.capabilities)
         prompt = self._encode(request)
-        if len(prompt.ids) >= self._max_context:
-            raise InputTooLongError(
-                f"the exchange takes {len(prompt.ids)} tokens, the model reads {self._max_context}: shorten it or "
-                "judge it in windows (long_input)"
-            )
+        check_length(len(prompt.ids), self._max_context)
         return prompt
-
-    def _guarded(
-        self,
-        jobs: Sequence[Job],
-        work: Callable[[Sequence[Job]], list[ResultT]],
-        refused: Callable[[GuardError], ResultT],
-    ) -> list[ResultT]:
-        """The batch's results; a batch that fails is halved until the failing request is alone."""
-        started = time.perf_counter()
-        try:
-            results = work(jobs)
-        except Exception as error:
-            if len(jobs) == 1:
-                return [refused(_fault(error))]
-            results = []  # halve outside this block: the error's frames keep the failed batch in memory
-        if not results:
-            middle = len(jobs) // 2
-            return self._guarded(jobs[:middle], work, refused) + self._guarded(jobs[middle:], work, refused)
-        share = (time.perf_counter() - started) / len(jobs)
-        return [
-            replace(result, usage=result.usage.model_copy(update={"seconds": result.usage.seconds + share}))
-            for result in results
-        ]
 
     def _prefill(self, jobs: Sequence[Job]) -> tuple[Batch, int]:
         """Read the jobs' prompts, equal ones once; returns the batch and the tokens per row from the prefix cache."""
@@ -302,15 +273,6 @@ class TransformersEngine:
             )
             for job, values, picks, extra in zip(jobs, logprobs, chosen, extra_tokens, strict=True)
         ]
-
-
-def _fault(error: Exception) -> GuardError:
-    """The error to report. The text of an unexpected one goes to the debug log only, since it may quote the input."""
-    if isinstance(error, GuardError):
-        return error
-    _log.warning("the model failed: %s", type(error).__name__)
-    _log.debug("the model failed", exc_info=error)
-    return EngineError(f"the model failed ({type(error).__name__}): try a smaller input")
 
 
 def _check_finite(logits: torch.Tensor) -> None:

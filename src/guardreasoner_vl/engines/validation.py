@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.engines.base import EngineResult, ScoreResult
-from guardreasoner_vl.errors import EngineError, InputError
+from guardreasoner_vl.errors import EngineError, InputError, InputTooLongError
 from guardreasoner_vl.protocol import IMAGE
 
 if TYPE_CHECKING:
@@ -31,6 +31,15 @@ def check_scoring(request: EngineRequest, capabilities: Capabilities) -> None:
     if not capabilities.forced_prefix:
         raise EngineError("the engine cannot prefill the model's answer, so it cannot score: use mode 'slow', or vLLM")
     check_request(request, capabilities)
+
+
+def check_length(tokens: int, max_context: int) -> None:
+    """Raise `InputTooLongError` if a prompt of this many tokens leaves no room for an answer."""
+    if tokens >= max_context:
+        raise InputTooLongError(
+            f"the exchange takes {tokens} tokens, the model reads {max_context}: shorten it or judge it in windows "
+            "(long_input)"
+        )
 
 
 def error_result(error: GuardError) -> EngineResult:

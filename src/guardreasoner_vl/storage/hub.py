@@ -1,10 +1,12 @@
-"""Downloads folders from the model hub: models and data sets."""
+"""Downloads folders from the model hub, models and data sets, and uploads them."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from guardreasoner_vl.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from guardreasoner_vl.errors import GuardError
@@ -25,3 +27,36 @@ def snapshot(name: str, revision: str | None, error: type[GuardError], **options
         with suppress(*faults):
             return Path(snapshot_download(name, revision=revision, local_files_only=True, **options))
         raise error(f"{name}: not found on the hub ({type(fault).__name__}); give a local folder") from fault
+
+
+def check_repo_id(name: str) -> None:
+    """Raise `InputError` if the hub can have no repository of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as fault:
+        raise InputError(f"{name!r:.100}: no name of a repository; give owner/name") from fault
+
+
+def upload(folder: Path, name: str, kind: Literal["model", "dataset"], private: bool) -> str:
+    """Upload all files of the folder in one commit to the repository, made if needed; returns its address.
+
+    A repository that is public is not made private: what was asked to be private is then not uploaded. Raises
+    `DataError`.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = str(api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True))
+        if private and not api.repo_info(name, repo_type=kind).private:
+            raise DataError(f"{name}: exists and is public; make it private on the hub, or give another name")
+        api.upload_folder(repo_id=name, folder_path=folder, repo_type=kind, commit_message="Upload by guardreasoner-vl")
+    except (OSError, ValueError, HTTPError) as fault:
+        raise DataError(
+            f"{name}: the hub refused ({type(fault).__name__}); log in with `hf auth login`, check the name, try again"
+        ) from fault
+    return address

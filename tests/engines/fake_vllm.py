@@ -1,0 +1,184 @@
+"""A stand-in for the module `vllm`: the part of its interface that the engine uses, computed by transformers.
+
+It is as strict as vLLM: unknown parameters, prompts without room for an answer and more images than allowed raise, and
+one bad prompt fails the whole call. It expands placeholders and keeps a prefix cache of whole blocks.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from guardreasoner_vl.engines.decoding import Decoder
+from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
+from guardreasoner_vl.engines.weights import load_network
+from guardreasoner_vl.images.geometry import PixelBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pytest
+
+
+@dataclass
+class SamplingParams:
+    """vLLM's parameters of one request; the others of the real class are not needed."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 16
+    stop_token_ids: list[int] = field(default_factory=list)
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
+    detokenize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError("max_tokens must be at least 1")
+        if self.logprob_token_ids is not None and self.logprobs != len(self.logprob_token_ids):
+            raise ValueError("logprobs must equal the number of logprob_token_ids")
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """The log-probability of one token."""
+
+    logprob: float
+
+
+@dataclass
+class CompletionOutput:
+    """One answer; the token that stopped it is among its tokens."""
+
+    token_ids: list[int]
+    finish_reason: str | None
+    logprobs: list[dict[int, Logprob]] | None
+
+
+@dataclass
+class RequestOutput:
+    """The answer to one prompt, whose placeholders are expanded in `prompt_token_ids`."""
+
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    outputs: list[CompletionOutput]
+
+
+class LLM:
+    """Generates row by row. `calls` holds the prompts of each call, `failing` texts whose prompts break the model."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        max_model_len: int,
+        generation_config: str,
+        enable_prefix_caching: bool,
+        block_size: int,
+        limit_mm_per_prompt: Mapping[str, int],
+        mm_processor_kwargs: Mapping[str, int] | None = None,
+    ) -> None:
+        if not (Path(model) / "model.safetensors").is_file():
+            raise OSError(f"no weights in {model}")
+        self.inputs = QwenInputs.from_folder(Path(model))
+        self.generation_config = generation_config
+        self._decoder = Decoder(load_network(Path(model), "fp32"), self.inputs)
+        self._max_model_len = max_model_len
+        self._block = block_size if enable_prefix_caching else None
+        self._limits = limit_mm_per_prompt
+        self._overridden = mm_processor_kwargs or {}
+        self._blocks: set[tuple[int, ...]] = set()
+        self.calls: list[list[dict[str, Any]]] = []
+        self.failing: list[str] = []
+        self.leftover: list[RequestOutput] = []
+
+    def generate(
+        self, prompts: Sequence[dict[str, Any]], sampling_params: Sequence[SamplingParams], *, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
+        assert not use_tqdm
+        self.calls.append(list(prompts))
+        expanded = [self._expanded(prompt) for prompt in prompts]
+        leftover, self.leftover = self.leftover, []
+        rows = zip(prompts, expanded, sampling_params, strict=True)
+        return leftover + [self._answer(prompt, ids, parameters) for prompt, ids, parameters in rows]
+
+    def _budget(self, prompt: Mapping[str, Any]) -> PixelBudget:
+        return PixelBudget(**{**prompt.get("mm_processor_kwargs", {}), **self._overridden})
+
+    def _images(self, prompt: Mapping[str, Any]) -> list[Any]:
+        images: list[Any] = prompt.get("multi_modal_data", {}).get("image", [])
+        if len(images) > self._limits["image"]:
+            raise ValueError("At most this many image(s) may be provided")
+        return images
+
+    def _grids(self, prompt: Mapping[str, Any]) -> list[tuple[int, int]]:
+        return [self.inputs.grid(image.height, image.width, self._budget(prompt)) for image in self._images(prompt)]
+
+    def _expanded(self, prompt: Mapping[str, Any]) -> list[int]:
+        pad, grids = self.inputs.token_id[IMAGE_PAD], iter(self._grids(prompt))
+        ids: list[int] = []
+        for token in prompt["prompt_token_ids"]:
+            ids += [pad] * self.inputs.pads(next(grids)) if token == pad else [token]
+        assert next(grids, None) is None, "fewer placeholders than images"
+        if len(ids) >= self._max_model_len:
+            raise ValueError("the prompt is longer than the maximum model length")
+        return ids
+
+    def _answer(self, prompt: Mapping[str, Any], ids: list[int], parameters: SamplingParams) -> RequestOutput:
+        text = self.inputs.tokenizer.decode(prompt["prompt_token_ids"], skip_special_tokens=False)
+        if any(part in text for part in self.failing):
+            raise RuntimeError(f"a kernel failed on {text}")
+        tokens: list[int] = []
+        logprobs: list[dict[int, Logprob]] = []
+        finish = "length"
+        for token, row in self._steps(prompt, ids, parameters):
+            tokens.append(token)
+            wanted = {*(parameters.logprob_token_ids or ()), token}
+            logprobs.append({index: Logprob(float(row[index])) for index in wanted})
+            if token in parameters.stop_token_ids:
+                finish = "stop"
+                break
+        answer = CompletionOutput(tokens, finish, logprobs if parameters.logprobs is not None else None)
+        return RequestOutput(ids, self._cached(ids), [answer])
+
+    def _steps(
+        self, prompt: Mapping[str, Any], ids: list[int], parameters: SamplingParams
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Each token with all log-probabilities in its place, which biases do not change."""
+        encoded = self.inputs.encoded(ids, self._grids(prompt))
+        batch = self._decoder.prefill([encoded], self._images(prompt), budget=self._budget(prompt))
+        generator = torch.Generator().manual_seed(parameters.seed or 0)
+        for _ in range(min(parameters.max_tokens, self._max_model_len - len(ids))):
+            logits = batch.logits[0].clone()
+            for token, bias in parameters.logit_bias.items():
+                logits[token] += bias
+            if parameters.temperature > 0:
+                chosen = int(torch.multinomial((logits / parameters.temperature).softmax(-1), 1, generator=generator))
+            else:
+                chosen = int(logits.argmax())
+            yield chosen, batch.logits[0].log_softmax(-1)
+            self._decoder.extend(batch, [[chosen]])
+
+    def _cached(self, ids: list[int]) -> int:
+        if self._block is None:
+            return 0
+        heads = [tuple(ids[:end]) for end in range(self._block, len(ids), self._block)]
+        hits = sum(head in self._blocks for head in heads)
+        self._blocks.update(heads)
+        return hits * self._block
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `import vllm` import the stand-in."""
+    module = ModuleType("vllm")
+    module.__spec__ = ModuleSpec("vllm", None)
+    vars(module).update(LLM=LLM, SamplingParams=SamplingParams)
+    monkeypatch.setitem(sys.modules, "vllm", module)
