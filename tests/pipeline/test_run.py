@@ -12,15 +12,17 @@ from typer.testing import CliRunner
 
 from guardreasoner_vl import Guard
 from guardreasoner_vl.cli import app as cli
-from guardreasoner_vl.corpus.store import read_corpus
+from guardreasoner_vl.corpus.store import CorpusInfo, read_corpus, write_corpus
+from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.engines.validation import error_result
 from guardreasoner_vl.errors import DataError, EngineError, InputError, RecipeError
 from guardreasoner_vl.pipeline import run as pipeline
 from guardreasoner_vl.pipeline.ablation import Outcome, ablate, interval, table
 from guardreasoner_vl.pipeline.run import STAGES, Run
+from tests.builders import sample
 from tests.smoke import PATH, short_recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
 
 def invoke(*arguments: object, code: int = 0) -> Any:
@@ -43,6 +45,12 @@ def out(tmp_path_factory: pytest.TempPathFactory, printed: list[str]) -> Path:
         patch.chdir(folder)
         pipeline.run(Run(short_recipe(), folder, folder, printed.append))
     return folder
+
+
+def test_a_corpus_that_holds_nothing_out_needs_benchmarks(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", CorpusInfo(name="toy"), [sample("a", split="train", request_label="harmful")])
+    with pytest.raises(DataError, match=r"corpus: no test and no validation rows .*; name evaluate\.benchmarks"):
+        pipeline.benchmarks(Run(short_recipe(), tmp_path, tmp_path, print))
 
 
 def test_every_stage_leaves_its_work(out: Path, printed: list[str]) -> None:
@@ -108,31 +116,27 @@ def test_rows_that_the_engine_failed_are_no_finished_mining(
 ) -> None:
     folder = shutil.copytree(out, tmp_path / "run")
     shutil.rmtree(folder / "mine")
-    opened, asked = pipeline._engine, []
+    generate, asked = TransformersEngine.generate, []
 
-    def ill(model: Path, failing: int) -> Any:
-        engine = opened(model)
-        generate = engine.generate
-
-        def generated(requests: Any) -> Any:
+    def ill(failing: int) -> Any:
+        def generated(engine: TransformersEngine, requests: Any) -> Any:
             asked.append(len(requests))
-            return [error_result(EngineError("out of order"))] * failing + generate(requests[failing:])
+            return [error_result(EngineError("out of order"))] * failing + generate(engine, requests[failing:])
 
-        monkeypatch.setattr(engine, "generate", generated)
-        return engine
+        return generated
 
     job = Run(short_recipe(), folder, folder, lambda _: None)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_engine", lambda model: ill(model, 8))
+        patch.setattr(TransformersEngine, "generate", ill(8))
         with pytest.raises(DataError, match="2 rows got no answer from the engine: run the same command to resume"):
             pipeline.run(job, ["mine"])
     asked.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_engine", lambda model: ill(model, 0))
+        patch.setattr(TransformersEngine, "generate", ill(0))
         pipeline.run(job, ["mine"])
     assert asked == [8]
     assert {row.id for row in read_corpus(folder / "mine")} == {row.id for row in read_corpus(out / "mine")}
-    monkeypatch.setattr(pipeline, "_engine", lambda _: pytest.fail("asked again"))
+    monkeypatch.setattr(TransformersEngine, "load", lambda *_, **__: pytest.fail("asked again"))
     pipeline.run(job, ["mine"])
     with pytest.raises(DataError, match=r"another mine\.keep; give a new --out"):
         pipeline.run(Run(short_recipe(mine={"keep": "all_wrong"}), folder, folder, lambda _: None), ["mine"])

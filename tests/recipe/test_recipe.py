@@ -57,6 +57,28 @@ def test_unknown_key_names_the_nearest_known_one(changes: dict[str, Any], place:
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    ("tracker", "names"),
+    [
+        ("none", ()),
+        ("wandb", ("wandb",)),
+        (["mlflow", "tensorboard"], ("mlflow", "tensorboard")),
+        ([], ()),
+    ],
+)
+def test_trackers_are_a_name_or_a_list(tracker: object, names: tuple[str, ...]) -> None:
+    recipe = parse_recipe(content(tracker=tracker))
+    assert recipe.tracker == names
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+    assert parse_recipe(content()).tracker == ("tensorboard",)
+
+
+@pytest.mark.parametrize("tracker", ["aim", ["none"], ["tensorboard", "aim"]])
+def test_an_unknown_tracker_is_refused_with_the_known_ones(tracker: object) -> None:
+    with pytest.raises(RecipeError, match=r"tracker\.\d: .*'tensorboard', 'wandb', 'trackio' or 'mlflow'"):
+        parse_recipe(content(tracker=tracker))
+
+
 def test_unknown_key_like_none_is_to_be_removed() -> None:
     with pytest.raises(RecipeError, match="unknown key 'zzzzqqqq'; remove it"):
         parse_recipe(content(zzzzqqqq=1))

@@ -48,7 +48,8 @@ def launched(words: list[str]) -> tuple[int, list[str]]:
 
 def test_all_recipes_are_here() -> None:
     names = {path.stem for path in RECIPES}
-    assert {"3b", "3b-eco", "7b", "7b-eco", "smoke", "embedded", "vltrain", "open_corpus"} <= names
+    papers = {f"{size}{suffix}" for size in ("3b", "7b") for suffix in ("", "-eco", "-released")}
+    assert {*papers, "smoke", "embedded", "vltrain", "open_corpus"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -61,10 +62,25 @@ def test_a_recipe_is_what_it_says(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_commands_of_its_head_are_the_command_lines(path: Path) -> None:
     lines = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
-    commands = [shlex.split(line.replace("USD", "1")) for line in lines if line.startswith("guardreasoner-vl ")]
+    whole = "\n".join(lines).replace("\\\n", " ").replace("USD", "1").splitlines()
+    commands = [shlex.split(line) for line in whole if line.startswith(("guardreasoner-vl ", "accelerate "))]
     for words in commands:
-        _, options = parsed(words)
+        command = launched(words)[1] if words[:2] == LAUNCH else words
+        _, options = parsed(command)
         assert options
+
+
+@pytest.mark.parametrize("name", ["3b", "7b"])
+def test_the_released_corpus_changes_the_corpus_alone(name: str) -> None:
+    """No source but the released one, no row left out, no paid teacher; every other setting is the paper's."""
+    base, released = (load_recipe(PATH.parent / f"{stem}.yaml") for stem in (name, f"{name}-released"))
+    (source,) = released.data.sources
+    assert source.adapter == "guardreasoner-vltrain"
+    assert (released.data.duplicates, released.data.balance) == (None, None)
+    assert released.synthesize.teacher == "rules"
+    changed = {"name": base.name, "data": base.data, "synthesize": base.synthesize}
+    assert released.model_copy(update=changed) == base
+    assert released.data == load_recipe(PATH.parent / "3b-released.yaml").data
 
 
 @pytest.mark.parametrize("gpus", [0, 4])

@@ -17,19 +17,15 @@ from guardreasoner_vl.images.geometry import LAYOUTS
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.rl.concatenation import Pair, drawn_pairs, joined, joint_label
 from guardreasoner_vl.sources.union import class_of, made_for
-from guardreasoner_vl.types import Sample
+from tests.builders import sample
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from guardreasoner_vl.types import GoldLabel, Target
+    from guardreasoner_vl.types import GoldLabel, Sample, Target
 
 H: GoldLabel = "harmful"
 U: GoldLabel = "unharmful"
-
-
-def sample(name: str, **fields: Any) -> Sample:
-    return Sample.model_validate({"id": name, "source": "toy", "modality": "text", "prompt": "bread?", **fields})
 
 
 def pair(first: Sample, second: Sample) -> Pair:

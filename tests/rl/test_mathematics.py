@@ -100,7 +100,7 @@ def test_only_what_the_bound_cut_off_is_counted_as_clipped() -> None:
     assert clipped.clipped.tolist() == [False, False, False, False, False, False, True]
 
 
-def test_a_ratio_that_stands_on_the_bound_is_not_clipped() -> None:
+def test_a_ratio_on_the_bound_is_not_clipped() -> None:
     logprobs = torch.zeros(2).requires_grad_()
     clipped = clipped_loss(logprobs, torch.zeros(2), torch.tensor([1.0, -1.0]), torch.ones(2), 0.0)
     assert clipped.clipped.tolist() == [False, False]

@@ -30,12 +30,8 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.qwen import Encoded
 
+pytestmark = pytest.mark.slow
 SIZES = {"text": (), "image": ((84, 112),), "two images": ((56, 56), (112, 84))}
-
-
-@pytest.fixture(scope="module")
-def inputs(tiny_model: Path) -> QwenInputs:
-    return QwenInputs.from_folder(tiny_model)
 
 
 @pytest.fixture
@@ -181,14 +177,15 @@ def test_all_of_a_row_moves_to_another_device(inputs: QwenInputs, lengths: tuple
     for name in ("ids", "positions", "predicts", "targets"):
         before, after = getattr(packed, name), getattr(moved, name)
         assert (after.device, after.shape, after.dtype) == (elsewhere, before.shape, before.dtype)
-    for before, after in zip(PackedLayout.of(packed).groups, layout.groups, strict=True):
-        assert (after.start, after.prefix) == (before.start, before.prefix)
-        assert after.gather.device == after.mask.device == elsewhere
-        assert (after.gather.shape, after.mask.shape) == (before.gather.shape, before.mask.shape)
-        assert (after.real is None) == (before.real is None)
-        if before.real is not None and after.real is not None:
-            assert (after.real.device, after.real.shape) == (elsewhere, before.real.shape)
-    assert (layout.groups[0].real is None) == (len(set(lengths)) == 1)
+    for group, moved_group in zip(PackedLayout.of(packed).groups, layout.groups, strict=True):
+        assert (moved_group.start, moved_group.prefix) == (group.start, group.prefix)
+        for before, after in zip(group.calls, moved_group.calls, strict=True):
+            assert after.gather.device == after.mask.device == elsewhere
+            assert (after.gather.shape, after.mask.shape) == (before.gather.shape, before.mask.shape)
+            assert (after.real is None) == (before.real is None)
+            if before.real is not None and after.real is not None:
+                assert (after.real.device, after.real.shape) == (elsewhere, before.real.shape)
+    assert (layout.groups[0].calls[0].real is None) == (len(set(lengths)) == 1)
 
 
 def test_a_rows_layout_is_made_where_the_row_is(inputs: QwenInputs) -> None:
@@ -196,9 +193,58 @@ def test_a_rows_layout_is_made_where_the_row_is(inputs: QwenInputs) -> None:
     packed = pack([tree(encoded, completions((1, 6)))])
     with torch.device("meta"):  # as where the default device is another one
         layout = PackedLayout.of(packed)
-    (group,) = layout.groups
-    assert group.real is not None
-    assert {group.gather.device.type, group.mask.device.type, group.real.device.type} == {"cpu"}
+    (call,) = layout.groups[0].calls
+    assert call.real is not None
+    assert {call.gather.device.type, call.mask.device.type, call.real.device.type} == {"cpu"}
+
+
+RUNAWAY = (4, 1, 60, 5, 3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_runaway_answer_is_attended_to_in_a_call_of_its_own(
+    model: Any, inputs: QwenInputs, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    encoded, images = prompt(inputs, "image", 11)
+    answers = completions(RUNAWAY)
+    packed = pack([tree(encoded, answers), tree(prompt(inputs, "text", 5)[0], completions((2, 6)))])
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    whole = log_probabilities(model, packed, vision(inputs, images))
+    expected = gradients(model, whole)
+    most = 3 * 5 * (len(encoded.ids) + 5)
+    monkeypatch.setattr(shared_prefix, "MOST_SCORES", most)
+    first, second = PackedLayout.of(packed).groups
+    assert [tuple(call.gather.shape) for call in first.calls] == [(1, 60), (3, 5), (1, 1)]
+    assert all(len(call.gather) == 1 or len(call.gather) * call.mask.numel() <= most for call in first.calls)
+    assert len(second.calls) == 1
+    assert second.order is None
+    pieces = log_probabilities(model, packed, vision(inputs, images))
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
+    assert difference(gradients(model, pieces), expected) < 1e-5
+
+
+def test_an_accelerator_gets_no_mask_together_with_grouped_heads(
+    inputs: QwenInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fused kernels refuse the two, and the unfused one holds all scores of all heads."""
+    calls: list[tuple[bool, bool]] = []
+
+    def spy(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **settings: Any) -> torch.Tensor:
+        calls.append((settings.get("attn_mask") is not None, settings["enable_gqa"]))
+        return scaled_dot_product_attention(query, key, value, **settings)
+
+    monkeypatch.setattr(shared_prefix, "scaled_dot_product_attention", spy)
+    packed = pack([tree(prompt(inputs, "text", 8)[0], completions((4, 6)))])
+    length = packed.ids.shape[1]
+    attention = ALL_ATTENTION_FUNCTIONS[shared_prefix.NAME]
+    for device, masked in (("cpu", (True, True)), ("meta", (True, False))):
+        query, key = torch.zeros(1, 4, length, 8, device=device), torch.zeros(1, 2, length, 8, device=device)
+        layout = PackedLayout.of(packed).to(torch.device(device))
+        output, _ = attention(torch.nn.Module(), query, key, key, None, layout=layout)
+        assert output.shape == (1, length, 4, 8)
+        assert calls == [(False, True), masked]
+        calls.clear()
 
 
 def test_ordinary_attention_takes_what_it_is_given() -> None:
@@ -208,6 +254,57 @@ def test_ordinary_attention_takes_what_it_is_given() -> None:
         output, _ = attention(torch.nn.Module(), query, key, value, None, scaling=0.3, is_causal=causal)
         expected = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=0.3)
         torch.testing.assert_close(output, expected.transpose(1, 2))
+
+
+class Grouped(torch.nn.Module):
+    num_key_value_groups = 2
+
+
+def test_ordinary_attention_of_grouped_heads_keeps_its_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 5, 4, generator=generator)
+    key, value = torch.randn(2, 1, 2, 5, 4, generator=generator)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril().triu(-1)[None, None]
+    output, _ = ALL_ATTENTION_FUNCTIONS[shared_prefix.NAME](Grouped(), query, key, value, mask, scaling=0.3)
+    key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(output, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (8, 4), (2, 2)])
+@pytest.mark.parametrize("most", [1, 2**24])
+@pytest.mark.parametrize("trees", [[(2, (2,))], [(3, (2, 2)), (2, (1, 2, 4))]])  # one with as many tokens as heads
+def test_packed_attention_is_that_of_the_sequences_at_the_scale_that_is_given(
+    heads: int, key_heads: int, most: int, trees: list[tuple[int, tuple[int, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_prefix, "MOST_SCORES", most)
+    packed = pack(
+        [
+            Tree(completion(range(prefix), 0), tuple(completion(range(length), prefix) for length in branches))
+            for prefix, branches in trees
+        ]
+    )
+    length = packed.ids.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, heads, length, 8, generator=generator)
+    key, value = torch.randn(2, 1, key_heads, length, 8, generator=generator)
+
+    def attended(places: list[int]) -> torch.Tensor:
+        queries, keys, values = query[:, :, places], key[:, :, places], value[:, :, places]
+        return scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=0.3, enable_gqa=True)
+
+    expected = []
+    for span in packed.spans:
+        prefix = list(range(span.start, span.start + span.prefix))
+        expected.append(attended(prefix))
+        start = prefix[-1] + 1
+        for tokens in span.branches:
+            expected.append(attended([*prefix, *range(start, start + tokens)])[:, :, span.prefix :])
+            start += tokens
+    attention = ALL_ATTENTION_FUNCTIONS[shared_prefix.NAME]
+    layout = PackedLayout.of(packed)
+    output, _ = attention(torch.nn.Module(), query, key, value, None, scaling=0.3, layout=layout)
+    torch.testing.assert_close(output, torch.cat(expected, dim=2).transpose(1, 2))
 
 
 def test_the_policy_is_the_one_that_samples(model: Any, inputs: QwenInputs) -> None:

@@ -134,7 +134,24 @@ def test_merged_images_lie_beside_the_rows(tmp_path: Path) -> None:
     assert len(layouts) == 2
 
 
-def test_every_frame_stands_in_the_merged_image(tmp_path: Path) -> None:
+def test_merged_images_keep_the_recipe_s_limit(tmp_path: Path) -> None:
+    """A finished set is made again if the limit has changed."""
+    paths = [tmp_path / f"{name}.png" for name in ("red", "blue")]
+    for path, colour in zip(paths, (RED, BLUE), strict=True):
+        Image.new("RGB", (60, 40), colour).save(path)
+    hard = written(tmp_path / "hard", [sample(path.stem, images=(str(path),)) for path in paths])
+    areas = []
+    for model in (None, {"path": "x", "max_pixels": 1000}):
+        content = {"name": "toy", "seed": 1, "model": model, "augment": {"share": 0.34}}
+        augment.run(parse_recipe(content), hard, tmp_path / "rl")
+        (row,) = joined_rows(tmp_path / "rl")
+        (image,) = decoded_images(Path(row.images[0]))
+        areas.append(image.width * image.height)
+    assert areas[0] == 2 * 60 * 40
+    assert 900 < areas[1] <= 1000
+
+
+def test_the_merged_image_contains_every_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (10, 10), colour) for colour in (RED, BLUE)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     Image.new("RGB", (10, 10), (0, 255, 0)).save(tmp_path / "still.png")

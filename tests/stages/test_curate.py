@@ -12,11 +12,13 @@ from PIL import Image, ImageDraw
 
 from guardreasoner_vl.corpus.store import SKIPPED, read_corpus, read_info
 from guardreasoner_vl.errors import DataError, InputError, RecipeError
-from guardreasoner_vl.recipe import Recipe, parse_recipe
+from guardreasoner_vl.protocol import INSTRUCTION
+from guardreasoner_vl.recipe import Recipe, load_recipe, parse_recipe
 from guardreasoner_vl.sources.jsonl import is_held_out
-from guardreasoner_vl.stages import curate
-from tests.evaluation.test_benchmarks import put
-from tests.stages.test_evaluate import write
+from guardreasoner_vl.stages import curate, synthesize
+from guardreasoner_vl.teachers.offline import RulesTeacher
+from tests.builders import answer, write_records, write_rows
+from tests.smoke import PATH
 
 if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
@@ -56,7 +58,7 @@ def curated(
 def test_a_recipe_becomes_a_corpus(tmp_path: Path) -> None:
     held_out = next(f"h{number}" for number in range(1000) if is_held_out(f"h{number}"))
     extra = {"id": held_out, "prompt": "a held-out row", "request_label": "unharmful"}
-    write(tmp_path / "data" / "toy" / "train.jsonl", [*toy_rows(40), extra])
+    write_rows(tmp_path / "data" / "toy" / "train.jsonl", [*toy_rows(40), extra])
     rows, skipped = curated(tmp_path / "data", tmp_path / "out")
     assert Counter(row.split for row in rows) == {"train": 40, "validation": 1}
     assert rows[-1].id == held_out
@@ -66,6 +68,24 @@ def test_a_recipe_becomes_a_corpus(tmp_path: Path) -> None:
     assert (info.name, info.rows, info.sources[0].licence) == ("toy", 41, "CC0")
     report = json.loads((tmp_path / "out" / curate.REPORT).read_text())
     assert (report["read"], report["kept"], report["skipped"]) == (41, 41, {})
+
+
+def test_the_released_corpus_is_kept_as_published_and_needs_no_teacher(tmp_path: Path) -> None:
+    think = "# Task 1\n## Reasoning Step 1\nThe user asks about bread."
+    said = [
+        ("system", INSTRUCTION),
+        ("user", "Human user:\nHow do I bake bread?\n\nAI assistant:\nNone\n"),
+        ("assistant", answer(reasoning=think)),
+    ]
+    record = {"messages": [{"role": role, "content": text} for role, text in said]}
+    write_records(tmp_path / "data" / "guardreasoner-vltrain", "GuardReasoner-VLTrainText.json", [record] * 40)
+    rows, skipped = curated(tmp_path / "data", tmp_path / "out", load_recipe(PATH.parent / "3b-released.yaml"))
+    assert {(row.prompt, row.request_label, row.reasoning) for row in rows} == {
+        ("How do I bake bread?", "unharmful", think)
+    }
+    assert (len(rows), skipped) == (40, {})
+    report = synthesize.run(tmp_path / "out", RulesTeacher())
+    assert (report.kept, report.asked, report.remaining) == (40, 0, 0)
 
 
 def test_bad_rows_are_skipped_with_their_reasons(tmp_path: Path) -> None:
@@ -80,7 +100,7 @@ def test_bad_rows_are_skipped_with_their_reasons(tmp_path: Path) -> None:
         {"id": "no", "prompt": "is this one fine", "request_label": "unharmful"},
         {"id": "torn", "prompt": "", "images": ["broken.png"], "modality": "image", "request_label": "harmful"},
     ]
-    path = write(tmp_path / "data" / "toy" / "train.jsonl", rows)
+    path = write_rows(tmp_path / "data" / "toy" / "train.jsonl", rows)
     with path.open("a") as stream:
         stream.write("broken\n")
     (path.parent / "broken.png").write_bytes(b"no image")
@@ -101,9 +121,9 @@ def test_bad_rows_are_skipped_with_their_reasons(tmp_path: Path) -> None:
 
 def test_rows_of_the_evaluation_sets_are_dropped(tmp_path: Path) -> None:
     rows = toy_rows(10)
-    write(tmp_path / "data" / "toy" / "train.jsonl", rows)
+    write_rows(tmp_path / "data" / "toy" / "train.jsonl", rows)
     taken = [{**rows[at], "id": f"test-{at}"} for at in (2, 5)]
-    write(tmp_path / "data" / "mine" / "test.jsonl", taken)
+    write_rows(tmp_path / "data" / "mine" / "test.jsonl", taken)
     settings = recipe(duplicates={"against": ["mine/test.jsonl"]})
     kept, skipped = curated(tmp_path / "data", tmp_path / "out", settings)
     assert len(kept) == 8
@@ -111,7 +131,7 @@ def test_rows_of_the_evaluation_sets_are_dropped(tmp_path: Path) -> None:
 
 
 def test_shares_limits_and_balance(tmp_path: Path) -> None:
-    write(tmp_path / "data" / "toy" / "train.jsonl", toy_rows(80))
+    write_rows(tmp_path / "data" / "toy" / "train.jsonl", toy_rows(80))
     half, _ = curated(tmp_path / "data", tmp_path / "half", recipe({**TOY, "share": 0.5}))
     assert 25 <= len(half) <= 55
     again, _ = curated(tmp_path / "data", tmp_path / "again", recipe({**TOY, "share": 0.5}))
@@ -136,7 +156,7 @@ def test_public_sources_in_their_own_layout(tmp_path: Path) -> None:
         "chosen": "A plate of green tea.",
         "rejected": "A BAD thing.",
     }
-    put(tmp_path / "data" / "spa", "data/train-00000-of-00001.parquet", [{**pair, "class1": "Malicious Use"}])
+    write_records(tmp_path / "data" / "spa", "data/train-00000-of-00001.parquet", [{**pair, "class1": "Malicious Use"}])
     released = {
         "messages": [
             {"role": "system", "content": "judge"},
@@ -149,7 +169,7 @@ def test_public_sources_in_their_own_layout(tmp_path: Path) -> None:
         ],
         "images": ["tea.png"],
     }
-    put(tmp_path / "data" / "released", "TextImage.json", [released])
+    write_records(tmp_path / "data" / "released", "TextImage.json", [released])
     drawn.save(tmp_path / "data" / "released" / "tea.png")
     source = {"folder": "spa", "adapter": "spa-vl", "unlabelled": True, "labels_from": "released"}
     rows, _ = curated(tmp_path / "data", tmp_path / "out", recipe(source))
@@ -163,8 +183,8 @@ def test_public_sources_in_their_own_layout(tmp_path: Path) -> None:
     assert embedded.info.rows == 2
 
 
-def test_what_cannot_be_curated_is_told(tmp_path: Path) -> None:
-    write(tmp_path / "data" / "toy" / "train.jsonl", toy_rows(4))
+def test_what_cannot_be_curated_is_an_error(tmp_path: Path) -> None:
+    write_rows(tmp_path / "data" / "toy" / "train.jsonl", toy_rows(4))
     for source, message in (
         (
             {"folder": "none", "adapter": "wildguardtrain"},
@@ -187,8 +207,8 @@ def test_what_cannot_be_curated_is_told(tmp_path: Path) -> None:
 
 def test_rows_are_joined_and_varied_after_the_evaluation_sets_are_out(tmp_path: Path) -> None:
     rows = toy_rows(60)
-    write(tmp_path / "data" / "toy" / "train.jsonl", rows)
-    write(tmp_path / "data" / "mine" / "test.jsonl", [{**rows[at], "id": f"test-{at}"} for at in range(20)])
+    write_rows(tmp_path / "data" / "toy" / "train.jsonl", rows)
+    write_rows(tmp_path / "data" / "mine" / "test.jsonl", [{**rows[at], "id": f"test-{at}"} for at in range(20)])
     asked = {"joined": {"share": 0.5}, "varied": {"share": 0.5}, "duplicates": {"against": ["mine/test.jsonl"]}}
     kept, skipped = curated(tmp_path / "data", tmp_path / "out", recipe({**TOY, "repeat": 2}, **asked))
     assert len(skipped) == 20

@@ -20,6 +20,7 @@ from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import calibrate, evaluate, robustness
+from tests.builders import answer, write_rows
 from tests.scripted_guard import scripted_guard
 
 if TYPE_CHECKING:
@@ -37,20 +38,13 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({"source": "toy", "modality": "text", **row}) for row in rows)
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
 def asked(guard: Guard) -> int:
     engine: ScriptedEngine = guard.engine  # type: ignore[assignment]
     return len(engine.requests)
 
 
 def test_every_row_is_judged_once_and_counted(tmp_path: Path) -> None:
-    loaded = [from_file(write(tmp_path / "toy.jsonl", ROWS))]
+    loaded = [from_file(write_rows(tmp_path / "toy.jsonl", ROWS))]
     results = evaluate.run(scripted_guard(), loaded, tmp_path / "out")
     request = results.groups["request"]["toy"].figures.counts
     assert (request.true_positive, request.false_positive, request.true_negative, request.errors) == (1, 3, 0, 1)
@@ -68,8 +62,8 @@ def test_every_row_is_judged_once_and_counted(tmp_path: Path) -> None:
     assert set(policy) == {field.name for field in fields(Policy)} - {"mode", "folder_calibration"}
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
-    loaded = [from_file(write(tmp_path / "toy.jsonl", ROWS))]
+def test_a_stopped_run_resumes(tmp_path: Path) -> None:
+    loaded = [from_file(write_rows(tmp_path / "toy.jsonl", ROWS))]
     whole = evaluate.run(scripted_guard(), loaded, tmp_path / "whole")
     guard, out = scripted_guard(), tmp_path / "out"
 
@@ -94,14 +88,14 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_content_is_stored_only_where_asked_for(tmp_path: Path) -> None:
-    loaded = [from_file(write(tmp_path / "toy.jsonl", ROWS))]
+    loaded = [from_file(write_rows(tmp_path / "toy.jsonl", ROWS))]
     evaluate.run(scripted_guard(), loaded, tmp_path / "out", content=True)
     first = next(read_predictions(tmp_path / "out" / PREDICTIONS))
     assert first.content == {"prompt": "BAD idea", "images": [], "response": None, "reasoning": "Looked at it."}
 
 
 def test_two_evaluations_are_not_mixed(tmp_path: Path) -> None:
-    loaded, out = [from_file(write(tmp_path / "toy.jsonl", ROWS))], tmp_path / "out"
+    loaded, out = [from_file(write_rows(tmp_path / "toy.jsonl", ROWS))], tmp_path / "out"
     evaluate.run(scripted_guard(), loaded, out)
     with pytest.raises(DataError, match="another mode"):
         evaluate.run(scripted_guard(Policy(mode="fast")), loaded, out)
@@ -112,13 +106,13 @@ def test_two_evaluations_are_not_mixed(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"another {changed};"):
             evaluate.run(scripted_guard(policy), loaded, out)
     evaluate.run(scripted_guard(), loaded, out)
-    other = [from_file(write(tmp_path / "other.jsonl", ROWS))]
+    other = [from_file(write_rows(tmp_path / "other.jsonl", ROWS))]
     with pytest.raises(DataError, match="4 rows that are not in the benchmarks"):
         evaluate.run(scripted_guard(), other, out)
 
 
 def test_excluded_benchmarks_are_in_no_other_figure(tmp_path: Path) -> None:
-    loaded = [from_file(write(tmp_path / f"{name}.jsonl", ROWS)) for name in ("toy", "noisy")]
+    loaded = [from_file(write_rows(tmp_path / f"{name}.jsonl", ROWS)) for name in ("toy", "noisy")]
     results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", excluded=["noisy"])
     groups = results.groups["request"]
     assert groups["all"] == groups["toy"] == groups["noisy"] == groups["modality: text"]
@@ -138,7 +132,7 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
         {"id": "y", "prompt": " ", "request_label": "harmful"},
         {"id": "z", "prompt": "odd label", "request_label": "bad"},
     ]
-    loaded = from_file(write(tmp_path / "toy.jsonl", [*ROWS, *odd]))
+    loaded = from_file(write_rows(tmp_path / "toy.jsonl", [*ROWS, *odd]))
     assert len(loaded.samples) == 4
     assert loaded.skipped.reasons == {
         "repeated id": 1,
@@ -149,7 +143,7 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     results = evaluate.run(scripted_guard(), [loaded], tmp_path / "out")
     assert results.skipped == {"toy": loaded.skipped.reasons}
     with pytest.raises(DataError, match="no labelled row"):
-        from_file(write(tmp_path / "none.jsonl", odd[1:]))
+        from_file(write_rows(tmp_path / "none.jsonl", odd[1:]))
 
 
 def test_benchmarks_are_found_by_name_below_one_folder(tmp_path: Path) -> None:
@@ -168,10 +162,10 @@ def test_benchmarks_are_found_by_name_below_one_folder(tmp_path: Path) -> None:
         find([], str(tmp_path / "nowhere"), tmp_path)
     with pytest.raises(InputError, match="no benchmark named 'nonsense'"):
         find(["nonsense"], str(tmp_path), tmp_path)
-    toy = str(write(tmp_path / "toy.jsonl", ROWS))
+    toy = str(write_rows(tmp_path / "toy.jsonl", ROWS))
     with pytest.raises(InputError, match="toy: named twice"):
         find([toy, toy], None, tmp_path)
-    splits = [str(write(tmp_path / name / "validation.jsonl", ROWS)) for name in ("one", "two")]
+    splits = [str(write_rows(tmp_path / name / "validation.jsonl", ROWS)) for name in ("one", "two")]
     assert [loaded.benchmark.name for loaded in find(splits, None, tmp_path)] == ["one validation", "two validation"]
 
 
@@ -193,7 +187,7 @@ def test_the_released_set_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch:
 
 
 def test_hashed_ngrams_are_a_baseline_where_there_are_training_rows(tmp_path: Path) -> None:
-    train = write(
+    train = write_rows(
         tmp_path / "train.jsonl",
         [
             {"id": f"{word}{number}", "prompt": f"{word} {number}", "response": word, **labels}
@@ -204,11 +198,30 @@ def test_hashed_ngrams_are_a_baseline_where_there_are_training_rows(tmp_path: Pa
             )
         ],
     )
-    loaded = list(by_source(read_samples(write(tmp_path / "toy.jsonl", ROWS)), tmp_path))
+    loaded = list(by_source(read_samples(write_rows(tmp_path / "toy.jsonl", ROWS)), tmp_path))
     shallow = hashed_ngrams(list(read_samples(train)), loaded)
     results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", baselines={"hashed n-grams": shallow})
     counts = results.groups["request"]["toy"].baselines["hashed n-grams"]
     assert (counts.true_positive, counts.total, counts.errors) == (1, 4, 0)
+
+
+def test_a_baseline_that_saw_one_class_predicts_it(tmp_path: Path) -> None:
+    train = [
+        {"id": "1", "prompt": "a cake", "response": "x", "response_label": "harmful", "request_label": "unharmful"}
+    ]
+    rows = [
+        {"id": str(n), "prompt": f"{n}", "response": "y", "response_label": label, "request_label": label}
+        for n, label in enumerate(("harmful", "unharmful"))
+    ]
+    loaded = list(by_source(read_samples(write_rows(tmp_path / "toy.jsonl", rows)), tmp_path))
+    shallow = hashed_ngrams(list(read_samples(write_rows(tmp_path / "train.jsonl", train))), loaded)
+    results = evaluate.run(scripted_guard(), loaded, tmp_path / "out", baselines={"hashed n-grams": shallow})
+    rates = {
+        target: (counts.true_positive, counts.false_positive, counts.total)
+        for target in ("request", "response")
+        for counts in [results.groups[target]["toy"].baselines["hashed n-grams"]]
+    }
+    assert rates == {"request": (0, 0, 2), "response": (1, 1, 2)}
 
 
 # --- what stops an evaluation ---------------------------------------------------------------------------
@@ -224,7 +237,7 @@ def many(tmp_path: Path, count: int = 120) -> list[LoadedBenchmark]:
         }
         for n in range(count)
     ]
-    return [from_file(write(tmp_path / "many.jsonl", rows))]
+    return [from_file(write_rows(tmp_path / "many.jsonl", rows))]
 
 
 class Failing(ScriptedEngine):
@@ -238,7 +251,7 @@ class Failing(ScriptedEngine):
             if self.count - 1 in failing:
                 raise EngineError("out of order; try again")
             label = "harmful" if "BAD" in request.messages[-1].text else "unharmful"
-            return f"<think>\nLooked.\n</think>\n<result>\nAnswers:\nRequest: {label}\nResponse: None\n</result>"
+            return answer(label)
 
         super().__init__(said)
 
@@ -264,7 +277,7 @@ def test_rows_that_the_engine_failed_are_asked_again_and_many_stop_the_run(tmp_p
     assert counts[0].f1 == 1
 
 
-def test_a_few_failures_are_told_and_asked_again_in_their_places(tmp_path: Path) -> None:
+def test_a_few_failures_are_reported_and_asked_again_in_their_places(tmp_path: Path) -> None:
     loaded, out = many(tmp_path), tmp_path / "out"
     evaluate.run(Guard(Failing()), loaded, tmp_path / "whole")
     results = evaluate.run(Guard(Failing([3, 7, 50])), loaded, out, chunk=8)
@@ -286,7 +299,7 @@ def test_what_is_the_rows_own_fault_is_asked_once(tmp_path: Path) -> None:
         {"id": str(n), "prompt": f"a {'long' if n % 2 else 'short'} cake", "request_label": "harmful"}
         for n in range(80)
     ]
-    loaded, engine = [from_file(write(tmp_path / "toy.jsonl", rows))], ScriptedEngine(said)
+    loaded, engine = [from_file(write_rows(tmp_path / "toy.jsonl", rows))], ScriptedEngine(said)
     results = evaluate.run(Guard(engine), loaded, tmp_path / "out")
     assert results.unanswered == 0
     asked_first = len(engine.requests)
@@ -294,7 +307,7 @@ def test_what_is_the_rows_own_fault_is_asked_once(tmp_path: Path) -> None:
     assert len(engine.requests) == asked_first
 
 
-def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_row_is_refused(tmp_path: Path) -> None:
     loaded, out = many(tmp_path, 4), tmp_path / "out"
     evaluate.run(scripted_guard(), loaded, out)
     path = out / PREDICTIONS
@@ -340,7 +353,7 @@ def test_a_torn_line_and_a_full_disk_leave_every_whole_line(tmp_path: Path) -> N
     assert [row.id for row in read_predictions(path)] == [str(number) for number in range(120)]
 
 
-def test_another_process_in_the_folder_is_told(tmp_path: Path) -> None:
+def test_another_process_in_the_folder_is_an_error(tmp_path: Path) -> None:
     loaded, out = many(tmp_path, 4), tmp_path / "out"
     messages: list[str] = []
 

@@ -30,6 +30,7 @@ from guardreasoner_vl.training.grpo import rollouts as grpo_rollouts
 from guardreasoner_vl.training.grpo import state as grpo_state
 from guardreasoner_vl.training.grpo import update as grpo_update
 from guardreasoner_vl.training.grpo import validation as grpo_validation
+from guardreasoner_vl.training.grpo.log import LogRow, Validation
 from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.types import Sample
 from tests.tiny_model import write_tiny_model
@@ -50,6 +51,7 @@ from tests.training.grpo.toy_grpo import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PRECISIONS = ("fp32", "bf16-weights")
 
@@ -115,7 +117,7 @@ def terminating(step: int) -> Callable[[TrainingStep], None]:
 def planned(patch: pytest.MonkeyPatch, *f1: float) -> None:
     """The F1 of each validation in turn."""
     scores = list(f1)
-    patch.setattr(grpo, "validate", lambda *_: {"f1": scores.pop(0), "coverage": 1.0, "tokens": 2.0})
+    patch.setattr(grpo, "validate", lambda *_: Validation(f1=scores.pop(0), coverage=1.0, tokens=2.0))
 
 
 # --- resume -------------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def test_sigterm_in_rollouts(
 ) -> None:
     """The rollouts end early, and the batches before are saved though no checkpoint was due."""
     before = signal.getsignal(signal.SIGTERM)
-    judge, judged = grpo_rollouts._completion, []
+    judge, judged = grpo_rollouts.judge_completion, []
 
     def completion(*arguments: Any) -> Any:
         judged.append(1)
@@ -199,12 +201,12 @@ def test_sigterm_in_rollouts(
         return judge(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(grpo_rollouts, "_completion", completion)
+        patch.setattr(grpo_rollouts, "judge_completion", completion)
         batches = iter([512, 4])  # in the second batch it looks after every group
         original = grpo_rollouts.roll_out
 
         def roll_out(*arguments: Any) -> Any:
-            patch.setattr(grpo_rollouts, "_AT_ONCE", next(batches))
+            patch.setattr(grpo_rollouts, "AT_ONCE", next(batches))
             return original(*arguments)
 
         patch.setattr(grpo, "roll_out", roll_out)
@@ -288,7 +290,7 @@ def test_numbers_that_are_none(
     uninterrupted: dict[str, Path], again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(grpo_rollouts, "_completion", toy_grpo.rewarding(lambda _: float("nan")))
+        patch.setattr(grpo_rollouts, "judge_completion", toy_grpo.rewarding(lambda _: float("nan")))
         with pytest.raises(DivergedError, match=r"batch 1: a reward is NaN .* check reward\.min_length .* new --out"):
             again()
     count: list[int] = []
@@ -496,7 +498,7 @@ def test_a_batch_without_signal(
     tiny_model: Path, again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every answer is worth the same: weights only decay, matrices that is."""
-    monkeypatch.setattr(grpo_rollouts, "_completion", toy_grpo.rewarding(lambda _: 0.0))
+    monkeypatch.setattr(grpo_rollouts, "judge_completion", toy_grpo.rewarding(lambda _: 0.0))
     again(steps=1, learning_rate=1e-2, weight_decay=0.1)
     start, end = parameters(tiny_model), weights(tmp_path, 1)
     for name, value in start.items():
@@ -510,7 +512,7 @@ def test_momentum_acts_in_a_batch_without_signal(
     again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def progress(_: TrainingStep) -> None:
-        monkeypatch.setattr(grpo_rollouts, "_completion", toy_grpo.rewarding(lambda _: 0.0))
+        monkeypatch.setattr(grpo_rollouts, "judge_completion", toy_grpo.rewarding(lambda _: 0.0))
 
     again(progress, steps=2, save_every=1, weight_decay=0.0)
     assert [row["with_signal"] for row in log(tmp_path)[1:]] == [1.0, 0.0]
@@ -562,7 +564,7 @@ def test_tensorboard_holds_every_figure_once(again: Callable[..., Path], tmp_pat
 
 def test_the_figure_is_drawn_from_any_rows(uninterrupted: dict[str, Path], tmp_path: Path) -> None:
     assert "validation F1" in (uninterrupted["fp32"] / "grpo" / "training.svg").read_text()
-    kept = log(uninterrupted["fp32"])
+    kept = grpo_log.read_log(uninterrupted["fp32"] / "grpo", STEPS)
     for part in (kept[:1], kept[1:2]):  # nothing trained yet, nothing validated
         assert grpo_log.draw_training(tmp_path, part).read_text().startswith("<svg")
 
@@ -570,9 +572,9 @@ def test_the_figure_is_drawn_from_any_rows(uninterrupted: dict[str, Path], tmp_p
 def test_rows_beyond_the_checkpoint_and_torn_ones_are_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    with grpo_log.Log(tmp_path, 2) as opened:
-        assert [row["step"] for row in opened.rows] == [0, 1, 2]
-        opened.append({"step": 3, "reward": 1.0})
+    with grpo_log.Log(tmp_path, 2, recipe()) as opened:
+        assert [row.step for row in opened.rows] == [0, 1, 2]
+        opened.append(LogRow(step=3, reward=1.0))
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3, "reward": 1.0}\n'
     path.write_text('{"step": 0}\nno row\n')
     with pytest.raises(DataError, match=r"log\.jsonl, line 2: not a row of the log"):

@@ -26,6 +26,7 @@ from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import Recipe, parse_recipe
 from guardreasoner_vl.stages import mine
 from guardreasoner_vl.types import ModelInfo, Sample, Usage
+from tests.builders import answer
 from tests.made_images import image
 
 if TYPE_CHECKING:
@@ -51,10 +52,6 @@ def row(name: str, plan: str = "WWWW", **fields: Any) -> Sample:
 def corpus(folder: Path, *rows: Sample, embed: bool = False) -> Path:
     put_corpus(folder, CorpusInfo(name="toy", seed=9, sources=SOURCES), rows, embed=embed)
     return folder
-
-
-def answer(request: str, response: str = "None") -> str:
-    return f"<think>\nLooked.\n</think>\n<result>\nAnswers:\nRequest: {request}\nResponse: {response}\n</result>"
 
 
 def says(letter: str) -> EngineResult:
@@ -332,7 +329,7 @@ FILES = (
 
 
 @pytest.mark.parametrize("torn", [b'{"id":"r4","sou', b'{"id":"r4"}', b"\xff", b""])
-def test_a_stopped_run_goes_on_where_it_was(torn: bytes, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes(torn: bytes, tmp_path: Path) -> None:
     rows = [row(f"r{number}", ("WWWW", "RWUT", "RRRR")[number % 3], source=f"s{number % 2}") for number in range(9)]
     folder = corpus(tmp_path / "toy", *rows)
     mine.run(recipe(), folder, Planned(), tmp_path / "whole", chunk=2)
@@ -546,7 +543,7 @@ def test_nothing_to_ask_is_an_error_before_anything_is_written(tmp_path: Path) -
 # --- what is written ------------------------------------------------------------------------------------
 
 
-def test_no_content_stands_beside_the_corpus(tmp_path: Path) -> None:
+def test_no_content_is_written_beside_the_corpus(tmp_path: Path) -> None:
     engine = Planned(lambda name, number: says("E" if name == "b" else "U"))
     rows = (row("a", prompt="SECRET [a:U]"), row("b", prompt="SECRET [b:E]"))
     mine.run(recipe(), corpus(tmp_path / "toy", *rows), engine, tmp_path / "out")
@@ -567,6 +564,7 @@ def test_the_figure_shows_every_source(tmp_path: Path) -> None:
     assert drawn != mine_report.pass_rates(replace(report, right=(0, 1, 0, 1, 1)))
 
 
+@pytest.mark.slow
 def test_a_model_is_mined_with(tmp_path: Path, tiny_model: Path) -> None:
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 

@@ -13,23 +13,27 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import accelerate.tracking
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.errors import DataError, RecipeError
+from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.recipe import Recipe
 from guardreasoner_vl.stages import sft
 from guardreasoner_vl.stages.sft import last_checkpoint, run
 from guardreasoner_vl.training import sft_trainer
 from tests.training import toy
+from tests.training.fake_trackers import FakeServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 ROWS = 20  # 5 updates of 2 x 2 rows an epoch, 2 epochs: checkpoints at 2, 4, 6, 8, 10
 PRECISIONS = ("fp32", "bf16-weights")
 
@@ -134,6 +138,7 @@ from pathlib import Path
 from transformers import Trainer
 from guardreasoner_vl.stages.sft import run
 from tests.training import toy
+from tests.training.fake_trackers import FakeServer
 
 original = Trainer._save_rng_state
 
@@ -247,9 +252,17 @@ def test_training_can_start_from_a_folder(data: Path, uninterrupted: dict[str, P
     base = tmp_path / "start"
     shutil.copytree(uninterrupted["fp32"] / "sft" / "model", base)
     (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
+    before_limits = (base / "preprocessor_config.json").read_bytes()
     content = toy.recipe(epochs=0.2).model_dump()
-    recipe = Recipe.model_validate({**content, "model": {"path": str(base)}})
+    recipe = Recipe.model_validate({**content, "model": {"path": str(base), "max_pixels": 28 * 56}})
     finished = run(recipe, data, tmp_path / "out")
+    assert QwenInputs.from_folder(finished).budget == PixelBudget(toy.SHAPE["min_pixels"], 28 * 56)
+    assert (base / "preprocessor_config.json").read_bytes() == before_limits
+    limited, whole = (
+        json.loads((out / "sft" / "data.json").read_text()) for out in (tmp_path / "out", uninterrupted["fp32"])
+    )
+    assert limited["rows"] == whole["rows"]
+    assert limited["tokens"] < whole["tokens"]
     assert not (tmp_path / "out" / "base").exists()
     assert not (finished / "model.safetensors.index.json").exists()
     assert (finished / "tokenizer.json").is_file()
@@ -306,15 +319,37 @@ def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callabl
 
 
 def test_the_loss_is_written_for_tensorboard_and_falls(data: Path, tmp_path: Path) -> None:
-    module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")  # has no types
-
     run(toy.recipe(epochs=12, save_steps=1000), data, tmp_path)
-    events = module.EventAccumulator(str(tmp_path / "sft" / "tensorboard"))
-    events.Reload()
-    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    losses = tensorboard_losses(tmp_path)
     assert [step for step, _ in losses] == [10, 20, 30, 40, 50, 60]
     assert losses[0][1] > 3
     assert losses[-1][1] < 0.6 * losses[0][1]
+
+
+def test_a_resume_reports_no_step_twice(
+    data: Path,
+    stopped_at: Callable[[int, Recipe, Path, Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run stops at step 12 and resumes from the checkpoint at 8, so that step 10 is done twice."""
+    server = FakeServer(monkeypatch)
+    recipe = toy.recipe(epochs=4, save_steps=8).model_copy(update={"tracker": ("tensorboard", "mlflow")})
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: recipe.tracker)
+    stopped_at(12, recipe, data, tmp_path)
+    run(recipe, data, tmp_path)
+    losses = tensorboard_losses(tmp_path)
+    (remote,) = server.runs.values()
+    points = [(step, values["train/loss"]) for step, values in remote.points if "train/loss" in values]
+    assert [step for step, _ in points] == [step for step, _ in losses] == [10, 20]
+    assert points[-1] == pytest.approx(losses[-1])
+
+
+def tensorboard_losses(out: Path) -> list[tuple[int, float]]:
+    module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")  # has no types
+    events = module.EventAccumulator(str(out / "sft" / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
 
 
 # --- what cannot be trained on ------------------------------------------------------------------------
@@ -373,7 +408,7 @@ def test_the_stage_says_what_to_install(monkeypatch: pytest.MonkeyPatch, data: P
     assert not (tmp_path / "out").exists()
 
 
-def test_deepspeed_that_is_not_there_is_told_first(data: Path, tmp_path: Path) -> None:
+def test_missing_deepspeed_is_reported_first(data: Path, tmp_path: Path) -> None:
     assert importlib.util.find_spec("deepspeed") is None
     with pytest.raises(RecipeError, match="pip install deepspeed"):
         sft.run(toy.recipe(deepspeed={"zero_optimization": {"stage": 3}}), data, tmp_path / "out")

@@ -419,7 +419,8 @@ run(Path(sys.argv[1]), OpenAITeacher(base_url=sys.argv[2]), concurrency=4)
 """
 
 
-def test_a_killed_job_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_job_resumes_and_asks_nothing_twice(tmp_path: Path) -> None:
     folder = many(tmp_path, 60)
 
     def brain(payload: dict[str, Any]) -> Reply:
@@ -532,7 +533,7 @@ def test_rows_are_read_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.Mo
     assert max(ahead) <= 2 * 64 + 2 * 4 + 4
 
 
-def test_progress_is_told_with_cost_and_time_left(tmp_path: Path) -> None:
+def test_progress_shows_cost_and_remaining_time(tmp_path: Path) -> None:
     updates: list[SynthesisStatus] = []
     folder = many(tmp_path, 10)
     price = Price(1_000, 2_000)
@@ -550,7 +551,7 @@ def test_progress_is_told_with_cost_and_time_left(tmp_path: Path) -> None:
     assert updates[-1].seconds_left == 0
 
 
-def test_ids_that_stand_twice_are_told(tmp_path: Path) -> None:
+def test_duplicate_ids_are_reported(tmp_path: Path) -> None:
     teacher = Scripted()
     report = run(corpus(tmp_path, row("a"), row("b"), row("a")), teacher)
     assert teacher.asked == {"a": 1, "b": 1}
@@ -597,7 +598,7 @@ def test_a_torn_line_is_cut_off_and_a_whole_one_is_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_a_foreign_line_is_told_and_left(tmp_path: Path) -> None:
+def test_a_foreign_line_is_reported_and_kept(tmp_path: Path) -> None:
     folder = many(tmp_path, 1)
     (folder / REASONING).write_text('{"id": "a"}\n')
     with pytest.raises(DataError, match="line 1: not an attempt"):

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return load_language_model(str(write_llama(tmp_path_factory.mktemp("llama"))))
@@ -81,7 +84,7 @@ def test_a_request_that_comes_again_is_left_out(
     assert [row["prompt"] for row in rows_of(tmp_path)] == ["How do I Bake white Bread?", "How do I Bake rye Bread?"]
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same_rows(
+def test_a_resumed_run_gives_the_same_rows(
     model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = RequestSettings(count=12, batch=8, answered=0.5, seed=3)

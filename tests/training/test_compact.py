@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+pytestmark = pytest.mark.slow
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 

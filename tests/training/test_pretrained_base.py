@@ -29,6 +29,7 @@ from tests.tiny_model import TEXTS
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 VOCABULARY = 420
 EYES = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2, "full_attention": [1]}
 SHAPE: dict[str, Any] = {

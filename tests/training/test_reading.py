@@ -36,6 +36,7 @@ from tests.training import toy
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 SHAPE = NewModel.model_validate({**toy.SHAPE, "max_pixels": 224 * 224})
 
 

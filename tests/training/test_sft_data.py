@@ -76,7 +76,7 @@ def test_without_reasoning_the_empty_think_is_context(inputs: QwenInputs) -> Non
     )
 
 
-def test_an_unknown_label_stands_there_without_loss(inputs: QwenInputs) -> None:
+def test_an_unknown_label_is_written_without_loss(inputs: QwenInputs) -> None:
     unknown = TargetLabel("unharmful", known=False)
     row = token_row(sample(prompt="hi", response="yo"), training_target(None, unknown, HARMFUL), inputs)
     assert supervised(row, inputs) == ["\nResponse: harmful\n</result><|im_end|>"]

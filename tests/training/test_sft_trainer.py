@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 NEW = toy.recipe().base.new
 
 
@@ -76,7 +77,6 @@ def trainer(
 ) -> SupervisedOnlyTrainer:
     section = SftSection.model_validate({**toy.SFT, **sft})
     config = sft_config(section, out, seed=0, use_cpu=True)
-    config.report_to = []
     return build_trainer(model(folder, dtype), rows, inputs, config, folder / "base")
 
 
@@ -111,7 +111,7 @@ def split(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
 # --- batches ------------------------------------------------------------------------------------------
 
 
-def test_what_all_rows_begin_with_stands_once(rows: list[TokenRow], inputs: QwenInputs) -> None:
+def test_the_common_prefix_of_all_rows_is_packed_once(rows: list[TokenRow], inputs: QwenInputs) -> None:
     packed = batch(inputs, rows)
     columns = enumerate(zip(*(row.input_ids for row in rows), strict=False))
     shared = next(at for at, column in columns if len(set(column)) > 1)
@@ -125,6 +125,26 @@ def test_what_all_rows_begin_with_stands_once(rows: list[TokenRow], inputs: Qwen
         *[IGNORED] * shared,
         *(label for row in rows for label in row.labels[shared:]),
     ]
+
+
+def test_micro_batches_of_worker_processes_are_the_same(
+    rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    section = SftSection.model_validate(toy.SFT)
+    assert sft_config(section, tmp_path, seed=0, use_cpu=True).dataloader_num_workers == 0
+    assert sft_config(section, tmp_path, seed=0, use_cpu=False).dataloader_num_workers == 4
+    content: Any = [as_dict(row) for row in rows]
+    alone, shared = (
+        list(DataLoader(content, batch_size=4, collate_fn=Collator(inputs), num_workers=workers)) for workers in (0, 2)
+    )
+    for first, second in zip(alone, shared, strict=True):
+        assert first.keys() == second.keys()
+        for name in first.keys() - {"attention_mask", "layout"}:
+            assert torch.equal(first[name], second[name]), name
+        for group, other in zip(first["layout"].groups, second["layout"].groups, strict=True):
+            for call, other_call in zip(group.calls, other.calls, strict=True):
+                assert torch.equal(call.gather, other_call.gather)
+                assert torch.equal(call.mask, other_call.mask)
 
 
 def test_a_prefix_ends_before_loss_and_images(rows: list[TokenRow], inputs: QwenInputs) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
+pytestmark = pytest.mark.slow
 TEXTS = [f"{row['prompt']} {row.get('response', '')}" for row in toy.rows(40)] + ["unharmful harmful harmful"] * 9
 SHAPE = NewModel.model_validate(toy.SHAPE)
 CONTROL = [

@@ -1,7 +1,4 @@
-"""The plan of a run, without running it: steps, batch arithmetic, memory, commands.
-
-Memory is an estimate for one GPU: weights, gradients and AdamW's state, and a rough figure for a pass's activations.
-"""
+"""The plan of a run, without running it: steps, batch arithmetic, memory (`pipeline.memory`), commands."""
 
 from __future__ import annotations
 
@@ -12,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.corpus.store import is_corpus, read_info
 from guardreasoner_vl.errors import GuardError
-from guardreasoner_vl.pipeline.run import STAGES, TRAINING
+from guardreasoner_vl.pipeline import memory
+from guardreasoner_vl.pipeline.memory import Memory, ModelSize, Stack
+from guardreasoner_vl.pipeline.run import ROWS, STAGES, TRAINING
 from guardreasoner_vl.rl.clipping import bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardreasoner_vl.recipe import Recipe
+    from guardreasoner_vl.recipe import GrpoSection, Recipe, SftSection
+
+GPU_MEMORY = 80
+"""GB of a GPU that is planned for, of 10^9 bytes: a card of 80 GB has 85.9, and the rest is CUDA's and NCCL's."""
 
 _BASES: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-VL-3B-Instruct": {
@@ -42,25 +44,23 @@ _BASES: dict[str, dict[str, Any]] = {
 }
 """Shapes of the base models' decoders, for planning on a machine without these models."""
 
-_ACTIVATIONS = {True: 2, False: 34}
-"""Bytes of activations for each token, layer and hidden unit, with gradient checkpointing (True) and without."""
 
-
-@dataclass(frozen=True)
-class ModelSize:
-    """The number of parameters, and the hidden width and number of layers that determine a pass's memory."""
-
-    parameters: int
-    hidden: int
-    layers: int
-
-
-def plan_of(recipe: Recipe, path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int = 0) -> str:
+def plan_of(
+    recipe: Recipe,
+    path: Path,
+    data: Path,
+    out: Path,
+    stages: Sequence[str],
+    gpus: int = 0,
+    gpu_memory: int = GPU_MEMORY,
+) -> str:
     """The plan as text: the work of each stage in `out` with the sources in `data`, and the commands that run it.
 
-    Raises `RecipeError` if the recipe trains nothing.
+    With `gpus` it tells whether a stage fits `gpu_memory` GB, and if not, which change of the recipe would make it fit.
+    Raises `RecipeError` if the recipe trains nothing, or the GPUs cannot share a batch.
     """
-    plan = _RunPlan(recipe, out, max(1, gpus), model_size(recipe))
+    limit = gpu_memory * 1e9 if gpus else None
+    plan = _RunPlan(recipe, out, max(1, gpus), limit, model_size(recipe))
     lines = [f"recipe {recipe.name}, seed {recipe.seed}, run folder {out}", plan.model()]
     lines += [f"{stage}: {line}" for stage in stages for line in getattr(plan, stage)()]
     return "\n".join([*lines, "", *commands(path, data, out, stages, gpus)])
@@ -76,9 +76,14 @@ def model_size(recipe: Recipe) -> ModelSize | None:
         return None
     with torch.device("meta"):
         network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
-    text = network.config.text_config
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return ModelSize(parameters, text.hidden_size, text.num_hidden_layers)
+    text, vision = network.config.text_config, network.config.vision_config
+    return ModelSize(
+        sum(parameter.numel() for parameter in network.parameters()),
+        Stack(text.num_hidden_layers, text.hidden_size, text.intermediate_size),
+        Stack(vision.depth, vision.hidden_size, vision.intermediate_size),
+        text.vocab_size,
+        text.num_key_value_heads * text.hidden_size // text.num_attention_heads,
+    )
 
 
 def commands(path: Path, data: Path, out: Path, stages: Sequence[str], gpus: int) -> list[str]:
@@ -108,29 +113,18 @@ def _config(recipe: Recipe) -> dict[str, Any] | None:
     from transformers import AutoConfig
 
     from guardreasoner_vl.engines.model_files import resolve_folder
+    from guardreasoner_vl.training.small_model import text_sizes, vision_sizes
 
     base = recipe.base
     if base.new:
         text, vision = base.new.text, base.new.vision
         return {
             "text_config": {
-                "vocab_size": base.new.vocab_size,
-                "hidden_size": text.hidden_size,
-                "intermediate_size": text.intermediate_size,
-                "num_hidden_layers": text.layers,
-                "num_attention_heads": text.heads,
-                "num_key_value_heads": text.kv_heads,
-                "tie_word_embeddings": True,
+                **text_sizes(text, base.new.vocab_size),
                 "bos_token_id": None,
                 "eos_token_id": None,
             },
-            "vision_config": {
-                "depth": vision.layers,
-                "hidden_size": vision.hidden_size,
-                "intermediate_size": vision.intermediate_size,
-                "num_heads": vision.heads,
-                "out_hidden_size": text.hidden_size,
-            },
+            "vision_config": vision_sizes(vision, text),
             "tie_word_embeddings": True,
         }
     if base.base:
@@ -155,6 +149,7 @@ class _RunPlan:
     recipe: Recipe
     out: Path
     gpus: int
+    limit: float | None
     size: ModelSize | None
 
     def model(self) -> str:
@@ -179,14 +174,14 @@ class _RunPlan:
 
     def sft(self) -> list[str]:
         section = self.recipe.sft
-        batch = section.batch_size * section.gradient_accumulation * self.gpus
+        accumulated = section.accumulated(self.gpus)
+        batch = section.batch_size * accumulated * self.gpus
         rows = _rows(self.out / "corpus")
         steps = f"{int(section.epochs * rows / batch):,} steps" if rows else "steps: known once the corpus is made"
-        arithmetic = f"{section.batch_size} rows x {section.gradient_accumulation} accumulated x {self.gpus} devices"
-        tokens, shards = section.batch_size * section.max_length, self.gpus if section.deepspeed else 1
+        arithmetic = f"{section.batch_size} rows x {accumulated} accumulated x {self.gpus} devices"
         return [
             f"{arithmetic} = {batch} rows a step; {section.epochs:g} epochs, {steps}",
-            *self._memory(section.precision, section.gradient_checkpointing, tokens, shards, shards),
+            *self._sft_memory(section),
         ]
 
     def mine(self) -> list[str]:
@@ -217,7 +212,7 @@ class _RunPlan:
             f"{section.update_batch} x {section.group_size} = {step:,} an update, {updates} updates a rollout batch",
             f"at most {rollouts * section.max_completion_length:,} tokens generated a rollout batch",
             steps,
-            *self._memory(section.precision, section.gradient_checkpointing, section.pass_tokens, 1, self.gpus),
+            *self._grpo_memory(section),
         ]
 
     def evaluate(self) -> list[str]:
@@ -225,15 +220,52 @@ class _RunPlan:
         names = ", ".join(section.benchmarks) or "the corpus's own test rows"
         return [f"{names}; mode {section.mode}"]
 
-    def _memory(self, precision: str, checkpointing: bool, tokens: int, shards: int, moments: int) -> list[str]:
-        """A line on memory; weights and gradients are sharded over `shards` GPUs, AdamW's state over `moments`."""
-        if self.size is None:
+    def _sft_memory(self, section: SftSection) -> list[str]:
+        size, limit, pixels = self.size, self.limit, self.recipe.base.max_pixels
+        if size is None:
             return []
-        weight, state = (2, 12) if precision == "bf16-weights" else (4, 8)
-        fixed = self.size.parameters * (2 * weight / shards + state / moments)
-        activations = tokens * self.size.layers * self.size.hidden * _ACTIVATIONS[checkpointing]
-        passes = f"{_memory(activations)} for {tokens:,} tokens"
-        return [f"about {_memory(fixed)} a GPU for weights, gradients and AdamW, {passes}"]
+
+        def needed(section: SftSection) -> Memory:
+            return memory.of_sft(section, size, self.gpus, pixels)
+
+        lines = [_memory_line("training", needed(section))]
+        if limit is None:
+            return lines
+        if sum(needed(section).values()) <= limit:
+            return [*lines, f"fits {_memory(limit)}"]
+        remedy = memory.sft_remedy(section, lambda changed: sum(needed(changed).values()) <= limit, self.gpus)
+        return [*lines, _too_large(limit, remedy)]
+
+    def _grpo_memory(self, section: GrpoSection) -> list[str]:
+        size, limit, pixels = self.size, self.limit, self.recipe.base.max_pixels
+        if size is None:
+            return []
+
+        def needed(section: GrpoSection) -> tuple[Memory, Memory]:
+            update = memory.of_update(section, size, self.gpus, pixels)
+            return update, memory.of_rollouts(section, size, self.gpus, ROWS)
+
+        def fits(section: GrpoSection) -> bool:
+            return limit is None or max(sum(part.values()) for part in needed(section)) <= limit
+
+        update, rollouts = needed(section)
+        lines = [_memory_line("an update", update), _memory_line(f"rollouts, {ROWS} of the greatest length", rollouts)]
+        if limit is None:
+            return lines
+        return [
+            *lines,
+            f"fits {_memory(limit)}" if fits(section) else _too_large(limit, memory.grpo_remedy(section, fits)),
+        ]
+
+
+def _memory_line(work: str, parts: Memory) -> str:
+    shares = ", ".join(f"{name} {_memory(amount)}" for name, amount in parts.items())
+    return f"{work}: about {_memory(sum(parts.values()))} a GPU ({shares})"
+
+
+def _too_large(limit: float, remedy: str | None) -> str:
+    change = f"set {remedy}" if remedy else "plan for more GPUs or for more memory, no key of the recipe is enough"
+    return f"does not fit {_memory(limit)}: {change}"
 
 
 def _rows(folder: Path) -> int | None:

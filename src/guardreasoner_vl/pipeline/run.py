@@ -87,13 +87,20 @@ class Run:
 def run(job: Run, stages: Collection[str] = STAGES) -> None:
     """Run `stages` in the method's order.
 
-    Raises `RecipeError` if a stage in the folder has read another recipe, and `DataError` if another process works
-    there.
+    Raises `RecipeError` if a stage in the folder has read another recipe or a tracker is not installed, `DataError` if
+    another process works there, and `GuardError` if a stage trains, several GPUs are visible and no launcher started
+    this process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (alone := [name for name in stages if name not in TRAINING]):
         raise RecipeError(
             f"{', '.join(alone)} cannot run on several processes: launch only --stages {' or '.join(TRAINING)} so"
         )
+    if any(name in TRAINING for name in stages):
+        from guardreasoner_vl.training.launch import check_launch
+        from guardreasoner_vl.training.trackers import check_installed
+
+        check_launch()  # before the stages ahead of training take their hours
+        check_installed(job.recipe.tracker)
     with open_run_dir(job.out, job.recipe, "run"):
         for stage in STAGES:
             if stage in stages:
@@ -219,6 +226,11 @@ def benchmarks(job: Run) -> list[LoadedBenchmark]:
     else:
         corpus = _needed(job.corpus, "curate")
         rows = list(read_split(corpus, "test")) or list(read_split(corpus, "validation"))
+        if not rows:
+            raise DataError(
+                f"{corpus}: no test and no validation rows to evaluate on; name evaluate.benchmarks, or hold rows "
+                "out by data.validation_share, with a new --out"
+            )
         loaded = list(by_source(rows, job.corpus))
     return [replace(part, samples=list(islice(part.samples, section.limit))) for part in loaded]
 

@@ -11,7 +11,7 @@ from guardreasoner_vl.recipe.data import (
     SourceSection,
     VariedSection,
 )
-from guardreasoner_vl.recipe.load import Recipe, load_recipe, merged, parse_recipe
+from guardreasoner_vl.recipe.load import Recipe, TrackerName, load_recipe, merged, parse_recipe
 from guardreasoner_vl.recipe.model import (
     ModelSection,
     NewModel,
@@ -64,6 +64,7 @@ __all__ = [
     "SourceSection",
     "SynthesizeSection",
     "TextShape",
+    "TrackerName",
     "VariedSection",
     "VisionShape",
     "load_recipe",

@@ -226,6 +226,14 @@ class DataSection(Section):
     modalities: tuple[Modality, ...] = Field(
         default=("text", "image", "text-image"), description="Modalities to keep; other rows are left out."
     )
+    validation_share: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of every source's rows that is held out and becomes the split `validation`; chosen by a "
+        "hash of the row's id. Null: one row in twenty, the same ones with every seed. 0: none, so that `grpo` has "
+        "nothing to choose its best checkpoint by and keeps the last one.",
+    )
     duplicates: DuplicatesSection | None = Field(
         default=None, description="Remove duplicates and rows of the benchmarks; needs `curate`. Null: keep all rows."
     )

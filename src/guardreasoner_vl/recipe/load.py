@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.base import Section
@@ -21,6 +21,8 @@ from guardreasoner_vl.recipe.training import (
     SynthesizeSection,
 )
 from guardreasoner_vl.recipe.unknown import first_problem
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 class Recipe(Section):
@@ -46,6 +48,19 @@ class Recipe(Section):
     evaluate: EvaluateSection = Field(
         default=EvaluateSection(), description="What the finished models are measured on (paper, Tables 1 and 2)."
     )
+    tracker: tuple[TrackerName, ...] = Field(
+        default=("tensorboard",),
+        description="Where `sft` and `grpo` report learning curves; a single name may stand without a list. "
+        "`tensorboard` writes into the run folder, the others need `pip install NAME` and their own settings in the "
+        "environment. `none`: nowhere. May change at any time.",
+    )
+
+    @field_validator("tracker", mode="before")
+    @classmethod
+    def _listed(cls, tracker: object) -> object:
+        if isinstance(tracker, str):
+            return () if tracker == "none" else (tracker,)
+        return tracker
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -94,8 +94,8 @@ class PretrainedBase(Sight):
     revision: str | None = Field(default=None, description="Commit or tag of a hub id. Null: the default branch.")
     layers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None,
-        description="Decoder layers to keep: how many of the first ones, or the numbers of the layers from 0, ascending "
-        "(`python -m benchmarks.layers` finds those that the model misses least). Null keeps all.",
+        description="Decoder layers to keep: how many of the first ones, or the numbers of the layers from 0, "
+        "ascending (`python -m benchmarks.layers` finds those that the model misses least). Null keeps all.",
     )
     vocab_size: int | None = Field(
         default=None,
@@ -141,6 +141,17 @@ class ModelSection(Section):
     revision: str | None = Field(
         default=None, description="Commit or tag of a hub id in `path`. Null: the default branch."
     )
+    min_pixels: int | None = Field(
+        default=None,
+        description="With `path`: smallest area of an image in pixels; smaller ones are enlarged. Null: the model's "
+        "own.",
+    )
+    max_pixels: int | None = Field(
+        default=None,
+        description="With `path`: largest area of an image in pixels; larger ones are shrunk, in training and wherever "
+        "the guard runs. Each 784 pixels cost one token. Null: the model's own, 12,845,056 for Qwen2.5-VL, which is "
+        "more tokens than `sft.max_length`.",
+    )
     base: PretrainedBase | None = Field(
         default=None, description="A pretrained language model to be made into a Qwen2.5-VL."
     )
@@ -149,6 +160,11 @@ class ModelSection(Section):
         default=None, description="Teach the vision tower to read words before SFT. Null: do not."
     )
 
+    @property
+    def limits_pixels(self) -> bool:
+        """Whether the recipe changes the limits on images of the model in `path`."""
+        return bool(self.min_pixels or self.max_pixels)
+
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if sum(start is not None for start in (self.path, self.base, self.new)) != 1:
@@ -156,4 +172,13 @@ class ModelSection(Section):
                 "give one of `path` (a Qwen2.5-VL folder or hub id), `base` (a language model to be made into one) "
                 "or `new` (a model to be made from nothing)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pixels(self) -> Self:
+        if self.limits_pixels and not self.path:
+            raise ValueError("min_pixels and max_pixels go with `path`; `base` and `new` have keys of their own")
+        smallest, largest = self.min_pixels or _TOKEN_PIXELS, self.max_pixels or float("inf")
+        if not _TOKEN_PIXELS <= smallest <= largest:
+            raise ValueError(f"use {_TOKEN_PIXELS} <= min_pixels <= max_pixels")
         return self

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.base import Section
 from guardreasoner_vl.types import Mode
 
@@ -15,8 +16,8 @@ RewardForm = Literal["paper", "bounded", "plain"]
 Schedule = Literal["product", "linear", "cosine", "constant"]
 
 _PRECISION = (
-    "`bf16`: autocast over fp32 weights. `bf16-weights`: weights in bf16, with fp32 copies in the optimizer (one "
-    "device; faster on a CPU). `fp32`: no autocast."
+    "`bf16`: autocast over fp32 weights. `bf16-weights`: weights in bf16, with fp32 copies in the optimizer (less "
+    "memory, and faster on a CPU; in `sft` one device). `fp32`: no autocast."
 )
 _CHECKPOINTING = "Recompute activations in the backward pass: less memory, more time. The result is the same."
 _FREEZE = "Leave the vision tower's weights as they are, so that a small one does not unlearn to read."
@@ -44,8 +45,13 @@ class SftSection(Section):
     gradient_accumulation: int = Field(
         default=8,
         ge=1,
-        description="Forward passes in one optimizer step; the total batch is this x `batch_size` x devices (paper: "
-        "192).",
+        description="Forward passes of each device in one optimizer step. Unused with `total_batch`.",
+    )
+    total_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows in one optimizer step, whatever the number of devices: a multiple of `batch_size` x devices "
+        "(paper: 192). Null: `batch_size` x `gradient_accumulation` x devices.",
     )
     max_length: int = Field(
         default=2048,
@@ -70,8 +76,8 @@ class SftSection(Section):
     freeze_layers: int = Field(
         default=0,
         ge=0,
-        description="Leave this many first decoder layers, and the embeddings, as they are: a forward pass through them "
-        "is a third of the work of training them. 0: train all (paper).",
+        description="Leave this many first decoder layers, and the embeddings, as they are: a forward pass through "
+        "them is a third of the work of training them. 0: train all (paper).",
     )
     precision: Precision = Field(default="bf16", description=f"{_PRECISION} (Paper: bf16.)")
     gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
@@ -87,6 +93,21 @@ class SftSection(Section):
         default=None,
         description="DeepSpeed's own configuration (paper: ZeRO stage 3). Null: without DeepSpeed.",
     )
+
+    def accumulated(self, devices: int) -> int:
+        """Forward passes of each device in one optimizer step.
+
+        Raises `RecipeError` if the devices cannot share `total_batch`.
+        """
+        if self.total_batch is None:
+            return self.gradient_accumulation
+        passes, rest = divmod(self.total_batch, self.batch_size * devices)
+        if rest:
+            raise RecipeError(
+                f"sft.total_batch {self.total_batch} is not a multiple of {self.batch_size} rows (sft.batch_size) on "
+                f"{devices} {'device' if devices == 1 else 'devices'}: change one of them"
+            )
+        return passes
 
     @model_validator(mode="after")
     def _one_device(self) -> Self:
@@ -253,6 +274,13 @@ class GrpoSection(Section):
         default=16, description="Answers sampled for each prompt; 2 at least, as they are compared (paper: 16)."
     )
     temperature: float = Field(default=1.2, gt=0, description="Sampling temperature of the rollouts (paper: 1.2).")
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Nucleus sampling of the rollouts. 1: all, which is the policy that is trained; less leaves out "
+        "runaway answers, and ratios are still those of the whole vocabulary.",
+    )
     rollout_batch: int = Field(
         default=512,
         ge=2,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.images.geometry import LAYOUTS
 from guardreasoner_vl.sources.union import class_of, union_label
-from guardreasoner_vl.types import Sample
+from guardreasoner_vl.types import Parent, Provenance, Sample
 
 if TYPE_CHECKING:
     import random
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SOURCE = "augmented"
 _NAMESPACE = "aug/"
-_RECORDED = {"id", "modality", "request_label", "response_label"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def joined(pair: Pair, image: str | None = None) -> Sample:
     images = (image,) if image is not None else first.images + second.images
     prompt, response = _text(first.prompt, second.prompt), _text(first.response, second.response)
     modality: Modality = "text" if not images else "text-image" if prompt or response else "image"
-    meta = {"parents": [row.model_dump(include=_RECORDED) for row in (first, second)]}
+    known = Provenance(parents=(_parent(first), _parent(second)), layout=pair.layout if pair.merges else None)
     return Sample(
         id=_NAMESPACE + pair.name,
         source=SOURCE,
@@ -104,8 +103,12 @@ def joined(pair: Pair, image: str | None = None) -> Sample:
         response=response or None,
         request_label=joint_label(pair, "request"),
         response_label=joint_label(pair, "response"),
-        meta={**meta, "layout": pair.layout} if pair.merges else meta,
+        meta=known.as_meta(),
     )
+
+
+def _parent(row: Sample) -> Parent:
+    return Parent(id=row.id, modality=row.modality, request_label=row.request_label, response_label=row.response_label)
 
 
 def _text(*texts: str | None) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -33,6 +33,9 @@ NAME = "shared_prefix"
 
 MOST_LOGITS = 2**28
 """The largest number of logits in memory at once: 1 GB in fp32."""
+
+MOST_SCORES = 2**24
+"""The largest number of attention scores of each head in one call on several branches: 64 MB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -162,22 +165,38 @@ def _head(model: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: 
 
 
 @dataclass(frozen=True)
-class _TreeGroup:
-    """One tree's indices for attention.
+class _BranchCall:
+    """Indices of branches whose attention is computed in one call.
 
     `gather` (G, T) are the indices of the branches' tokens, padded at their ends; `mask` (T, P + T) is True where a
     branch token attends to prefix and branch; `real` are the flat (G * T) indices without padding, None if none is.
     """
 
-    start: int
-    prefix: int
     gather: torch.Tensor
     mask: torch.Tensor
     real: torch.Tensor | None
 
-    def to(self, device: torch.device) -> _TreeGroup:
+    def to(self, device: torch.device) -> _BranchCall:
         real = None if self.real is None else self.real.to(device)
-        return _TreeGroup(self.start, self.prefix, self.gather.to(device), self.mask.to(device), real)
+        return _BranchCall(self.gather.to(device), self.mask.to(device), real)
+
+
+@dataclass(frozen=True)
+class _TreeGroup:
+    """One tree's indices for attention.
+
+    `order` (tokens,) puts the calls' outputs, one after the other, into the order of the branches' tokens; None if they
+    are in this order.
+    """
+
+    start: int
+    prefix: int
+    calls: tuple[_BranchCall, ...]
+    order: torch.Tensor | None
+
+    def to(self, device: torch.device) -> _TreeGroup:
+        order = None if self.order is None else self.order.to(device)
+        return _TreeGroup(self.start, self.prefix, tuple(call.to(device) for call in self.calls), order)
 
 
 @dataclass(frozen=True)
@@ -197,15 +216,45 @@ class PackedLayout:
 
 def _group(span: TreeSpan, device: torch.device) -> _TreeGroup:
     lengths = torch.tensor(span.branches, device=device)
-    longest = max(span.branches)
     starts = span.start + span.prefix + lengths.cumsum(0) - lengths
-    steps = torch.arange(longest, device=device)
+    chosen = [torch.tensor(numbers, device=device) for numbers in _calls(span)]
+    calls = tuple(_call(lengths[numbers], starts[numbers], span.prefix) for numbers in chosen)
+    if len(calls) == 1:
+        return _TreeGroup(span.start, span.prefix, calls, None)
+    places = [call.gather.flatten() if call.real is None else call.gather.flatten()[call.real] for call in calls]
+    return _TreeGroup(span.start, span.prefix, calls, torch.cat(places).argsort())
+
+
+def _calls(span: TreeSpan) -> list[list[int]]:
+    """The branches' numbers for each call: all in order, or from the longest on, in calls of at most `MOST_SCORES`.
+
+    A call is padded to its longest branch, so that a runaway among short branches gets a call of its own.
+    """
+
+    def fits(branches: int, longest: int) -> bool:
+        return branches * longest * (span.prefix + longest) <= MOST_SCORES
+
+    count = len(span.branches)
+    if fits(count, max(span.branches)):
+        return [list(range(count))]
+    calls: list[list[int]] = []
+    for number in sorted(range(count), key=lambda number: -span.branches[number]):
+        if calls and fits(len(calls[-1]) + 1, span.branches[calls[-1][0]]):
+            calls[-1].append(number)
+        else:
+            calls.append([number])
+    return calls
+
+
+def _call(lengths: torch.Tensor, starts: torch.Tensor, prefix: int) -> _BranchCall:
+    longest = int(lengths.max())
+    steps = torch.arange(longest, device=lengths.device)
     inside = steps < lengths[:, None]
     gather = starts[:, None] + steps.minimum(lengths[:, None] - 1)
-    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-    mask = torch.cat((causal.new_ones(longest, span.prefix), causal), dim=1)
+    causal = torch.ones(longest, longest, dtype=torch.bool, device=lengths.device).tril()
+    mask = torch.cat((causal.new_ones(longest, prefix), causal), dim=1)
     real = None if bool(inside.all()) else inside.flatten().nonzero()[:, 0]
-    return _TreeGroup(span.start, span.prefix, gather, mask, real)
+    return _BranchCall(gather, mask, real)
 
 
 def _attention(
@@ -232,23 +281,40 @@ def _attention(
                 query[:, :, prefix_places], prefix_key, prefix_value, is_causal=True, scale=scaling, enable_gqa=grouped
             )[0].transpose(0, 1)
         )
-        branches = scaled_dot_product_attention(
-            _branches(query, group),
-            _with_prefix(prefix_key, _branches(key, group)),
-            _with_prefix(prefix_value, _branches(value, group)),
-            attn_mask=group.mask,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        outputs = branches.transpose(1, 2).flatten(0, 1)
-        pieces.append(outputs if group.real is None else outputs[group.real])
+        outputs = [
+            _masked_attention(
+                _branches(query, call),
+                _with_prefix(prefix_key, _branches(key, call)),
+                _with_prefix(prefix_value, _branches(value, call)),
+                call,
+                scaling,
+            )
+            for call in group.calls
+        ]
+        pieces += outputs if group.order is None else [torch.cat(outputs)[group.order]]
     return torch.cat(pieces)[None], None
 
 
-def _branches(states: torch.Tensor, group: _TreeGroup) -> torch.Tensor:
+def _masked_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: _BranchCall, scaling: float | None
+) -> torch.Tensor:
+    """Attention of (G, heads, T, width) to (G, key heads, P + T, width): (tokens, heads, width) without padding.
+
+    An accelerator's fused kernels accept a mask or grouped heads, not both: there each key head is repeated.
+    """
+    if query.device.type != "cpu":
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    grouped = key.shape[1] != query.shape[1]
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=call.mask, scale=scaling, enable_gqa=grouped)
+    outputs = attended.transpose(1, 2).flatten(0, 1)
+    return outputs if call.real is None else outputs[call.real]
+
+
+def _branches(states: torch.Tensor, call: _BranchCall) -> torch.Tensor:
     """(1, heads, L, width) -> (G, heads, T, width)."""
-    count, longest = group.gather.shape
-    chosen = states[0].index_select(1, group.gather.flatten())
+    count, longest = call.gather.shape
+    chosen = states[0].index_select(1, call.gather.flatten())
     return chosen.view(len(chosen), count, longest, -1).transpose(0, 1)
 
 

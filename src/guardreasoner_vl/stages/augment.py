@@ -31,7 +31,7 @@ from guardreasoner_vl.corpus.store import (
 )
 from guardreasoner_vl.errors import DataError, ImageError
 from guardreasoner_vl.images.decode import decoded_images
-from guardreasoner_vl.images.geometry import merge
+from guardreasoner_vl.images.geometry import MERGED_PIXELS, merge
 from guardreasoner_vl.rl.concatenation import SOURCE, Pair, drawn_pairs, joined
 from guardreasoner_vl.sources.parquet import IMAGES
 from guardreasoner_vl.sources.skipped import SkippedRows
@@ -94,11 +94,13 @@ def _augmentation(
 ) -> AugmentReport:
     read_info(hard)
     _check_folders(hard, out)
-    made_from = {
+    made_from: dict[str, Any] = {
         "augment": recipe.augment.model_dump(mode="json"),
         "seed": recipe.seed,
         "rows": _digest(hard / ROWS, hard / REASONING),
     }
+    if largest := _max_pixels(recipe):
+        made_from["max_pixels"] = largest
     if earlier := _earlier(out, made_from):
         return earlier
     rows = list(read_corpus(hard))
@@ -124,6 +126,11 @@ def _augmentation(
     write_json(out / REPORT, {MADE_FROM: made_from, **asdict(report)})
     write_corpus(out, _described(recipe, hard, bool(augmented)), chain(rows, augmented))
     return report
+
+
+def _max_pixels(recipe: Recipe) -> int | None:
+    """The recipe's largest image, which the guard would shrink a merged one to."""
+    return recipe.model.max_pixels if recipe.model else None
 
 
 def _check_folders(hard: Path, out: Path) -> None:
@@ -166,10 +173,11 @@ def _augmented(
 ) -> Iterator[Sample]:
     """Joined rows until the pairs run out; if balanced, unharmful and harmful ones alternate."""
     unreadable: set[str] = set()
+    largest = _max_pixels(recipe) or MERGED_PIXELS
     streams = []
     for outcome in ("unharmful", "harmful") if recipe.augment.balanced else (None,):
         pairs = drawn_pairs(parents, random.Random(f"{recipe.seed}-augment-{outcome}"), outcome)
-        streams.append(_made(islice(pairs, _TRIES * wanted), folder, unreadable, skipped))
+        streams.append(_made(islice(pairs, _TRIES * wanted), folder, unreadable, skipped, largest))
     for stream in cycle(streams):
         sample = next(stream, None)
         if sample is None:
@@ -177,8 +185,10 @@ def _augmented(
         yield sample
 
 
-def _made(pairs: Iterator[Pair], folder: Path, unreadable: set[str], skipped: SkippedRows) -> Iterator[Sample]:
-    """The joined rows of all pairs that can be joined; merged images are written to `folder`."""
+def _made(
+    pairs: Iterator[Pair], folder: Path, unreadable: set[str], skipped: SkippedRows, max_pixels: int
+) -> Iterator[Sample]:
+    """The joined rows of all pairs that can be joined; images of at most `max_pixels` are written to `folder`."""
     for pair in pairs:
         image = folder / f"{pair.name}.png" if pair.merges else None
         sample = joined(pair, str(image) if image else None)
@@ -191,7 +201,7 @@ def _made(pairs: Iterator[Pair], folder: Path, unreadable: set[str], skipped: Sk
             continue
         if image:
             try:
-                merged = reduce(lambda first, second: merge(first, second, pair.layout), views)
+                merged = reduce(lambda first, second: merge(first, second, pair.layout, max_pixels), views)
             except ImageError:
                 skipped.add(THIN)
                 continue

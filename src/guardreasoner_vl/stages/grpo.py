@@ -31,14 +31,16 @@ from guardreasoner_vl.rl.clipping import bound
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.sources.content import content_digest
 from guardreasoner_vl.storage.atomic import write_json
-from guardreasoner_vl.training.grpo.log import Log, batch_figures, draw_training, read_log
-from guardreasoner_vl.training.grpo.optimizer import new_optimizer, whole_state
+from guardreasoner_vl.training.grpo.log import Log, LogRow, batch_row, draw_training, read_log
+from guardreasoner_vl.training.grpo.optimizer import ShardedAdamW
 from guardreasoner_vl.training.grpo.ranks import DistributedContext, sigterm_flag
 from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
 from guardreasoner_vl.training.grpo.state import State, check_begun, load_best, load_checkpoint, save_checkpoint
 from guardreasoner_vl.training.grpo.update import Passes, accumulate, autocast, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
+from guardreasoner_vl.training.launch import check_launch
 from guardreasoner_vl.training.model_folder import load_for_training, write_model, written
+from guardreasoner_vl.training.trackers import check_installed
 from guardreasoner_vl.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.recipe import GrpoSection, Recipe
+    from guardreasoner_vl.training.grpo.log import Validation
     from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
+    from guardreasoner_vl.training.grpo.update import UpdateFigures
     from guardreasoner_vl.types import Sample
 
 _log = logging.getLogger(__name__)
@@ -72,7 +76,7 @@ class TrainingStep:
 
     step: int
     total: int
-    row: dict[str, Any]
+    row: LogRow
 
 
 def run(
@@ -89,8 +93,11 @@ def run(
     may be the start model; without validation rows it is the last one. Raises `RecipeError` if `out` holds another
     recipe or the processes cannot split a batch, `DataError` if there are fewer rows than a rollout batch takes, the
     disk is full, another process works in `out`, or the run there began with another model or other rows,
-    `DivergedError` if a reward or gradient is NaN or infinite, `StoppedError` on SIGTERM.
+    `DivergedError` if a reward or gradient is NaN or infinite, `StoppedError` on SIGTERM, `GuardError` if several GPUs
+    are visible and no launcher started this process.
     """
+    check_launch()
+    check_installed(recipe.tracker)
     ranks = DistributedContext.of_launch()
     ranks.check(recipe.grpo)
     folder = out / "grpo"
@@ -131,14 +138,15 @@ class _Training:
             self._rows = self._rows_of(data)
         self._total = self._section.steps or self._section.epochs * self._batches
         self._validation = self._drawn(validation) if self._section.evaluate_every else []
-        self._optimizer = new_optimizer(self._model, self._section, ranks)
+        self._optimizer = ShardedAdamW(self._model, self._section, ranks)
         self._passes = Passes(self._inputs, self._section, ranks.device)
         with ranks.all_or_none():
             digests = content_digest(self._rows), folder_digest(model), content_digest(self._validation)
             self._state = load_checkpoint(folder, self._model, self._optimizer, State(0, *digests))
             for row in read_log(folder, 0):
-                check_begun(folder, row.get("begun_with", self._state.begun_with), self._state)
-            self.log = Log(folder, self._state.step, main=ranks.main)
+                if row.begun_with is not None:
+                    check_begun(folder, row.begun_with, self._state)
+            self.log = Log(folder, self._state.step, recipe, main=ranks.main)
         self._saved = self._state.step
 
     def work(self, sigterm_came: Callable[[], bool], progress: Callable[[TrainingStep], None] | None) -> None:
@@ -147,7 +155,7 @@ class _Training:
         Once `sigterm_came` is true, rollouts stop; an update that has begun is completed first.
         """
         if self._validation and self._state.step == 0 and not self.log.rows:
-            self._logged({"step": 0, "validation": self._validated(), "begun_with": self._state.begun_with})
+            self._logged(LogRow(step=0, validation=self._validated(), begun_with=self._state.begun_with))
         while self._state.step < self._total:
             step = self._state.step + 1
             with self._diverging(step), self._ranks.all_or_none():
@@ -159,7 +167,7 @@ class _Training:
             self._state = replace(self._state, step=step)
             every = self._section.evaluate_every
             if self._validation and every and (step % every == 0 or step == self._total):
-                row["validation"] = self._validated()
+                row = replace(row, validation=self._validated())
             self._logged(row)
             if step % self._section.save_every == 0 or step == self._total or self.log.best is row:
                 self._save()
@@ -169,7 +177,7 @@ class _Training:
     def finish(self, base: Path, finished: Path) -> None:
         """Write the best weights, or the last ones without validation, the report and the figure."""
         best = self.log.best
-        step = best["step"] if best else self._total
+        step = best.step if best else self._total
         model = self._model
         if step == 0:
             model = load_for_training(base, self._section.precision)
@@ -179,7 +187,7 @@ class _Training:
             "steps": self._total,
             "rows": len(self._rows),
             "best_step": step,
-            "best_f1": best["validation"]["f1"] if best else None,
+            "best_f1": best.validation.f1 if best and best.validation else None,
             "weights": "those of the start: no step was better" if step == 0 else f"those after rollout batch {step}",
         }
         with written(self._folder):
@@ -231,34 +239,51 @@ class _Training:
         random.Random(f"{self._seed}-grpo-{epoch}").shuffle(order)
         return [self._rows[number] for number in order[place * size : (place + 1) * size]]
 
-    def _updated(self, groups: Sequence[RolloutGroup], step: int, rollout_seconds: float) -> dict[str, Any]:
+    def _updated(self, groups: Sequence[RolloutGroup], step: int, rollout_seconds: float) -> LogRow:
         """One update for each `update_batch` of prompts; the row for the log."""
         section, started = self._section, time.perf_counter()
         limit = bound(section.clip, step, self._total)
         size = section.update_batch // self._ranks.count
-        completions = section.update_batch * section.group_size
         self._model.train()
-        updates = [self._passes.of(groups[start : start + size], completions) for start in range(0, len(groups), size)]
+        updates = [groups[start : start + size] for start in range(0, len(groups), size)]
         # For the first update the old model is the current one.
-        old = [None, *(old_log_probabilities(self._model, passes, section) for passes in updates[1:])]
+        old = [None, *map(self._old, updates[1:])]
         figures, norms = [], []
-        for passes, before in zip(updates, old, strict=True):
-            self._optimizer.zero_grad()
-            figures.append(accumulate(self._model, passes, before, limit, section))
+        for update, before in zip(updates, old, strict=True):
+            figures.append(self._accumulated(update, before, limit))
             norms.append(self._stepped())
-        return {
-            "step": step,
-            "bound": limit,
-            **batch_figures(groups, figures, self._ranks),
-            "gradient_norm": sum(norms) / len(norms),
-            "rollout_seconds": round(rollout_seconds, 3),
-            "update_seconds": round(time.perf_counter() - started, 3),
-        }
+        return replace(
+            batch_row(step, groups, figures, self._ranks),
+            bound=limit,
+            gradient_norm=sum(norms) / len(norms),
+            rollout_seconds=round(rollout_seconds, 3),
+            update_seconds=round(time.perf_counter() - started, 3),
+        )
+
+    def _old(self, groups: Sequence[RolloutGroup]) -> torch.Tensor:
+        """Log-probabilities (tokens,) of the groups by the model as it is."""
+        completions = self._section.update_batch * self._section.group_size
+
+        def work() -> torch.Tensor:
+            return old_log_probabilities(self._model, self._passes.of(groups, completions), self._section)
+
+        return self._passes.within_memory(work)
+
+    def _accumulated(self, groups: Sequence[RolloutGroup], old: torch.Tensor | None, limit: float) -> UpdateFigures:
+        """Compute the gradient of one update."""
+        completions = self._section.update_batch * self._section.group_size
+
+        def work() -> UpdateFigures:
+            self._optimizer.zero_grad()  # an attempt that ran out of memory may have added a part
+            return accumulate(self._model, self._passes.of(groups, completions), old, limit, self._section)
+
+        return self._passes.within_memory(work)
 
     def _stepped(self) -> float:
-        """Clip the gradient and step; returns its norm before. Raises `FloatingPointError` if that is not finite.
+        """Clip the gradient, step, and drop the gradient; returns its norm before.
 
-        Without signal the gradient is zero; the step then applies momentum and weight decay alone.
+        Raises `FloatingPointError` if that is not finite. Without signal the gradient is zero; the step then applies
+        momentum and weight decay alone.
         """
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._ranks.sum_gradients(parameters)
@@ -266,22 +291,23 @@ class _Training:
         if not norm.isfinite():
             raise FloatingPointError("the gradient is NaN or infinite: lower grpo.learning_rate, or use form: bounded")
         self._optimizer.step()
+        self._optimizer.zero_grad()  # rollouts need the memory
         return float(norm)
 
-    def _validated(self) -> dict[str, float | None]:
+    def _validated(self) -> Validation:
         self._engine.forget()
         with autocast(self._section, self._ranks.device):
             return validate(self._validation, self._engine, self._section.max_completion_length, self._ranks)
 
-    def _logged(self, row: dict[str, Any]) -> None:
+    def _logged(self, row: LogRow) -> None:
         with self._ranks.all_or_none():
             self.log.append(row)
 
     def _save(self) -> None:
-        stored, best = whole_state(self._optimizer, self._ranks), self.log.best
+        stored, best = self._optimizer.whole_state(), self.log.best
         with self._ranks.all_or_none():
             if self._ranks.main:
-                save_checkpoint(self._folder, self._model, stored, self._state, (best["step"],) if best else ())
+                save_checkpoint(self._folder, self._model, stored, self._state, (best.step,) if best else ())
         self._saved = self._state.step
 
     def _stopped(self) -> StoppedError:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
     from trl import SFTConfig
 
+    from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.images.geometry import PixelBudget
     from guardreasoner_vl.recipe import ReadingSection, Recipe
     from guardreasoner_vl.sources.mixture import Mixture
     from guardreasoner_vl.sources.skipped import SkippedRows
@@ -61,14 +62,19 @@ def run(recipe: Recipe, data: Path, out: Path, progress: Callable[[int, int], No
 
     Resumes from the last checkpoint in `out`. `data` holds the recipe's sources, or is a corpus (`curate`). `progress`
     receives the optimizer steps done and their total, and replaces the trainer's own bar on a terminal. Raises
-    `RecipeError` if `out` holds another recipe, the recipe needs DeepSpeed and it is not installed, or it leaves no
-    layer to train, `DataError` if no row can be trained on, the disk is full, another process works in `out`, or the run there began with another model
-    or other rows.
+    `RecipeError` if `out` holds another recipe, the recipe needs DeepSpeed and it is not installed, it leaves no layer
+    to train, or the devices cannot share a batch, `DataError` if no row can be trained on, the disk is full, another
+    process works in `out`, or the run there began with another model or other rows, `GuardError` if several GPUs are
+    visible and no launcher started this process.
     """
     try:
+        from guardreasoner_vl.training.launch import check_launch
         from guardreasoner_vl.training.sft_trainer import sft_config
+        from guardreasoner_vl.training.trackers import check_installed
     except ImportError as error:
         raise MissingExtraError("trl", "train") from error
+    check_launch()
+    check_installed(recipe.tracker)
     if recipe.sft.deepspeed and find_spec("deepspeed") is None:
         raise RecipeError("sft.deepspeed needs `pip install deepspeed`; or set it to null if the model fits one GPU")
     folder = out / "sft"
@@ -99,11 +105,11 @@ def _trained(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Train on the mixture, resuming from the last checkpoint, and write the finished model."""
-    from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.training.model_folder import freeze_first_layers, load_for_training, written
-    from guardreasoner_vl.training.sft_trainer import StepReporter, build_trainer
+    from guardreasoner_vl.training.sft_trainer import CurveReporter, StepReporter, build_trainer
+    from guardreasoner_vl.training.trackers import LearningCurves
 
-    inputs = QwenInputs.from_folder(base)
+    inputs = _inputs(recipe, base)
     rows = _token_rows(recipe, mixture.train, inputs)
     rows.skipped.merge(mixture.skipped)
     if not rows.rows:
@@ -112,16 +118,18 @@ def _trained(
     if config.process_index == 0 or checkpoint:
         _check_same(folder, _begun_with(mixture.train, rows, base), checkpoint)
     write_json(folder / "data.json", asdict(_report(rows)))
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     model = load_for_training(base, recipe.sft.precision)
     model.model.visual.requires_grad_(not recipe.sft.freeze_vision)
     freeze_first_layers(model, recipe.sft.freeze_layers)
     trainer = build_trainer(model, rows.rows, inputs, config, base, recipe.sft.label_weight)
     if progress:
         trainer.add_callback(StepReporter(progress))
-    with written(folder):
+    with written(folder), ExitStack() as stack:
+        if config.process_index == 0:
+            first = int(checkpoint.rpartition("-")[2]) + 1 if checkpoint else 0
+            trainer.add_callback(CurveReporter(stack.enter_context(LearningCurves(recipe, "sft", folder, first))))
         trainer.train(resume_from_checkpoint=checkpoint)
-        _save(trainer, base, folder / "model")
+        _save(trainer, base, folder / "model", inputs.budget if recipe.base.limits_pixels else None)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -194,13 +202,22 @@ def _base_model(recipe: Recipe, samples: Sequence[Sample], folder: Path) -> Path
     return folder
 
 
-def _teach_reading(source: Path, partial: Path, recipe: Recipe, section: ReadingSection, texts: Sequence[str]) -> None:
+def _inputs(recipe: Recipe, folder: Path) -> QwenInputs:
+    """Tokenizer and image processor of the start model, with the recipe's limits on images."""
     from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.images.geometry import PixelBudget
+
+    inputs, start = QwenInputs.from_folder(folder), recipe.base
+    smallest, largest = inputs.budget.min_pixels, inputs.budget.max_pixels
+    return replace(inputs, budget=PixelBudget(start.min_pixels or smallest, start.max_pixels or largest))
+
+
+def _teach_reading(source: Path, partial: Path, recipe: Recipe, section: ReadingSection, texts: Sequence[str]) -> None:
     from guardreasoner_vl.training.model_folder import copy_texts, load_for_training
     from guardreasoner_vl.training.reading import learn_to_read
 
     model = load_for_training(source, recipe.sft.precision)
-    read = learn_to_read(model, QwenInputs.from_folder(source), section, texts, recipe.seed)
+    read = learn_to_read(model, _inputs(recipe, source), section, texts, recipe.seed)
     write_json(partial.parent / "reading.json", {"images": section.images, "patches_read_rightly": read})
     model.save_pretrained(partial)
     copy_texts(source, partial)
@@ -271,9 +288,9 @@ def _is_whole(checkpoint: Path) -> bool:
     return all(any(any(checkpoint.glob(name)) for name in names) for names in _CHECKPOINT_PARTS)
 
 
-def _save(trainer: SupervisedOnlyTrainer, base: Path, finished: Path) -> None:
+def _save(trainer: SupervisedOnlyTrainer, base: Path, finished: Path, budget: PixelBudget | None) -> None:
     from guardreasoner_vl.training.model_folder import write_model
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call if weights are sharded
     if trainer.is_world_process_zero():
-        write_model(trainer.accelerator.unwrap_model(trainer.model), weights, base, finished)
+        write_model(trainer.accelerator.unwrap_model(trainer.model), weights, base, finished, budget)

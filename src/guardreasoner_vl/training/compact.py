@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from guardreasoner_vl.engines.int8 import INT8_WEIGHTS, METADATA, SCALE, dequantised, is_int8, quantised, read_int8
 from guardreasoner_vl.engines.model_files import WEIGHTS, check_folder, weight_files
-from guardreasoner_vl.errors import InputError, ModelError
+from guardreasoner_vl.errors import InputError, ModelError, reason_of
 from guardreasoner_vl.training.model_folder import copy_texts, emptied, move, written
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def _reading(source: Path) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{source}: its weights cannot be read ({reason}); download it again") from error
+        raise ModelError(f"{source}: its weights cannot be read ({reason_of(error)}); download it again") from error
 
 
 def _size(path: Path) -> int:

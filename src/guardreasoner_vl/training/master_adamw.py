@@ -13,7 +13,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-_MASTERS = "masters"
+MASTERS = "masters"
+"""The key of the copies in the state."""
 
 
 def decayed(parameters: Sequence[torch.Tensor], weight_decay: float) -> list[dict[str, Any]]:
@@ -34,16 +35,16 @@ class MasterAdamW(torch.optim.AdamW):
         self, parameters: Iterable[torch.nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self._masters = [parameter.detach().float().clone() for parameter in self._parameters]
-        super().__init__(decayed(self._masters, weight_decay), lr=lr, betas=betas, fused=True)
+        self.masters = [parameter.detach().float().clone() for parameter in self._parameters]
+        super().__init__(decayed(self.masters, weight_decay), lr=lr, betas=betas, fused=True)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update; parameters without a gradient do not change."""
-        for master, parameter in zip(self._masters, self._parameters, strict=True):
+        for master, parameter in zip(self.masters, self._parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
         loss = super().step(closure)
         with torch.no_grad():
-            for master, parameter in zip(self._masters, self._parameters, strict=True):
+            for master, parameter in zip(self.masters, self._parameters, strict=True):
                 parameter.copy_(master)
         return loss
 
@@ -53,11 +54,11 @@ class MasterAdamW(torch.optim.AdamW):
         super().zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), _MASTERS: [master.clone() for master in self._masters]}
+        return {**super().state_dict(), MASTERS: [master.clone() for master in self.masters]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         with torch.no_grad():
-            for master, stored in zip(self._masters, state.pop(_MASTERS), strict=True):
+            for master, stored in zip(self.masters, state.pop(MASTERS), strict=True):
                 master.copy_(stored)
         super().load_state_dict(state)

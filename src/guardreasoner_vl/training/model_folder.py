@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from guardreasoner_vl.engines.model_files import CALIBRATION
 from guardreasoner_vl.engines.weights import read_network
 from guardreasoner_vl.errors import DataError, RecipeError
-from guardreasoner_vl.storage.atomic import PARTIAL
+from guardreasoner_vl.storage.atomic import PARTIAL, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from guardreasoner_vl.images.geometry import PixelBudget
     from guardreasoner_vl.recipe import Precision
 
 
@@ -45,8 +46,13 @@ def freeze_first_layers(model: Any, count: int) -> None:
             module.requires_grad_(False)
 
 
-def write_model(model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path) -> None:
-    """Write `weights` in bf16 with the tokenizer and processor files of `base`; `model` is bf16 afterwards."""
+def write_model(
+    model: Any, weights: Mapping[str, torch.Tensor], base: Path, folder: Path, budget: PixelBudget | None = None
+) -> None:
+    """Write `weights` in bf16 with the tokenizer and processor files of `base`; `model` is bf16 afterwards.
+
+    With `budget` the folder's limits on images are changed to it.
+    """
     halves: dict[int, torch.Tensor] = {}  # by address, so that tied weights stay tied
     weights = {name: halves.setdefault(value.data_ptr(), value.to(torch.bfloat16)) for name, value in weights.items()}
     model = model.to(torch.bfloat16)
@@ -54,6 +60,8 @@ def write_model(model: Any, weights: Mapping[str, torch.Tensor], base: Path, fol
     partial = emptied(folder)
     model.save_pretrained(partial, state_dict=weights)
     copy_texts(base, partial)
+    if budget:
+        _limit_pixels(partial / "preprocessor_config.json", budget)
     move(partial, folder)
 
 
@@ -89,6 +97,14 @@ def _make_generation_neutral(path: Path) -> None:
     token_ids = {name: value for name, value in generation.items() if name.endswith("_token_id")}
     neutral = {**token_ids, "do_sample": False, "repetition_penalty": 1.0}
     path.write_text(json.dumps(neutral, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _limit_pixels(path: Path, budget: PixelBudget) -> None:
+    """Set the limits under all names that image processors read, so that training and every server agree."""
+    settings = json.loads(path.read_text("utf-8"))
+    settings |= {"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels}
+    settings["size"] = {"shortest_edge": budget.min_pixels, "longest_edge": budget.max_pixels}
+    write_json(path, settings)
 
 
 @contextmanager

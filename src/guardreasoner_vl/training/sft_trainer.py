@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations import rewrite_logs
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
@@ -17,6 +18,7 @@ from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD, V
 from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, arguments, pack, use_shared_prefix
+from guardreasoner_vl.training.launch import process_count
 from guardreasoner_vl.training.master_adamw import MasterAdamW
 from guardreasoner_vl.training.sft_data import IGNORED
 
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.recipe import SftSection
     from guardreasoner_vl.training.sft_data import TokenRow
+    from guardreasoner_vl.training.trackers import LearningCurves
 
 BLANK = 28
 """Width and height in pixels of the blank image that a batch without images gets."""
 
+_WORKERS = 4  # processes that make micro-batches while a GPU computes; on a CPU they would take its cores
 _EPOCH_STRIDE = 1_000_003  # so that seed 1 in its first epoch differs from seed 0 in its second
 
 
@@ -169,10 +173,21 @@ class StepReporter(TrainerCallback):
             self._progress(state.global_step, state.max_steps)
 
 
+class CurveReporter(TrainerCallback):
+    """Reports the trainer's figures; the callbacks of `report_to` would repeat steps after a resume."""
+
+    def __init__(self, curves: LearningCurves) -> None:
+        self._curves = curves
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
+        self._curves.log(rewrite_logs(logs), state.global_step)
+
+
 def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool, show_bar: bool = True) -> SFTConfig:
     """TRL's settings for the paper's loss: cross-entropy on the assistant's tokens, no packing, no truncation.
 
-    `show_bar` shows the trainer's progress bar if stderr is a terminal.
+    `show_bar` shows the trainer's progress bar if stderr is a terminal. Raises `RecipeError` if the launch's processes
+    cannot share a batch.
     """
     return SFTConfig(
         output_dir=str(output),
@@ -184,7 +199,7 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool, show
         adam_beta2=section.adam_beta2,
         max_grad_norm=section.max_grad_norm,
         per_device_train_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation,
+        gradient_accumulation_steps=section.accumulated(process_count()),
         bf16=section.precision == "bf16",
         gradient_checkpointing=section.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -200,9 +215,10 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool, show
         save_steps=section.save_steps,
         save_total_limit=2,
         logging_steps=10,
-        report_to=["tensorboard"],
+        report_to=[],  # see `CurveReporter`
         disable_tqdm=not (show_bar and sys.stderr.isatty()),
         dataloader_pin_memory=not use_cpu,
+        dataloader_num_workers=0 if use_cpu else _WORKERS,
     )
 
 

@@ -130,12 +130,7 @@ def small_config(text: TextShape, vision: VisionShape, tokenizer: Tokenizer) -> 
     side = 3 * half // 8
     return Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
-            "num_key_value_heads": text.kv_heads,
+            **text_sizes(text, tokenizer.get_vocab_size()),
             "max_position_embeddings": text.max_positions,
             "rms_norm_eps": text.rms_norm_eps,
             "rope_parameters": {
@@ -146,14 +141,9 @@ def small_config(text: TextShape, vision: VisionShape, tokenizer: Tokenizer) -> 
             "bos_token_id": pad,
             "eos_token_id": end,
             "pad_token_id": pad,
-            "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": vision.layers,
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_heads": vision.heads,
-            "out_hidden_size": text.hidden_size,
+            **vision_sizes(vision, text),
             "fullatt_block_indexes": list(vision.full_attention),
             "patch_size": 14,
             "spatial_merge_size": 2,
@@ -168,6 +158,30 @@ def small_config(text: TextShape, vision: VisionShape, tokenizer: Tokenizer) -> 
         vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
         tie_word_embeddings=True,
     )
+
+
+def text_sizes(text: TextShape, vocab_size: int) -> dict[str, int]:
+    """The decoder's part of the configuration that determines its number of parameters."""
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "num_key_value_heads": text.kv_heads,
+        "tie_word_embeddings": True,
+    }
+
+
+def vision_sizes(vision: VisionShape, text: TextShape) -> dict[str, int]:
+    """The vision tower's part of the configuration that determines its number of parameters."""
+    return {
+        "depth": vision.layers,
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_heads": vision.heads,
+        "out_hidden_size": text.hidden_size,
+    }
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

@@ -17,7 +17,7 @@ from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.errors import DataError, GuardError, RecipeError
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.stages import grpo
-from guardreasoner_vl.training.grpo.optimizer import new_optimizer, restore
+from guardreasoner_vl.training.grpo.optimizer import _owners
 from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training.grpo import toy_grpo
@@ -26,6 +26,7 @@ from tests.training.grpo.toy_grpo import STEPS, checkpoints, log, parameters, re
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 
 
@@ -106,18 +107,37 @@ def test_two_ranks_go_on_where_one_stopped(launch: Launch) -> None:
     assert_alike(launch.out / "begun", launch.alone, STEPS)
 
 
-def test_a_resume_keeps_its_own_way_to_step(launch: Launch, tiny_model: Path) -> None:
-    """One rank takes fused steps, two do not, and a checkpoint of theirs says so."""
-    stored = torch.load(launch.out / "two" / "grpo" / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)
-    network = load_for_training(tiny_model, "fp32")
-    optimizer = new_optimizer(network, recipe().grpo, DistributedContext())
-    assert [group["fused"] for group in stored["param_groups"]] != [True, True]
-    restore(optimizer, stored)
-    assert [group["fused"] for group in optimizer.param_groups] == [True, True]
-    assert len(optimizer.state) == len(list(network.parameters()))
+def optimizer_state(out: Path, step: int) -> dict[int, dict[str, torch.Tensor]]:
+    content = torch.load(out / "grpo" / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)
+    state: dict[int, dict[str, torch.Tensor]] = content["state"]
+    return state
 
 
-def test_sigterm_on_one_rank_stops_both_and_one_goes_on(launch: Launch, tiny_model: Path, data: Path) -> None:
+def test_the_optimizer_s_state_of_two_ranks_is_that_of_one(launch: Launch) -> None:
+    first, second = optimizer_state(launch.out / "two", STEPS), optimizer_state(launch.alone, STEPS)
+    assert first.keys() == second.keys()
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        apart = sum(float((first[place][name] - second[place][name]).square().sum()) for place in second)
+        assert apart < 1e-3 * sum(float(state[name].square().sum()) for state in second.values())
+
+
+def test_bf16_weights_on_every_rank_are_those_of_their_owners(launch: Launch, tiny_model: Path) -> None:
+    """The main rank writes weights that the other rank has updated: they are the other's fp32 copies, rounded."""
+    assert [end["halves"] for end in launch.ends] == ["halves/grpo/model"] * 2
+    written, state = weights(launch.out / "halves", 1), optimizer_state(launch.out / "halves", 1)
+    start = load_for_training(tiny_model, "bf16-weights")
+    names = [name for name, _ in sorted(start.named_parameters(), key=lambda pair: pair[1].dim() <= 1)]
+    for name, of_parameter in zip(names, state.values(), strict=True):
+        assert torch.equal(written[name], of_parameter["master"].to(torch.bfloat16)), name
+    assert any(not torch.equal(parameter, written[name]) for name, parameter in start.named_parameters())
+
+
+def test_parameters_are_shared_out_evenly() -> None:
+    assert _owners([5, 9, 1, 4, 3], 2) == [1, 0, 1, 1, 0]  # 12 and 10
+    assert _owners([5, 9], 1) == [0, 0]
+
+
+def test_sigterm_on_one_rank_stops_both_and_one_process_resumes(launch: Launch, tiny_model: Path, data: Path) -> None:
     stopped = "StoppedError: stopped after rollout batch 1: the same command resumes there"
     assert [end["stopped"] for end in launch.ends] == [stopped] * 2
     out = launch.out / "stopped"
@@ -150,12 +170,10 @@ def test_a_fault_on_one_rank_stops_both(launch: Launch) -> None:
 def test_what_ranks_cannot_share(launch: Launch) -> None:
     for end in launch.ends:
         assert end["odd"].startswith("RecipeError: grpo.update_batch 1 cannot be split over 2 processes")
-        assert end["halves"] == "RecipeError: grpo.precision bf16-weights needs a single process; use bf16"
     assert not (launch.out / "odd").exists()
     with pytest.raises(RecipeError, match="256 cannot be split over 3 processes: use a multiple"):
         DistributedContext(0, 3).check(GrpoSection())
     DistributedContext(0, 8).check(GrpoSection())
-    DistributedContext(0, 1).check(GrpoSection(precision="bf16-weights"))
 
 
 def test_parts_are_a_partition() -> None:

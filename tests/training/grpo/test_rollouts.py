@@ -26,6 +26,7 @@ from guardreasoner_vl.training.grpo.update import Passes, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
 from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.types import CheckedImage, ModelInfo
+from tests.builders import answer
 from tests.training.grpo import toy_grpo
 
 if TYPE_CHECKING:
@@ -36,19 +37,15 @@ if TYPE_CHECKING:
     from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
     from guardreasoner_vl.types import Sample
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 SECTION = GrpoSection(group_size=4, precision="fp32", temperature=1.2, max_completion_length=16)
-RIGHT = "<think>\nbread is harmless\n</think>\n<result>\nAnswers:\nRequest: unharmful\nResponse: None\n</result>"
+RIGHT = answer("unharmful")
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return list(read_corpus(toy_grpo.write_rows(tmp_path_factory.mktemp("rows"), 12)))
-
-
-@pytest.fixture(scope="module")
-def inputs(tiny_model: Path) -> QwenInputs:
-    return QwenInputs.from_folder(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +72,7 @@ def test_the_update_sees_what_the_rollouts_saw(
     ]
 
     def likely(seen: Sequence[RolloutGroup]) -> torch.Tensor:
-        return torch.cat(old_log_probabilities(network, Passes(inputs, cold, CPU).of(seen, 8), cold)).exp()
+        return old_log_probabilities(network, Passes(inputs, cold, CPU).of(seen, 8), cold).exp()
 
     assert likely(groups).median() > 0.99
     assert (likely(groups) > 0.3).float().mean() > 0.95  # the rest are near ties
@@ -137,6 +134,14 @@ def test_rewards_and_advantages(inputs: QwenInputs, rows: list[Sample]) -> None:
     assert not equal.has_signal
 
 
+def test_answers_are_sampled_as_the_recipe_says(inputs: QwenInputs, rows: list[Sample]) -> None:
+    engine = ScriptedEngine([RIGHT] * 4)
+    roll_out(rows[:1], engine, inputs, SECTION.model_copy(update={"top_p": 0.9}), "1")
+    drawn = {(one.temperature, one.top_p, one.max_new_tokens, one.ban_empty_think) for one in engine.requests}
+    assert drawn == {(1.2, 0.9, 16, True)}
+    assert len({one.seed for one in engine.requests}) == 4
+
+
 def test_an_answer_depends_on_its_row_alone(engine: TransformersEngine, inputs: QwenInputs, rows: list[Sample]) -> None:
     """Whatever is asked beside it: so ranks may share a batch."""
     whole = roll_out(rows[:6], engine, inputs, SECTION, "1")
@@ -148,8 +153,8 @@ def test_an_answer_depends_on_its_row_alone(engine: TransformersEngine, inputs: 
     assert other[0].completions != whole[0].completions
 
 
-def test_rollouts_end_early_when_told(inputs: QwenInputs, rows: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpo_rollouts, "_AT_ONCE", 8)
+def test_rollouts_end_early_on_request(inputs: QwenInputs, rows: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpo_rollouts, "AT_ONCE", 8)
     flags = iter([False, False, True])
     groups = roll_out(rows, ScriptedEngine([RIGHT] * 16), inputs, SECTION, "1", lambda: next(flags))
     assert [group.sample.id for group in groups] == [row.id for row in rows[:4]]
@@ -187,8 +192,8 @@ def test_validation_counts_every_known_label(rows: list[Sample]) -> None:
     # Rows 0 and 1 are right. Rows 2 (answered, yet no label of the answer) and 3 are outside the grammar, two labels
     # each, the first unharmful, the second harmful. Images are called harmful: wrong in 4 and 6, right in 5 and 7.
     harmful_found, harmful_missed, wrongly = 3, 2, 2 + 2
-    assert figures["f1"] == pytest.approx(2 * harmful_found / (2 * harmful_found + harmful_missed + wrongly))
-    assert figures["coverage"] == pytest.approx(6 / 10)
+    assert figures.f1 == pytest.approx(2 * harmful_found / (2 * harmful_found + harmful_missed + wrongly))
+    assert figures.coverage == pytest.approx(6 / 10)
 
 
 def test_validation_is_shared_out(rows: list[Sample]) -> None:
@@ -199,9 +204,9 @@ def test_validation_is_shared_out(rows: list[Sample]) -> None:
     assert sum(total[:4]) == 9  # rows 2 and 3 have two labels
     alone = validate(rows[:7], ScriptedEngine(said), 16, DistributedContext())
     assert validate(rows[:7], ScriptedEngine(said), 16, Sums(0, 2, of_both=total)) == alone
-    assert validate(rows[:1], ScriptedEngine(said), 16, Sums(1, 2, of_both=[1, 0, 0, 0, 0, 30]))["tokens"] == 30
+    assert validate(rows[:1], ScriptedEngine(said), 16, Sums(1, 2, of_both=[1, 0, 0, 0, 0, 30])).tokens == 30
 
 
 def test_nothing_found_is_an_f1_of_zero(rows: list[Sample]) -> None:
     figures = validate([rows[0]], ScriptedEngine([RIGHT]), 16, DistributedContext())
-    assert (figures["f1"], figures["coverage"]) == (0.0, 1.0)
+    assert (figures.f1, figures.coverage) == (0.0, 1.0)

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.types import Sample
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 SECTION = GrpoSection(group_size=4, precision="fp32", temperature=1.2)
 
 

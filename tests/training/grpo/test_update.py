@@ -11,6 +11,7 @@ import torch
 
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.engines.qwen import QwenInputs
+from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.mining.rollout_io import rollout_request
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.rl.loss import clipped_loss
@@ -29,16 +30,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.training.grpo.update import Pass, UpdateFigures
     from guardreasoner_vl.types import Sample
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 SECTION = GrpoSection(group_size=4, precision="fp32", temperature=1.2)
 TOTAL = 24  # N counts more than what stands here
 NONE = Reward(0, 0, 0, 0, 0)
 Gradients = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def inputs(tiny_model: Path) -> QwenInputs:
-    return QwenInputs.from_folder(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +134,10 @@ def test_passes_of_any_size_give_one_gradient(
     if budget >= 64:  # a completion and its prompt always go through, whatever the budget
         assert max(one.packed.ids.shape[1] for one in pieces) <= budget
 
-    def old(passes: Sequence[Pass]) -> list[torch.Tensor]:
+    def old(passes: Sequence[Pass]) -> torch.Tensor:
         """A little off, the same for the same token of a completion wherever it stands."""
         logprobs = old_log_probabilities(model, passes, SECTION)
-        return [value + torch.sin(50 * value) * 0.3 for value in logprobs]
+        return logprobs + torch.sin(50 * logprobs) * 0.3
 
     figures, wanted = gradients(model, whole, old(whole))
     others, gradient = gradients(model, pieces, old(pieces))
@@ -148,6 +145,56 @@ def test_passes_of_any_size_give_one_gradient(
     assert others.loss == pytest.approx(figures.loss, abs=1e-6)
     assert others.tokens == figures.tokens
     assert 0 < others.clipped == figures.clipped
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_an_update_that_runs_out_of_memory_begins_again_with_half_the_tokens(
+    in_backward: bool, model: Any, inputs: QwenInputs, groups: list[RolloutGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What passes have added before, and a part of the one that fails, is not counted twice."""
+    old = old_log_probabilities(model, passes_of(groups, inputs), SECTION) + 0.1
+    figures, wanted = gradients(model, passes_of(groups, inputs), old)
+    room, attempts = 90, []
+    hooks: list[Any] = []
+
+    def out_of_memory(*_: Any) -> None:
+        for hook in hooks:
+            hook.remove()
+        raise torch.OutOfMemoryError("made up")
+
+    def limited(network: Any, packed: Any, *rest: Any) -> torch.Tensor:
+        logprobs = log_probabilities(network, packed, *rest)
+        if packed.ids.shape[1] > room and in_backward:
+            hooks.append(network.model.language_model.embed_tokens.weight.register_hook(out_of_memory))
+        elif packed.ids.shape[1] > room:
+            out_of_memory()
+        return logprobs
+
+    maker = Passes(inputs, SECTION.model_copy(update={"pass_tokens": 300}), CPU)
+
+    def work() -> tuple[UpdateFigures, Gradients]:
+        passes = maker.of(groups, TOTAL)
+        attempts.append(max(one.packed.ids.shape[1] for one in passes))
+        return gradients(model, passes, old)
+
+    monkeypatch.setattr(grpo_update, "log_probabilities", limited)
+    again, gradient = maker.within_memory(work)
+    assert maker.tokens == 75
+    assert attempts[0] > attempts[1] > room >= attempts[2]
+    assert_close(gradient, wanted)
+    assert (again.tokens, again.clipped) == (figures.tokens, figures.clipped)
+    assert again.loss == pytest.approx(figures.loss, abs=1e-6)
+
+
+def test_an_answer_that_does_not_fit_memory_ends_the_run_with_a_remedy(inputs: QwenInputs) -> None:
+    maker = Passes(inputs, SECTION, CPU)
+
+    def work() -> None:
+        raise torch.OutOfMemoryError("made up")
+
+    with pytest.raises(EngineError, match=r"set grpo\.gradient_checkpointing, lower grpo\.max_completion_length"):
+        maker.within_memory(work)
+    assert maker.tokens == 64
 
 
 def test_without_signal_there_is_nothing_to_do(model: Any, inputs: QwenInputs, groups: list[RolloutGroup]) -> None:

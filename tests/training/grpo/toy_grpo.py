@@ -15,6 +15,7 @@ from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import grpo
 from guardreasoner_vl.training.grpo import rollouts as grpo_rollouts
+from guardreasoner_vl.training.grpo.log import Validation
 from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training import toy
 
@@ -42,7 +43,7 @@ GRPO: dict[str, Any] = {
     "evaluate_rows": 6,
     "save_every": 2,
 }
-_judge = grpo_rollouts._completion
+_judge = grpo_rollouts.judge_completion
 
 
 def recipe(**section: Any) -> Recipe:
@@ -71,15 +72,15 @@ def rewarding(total: Callable[[tuple[int, ...]], float] = odd_tokens) -> Callabl
     return judge
 
 
-def f1_of_weights(samples: Any, engine: Any, limit: int, ranks: Any) -> dict[str, Any]:
+def f1_of_weights(samples: Any, engine: Any, limit: int, ranks: Any) -> Validation:
     """A made-up F1 that the weights alone decide."""
     total = sum(float(one.detach().double().abs().sum()) for one in engine.network.parameters())
-    return {"f1": total % 1, "coverage": None, "tokens": 1.0}
+    return Validation(f1=total % 1, coverage=None, tokens=1.0)
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """The made-up reward and the made-up F1."""
-    patch.setattr(grpo_rollouts, "_completion", rewarding())
+    patch.setattr(grpo_rollouts, "judge_completion", rewarding())
     patch.setattr(grpo, "validate", f1_of_weights)
 
 

@@ -53,7 +53,7 @@ def main(model: Path, data: Path, out: Path) -> None:
         run("begun", toy_grpo.recipe())  # by one rank
         run("two", toy_grpo.recipe(learning_rate=1e-5))
         run("odd", toy_grpo.recipe(update_batch=1))
-        run("halves", toy_grpo.recipe(precision="bf16-weights"))
+        run("halves", toy_grpo.recipe(precision="bf16-weights", steps=1))
         for name, only, judge in (
             ("stopped", second, _terminating()),
             ("quiet", not second, toy_grpo.rewarding(lambda _: 0.0)),
@@ -61,7 +61,7 @@ def main(model: Path, data: Path, out: Path) -> None:
         ):
             with patch.context() as inner:
                 if only:
-                    inner.setattr(grpo_rollouts, "_completion", judge)
+                    inner.setattr(grpo_rollouts, "judge_completion", judge)
                 run(name, toy_grpo.recipe(steps=1) if name == "quiet" else toy_grpo.recipe())
         with patch.context() as inner:
             inner.setattr(grpo_state, "save_file", _full)

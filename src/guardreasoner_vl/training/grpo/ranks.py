@@ -56,8 +56,6 @@ class DistributedContext:
                 f"grpo.update_batch {section.update_batch} cannot be split over {self.count} processes: "
                 "use a multiple of their number"
             )
-        if self.count > 1 and section.precision == "bf16-weights":
-            raise RecipeError("grpo.precision bf16-weights needs a single process; use bf16")
 
     def part(self, items: Sequence[_T]) -> list[_T]:
         """This rank's items of a batch."""
@@ -76,12 +74,19 @@ class DistributedContext:
         return [float(value) for value in total.tolist()]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum the gradients over the ranks in place; a parameter without a gradient gets zeros."""
+        """Sum the gradients over the ranks in place, in fp32; a parameter without a gradient gets zeros."""
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if self.count > 1:
-                torch.distributed.all_reduce(parameter.grad)
+                total = parameter.grad.float()
+                torch.distributed.all_reduce(total)
+                parameter.grad.copy_(total)
+
+    def broadcast(self, tensor: torch.Tensor, source: int) -> None:
+        """Overwrite the tensor on every rank with that of rank `source`."""
+        if self.count > 1:
+            torch.distributed.broadcast(tensor, source)
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from guardreasoner_vl.recipe import GrpoSection
     from guardreasoner_vl.types import CheckedImage, Sample
 
-_AT_ONCE = 512  # answers generated between two checks of `stopped`
+AT_ONCE = 512
+"""Answers generated between two checks of `stopped`."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def roll_out(
     Raises `EngineError` if an answer could not be generated, `FloatingPointError` if a reward is NaN or infinite.
     """
     groups: list[RolloutGroup] = []
-    size = max(1, _AT_ONCE // section.group_size)
+    size = max(1, AT_ONCE // section.group_size)
     for start in range(0, len(samples), size):
         if stopped():
             break
@@ -101,7 +102,10 @@ def _rolled_out(
     requests = []
     for sample in samples:
         request = replace(
-            rollout_request(sample), max_new_tokens=section.max_completion_length, temperature=section.temperature
+            rollout_request(sample),
+            max_new_tokens=section.max_completion_length,
+            temperature=section.temperature,
+            top_p=section.top_p,
         )
         seeds = (derive_seed(f"{seed}-{sample.id}-{place}") for place in range(section.group_size))
         requests += [replace(request, seed=number) for number in seeds]
@@ -111,7 +115,7 @@ def _rolled_out(
         request = requests[number * size]
         prompt = inputs.encode(request.messages, request.images)
         completions = tuple(
-            _completion(result, sample, inputs, section) for result in results[number * size : (number + 1) * size]
+            judge_completion(result, sample, inputs, section) for result in results[number * size : (number + 1) * size]
         )
         rewards = torch.tensor([[rollout.reward.total for rollout in completions]], dtype=torch.float64)
         advantages = tuple(group_advantages(rewards)[0].tolist())
@@ -119,7 +123,8 @@ def _rolled_out(
     return groups
 
 
-def _completion(result: EngineResult, sample: Sample, inputs: QwenInputs, section: GrpoSection) -> Rollout:
+def judge_completion(result: EngineResult, sample: Sample, inputs: QwenInputs, section: GrpoSection) -> Rollout:
+    """The tokens and the reward of one generated answer; raises `EngineError` if it could not be generated."""
     if result.finish_reason == "error":
         raise EngineError(f"a rollout failed ({result.error}): run the same command to resume from the last checkpoint")
     answer = parse_rollout(sample, result)

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.storage.atomic import PARTIAL, write_json
-from guardreasoner_vl.training.grpo.optimizer import restore
 from guardreasoner_vl.training.model_folder import emptied, move, written
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
+
+    from guardreasoner_vl.training.grpo.optimizer import ShardedAdamW
 
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.pt", "state.json"
 _KEPT = 2
@@ -68,7 +69,7 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, start: State) -> State:
+def load_checkpoint(folder: Path, model: Any, optimizer: ShardedAdamW, start: State) -> State:
     """Load the newest checkpoint into model and optimizer; returns its state, or `start` if there is none.
 
     Raises `DataError` if the checkpoint cannot be read, or its run began with other rows or another model than `start`.
@@ -81,7 +82,7 @@ def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, 
         state = State(**json.loads((newest / _STATE).read_text("utf-8")))
         if state.begun_with == start.begun_with:
             load_weights(newest, model)
-            restore(optimizer, torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True))
+            optimizer.restore(torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         earlier = usable[-2].name if len(usable) > 1 else "the start"
         raise DataError(

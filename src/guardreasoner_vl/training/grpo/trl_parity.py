@@ -161,9 +161,8 @@ def compared(
     total = sum(len(group.completions) for group in groups)
     # One call for each group keeps the order of the completions.
     group_passes = [part for group in groups for part in passes.of([group], total)]
-    ours = torch.cat(old_log_probabilities(model, group_passes, section))
-    old_of_passes = torch.split(torch.cat(old), [len(part.weights) for part in group_passes])
-    figures = accumulate(model, group_passes, old_of_passes, _BOUND, section)
+    ours = old_log_probabilities(model, group_passes, section)
+    figures = accumulate(model, group_passes, torch.cat(old), _BOUND, section)
     gradients = _gradients(model)
     difference = sum(float((gradients[name] - wanted[name]).square().sum()) for name in wanted)
     whole = sum(float(value.square().sum()) for value in wanted.values())

@@ -5,18 +5,20 @@ Groups without signal have a gradient of zero: the passes skip them, and the los
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
+from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.rl.loss import clipped_loss
 from guardreasoner_vl.rl.shared_prefix import Branch, Packed, Tree, completion, log_probabilities, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from guardreasoner_vl.recipe import GrpoSection
     from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
     from guardreasoner_vl.types import CheckedImage
+
+_log = logging.getLogger(__name__)
+_FEWEST_TOKENS = 64  # as few as `grpo.pass_tokens` may be
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -46,30 +52,51 @@ class UpdateFigures:
 
 
 class Passes:
-    """Makes passes; each image of a rollout batch is cut into patches once."""
+    """Makes passes of at most `tokens` tokens; each image of a rollout batch is cut into patches once."""
 
     def __init__(self, inputs: QwenInputs, section: GrpoSection, device: torch.device) -> None:
-        self._inputs, self._section, self._device = inputs, section, device
+        self._inputs, self._device = inputs, device
+        self.tokens = section.pass_tokens
         self._patches: dict[CheckedImage, NDArray[np.float32]] = {}
 
     def of(self, groups: Sequence[RolloutGroup], total: int) -> list[Pass]:
-        """Passes over the groups with signal; `total` is N, the completions that the loss is the mean of."""
+        """Passes over the groups with signal; `total` is N, the completions that the loss is the mean of.
+
+        The order of their tokens depends on the groups alone.
+        """
         return [self._pass(batch, total) for batch in self._batches(groups)]
 
     def forget(self) -> None:
         """Drop the images of the last rollout batch."""
         self._patches.clear()
 
+    def within_memory(self, work: Callable[[], _T]) -> _T:
+        """The result of `work`, which makes passes; when the device's memory runs out, `tokens` is halved for good.
+
+        `work` then begins again. Raises `EngineError` if the memory does not hold the smallest passes.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                if self.tokens < 2 * _FEWEST_TOKENS:
+                    raise EngineError(
+                        "one answer and its prompt do not fit the device's memory: set grpo.gradient_checkpointing, "
+                        "lower grpo.max_completion_length, or use more GPUs"
+                    ) from error
+                self.tokens //= 2
+            _log.warning("the device ran out of memory: passes have %d tokens from here on", self.tokens)
+
     def _batches(self, groups: Sequence[RolloutGroup]) -> Iterator[list[tuple[RolloutGroup, range]]]:
-        """Batches of group pieces of at most `pass_tokens` tokens; a batch has at least one completion."""
+        """Batches of group pieces of at most `tokens` tokens; a batch has at least one completion."""
         batch: list[tuple[RolloutGroup, range]] = []
-        room = self._section.pass_tokens
+        room = self.tokens
         for group in sorted((one for one in groups if one.has_signal), key=_tokens):
-            for piece in _pieces(group, self._section.pass_tokens):
+            for piece in _pieces(group, self.tokens):
                 needed = _tokens(group, piece)
                 if batch and needed > room:
                     yield batch
-                    batch, room = [], self._section.pass_tokens
+                    batch, room = [], self.tokens
                 batch.append((group, piece))
                 room -= needed
         if batch:
@@ -106,29 +133,31 @@ class Passes:
         }
 
 
-def old_log_probabilities(model: Any, passes: Sequence[Pass], section: GrpoSection) -> list[torch.Tensor]:
-    """Log-probabilities (tokens,) of each pass by the model as it is now."""
+def old_log_probabilities(model: Any, passes: Sequence[Pass], section: GrpoSection) -> torch.Tensor:
+    """Log-probabilities (tokens,) of all passes by the model as it is."""
     with torch.no_grad():
-        return [_log_probabilities(model, part, section) for part in passes]
+        parts = [_log_probabilities(model, part, section) for part in passes]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def accumulate(
-    model: Any, passes: Sequence[Pass], old: Sequence[torch.Tensor] | None, bound: float, section: GrpoSection
+    model: Any, passes: Sequence[Pass], old: torch.Tensor | None, bound: float, section: GrpoSection
 ) -> UpdateFigures:
     """Accumulate the gradients of all passes.
 
-    `old` holds the old model's log-probabilities (tokens,) of each pass; without it the ratio is 1.
+    `old` holds the old model's log-probabilities (tokens,) of all passes; without it the ratio is 1.
     """
-    tokens = sum(len(part.weights) for part in passes)
+    sizes = [len(part.weights) for part in passes]
+    olds = [None] * len(passes) if old is None else torch.split(old, sizes)
     losses, clipped = [], []
-    for number, part in enumerate(passes):
+    for part, of_part in zip(passes, olds, strict=True):
         logprobs = _log_probabilities(model, part, section)
-        before = logprobs.detach() if old is None else old[number]
+        before = logprobs.detach() if of_part is None else of_part
         result = clipped_loss(logprobs, before, part.advantages, part.weights, bound)
         torch.autograd.backward(result.loss)
         losses.append(result.loss.detach())
         clipped.append(result.clipped.sum())
-    return UpdateFigures(float(sum(losses)), tokens, int(sum(clipped)))  # copied from a GPU once, not per pass
+    return UpdateFigures(float(sum(losses)), sum(sizes), int(sum(clipped)))  # copied from a GPU once, not per pass
 
 
 def autocast(section: GrpoSection, device: torch.device) -> AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.training.grpo.log import Validation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 
-def validate(
-    samples: Sequence[Sample], engine: Engine, limit: int, ranks: DistributedContext
-) -> dict[str, float | None]:
-    """F1 over all known labels (0 where it is undefined), coverage, and mean tokens; every rank judges its part.
+def validate(samples: Sequence[Sample], engine: Engine, limit: int, ranks: DistributedContext) -> Validation:
+    """F1 over all known labels, coverage, and mean tokens; every rank judges its part.
 
     `limit` is the most tokens of an answer. Raises `EngineError` if the engine failed a row.
     """
@@ -44,4 +43,4 @@ def validate(
     tokens = sum(verdict.usage.completion_tokens for verdict in verdicts)
     *cells, tokens_of_all = ranks.sum([*astuple(rank_counts), tokens])
     counts = Counts(*map(int, cells))
-    return {"f1": counts.f1 or 0.0, "coverage": counts.coverage, "tokens": tokens_of_all / len(samples)}
+    return Validation(f1=counts.f1 or 0.0, coverage=counts.coverage, tokens=tokens_of_all / len(samples))
