@@ -12,11 +12,11 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-litellm check lint format reference docs bench mutants quality quality-quick clean
+.PHONY: help demo test test-quick test-litellm check lint format reference docs bench mutants quality quality-quick clean
 
 help:
 	@echo "make demo   moderate text, images and both with the embedded guard"
-	@echo "make test   run the tests"
+	@echo "make test   run the tests; make test-quick: without the slow ones, in a minute"
 	@echo "make test-litellm  run those that need LiteLLM, in an environment of its own"
 	@echo "make check  formatting, lint, types, import contract"
 	@echo "make reference  write docs/reference from the code"
@@ -45,6 +45,9 @@ demo: $(VENV)/core
 # Two workers with one thread each: with more threads than cores, small operations wait for each other.
 test: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-quick: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 # LiteLLM cannot live beside the other pins (constraints-litellm.txt). The variable keeps it off the internet.
 $(LITELLM)/ready: constraints-litellm.txt

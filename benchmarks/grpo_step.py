@@ -124,7 +124,7 @@ def ours(folder: Path, samples: list[Sample], steps: int, work: Path) -> list[fl
         folder,
         work / "corpus",
         work / "run",
-        progress=lambda step: seconds.append(step.row["rollout_seconds"] + step.row["update_seconds"]),
+        progress=lambda step: seconds.append((step.row.rollout_seconds or 0.0) + (step.row.update_seconds or 0.0)),
     )
     return seconds
 

@@ -12,7 +12,9 @@ from tests.allowed_skips import pytest_addoption, pytest_sessionfinish, pytest_t
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["pytest_addoption", "pytest_sessionfinish", "pytest_terminal_summary", "tiny_model"]
+    from guardreasoner_vl.engines.qwen import QwenInputs
+
+__all__ = ["inputs", "pytest_addoption", "pytest_sessionfinish", "pytest_terminal_summary", "tiny_model"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,3 +26,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_model import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def inputs(tiny_model: Path) -> QwenInputs:
+    """Encodes for the tiny model; read it only."""
+    from guardreasoner_vl.engines.qwen import QwenInputs
+
+    return QwenInputs.from_folder(tiny_model)

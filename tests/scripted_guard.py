@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.guard import Guard
+from tests.builders import answer
 
 if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import EngineRequest
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 def scripted_guard(policy: Policy | None = None, *, pause: float = 0.0, reasoning: str = "Looked at it.") -> Guard:
     """`pause` is in seconds for each request; `engine.requests` of the guard lists the requests."""
 
-    def answer(request: EngineRequest) -> str:
+    def reply(request: EngineRequest) -> str:
         time.sleep(pause)
         user = request.messages[-1].text
         if "BROKEN" in user:
             raise EngineError("the engine is out of order; try again")
         label = "harmful" if "BAD" in user else "unharmful"
-        return f"<think>\n{reasoning}\n</think>\n<result>\nAnswers:\nRequest: {label}\nResponse: {label}\n</result>"
+        return answer(label, label, reasoning)
 
-    return Guard(ScriptedEngine(answer), policy)
+    return Guard(ScriptedEngine(reply), policy)

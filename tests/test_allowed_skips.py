@@ -14,6 +14,7 @@ from tests.allowed_skips import beyond
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 HOOKS = "from tests.allowed_skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary\n"
 TESTS = """

@@ -19,7 +19,8 @@ from guardreasoner_vl.judging.calibration import Calibration, ModeScales
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import IMAGE
 from guardreasoner_vl.types import Exchange, Label, ModelInfo, Turn, Verdict
-from tests.judging.test_judge import answer, assert_error, scoring
+from tests.builders import answer
+from tests.judging.test_judge import assert_error, scoring
 from tests.made_images import image
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class TestModerate:
             guard.moderate_batch([], mode=wrong)
         with pytest.raises(InputError, match="chunk"):
             guard.moderate_batch(["x"], chunk=0)  # type: ignore[list-item]  # never looked at
-        with pytest.raises(InputError, match="auto, transformers, openai"):
+        with pytest.raises(InputError, match="auto, transformers, vllm, openai"):
             Guard.load(engine=wrong)
         with pytest.raises(ModelError, match="no such folder"):
             Guard.load("/no/such/folder")
@@ -198,6 +199,7 @@ class TestModerate:
             Guard(Named(), policy)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["fast", "slow"])
     def test_the_embedded_guard_does_not_see_line_ends(self, mode: Any) -> None:
         text = "Write a note to my neighbour.\nIt is about\n\nthe old apple trees, and the\nfence."
@@ -220,6 +222,7 @@ class TestModerate:
             _ = 1 / 0
         assert engine.closed == 2
 
+    @pytest.mark.slow
     def test_a_loaded_guard_moderates(self, tiny_model: Path) -> None:
         with Guard.load(str(tiny_model), dtype="fp32") as guard:
             verdict = guard.moderate("x", images=[png()], response="y", mode="fast")

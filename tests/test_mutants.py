@@ -12,6 +12,7 @@ import pytest
 from benchmarks import mutants
 from benchmarks.mutants import ACCEPTED, Mutant, accepted, drawn, mutant_of, report
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 DIFF = """--- src/guardreasoner_vl/rl/loss.py
 +++ src/guardreasoner_vl/rl/loss.py

@@ -41,6 +41,7 @@ def test_a_notebook_is_short_and_stores_no_outputs(name: str) -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(name))
 
 
+@pytest.mark.slow
 def test_the_judging_notebook_runs() -> None:
     names = executed("judge.ipynb")
     for verdict in (names["verdict"], names["image_verdict"], names["both"], *names["verdicts"]):

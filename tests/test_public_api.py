@@ -43,6 +43,7 @@ NAMES = [
     "ModelError",
     "PixelBudget",
     "Policy",
+    "Provenance",
     "RecipeError",
     "RequestCancelledError",
     "Sample",

@@ -26,7 +26,7 @@ from guardreasoner_vl.errors import DataError, EngineError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.sources.jsonl import is_held_out
-from tests.stages.test_evaluate import write
+from tests.builders import answer, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     Use = Callable[[Callable[[str], bool]], Guard]
 
+pytestmark = pytest.mark.slow
 NAMES: tuple[ListName, ...] = get_args(ListName)
 SOURCES = Path(__file__).parents[1] / "src" / "guardreasoner_vl" / "sources"
 SHINGLE = 6
@@ -70,7 +71,7 @@ def test_everyday_requests_sound_alarming_in_a_quarter_of_the_lines() -> None:
     assert sum(bool(ALARMING.search(text)) for text in english) >= len(english) / 4
 
 
-def test_no_line_stands_twice() -> None:
+def test_no_line_occurs_twice() -> None:
     paths = (*(FOLDER / f"{name}.txt" for name in NAMES), SENTENCES)
     texts = Counter(" ".join(words(text)) for path in paths for _, text in read_lines(path))
     assert [text for text, times in texts.items() if times > 1] == []
@@ -153,7 +154,7 @@ def test_every_example_has_its_labels(tmp_path: Path) -> None:
 
 
 def test_an_example_without_labels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    demo = write(tmp_path / "demo.jsonl", [{"id": "new", "prompt": "x"}])
+    demo = write_rows(tmp_path / "demo.jsonl", [{"id": "new", "prompt": "x"}])
     monkeypatch.setattr("benchmarks.quality.examples.DEMO", demo)
     with pytest.raises(DataError, match="the example 'new' has no labels; add them"):
         examples(tmp_path)
@@ -189,11 +190,11 @@ def public_rows(source: str, count: int, held_out: bool | None) -> list[dict[str
 def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     toy = public_rows("toy", 60, held_out=True) + public_rows("toy", 60, held_out=False)
-    write(folder / "toy" / "train.jsonl", [*toy, {**toy[0], "id": "toy-0-weak", "meta": {"weak": True}}])
-    write(folder / "closed" / "train.jsonl", public_rows("closed", 40, held_out=None))
-    write(folder / XSTEST / "validation.jsonl", public_rows(XSTEST, 30, held_out=None))
+    write_rows(folder / "toy" / "train.jsonl", [*toy, {**toy[0], "id": "toy-0-weak", "meta": {"weak": True}}])
+    write_rows(folder / "closed" / "train.jsonl", public_rows("closed", 40, held_out=None))
+    write_rows(folder / XSTEST / "validation.jsonl", public_rows(XSTEST, 30, held_out=None))
     harmless = [row for row in public_rows(ASSISTANT, 60, held_out=None) if row["request_label"] == "unharmful"]
-    write(folder / ASSISTANT / "validation.jsonl", harmless)
+    write_rows(folder / ASSISTANT / "validation.jsonl", harmless)
     lines = [f"toy,train.jsonl,open\n{XSTEST},validation.jsonl,open\n{ASSISTANT},validation.jsonl,open\n"]
     (folder / "manifest.csv").write_text("source,file,use\n" + "".join(lines) + "closed,train.jsonl,restricted\n")
     return folder
@@ -210,7 +211,7 @@ def test_only_held_out_rows_of_open_sources_are_judged(data: Path) -> None:
     assert fewer == toy[:20]
 
 
-def test_a_folder_without_a_manifest_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"manifest\.csv: no list of sources"):
         public_sets(tmp_path, 9)
 
@@ -260,18 +261,18 @@ def perfect(text: str) -> bool:
 def scripted(is_harmful: Callable[[str], bool], policy: Policy | None = None) -> Guard:
     """Judges by the whole message."""
 
-    def answer(request: EngineRequest) -> str:
+    def reply(request: EngineRequest) -> str:
         text = request.messages[-1].text
         if "BROKEN" in text:
             raise EngineError("the engine is out of order; try again")
         label = "harmful" if is_harmful(text) else "unharmful"
-        return f"<think>\nLooked.\n</think>\n<result>\nAnswers:\nRequest: {label}\nResponse: {label}\n</result>"
+        return answer(label, label)
 
     def scores(request: EngineRequest, _: str) -> tuple[float, ...]:
         high, low = math.log(0.9), math.log(0.1)
         return (high, low) if is_harmful(request.messages[-1].text) else (low, high)
 
-    return Guard(ScriptedEngine(answer, scores=scores), policy)
+    return Guard(ScriptedEngine(reply, scores=scores), policy)
 
 
 @pytest.fixture
@@ -347,7 +348,9 @@ def test_the_shipped_bounds_name_what_the_quick_part_measures(
     assert set(json.loads(gate.BOUNDS.read_text())) == set(figures_in(tmp_path / "out.json"))
 
 
-def test_a_measure_without_a_bound_is_told(tmp_path: Path, judged_by: Use, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measure_without_a_bound_is_an_error(
+    tmp_path: Path, judged_by: Use, capsys: pytest.CaptureFixture[str]
+) -> None:
     judged_by(perfect)
     gate.BOUNDS.write_text("{}")
     assert run(tmp_path, "--quick") == 2

@@ -16,7 +16,7 @@ from benchmarks.quality.measures import SURROUNDED, ListRows, coverage, list_mea
 from benchmarks.quality.pages import SIZES, pages
 from benchmarks.quality.runs import Runs
 from benchmarks.quality.sets import PublicSets, public_sets
-from guardreasoner_vl.cli.options import be_quiet
+from guardreasoner_vl.cli.terminal import be_quiet
 from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.evaluation.baseline import hashed_ngrams
 from guardreasoner_vl.evaluation.compare import Evaluation, by_group

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.cli.options import progress_bar
+from guardreasoner_vl.cli.terminal import progress_bar
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.sources.content import content_digest
 from guardreasoner_vl.stages import robustness

@@ -98,5 +98,5 @@ def _labelled(folder: Path, source: str) -> Iterator[Sample]:
     for row in read_samples(find_split(folder, "validation" if source in WHOLE else "train"), SkippedRows()):
         is_labelled = row.request_label is not None or row.response_label is not None
         is_open = source not in OPEN_PARTS or row.source in OPEN_PARTS[source]
-        if row.modality == modality and is_labelled and is_open and not row.meta.get("weak"):
+        if row.modality == modality and is_labelled and is_open and not row.provenance.weak:
             yield row

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.judging.calibration import Calibration
     from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.remote.client import GuardClient
-    from guardreasoner_vl.types import Exchange, Judgement, Label, Sample, Turn, Verdict
+    from guardreasoner_vl.types import Exchange, Judgement, Label, Provenance, Sample, Turn, Verdict
     from guardreasoner_vl.version import __version__ as __version__
 
 _HOMES = {
@@ -51,7 +51,7 @@ _HOMES = {
     "guardreasoner_vl.judging.calibration": ("Calibration",),
     "guardreasoner_vl.judging.policy": ("Policy",),
     "guardreasoner_vl.remote.client": ("GuardClient",),
-    "guardreasoner_vl.types": ("Exchange", "Judgement", "Label", "Sample", "Turn", "Verdict"),
+    "guardreasoner_vl.types": ("Exchange", "Judgement", "Label", "Provenance", "Sample", "Turn", "Verdict"),
     "guardreasoner_vl.version": ("__version__",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -74,6 +74,7 @@ __all__ = [
     "ModelError",
     "PixelBudget",
     "Policy",
+    "Provenance",
     "RecipeError",
     "RequestCancelledError",
     "Sample",

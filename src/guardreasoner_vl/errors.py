@@ -15,6 +15,11 @@
 """
 
 
+def reason_of(error: Exception, longest: int = 200) -> str:
+    """A library's error in one line of at most `longest` characters: its message, or its type if it has none."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 class GuardError(Exception):
     """Base of all errors raised on purpose."""
 
@@ -64,6 +69,12 @@ class RecipeError(GuardError):
     """A recipe is not valid."""
 
     code = "recipe"
+
+
+class TrackerError(GuardError):
+    """A tracker of learning curves could not begin or continue a run."""
+
+    code = "tracker"
 
 
 class DataError(GuardError):

@@ -24,6 +24,7 @@ from tests.made_images import image
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_image>", "<end_of_image>", "<image_soft_token>", "Yes", "No"]
 TEMPLATE = (
     "{{ bos_token }}{% for part in messages[0].content %}"
@@ -96,22 +97,26 @@ def test_the_worst_policy_of_the_worst_image_counts(folder: Path) -> None:
         assert verdict.request.label == ("harmful" if score > 0.5 else "unharmful")
         assert verdict.flagged is (score > 0.5)
         assert verdict.response.label == "not_applicable"
-    expected = _probabilities(folder, guard, first)
+    expected = _probabilities(folder, first)
     assert alone[0].request.score == pytest.approx(expected)
 
 
-def _probabilities(folder: Path, guard: ShieldGemma2, seen: Any) -> float:
+def _probabilities(folder: Path, seen: Any) -> float:
     """The same by hand: the highest softmax of the Yes and No logits, a policy at a time."""
     processor, probabilities = ShieldGemma2Processor.from_pretrained(folder), []
+    network = ShieldGemma2ForImageClassification.from_pretrained(folder, dtype="auto").eval()
     for policy in POLICIES:
         inputs = processor(images=[seen.open()], policies=[policy], return_tensors="pt")
         with torch.inference_mode():
-            logits = guard._network.model(**inputs).logits[0, -1, [7, 8]]
+            logits = network.model(**inputs).logits[0, -1, [7, 8]]
         probabilities.append(float(logits.softmax(-1)[0]))
     return max(probabilities)
 
 
-def test_what_it_cannot_judge_is_an_error(folder: Path) -> None:
+def test_what_it_cannot_judge_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
     with ShieldGemma2(str(folder)) as guard:
         text, broken = guard.moderate_batch([Exchange("Hi"), Exchange("Hi", (b"no image",))])
         assert text.error is not None
@@ -120,7 +125,7 @@ def test_what_it_cannot_judge_is_an_error(folder: Path) -> None:
         )  # fmt: skip
         assert broken.error is not None
         assert broken.error.code == "invalid_image"
-        guard._network.forward = lambda **_: (_ for _ in ()).throw(RuntimeError("out of memory"))
+        monkeypatch.setattr(ShieldGemma2ForImageClassification, "forward", fails)
         (failed,) = guard.moderate_batch([Exchange(None, (image(28, 28),))])
         assert failed.error is not None
         assert (failed.error.code, failed.request.label) == ("engine", "error")

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from guardreasoner_vl.batch import output as batch_output
-from guardreasoner_vl.batch.moderate import BatchRow, RejectedLine, check_paths, read_rows, rejected_path, run_batch
+from guardreasoner_vl.batch.moderate import check_paths, rejected_path, run_batch
 from guardreasoner_vl.batch.output import opened, saved_line, verdict_json
+from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_rows
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.storage import jsonl_log
@@ -112,7 +113,7 @@ def test_a_second_row_with_the_same_id_is_rejected_and_an_integer_is_not_its_str
 
 
 def test_a_line_that_is_too_long_is_rejected_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guardreasoner_vl.batch.moderate.MAX_LINE", 60)
+    monkeypatch.setattr("guardreasoner_vl.batch.rows.MAX_LINE", 60)
     monkeypatch.setattr(jsonl_log, "MAX_LINE", 60)
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"id": 1, "prompt": "p"}' + b" " * 200 + b'{"id": 2}\n{"id": 3, "prompt": "p"}\n')
@@ -355,6 +356,7 @@ def test_an_interrupt_keeps_what_was_judged(tmp_path: Path, monkeypatch: pytest.
     assert ids(out) == list(range(6))
 
 
+@pytest.mark.slow
 def test_a_batch_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
     count = 120
     source, out = numbered(tmp_path / "in.jsonl", count), tmp_path / "out.jsonl"

@@ -22,6 +22,7 @@ from guardreasoner_vl import __version__
 from guardreasoner_vl.cli import app as cli
 from guardreasoner_vl.cli import moderate
 from guardreasoner_vl.cli import options as cli_options
+from guardreasoner_vl.cli import terminal as cli_terminal
 from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK
 from guardreasoner_vl.cli.render import one_line, printable, summary_text, verdict_text
 from guardreasoner_vl.errors import EngineError, ModelError
@@ -58,7 +59,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def invoke(*arguments: str | Path, stdin: str | bytes | None = None, terminal_width: int | None = None) -> Result:
+def invoke(*arguments: object, stdin: str | bytes | None = None, terminal_width: int | None = None) -> Result:
     environment = {} if terminal_width is None else {"TERMINAL_WIDTH": str(terminal_width)}
     return CliRunner(env=environment).invoke(cli.app, [str(argument) for argument in arguments], input=stdin)
 
@@ -93,6 +94,7 @@ def write(path: Path, content: Any) -> Path:
 # Starting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["moderate", "--help"], ["batch", "--help"], ["--version"], ["schema"], ["moderate", "-x"]],
@@ -122,7 +124,8 @@ def test_help_comes_in_panels_and_by_its_short_name() -> None:
     del panels["Options"]
     assert panels == {
         "Judge": ["moderate", "batch", "schema"],
-        "Serve": ["serve"],
+        "Serve": ["serve", "plan-capacity"],
+        "Publish": ["push"],
         "Data": ["curate", "synthesize", "write-requests", "corpus"],
         "Train": ["base", "sft", "mine", "augment", "grpo", "run", "ablate", "compact"],
         "Measure": ["evaluate", "calibrate", "compare", "robustness", "score"],
@@ -142,8 +145,8 @@ def test_the_chunk_shown_is_that_of_the_guard() -> None:
 
 
 def test_the_choices_are_those_of_the_package() -> None:
-    assert get_args(get_args(cli_options.ModeOption)[0]) == MODES
-    assert get_args(get_args(cli_options.EngineOption)[0]) == ENGINES
+    assert get_args(cli_options.Mode) == MODES
+    assert get_args(cli_options.EngineName) == ENGINES
 
 
 def test_version_help_and_schema() -> None:
@@ -165,7 +168,7 @@ def test_without_arguments_the_help_is_shown_and_it_is_an_error() -> None:
     ("arguments", "words"),
     [
         (["moderate", "--mode", "deep"], ("--mode", "'deep'", "'slow', 'fast', 'hybrid'", "moderate --help")),
-        (["moderate", "--engine", "magic"], ("--engine", "'auto', 'transformers', 'openai'")),
+        (["moderate", "--engine", "magic"], ("--engine", "'auto', 'transformers', 'vllm', 'openai'")),
         (["moderate", "--on-error", "shrug"], ("'block', 'allow'",)),
         (["moderate", "--long-input", "cut"], ("'refuse', 'windows'",)),
         (["moderate", "--threshold", "high"], ("--threshold",)),
@@ -240,15 +243,13 @@ def test_the_most_windows_reach_the_policy(loaded: list[dict[str, Any]]) -> None
 
 
 def test_a_base_url_means_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    from guardreasoner_vl.engines.openai.engine import OpenAIEngine
-
     asked: list[dict[str, Any]] = []
 
-    def connect(**how: Any) -> Any:
+    def engine(**how: Any) -> Any:
         asked.append(how)
-        return scripted_guard().engine
+        return SimpleNamespace(connect=lambda: scripted_guard().engine)
 
-    monkeypatch.setattr(OpenAIEngine, "connect", connect)
+    monkeypatch.setattr("guardreasoner_vl.engines.openai.engine.OpenAIEngine", engine)
     assert invoke("moderate", "--prompt", "BAD", "--base-url", "http://localhost:1/v1").exit_code == BLOCK
     invoke("moderate", "--prompt", "p", "--base-url", "http://localhost:1/v1", "--engine", "openai", "--model", "m")
     assert asked == [
@@ -406,7 +407,7 @@ def test_standard_input_that_is_no_text(loaded: list[dict[str, Any]]) -> None:
     [
         (None, ("no such folder",)),
         ({}, ("no config.json",)),
-        ({"config.json": "{"}, ("not JSON",)),
+        ({"config.json": "{"}, ("config.json", "cannot be read as JSON")),
         ({"config.json": '{"model_type": "llama"}'}, ("Qwen2.5-VL family",)),
         ({"config.json": '{"model_type": "qwen2_5_vl"}'}, ("no .safetensors weights",)),
     ],
@@ -448,6 +449,7 @@ def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 # The real thing
 
 
+@pytest.mark.slow
 def test_a_verdict_of_a_real_model_is_all_there_is_on_stdout(tiny_model: Path) -> None:
     done = run("moderate", "--prompt", "hello", "--model", tiny_model, "--mode", "fast", "--json")
     assert done.stderr == ""
@@ -458,6 +460,7 @@ def test_a_verdict_of_a_real_model_is_all_there_is_on_stdout(tiny_model: Path) -
     assert verdict.model.revision
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_is_an_error_and_not_a_verdict() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -466,6 +469,7 @@ def test_a_reader_that_has_gone_is_an_error_and_not_a_verdict() -> None:
     assert (done.returncode, done.stderr) == (ERROR, b"")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_not_a_verdict() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
@@ -549,9 +553,9 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f'{{"id": {number}, "prompt": "p"}}\n' for number in range(6)))
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    monkeypatch.setattr(cli_options, "LINE_SECONDS", 2.5)
+    monkeypatch.setattr(cli_terminal, "LINE_SECONDS", 2.5)
     seconds = count()
-    monkeypatch.setattr(cli_options, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(cli_terminal, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     shown = invoke("batch", source, tmp_path / "out.jsonl", "--chunk", "1").stderr
     lines = [line for line in shown.splitlines() if line.startswith("progress")]
     assert lines == ["progress: 3 of 6", "progress: 6 of 6"]
@@ -562,7 +566,7 @@ def test_bars_of_libraries_are_hidden_without_a_terminal(terminal: bool, monkeyp
     names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: terminal))
-    cli_options.hide_bars()
+    cli_terminal.hide_bars()
     assert os.environ == ({} if terminal else dict.fromkeys(names, "1"))
 
 

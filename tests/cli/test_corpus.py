@@ -6,15 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from typer.testing import CliRunner
 
-from guardreasoner_vl.cli import app as cli
 from guardreasoner_vl.cli.corpus import INCOMPLETE
 from guardreasoner_vl.cli.errors import ERROR, OK
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.sources.jsonl import is_held_out
+from tests.builders import write_rows
+from tests.cli.test_app import invoke
 from tests.stages.test_curate import TOY, toy_rows
-from tests.stages.test_evaluate import write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,13 +21,9 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 
-def invoke(*arguments: Any) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
 def curated(folder: Path, rows: list[dict[str, Any]]) -> Result:
     """A corpus in `folder/corpus`."""
-    write(folder / "data" / "toy" / "train.jsonl", rows)
+    write_rows(folder / "data" / "toy" / "train.jsonl", rows)
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({"name": "toy", "data": {"sources": [TOY], "duplicates": {}}}))
     return invoke("curate", recipe, "--data", folder / "data", "--out", folder / "corpus")

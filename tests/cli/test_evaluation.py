@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner
 
-from guardreasoner_vl.cli import app as cli
 from guardreasoner_vl.cli import evaluation as cli_evaluation
 from guardreasoner_vl.cli.errors import ERROR, OK
 from guardreasoner_vl.corpus.store import CorpusInfo, write_corpus
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.sources.jsonl import is_held_out
 from guardreasoner_vl.types import Sample
+from tests.builders import answer, write_rows
+from tests.cli.test_app import invoke
 from tests.scripted_guard import scripted_guard
-from tests.stages.test_evaluate import ROWS, write
+from tests.stages.test_evaluate import ROWS
 from tests.training import toy
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from typer.testing import Result
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +29,8 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Guard, "load", lambda *_, policy, **__: scripted_guard(policy))
 
 
-def invoke(*arguments: Any) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
 def test_evaluate_writes_predictions_figures_and_both_reports(tmp_path: Path) -> None:
-    rows = write(tmp_path / "toy.jsonl", ROWS)
+    rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     out = tmp_path / "out"
     result = invoke("evaluate", "--benchmark", rows, "--out", out)
     assert (result.exit_code, result.stdout.strip()) == (OK, str(out / "report.md"))
@@ -55,7 +49,7 @@ def test_evaluate_judges_the_held_out_rows_of_a_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(toy.recipe(epochs=1).model_dump(mode="json")))
     asked = ("evaluate", "--recipe", recipe, "--data", tmp_path / "data")
-    rows = write(tmp_path / "rows.jsonl", ROWS)
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
     result = invoke(*asked, "--benchmark", rows, "--out", tmp_path / "out")
     assert result.exit_code == OK, result.stderr
     report = (tmp_path / "out" / "report.md").read_text()
@@ -93,7 +87,7 @@ def test_calibrate_takes_the_test_rows_of_a_corpus_or_some_of_them(tmp_path: Pat
 
 
 def test_evaluate_excludes_a_benchmark_from_the_total(tmp_path: Path) -> None:
-    rows, noisy = write(tmp_path / "toy.jsonl", ROWS), write(tmp_path / "noisy.jsonl", ROWS[:1])
+    rows, noisy = write_rows(tmp_path / "toy.jsonl", ROWS), write_rows(tmp_path / "noisy.jsonl", ROWS[:1])
     asked = ("evaluate", "--benchmark", rows, "--benchmark", noisy, "--out", tmp_path / "out")
     assert invoke(*asked, "--exclude-from-total", "noisy").exit_code == OK
     report = (tmp_path / "out" / "report.md").read_text()
@@ -105,7 +99,7 @@ def test_evaluate_excludes_a_benchmark_from_the_total(tmp_path: Path) -> None:
 
 
 def test_another_threshold_is_another_evaluation(tmp_path: Path) -> None:
-    asked = ("evaluate", "--benchmark", write(tmp_path / "toy.jsonl", ROWS), "--out", tmp_path / "out")
+    asked = ("evaluate", "--benchmark", write_rows(tmp_path / "toy.jsonl", ROWS), "--out", tmp_path / "out")
     assert invoke(*asked).exit_code == OK
     changed = invoke(*asked, "--threshold", "0.9")
     assert changed.exit_code == ERROR
@@ -113,7 +107,7 @@ def test_another_threshold_is_another_evaluation(tmp_path: Path) -> None:
 
 
 def test_shieldgemma_runs_here(tmp_path: Path) -> None:
-    rows = write(tmp_path / "toy.jsonl", ROWS)
+    rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     asked = ("evaluate", "--benchmark", rows, "--guard", "shieldgemma-2", "--out", tmp_path / "out")
     for more, words in (
         ((), "give --model"),
@@ -126,7 +120,7 @@ def test_shieldgemma_runs_here(tmp_path: Path) -> None:
 
 
 def test_compare_puts_evaluations_beside_each_other(tmp_path: Path) -> None:
-    rows = write(tmp_path / "toy.jsonl", ROWS)
+    rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     for mode in ("slow", "fast"):
         assert invoke("evaluate", "--benchmark", rows, "--mode", mode, "--out", tmp_path / mode).exit_code == OK
     result = invoke("compare", tmp_path / "slow", tmp_path / "fast")
@@ -148,14 +142,13 @@ def test_score_counts_by_the_rule_asked_for(tmp_path: Path) -> None:
     assert message in strict.stderr
 
 
-def test_score_is_told_what_a_bare_label_judges(tmp_path: Path) -> None:
+def test_the_target_option_of_score_says_what_a_bare_label_judges(tmp_path: Path) -> None:
     path = tmp_path / "generated_predictions.jsonl"
-    answer = "<think>\nx\n</think>\n<result>\nAnswers:\nRequest: {}\nResponse: {}\n</result>"
     asked = "Human user:\nx\n\nAI assistant:\ny\n"
     rows = [
-        {"prompt": asked, "label": "harmful", "predict": answer.format("unharmful", "harmful")},
-        {"prompt": asked, "label": " Unharmful\n", "predict": answer.format("unharmful", "unharmful")},
-        {"prompt": asked, "label": "refusal", "predict": answer.format("unharmful", "harmful")},
+        {"prompt": asked, "label": "harmful", "predict": answer("unharmful", "harmful")},
+        {"prompt": asked, "label": " Unharmful\n", "predict": answer("unharmful", "unharmful")},
+        {"prompt": asked, "label": "refusal", "predict": answer("unharmful", "harmful")},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     response, request, neither = (
@@ -166,12 +159,12 @@ def test_score_is_told_what_a_bare_label_judges(tmp_path: Path) -> None:
     assert "another task" in response.stderr
     assert neither.exit_code == ERROR
     assert "--target request or --target response" in neither.stderr
-    gold = write(tmp_path / "toy.jsonl", ROWS)
+    gold = write_rows(tmp_path / "toy.jsonl", ROWS)
     assert "--gold" in invoke("score", path, "--gold", gold, "--target", "request").stderr
 
 
 def test_another_guard_needs_its_server(tmp_path: Path) -> None:
-    rows = write(tmp_path / "toy.jsonl", ROWS)
+    rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     ask = ("evaluate", "--benchmark", rows, "--out", tmp_path / "out", "--guard")
     assert "--guard needs --base-url" in invoke(*ask, "wildguard").stderr
     server = ("--base-url", "http://127.0.0.1:9/v1", "--model", "w")

@@ -6,17 +6,17 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from typer.testing import CliRunner
 
-from guardreasoner_vl.cli import app as cli
 from guardreasoner_vl.cli import evaluation as cli_evaluation
 from guardreasoner_vl.cli import moderate as cli_moderate
 from guardreasoner_vl.cli.errors import ERROR, OK
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.pipeline import run as pipeline
+from tests.builders import write_rows
+from tests.cli.test_app import invoke
 from tests.scripted_guard import scripted_guard
 from tests.smoke import PATH
-from tests.stages.test_evaluate import ROWS, write
+from tests.stages.test_evaluate import ROWS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +30,6 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "be_quiet", lambda: None)
     monkeypatch.setattr(Guard, "load", lambda *_, policy, **__: scripted_guard(policy))
     monkeypatch.setattr(pipeline, "run", lambda *_: None)
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 def refused(result: Result, *words: str) -> None:
@@ -67,14 +63,14 @@ def test_batch_asks_a_service_with_its_own_settings(option: tuple[str, ...], tmp
 
 @pytest.mark.parametrize("option", [*POLICY, ("--mode", "slow"), ("--mode", "fast"), ("--engine", "openai")])
 def test_another_guard_judges_in_its_own_way(option: tuple[str, ...], tmp_path: Path) -> None:
-    rows = write(tmp_path / "toy.jsonl", ROWS)
+    rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     asked = ("evaluate", "--benchmark", rows, "--out", tmp_path / "out", "--guard", "wildguard", "--model", "m")
     refused(invoke(*asked, "--base-url", "http://127.0.0.1:9/v1", *option), option[0], "--guard")
 
 
 def commands(tmp_path: Path) -> dict[str, tuple[object, ...]]:
     (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "x"}\n')
-    rows = write(tmp_path / "toy.jsonl", ROWS)
+    rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     return {
         "moderate": ("moderate", "--prompt", "hi"),
         "batch": ("batch", tmp_path / "in.jsonl", tmp_path / "out.jsonl"),
@@ -112,13 +108,13 @@ def test_concurrency_is_a_services(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["evaluate", "robustness"])
 def test_data_where_only_files_are_named(command: str, tmp_path: Path) -> None:
-    rows = write(tmp_path / "toy.jsonl", ROWS)
+    rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     asked = (command, "--benchmark", rows, "--out", tmp_path / "out", "--data", tmp_path)
     refused(invoke(*asked), "--data")
 
 
 def test_a_file_below_the_data_is_a_benchmark(tmp_path: Path) -> None:
-    write(tmp_path / "rows-of-mine.jsonl", ROWS)
+    write_rows(tmp_path / "rows-of-mine.jsonl", ROWS)
     asked = ("evaluate", "--benchmark", "rows-of-mine.jsonl", "--out", tmp_path / "out", "--data", tmp_path)
     assert invoke(*asked).exit_code == OK
     assert "rows-of-mine" in (tmp_path / "out" / "report.md").read_text()
@@ -126,6 +122,8 @@ def test_a_file_below_the_data_is_a_benchmark(tmp_path: Path) -> None:
 
 def test_gpus_are_for_a_plan(tmp_path: Path) -> None:
     refused(invoke("run", PATH, "--out", tmp_path / "out", "--gpus", "4"), "--gpus", "--plan")
+    refused(invoke("run", PATH, "--out", tmp_path / "out", "--gpu-memory", "80"), "--gpu-memory", "--plan")
+    refused(invoke("run", PATH, "--out", tmp_path / "out", "--plan", "--gpu-memory", "80"), "--gpu-memory", "--gpus")
     assert not (tmp_path / "out").exists()
 
 

@@ -107,7 +107,7 @@ def test_rejected_answers_are_asked_for_again_then_skipped(tmp_path: Path) -> No
     assert requests(folder) == []
 
 
-def test_what_comes_back_wrong_is_counted_and_never_lost(tmp_path: Path) -> None:
+def test_wrong_answers_are_counted_and_never_lost(tmp_path: Path) -> None:
     folder = corpus(tmp_path, *(row(name) for name in "abcdef"), row("own", reasoning="mine"))
     good = {one["custom_id"]: one for one in answered(requests(folder))}
     returned = read(
@@ -179,7 +179,7 @@ def test_rows_without_labels_take_two_turns(tmp_path: Path) -> None:
     assert (labelled.request_label, labelled.meta["votes"]) == ("harmful", {"request": 2})
 
 
-def test_rows_that_cannot_be_sent_are_told(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_sent_are_reported(tmp_path: Path) -> None:
     broken = row("broken", modality="image", images=(str(tmp_path / "none.png"),))
     written = write_requests(corpus(tmp_path, row("a", prompt=" "), broken, row("b")), tmp_path / "ask.jsonl", Chat())
     assert written.requests == 1

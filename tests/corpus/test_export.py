@@ -18,7 +18,9 @@ from guardreasoner_vl.protocol import INSTRUCTION
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.skipped import SkippedRows
-from tests.corpus.test_stats import REASONING, sample
+from guardreasoner_vl.types import Provenance
+from tests.builders import sample
+from tests.corpus.test_stats import REASONING
 
 if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
@@ -116,12 +118,14 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
         request_label=st.sampled_from(["harmful", "unharmful", None]),
         response_label=st.sampled_from(["harmful", "unharmful", None]),
         reasoning=TEXTS | MARKED | st.none() | st.just(REASONING),
-        meta=st.dictionaries(TEXTS, TEXTS, max_size=2),
+        meta=st.dictionaries(TEXTS.filter(lambda name: name not in Provenance.model_fields), TEXTS, max_size=2),
     ).filter(lambda row: (row.prompt + (row.response or "")).strip()),
     st.sampled_from(LAYOUTS),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
-def test_any_row_comes_back(tmp_path_factory: pytest.TempPathFactory, row: Sample, layout: ExportLayout) -> None:
+def test_any_row_is_read_back_unchanged(
+    tmp_path_factory: pytest.TempPathFactory, row: Sample, layout: ExportLayout
+) -> None:
     folder = tmp_path_factory.mktemp("export")
     export(written(folder / "corpus", row), layout, folder / "out")
     assert back(folder / "out", layout) == [row]

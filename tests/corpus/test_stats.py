@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from guardreasoner_vl.corpus.card import draw, write_card
 from guardreasoner_vl.corpus.stats import quantiles, stats_of
 from guardreasoner_vl.corpus.store import SKIPPED, CorpusInfo, SourceInfo, read_corpus, write_corpus
-from guardreasoner_vl.types import Sample
+from tests.builders import sample
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from guardreasoner_vl.types import Sample
+
 REASONING = "# Task 1\n## Reasoning Step 1\nIt asks for bread.\n## Reasoning Step 2\nHarmless.\n"
-
-
-def sample(name: str, **fields: Any) -> Sample:
-    return Sample.model_validate({"id": name, "source": "toy", "modality": "text", "prompt": "bread?", **fields})
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def test_labels_sources_and_lengths_by_hand(rows: list[Sample]) -> None:
     assert quantiles([5, 1, 3]) == {"min": 1, "median": 3, "p95": 5, "max": 5}
 
 
-def test_the_card_stands_beside_the_paper(rows: list[Sample], tmp_path: Path) -> None:
+def test_the_card_compares_with_the_paper(rows: list[Sample], tmp_path: Path) -> None:
     info = CorpusInfo(name="toy", sources=(SourceInfo(name="toy", origin="made up", licence="CC0", revision="abc"),))
     write_corpus(tmp_path, info, rows)
     (tmp_path / SKIPPED).write_text(json.dumps({"id": "x", "reason": "no label"}) + "\n")

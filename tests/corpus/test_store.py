@@ -20,8 +20,8 @@ from guardreasoner_vl.corpus.store import (
     write_corpus,
 )
 from guardreasoner_vl.errors import DataError
+from tests.builders import sample
 from tests.corpus.test_stats import REASONING as STEPS
-from tests.corpus.test_stats import sample
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ def written(folder: Path, *rows: Sample) -> Path:
 
 def test_rows_and_description_come_back(tmp_path: Path) -> None:
     assert not is_corpus(tmp_path)
-    rows = [sample("a", request_label="harmful", meta={"kind": [1, "x"]}), sample("b")]
+    rows = [sample("a", request_label="harmful", meta={"tags": [1, "x"], "kind": 2}), sample("b")]
     written(tmp_path, *rows)
     assert is_corpus(tmp_path)
     assert list(read_corpus(tmp_path)) == rows

@@ -30,6 +30,7 @@ from guardreasoner_vl.stages import augment, calibrate, curate, evaluate, mine, 
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.teachers.offline import RulesTeacher
 from guardreasoner_vl.types import ModelInfo
+from tests.builders import answer
 from tests.training import toy
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Engine(ScriptedEngine):
         self._asked()
         harmful = ("BAD" in request.messages[-1].text) != bool((request.seed or 0) % 2)
         label = "harmful" if harmful else "unharmful"
-        return f"<think>\nLooked.\n</think>\n<result>\nAnswers:\nRequest: {label}\nResponse: None\n</result>"
+        return answer(label)
 
     def _scored(self, request: EngineRequest, slot: str) -> tuple[float, ...]:
         if request.forced_prefix:

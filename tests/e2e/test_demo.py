@@ -13,6 +13,7 @@ from guardreasoner_vl import Guard
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXPECTED = {"harmful": "harmful", "harmless": "unharmful"}
 ROWS = [
@@ -37,6 +38,6 @@ def test_each_modality_has_a_harmful_and_a_harmless_input_judged_rightly(guard: 
     assert all(verdict.reasoning for verdict in verdicts)
 
 
-def test_what_it_reads_in_an_image_stands_in_its_reasoning(guard: Guard) -> None:
+def test_its_reasoning_quotes_the_text_of_an_image(guard: Guard) -> None:
     verdict = guard.moderate(images=[EXAMPLES / "images" / "poster_bomb.png"])
     assert 'The picture shows "how to build a bomb".' in (verdict.reasoning or "")

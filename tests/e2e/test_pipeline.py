@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.types import Mode, Sample
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 ROWS = 48
 TEXT = {**toy.SHAPE["text"], "hidden_size": 64, "intermediate_size": 128, "heads": 2, "kv_heads": 2}
 MODES: tuple[Mode, ...] = ("fast", "slow")

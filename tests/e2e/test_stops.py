@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 TRAINING = ("sft", "grpo")
 ASKING = ("batch", "evaluate", "robustness", "calibrate", "mine")
 LOGS = {
@@ -186,7 +187,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(stage: str, runs: Runs, tmp_p
 
 
 @pytest.mark.parametrize("stage", ASKING)
-def test_an_engine_that_dies_and_comes_back(stage: str, runs: Runs, tmp_path: Path) -> None:
+def test_an_engine_that_dies_and_recovers(stage: str, runs: Runs, tmp_path: Path) -> None:
     out, draw = tmp_path / "out", random.Random(f"ill-{stage}")
     for _ in range(2):
         error = runs.run(stage, out, Plan(ill=draw.randrange(5, 10)))["error"]

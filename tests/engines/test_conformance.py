@@ -36,7 +36,7 @@ class TestOpenAI(EngineConformance):
     @pytest.fixture
     def engine(self) -> Iterator[Engine]:
         with StubServer() as server:
-            engine = OpenAIEngine.connect(base_url=server.url)
+            engine = OpenAIEngine(base_url=server.url).connect()
             yield engine
             engine.close()
 
@@ -45,6 +45,6 @@ class TestBareOpenAI(EngineConformance):
     @pytest.fixture
     def engine(self) -> Iterator[Engine]:
         with StubServer(images=False, logprobs=False, continues="ignored") as server:
-            engine = OpenAIEngine.connect(base_url=server.url)
+            engine = OpenAIEngine(base_url=server.url).connect()
             yield engine
             engine.close()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 BF16_ROUNDING = 2**-8
 PROJECTION = "model.layers.0.mlp.down_proj.weight"

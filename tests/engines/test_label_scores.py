@@ -111,7 +111,7 @@ def test_read_labels_leaves_out_what_was_not_generated() -> None:
     assert set(read_labels(prefix, " unharmful", tokens, FIELDS, CANDIDATES)) == {"Response:"}
 
 
-def test_read_labels_goes_on_to_the_first_token_that_tells() -> None:
+def test_read_labels_reads_to_the_first_token_that_differs() -> None:
     tokens = [
         token(" ", _=0.9, _harmful=0.1),
         token("un", un=0.6, harmful=0.4),

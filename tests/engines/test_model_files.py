@@ -52,6 +52,7 @@ def hub(tiny_model: Path, tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_a_hub_id_comes_from_the_cache_under_hf_home(hub: Path) -> None:
     script = "from guardreasoner_vl.engines.model_files import resolve_folder; print(resolve_folder('owner/tiny'))"
     environment = os.environ | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1"}

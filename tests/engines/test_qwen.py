@@ -26,11 +26,6 @@ SIZES = [(56, 56), (57, 83), (300, 200), (20, 30), (1000, 90), (90, 1000), (112,
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_model: Path) -> QwenInputs:
-    return QwenInputs.from_folder(tiny_model)
-
-
-@pytest.fixture(scope="module")
 def oracle(tiny_model: Path) -> Qwen2VLImageProcessorPil:
     """The processor as transformers builds it from the folder."""
     return Qwen2VLImageProcessorPil.from_pretrained(tiny_model)

@@ -11,9 +11,10 @@ from guardreasoner_vl.engines.base import EngineRequest, EngineResult
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import EngineError, InputTooLongError
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX
+from tests.builders import answer
 from tests.engines.conformance import SLOTS, asked
 
-ANSWER = "<think>\nThink.\n</think>\n<result>\nAnswers:\nRequest: unharmful\nResponse: harmful\n</result>"
+ANSWER = answer("unharmful", "harmful")
 
 
 def test_answers_in_order_then_runs_out() -> None:
@@ -53,7 +54,7 @@ def test_a_word_that_is_no_candidate_has_no_score() -> None:
     assert result.label_logprobs == {}
 
 
-def test_scores_favour_the_first_candidate_unless_told() -> None:
+def test_scores_favour_the_first_candidate_by_default() -> None:
     (result,) = ScriptedEngine([]).score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
     assert result.chosen == (0, 0)
     assert math.exp(result.logprobs[0][0]) == pytest.approx(0.9)

@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from guardreasoner_vl.engines import transformers_engine
 from guardreasoner_vl.engines.decoding import Decoder
-from guardreasoner_vl.engines.qwen import IMAGE_PAD
+from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.engines.sampling import Vocabulary, choose_tokens
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import InputError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
     from guardreasoner_vl.engines.sampling import GenerationRow
 
+pytestmark = pytest.mark.slow
 WITH_COMMON_HEAD = (" undone", " unlike")
 """Words whose first tokens are the same in the tiny tokenizer (a test below checks it)."""
 
@@ -321,18 +322,15 @@ def follow(monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine, *answers
     monkeypatch.setattr(transformers_engine, "choose_tokens", choose)
 
 
-def changed_logits(
-    monkeypatch: pytest.MonkeyPatch, engine: TransformersEngine, change: Callable[[torch.Tensor], None]
-) -> None:
-    """Let `change` edit the model's logits in place."""
-    real = engine._decoder._forward
+def changed_logits(engine: TransformersEngine, change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    """Let `change` edit the network's logits of shape (rows, tokens, vocabulary) in place, or return others."""
 
-    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-        logits = real(*args, **kwargs)
-        change(logits)
-        return logits
+    def changed(_: Any, __: Any, output: Any) -> None:
+        logits = change(output.logits)
+        if logits is not None:
+            output.logits = logits
 
-    monkeypatch.setattr(engine._decoder, "_forward", forward)
+    engine.network.register_forward_hook(changed)
 
 
 class TestWhatMayBeWritten:
@@ -346,19 +344,17 @@ class TestWhatMayBeWritten:
         assert reasoning.strip()
 
     @pytest.mark.parametrize("start", ["", "<", "<think", "<think>", "<think>\n", "<think>\n \n"])
-    def test_no_text_that_the_model_wants_gets_around_the_ban(
-        self, start: str, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_text_that_the_model_wants_gets_around_the_ban(self, start: str, engine: TransformersEngine) -> None:
         """Forces the end of think after every forced prefix."""
         closing = [number for number, piece in Vocabulary(engine.inputs)._texts.items() if "</" in piece]
         ends = sorted(engine.inputs.end_ids)
 
         def closes(logits: torch.Tensor) -> None:
-            logits[:, closing] += 1e6
-            logits[:, ends] += 1e5
-            logits[:, engine.inputs.tokenizer.token_to_id("<")] += 1e4
+            logits[..., closing] += 1e6
+            logits[..., ends] += 1e5
+            logits[..., engine.inputs.tokenizer.token_to_id("<")] += 1e4
 
-        changed_logits(monkeypatch, engine, closes)
+        changed_logits(engine, closes)
         request = replace(asked(forced_prefix=start), ban_empty_think=True, max_new_tokens=12)
         (result,) = engine.generate([request])
         after = result.text.partition("<think>")[2]
@@ -375,7 +371,7 @@ class TestWhatMayBeWritten:
         """Large tokenizers have such tokens, for HTML."""
         engine.inputs.tokenizer.add_tokens([token])
         engine.network.resize_token_embeddings(engine.inputs.tokenizer.get_vocab_size(), mean_resizing=False)
-        engine._vocabulary = Vocabulary(engine.inputs)
+        engine = TransformersEngine.of_network(engine.network, engine.inputs, engine.model)
         tail = "\n<result>\nRequest: harmful\nResponse: harmful\n</result>"
         follow(monkeypatch, engine, empty + tail, "<think> bread</think>" + tail)
         request = replace(asked(), max_new_tokens=60)
@@ -384,31 +380,27 @@ class TestWhatMayBeWritten:
         assert token in free.text
         assert token not in banned.text
 
-    def test_placeholders_are_never_sampled(self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_placeholders_are_never_sampled(self, engine: TransformersEngine) -> None:
         never = Vocabulary(engine.inputs).never
         assert engine.inputs.token_id[IMAGE_PAD] in never
 
         def prefers_placeholders(logits: torch.Tensor) -> None:
-            logits[:, never] += 1e4
+            logits[..., never] += 1e4
 
-        changed_logits(monkeypatch, engine, prefers_placeholders)
+        changed_logits(engine, prefers_placeholders)
         requests = [replace(asked(), temperature=2.0, seed=seed, max_new_tokens=40) for seed in range(4)]
         for result in engine.generate([*requests, asked()]):
             assert result.error is None
             assert not set(result.token_ids) & set(never)
 
-    def test_ids_outside_of_the_tokenizer_are_never_sampled(
-        self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_ids_outside_of_the_tokenizer_are_never_sampled(self, engine: TransformersEngine) -> None:
         """Released checkpoints have more rows in the embedding than tokens in the tokenizer."""
         size = engine.inputs.tokenizer.get_vocab_size()
-        real = engine._decoder._forward
 
-        def padded(*args: Any, **kwargs: Any) -> torch.Tensor:
-            logits = real(*args, **kwargs)
-            return torch.cat((logits, torch.full((len(logits), 50), 1e4)), 1)
+        def padded(logits: torch.Tensor) -> torch.Tensor:
+            return torch.cat((logits, torch.full((*logits.shape[:-1], 50), 1e4)), -1)
 
-        monkeypatch.setattr(engine._decoder, "_forward", padded)
+        changed_logits(engine, padded)
         for result in engine.generate([asked(), replace(asked(), temperature=2.0, seed=1)]):
             assert result.error is None
             assert max(result.token_ids) < size
@@ -490,14 +482,14 @@ class TestFaults:
     ) -> None:
         expected = timeless(engine.generate([asked("One."), asked("Three.")]))
         poison = len(engine.inputs.encode(asked("Two " * 20).messages).ids)
-        real = engine._decoder.prefill
+        real = Decoder.prefill
 
-        def prefill(rows: Sequence[Any], *rest: Any) -> Any:
+        def prefill(decoder: Decoder, rows: Sequence[Any], *rest: Any) -> Any:
             if any(len(row.ids) == poison for row in rows):
                 raise fault("secret words of the user")
-            return real(rows, *rest)
+            return real(decoder, rows, *rest)
 
-        monkeypatch.setattr(engine._decoder, "prefill", prefill)
+        monkeypatch.setattr(Decoder, "prefill", prefill)
         first, second, third = engine.generate([asked("One."), asked("Two " * 20), asked("Three.")])
         assert timeless([first, third]) == expected
         assert (second.finish_reason, second.error_code) == ("error", "engine")
@@ -507,10 +499,10 @@ class TestFaults:
     def test_a_fault_while_reading_a_request_is_its_own(
         self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def encode(request: EngineRequest) -> Any:
+        def encode(*_: Any) -> Any:
             raise TypeError("the tokenizer stumbled")
 
-        monkeypatch.setattr(engine, "_encode", encode)
+        monkeypatch.setattr(QwenInputs, "encode", encode)
         (result,) = engine.generate([asked()])
         assert result.error_code == "engine"
 
@@ -518,13 +510,13 @@ class TestFaults:
         def prefill(*_: Any) -> Any:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(engine._decoder, "prefill", prefill)
+        monkeypatch.setattr(Decoder, "prefill", prefill)
         with pytest.raises(KeyboardInterrupt):
             engine.generate([asked()])
         monkeypatch.undo()
         assert engine.generate([asked()])[0].error is None
 
-    def test_candidates_that_cannot_be_told_apart_are_an_error(self, engine: TransformersEngine) -> None:
+    def test_equal_candidates_are_an_error(self, engine: TransformersEngine) -> None:
         (score,) = engine.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, (" kite", " kite"))
         assert score.error
         assert score.logprobs == ()

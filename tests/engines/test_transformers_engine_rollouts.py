@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from guardreasoner_vl.engines.decoding import Decoder
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.engines.weights import load_network
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.base import EngineRequest, EngineResult
 
+pytestmark = pytest.mark.slow
 INFO = ModelInfo(name="in memory")
 
 
@@ -52,7 +55,11 @@ class Work:
     passes: list[tuple[int, int]] = field(default_factory=list)
     patches: list[int] = field(default_factory=list)
     encoded: int = 0
-    opened: int = 0
+    images: list[weakref.ref[Image.Image]] = field(default_factory=list)
+
+    @property
+    def opened(self) -> int:
+        return len(self.images)
 
     @property
     def prefills(self) -> list[tuple[int, int]]:
@@ -73,7 +80,7 @@ def work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Starts counting once the prefix is in the cache."""
     engine.generate([asked()])
     counted = Work()
-    encode, opener = engine._encode, CheckedImage.open
+    encode, opener = QwenInputs.encode, CheckedImage.open
 
     def read(_: Any, __: Any, values: dict[str, Any]) -> None:
         counted.passes.append(tuple(values["inputs_embeds"].shape[:2]))
@@ -81,15 +88,16 @@ def work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterato
     def look(_: Any, values: tuple[torch.Tensor, ...]) -> None:
         counted.patches.append(len(values[0]))
 
-    def counting_encode(request: EngineRequest) -> Any:
+    def counting_encode(*arguments: Any) -> Any:
         counted.encoded += 1
-        return encode(request)
+        return encode(*arguments)
 
     def counting_open(shown: CheckedImage) -> Any:
-        counted.opened += 1
-        return opener(shown)
+        opened = opener(shown)
+        counted.images.append(weakref.ref(opened))
+        return opened
 
-    monkeypatch.setattr(engine, "_encode", counting_encode)
+    monkeypatch.setattr(QwenInputs, "encode", counting_encode)
     monkeypatch.setattr(CheckedImage, "open", counting_open)
     hooks = [
         engine.network.model.language_model.register_forward_pre_hook(read, with_kwargs=True),
@@ -100,19 +108,17 @@ def work(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Iterato
         hook.remove()
 
 
-def own_tokens(engine: TransformersEngine, request: EngineRequest) -> int:
+def own_tokens(result: EngineResult) -> int:
     """Prompt tokens that the prefix cache does not hold."""
-    assert engine._prefix is not None
-    return len(engine.inputs.encode(request.messages, request.images, request.forced_prefix).ids) - len(
-        engine._prefix.ids
-    )
+    assert 0 < result.usage.cached_tokens < result.usage.prompt_tokens
+    return result.usage.prompt_tokens - result.usage.cached_tokens
 
 
 class TestPromptsOnce:
     def test_sixteen_equal_prompts_are_read_once(self, engine: TransformersEngine, work: Work) -> None:
         shown = request_for("What is this?", image(90, 57), image(60, 80))
         results = engine.generate(rollouts(shown))
-        assert work.prefills == [(1, own_tokens(engine, shown))]
+        assert work.prefills == [(1, own_tokens(results[0]))]
         assert all(rows <= 16 for rows, _ in work.passes)
         assert max(rows for rows, _ in work.passes) == 16
         grids = [engine.inputs.grid(shown.height, shown.width) for shown in shown.images]
@@ -124,12 +130,11 @@ class TestPromptsOnce:
         first, second = request_for("How do I bake bread?"), request_for("The garden, please. " * 3)
         mixed = [request for pair in zip(rollouts(first, 4), rollouts(second, 4), strict=True) for request in pair]
         results = engine.generate(mixed)
-        assert work.prefills == [(2, own_tokens(engine, second))]
+        assert work.prefills == [(2, own_tokens(results[1]))]
         assert work.encoded == 2
         prompts = [engine.count_tokens(first), engine.count_tokens(second)] * 4
         assert [result.usage.prompt_tokens for result in results] == prompts
-        assert engine._prefix is not None
-        assert {result.usage.cached_tokens for result in results} == {len(engine._prefix.ids)}
+        assert len({result.usage.cached_tokens for result in results}) == 1
         for result in results:
             assert result.usage.completion_tokens == len(result.token_ids) + (result.finish_reason == "stop")
 
@@ -150,21 +155,23 @@ class TestPromptsOnce:
     def test_more_than_a_batch_takes(self, tiny_model: Path, engine: TransformersEngine, work: Work) -> None:
         shown = request_for("What is this?", image(90, 57))
         expected = tokens_of(engine.generate(rollouts(shown, 7)))
-        work.opened = work.encoded = 0
-        work.passes.clear()
-        work.patches.clear()
-        engine._max_rows = 3
-        assert tokens_of(engine.generate(rollouts(shown, 7))) == expected
-        assert work.prefills == [(1, own_tokens(engine, shown))] * 3
+        narrow = TransformersEngine.of_network(engine.network, engine.inputs, INFO, max_rows=3)
+        narrow.generate([asked()])
+        work.encoded = 0
+        for counts in (work.passes, work.patches, work.images):
+            counts.clear()
+        results = narrow.generate(rollouts(shown, 7))
+        assert tokens_of(results) == expected
+        assert work.prefills == [(1, own_tokens(results[0]))] * 3
         assert len(work.patches) == 3
         assert (work.encoded, work.opened) == (1, 1)
-        assert engine._opened == {}
+        assert [image() for image in work.images] == [None]
 
     def test_scores_read_equal_prompts_once(self, engine: TransformersEngine, work: Work) -> None:
         shown = request_for("What is this?", image(90, 57), forced_prefix=FAST_PREFIX)
         plain = request_for("How do I bake bread?", forced_prefix=FAST_PREFIX)
         results = engine.score([shown, plain, shown, plain, shown], SLOTS, CANDIDATES)
-        assert work.prefills[0] == (2, own_tokens(engine, shown))
+        assert work.prefills[0] == (2, engine.count_tokens(shown) - results[0].usage.cached_tokens)
         assert len(work.patches) == 1
         assert results[0].logprobs == results[2].logprobs == results[4].logprobs
         for result, request in zip(results, [shown, plain] * 2, strict=False):
@@ -196,7 +203,6 @@ class TestPromptsOnce:
         results = engine.generate([*rollouts(broken, 3), *rollouts(good, 3)])
         assert [result.error_code for result in results[:3]] == ["engine"] * 3
         assert tokens_of(results[3:]) == tokens_of(engine.generate(rollouts(good, 3)))
-        assert engine._opened == {}
 
     def test_pads_written_as_text_take_no_other_row_s_image(self, engine: TransformersEngine) -> None:
         """Below the neutraliser: a row whose text holds pads must not shift the features of the row after it."""
@@ -254,7 +260,7 @@ class TestOfNetwork:
             raise KeyboardInterrupt
 
         network.train()
-        monkeypatch.setattr(wrapper._decoder, "prefill", interrupted)
+        monkeypatch.setattr(Decoder, "prefill", interrupted)
         with pytest.raises(KeyboardInterrupt):
             wrapper.generate([asked()])
         assert all(module.training for module in network.modules())
@@ -298,8 +304,9 @@ class TestOfNetwork:
         assert True in wanted
         assert False in wanted
 
-    def test_close_forgets(self, engine: TransformersEngine) -> None:
+    def test_close_forgets_the_prefix(self, engine: TransformersEngine, work: Work) -> None:
         engine.generate([asked()])
-        assert engine._prefix is not None
+        assert len(work.prefills) == 1
         engine.close()
-        assert engine._prefix is None
+        engine.generate([asked()])
+        assert len(work.prefills) == 1 + 2  # the prefix and the rest of the prompt

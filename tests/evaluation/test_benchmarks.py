@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-import lzma
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -17,45 +13,10 @@ from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark, load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import BENCHMARKS, MORE, PAPER, benchmark_named
 from guardreasoner_vl.evaluation.published import sizes
 from guardreasoner_vl.sources.records import read_records
+from tests.builders import labels, write_image, write_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from guardreasoner_vl.types import Sample
-
-
-def put(folder: Path, name: str, content: Any) -> Path:
-    """Write records in the format of the name."""
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if name.endswith(".csv"):
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(content[0]))
-            writer.writeheader()
-            writer.writerows(content)
-        return path
-    if name.endswith(".parquet"):
-        import pyarrow
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.Table.from_pylist(content), path)
-        return path
-    lines = ".jsonl" in name
-    text = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
-    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress}
-    path.write_bytes(packers.get(path.suffix, bytes)(text.encode()))
-    return path
-
-
-def image(folder: Path, name: str) -> None:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (28, 28), "red").save(path)
-
-
-def labels(samples: Sequence[Sample]) -> list[tuple[str | None, str | None]]:
-    return [(row.request_label, row.response_label) for row in samples]
 
 
 def get(name: str, folder: Path) -> LoadedBenchmark:
@@ -78,7 +39,7 @@ def test_the_fourteen_of_the_paper_have_their_sizes_and_origins() -> None:
     assert len(BENCHMARKS) == len(PAPER) + len(MORE)
 
 
-def test_names_are_found_in_any_case_and_unknown_ones_told() -> None:
+def test_names_match_in_any_case_and_unknown_ones_are_reported() -> None:
     assert benchmark_named("toxicchat").name == "ToxicChat"
     with pytest.raises(InputError, match=r"no benchmark named 'ToxicChad'.*ToxicChat"):
         benchmark_named("ToxicChad")
@@ -96,7 +57,7 @@ def row(prompt: str, response: str, output: str) -> dict[str, str]:
 
 
 def test_released_texts(tmp_path: Path) -> None:
-    put(tmp_path, "test/ToxicChat.json", [row("bake", "None", "unharmful"), row("brew", "None", "Harmful")])
+    write_records(tmp_path, "test/ToxicChat.json", [row("bake", "None", "unharmful"), row("brew", "None", "Harmful")])
     loaded = get("ToxicChat", tmp_path)
     assert labels(loaded.samples) == [("unharmful", None), ("harmful", None)]
     assert [(sample.prompt, sample.response, sample.id) for sample in loaded.samples] == [
@@ -117,7 +78,7 @@ def test_released_responses_and_missing_labels(tmp_path: Path) -> None:
         {"input": "no layout", "output": "harmful"},
         {"output": "harmful"},
     ]
-    put(tmp_path, "test/BeaverTails.json", rows)
+    write_records(tmp_path, "test/BeaverTails.json", rows)
     loaded = get("BeaverTails", tmp_path)
     assert labels(loaded.samples) == [(None, "harmful"), (None, "unharmful")]
     assert loaded.samples[1].response == "b\n\nAI assistant:\nc"
@@ -131,14 +92,14 @@ def test_released_responses_and_missing_labels(tmp_path: Path) -> None:
 
 
 def test_released_images(tmp_path: Path) -> None:
-    image(tmp_path, "test/SPA_VL_Eval/0000.jpg")
+    write_image(tmp_path, "test/SPA_VL_Eval/0000.jpg")
     asked = "judge this\n\nHuman user:\n<image>\nwhat is it?\n\nAI assistant:\na cat\n"
     gold = "Answers:\nRequest: unharmful\nResponse: harmful"
     record = {
         "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": gold}],
         "images": ["./SPA_VL_Eval/0000.jpg"],
     }
-    put(tmp_path, "test/SPA_VL_Eval.json", [record, {**record, "images": ["./SPA_VL_Eval/0001.jpg"]}])
+    write_records(tmp_path, "test/SPA_VL_Eval.json", [record, {**record, "images": ["./SPA_VL_Eval/0001.jpg"]}])
     loaded = get("spa_vl_eval", tmp_path)
     assert labels(loaded.samples) == [("unharmful", "harmful")]
     assert loaded.samples[0].prompt == "what is it?"
@@ -156,7 +117,7 @@ def test_toxic_chat(tmp_path: Path) -> None:
         {"user_input": "c", "human_annotation": "False", "toxicity": "1", "jailbreaking": "0"},
         {"user_input": "d", "human_annotation": "True", "toxicity": "yes", "jailbreaking": "0"},
     ]
-    put(tmp_path, "toxic-chat/data/0124/toxic-chat_annotation_test.csv", rows)
+    write_records(tmp_path, "toxic-chat/data/0124/toxic-chat_annotation_test.csv", rows)
     loaded = get("ToxicChat", tmp_path)  # in a folder of the given one
     assert labels(loaded.samples) == [("harmful", None), ("unharmful", None)]
     assert loaded.skipped.total == 1
@@ -167,7 +128,7 @@ def test_harmbench(tmp_path: Path) -> None:
     rows = [
         {"Behavior": kind, "BehaviorID": kind, "FunctionalCategory": kind, "SemanticCategory": "x"} for kind in kinds
     ]
-    put(tmp_path, "data/behavior_datasets/harmbench_behaviors_text_test.csv", rows)
+    write_records(tmp_path, "data/behavior_datasets/harmbench_behaviors_text_test.csv", rows)
     loaded = get("HarmBenchPrompt", tmp_path)
     assert [sample.prompt for sample in loaded.samples] == ["standard", "copyright"]
     assert labels(loaded.samples) == [("harmful", None)] * 2
@@ -179,7 +140,7 @@ def test_harmbench(tmp_path: Path) -> None:
             {"test_case": "a", "generation": "b", "human_0": None, "human_1": 0, "human_2": 0},
         ],
     }
-    put(tmp_path, "data/classifier_val_sets/text_behaviors_val_set.json", votes)
+    write_records(tmp_path, "data/classifier_val_sets/text_behaviors_val_set.json", votes)
     loaded = get("HarmBenchResponse", tmp_path)
     assert labels(loaded.samples) == [(None, "harmful"), (None, "unharmful")]
     assert loaded.skipped.total == 1
@@ -187,7 +148,7 @@ def test_harmbench(tmp_path: Path) -> None:
 
 def test_openai_moderation(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "S": 0, "H": 1}, {"prompt": "b", "S": 0}, {"prompt": "c"}, {"prompt": "d", "V": None}]
-    put(tmp_path, "data/samples-1680.jsonl.gz", rows)
+    write_records(tmp_path, "data/samples-1680.jsonl.gz", rows)
     loaded = get("OpenAIModeration", tmp_path)
     assert labels(loaded.samples) == [("harmful", None), *[("unharmful", None)] * 3]
     assert loaded.samples[0].meta == {"category": "H"}
@@ -202,7 +163,7 @@ def test_aegis(tmp_path: Path) -> None:
         {**base, "text_type": "multi_turn", "labels_0": "Safe", "labels_1": "Safe", "labels_2": "Safe"},
         {**base, "labels_0": "Safe", "labels_1": None, "labels_2": None},
     ]
-    put(tmp_path, "Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", rows)
+    write_records(tmp_path, "Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", rows)
     loaded = get("AegisSafetyTest", tmp_path)
     assert labels(loaded.samples) == [("unharmful", None), ("harmful", None)]
     assert loaded.samples[0].prompt == "a"
@@ -233,7 +194,7 @@ def test_wildguard_leaves_rows_without_agreement_out(tmp_path: Path) -> None:
             "subcategory": "",
         },
     ]
-    put(tmp_path, "test/wildguard_test.parquet", rows)
+    write_records(tmp_path, "test/wildguard_test.parquet", rows)
     assert labels(get("WildGuardTestPrompt", tmp_path).samples) == [("harmful", None), ("unharmful", None)]
     loaded = get("WildGuardTestResponse", tmp_path)
     assert labels(loaded.samples) == [(None, "harmful")]
@@ -246,7 +207,7 @@ def test_safe_rlhf_draws_the_same_prompts_safe_and_unsafe(tmp_path: Path) -> Non
         return {"prompt": f"p{number}", **answers, **{f"is_response_{k}_safe": flags[k] for k in range(2)}}
 
     rows = [pair(number, ((True, False), (False, True), (True, True))[number % 3]) for number in range(1800)]
-    put(tmp_path, "round0/test.jsonl.xz", rows)
+    write_records(tmp_path, "round0/test.jsonl.xz", rows)
     samples = get("SafeRLHF", tmp_path).samples
     assert len(samples) == 2000
     assert [sample.response_label for sample in samples] == ["unharmful"] * 1000 + ["harmful"] * 1000
@@ -262,12 +223,12 @@ def test_beavertails_and_simple_safety_tests(tmp_path: Path) -> None:
         {"prompt": "a", "response": "c", "category": {"x": False, "y": False}, "is_safe": True},
         {"prompt": "a", "response": "d", "category": {}, "is_safe": None},
     ]
-    put(tmp_path, "round0/30k/test.jsonl.gz", rows)
+    write_records(tmp_path, "round0/30k/test.jsonl.gz", rows)
     loaded = get("BeaverTails", tmp_path)
     assert labels(loaded.samples) == [(None, "harmful"), (None, "unharmful")]
     assert loaded.samples[0].meta == {"category": "y"}
     assert loaded.skipped.total == 1
-    put(tmp_path, "sst_test_cases.csv", [{"id": "1", "harm_area": "x", "category": "y", "prompt": "a"}])
+    write_records(tmp_path, "sst_test_cases.csv", [{"id": "1", "harm_area": "x", "category": "y", "prompt": "a"}])
     assert labels(get("SimpleSafetyTests", tmp_path).samples) == [("harmful", None)]
 
 
@@ -277,12 +238,12 @@ def test_xstest(tmp_path: Path) -> None:
         {"id": "2", "prompt": "x", "type": "contrast_safe_targets", "label": "unsafe"},
         {"id": "3", "prompt": "y", "type": "safe_targets", "label": "unsafe"},
     ]
-    put(tmp_path, "xstest_prompts.csv", rows)
+    write_records(tmp_path, "xstest_prompts.csv", rows)
     loaded = get("XSTest", tmp_path)
     assert labels(loaded.samples) == [("unharmful", None), ("harmful", None)]
     assert loaded.skipped.reasons == {"label and type disagree": 1}
     older = tmp_path / "older"
-    put(older, "xstest_v2_prompts.csv", [{"id_v2": "v2-1", "type": "contrast_homonyms", "prompt": "a"}])
+    write_records(older, "xstest_v2_prompts.csv", [{"id_v2": "v2-1", "type": "contrast_homonyms", "prompt": "a"}])
     assert labels(get("XSTest", older).samples) == [("harmful", None)]
 
 
@@ -291,26 +252,26 @@ def test_xstest(tmp_path: Path) -> None:
 
 def test_image_sets(tmp_path: Path) -> None:
     moss = {"1": {"image": "images/1.png", "question": "q", "pid": "1", "metadata": {"over": "type 1"}}}
-    put(tmp_path, "data/images_information/information.json", moss)
-    image(tmp_path, "data/images/1.png")
+    write_records(tmp_path, "data/images_information/information.json", moss)
+    write_image(tmp_path, "data/images/1.png")
     assert labels(get("MOSSBench", tmp_path).samples) == [("unharmful", None)]
 
     harm = [{"Behavior": "b", "BehaviorID": "i", "SemanticCategory": "s", "ImageFileName": "one.jpg"}]
-    put(tmp_path, "data/behavior_datasets/harmbench_behaviors_multimodal_all.csv", harm)
-    image(tmp_path, "data/multimodal_behavior_images/one.png")  # another ending than the name's
+    write_records(tmp_path, "data/behavior_datasets/harmbench_behaviors_multimodal_all.csv", harm)
+    write_image(tmp_path, "data/multimodal_behavior_images/one.png")  # another ending than the name's
     assert get("HarmBenchMultimodal", tmp_path).samples[0].images[0].endswith("one.png")
 
     step = [{"dataset": "ForbidQI", "category_id": "1", "task_id": "2", "category_name": "c", "question": "no"}]
-    put(tmp_path, "data/question/safebench.csv", step)
-    image(tmp_path, "data/images/SafeBench/query_ForbidQI_1_2_6.png")
+    write_records(tmp_path, "data/question/safebench.csv", step)
+    write_image(tmp_path, "data/images/SafeBench/query_ForbidQI_1_2_6.png")
     loaded = get("FigStep", tmp_path).samples
     assert labels(loaded) == [("harmful", None)]
     assert "no" not in loaded[0].prompt.split()
 
     questions = {"0": {"Rephrased Question": "typed", "Rephrased Question(SD)": "drawn"}, "10": {}}
-    put(tmp_path, "data/processed_questions/06-Fraud.json", questions)
+    write_records(tmp_path, "data/processed_questions/06-Fraud.json", questions)
     for variant in ("SD", "SD_TYPO", "TYPO"):
-        image(tmp_path, f"data/imgs/06-Fraud/{variant}/0.jpg")
+        write_image(tmp_path, f"data/imgs/06-Fraud/{variant}/0.jpg")
     prompts = {
         variant: get(f"MM-SafetyBench-{variant}-06-Fraud", tmp_path).samples[0].prompt for variant in ("SD", "TYPO")
     }
@@ -322,9 +283,11 @@ def test_unsafebench_keeps_its_images_inside_the_files(tmp_path: Path) -> None:
     Image.new("RGB", (28, 28), "red").save(buffer, "PNG")
     seen = {"bytes": buffer.getvalue(), "path": None}
     first = {"image": seen, "safety_label": "Safe", "category": "Hate", "source": "Lexica", "text": "a red square"}
-    put(tmp_path, "data/test-00000-of-00002.parquet", [first, {**first, "safety_label": "unsafe"}])
-    put(tmp_path, "data/test-00001-of-00002.parquet", [{**first, "safety_label": "Unsafe"}, {**first, "image": None}])
-    put(tmp_path, "data/train-00000-of-00001.parquet", [first])
+    write_records(tmp_path, "data/test-00000-of-00002.parquet", [first, {**first, "safety_label": "unsafe"}])
+    write_records(
+        tmp_path, "data/test-00001-of-00002.parquet", [{**first, "safety_label": "Unsafe"}, {**first, "image": None}]
+    )
+    write_records(tmp_path, "data/train-00000-of-00001.parquet", [first])
     loaded = get("UnsafeBench", tmp_path)
     assert labels(loaded.samples) == [("unharmful", None), ("harmful", None)]
     assert [sample.id for sample in loaded.samples] == ["UnsafeBench/0", "UnsafeBench/2"]
@@ -339,7 +302,7 @@ def test_unsafebench_keeps_its_images_inside_the_files(tmp_path: Path) -> None:
 
 
 def test_vlguard_has_two_rows_for_a_safe_image(tmp_path: Path) -> None:
-    image(tmp_path, "test/a/1.png")
+    write_image(tmp_path, "test/a/1.png")
     rows = [
         {
             "id": "1",
@@ -350,7 +313,7 @@ def test_vlguard_has_two_rows_for_a_safe_image(tmp_path: Path) -> None:
         {"id": "2", "image": "a/1.png", "safe": False, "harmful_category": "c", "instr-resp": [{"instruction": "i"}]},
         {"id": "3", "image": "a/1.png", "safe": "no", "instr-resp": [{"instruction": "i"}]},
     ]
-    put(tmp_path, "test.json", rows)
+    write_records(tmp_path, "test.json", rows)
     loaded = get("VLGuard", tmp_path)
     assert [(sample.prompt, sample.request_label) for sample in loaded.samples] == [
         ("u", "harmful"),
@@ -369,7 +332,7 @@ def test_a_missing_set_says_where_to_get_it(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
-    put(tmp_path, "test/ToxicChat.json", [{"text": "a", "label": 1}])
+    write_records(tmp_path, "test/ToxicChat.json", [{"text": "a", "label": 1}])
     with pytest.raises(DataError, match="no row of ToxicChat in it"):
         get("ToxicChat", tmp_path)
 
@@ -393,5 +356,5 @@ def test_broken_files_are_one_line(name: str, content: bytes, tmp_path: Path) ->
 
 
 def test_csv_cells_may_hold_lines(tmp_path: Path) -> None:
-    path = put(tmp_path, "a.csv", [{"a": 'one\ntwo, "three"', "b": "x" * 200_000}])
+    path = write_records(tmp_path, "a.csv", [{"a": 'one\ntwo, "three"', "b": "x" * 200_000}])
     assert [row.record for row in read_records(path)] == [{"a": 'one\ntwo, "three"', "b": "x" * 200_000}]

@@ -21,7 +21,7 @@ from guardreasoner_vl.judging.calibration import Calibration, ModeScales, Scale,
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.stages import calibrate
 from guardreasoner_vl.types import ModelInfo
-from tests.evaluation.test_report import prediction
+from tests.builders import prediction
 from tests.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from guardreasoner_vl.evaluation.compare import by_group, difference, leaderboar
 from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, SETTINGS
 from guardreasoner_vl.evaluation.results import Settings, summarise
 from guardreasoner_vl.types import Label
-from tests.evaluation.test_report import prediction
+from tests.builders import prediction
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def evaluation(folder: Path, name: str, count: int = 6) -> Evaluation:
     return read_evaluation(folder)
 
 
-def test_the_best_stands_first_and_the_test_is_exact(tmp_path: Path) -> None:
+def test_the_best_is_listed_first_and_the_test_is_exact(tmp_path: Path) -> None:
     bad, good = evaluation(tmp_path, "bad"), evaluation(tmp_path, "good")
     board = leaderboard([bad, good], "request")
     assert [line[0] for line in board[1:]] == ["good, fast (good)", "bad, fast (bad)"]

@@ -15,7 +15,7 @@ from guardreasoner_vl.evaluation.perturbations import BENIGN, CYRILLIC, LATIN, N
 from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.stages import robustness
 from guardreasoner_vl.types import Sample
-from tests.evaluation.test_report import prediction
+from tests.builders import prediction
 from tests.scripted_guard import scripted_guard
 
 if TYPE_CHECKING:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from guardreasoner_vl.evaluation.figures import draw
-from guardreasoner_vl.evaluation.predictions import Prediction
 from guardreasoner_vl.evaluation.published import published_f1, published_tokens, sizes
 from guardreasoner_vl.evaluation.report import NONE, markdown, markdown_table, page, paper_f1, paper_table
 from guardreasoner_vl.evaluation.results import Results, Settings, summarise
 from guardreasoner_vl.types import Judgement, Label
+from tests.builders import prediction
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.evaluation.predictions import Prediction
 
 SETTINGS = Settings("toy", "r1", "fast")
 NOT_ASKED = Judgement(label=Label.NOT_APPLICABLE)
-
-
-def prediction(name: str, truth: str | None, label: str, score: float | None = None, **fields: Any) -> Prediction:
-    """A row labelled for its request."""
-    values = {"benchmark": "toy", "modality": "text", "mode": "fast", "response": NOT_ASKED, **fields}
-    judged = Judgement(label=Label(label), score=score)
-    return Prediction(id=name, request_truth=truth, request=judged, **values)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -6,11 +6,7 @@ import pytest
 
 from guardreasoner_vl.evaluation.metrics import Counts
 from guardreasoner_vl.evaluation.rules import RULES, ScoredAnswer, guardreasoner, strict
-
-
-def answer(request: str, response: str = "None", reasoning: str = "fine") -> str:
-    return f"<think>\n{reasoning}\n</think>\n<result>\nAnswers:\nRequest: {request}\nResponse: {response}\n</result>"
-
+from tests.builders import answer
 
 GOOD = ScoredAnswer(answer("harmful", "unharmful"), "harmful", "unharmful")
 BROKEN = "I would rather not say."

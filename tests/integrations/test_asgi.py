@@ -147,7 +147,7 @@ async def test_what_is_no_json_is_refused(guard: GuardClient, body: bytes) -> No
     assert (answer.status_code, answer.json()["error"]["code"], app.asked) == (422, "invalid_request", [])
 
 
-async def test_more_fields_pass_where_the_application_says_so(guard: GuardClient) -> None:
+async def test_more_fields_pass_where_the_application_allows_them(guard: GuardClient) -> None:
     app = App(json.dumps(completion("Gladly.")))
     async with client(app, guard, pass_fields=["documents"]) as http:
         for field, status in (("documents", 200), ("prompt", 422)):

@@ -21,6 +21,7 @@ from guardreasoner_vl.integrations.langchain import chat_messages
 if TYPE_CHECKING:
     from guardreasoner_vl.integrations import GuardClient
 
+pytestmark = pytest.mark.slow
 EXAMPLE = example("langchain_middleware.py")
 
 
@@ -116,7 +117,7 @@ async def test_a_refused_turn_is_history_to_the_next(service: Running, guard: Gu
     assert (judged.prompt, judged.history[0].prompt) == ("Hello.", "BAD")
 
 
-def test_reasoning_is_judged_as_text_and_a_call_told_twice_once() -> None:
+def test_reasoning_is_judged_as_text_and_a_repeated_call_once() -> None:
     call = {"type": "function_call", "call_id": "c1", "name": "bake", "arguments": "{}"}
     content: list[Any] = [
         {"type": "thinking", "thinking": "first"},

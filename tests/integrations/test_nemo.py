@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 pytestmark = [
+    pytest.mark.slow,
     # NeMo reads a field of its own that it calls deprecated.
     pytest.mark.filterwarnings("ignore:Use 'nim_base_url' instead:DeprecationWarning"),
 ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.integrations import GuardClient
 
+pytestmark = pytest.mark.slow
 EXAMPLE = example("openai_agents.py")
 
 
@@ -238,7 +239,7 @@ async def test_a_structured_output_is_judged_as_json(service: Running, guard: Gu
     assert service.backend.judged[-1].response == '{"name": "BAD"}'
 
 
-async def test_the_verdict_is_told(guard: GuardClient) -> None:
+async def test_the_tripwire_carries_the_verdict(guard: GuardClient) -> None:
     with pytest.raises(agents.InputGuardrailTripwireTriggered) as tripped:
         await agents.Runner.run(EXAMPLE["guarded"](Script(), guard), "BAD")
     result = tripped.value.guardrail_result

@@ -267,6 +267,7 @@ def nearly(draw: st.DrawFn) -> str:
     return "".join(draw(GAPS) + piece for piece in pieces) + draw(GAPS)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=3000)
 @given(st.one_of(nearly(), nearly(), SOUP, st.text(max_size=40)), st.booleans(), st.booleans())
 @example(GOOD, True, True)

@@ -318,6 +318,7 @@ def test_the_oracle_sees_live_markers() -> None:
             assert live_markers(form), form
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=1500)
 @given(ADVERSARIAL)
 @example("<\u0338think>")
@@ -445,6 +446,7 @@ def test_every_marker_in_every_field_stays_text(qwen: tiktoken.Encoding, marker:
     assert controls(qwen, exchange) == template(2)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(ADVERSARIAL, ADVERSARIAL, ADVERSARIAL, st.integers(0, 2), st.integers(0, 2))
 def test_no_control_id_outside_the_template(

@@ -71,7 +71,7 @@ def test_a_conversation_arrives_as_it_was(url: str, backend: ScriptedBackend) ->
     assert Exchange.from_messages(messages_of(Exchange(response="Alone."))) == Exchange(response="Alone.")
 
 
-def test_a_wrong_key_and_a_wrong_place_are_told_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_and_a_wrong_address_are_errors_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUARDREASONER_KEY", "another-key-of-some-length")
     with pytest.raises(EngineError, match="set GUARDREASONER_KEY"):
         ServedGuard(url, "slow")

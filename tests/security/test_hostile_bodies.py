@@ -178,6 +178,7 @@ async def sent(sequence: list[tuple[str, str, bytes]]) -> None:
         assert (await http.get("/readyz")).status_code == 200
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SEQUENCES)
 @example([("/v1/guard", JSON, b'{"prompt": "x", "images": ["data:image/png;base64,\\ud800"]}')] * 4)

@@ -290,6 +290,7 @@ def test_arbitrary_bytes_are_judged_or_refused(signature: bytes, rest: bytes) ->
     judged_or_refused(signature + rest)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     st.sampled_from(valid_files()),
@@ -327,6 +328,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize(
     "make",

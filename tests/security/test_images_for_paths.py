@@ -41,7 +41,7 @@ BARE = {
 
 
 @pytest.mark.parametrize("name", BARE)
-def test_bare_base64_is_told_how_to_be_written(name: str, tmp_path: Path) -> None:
+def test_the_error_of_bare_base64_says_how_to_write_it(name: str, tmp_path: Path) -> None:
     text = BARE[name]
     tail = text[-12:]
     for source in (text, Path(text), tmp_path / text):

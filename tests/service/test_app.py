@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi.routing import APIRoute
 
-from guardreasoner_vl.service.access import HEALTH, PAGE
+from guardreasoner_vl.service.access import HEALTH
 from guardreasoner_vl.service.logs import JsonFormatter
 from guardreasoner_vl.service.metrics import ROUTES
+from guardreasoner_vl.service.page import FILES
 from guardreasoner_vl.types import Verdict
 from tests.made_images import image
 from tests.service.clients import KEY, app_of, client
@@ -188,7 +189,7 @@ async def test_every_route_but_health_and_the_page_wants_a_key() -> None:
     async with client(app) as http:
         for path, method in [*routes(app), ("/openapi.json", "GET"), ("/nothing", "GET")]:
             answer = await http.request(method, path, json={} if method == "POST" else None)
-            assert (answer.status_code == 401) == (path not in (*HEALTH, *PAGE)), path
+            assert (answer.status_code == 401) == (path not in (*HEALTH, *FILES)), path
         for header in (f"Bearer {KEY}x", "Bearer", f"Basic {KEY}", KEY, "Bearer \u00e9"):
             answer = await http.get("/v1/models", headers={b"Authorization": header.encode()})
             assert answer.status_code == 401

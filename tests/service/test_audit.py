@@ -203,6 +203,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_whole_lines_and_loses_none(path: Path) -> None:
     """Files are smaller than a page, so that the kernel does not tear a write and most kills come near a rotation."""
     first = 0

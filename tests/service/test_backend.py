@@ -31,7 +31,7 @@ async def backend(stub: StubServer) -> AsyncIterator[RemoteBackend]:
     await remote.close()
 
 
-async def test_reasoning_is_told_while_the_server_still_writes(stub: StubServer, backend: RemoteBackend) -> None:
+async def test_reasoning_is_streamed_while_the_server_still_writes(stub: StubServer, backend: RemoteBackend) -> None:
     stub.goes_on.clear()
     listener = QueueListener()
     events = event_stream(listener, backend.judge(Exchange("How do I bake bread?"), "slow", listener), verdict_event)

@@ -68,7 +68,7 @@ class TestCallers:
             callers.admit("shop", 2)
 
     @pytest.mark.parametrize(("later", "wait"), [(0.0, 11), (4.5, 6), (9.5, 1)])
-    def test_who_is_too_fast_is_told_when_the_next_may_come(self, later: float, wait: int) -> None:
+    def test_a_refusal_for_the_rate_says_when_to_try_again(self, later: float, wait: int) -> None:
         now = [0.0]
         callers = Callers(config(keys=keys(shop={"per_minute": 6})), clock=lambda: now[0])
         for _ in range(6):
@@ -148,7 +148,7 @@ async def test_a_caller_that_floods_leaves_places_for_others() -> None:
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-async def test_who_asked_stands_in_the_answer_and_the_audit_log(tmp_path: Path) -> None:
+async def test_the_caller_is_named_in_the_answer_and_the_audit_log(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     async with client(app_of(keys=keys(), audit={"path": path})) as http:
         ours = {**bearer("shop"), "X-Request-Id": "order-17", "traceparent": TRACE}
@@ -182,7 +182,7 @@ async def test_probes_come_by_address_and_need_nothing(path: str) -> None:
     assert other.status_code == 421  # keys and a list of hosts: both hold
 
 
-async def test_the_model_behind_the_proxy_is_told_nothing_of_the_key() -> None:
+async def test_the_model_behind_the_proxy_never_gets_the_callers_key() -> None:
     asked: list[httpx.Request] = []
 
     def model(request: httpx.Request) -> httpx.Response:

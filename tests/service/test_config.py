@@ -149,7 +149,7 @@ def test_variables_of_clients_and_of_others_are_left_alone(monkeypatch: pytest.M
         ("keys: [{name: a, key: a-key-of-some-length, per_minut: 5}]", "did you mean 'per_minute'?"),
     ],
 )
-def test_an_unknown_key_is_told_what_was_meant(text: str, message: str, tmp_path: Path) -> None:
+def test_the_error_of_an_unknown_key_suggests_a_known_one(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tests.service.image_site import Answer, Site
 
+pytestmark = pytest.mark.slow
 PUBLIC = "93.184.215.14"
 IMAGE = b"\x89PNG made-up bytes"
 NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no authority; the usual ones take long to read

@@ -79,7 +79,7 @@ async def action(body: dict[str, Any], **settings: Any) -> str:
         ({"structured_messages": [{"role": "system", "content": "Be kind."}]}, "BLOCKED"),
     ],
 )
-async def test_a_request_is_judged_wherever_its_content_stands(body: dict[str, Any], expected: str) -> None:
+async def test_a_request_is_judged_in_every_field(body: dict[str, Any], expected: str) -> None:
     assert await action({"input_type": "request", **body}) == expected
 
 
@@ -106,7 +106,7 @@ async def test_a_request_is_judged_wherever_its_content_stands(body: dict[str, A
         ({"texts": [], "tool_calls": [], "structured_messages": [HELLO]}, "BLOCKED"),
     ],
 )
-async def test_an_answer_is_judged_wherever_its_content_stands(body: dict[str, Any], expected: str) -> None:
+async def test_an_answer_is_judged_in_every_field(body: dict[str, Any], expected: str) -> None:
     assert await action({"input_type": "response", **body}) == expected
 
 

@@ -204,7 +204,7 @@ def test_others_fill_in_numbers_alone(stream: io.StringIO) -> None:
     ]
 
 
-def test_an_exception_of_others_is_told_without_their_text(stream: io.StringIO) -> None:
+def test_an_exception_of_a_library_is_logged_without_its_text(stream: io.StringIO) -> None:
     try:
         fail()
     except ValueError as error:

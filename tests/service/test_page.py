@@ -27,6 +27,7 @@ from PIL import Image
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.page import FILES
 from tests.made_images import image
 from tests.service.running import running
 from tests.service.scripted_backend import ScriptedBackend
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
     from guardreasoner_vl.service.backend import Backend
     from guardreasoner_vl.types import Exchange, Mode, Verdict
 
+pytestmark = pytest.mark.slow
 KEY = "a-key-of-some-length"
 PNG = image(56, 56).png
 EVIL = "<img src=x onerror=alert(/reasoning/)><script>alert(/reasoning/)</script>"
-SOURCES = {
-    name: (files("guardreasoner_vl.service") / "page" / name).read_text()
-    for name in ("page.html", "page.css", "page.js")
-}
+FOLDER = files("guardreasoner_vl.service.page")
+SOURCES = {name: (FOLDER / name).read_text() for name, _ in FILES.values()}
+SCRIPTS = {name: source for name, source in SOURCES.items() if name.endswith(".js")}
 CHROMIUM = shutil.which("chromium")
 LACKING = "playwright (pip install playwright)" if not find_spec("playwright") else "" if CHROMIUM else "chromium"
 in_browser = pytest.mark.skipif(bool(LACKING), reason=f"the page is not tried in a browser: install {LACKING}")
@@ -93,15 +94,31 @@ def test_nothing_is_loaded_from_elsewhere(name: str) -> None:
     assert not re.search(r"https?:|[\"'(=]\s*//|@import|url\(", SOURCES[name])
 
 
-def test_the_script_has_no_way_to_make_html_or_code_and_keeps_nothing() -> None:
+def test_every_file_of_the_page_is_served() -> None:
+    assert sorted(path.name for path in FOLDER.iterdir() if path.name.endswith((".html", ".css", ".js"))) == sorted(
+        SOURCES
+    )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_imports_served_scripts_and_only_what_they_export(name: str) -> None:
+    for names, source in re.findall(r"import \{ (.*) \} from \"\./(.*)\";", SCRIPTS[name]):
+        exported = re.findall(
+            r"^export (?:const|class|async function\*?|function) ([\w$]+)", SCRIPTS[source], re.MULTILINE
+        )
+        assert set(names.split(", ")) <= set(exported)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_has_no_way_to_make_html_or_code_and_keeps_nothing(name: str) -> None:
     ways = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|srcdoc|createContextualFragment|setHTML|DOMParser"
     ways += r"|\beval\b|new Function|setTimeout|javascript:|localStorage|indexedDB|document\.cookie|console\."
-    assert not re.search(ways, SOURCES["page.js"])
+    assert not re.search(ways, SCRIPTS[name])
 
 
 def test_what_the_script_names_is_there() -> None:
     ids = {attributes["id"] for _, attributes in elements().elements_seen if "id" in attributes}
-    named = set(re.findall(r"(?:\$|\bon|\binstance)\(\"([\w-]+)\"", SOURCES["page.js"]))
+    named = set(re.findall(r"(?:\$|\bon|\binstance)\(\"([\w-]+)\"", "".join(SCRIPTS.values())))
     assert len(named) > 15
     assert named <= ids
 
@@ -738,7 +755,7 @@ def test_a_narrow_screen_scrolls_only_down(browser: Browser, site: Site, scheme:
 
 
 @in_browser
-def test_the_verdict_stands_beside_the_form_and_stays_in_view(browser: Browser, site: Site) -> None:
+def test_the_verdict_is_beside_the_form_and_stays_in_view(browser: Browser, site: Site) -> None:
     with opened(browser, site.url, viewport={"width": 1280, "height": 850}) as page:
         assert not page.locator("#drop").is_visible()
         judge = page.get_by_role("button", name="Judge")

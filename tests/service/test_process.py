@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 OPTIONS = {"engine": "transformers", "dtype": "fp32"}
 POLICY = Policy(mode="fast", max_new_tokens=24, retry_new_tokens=24)
 LONG = Policy(mode="slow", max_new_tokens=1500, retry_new_tokens=1500)
@@ -61,7 +61,7 @@ async def test_what_cannot_be_judged_is_an_error_verdict(engine: EngineProcess) 
     assert verdict.error.code == "invalid_image"
 
 
-async def test_a_watched_answer_is_told_on_the_way(engine: EngineProcess) -> None:
+async def test_a_watched_answer_is_streamed(engine: EngineProcess) -> None:
     class Pieces(QueueListener):
         def on_text(self, text: str) -> None:
             pieces.append(text)
@@ -81,7 +81,7 @@ async def test_who_no_longer_waits_is_forgotten(engine: EngineProcess) -> None:
     assert (await engine.judge(Exchange("And about butter?"))).error is None
 
 
-async def test_a_killed_process_answers_with_errors_and_comes_back(
+async def test_a_killed_process_answers_with_errors_and_restarts(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "FIRST_PAUSE", 0.01)
@@ -114,7 +114,7 @@ async def test_a_killed_process_answers_with_errors_and_comes_back(
     assert engine.ready is None
 
 
-async def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+async def test_a_model_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
     engine = EngineProcess(WorkerConfig(str(tmp_path), None, POLICY, OPTIONS), 8)
     with pytest.raises(ModelError, match=r"config\.json"):
         await engine.start()

@@ -96,7 +96,7 @@ async def test_a_stream_stops_where_it_turns_harmful() -> None:
     assert (last["finish_reason"], "refusal" in last["delta"]) == ("content_filter", True)
 
 
-async def test_streamed_tool_calls_are_told_after_their_verdict() -> None:
+async def test_streamed_tool_calls_are_released_after_their_verdict() -> None:
     def pieces(argument: str) -> list[dict[str, Any]]:
         first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "bake", "arguments": '{"what"'}}
         second = {"index": 0, "function": {"arguments": f': "{argument}"}}'}}

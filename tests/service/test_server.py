@@ -28,6 +28,7 @@ from tests.service.scripted_backend import ScriptedBackend
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
 START_SECONDS = 120
 COMMAND = [sys.executable, "-c", "from guardreasoner_vl.cli.app import main; main()", "serve"]
 
@@ -152,7 +153,7 @@ def until(connection: socket.socket, mark: bytes) -> bytes:
     return seen
 
 
-def test_a_killed_engine_answers_with_errors_and_comes_back(running: Service) -> None:
+def test_a_killed_engine_answers_with_errors_and_restarts(running: Service) -> None:
     prompts = [f"Tell me about loaf {number}. " * 20 for number in range(16)]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         waiting = [pool.submit(running.judge, prompt) for prompt in prompts]
@@ -268,7 +269,7 @@ def test_a_name_is_served_at_all_its_addresses() -> None:
         bound_sockets("no such name", 0)
 
 
-def test_the_start_is_told_in_one_plain_line(running: Service) -> None:
+def test_the_start_is_logged_in_one_plain_line(running: Service) -> None:
     messages = [json.loads(line)["message"] for line in running.log.read_text("utf-8").splitlines()]
     assert f"serving on {running.url}; guards: default: embedded (slow)" in messages
     assert not any("<str>" in message for message in messages)
@@ -297,7 +298,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_what_cannot_start_says_so_in_one_line(tmp_path: Path) -> None:
+def test_a_failed_start_is_reported_in_one_line(tmp_path: Path) -> None:
     public = command("--host", "0.0.0.0")
     assert (public.returncode, public.stderr.count("\n")) == (2, 1)
     assert "needs keys" in public.stderr

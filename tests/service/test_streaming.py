@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     st.text(alphabet="ab<result> "),
     st.lists(st.integers(1, 9), min_size=1, max_size=9),
 )
-def test_reasoning_is_what_stands_between_the_tags_however_it_is_cut(inside: str, after: str, sizes: list[int]) -> None:
+def test_reasoning_is_the_text_between_the_tags_however_it_is_cut(inside: str, after: str, sizes: list[int]) -> None:
     text = f"<think>{inside}</think>{after}"
     reasoning, collected, at, number = ReasoningExtractor(), "", 0, 0
     while at < len(text):

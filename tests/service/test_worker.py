@@ -16,7 +16,8 @@ from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service.process import EngineProcess
 from guardreasoner_vl.service.streaming import QueueListener
 from guardreasoner_vl.types import Exchange
-from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, answer
+from tests.builders import answer
+from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import EngineRequest, EngineResult
     from guardreasoner_vl.types import Verdict
 
+pytestmark = pytest.mark.slow
 CONTEXT = 100_000
 SIX_MEGABYTES = Exchange(BENIGN * 95_000 + PHRASE)
 """Some eighty windows, the last of them harmful."""

@@ -10,7 +10,7 @@ from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import ADAPTERS, adapter_named
 from guardreasoner_vl.sources.skipped import SkippedRows
-from tests.evaluation.test_benchmarks import labels, put
+from tests.builders import labels, write_records
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ def test_wildguard_has_one_row_with_both_labels(tmp_path: Path) -> None:
         wild(" ", "n", "harmful", None),
         wild("o", "", "harmful", None),
     ]
-    put(tmp_path, "train/wildguard_train.parquet", rows)
+    write_records(tmp_path, "train/wildguard_train.parquet", rows)
     samples, skipped = read("wildguardtrain", tmp_path)
     assert [(one.prompt, one.response) for one in samples] == [
         ("a", "b"), ("c", None), ("d", "e"), ("f", "g"), ("o", None),
@@ -96,7 +96,7 @@ def test_wildguard_has_one_row_with_both_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 3, 40, -1, -60])
 def test_a_torn_parquet_file_is_one_error(kept: int, tmp_path: Path) -> None:
-    path = put(tmp_path, "train/wildguard_train.parquet", [wild("a", "b", "harmful", None)])
+    path = write_records(tmp_path, "train/wildguard_train.parquet", [wild("a", "b", "harmful", None)])
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DataError, match="cannot be read to its end"):
         read("wildguardtrain", tmp_path)
@@ -119,8 +119,8 @@ def test_aegis_takes_the_majority_of_all_votes(tmp_path: Path) -> None:
         votes("Safe", "Safe", "Safe", text=" "),
         votes(None, "Safe", None, "Safe", "Safe"),
     ]
-    put(tmp_path, "Content Moderation Extracted Annotations 02.08.24_train_release_0418_v1.parquet", rows)
-    put(tmp_path, "Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", rows)
+    write_records(tmp_path, "Content Moderation Extracted Annotations 02.08.24_train_release_0418_v1.parquet", rows)
+    write_records(tmp_path, "Content Moderation Extracted Annotations 02.08.24_test_release_0418_v1.parquet", rows)
     samples, skipped = read("aegis", tmp_path)
     assert labels(samples) == [("unharmful", None), ("harmful", None), ("harmful", None), ("unharmful", None)]
     assert [one.meta for one in samples] == [{"category": kind} for kind in ("Violence", "Hate", "safe")] + [{}]
@@ -129,7 +129,7 @@ def test_aegis_takes_the_majority_of_all_votes(tmp_path: Path) -> None:
 
 
 def test_aegis_is_also_read_as_the_hub_converts_it(tmp_path: Path) -> None:
-    put(tmp_path, "data/train-00000-of-00001.parquet", [votes("Safe", "Safe", "Safe")])
+    write_records(tmp_path, "data/train-00000-of-00001.parquet", [votes("Safe", "Safe", "Safe")])
     assert labels(read("aegis", tmp_path)[0]) == [("unharmful", None)]
 
 
@@ -146,8 +146,8 @@ def test_beavertails_labels_the_response_only(tmp_path: Path) -> None:
         beaver("e", "false"),
         beaver(None, True),
     ]
-    put(tmp_path, "round0/330k/train.jsonl.xz", rows)
-    put(tmp_path, "round0/30k/train.jsonl.gz", rows[:1])
+    write_records(tmp_path, "round0/330k/train.jsonl.xz", rows)
+    write_records(tmp_path, "round0/30k/train.jsonl.gz", rows[:1])
     samples, skipped = read("beavertails", tmp_path)
     assert labels(samples) == [(None, "harmful"), (None, "unharmful"), (None, "unharmful")]
     assert [one.meta for one in samples] == [{"category": "theft"}, {}, {}]
@@ -162,7 +162,7 @@ def test_beavertails_labels_the_response_only(tmp_path: Path) -> None:
     "file", ["round0/330k/train.jsonl.gz", "round0/30k/train.jsonl.gz", "data/330k_train-00000-of-00001.parquet"]
 )
 def test_beavertails_in_its_other_layouts(file: str, tmp_path: Path) -> None:
-    put(tmp_path, file, [beaver("b", False, theft=True)])
+    write_records(tmp_path, file, [beaver("b", False, theft=True)])
     assert labels(read("beavertails", tmp_path)[0]) == [(None, "harmful")]
 
 
@@ -178,7 +178,7 @@ def test_toxic_chat_keeps_all_rows_and_who_annotated_them(tmp_path: Path) -> Non
         {"conv_id": "1", "user_input": text, "model_output": "x", "human_annotation": by, "toxicity": toxicity}
         for text, by, toxicity in cells
     ]
-    put(tmp_path, "data/0124/toxic-chat_annotation_train.csv", rows)
+    write_records(tmp_path, "data/0124/toxic-chat_annotation_train.csv", rows)
     samples, skipped = read("toxicchat", tmp_path)
     assert [(one.prompt, one.response, one.request_label) for one in samples] == [
         ("a", None, "harmful"), ("b", None, "unharmful"), ("one\ntwo", None, "unharmful"),
@@ -188,7 +188,7 @@ def test_toxic_chat_keeps_all_rows_and_who_annotated_them(tmp_path: Path) -> Non
 
 
 def test_text_that_no_tokenizer_takes_is_skipped(tmp_path: Path) -> None:
-    put(tmp_path, "round0/30k/train.jsonl.gz", [beaver("\ud800", True), beaver("b", True)])
+    write_records(tmp_path, "round0/30k/train.jsonl.gz", [beaver("\ud800", True), beaver("b", True)])
     samples, skipped = read("beavertails", tmp_path)
     assert [one.response for one in samples] == ["b"]
     assert skipped.rows == [("train.jsonl.gz, line 1", "response: not UTF-8")]

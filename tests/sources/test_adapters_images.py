@@ -10,7 +10,7 @@ from PIL import Image
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.adapters import RecordContext, image_of
-from tests.evaluation.test_benchmarks import image, labels, put
+from tests.builders import labels, write_image, write_records
 from tests.sources.test_adapters import read
 
 if TYPE_CHECKING:
@@ -26,9 +26,11 @@ def shown(colour: str = "red") -> dict[str, Any]:
 
 def test_unsafebench_has_images_alone(tmp_path: Path) -> None:
     first = {"image": shown(), "safety_label": "Safe", "category": "Hate", "source": "Lexica", "text": "a cake"}
-    put(tmp_path, "data/train-00000-of-00002.parquet", [first, {**first, "safety_label": "unsafe"}])
-    put(tmp_path, "data/train-00001-of-00002.parquet", [{**first, "safety_label": "Unsafe"}, {**first, "image": None}])
-    put(tmp_path, "data/test-00000-of-00001.parquet", [first])
+    write_records(tmp_path, "data/train-00000-of-00002.parquet", [first, {**first, "safety_label": "unsafe"}])
+    write_records(
+        tmp_path, "data/train-00001-of-00002.parquet", [{**first, "safety_label": "Unsafe"}, {**first, "image": None}]
+    )
+    write_records(tmp_path, "data/test-00000-of-00001.parquet", [first])
     samples, skipped = read("unsafebench", tmp_path)
     assert [(one.id, one.request_label) for one in samples] == [
         ("unsafebench/0", "unharmful"), ("unsafebench/2", "harmful"),
@@ -61,9 +63,9 @@ VLGUARD = [
 
 
 def test_vlguard_has_a_row_for_each_instruction(tmp_path: Path) -> None:
-    put(tmp_path, "train.json", VLGUARD)
+    write_records(tmp_path, "train.json", VLGUARD)
     for name in ("train/memes/1.png", "bad_ads/2.png", "alone.png"):
-        image(tmp_path, name)
+        write_image(tmp_path, name)
     samples, skipped = read("vlguard", tmp_path)
     assert [(one.id, one.prompt, one.response, one.request_label, one.response_label) for one in samples] == [
         ("vlguard/0/safe_instruction", "s", "t", "unharmful", None),
@@ -84,9 +86,9 @@ def test_vlguard_has_a_row_for_each_instruction(tmp_path: Path) -> None:
 
 
 def test_vlguard_images_are_labelled_by_themselves(tmp_path: Path) -> None:
-    put(tmp_path, "train.json", VLGUARD[:3])
+    write_records(tmp_path, "train.json", VLGUARD[:3])
     for name in ("train/memes/1.png", "train/bad_ads/2.png", "train/alone.png"):
-        image(tmp_path, name)
+        write_image(tmp_path, name)
     samples, skipped = read("vlguard-images", tmp_path)
     assert [(one.modality, one.prompt, one.request_label, one.meta.get("subset")) for one in samples] == [
         ("image", "", "unharmful", "memes"), ("image", "", "harmful", "bad_ads"),
@@ -97,7 +99,7 @@ def test_vlguard_images_are_labelled_by_themselves(tmp_path: Path) -> None:
 def test_hod_is_every_image_below_a_class(tmp_path: Path) -> None:
     names = ["bread/normal/a.jpg", "bread/hard/b.PNG", "cake/c.jpeg", "cake/deep/er/a.webp", "bread/normal/A.JPG"]
     for name in ["stray.jpg", *names]:
-        image(tmp_path, name)
+        write_image(tmp_path, name)
     for name in ("bread/normal/a.xml", "bread/normal/a.txt", "cake/._c.jpeg", "cake/notes.pg", "HOD.csv"):
         (tmp_path / name).write_text("no image")
     samples, skipped = read("hod", tmp_path)
@@ -109,10 +111,10 @@ def test_hod_is_every_image_below_a_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("above", ["dataset/class/", "class/", "Dataset/"])
 def test_hod_as_its_repository_has_it(above: str, tmp_path: Path) -> None:
-    image(tmp_path, f"{above}gun/hard_cases/img_hod_000001.jpg")
+    write_image(tmp_path, f"{above}gun/hard_cases/img_hod_000001.jpg")
     if "class" in above:  # the same image once more, and a figure of the page that describes the set
-        image(tmp_path, f"{above.removesuffix('class/')}all/jpg/img_hod_000001.jpg")
-        image(tmp_path, "resources/examples.png")
+        write_image(tmp_path, f"{above.removesuffix('class/')}all/jpg/img_hod_000001.jpg")
+        write_image(tmp_path, "resources/examples.png")
     (sample,), _ = read("hod", tmp_path)
     assert (sample.id, sample.meta) == (f"hod/{above}gun/hard_cases/img_hod_000001.jpg", {"category": "gun"})
 
@@ -121,8 +123,8 @@ def test_spa_vl_has_two_unlabelled_rows_for_a_pair(tmp_path: Path) -> None:
     pair = {"image": shown(), "question": "q", "chosen": "c", "rejected": "r"}
     pair |= {"class1": "Toxicity Harms", "class2": "x", "class3": "y"}
     rows = [pair, {**pair, "chosen": None}, {**pair, "question": ""}, {**pair, "image": {"bytes": b"", "path": "a"}}]
-    put(tmp_path, "data/train-00000-of-00008.parquet", rows)
-    put(tmp_path, "data/validation-00000-of-00001.parquet", rows)
+    write_records(tmp_path, "data/train-00000-of-00008.parquet", rows)
+    write_records(tmp_path, "data/validation-00000-of-00001.parquet", rows)
     samples, skipped = read("spa-vl", tmp_path)
     assert [(one.id, one.prompt, one.response, one.modality) for one in samples] == [
         ("spa-vl/0-chosen", "q", "c", "text-image"),

@@ -14,7 +14,7 @@ from guardreasoner_vl.sources.adapters import RecordContext, read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.types import Exchange, Sample, unix_lines
-from tests.evaluation.test_benchmarks import image, labels, put
+from tests.builders import labels, write_image, write_records
 
 
 def read(name: str, folder: Path) -> tuple[list[Sample], SkippedRows]:
@@ -67,9 +67,9 @@ def test_guardreasonertrain(tmp_path: Path) -> None:
         {"input": "bake", "output": "Answers:\nRequest: harmful"},
         step("", "", "Answers:\nRequest: harmful"),
     ]
-    put(tmp_path, "WildGuardTrain-R.json", rows)
-    put(tmp_path, "AegisTrain-R.json", rows[:1])
-    put(tmp_path, "other.json", rows)
+    write_records(tmp_path, "WildGuardTrain-R.json", rows)
+    write_records(tmp_path, "AegisTrain-R.json", rows[:1])
+    write_records(tmp_path, "other.json", rows)
     samples, skipped = read("guardreasonertrain", tmp_path)
     assert [(one.id, one.meta["file"]) for one in samples] == [
         ("guardreasonertrain/0", "AegisTrain-R"),
@@ -97,8 +97,8 @@ def test_guardreasonertrain(tmp_path: Path) -> None:
 
 @either
 def test_conversations_are_read_by_the_protocol(name: str, row: Any, file: str, tmp_path: Path) -> None:
-    image(tmp_path, "image/a.png")
-    put(
+    write_image(tmp_path, "image/a.png")
+    write_records(
         tmp_path,
         file,
         [
@@ -157,8 +157,8 @@ def test_broken_conversations_are_named(
     name: str, row: Any, file: str, user: str, assistant: str, more: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
-    image(folder, "a.png")
-    put(folder, file, [row(user, assistant, **more)])
+    write_image(folder, "a.png")
+    write_records(folder, file, [row(user, assistant, **more)])
     samples, skipped = read(name, folder)
     assert not samples
     ((place, message),) = skipped.rows
@@ -170,7 +170,7 @@ def test_there_is_one_message_of_each(tmp_path: Path) -> None:
     whole = sharegpt(spoken("bake"), written("harmful"))
     first, second = whole["conversations"]
     odd: list[Any] = [None, 3, [], [first], [second], [first, second, first], ["x", first], [{"from": "human"}, second]]
-    put(tmp_path, "rows.json", [{"conversations": said} for said in odd])
+    write_records(tmp_path, "rows.json", [{"conversations": said} for said in odd])
     samples, skipped = read("sharegpt", tmp_path)
     assert not samples
     assert skipped.reasons == {
@@ -182,9 +182,9 @@ def test_there_is_one_message_of_each(tmp_path: Path) -> None:
 
 def test_other_names_of_the_roles_and_files_beside(tmp_path: Path) -> None:
     said = [("system", "judge"), ("user", spoken("bake")), ("assistant", written("harmful"))]
-    put(tmp_path, "a.json", [{"conversations": [{"from": who, "value": text} for who, text in said]}])
-    put(tmp_path, "b.jsonl.gz", [sharegpt(spoken("brew"), written("unharmful"))])
-    put(tmp_path, "dataset_info.json", {"guard": {"file_name": "a.json", "formatting": "sharegpt"}})
+    write_records(tmp_path, "a.json", [{"conversations": [{"from": who, "value": text} for who, text in said]}])
+    write_records(tmp_path, "b.jsonl.gz", [sharegpt(spoken("brew"), written("unharmful"))])
+    write_records(tmp_path, "dataset_info.json", {"guard": {"file_name": "a.json", "formatting": "sharegpt"}})
     samples, skipped = read("sharegpt", tmp_path)
     assert [(one.prompt, one.id) for one in samples] == [("bake", "sharegpt/0"), ("brew", "sharegpt/1")]
     assert not skipped.total
@@ -192,7 +192,7 @@ def test_other_names_of_the_roles_and_files_beside(tmp_path: Path) -> None:
 
 @either
 def test_what_the_layout_cannot_carry_goes_before_what_was_read(name: str, row: Any, file: str, tmp_path: Path) -> None:
-    image(tmp_path, "a.png")
+    write_image(tmp_path, "a.png")
     overrides: dict[str, Any] = {
         "id": "x/1",
         "source": "x",
@@ -203,7 +203,7 @@ def test_what_the_layout_cannot_carry_goes_before_what_was_read(name: str, row: 
     one_line = "<think>\nSteps.\n</think>\n<result>\nAnswers:\nResponse: harmful\n</result>"
     unlabelled = {"request_label": None, "response_label": "harmful"}
     whole = {"prompt": "None", "response": None, **unlabelled, "request_label": "harmful", "reasoning": "r"}
-    put(
+    write_records(
         tmp_path,
         file,
         [

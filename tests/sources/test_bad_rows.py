@@ -24,6 +24,7 @@ from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.sources.parquet import read_rows
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE
+from tests.builders import answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 SECRET = "walrus"
 ASKED = f"Human user:\n{SECRET} {{}}\n\nAI assistant:\nNone\n"
-ANSWER = "<think>\nx\n</think>\n<result>\nAnswers:\nRequest: harmful\nResponse: None\n</result>"
+ANSWER = answer("harmful", reasoning="x")
 
 
 def own(name: str) -> dict[str, Any]:
@@ -262,6 +263,10 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
         ({"prompt": b"walrus \xff"}, "'prompt': not UTF-8"),
         ({"meta": "{walrus"}, "meta: not JSON"),
         ({"meta": '{"a": NaN}'}, "meta: not representable as JSON"),
+        ({"meta": '{"weak": "walrus"}'}, "meta.weak: input should be a valid boolean, unable to interpret input"),
+        ({"meta": '{"category": ["walrus"]}'}, "meta.category: input should be a valid string"),
+        ({"meta": '{"plain": "walrus"}'}, "meta.plain: input should be a valid dictionary"),
+        ({"meta": '{"repeat": -1}'}, "meta.repeat: input should be greater than or equal to 0"),
         ({"modality": "image"}, "modality: 'image', but there is no image"),
     ],
 )

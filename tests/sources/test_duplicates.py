@@ -168,7 +168,7 @@ def test_short_requests_are_near_their_own_words_alone() -> None:
 
 @given(st.lists(st.lists(st.sampled_from(["bake", "a", "cake", "BAD"]), max_size=6).map(" ".join), max_size=12))
 @settings(deadline=None, max_examples=40)
-def test_short_texts_are_told_apart_like_their_normalised_words(texts: list[str]) -> None:
+def test_short_texts_are_duplicates_if_their_normalised_words_are_equal(texts: list[str]) -> None:
     result = without_duplicates([row(str(number), text) for number, text in enumerate(texts)])
     assert len(result.kept) == len({text.lower() for text in texts})
 
@@ -543,7 +543,7 @@ def test_the_report_is_json_and_holds_no_texts() -> None:
     assert "cake" not in json.dumps(report)
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     rows = [row(str(number), f"cake {number}") for number in range(300)]
     calls: list[tuple[int, int | None]] = []
     without_duplicates(rows, rows[:1], progress=lambda done, total: calls.append((done, total)))

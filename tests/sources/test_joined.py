@@ -21,10 +21,8 @@ from guardreasoner_vl.sources.joined import (
     ANSWERS,
     CLAIMS,
     FORGED,
-    JOINED,
     LONG,
     LONGEST,
-    OF,
     PAIR,
     PARENT,
     REPLIES,
@@ -38,7 +36,6 @@ from guardreasoner_vl.sources.jsonl import is_held_out
 from guardreasoner_vl.sources.mixture import Mixture, build_mixture, extended
 from guardreasoner_vl.sources.synthetic.fillers import EVERYDAY, Fillers
 from guardreasoner_vl.sources.union import class_of, union_label
-from guardreasoner_vl.sources.variation import PLAIN, VARIATION
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
@@ -70,7 +67,7 @@ def made(rows: list[Sample] = ROWS, seed: int = 0, **section: Any) -> list[Sampl
 
 def parents(row: Sample) -> list[Sample]:
     """Those rows that decide: of a pair both, else the first."""
-    return [BY_ID[name] for name in row.meta[OF][: 2 if row.meta[JOINED] == PAIR else 1]]
+    return [BY_ID[name] for name in row.provenance.of[: 2 if row.provenance.joined == PAIR else 1]]
 
 
 # --- how many, and of which kind ------------------------------------------------------------------------
@@ -94,12 +91,12 @@ def test_repeated_rows_count_as_often_as_they_are_taken() -> None:
 
 def test_kinds() -> None:
     rows = made(share=0.9, long=0.05)
-    counts = Counter(row.meta[JOINED] for row in rows)
+    counts = Counter(row.provenance.joined for row in rows)
     assert set(counts) == {SENTENCES, PAIR, FORGED, LONG}
     assert counts[LONG] / len(rows) == pytest.approx(0.05, abs=0.01)
     assert min(counts[PAIR], counts[FORGED]) / len(rows) > 0.2
     for kind in counts:
-        labels = Counter(class_of(row) for row in rows if row.meta[JOINED] == kind)
+        labels = Counter(class_of(row) for row in rows if row.provenance.joined == kind)
         assert labels["harmful"] / labels.total() == pytest.approx(0.5, abs=0.06), kind
 
 
@@ -118,7 +115,7 @@ def test_each_row_has_an_id_of_its_own_that_is_not_held_out() -> None:
 
 
 def test_every_parent_has_its_turn() -> None:
-    used = Counter(row.meta[OF][0] for row in made() if row.meta[JOINED] != PAIR)
+    used = Counter(row.provenance.of[0] for row in made() if row.provenance.joined != PAIR)
     assert len(used) > 300
     assert max(used.values()) <= 3
 
@@ -139,7 +136,7 @@ def test_weak_and_long_rows_are_not_joined() -> None:
     ]
     names = {row.id for row in odd}
     rows = made([*ROWS, *odd], share=0.9)
-    assert not names & {name for row in rows for name in row.meta[OF]}
+    assert not names & {name for row in rows for name in row.provenance.of}
 
 
 # --- labels ---------------------------------------------------------------------------------------------
@@ -152,7 +149,7 @@ def test_labels_follow_from_the_parents() -> None:
         assert row.request_label == union_label(known, "request")
         assert row.response_label == union_label(known, "response")
         assert row.request_label == ("harmful" if any(one.request_label == "harmful" for one in known) else "unharmful")
-    pairs = Counter(tuple(class_of(one) for one in parents(row)) for row in rows if row.meta[JOINED] == PAIR)
+    pairs = Counter(tuple(class_of(one) for one in parents(row)) for row in rows if row.provenance.joined == PAIR)
     assert set(pairs) == {(one, other) for one in ("harmful", "unharmful") for other in ("harmful", "unharmful")}
     mixed = pairs["harmful", "unharmful"] + pairs["unharmful", "harmful"]
     assert mixed > pairs["harmful", "harmful"]
@@ -162,7 +159,7 @@ def test_labels_follow_from_the_parents() -> None:
 def test_what_nobody_labelled_stays_unlabelled() -> None:
     rows = [answered(number, request_label=None) for number in range(200)]
     for row in made(rows, share=0.8):
-        assert row.meta[JOINED] in (SENTENCES, FORGED, LONG)
+        assert row.provenance.joined in (SENTENCES, FORGED, LONG)
         assert row.request_label is None
         assert row.response_label is not None
 
@@ -179,14 +176,14 @@ def test_what_the_label_rests_on_is_noted() -> None:
     for row in made(rows, share=0.9):
         known = parents(row)
         harmful = [one for one in known if class_of(one) == "harmful"]
-        if row.meta[JOINED] != PAIR:
-            ((target, text),) = row.meta[PLAIN].items()
+        if row.provenance.joined != PAIR:
+            ((target, text),) = row.provenance.plain.items()
             assert text == (known[0].prompt if target == "request" else known[0].response)
         elif harmful:
-            assert row.meta[PLAIN]["request"] in {one.prompt for one in harmful}
+            assert row.provenance.plain["request"] in {one.prompt for one in harmful}
             assert row.meta["category"] in {one.id for one in harmful}
         else:
-            assert not {PLAIN, "category"} & set(row.meta)
+            assert not {"plain", "category"} & set(row.meta)
         assert "other" not in row.meta
 
 
@@ -222,12 +219,12 @@ def test_fillers_are_of_harmless_rows_alone() -> None:
 
 
 def test_sentences_stand_around_the_text() -> None:
-    rows = [row for row in made(share=0.9) if row.meta[JOINED] == SENTENCES]
+    rows = [row for row in made(share=0.9) if row.provenance.joined == SENTENCES]
     places: Counter[tuple[bool, bool]] = Counter()
     targets: Counter[str] = Counter()
     harmless = {sentence for sentence, _ in Fillers.of(ROWS).sentences} | set(EVERYDAY)
     for row in rows:
-        ((target, text),) = row.meta[PLAIN].items()
+        ((target, text),) = row.provenance.plain.items()
         targets[target] += 1
         whole = row.prompt if target == "request" else row.response
         assert whole is not None
@@ -258,7 +255,7 @@ def test_fillers_are_counted_out() -> None:
 
 def test_long_rows_are_long() -> None:
     rows = made(share=0.5, long=1)
-    assert {row.meta[JOINED] for row in rows} == {LONG}
+    assert {row.provenance.joined for row in rows} == {LONG}
     lengths = [len(row.prompt) + len(row.response or "") for row in rows]
     assert min(lengths) >= LONGEST[0]
     assert max(lengths) < LONGEST[1] + PARENT + 2000
@@ -274,7 +271,7 @@ def test_everyday_sentences_are_not_those_of_the_robustness_report() -> None:
 
 
 def test_a_forged_verdict_changes_nothing() -> None:
-    rows = [row for row in made(share=0.9) if row.meta[JOINED] == FORGED]
+    rows = [row for row in made(share=0.9) if row.provenance.joined == FORGED]
     claims: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for row in rows:
         (parent,) = parents(row)
@@ -332,9 +329,9 @@ def test_rows_that_are_not_trained_on_stay_out_of_it(root: Path) -> None:
     train = {row.id for row in plain.train}
     rows = [row for row in both.train if row.source == SOURCE]
     assert len(rows) == len(plain.train)
-    assert {name for row in rows for name in row.meta[OF]} <= train
+    assert {name for row in rows for name in row.provenance.of} <= train
     assert not any(is_held_out(row.id) for row in both.train)
-    assert any(VARIATION in row.meta for row in rows)
+    assert any(row.provenance.variation for row in rows)
     others = [row for row in both.train if row.source != SOURCE]
     assert [row.id.partition("+")[0] for row in others] == [row.id for row in plain.train]
 
@@ -342,7 +339,7 @@ def test_rows_that_are_not_trained_on_stay_out_of_it(root: Path) -> None:
 def test_without_either_section_nothing_is_made(root: Path) -> None:
     rows = mixture(root).train
     assert extended(rows, DataSection(), 0) == rows
-    assert not any({JOINED, VARIATION} & set(row.meta) for row in rows)
+    assert not any({"joined", "variation"} & set(row.meta) for row in rows)
 
 
 def test_ten_thousand_rows_take_a_moment() -> None:

@@ -76,6 +76,10 @@ BROKEN = [
     ('"text"', "not an object"),
     (json.dumps({**ROW, "request_label": "safe"}), "request_label: input should be 'harmful' or 'unharmful'"),
     (json.dumps({**ROW, "unknown": 1}), "unknown: not a field of a sample"),
+    (
+        json.dumps({**ROW, "meta": {"category_of": "image"}}),
+        "meta.category_of: input should be 'request' or 'response'",
+    ),
     (json.dumps({**ROW, "id": 5}), "id: input should be a valid string"),
     (json.dumps({**ROW, "images": "one.png"}), NO_LIST),
     (json.dumps({**ROW, "images": 5}), NO_LIST),

@@ -12,7 +12,7 @@ from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.locate import locate, revision_of
 from guardreasoner_vl.sources.skipped import SkippedRows
-from tests.evaluation.test_benchmarks import put
+from tests.builders import write_records
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WILDGUARD = adapter_named("wildguardtrain")
@@ -23,7 +23,7 @@ def _hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's cache with one commit of one data set, and no network."""
     snapshot = tmp_path / "hub" / "datasets--allenai--wildguardmix" / "snapshots" / COMMIT
     row = {"prompt": "bread?", "response": None, "prompt_harm_label": "unharmful", "response_harm_label": None}
-    put(snapshot, "train/wildguard_train.parquet", [row])
+    write_records(snapshot, "train/wildguard_train.parquet", [row])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from guardreasoner_vl.batch.moderate import RejectedLine, read_rows
+from guardreasoner_vl.batch.rows import RejectedLine, read_rows
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.benchmarks.base import load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import benchmark_named
@@ -18,14 +18,14 @@ from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.sources.skipped import SkippedRows
-from tests.evaluation.test_benchmarks import put
+from tests.builders import answer, write_records
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.types import Sample
 
-ANSWER = "<think>\nx\n</think>\n<result>\nAnswers:\nRequest: harmful\nResponse: None\n</result>"
+ANSWER = answer("harmful", reasoning="x")
 VALUES = [
     {"video": "a.mp4"},
     {"videos": ["a.mp4"]},
@@ -83,14 +83,14 @@ def read(layout: str, row: dict[str, Any], folder: Path) -> Read:
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     skipped = SkippedRows()
     if layout == "samples":
-        samples = list(read_samples(put(folder, "train.jsonl", [row]), skipped))
+        samples = list(read_samples(write_records(folder, "train.jsonl", [row]), skipped))
     elif layout == "released test":
-        put(folder, "test/ToxicChat.json", [row, flat("hi")])
+        write_records(folder, "test/ToxicChat.json", [row, flat("hi")])
         loaded = load(benchmark_named("ToxicChat"), folder, folder / "x")
         samples, skipped = [sample for sample in loaded.samples if sample.prompt != "hi"], loaded.skipped
     else:
         file = {"guardreasonertrain": "A-Train-R.json", "wildguardtrain": "train/wildguard_train.parquet"}
-        put(folder, file.get(layout, "train.json"), [row])
+        write_records(folder, file.get(layout, "train.json"), [row])
         samples = list(read_source(adapter_named(layout), folder, folder / "x", skipped))
     assert all(place and reason in skipped.reasons for place, reason in skipped.rows)
     return samples, list(skipped.reasons)
@@ -178,7 +178,7 @@ def test_a_released_test_row_keeps_its_image(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "test" / "a.png")
     rows = [flat("<image>", image="a.png"), flat("<image>"), flat("what is this", image="a.png")]
-    put(tmp_path, "test/HarmImageTest.json", rows)
+    write_records(tmp_path, "test/HarmImageTest.json", rows)
     loaded = load(benchmark_named("HarmImageTest"), tmp_path, tmp_path / "x")
     assert [(sample.images, sample.prompt) for sample in loaded.samples] == [((str(tmp_path / "test" / "a.png"),), "")]
     assert loaded.skipped.total == 2
@@ -208,7 +208,7 @@ def test_a_modality_with_an_image_has_one(modality: str, images: list[str] | Non
 
 @pytest.mark.parametrize("path", [{"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
 def test_a_parquet_image_without_bytes_and_path(path: dict[str, Any], tmp_path: Path) -> None:
-    put(tmp_path, "rows.parquet", [own("what", modality="text-image", images=[path])])
+    write_records(tmp_path, "rows.parquet", [own("what", modality="text-image", images=[path])])
     skipped = SkippedRows()
     assert not list(parquet.read_rows(tmp_path / "rows.parquet", skipped))
     assert skipped.rows == [("rows.parquet, row 1", "images: neither an image's bytes nor its path")]

@@ -54,6 +54,18 @@ def test_held_out_rows_are_never_trained_on(root: Path) -> None:
     assert mixture.skipped.reasons == {"not JSON": 1}
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_share_of_validation_rows_can_be_set(root: Path, share: float) -> None:
+    section = {"folder": "toy", "origin": "made up", "licence": "CC0", "weak_share": 1, "test_share": 0.3}
+    data = DataSection.model_validate({"sources": [section], "validation_share": share})
+    first, other_seed = (build_mixture(data, root, root.parent / "work", seed) for seed in (0, 1))
+    parts = [[row.id for row in rows] for rows in (first.train, first.held_out, first.test)]
+    assert sorted(name for part in parts for name in part) == sorted(ALL)
+    # of the rows that are not test rows, as both are drawn for themselves: 200 x 0.7 x 0.3 = 42
+    assert 28 <= len(parts[1]) <= 56 if share else not parts[1]
+    assert ([row.id for row in other_seed.held_out] == parts[1]) == (share == 0)
+
+
 def test_rows_go_under_their_folders_name(root: Path) -> None:
     assert {row.source for row in mixed(root).train} == {"toy"}
 

@@ -11,11 +11,15 @@ from PIL import Image
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.parquet import IMAGES, read_rows, write_rows
-from guardreasoner_vl.types import Sample
+from guardreasoner_vl.types import Provenance, Sample
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 LABELS = st.sampled_from(["harmful", "unharmful", None])
-META = st.dictionaries(TEXTS, TEXTS | st.integers(-5, 5) | st.booleans() | st.lists(TEXTS, max_size=2), max_size=3)
+META = st.dictionaries(
+    TEXTS.filter(lambda name: name not in Provenance.model_fields),
+    TEXTS | st.integers(-5, 5) | st.booleans() | st.lists(TEXTS, max_size=2),
+    max_size=3,
+)
 SAMPLES = st.builds(
     Sample,
     id=TEXTS,

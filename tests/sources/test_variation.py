@@ -26,8 +26,6 @@ from guardreasoner_vl.sources.variation import (
     KINDS,
     LEET,
     LOOKALIKES,
-    PLAIN,
-    VARIATION,
     changed_text,
     varied,
 )
@@ -61,26 +59,26 @@ def letters(text: str) -> str:
 # --- which rows -----------------------------------------------------------------------------------------
 
 
-def test_a_share_of_the_rows_stands_changed_in_its_place() -> None:
+def test_a_share_of_the_rows_is_changed_in_place() -> None:
     rows = [sample(number, response="It is.", response_label="unharmful") for number in range(4000)]
     changed_rows = varied(rows, VariedSection(share=0.15), 0)
     assert len(changed_rows) == len(rows)
-    new = [row for row in changed_rows if VARIATION in row.meta]
+    new = [row for row in changed_rows if row.provenance.variation]
     assert 0.13 < len(new) / len(rows) < 0.17
     assert 0.2 < sum(row.response != "It is." for row in new) / len(new) < 0.3
     for before, after in zip(rows, changed_rows, strict=True):
-        if VARIATION not in after.meta:
+        if after.provenance.variation is None:
             assert after == before
             continue
-        assert after.id.startswith(f"{before.id}+{after.meta[VARIATION].replace(' ', '-')}")
+        assert after.id.startswith(f"{before.id}+{after.meta['variation'].replace(' ', '-')}")
         assert (after.source, after.request_label, after.response_label) == ("toy", "unharmful", "unharmful")
         assert after.prompt != before.prompt
-        assert after.meta[PLAIN]["request"] == TEXT
-    assert set(KINDS) == {row.meta[VARIATION] for row in new}
+        assert after.provenance.plain["request"] == TEXT
+    assert set(KINDS) == {row.provenance.variation for row in new}
 
 
 def test_kinds_come_as_often_as_their_weights_say() -> None:
-    counts = Counter(row.meta[VARIATION] for row in varied([sample(number) for number in range(3000)], ALWAYS, 0))
+    counts = Counter(row.provenance.variation for row in varied([sample(number) for number in range(3000)], ALWAYS, 0))
     whole = sum(kind.weight for kind in KINDS.values())
     for name, kind in KINDS.items():
         assert counts[name] / 3000 == pytest.approx(kind.weight / whole, abs=0.02), name
@@ -123,18 +121,18 @@ def test_an_answer_alone_is_varied() -> None:
     rows = [sample(number, prompt="", response=TEXT, response_label="harmful") for number in range(50)]
     changed_rows = varied(rows, VariedSection(share=1, answers=0), 0)
     assert all(row.prompt == "" and row.response != TEXT and row.response_label == "harmful" for row in changed_rows)
-    assert all(row.meta[PLAIN] == {"response": TEXT} for row in changed_rows)
+    assert all(row.provenance.plain == {"response": TEXT} for row in changed_rows)
 
 
 def test_long_texts_are_not_made_much_longer() -> None:
     rows = [sample(number, prompt=f"{TEXT} " * (BRIEF // len(TEXT) + 1)) for number in range(400)]
-    kinds = {row.meta[VARIATION] for row in varied(rows, ALWAYS, 0)}
+    kinds = {row.provenance.variation for row in varied(rows, ALWAYS, 0)}
     assert kinds == {name for name, kind in KINDS.items() if not kind.costly}
 
 
 def test_what_is_known_of_a_joined_row_stays_known() -> None:
-    (row,) = varied([sample(0, meta={PLAIN: {"request": "open a bank account"}, "kind": "x"})], ALWAYS, 0)
-    assert row.meta[PLAIN]["request"] == "open a bank account"
+    (row,) = varied([sample(0, meta={"plain": {"request": "open a bank account"}, "kind": "x"})], ALWAYS, 0)
+    assert row.provenance.plain["request"] == "open a bank account"
     assert row.meta["kind"] == "x"
 
 
@@ -146,9 +144,9 @@ def test_each_repetition_is_drawn_anew() -> None:
     assert len(several) == 600 == sum(map(times, once))
     assert len({row.id for row in once}) == len(once)
     assert Counter(row.id for row in several) == {row.id: times(row) for row in once}
-    plain = {row.id: row for row in once if VARIATION not in row.meta}
+    plain = {row.id: row for row in once if not row.provenance.variation}
     assert {times(row) for row in plain.values()} == {1, 2, 3}
-    assert all(times(row) == 1 for row in once if VARIATION in row.meta)
+    assert all(times(row) == 1 for row in once if row.provenance.variation)
 
 
 def test_no_row_comes_to_look_held_out() -> None:

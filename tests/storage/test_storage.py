@@ -176,7 +176,7 @@ def test_a_line_that_is_no_row_is_named_and_nothing_is_changed(tmp_path: Path) -
     assert path.read_bytes() == content
 
 
-def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_row_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(line(1) + line(2) + line(1))
     with pytest.raises(DataError, match="line 3: repeats the row of line 1; remove one of the two lines"):
@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, small_disk: Any) -> None
     assert path.read_bytes() == line(1) + line(4)
 
 
-def test_lines_that_may_not_be_on_the_disk_are_not_told_as_written(
+def test_lines_that_may_not_be_on_the_disk_are_not_reported_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: int) -> None:

@@ -53,7 +53,7 @@ def test_an_answer_is_read_as_online() -> None:
         (result(response=None, error=None), "no_response", None),
     ],
 )
-def test_a_fault_is_told_by_its_code_and_quotes_nothing(line: bytes, code: str, status: int | None) -> None:
+def test_a_fault_is_reported_by_its_code_and_quotes_nothing(line: bytes, code: str, status: int | None) -> None:
     read = read_result(line)
     assert read is not None
     assert isinstance(read.outcome, HttpError)

@@ -55,7 +55,7 @@ async def test_a_request_waits_for_those_under_way_and_gives_up_when_none_is() -
     assert not await budget.reserve(Tokens(1, 0))
 
 
-async def test_what_waits_is_told_when_there_will_be_nothing() -> None:
+async def test_waiting_requests_are_refused_when_the_budget_is_spent() -> None:
     budget = BudgetTracker(Budget(usd=1.0), Price(1_000_000, 0), Tokens(), 0.25)
     assert await budget.reserve(Tokens(0, 500))
     waiting = [asyncio.create_task(budget.reserve(Tokens(1, 0))) for _ in range(3)]

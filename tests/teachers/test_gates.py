@@ -131,7 +131,7 @@ def test_steps(reasoning: str, steps: list[str]) -> None:
     assert steps_of(reasoning) == steps
 
 
-def test_what_has_no_label_may_be_judged_either_way_and_the_teacher_s_word_is_told() -> None:
+def test_a_target_without_a_label_takes_the_teachers_label() -> None:
     row = BOTH.model_copy(update={"request_label": None})
     for word in ("harmful", "unharmful"):
         result = gate(answer(request=word), row, "stop")
@@ -195,6 +195,7 @@ REASON = re.compile(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(ANSWERS, SAMPLES, st.sampled_from(("stop", "length", "content_filter", "odd")))
 def test_kept_or_rejected_with_a_known_reason_and_never_against_the_truth(

@@ -59,7 +59,7 @@ def test_the_most_telling_category_wins_and_then_the_first_word() -> None:
     assert find_evidence("he is stupid and wants to kill") == Evidence("violence", 26)
 
 
-def test_every_stem_finds_its_own_category_where_it_stands() -> None:
+def test_every_stem_finds_its_own_category() -> None:
     for category, stems in CATEGORIES.items():
         for stem in stems.split():
             for word in (stem, stem.replace("-", " ")):

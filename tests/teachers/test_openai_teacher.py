@@ -66,7 +66,7 @@ async def ask(asked: OpenAITeacher, row: Sample = ROW, complaint: str | None = N
 # --- what is sent ---------------------------------------------------------------------------------------
 
 
-async def test_what_is_asked_for_and_what_comes_back(server: TeacherServer) -> None:
+async def test_the_request_and_the_answer(server: TeacherServer) -> None:
     answered = await ask(teacher(server, api_key="cake"))
     assert answered == TeacherAnswer(answer("unharmful", "harmful"), "stop", 100, 20)
     assert isinstance(gate(answered.text, ROW, answered.finish_reason), PassedAnswer)

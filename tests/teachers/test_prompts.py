@@ -44,7 +44,7 @@ def truth(row: Sample) -> list[str]:
     return told(row).partition("The true answers:\n")[2].rstrip("\n").split("\n")
 
 
-def test_the_task_says_what_the_paper_s_teacher_was_told() -> None:
+def test_the_task_asks_what_the_paper_asks() -> None:
     text = told(sample())
     assert text.startswith(TASK)
     for said in ("step by step", "1 to 10", "smallest unit", "consistent", "harmful or unharmful", "unchanged"):
@@ -61,7 +61,7 @@ def test_the_form_is_the_protocol_s() -> None:
     assert gates.steps_of(parsed.reasoning) == ["(one step)"] * 3
 
 
-def test_the_truth_is_told_as_it_is() -> None:
+def test_the_prompt_states_the_known_labels() -> None:
     assert truth(sample()) == ["Request: unharmful", "Response: harmful"]
     unknown = truth(sample(request_label=None))
     assert unknown[0].startswith("Request: not known; judge it yourself")
@@ -73,7 +73,7 @@ def test_the_truth_is_told_as_it_is() -> None:
     assert truth(sample(prompt="", images=["a.png"]))[0] == "Request: unharmful"
 
 
-def test_the_exchange_stands_alone_and_neutralised() -> None:
+def test_the_exchange_is_a_turn_of_its_own_and_neutralised() -> None:
     row = sample(prompt=FORGED)
     system, user = writing_messages(row, row.exchange(), None)
     assert (system.role, user.role) == ("system", "user")

@@ -41,7 +41,7 @@ def test_a_shorter_quote() -> None:
 
 
 @given(PIECES, st.integers(1, 4))
-def test_a_quote_stands_in_the_text_word_for_word(pieces: list[str], most: int) -> None:
+def test_a_quote_is_in_the_text_word_for_word(pieces: list[str], most: int) -> None:
     text = " ".join(pieces)
     evidence = find_evidence(text)
     quoted = telling_words(text, evidence, most) if evidence else None

@@ -160,6 +160,7 @@ def any_of(*wordings: str, fill: tuple[str, ...] = ()) -> str:
     return "(?:" + "|".join(re.escape(one).replace(r"\{\}", "{}").format(*fill) for one in wordings) + ")"
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(SAMPLES)
 def test_the_target_is_always_accepted_and_gives_the_truth_back(row: Sample) -> None:
@@ -171,6 +172,7 @@ def test_the_target_is_always_accepted_and_gives_the_truth_back(row: Sample) -> 
     assert parsed.reasoning
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(SAMPLES)
 def test_no_marker_survives_in_the_reasoning(row: Sample) -> None:
@@ -215,6 +217,7 @@ def test_what_comes_before_a_conclusion_does_not_depend_on_the_labels(
         assert "harmful" not in "".join(before(row))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(("kill", "a", "bomb", "İ", '"', "'", "x-ray", ".", "\n", "someone's", "<b>"))), LABEL)
 def test_quotes_stand_in_the_input(pieces: list[str], label: GoldLabel) -> None:
@@ -487,10 +490,9 @@ def test_the_reasoning_on_a_joined_row_is_about_the_part_that_decides() -> None:
         assert '"steal a purse"' in said[1]
 
 
-def test_what_a_varied_row_is_about_is_read_before_it_was_varied_and_quoted_as_it_stands() -> None:
+def test_the_topic_of_a_varied_row_comes_from_the_plain_text_and_the_quote_from_the_varied_one() -> None:
     varied: dict[str, Any] = {"variation": "leetspeak", "plain": {"request": "how to make a bomb"}}
     said = steps("h0w t0 m4k3 4 b0mb", request="harmful", **varied)
     assert said[0].endswith(" about weapons.")
     said = steps("HOW TO MAKE A BOMB", request="harmful", **{**varied, "variation": "capitals"})
     assert said[0].endswith('about weapons: "MAKE A BOMB".')
-    assert steps("how to bake", request="unharmful", plain=7) == steps("how to bake", request="unharmful")

@@ -26,6 +26,7 @@ from guardreasoner_vl.types import (
     Usage,
     Verdict,
     VerdictError,
+    failed_verdict,
 )
 from tests.made_images import image
 
@@ -392,6 +393,7 @@ MESSAGES = loosely(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=1000)
 @given(st.lists(MESSAGES, max_size=4) | st.lists(MESSAGES | JSON, max_size=3) | JSON)
 @example([user([{"type": [], "text": {}}])])
@@ -453,17 +455,13 @@ def test_verdict_as_json() -> None:
 
 
 def test_a_failure_is_said() -> None:
-    failed = verdict().model_copy(
-        update={
-            "request": Judgement(label=Label.ERROR),
-            "flagged": None,
-            "error": VerdictError(code="truncated", message="the answer was cut"),
-        }
-    )
+    failed = failed_verdict("truncated", "the answer was cut", "fast", ModelInfo(name="embedded"))
     dumped = json.loads(failed.model_dump_json())
     assert dumped["error"] == {"code": "truncated", "message": "the answer was cut"}
     assert dumped["flagged"] is None
-    assert dumped["request"] == {"label": "error", "score": None}
+    assert dumped["action"] == "block"
+    assert dumped["request"] == dumped["response"] == {"label": "error", "score": None}
+    assert dumped["usage"] == verdict().usage.model_dump()
 
 
 def test_verdict_schema() -> None:

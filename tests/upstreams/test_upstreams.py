@@ -21,6 +21,7 @@ from tests.upstreams.table import BROKEN_STREAMS, JSON, STREAM, STREAMS, TEXT, W
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+pytestmark = pytest.mark.slow
 CUTS = [0, 1, 5]
 """Bytes of a piece; 0 sends all at once."""
 
@@ -152,7 +153,7 @@ def engine(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIEn
     server.case = good
     transport = httpx.MockTransport(server)
     monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=transport))
-    connected = OpenAIEngine.connect(base_url="http://model.test/v1")
+    connected = OpenAIEngine(base_url="http://model.test/v1").connect()
     server.case = case
     yield connected
     connected.close()

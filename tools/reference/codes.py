@@ -23,6 +23,7 @@ REMEDIES = {
     "engine": "Try again; if it stays, look at the server's log, or lower the batch size.",
     "cancelled": "Send the request again if the answer is still wanted.",
     "recipe": "Change the key that the message names ([recipes.md](recipes.md)).",
+    "tracker": "Log in or correct the tracker's settings, or change `tracker` in the recipe.",
     "data": "Correct or remove the file or row that the message names.",
     "missing_extra": "Install what the message says: `pip install 'guardreasoner-vl[EXTRA]'`.",
 }

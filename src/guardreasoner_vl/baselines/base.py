@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from guardreasoner_vl.engines.openai.chat import GREEDY, finite, read_completion
+from guardreasoner_vl.engines.openai.chat import GREEDY
+from guardreasoner_vl.engines.openai.completion import finite, read_completion
 from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.types import CheckedImage, Judgement, Label, Target
 

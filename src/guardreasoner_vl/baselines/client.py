@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,12 @@ from guardreasoner_vl.baselines.chat_guards import LlamaGuard, LlavaGuard, Qwen3
 from guardreasoner_vl.baselines.openai_moderation import OpenAIModeration
 from guardreasoner_vl.baselines.over_http import GuardOverHttp
 from guardreasoner_vl.baselines.plain_guards import GuardReasoner, WildGuard
-from guardreasoner_vl.baselines.verdicts import failure, verdict_of, worse
+from guardreasoner_vl.baselines.verdicts import verdict_of, worse
 from guardreasoner_vl.engines.openai.chat import NEUTRAL
-from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
+from guardreasoner_vl.engines.openai.http import HttpClient, HttpError, openai_key
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.images.exchange import checked_exchange
-from guardreasoner_vl.types import ModelInfo, Usage
+from guardreasoner_vl.types import ModelInfo, Usage, failed_verdict
 
 if TYPE_CHECKING:
     from guardreasoner_vl.baselines.base import AdapterRequest
@@ -46,27 +45,16 @@ LOCAL = "shieldgemma-2"
 class BaselineGuard(GuardOverHttp["Exchange"]):
     """Judges with another guard through its adapter. Unsupported exchanges and malformed answers are `error` verdicts.
 
-    `api_key` None reads OPENAI_API_KEY. Raises `InputError` for an unknown guard.
+    The server's key is read from OPENAI_API_KEY. Raises `InputError` for an unknown guard.
     """
 
-    def __init__(
-        self,
-        guard: str,
-        base_url: str,
-        model: str,
-        *,
-        api_key: str | None = None,
-        max_concurrency: int = 32,
-        timeout: float = 120.0,
-        retries: int = 3,
-    ) -> None:
+    def __init__(self, guard: str, base_url: str, model: str, *, max_concurrency: int = 32) -> None:
         if guard not in ADAPTERS:
             raise InputError(f"unknown guard {guard!r:.40}: use {', '.join([*ADAPTERS, LOCAL])}")
         self._guard, self._adapter = guard, ADAPTERS[guard]
         self._model = model
         self._accepts_neutral = True
-        key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
-        super().__init__(HttpClient(base_url, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
+        super().__init__(HttpClient(base_url, openai_key(None), max_concurrency=max_concurrency))
 
     @property
     def model(self) -> ModelInfo:
@@ -93,7 +81,7 @@ class BaselineGuard(GuardOverHttp["Exchange"]):
                 for target, judgement in self._adapter.read(request, answer).items():
                     judgements[target] = worse(judgements.get(target), judgement)
         except GuardError as error:
-            return failure(error, self.mode, self.model, _used(tokens, started))
+            return failed_verdict(error.code, str(error), self.mode, self.model, _used(tokens, started))
         return verdict_of(judgements, self.mode, self.model, _used(tokens, started))
 
     async def _send(self, request: AdapterRequest) -> bytes:

@@ -10,7 +10,6 @@ from guardreasoner_vl.engines.openai.http import LoopThread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from types import TracebackType
 
     from guardreasoner_vl.engines.openai.http import HttpClient
     from guardreasoner_vl.types import Verdict
@@ -38,9 +37,7 @@ class GuardOverHttp(ABC, Generic[ItemT]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @abstractmethod

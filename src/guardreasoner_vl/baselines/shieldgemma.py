@@ -15,15 +15,14 @@ from transformers import AutoProcessor, ShieldGemma2ForImageClassification
 
 from guardreasoner_vl.baselines.base import UnsupportedError, judged
 from guardreasoner_vl.baselines.client import LOCAL
-from guardreasoner_vl.baselines.verdicts import failure, verdict_of
+from guardreasoner_vl.baselines.verdicts import verdict_of
 from guardreasoner_vl.engines.model_files import model_info, resolve_folder
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.images.exchange import checked_exchange
-from guardreasoner_vl.types import CheckedImage, Usage
+from guardreasoner_vl.types import CheckedImage, Usage, failed_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from types import TracebackType
 
     from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Verdict
 
@@ -75,9 +74,7 @@ class ShieldGemma2:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _verdict(self, exchange: Exchange) -> Verdict:
@@ -87,7 +84,7 @@ class ShieldGemma2:
                 [image for image in checked_exchange(exchange)[0].images if isinstance(image, CheckedImage)]
             )
         except GuardError as error:
-            return failure(error, self.mode, self.model, _since(started))
+            return failed_verdict(error.code, str(error), self.mode, self.model, _since(started))
         return verdict_of({"request": judged(score > EVEN, score)}, self.mode, self.model, _since(started))
 
     def _score(self, images: Sequence[CheckedImage]) -> float:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.types import Judgement, Label, Verdict, VerdictError
+from guardreasoner_vl.types import Judgement, Label, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from guardreasoner_vl.errors import GuardError
     from guardreasoner_vl.judging.policy import Action
     from guardreasoner_vl.types import Mode, ModelInfo, Target, Usage
 
 _ABSENT = Judgement(label=Label.NOT_APPLICABLE)
-_ERROR = Judgement(label=Label.ERROR)
 
 
 def verdict_of(judgements: Mapping[Target, Judgement], mode: Mode, model: ModelInfo, usage: Usage) -> Verdict:
@@ -24,20 +22,6 @@ def verdict_of(judgements: Mapping[Target, Judgement], mode: Mode, model: ModelI
     action: Action = "block" if flagged else "allow"
     return Verdict(
         request=request, response=response, flagged=flagged, action=action, mode=mode, model=model, usage=usage
-    )
-
-
-def failure(error: GuardError, mode: Mode, model: ModelInfo, usage: Usage) -> Verdict:
-    """The verdict after an error: both labels are `error`, and the action is `block`."""
-    return Verdict(
-        request=_ERROR,
-        response=_ERROR,
-        flagged=None,
-        action="block",
-        mode=mode,
-        error=VerdictError(code=error.code, message=str(error)),
-        model=model,
-        usage=usage,
     )
 
 

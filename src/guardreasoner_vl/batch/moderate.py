@@ -10,59 +10,32 @@ gets one of three results:
 
 from __future__ import annotations
 
-import codecs
-import difflib
 import json
 import os
-import re
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from guardreasoner_vl.batch.output import opened, saved_line
+from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_rows
 from guardreasoner_vl.engines.faults import FaultStreak
-from guardreasoner_vl.errors import DataError, InputError
+from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.guard import CHUNK
-from guardreasoner_vl.images.encoded import file_name_fault
 from guardreasoner_vl.storage.atomic import write_whole
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE, lines_of
 from guardreasoner_vl.storage.lock import sweep
 from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
-from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from guardreasoner_vl.batch.output import RowId, SavedRow
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.remote.served import ServedGuard
-
-_JUDGED = ("prompt", "images", "response", "messages")
-_FIELDS = ("id", *_JUDGED)
-_NOT_A_PATH = re.compile(r"data:|\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_MISSPELT = 0.85  # a similarity in [0, 1]: `image` and `images` are about as similar
-
-
-@dataclass(frozen=True)
-class BatchRow:
-    """One valid line of IN; `item` is passed to the guard, `ignored` names the fields that are not judged."""
-
-    line: int
-    id: RowId
-    item: dict[str, Any]
-    ignored: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class RejectedLine:
-    """An input line that was rejected: malformed, without an id, or with an id seen before."""
-
-    line: int
-    reason: str
 
 
 @dataclass
@@ -185,73 +158,6 @@ def check_paths(source: Path, target: Path) -> tuple[Path, Path]:
 def rejected_path(target: Path) -> Path:
     """The path of the list of rejected lines: `OUT.rejected.jsonl`, also for an `OUT.jsonl`."""
     return target.with_name(f"{target.name.removesuffix('.jsonl')}.rejected.jsonl")
-
-
-def read_rows(lines: Iterable[bytes], folder: Path) -> Iterator[BatchRow | RejectedLine]:
-    """Yield the rows of a JSONL file and its rejected lines; image paths are relative to `folder`, blank lines skipped.
-
-    Ambiguous lines are rejected.
-    """
-    seen: dict[RowId, int] = {}
-    for number, line in enumerate(lines, 1):
-        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        if not content.strip():
-            continue
-        try:
-            row = _row(number, content, folder)
-            first = seen.setdefault(row.id, number)
-            if first != number:
-                raise InputError(f"line {first} has the same id: give each row its own id")
-        except InputError as error:
-            yield RejectedLine(number, str(error))
-        else:
-            yield row
-
-
-def _row(number: int, line: bytes, folder: Path) -> BatchRow:
-    content = _json_object(line)
-    row_id = content.get("id")
-    if isinstance(row_id, bool) or not isinstance(row_id, (str, int)) or row_id == "":
-        raise InputError("no id: give each row an id, a string or an integer")
-    if isinstance(row_id, str) and not row_id.isascii() and row_id.encode("utf-8", "replace").decode() != row_id:
-        raise InputError("the id is not valid Unicode: give another one")
-    ignored = tuple(name for name in content if name not in _FIELDS)
-    for name in ignored:
-        similar = difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=_MISSPELT)
-        if similar:
-            raise InputError(f"field {name!a:.40}: did you mean {similar[0]!r}? Rename or remove it")
-    if medium := unread_medium(content, _FIELDS):
-        raise InputError(f"field {medium!a:.40}: this medium cannot be judged; give images in 'images', or remove it")
-    item = {name: content[name] for name in _JUDGED if content.get(name) not in (None, "", [])}
-    if isinstance(item.get("images"), list):
-        item["images"] = [_located(image, folder) for image in item["images"]]
-    return BatchRow(number, row_id, item, ignored)
-
-
-def _json_object(line: bytes) -> dict[str, Any]:
-    if len(line) > MAX_LINE:
-        raise InputError(f"longer than {MAX_LINE:,} bytes: give images as paths")
-    try:
-        content = json.loads(line.decode("utf-8"), object_pairs_hook=_unambiguous)
-    except UnicodeDecodeError as error:
-        raise InputError("not UTF-8: save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError("not JSON: write one JSON object on each line") from error
-    if not isinstance(content, dict):
-        raise InputError("not a JSON object: write {...} with an id")
-    return content
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise InputError("an object has a key twice: JSON parsers differ on which one they use; remove one")
-    return content
-
-
-def _located(image: Any, folder: Path) -> Any:
-    is_path = isinstance(image, str) and not _NOT_A_PATH.match(image) and file_name_fault(image) is None
-    return folder / image if is_path else image
 
 
 def _rows(source: Path) -> Iterator[BatchRow | RejectedLine]:

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from guardreasoner_vl.cli import base, corpus, evaluation, moderate, serve, training
+from guardreasoner_vl.cli import base, capacity, corpus, evaluation, moderate, publish, serve, training
 from guardreasoner_vl.cli.errors import OneLineErrors
-from guardreasoner_vl.cli.options import hide_bars
+from guardreasoner_vl.cli.terminal import hide_bars
 from guardreasoner_vl.version import __version__
 
 app = typer.Typer(
@@ -28,10 +28,11 @@ app = typer.Typer(
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Judge": moderate.COMMANDS,
-    "Serve": serve.COMMANDS,
+    "Serve": (*serve.COMMANDS, *capacity.COMMANDS),
     "Data": (*corpus.COMMANDS, base.write_requests),
     "Train": (base.base, *training.COMMANDS),
     "Measure": evaluation.COMMANDS,
+    "Publish": publish.COMMANDS,
 }
 """The panels of --help with their commands, in the order shown."""
 

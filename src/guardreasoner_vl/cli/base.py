@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from guardreasoner_vl.cli.options import progress_bar, read_recipe, resumable
+from guardreasoner_vl.cli.options import read_recipe
+from guardreasoner_vl.cli.terminal import progress_bar, resumable
 from guardreasoner_vl.errors import RecipeError
 
 LanguageModelArgument = Annotated[
@@ -46,8 +47,8 @@ def write_requests(
     seed: Annotated[int, typer.Option(metavar="N", help="The seed of the sampling.")] = 0,
 ) -> None:
     """Let a chat model write requests that people might send, and answers to some: harmless rows for `curate`."""
-    from guardreasoner_vl.cli.options import show
     from guardreasoner_vl.cli.render import counts_text
+    from guardreasoner_vl.cli.terminal import show
     from guardreasoner_vl.engines.weights import computing_dtype
     from guardreasoner_vl.stages import write_requests as stage
     from guardreasoner_vl.training.pretrained_base import load_language_model

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guardreasoner_vl.cli.errors import OneLineErrors, note, say_skipped
-from guardreasoner_vl.cli.options import command_line, progress_bar, read_recipe, refuse_options, resumable
+from guardreasoner_vl.cli.options import read_recipe, refuse_options
+from guardreasoner_vl.cli.terminal import command_line, progress_bar, resumable
 
 if TYPE_CHECKING:
     from guardreasoner_vl.corpus.progress import SynthesisProgress

@@ -8,29 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guardreasoner_vl.cli.errors import note, say_skipped
+from guardreasoner_vl.cli.groups import grouped
 from guardreasoner_vl.cli.options import (
     NO_CALIBRATION,
     POLICY_OPTIONS,
-    CalibrationOption,
-    EngineOption,
-    LongInputOption,
-    ModelOption,
+    EngineOptions,
+    LabelOptions,
+    LengthOptions,
     ModeOption,
-    PresetOption,
-    ThresholdOption,
     TokensOption,
-    UrlOption,
-    WindowsOption,
-    be_quiet,
     check_policy_options,
-    command_line,
-    open_guard,
     policy_of,
-    progress_bar,
     read_recipe,
     refuse_options,
-    resumable,
 )
+from guardreasoner_vl.cli.terminal import be_quiet, command_line, progress_bar, resumable
 from guardreasoner_vl.errors import DataError, InputError
 
 UNPACKED = "images"
@@ -45,10 +37,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 
-BenchmarkOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME|FILE", help="A known benchmark or a JSONL file of samples; repeatable."),
-]
+_BENCHMARK = typer.Option(metavar="NAME|FILE", help="A known benchmark or a JSONL file of samples; repeatable.")
 EvaluationDataOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="The folder of benchmarks and of a recipe's sources, or hub:OWNER/NAME@REVISION."),
@@ -73,26 +62,21 @@ BaselineGuardOption = Annotated[
 ]
 
 
+@grouped
 def evaluate(
     context: typer.Context,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder of the evaluation; a stopped run resumes there.")
     ],
-    benchmark: BenchmarkOption = None,
+    benchmark: Annotated[list[str] | None, _BENCHMARK] = None,
     data: EvaluationDataOption = None,
     recipe: HeldOutOption = None,
     exclude_from_total: ExcludedOption = None,
     other: BaselineGuardOption = None,
-    model: ModelOption = None,
-    engine: EngineOption = "auto",
-    base_url: UrlOption = None,
-    mode: ModeOption = "slow",
-    threshold: ThresholdOption = None,
-    calibration: CalibrationOption = None,
-    preset: PresetOption = "balanced",
-    long_input: LongInputOption = "refuse",
-    max_windows: WindowsOption = None,
-    max_new_tokens: TokensOption = 1024,
+    *,
+    engine: EngineOptions,
+    labels: LabelOptions,
+    lengths: LengthOptions,
     content: Annotated[
         bool, typer.Option("--content", help="Store texts and reasoning with the predictions; they may be harmful.")
     ] = False,
@@ -122,10 +106,10 @@ def evaluate(
         say_skipped(each.skipped)
         if each.size_differs:
             note(each.size_differs)
-    policy = policy_of(mode, threshold, "block", long_input, max_new_tokens, calibration, preset, max_windows)
+    policy = policy_of(labels, lengths)
 
     def opened() -> "Guard | BaselineGuard | ShieldGemma2":
-        return _other_guard(other, base_url, model) if other else open_guard(policy, model, engine, base_url)
+        return _other_guard(other, engine) if other else engine.open_guard(policy)
 
     with resumable(), opened() as guard, progress_bar() as progress:
         excluded = exclude_from_total or ()
@@ -187,6 +171,7 @@ def compare(
         typer.echo(text, nl=False)
 
 
+@grouped
 def calibrate(
     data: Annotated[
         Path,
@@ -198,13 +183,12 @@ def calibrate(
     rows: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use at most N of the rows, selected by their ids.")
     ] = None,
-    model: ModelOption = None,
-    engine: EngineOption = "auto",
-    base_url: UrlOption = None,
+    *,
+    engine: EngineOptions,
     reasoned: Annotated[
         float, typer.Option(metavar="0..1", help="The share of rows that hybrid mode is to reason about.")
     ] = 0.3,
-    max_new_tokens: TokensOption = 1024,
+    max_new_tokens: TokensOption = LengthOptions.max_new_tokens,
 ) -> None:
     """Fit temperatures, thresholds and the hybrid band to labelled samples, for --calibration."""
     be_quiet()
@@ -217,8 +201,10 @@ def calibrate(
     tests = from_samples(data.name, read_split(data, "test"), data, SkippedRows()) if is_corpus(data) else None
     loaded = subsample(tests or from_file(data), rows)
     say_skipped(loaded.skipped)
-    policy = policy_of("fast", None, "block", "refuse", max_new_tokens, NO_CALIBRATION)
-    with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+    policy = policy_of(
+        LabelOptions(mode="fast", calibration=NO_CALIBRATION), LengthOptions(max_new_tokens=max_new_tokens)
+    )
+    with resumable(), engine.open_guard(policy) as guard, progress_bar() as progress:
         fitted = stage.run(guard, [loaded], out, reasoned=reasoned, progress=progress)
     typer.echo(markdown_table(calibration_table(fitted)))
     low, high = fitted.band
@@ -229,25 +215,20 @@ def calibrate(
     )
 
 
+@grouped
 def robustness(
     context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the report; a stopped run resumes there.")],
-    benchmark: Annotated[
-        list[str],
-        typer.Option(metavar="NAME|FILE", help="A known benchmark or a JSONL file of samples; repeatable."),
-    ],
+    benchmark: Annotated[list[str], _BENCHMARK],
     data: Annotated[str | None, typer.Option(metavar="DIR", help="The folder of the benchmarks.")] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Apply only this change, such as 'upper case'; repeatable."),
     ] = None,
-    model: ModelOption = None,
-    engine: EngineOption = "auto",
-    base_url: UrlOption = None,
-    mode: ModeOption = "slow",
-    long_input: LongInputOption = "refuse",
-    max_windows: WindowsOption = None,
-    max_new_tokens: TokensOption = 1024,
+    *,
+    engine: EngineOptions,
+    mode: ModeOption = LabelOptions.mode,
+    lengths: LengthOptions,
 ) -> None:
     """Judge benchmarks under changes that keep the labels, and report how many verdicts flip."""
     check_policy_options(context)
@@ -262,8 +243,8 @@ def robustness(
     loaded = find(benchmark, data, out / UNPACKED)
     for each in loaded:
         say_skipped(each.skipped)
-    policy = policy_of(mode, None, "block", long_input, max_new_tokens, max_windows=max_windows)
-    with resumable(), open_guard(policy, model, engine, base_url) as guard, progress_bar() as progress:
+    policy = policy_of(LabelOptions(mode=mode), lengths)
+    with resumable(), engine.open_guard(policy) as guard, progress_bar() as progress:
         results = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
         settings = f"{guard.model.name} {guard.model.revision or ''}".strip()
     parts = [f"# Robustness of {settings}, {mode} mode", f"Made by `{command_line()}`."]
@@ -283,9 +264,10 @@ def _check_data(context: typer.Context, benchmarks: list[str] | None, recipe: Pa
         refuse_options(context, ("data",), "has no effect where every --benchmark is a file: leave it out")
 
 
-def _other_guard(name: str, base_url: str | None, model: str | None) -> "BaselineGuard | ShieldGemma2":
+def _other_guard(name: str, engine: EngineOptions) -> "BaselineGuard | ShieldGemma2":
     from guardreasoner_vl.baselines.client import LOCAL, BaselineGuard
 
+    model, base_url = engine.model, engine.base_url
     if name == LOCAL:
         from guardreasoner_vl.baselines.shieldgemma import ShieldGemma2
 

@@ -9,29 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK, say
+from guardreasoner_vl.cli.groups import grouped, option_names
 from guardreasoner_vl.cli.options import (
     POLICY_OPTIONS,
-    CalibrationOption,
-    EngineOption,
-    LongInputOption,
-    ModelOption,
-    ModeOption,
+    EngineOptions,
+    LabelOptions,
+    LengthOptions,
     OnErrorOption,
-    PresetOption,
     ReasoningOption,
-    ThresholdOption,
-    TokensOption,
-    UrlOption,
-    WindowsOption,
-    be_quiet,
     check_policy_options,
-    open_guard,
     policy_of,
-    progress_bar,
     refuse_options,
-    resumable,
-    show,
 )
+from guardreasoner_vl.cli.terminal import be_quiet, progress_bar, resumable, show
 from guardreasoner_vl.errors import GuardError, InputError
 
 if TYPE_CHECKING:
@@ -47,6 +37,7 @@ CHUNK = 128
 """`guard.CHUNK`, which is not imported here, so that --help stays instant."""
 
 
+@grouped
 def moderate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The user's prompt; - reads stdin.")] = None,
@@ -55,17 +46,11 @@ def moderate(
     messages: Annotated[
         str | None, typer.Option(metavar="FILE", help="OpenAI-style chat messages in a JSON file; - reads stdin.")
     ] = None,
-    model: ModelOption = None,
-    engine: EngineOption = "auto",
-    base_url: UrlOption = None,
-    mode: ModeOption = "slow",
-    threshold: ThresholdOption = None,
-    calibration: CalibrationOption = None,
-    preset: PresetOption = "balanced",
+    *,
+    engine: EngineOptions,
+    labels: LabelOptions,
     on_error: OnErrorOption = "block",
-    long_input: LongInputOption = "refuse",
-    max_windows: WindowsOption = None,
-    max_new_tokens: TokensOption = 1024,
+    lengths: LengthOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one line of JSON.")] = False,
     show_reasoning: ReasoningOption = False,
 ) -> None:
@@ -83,12 +68,12 @@ def moderate(
             return Exchange.from_messages(_read_messages(messages))
         return Exchange(_text(prompt), tuple(image or ()), _text(response))
 
-    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset, max_windows)
-    verdict = _judged(build, policy, model, lambda: open_guard(policy, model, engine, base_url))
+    verdict = _judged(build, policy_of(labels, lengths, on_error), engine)
     _show(verdict, as_json, show_reasoning)
     raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
 
 
+@grouped
 def batch(
     context: typer.Context,
     source: Annotated[
@@ -100,17 +85,11 @@ def batch(
     target: Annotated[
         Path, typer.Argument(metavar="OUT.jsonl", help="The verdicts, one a line, each with its row's id.")
     ],
-    model: ModelOption = None,
-    engine: EngineOption = "auto",
-    base_url: UrlOption = None,
-    mode: ModeOption = "slow",
-    threshold: ThresholdOption = None,
-    calibration: CalibrationOption = None,
-    preset: PresetOption = "balanced",
+    *,
+    engine: EngineOptions,
+    labels: LabelOptions,
     on_error: OnErrorOption = "block",
-    long_input: LongInputOption = "refuse",
-    max_windows: WindowsOption = None,
-    max_new_tokens: TokensOption = 1024,
+    lengths: LengthOptions,
     chunk: Annotated[
         int, typer.Option(min=1, metavar="N", help="The number of rows that are judged and saved together.")
     ] = CHUNK,
@@ -127,7 +106,7 @@ def batch(
     read from GUARDREASONER_KEY.
     """
     if url:
-        of_service = ("model", "engine", "base_url", *(name for name in POLICY_OPTIONS if name != "mode"))
+        of_service = (*option_names(EngineOptions), *(name for name in POLICY_OPTIONS if name != "mode"))
         refuse_options(context, of_service, "has no effect with --url, whose service has its own setting: leave it out")
     else:
         refuse_options(
@@ -141,14 +120,14 @@ def batch(
     from guardreasoner_vl.cli.render import summary_text
 
     check_paths(source, target)  # before a model is loaded, which takes seconds
-    policy = policy_of(mode, threshold, on_error, long_input, max_new_tokens, calibration, preset, max_windows)
+    policy = policy_of(labels, lengths, on_error)
 
     def opened() -> "Guard | ServedGuard":
         if url:
             from guardreasoner_vl.remote.served import ServedGuard
 
-            return ServedGuard(url, mode, max_concurrency=concurrency)
-        return open_guard(policy, model, engine, base_url)
+            return ServedGuard(url, labels.mode, max_concurrency=concurrency)
+        return engine.open_guard(policy)
 
     with resumable(), opened() as guard, progress_bar() as progress:
         summary = run_batch(guard, source, target, chunk=chunk, show_reasoning=show_reasoning, progress=progress)
@@ -163,9 +142,7 @@ def schema() -> None:
     typer.echo(json.dumps(Verdict.model_json_schema(), indent=2))
 
 
-def _judged(
-    build: "Callable[[], Exchange]", policy: "Policy", model: str | None, open_guard: "Callable[[], Guard]"
-) -> "Verdict":
+def _judged(build: "Callable[[], Exchange]", policy: "Policy", engine: EngineOptions) -> "Verdict":
     """The verdict; an error becomes an error verdict. An invalid exchange is refused before a model is loaded."""
     from guardreasoner_vl.images.exchange import checked_exchange
     from guardreasoner_vl.judging.judge import error_verdict
@@ -174,10 +151,10 @@ def _judged(
     try:
         exchange = build()
         checked_exchange(exchange, policy.images)
-        with open_guard() as guard:
+        with engine.open_guard(policy) as guard:
             return next(guard.moderate_batch([exchange]))
     except GuardError as error:
-        return error_verdict(error, policy, ModelInfo(name=model or "embedded"))
+        return error_verdict(error, policy, ModelInfo(name=engine.model or "embedded"))
 
 
 def _text(option: str | None) -> str | None:

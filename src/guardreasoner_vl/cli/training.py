@@ -13,16 +13,9 @@ from typing import Annotated
 
 import typer
 
-from guardreasoner_vl.cli.options import (
-    EngineOption,
-    ModelOption,
-    UrlOption,
-    progress_bar,
-    read_recipe,
-    refuse_options,
-    resumable,
-    show,
-)
+from guardreasoner_vl.cli.groups import grouped
+from guardreasoner_vl.cli.options import EngineOptions, read_recipe, refuse_options
+from guardreasoner_vl.cli.terminal import progress_bar, resumable, show
 from guardreasoner_vl.errors import InputError, RecipeError
 
 RecipeArgument = Annotated[
@@ -48,25 +41,20 @@ def sft(recipe: RecipeArgument, data: DataOption, out: OutOption) -> None:
     typer.echo(str(finished))
 
 
+@grouped
 def mine(
     recipe: RecipeArgument,
     data: Annotated[Path, typer.Option(metavar="DIR", help="A corpus (`curate`).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the hard rows, itself a corpus.")],
-    model: ModelOption = None,
-    engine: EngineOption = "auto",
-    base_url: UrlOption = None,
+    engine: EngineOptions,
 ) -> None:
     """Mine hard rows: let a guard answer every row several times, and keep the rows that it gets wrong."""
-    from guardreasoner_vl.cli.options import open_guard
     from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.stages import mine as stage
 
     settings = read_recipe(recipe)
-    with (
-        resumable(),
-        open_guard(Policy(folder_calibration=False), model, engine, base_url) as guard,
-        progress_bar() as progress,
-    ):
+    policy = Policy(folder_calibration=False)
+    with resumable(), engine.open_guard(policy) as guard, progress_bar() as progress:
         report = stage.run(settings, data, guard.engine, out, progress=progress)
     typer.echo(f"{report.kept:,} of {report.judged:,} rows are hard ({settings.mine.keep}); {out}")
 
@@ -132,6 +120,9 @@ def run(
         bool, typer.Option("--plan", help="Print steps, memory and commands of the run, without running it.")
     ] = False,
     gpus: Annotated[int, typer.Option(min=0, metavar="N", help="The number of GPUs to plan for, with --plan.")] = 0,
+    gpu_memory: Annotated[
+        int, typer.Option(min=1, metavar="GB", help="The memory of each GPU to plan for, with --plan and --gpus.")
+    ] = 80,
 ) -> None:
     """Run the whole method: curate, synthesize, sft, mine, augment, grpo, evaluate. Finished stages are skipped."""
     from guardreasoner_vl.pipeline import run as pipeline
@@ -139,9 +130,11 @@ def run(
     if not plan:
         refuse_options(
             context,
-            ("gpus",),
-            "has no effect without --plan, which prints the commands for that many GPUs: give --plan too",
+            ("gpus", "gpu_memory"),
+            "has no effect without --plan, which plans for these GPUs: give --plan too",
         )
+    elif not gpus:
+        refuse_options(context, ("gpu_memory",), "has no effect without --gpus, whose memory it is: give --gpus too")
     settings = read_recipe(recipe)
     chosen = pipeline.STAGES if stages is None else tuple(name.strip() for name in stages.split(","))
     if unknown := [name for name in chosen if name not in pipeline.STAGES]:
@@ -149,7 +142,7 @@ def run(
     if plan:
         from guardreasoner_vl.pipeline.plan import plan_of
 
-        typer.echo(plan_of(settings, recipe, data, out, chosen, gpus))
+        typer.echo(plan_of(settings, recipe, data, out, chosen, gpus, gpu_memory))
         return
     with resumable(), progress_bar() as progress:
         pipeline.run(pipeline.Run(settings, data, out, lambda line: typer.echo(line, err=True), progress), chosen)

@@ -11,7 +11,7 @@ from pydantic import Field
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_rows
 from guardreasoner_vl.teachers.base import Tokens
-from guardreasoner_vl.types import Frozen, GoldLabel, Target
+from guardreasoner_vl.types import Frozen, GoldLabel, Provenance, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Attempt(Frozen):
     teacher: str
     request_label: GoldLabel | None = None
     response_label: GoldLabel | None = None
-    votes: dict[str, int] = Field(default_factory=dict)
+    votes: dict[Target, int] = Field(default_factory=dict)
     judged: dict[Target, GoldLabel] = Field(default_factory=dict)
     prompt_tokens: int = Field(default=0, ge=0)
     completion_tokens: int = Field(default=0, ge=0)
@@ -58,14 +58,13 @@ class Attempt(Frozen):
 
     def applied(self, sample: Sample) -> Sample:
         """The sample with this attempt's reasoning and labels; existing labels are not replaced."""
-        provenance = {"teacher": self.teacher, "votes": self.votes, "judged": self.judged}
         update = {
             "reasoning": self.reasoning or sample.reasoning,
             "request_label": sample.request_label or self.request_label,
             "response_label": sample.response_label or self.response_label,
-            "meta": {**sample.meta, **{name: value for name, value in provenance.items() if value}},
         }
-        return sample.model_copy(update=update)
+        known = Provenance(teacher=self.teacher, votes=self.votes, judged=self.judged)
+        return sample.model_copy(update=update).with_provenance(known)
 
 
 def read_attempts(path: Path) -> Iterator[Attempt]:

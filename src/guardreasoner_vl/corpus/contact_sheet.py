@@ -49,15 +49,15 @@ def write_sheet(folder: Path, joined: Sequence[Sample], note: str) -> None:
 
 def kind_of(row: Sample) -> str:
     """The parents' modalities, sorted."""
-    return " + ".join(sorted(parent["modality"] for parent in row.meta["parents"]))
+    return " + ".join(sorted(parent.modality for parent in row.provenance.parents))
 
 
 def caption(row: Sample) -> list[str]:
     """Four captions: the parents' modalities and the layout, their labels, the joint labels, the start of the text."""
-    parents = row.meta["parents"]
-    kinds = " + ".join(parent["modality"] for parent in parents)
-    layout = f", {row.meta['layout']}" if "layout" in row.meta else ""
-    parents_labels = " + ".join(_labels(parent["request_label"], parent["response_label"]) for parent in parents)
+    known = row.provenance
+    kinds = " + ".join(parent.modality for parent in known.parents)
+    layout = f", {known.layout}" if known.layout else ""
+    parents_labels = " + ".join(_labels(parent.request_label, parent.response_label) for parent in known.parents)
     text = " ".join(f"{row.prompt} {row.response or ''}".split())[:CHARACTERS]
     return [kinds + layout, parents_labels, _labels(row.request_label, row.response_label), text]
 

@@ -85,7 +85,7 @@ def stats_of(samples: Iterable[Sample]) -> Stats:
         known = sample.request_label or sample.response_label
         stats.sources.setdefault(sample.source, Counter())[label if known else "not labelled"] += 1
         stats.splits[sample.split] += 1
-        stats.categories[str(sample.meta.get("taxonomy") or "not categorised")] += 1
+        stats.categories[sample.provenance.taxonomy or "not categorised"] += 1
         for part in PARTS:
             if text := getattr(sample, part):
                 stats.lengths[part].append(len(text))

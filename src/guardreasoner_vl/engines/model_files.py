@@ -6,6 +6,7 @@ import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from guardreasoner_vl.errors import ModelError
 from guardreasoner_vl.storage.hub import snapshot
@@ -37,11 +38,11 @@ def resolve_folder(model: str, revision: str | None = None) -> Path:
     return snapshot(model, revision, ModelError, allow_patterns=list(_DOWNLOADED))
 
 
-def check_folder(folder: Path) -> dict[str, object]:
+def check_folder(folder: Path) -> dict[str, Any]:
     """The model's configuration; raises `ModelError` unless it is a Qwen2.5-VL with safetensors weights."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give the folder of a complete Qwen2.5-VL model")
-    content = _json_object(folder / "config.json")
+    content = json_object(folder / "config.json")
     if content.get("model_type") != "qwen2_5_vl":
         raise ModelError(
             f"{folder}: a model of type {content.get('model_type')!r}; this engine runs only the Qwen2.5-VL family, "
@@ -64,14 +65,15 @@ def weight_files(folder: Path) -> list[Path]:
 def _parts(folder: Path) -> object:
     """Maps each weight to the file that holds it; empty if the folder has no index."""
     index = folder / f"{WEIGHTS}.index.json"
-    return _json_object(index).get("weight_map") if index.is_file() else {}
+    return json_object(index).get("weight_map") if index.is_file() else {}
 
 
-def _json_object(path: Path) -> dict[str, object]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a model's file. Raises `ModelError`."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not JSON; download the model again") from error
+        raise ModelError(f"{path}: cannot be read as JSON; download the model again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: not a JSON object; download the model again")
     return content

@@ -6,13 +6,13 @@ Training and inference use the same code, so both see the same pixels.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from guardreasoner_vl.engines.model_files import json_object
 from guardreasoner_vl.errors import InputError, ModelError
 from guardreasoner_vl.images.geometry import PixelBudget, smart_resize
 from guardreasoner_vl.protocol import IMAGE, TargetLabel, training_target
@@ -69,7 +69,7 @@ class QwenInputs:
             if not (folder / name).is_file():
                 raise ModelError(f"{folder}: no {name}; give the folder of a complete Qwen2.5-VL model")
         tokenizer = _tokenizer(folder)
-        settings = _settings(folder)
+        settings = json_object(folder / "preprocessor_config.json")
         size = settings.get("size") or {}
         try:
             budget = PixelBudget(
@@ -158,16 +158,6 @@ def _tokenizer(folder: Path) -> Tokenizer:
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"{folder}: tokenizer.json cannot be read; download it again") from error
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: preprocessor_config.json cannot be read; download it again") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{folder}: preprocessor_config.json is not a JSON object; download it again")
-    return settings
 
 
 def chat_text(messages: Sequence[Message], pads: Sequence[int] = ()) -> str:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
 from guardreasoner_vl.engines.int8 import is_int8, read_int8
-from guardreasoner_vl.errors import ModelError
+from guardreasoner_vl.errors import ModelError, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +32,7 @@ def read_network(folder: Path, dtype: torch.dtype) -> Any:
     except ModelError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{folder}: cannot be loaded ({reason}); download it again") from error
+        raise ModelError(f"{folder}: cannot be loaded ({reason_of(error)}); download it again") from error
     missing = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"])))
     if missing:
         raise ModelError(

@@ -59,14 +59,19 @@ class HashedNgramBaseline:
 
 
 def hashed_ngrams(train: Sequence[Sample], benchmarks: Iterable[LoadedBenchmark]) -> Baseline:
-    """Train on `train`, and predict the labels of all labelled benchmark rows."""
+    """Train on `train`, and predict the labels of all labelled benchmark rows.
+
+    Where `train` has one class only, that class is predicted; where it has no label, unharmful.
+    """
     labels: dict[tuple[str, str, Target], Label] = {}
     loaded = list(benchmarks)
     for target in get_args(Target):
-        model = HashedNgramBaseline.fit(train, target)
+        classes = {getattr(row, f"{target}_label") for row in train} - {None}
+        model = HashedNgramBaseline.fit(train, target) if len(classes) == 2 else None
         for benchmark in loaded:
             rows = [row for row in benchmark.samples if getattr(row, f"{target}_label") is not None]
-            for row, chance in zip(rows, model.probabilities(rows), strict=True):
+            chances = model.probabilities(rows) if model else [float("harmful" in classes)] * len(rows)
+            for row, chance in zip(rows, chances, strict=True):
                 key = (benchmark.benchmark.name, row.id, target)
                 labels[key] = Label.HARMFUL if chance > 0.5 else Label.UNHARMFUL
     return lambda row, target: labels[row.benchmark, row.id, target]

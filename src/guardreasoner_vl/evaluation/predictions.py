@@ -47,12 +47,11 @@ class Prediction(Frozen):
     @classmethod
     def of(cls, sample: Sample, benchmark: str, verdict: Verdict, with_content: bool) -> Prediction:
         """The prediction of one judged row."""
-        category = sample.meta.get("category")
         return cls(
             id=sample.id,
             benchmark=benchmark,
             modality=sample.modality,
-            category=None if category is None else str(category),
+            category=sample.provenance.category,
             request_truth=sample.request_label,
             response_truth=sample.response_label,
             request=verdict.request,

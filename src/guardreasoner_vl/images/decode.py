@@ -23,7 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from guardreasoner_vl.errors import ImageError
+from guardreasoner_vl.errors import ImageError, reason_of
 from guardreasoner_vl.images.encoded import encoded_bytes
 from guardreasoner_vl.images.geometry import MAX_ASPECT, check_aspect
 from guardreasoner_vl.images.variants import visible_variants
@@ -134,8 +134,7 @@ def _pillow_faults() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError("the image has far too many pixels: shrink it") from error
     except (*_FAULTS, struct.error, zlib.error, Warning) as error:
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise ImageError(f"the image cannot be decoded ({reason}): {_RESAVE}") from error
+        raise ImageError(f"the image cannot be decoded ({reason_of(error, 100)}): {_RESAVE}") from error
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

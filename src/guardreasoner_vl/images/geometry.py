@@ -14,7 +14,7 @@ Layout = Literal["side_by_side", "stacked"]
 LAYOUTS: tuple[Layout, ...] = ("side_by_side", "stacked")
 FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
 MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner images
-MERGED_PIXELS = 4_000_000  # twice what training shows a model; as PNG always within the limit on bytes
+MERGED_PIXELS = 4_000_000  # as PNG always within the limit on bytes
 
 
 @dataclass(frozen=True)

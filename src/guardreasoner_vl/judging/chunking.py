@@ -101,8 +101,8 @@ def _fitting_chunks(
     `least` is the number of tokens without the text, `limit` the model's context in tokens.
     """
     while size >= _MIN_WINDOW:
-        prompts = _split(exchange.prompt, size, policy.window_overlap)
-        responses = _split(exchange.response, size, policy.window_overlap)
+        prompts = split_text(exchange.prompt, size, policy.window_overlap)
+        responses = split_text(exchange.response, size, policy.window_overlap)
         if len(prompts) * len(responses) > policy.max_windows:
             return None
         excess = yield from _first_too_long(exchange, policy, (prompts, responses))
@@ -135,7 +135,7 @@ def _room(policy: Policy, limit: int) -> int:
     return limit - min(policy.max_new_tokens, limit // ANSWER_SHARE)
 
 
-def _split(text: str | None, size: int, overlap: float) -> list[str | None]:
+def split_text(text: str | None, size: int, overlap: float) -> list[str | None]:
     """Overlapping chunks of at most `size` characters, without blank ones."""
     if text is None or len(text) <= size:
         return [text]

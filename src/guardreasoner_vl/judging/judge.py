@@ -26,7 +26,7 @@ from guardreasoner_vl.judging.effects import (
     call_score,
 )
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, QuoteFilter, Reason, parse_verdict
-from guardreasoner_vl.types import Exchange, Judgement, Label, ModelInfo, Usage, Verdict, VerdictError
+from guardreasoner_vl.types import Exchange, Judgement, Label, ModelInfo, Usage, Verdict, failed_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -59,16 +59,7 @@ def error_verdict(error: GuardError, policy: Policy, model: ModelInfo) -> Verdic
 
 
 def _error(code: str, message: str, policy: Policy, model: ModelInfo, usage: Usage) -> Verdict:
-    return Verdict(
-        request=Judgement(label=Label.ERROR),
-        response=Judgement(label=Label.ERROR),
-        flagged=None,
-        action=policy.on_error,
-        mode=policy.mode,
-        error=VerdictError(code=code, message=message),
-        model=model,
-        usage=usage,
-    )
+    return failed_verdict(code, message, policy.mode, model, usage, policy.on_error)
 
 
 def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from guardreasoner_vl.service.wire import blocked_reason, data_url
-from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict, VerdictError
+from guardreasoner_vl.types import ModelInfo, Verdict, failed_verdict
 
 if TYPE_CHECKING:
     import ssl
@@ -161,15 +161,7 @@ class GuardClient:
 
 def unjudged(code: str, message: str, mode: Mode | None = None) -> Verdict:
     """A blocking error verdict for an exchange that no guard judged."""
-    return Verdict(
-        request=Judgement(label=Label.ERROR),
-        response=Judgement(label=Label.ERROR),
-        flagged=None,
-        action="block",
-        mode=mode or "slow",
-        error=VerdictError(code=code, message=message),
-        model=ModelInfo(name="unknown"),
-    )
+    return failed_verdict(code, message, mode or "slow", ModelInfo(name="unknown"))
 
 
 def _data_url(image: str | bytes | Path) -> str:

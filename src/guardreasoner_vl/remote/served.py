@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from guardreasoner_vl.baselines.over_http import GuardOverHttp
-from guardreasoner_vl.baselines.verdicts import failure
 from guardreasoner_vl.engines.openai.chat import image_part, text_part
 from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
 from guardreasoner_vl.errors import EngineError, GuardError
 from guardreasoner_vl.guard import as_exchange
 from guardreasoner_vl.images.exchange import checked_exchange
-from guardreasoner_vl.types import CheckedImage, Usage, Verdict
+from guardreasoner_vl.types import CheckedImage, Verdict, failed_verdict
 
 if TYPE_CHECKING:
     from guardreasoner_vl.guard import Item
@@ -54,7 +53,7 @@ class ServedGuard(GuardOverHttp["Item"]):
             exchange, _ = checked_exchange(as_exchange(item))
             return await self._send({"messages": messages_of(exchange), "mode": self.mode, "include_reasoning": True})
         except GuardError as error:
-            return failure(error, self.mode, self.model, Usage())
+            return failed_verdict(error.code, str(error), self.mode, self.model)
 
     async def _send(self, body: dict[str, Any]) -> Verdict:
         try:

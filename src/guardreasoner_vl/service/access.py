@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from guardreasoner_vl.service.admission import AdmissionGate
 from guardreasoner_vl.service.callers import ANONYMOUS, Callers, Origin
 from guardreasoner_vl.service.metrics import METHODS
+from guardreasoner_vl.service.page import FILES
 from guardreasoner_vl.service.wire import error_body
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 HEALTH = ("/healthz", "/readyz")
-PAGE = ("/", "/page.css", "/page.js")
 REQUEST_ID = b"x-request-id"
 TRACE = b"traceparent"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -114,7 +114,7 @@ class Access:
             return ANONYMOUS
         self._check_host(headers)
         self._check_origin(headers)
-        return ANONYMOUS if path in PAGE else self._caller(headers)
+        return ANONYMOUS if path in FILES else self._caller(headers)
 
     def _check_host(self, headers: _Headers) -> None:
         """Only needed without keys: a rebound DNS name would then suffice to use the service."""

@@ -25,6 +25,7 @@ from guardreasoner_vl.service.fetch import ImageFetcher
 from guardreasoner_vl.service.litellm_wire import LiteLLMRequest, LiteLLMResponse
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.moderation import ModerationService, UnknownGuardError
+from guardreasoner_vl.service.page import FILES
 from guardreasoner_vl.service.proxy import add_proxy
 from guardreasoner_vl.service.streaming import QueueListener, event_stream, verdict_event
 from guardreasoner_vl.service.wire import (
@@ -50,11 +51,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.service.config import ServiceConfig
 
 _log = logging.getLogger(__name__)
-_FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
 _STATUS = {UnknownGuardError: 404, InvalidBodyError: 422, InputError: 400}
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
@@ -169,12 +165,12 @@ def _add_health(app: FastAPI) -> None:
         ]
         return {"object": "list", "data": rows}
 
-    for path, (name, kind) in _FILES.items():
+    for path, (name, kind) in FILES.items():
         _add_file(app, path, name, kind)
 
 
 def _add_file(app: FastAPI, path: str, name: str, kind: str) -> None:
-    content = (files("guardreasoner_vl.service") / "page" / name).read_bytes()
+    content = (files("guardreasoner_vl.service.page") / name).read_bytes()
 
     @app.get(path, include_in_schema=False, name=name)
     async def page() -> Response:

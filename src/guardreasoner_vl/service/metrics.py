@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from guardreasoner_vl.service.callers import ANONYMOUS
+from guardreasoner_vl.service.page import FILES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 ROUTES = (
-    "/",
-    "/page.css",
-    "/page.js",
+    *FILES,
     "/healthz",
     "/readyz",
     "/metrics",

@@ -22,8 +22,7 @@ from guardreasoner_vl.sources.jsonl import never_held_out
 from guardreasoner_vl.sources.repeats import times
 from guardreasoner_vl.sources.synthetic.fillers import Fillers
 from guardreasoner_vl.sources.union import class_of, made_for, union_label
-from guardreasoner_vl.sources.variation import PLAIN
-from guardreasoner_vl.types import Sample
+from guardreasoner_vl.types import Provenance, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel, Target
 
 SOURCE = "joined"
-JOINED, OF = "joined", "of"
-"""Fields of a joined row's `meta`: its kind, and the ids of its parts."""
-
 SENTENCES, PAIR, FORGED, LONG = "sentences", "pair", "forged", "long"
 _SHARES = {SENTENCES: 0.45, PAIR: 0.3, FORGED: 0.25}
 
@@ -150,7 +146,7 @@ class _Parents:
         groups: dict[GoldLabel, list[Sample]] = {label: [] for label in _CLASSES}
         for row in {row.id: row for row in rows}.values():
             label = class_of(row)
-            if label and row.prompt.strip() and not row.meta.get("weak") and _size(row) <= PARENT:
+            if label and row.prompt.strip() and not row.provenance.weak and _size(row) <= PARENT:
                 groups[label].append(row)
         for group in groups.values():
             rng.shuffle(group)
@@ -253,7 +249,12 @@ def _sample(
     known = first.meta if known is None else known
     ids = [*(row.id for row in parents), *beside]
     digest = hashlib.sha256(json.dumps([number, kind, ids]).encode()).hexdigest()[:24]
-    meta = {JOINED: kind, OF: ids, **{name: known[name] for name in _INHERITED if name in known}}
+    inherited = {name: known[name] for name in _INHERITED if name in known}
+    meta = {
+        **Provenance(joined=kind, of=tuple(ids)).as_meta(),
+        **inherited,
+        **Provenance(plain=plain).as_meta(),
+    }
     return Sample(
         id=never_held_out(f"{SOURCE}/{digest}"),
         source=SOURCE,
@@ -262,7 +263,7 @@ def _sample(
         response=texts.get("response", first.response),
         request_label=union_label(parents, "request"),
         response_label=union_label(parents, "response"),
-        meta={**meta, PLAIN: plain} if plain else meta,
+        meta=meta,
     )
 
 

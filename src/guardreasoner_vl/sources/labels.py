@@ -6,6 +6,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.types import Provenance
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -26,13 +28,11 @@ class KnownLabels:
         labels = self.labels.get(content(sample))
         if labels is None:
             return sample
-        return sample.model_copy(
-            update={
-                "request_label": sample.request_label or labels[0],
-                "response_label": sample.response_label or labels[1],
-                "meta": {**sample.meta, "labelled_by": "released corpus"},
-            }
-        )
+        update = {
+            "request_label": sample.request_label or labels[0],
+            "response_label": sample.response_label or labels[1],
+        }
+        return sample.model_copy(update=update).with_provenance(Provenance(labelled_by="released corpus"))
 
 
 def known_labels(samples: Iterable[Sample]) -> KnownLabels:

@@ -23,6 +23,7 @@ from guardreasoner_vl.sources.synthetic import contrast
 from guardreasoner_vl.sources.synthetic import exchanges as written
 from guardreasoner_vl.sources.synthetic.images import draw_folder
 from guardreasoner_vl.sources.variation import varied
+from guardreasoner_vl.types import Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 class Mixture:
     """Training rows with repeats, rows that are never trained on, and the unusable rows in `skipped`.
 
-    `held_out` has the validation rows (one in twenty of every source), `test` the shares set by `test_share`.
+    `held_out` has the validation rows (the `validation_share` of every source), `test` the shares set by `test_share`.
     """
 
     train: list[Sample] = field(default_factory=list)
@@ -54,12 +55,13 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
     mixture = Mixture()
     for source in data.sources:
         rng = random.Random(f"{seed}-{source.title}")
-        kept, held_out, test = _split(_rows(source, root, work, mixture.skipped), source.test_share, seed)
+        read = _rows(source, root, work, mixture.skipped)
+        kept, held_out, test = _split(read, source.test_share, data.validation_share, seed)
         if not (kept or held_out or test):
             raise DataError(
                 f"{source.folder}: no row passes the recipe's `only`; correct the filter or remove the source"
             )
-        kept = [row for row in kept if not row.meta.get("weak") or rng.random() < source.weak_share]
+        kept = [row for row in kept if not row.provenance.weak or rng.random() < source.weak_share]
         if source.share < 1:
             kept = [row for row in kept if rng.random() < source.share]
         if source.limit is not None and len(kept) > source.limit:
@@ -76,7 +78,7 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
     for section, name, make in folders:
         if section is not None:
             path = _synthetic_rows(work, name, section, make, seed)
-            kept, held_out, test = _split(read_samples(path), section.test_share, seed)
+            kept, held_out, test = _split(read_samples(path), section.test_share, data.validation_share, seed)
             mixture.train += all_taken(kept, section.repeat, repeated=not curated)
             mixture.held_out += held_out
             mixture.test += test
@@ -97,10 +99,10 @@ def extended(train: list[Sample], data: DataSection, seed: int) -> list[Sample]:
 
 def _with_taxonomy(row: Sample, data: DataSection) -> Sample:
     """The row with `meta.taxonomy` set from its category, if it has one."""
-    category = row.meta.get("category")
+    category = row.provenance.category
     if not category:
         return row
-    return row.model_copy(update={"meta": {**row.meta, "taxonomy": taxonomy(str(category), data.categories)}})
+    return row.with_provenance(Provenance(taxonomy=taxonomy(category, data.categories)))
 
 
 def _synthetic_rows(
@@ -111,19 +113,30 @@ def _synthetic_rows(
     return path if path.is_file() else make(folder, section.count, seed)
 
 
-def _split(rows: Iterable[Sample], test_share: float, seed: int) -> tuple[list[Sample], list[Sample], list[Sample]]:
+def _split(
+    rows: Iterable[Sample], test_share: float, validation_share: float | None, seed: int
+) -> tuple[list[Sample], list[Sample], list[Sample]]:
     """Split rows into training, held-out and test rows, by their ids alone."""
     kept: list[Sample] = []
     held_out: list[Sample] = []
     test: list[Sample] = []
     for row in rows:
-        (test if _chance(row.id, seed) < test_share else held_out if is_held_out(row.id) else kept).append(row)
+        if _chance(row.id, "test", seed) < test_share:
+            test.append(row)
+        elif _validates(row.id, validation_share, seed):
+            held_out.append(row)
+        else:
+            kept.append(row)
     return kept, held_out, test
 
 
-def _chance(name: str, seed: int) -> float:
-    """A number in [0, 1) derived from the id and the seed."""
-    return int.from_bytes(hashlib.sha256(f"{seed}-test-{name}".encode()).digest()[:8]) / 2**64
+def _validates(name: str, share: float | None, seed: int) -> bool:
+    return is_held_out(name) if share is None else _chance(name, "validation", seed) < share
+
+
+def _chance(name: str, split: str, seed: int) -> float:
+    """A number in [0, 1) derived from the id, the split and the seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}-{split}-{name}".encode()).digest()[:8]) / 2**64
 
 
 def _rows(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
@@ -159,9 +172,8 @@ def _known(source: SourceSection, root: Path, work: Path) -> KnownLabels | None:
 
 def described(row: Sample, source: SourceSection) -> Sample:
     """The row with its source's title, and the source's image kind and image text in `meta`."""
-    meta = dict(row.meta)
-    if row.images and source.image_kind:
-        meta["image_kind"] = source.image_kind
-    if row.images and source.image_text:
-        meta["image_text"] = meta.get(source.image_text) or ""
-    return row.model_copy(update={"source": source.title, "meta": meta})
+    titled = row.model_copy(update={"source": source.title})
+    if not row.images:
+        return titled
+    text = str(row.meta.get(source.image_text) or "") if source.image_text else None
+    return titled.with_provenance(Provenance(image_kind=source.image_kind or None, image_text=text))

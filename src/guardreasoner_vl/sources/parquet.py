@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
@@ -64,6 +64,23 @@ def read_rows(path: Path, skipped: SkippedRows | None = None) -> Iterator[Sample
     """
     _check_columns(path)
     yield from read_with(_sample, path, ".parquet", skipped)
+
+
+def outside_images(path: Path) -> Iterator[str]:
+    """The paths in a Parquet file of samples that lead to images outside of its folder. Raises `DataError`."""
+    pyarrow, parquet = _arrow()
+    try:
+        with path.open("rb") as stream:
+            for batch in parquet.ParquetFile(stream).iter_batches(columns=["images.list.element.path"]):
+                for images in batch.column("images").to_pylist():
+                    names = (image["path"] for image in images or ())
+                    yield from (name for name in names if name and _leads_outside(PurePath(name)))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def _leads_outside(path: PurePath) -> bool:
+    return path.is_absolute() or ".." in path.parts
 
 
 def _check_columns(path: Path) -> None:

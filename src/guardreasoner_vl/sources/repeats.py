@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.types import Provenance
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guardreasoner_vl.types import Sample
 
-REPEAT = "repeat"
-"""Field of `meta`: how often training uses the row."""
-
 
 def times(row: Sample) -> int:
     """How often training uses this entry."""
-    return int(row.meta.get(REPEAT, 1))
+    return row.provenance.repeat
 
 
 def taken(row: Sample, count: int) -> Sample:
     """The row, marked to be used `count` times."""
-    meta = {name: value for name, value in row.meta.items() if name != REPEAT}
-    return row.model_copy(update={"meta": meta if count == 1 else {**meta, REPEAT: count}})
+    meta = {name: value for name, value in row.meta.items() if name != "repeat"}
+    return row.model_copy(update={"meta": meta}).with_provenance(Provenance(repeat=count))
 
 
 def all_taken(rows: Sequence[Sample], count: int, *, repeated: bool) -> list[Sample]:

@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from guardreasoner_vl.sources.checked import marks_fault
 from guardreasoner_vl.sources.jsonl import never_held_out
 from guardreasoner_vl.sources.repeats import taken, times
+from guardreasoner_vl.types import Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from guardreasoner_vl.recipe import VariedSection
-    from guardreasoner_vl.types import Sample
-
-VARIATION, PLAIN = "variation", "plain"
-"""Fields of a varied row's `meta`: the kind of change, and the original texts by target (request, response)."""
+    from guardreasoner_vl.types import Sample, Target
 
 Change: TypeAlias = Callable[[str, random.Random], str]
 
@@ -236,16 +234,15 @@ def _changed(row: Sample, occurrence: int, section: VariedSection, seed: int) ->
             break
     else:
         return None
-    plain = {"request": row.prompt, "response": response}
+    plain: dict[Target, str] = {"request": row.prompt, "response": response}
     before = {target: plain[target] for target, field in _TARGETS.items() if field in update}
     once = taken(row, 1)
     suffix = f"+{name.replace(' ', '-')}" + (f"-{occurrence}" if occurrence else "")
-    earlier = once.meta.get(PLAIN)
-    meta = {**once.meta, VARIATION: name, PLAIN: {**before, **(earlier if isinstance(earlier, dict) else {})}}
-    return once.model_copy(update={**update, "id": never_held_out(row.id + suffix), "meta": meta})
+    known = Provenance(variation=name, plain={**before, **once.provenance.plain})
+    return once.model_copy(update={**update, "id": never_held_out(row.id + suffix)}).with_provenance(known)
 
 
-_TARGETS = {"request": "prompt", "response": "response"}
+_TARGETS: dict[Target, str] = {"request": "prompt", "response": "response"}
 
 
 def _in_order(rng: random.Random, brief: bool) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.engines.base import EngineRequest
-from guardreasoner_vl.engines.openai.chat import chat_payload, read_completion
-from guardreasoner_vl.engines.openai.http import HttpClient, HttpError
+from guardreasoner_vl.engines.openai.chat import chat_payload
+from guardreasoner_vl.engines.openai.completion import read_completion
+from guardreasoner_vl.engines.openai.http import HttpClient, HttpError, openai_key
 from guardreasoner_vl.errors import EngineError, InputError, MissingExtraError
 from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.teachers.base import TeacherAnswer, Tokens
@@ -87,7 +87,7 @@ class OpenAITeacher:
         timeout: float = 180.0,
         retries: int = 5,
     ) -> None:
-        key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
+        key = openai_key(api_key)
 
         def client(concurrency: int) -> HttpClient:
             return HttpClient(base_url, key, max_concurrency=concurrency, timeout=timeout, retries=retries)

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.protocol import Span, TargetLabel, neutralise
 from guardreasoner_vl.sources.categories import OTHER, TAXONOMY
-from guardreasoner_vl.sources.joined import JOINED
-from guardreasoner_vl.sources.variation import PLAIN as PLAIN_TEXT
 from guardreasoner_vl.teachers.forms import Form, Reply, form_of, is_foreign, reply_of, speaks_of_people
 from guardreasoner_vl.teachers.lexicon import find_evidence, find_topic
 from guardreasoner_vl.teachers.quoting import first_words, telling_words
@@ -84,8 +82,9 @@ def explain(sample: Sample, request: TargetLabel, response: TargetLabel) -> tupl
     has_response = response.word != "None" and bool(sample.response)
     # `category_of` says what a source's category describes; without it, the labelled part, the request first.
     of_request = has_request and (request.known or not has_response)
-    if has_request and has_response and "category_of" in sample.meta:
-        of_request = sample.meta["category_of"] == "request"
+    category_of = sample.provenance.category_of
+    if has_request and has_response and category_of:
+        of_request = category_of == "request"
     asked = _content(sample, _core(sample, "request", _shown_and_asked(sample)), of_request)
     answered = _content(sample, _core(sample, "response", sample.response or ""), not of_request)
     most = QUOTED_BESIDE_A_RESPONSE if has_response else QUOTED_ALONE
@@ -150,7 +149,7 @@ def _concluded(sample: Sample, content: _Content, label: TargetLabel) -> Step:
     if label.word == "harmful":
         reason = _harm(sample, content.category, "request")
     else:
-        reason = _no_harm(sample, content, "request", str(sample.meta.get("kind") or "").replace("_", " "))
+        reason = _no_harm(sample, content, "request", (sample.provenance.kind or "").replace("_", " "))
     return Step("", _worded(CONCLUDED, sample, "so").format(reason, "request", label.word), label.known)
 
 
@@ -179,7 +178,7 @@ def _said(reply: Reply, content: _Content, quote: str | None) -> str:
 
 def _harm(sample: Sample, category: str | None, target: Target) -> str:
     """The reason for harm: who could be hurt."""
-    if sample.meta.get("task") == "toxicity":
+    if sample.provenance.task == "toxicity":
         return _worded(DEMEANS, sample, f"why {target}")
     return HURTS.get(category or "") or _worded(COULD_HURT, sample, f"why {target}")
 
@@ -187,7 +186,7 @@ def _harm(sample: Sample, category: str | None, target: Target) -> str:
 def _no_harm(sample: Sample, content: _Content, target: Target, kind: str = "") -> str:
     """The reason for no harm: from the row's kind, else from the words near the alarming one."""
     place = f"why not {target}"
-    if sample.meta.get("task") == "toxicity":
+    if sample.provenance.task == "toxicity":
         return _worded(DEMEANS_NOBODY, sample, place)
     for stem, reason in KIND_REASONS.items():
         if stem in kind:
@@ -224,12 +223,12 @@ def _near(text: str, evidence: Evidence) -> str:
 
 def _named(sample: Sample) -> tuple[str | None, str | None]:
     """The source's category, as a kind of harm or as a subject; both None if it is neither."""
-    name = str(sample.meta.get("category") or "").casefold()
+    known = sample.provenance
+    name = (known.category or "").casefold()
     if name in SUBJECTS or name in _NO_KIND:
         return None, SUBJECTS.get(name)
-    place = sample.meta.get("taxonomy")
-    if place in TAXONOMY and place != OTHER:
-        return str(place), None
+    if known.taxonomy in TAXONOMY and known.taxonomy != OTHER:
+        return known.taxonomy, None
     evidence = find_evidence(name)
     return (evidence.category if evidence else None), None
 
@@ -257,10 +256,9 @@ def _worded(options: Sequence[str], sample: Sample, place: str) -> str:
 
 def _core(sample: Sample, target: Target, text: str) -> str:
     """The text that decides the label: in joined rows the original text, in varied rows if `text` shows no evidence."""
-    known = sample.meta.get(PLAIN_TEXT)
-    plain = known.get(target) if isinstance(known, dict) else None
-    tells_enough = JOINED not in sample.meta and find_evidence(text) is not None
-    return plain if isinstance(plain, str) and not tells_enough else text
+    known = sample.provenance
+    tells_enough = known.joined is None and find_evidence(text) is not None
+    return text if tells_enough else known.plain.get(target, text)
 
 
 def _shown_and_asked(sample: Sample) -> str:
@@ -268,10 +266,10 @@ def _shown_and_asked(sample: Sample) -> str:
 
 
 def _image_text(sample: Sample) -> str:
-    return str(sample.meta.get("image_text") or "")
+    return sample.provenance.image_text or ""
 
 
 def _seen(sample: Sample, most: int) -> str:
     read = neutralise(first_words(_image_text(sample), most))
-    described = neutralise(first_words(str(sample.meta.get("image_kind") or ""), most))
+    described = neutralise(first_words(sample.provenance.image_kind or "", most))
     return f'"{read}"' if read else described or "no readable words"

@@ -2,7 +2,7 @@
 
 from guardreasoner_vl.types.exchange import Exchange, ImageSource, Turn, UnixLines, unix_lines
 from guardreasoner_vl.types.image import CheckedImage
-from guardreasoner_vl.types.sample import GoldLabel, Modality, Sample, Target
+from guardreasoner_vl.types.sample import GoldLabel, Modality, Parent, Provenance, Sample, Target
 from guardreasoner_vl.types.verdict import (
     MODES,
     Frozen,
@@ -13,6 +13,7 @@ from guardreasoner_vl.types.verdict import (
     Usage,
     Verdict,
     VerdictError,
+    failed_verdict,
     same_model,
 )
 
@@ -28,6 +29,8 @@ __all__ = [
     "Modality",
     "Mode",
     "ModelInfo",
+    "Parent",
+    "Provenance",
     "Sample",
     "Target",
     "Turn",
@@ -35,6 +38,7 @@ __all__ = [
     "Usage",
     "Verdict",
     "VerdictError",
+    "failed_verdict",
     "same_model",
     "unix_lines",
 ]

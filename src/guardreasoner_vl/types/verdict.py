@@ -101,3 +101,24 @@ class Verdict(Frozen):
     error: VerdictError | None = Field(default=None, description="Why there is no judgement; null if there is one.")
     model: ModelInfo = Field(description="The model that judged.")
     usage: Usage = Field(default=Usage(), description="What the verdict took.")
+
+
+def failed_verdict(
+    code: str,
+    message: str,
+    mode: Mode,
+    model: ModelInfo,
+    usage: Usage | None = None,
+    action: Literal["allow", "block"] = "block",
+) -> Verdict:
+    """The verdict about an exchange that could not be judged: both labels are `error`, `flagged` is null."""
+    return Verdict(
+        request=Judgement(label=Label.ERROR),
+        response=Judgement(label=Label.ERROR),
+        flagged=None,
+        action=action,
+        mode=mode,
+        error=VerdictError(code=code, message=message),
+        model=model,
+        usage=usage or Usage(),
+    )

@@ -17,7 +17,7 @@ import pytest
 from guardreasoner_vl.engines.base import Capabilities
 from guardreasoner_vl.engines.label_scores import read_labels
 from guardreasoner_vl.engines.openai import http as openai_http
-from guardreasoner_vl.engines.openai.chat import read_completion
+from guardreasoner_vl.engines.openai.completion import read_completion
 from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.images.geometry import PixelBudget
@@ -48,7 +48,7 @@ def server() -> Iterator[StubServer]:
 
 @pytest.fixture
 def engine(server: StubServer) -> Iterator[OpenAIEngine]:
-    engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, timeout=0.8, retries=2, max_concurrency=4)
+    engine = OpenAIEngine(base_url=server.url, api_key=KEY, timeout=0.8, retries=2, max_concurrency=4).connect()
     server.forget()
     yield engine
     engine.close()
@@ -103,16 +103,16 @@ def test_sampling_that_changes_nothing_goes_out_too(server: StubServer, engine: 
 
 def test_greedy_means_greedy_whatever_the_model_s_own_settings_say() -> None:
     with StubServer(penalty=1.05) as server:
-        engine = OpenAIEngine.connect(base_url=server.url)
+        engine = OpenAIEngine(base_url=server.url).connect()
         (result,) = engine.generate([replace(asked(), max_new_tokens=100)])
         engine.close()
     assert "Request: unharmful" in result.text
 
 
 @pytest.mark.parametrize("sampling", ["refused", "ignored", "honoured"])
-def test_a_server_that_may_sample_otherwise_is_told_of(sampling: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_may_sample_otherwise_is_logged(sampling: Any, caplog: pytest.LogCaptureFixture) -> None:
     with StubServer(sampling=sampling) as server:
-        engine = OpenAIEngine.connect(base_url=server.url)
+        engine = OpenAIEngine(base_url=server.url).connect()
         server.forget()
         (result,) = engine.generate([asked()])
         engine.close()
@@ -134,7 +134,7 @@ def test_the_answer_is_begun_with_the_forced_prefix(server: StubServer, engine: 
 
 
 def test_extra_body_wins(server: StubServer) -> None:
-    engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, extra_body={"top_k": 1, "max_tokens": 3})
+    engine = OpenAIEngine(base_url=server.url, api_key=KEY, extra_body={"top_k": 1, "max_tokens": 3}).connect()
     server.forget()
     engine.generate([asked()])
     engine.close()
@@ -262,7 +262,7 @@ def test_malformed_answers_are_not_tried_again(server: StubServer, engine: OpenA
 
 
 def test_retry_after_is_honoured(server: StubServer) -> None:
-    engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, timeout=5.0)
+    engine = OpenAIEngine(base_url=server.url, api_key=KEY, timeout=5.0).connect()
     server.inject("rate_limit", times=1)
     started = time.monotonic()
     (result,) = engine.generate([asked()])
@@ -315,7 +315,7 @@ def test_reasoning_that_the_server_cuts_out_is_said(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_label_stands_without_its_score(server: StubServer, engine: OpenAIEngine, watched: bool) -> None:
+def test_a_label_is_kept_without_its_score(server: StubServer, engine: OpenAIEngine, watched: bool) -> None:
     server.inject("nan")
     request = replace(asked(), label_fields=("Request:",), candidates=CANDIDATES, max_new_tokens=100)
     (result,) = engine.generate([replace(request, listener=Pieces() if watched else None)])
@@ -439,7 +439,7 @@ def test_a_stream_that_ended_in_an_error_leaves_nothing_pending(
 
     monkeypatch.setattr(asyncio, "new_event_loop", watched_loop)
     for most in (None, 3):
-        engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, retries=0)
+        engine = OpenAIEngine(base_url=server.url, api_key=KEY, retries=0).connect()
         if most is None:
             server.inject(fault, SECRET)
         engine.generate([replace(asked(SECRET if most is None else "hello"), listener=Pieces(most))] * 4)
@@ -460,7 +460,7 @@ def test_closing_an_engine_that_never_ran() -> None:
 
 def connect_error(**options: Any) -> GuardError:
     with pytest.raises(GuardError) as raised:
-        OpenAIEngine.connect(**options)
+        OpenAIEngine(**options).connect()
     assert "\n" not in str(raised.value)
     return raised.value
 
@@ -482,7 +482,7 @@ def test_finds_the_model_and_what_the_server_can_do(engine: OpenAIEngine) -> Non
 )
 def test_declares_what_the_server_lacks(options: dict[str, Any], lacking: set[str]) -> None:
     with StubServer(**options) as server:
-        engine = OpenAIEngine.connect(base_url=server.url)
+        engine = OpenAIEngine(base_url=server.url).connect()
         declared = engine.capabilities
         (score,) = engine.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
         engine.close()
@@ -491,7 +491,7 @@ def test_declares_what_the_server_lacks(options: dict[str, Any], lacking: set[st
         assert "returns no log-probabilities" in (score.error or "")
 
 
-def test_an_engine_not_connected_says_so(server: StubServer) -> None:
+def test_an_engine_that_is_not_connected_is_an_error(server: StubServer) -> None:
     engine = OpenAIEngine(base_url=server.url, api_key=KEY)
     with pytest.raises(EngineError, match="not connected"):
         assert engine.capabilities
@@ -506,7 +506,7 @@ def test_an_engine_not_connected_says_so(server: StubServer) -> None:
 
 def test_the_key_comes_from_the_environment(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")
-    OpenAIEngine.connect(base_url=server.url.removesuffix("/v1")).close()
+    OpenAIEngine(base_url=server.url.removesuffix("/v1")).connect().close()
 
 
 def test_a_wrong_key_is_said_in_one_line(server: StubServer) -> None:
@@ -525,7 +525,7 @@ def test_an_unknown_model_names_those_served(server: StubServer) -> None:
 
 def test_the_wanted_model_is_used(server: StubServer) -> None:
     server.models = ("first", "second")
-    engine = OpenAIEngine.connect(base_url=server.url, api_key=KEY, model="second")
+    engine = OpenAIEngine(base_url=server.url, api_key=KEY, model="second").connect()
     assert engine.model.name == "second"
     engine.close()
 

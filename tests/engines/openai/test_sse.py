@@ -78,7 +78,7 @@ def test_any_bytes_are_read_in_one_way(body: bytes, sizes: list[int]) -> None:
     assert decoded([body]) == decoded(cut(body, sizes))
 
 
-def test_an_event_is_told_once_it_is_complete() -> None:
+def test_an_event_is_returned_when_it_is_complete() -> None:
     decoder = EventDecoder()
     assert list(decoder.feed(b"data: a\r\r")) == [Event("", "a")]
     assert list(decoder.feed(b"\ndata: b\n\n")) == [Event("", "b")]

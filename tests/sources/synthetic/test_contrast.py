@@ -72,7 +72,7 @@ def test_patterns_of_every_kind_have_both_labels() -> None:
     assert all(counts[code, "harmful"] + counts[code, "unharmful"] >= 80 for code in MAIN)
 
 
-def test_no_pattern_stands_twice() -> None:
+def test_no_pattern_occurs_twice() -> None:
     for code, language in languages().items():
         texts = [(text, group.kind) for group in language.groups for text in (*group.harmless, *_flat(group))]
         assert [text for text, times in Counter(texts).items() if times > 1] == [], code
@@ -160,7 +160,7 @@ def test_every_category_has_a_place() -> None:
             assert set(parts) - {"any"} <= set(TAXONOMY)
 
 
-def test_a_phrase_stands_in_a_frame_and_a_sentence_does_not() -> None:
+def test_a_phrase_is_put_into_a_frame_and_a_sentence_is_not() -> None:
     language = languages()["en"]
     rng = random.Random(0)
     phrase = Line("grill a trout", "", LineGroup(kind="toy"))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.types import GoldLabel
 
+pytestmark = pytest.mark.slow
 LABELS: tuple[GoldLabel, GoldLabel] = ("harmful", "unharmful")
 
 

@@ -1,6 +1,6 @@
 """The engine for OpenAI-compatible servers such as vLLM.
 
-    engine = OpenAIEngine.connect(base_url="http://localhost:8000/v1")
+    engine = OpenAIEngine(base_url="http://localhost:8000/v1").connect()
 
 The forced prefix needs vLLM's `continue_final_message`, scores need `top_logprobs`. `probe` finds out once what the
 server supports and sets `capabilities`. `ban_empty_think` cannot be sent to a server: the strict parser reads an empty
@@ -10,7 +10,6 @@ think as it is.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,19 +18,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from guardreasoner_vl.engines.base import EngineResult, FinishReason, ScoreResult
 from guardreasoner_vl.engines.label_scores import compare, likeliest, read_labels
-from guardreasoner_vl.engines.openai.chat import (
-    INTERRUPTED,
-    ONE_TOKEN,
-    STREAMED,
-    StreamedCompletion,
-    chat_payload,
-    malformed,
-    read_completion,
-    sampling,
-    with_logprobs,
-)
+from guardreasoner_vl.engines.openai.chat import ONE_TOKEN, STREAMED, chat_payload, sampling, with_logprobs
 from guardreasoner_vl.engines.openai.chat_stream import UpstreamError, chunks_of, is_event_stream
-from guardreasoner_vl.engines.openai.http import HttpClient, LoopThread
+from guardreasoner_vl.engines.openai.completion import INTERRUPTED, StreamedCompletion, malformed, read_completion
+from guardreasoner_vl.engines.openai.http import HttpClient, LoopThread, openai_key
 from guardreasoner_vl.engines.openai.probe import choose_model, probe_server
 from guardreasoner_vl.engines.validation import check_request, check_scoring, error_result, error_score
 from guardreasoner_vl.errors import EngineError, GuardError, RequestCancelledError
@@ -43,7 +33,7 @@ if TYPE_CHECKING:
     import httpx
 
     from guardreasoner_vl.engines.base import Capabilities, EngineRequest, StreamListener
-    from guardreasoner_vl.engines.openai.chat import Completion
+    from guardreasoner_vl.engines.openai.completion import Completion
 
 ResultT = TypeVar("ResultT", EngineResult, ScoreResult)
 
@@ -71,7 +61,7 @@ class OpenAIEngine:
     ) -> None:
         self._http = HttpClient(
             base_url,
-            os.environ.get("OPENAI_API_KEY") if api_key is None else api_key,
+            openai_key(api_key),
             max_concurrency=max_concurrency,
             timeout=timeout,
             retries=retries,
@@ -83,34 +73,14 @@ class OpenAIEngine:
         self._capabilities: Capabilities | None = None
         self._neutral: Mapping[str, float] = {}
 
-    @classmethod
-    def connect(
-        cls,
-        *,
-        base_url: str,
-        model: str | None = None,
-        api_key: str | None = None,
-        max_concurrency: int = 32,
-        timeout: float = 120.0,
-        retries: int = 3,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """Create an engine and probe its server. Raises what `probe` raises."""
-        engine = cls(
-            base_url=base_url,
-            model=model,
-            api_key=api_key,
-            max_concurrency=max_concurrency,
-            timeout=timeout,
-            retries=retries,
-            extra_body=extra_body,
-        )
+    def connect(self) -> Self:
+        """Probe the server and return the engine, which is closed if that fails. Raises what `probe` raises."""
         try:
-            engine.probe()
+            self.probe()
         except BaseException:
-            engine.close()
+            self.close()
             raise
-        return engine
+        return self
 
     def probe(self) -> None:
         """Find the model and the server's capabilities with a few short requests.
@@ -122,13 +92,13 @@ class OpenAIEngine:
     @property
     def model(self) -> ModelInfo:
         if self._model is None:
-            raise EngineError("the engine is not connected: use OpenAIEngine.connect(...) or call probe()")
+            raise EngineError("the engine is not connected: call connect()")
         return ModelInfo(name=self._model)
 
     @property
     def capabilities(self) -> Capabilities:
         if self._capabilities is None:
-            raise EngineError("the engine is not connected: use OpenAIEngine.connect(...) or call probe()")
+            raise EngineError("the engine is not connected: call connect()")
         return self._capabilities
 
     def count_tokens(self, request: EngineRequest) -> int | None:  # noqa: ARG002

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
 import threading
@@ -105,7 +106,13 @@ class HttpClient:
     """
 
     def __init__(
-        self, base_url: str, api_key: str | None, *, max_concurrency: int, timeout: float, retries: int
+        self,
+        base_url: str,
+        api_key: str | None,
+        *,
+        max_concurrency: int = 32,
+        timeout: float = 120.0,
+        retries: int = 3,
     ) -> None:
         self._url = _checked_url(base_url)
         self._headers = {"Authorization": f"Bearer {_checked_key(api_key)}"} if api_key else {}
@@ -222,6 +229,11 @@ async def _whole(response: httpx.Response) -> bytes:
 def _certificates() -> ssl.SSLContext:
     """The TLS certificates, read once for all clients: reading takes 25 ms."""
     return httpx.create_ssl_context()
+
+
+def openai_key(api_key: str | None) -> str | None:
+    """The key for an OpenAI-compatible server: `api_key`, or OPENAI_API_KEY if that is None."""
+    return os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
 
 
 def _checked_url(base_url: str) -> httpx.URL:

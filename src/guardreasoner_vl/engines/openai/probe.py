@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest
-from guardreasoner_vl.engines.openai.chat import (
-    NEUTRAL,
-    ONE_TOKEN,
-    ServedModel,
-    ServedModels,
-    chat_payload,
-    read,
-    read_completion,
-    with_logprobs,
-)
+from guardreasoner_vl.engines.openai.chat import NEUTRAL, ONE_TOKEN, chat_payload, with_logprobs
+from guardreasoner_vl.engines.openai.completion import ServedModel, ServedModels, read, read_completion
 from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import EngineError, ModelError
 from guardreasoner_vl.protocol import IMAGE, Message
@@ -28,7 +20,7 @@ from guardreasoner_vl.types import CheckedImage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from guardreasoner_vl.engines.openai.chat import Completion
+    from guardreasoner_vl.engines.openai.completion import Completion
     from guardreasoner_vl.engines.openai.http import HttpClient
 
 _log = logging.getLogger(__name__)

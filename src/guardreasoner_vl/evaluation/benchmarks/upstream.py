@@ -15,6 +15,7 @@ from guardreasoner_vl.sources import toxic_chat as toxic_chat_source
 from guardreasoner_vl.sources import wildguard as wildguard_source
 from guardreasoner_vl.sources.adapters import RecordContext, label_of, sample_of, text_of
 from guardreasoner_vl.sources.records import NotASampleError
+from guardreasoner_vl.types import Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ _sample = partial(sample_of, split="test")
 
 def for_test(sample: Sample, **update: object) -> Sample:
     """A source's sample as a test row; of `meta` only the category is kept."""
-    meta = {name: value for name, value in sample.meta.items() if name == "category"}
+    meta = Provenance(category=sample.provenance.category).as_meta()
     return sample.model_copy(update={"split": "test", "meta": meta, **update})
 
 
@@ -101,37 +102,30 @@ def _wildguard(record: Record, context: RecordContext, label: str, left_out: Map
     return for_test(wildguard_source.to_sample({**record, **left_out}, context))
 
 
-def safe_rlhf(record: Record, context: RecordContext) -> Sample | None:
+def safe_rlhf(record: Record, context: RecordContext) -> Sequence[Sample]:
     """Card `PKU-Alignment/PKU-SafeRLHF` at revision v0: prompts with exactly one safe answer of two.
 
-    Gives the safe answer; `safe_rlhf_pick` adds the unsafe one.
+    Gives two rows, first the one with the safe answer.
     """
     flags = [record.get(f"is_response_{number}_safe") for number in range(2)]
     if not all(isinstance(flag, bool) for flag in flags):
         raise NotASampleError("no safety flags")
     if flags[0] == flags[1]:
-        return None
+        return ()
     answers = [text_of(record, f"response_{number}") for number in range(2)]
     safe = flags.index(True)
-    sample = _sample(context, text_of(record, "prompt"), answers[safe], answered="unharmful")
-    return sample.model_copy(update={"meta": {"other": answers[1 - safe]}})
+    prompt = text_of(record, "prompt")
+    return (
+        _sample(context, prompt, answers[safe], answered="unharmful"),
+        _sample(context, prompt, answers[1 - safe], answered="harmful", own_id=f"{context.id}-unsafe"),
+    )
 
 
 def safe_rlhf_pick(samples: Sequence[Sample]) -> Sequence[Sample]:
     """The literature's 2,000 rows: of 1,000 prompts sampled with seed 42, first the safe answers, then the unsafe."""
-    drawn = random.Random(42).sample(list(samples), min(1000, len(samples)))
-    unsafe = [
-        row.model_copy(
-            update={
-                "id": f"{row.id}-unsafe",
-                "response": row.meta["other"],
-                "response_label": "harmful",
-                "meta": {},
-            }
-        )
-        for row in drawn
-    ]
-    return [*(row.model_copy(update={"meta": {}}) for row in drawn), *unsafe]
+    pairs = list(zip(samples[::2], samples[1::2], strict=True))
+    drawn = random.Random(42).sample(pairs, min(1000, len(pairs)))
+    return [*(safe for safe, _ in drawn), *(unsafe for _, unsafe in drawn)]
 
 
 def beavertails(record: Record, context: RecordContext) -> Sample:

@@ -84,12 +84,10 @@ class Fillers:
 
 
 def _harmless(row: Sample) -> bool:
-    return (
-        row.request_label == "unharmful"
-        and row.response_label != "harmful"
-        and not row.meta.get("weak")
-        and row.meta.get("task") != "toxicity"
-    )
+    if row.request_label != "unharmful" or row.response_label == "harmful":
+        return False
+    known = row.provenance
+    return not known.weak and known.task != "toxicity"
 
 
 def _sentences(row: Sample) -> Iterator[str]:

@@ -1,0 +1,92 @@
+"""The wheel contains every file of the package, is small enough to publish, and works where it alone is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from guardreasoner_vl import __version__
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+MOST_BYTES = 95_000_000
+"""Package indexes take files of up to 100 MB."""
+
+
+def pip(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built without a network, by the hatchling of this environment."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder, ROOT)
+    [path] = folder.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed wheel and nothing else."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip("install", "--no-deps", "--no-index", "--target", folder, wheel)
+    return folder
+
+
+def python(target: Path, folder: Path, *arguments: str | Path) -> str:
+    """The output of Python in `folder`, with the installed wheel and the dependencies of this environment.
+
+    `-S` leaves out the checkout, which an editable install adds by a `.pth` file.
+    """
+    dependencies = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *dependencies])}
+    command = [sys.executable, "-S", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_contains_every_file_of_the_package(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = {name.partition(".dist-info/")[2] for name in archive.namelist()} - {""}
+    files = {
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    recipes = {f"guardreasoner_vl/recipe/shipped/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    assert names == files | recipes
+    for kind in ("model.safetensors", "tokenizer.json", "instruction.txt", "page.html", "f1.csv", "py.typed"):
+        assert any(name.endswith(f"/{kind}") for name in names), kind
+    assert {"METADATA", "entry_points.txt", "licenses/LICENSE", "licenses/NOTICE"} <= metadata
+
+
+def test_the_wheel_fits_into_a_package_index(wheel: Path) -> None:
+    assert wheel.stat().st_size < MOST_BYTES
+
+
+def test_the_installed_command_plans_a_shipped_recipe(target: Path, tmp_path: Path) -> None:
+    module = python(target, tmp_path, "-c", "import guardreasoner_vl; print(guardreasoner_vl.__file__)")
+    assert Path(module.strip()).is_relative_to(target)
+    command = target / "bin" / "guardreasoner-vl"
+    assert __version__ in python(target, tmp_path, command, "--version")
+    assert python(target, tmp_path, command, "run", "smoke", "--out", "runs", "--plan").startswith("recipe smoke, ")
+
+
+def test_the_installed_guard_judges(target: Path, tmp_path: Path) -> None:
+    asked = ("moderate", "--prompt", "How do I bake bread?", "--mode", "fast", "--json")
+    verdict = json.loads(python(target, tmp_path, target / "bin" / "guardreasoner-vl", *asked))
+    assert (verdict["model"]["name"], verdict["error"]) == ("embedded", None)
