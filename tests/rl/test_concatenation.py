@@ -131,12 +131,13 @@ def test_the_class_of_a_row() -> None:
 
 def test_texts_stand_in_one_context() -> None:
     first = sample("a", prompt="bread?\n", response="Knead.", reasoning="it is bread", split="validation")
+    first = first.model_copy(update={"request_label": U, "response_label": H})
     row = joined(pair(first, sample("b", prompt="cake?", response="Mix.", meta={"repeat": 3})))
     assert (row.prompt, row.response) == ("bread?\n\n\ncake?", "Knead.\n\nMix.")
     assert (row.source, row.split, row.modality, row.reasoning) == ("augmented", "train", "text", None)
     assert row.meta == {
         "parents": [
-            {"id": "a", "modality": "text", "request_label": None, "response_label": None},
+            {"id": "a", "modality": "text", "request_label": U, "response_label": H},
             {"id": "b", "modality": "text", "request_label": None, "response_label": None},
         ]
     }
