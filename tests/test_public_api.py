@@ -48,6 +48,7 @@ NAMES = [
     "RequestCancelledError",
     "Sample",
     "ScriptedEngine",
+    "TrackerError",
     "Turn",
     "Verdict",
 ]

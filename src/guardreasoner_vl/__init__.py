@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ModelError,
         RecipeError,
         RequestCancelledError,
+        TrackerError,
     )
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.images.decode import ImageLimits
@@ -43,6 +44,7 @@ _HOMES = {
         "ModelError",
         "RecipeError",
         "RequestCancelledError",
+        "TrackerError",
     ),
     "guardreasoner_vl.guard": ("Guard",),
     "guardreasoner_vl.engines.scripted": ("ScriptedEngine",),
@@ -79,6 +81,7 @@ __all__ = [
     "RequestCancelledError",
     "Sample",
     "ScriptedEngine",
+    "TrackerError",
     "Turn",
     "Verdict",
 ]
