@@ -10,11 +10,11 @@ import accelerate
 import accelerate.tracking
 import pytest
 
-from guardreasoner_vl.errors import RecipeError
+from guardreasoner_vl.errors import RecipeError, TrackerError
 from guardreasoner_vl.pipeline.run import Run
 from guardreasoner_vl.pipeline.run import run as run_pipeline
 from guardreasoner_vl.recipe import Recipe, parse_recipe
-from guardreasoner_vl.training.trackers import LearningCurves, TrackerError, check_installed
+from guardreasoner_vl.training.trackers import LearningCurves, check_installed
 from tests.smoke import short_recipe
 from tests.training.fake_trackers import NAMES, FakeRun, FakeServer
 
