@@ -32,8 +32,8 @@ def chats(folder: Path, model: LanguageModel) -> torch.Tensor:
     rows: list[list[int]] = []
     for sample in read_samples(find_split(folder, "train")):
         if sample.prompt and sample.response:
-            turns = ({"role": "user", "content": sample.prompt}, {"role": "assistant", "content": sample.response})
-            text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+            turns = (("user", sample.prompt), ("assistant", sample.response))
+            text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
             ids = model.tokenizer.encode(text, add_special_tokens=False).ids
             if len(ids) >= TOKENS:
                 rows.append(ids[:TOKENS])

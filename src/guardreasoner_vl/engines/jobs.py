@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import EngineRequest
     from guardreasoner_vl.engines.qwen import Encoded
 
+MAX_TOKENS = 32_768
+"""Prompt tokens, padding included, that the engine reads at once by default."""
+
 _UNLIKE, _PADDING = 4, 256
 """Padding a prompt to more than `_UNLIKE` times its length and by more than `_PADDING` tokens costs more than running
 one more batch; less padding costs less."""

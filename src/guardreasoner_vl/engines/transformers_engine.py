@@ -13,7 +13,7 @@ import torch
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
 from guardreasoner_vl.engines.isolation import ResultT, isolate, reported
-from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
+from guardreasoner_vl.engines.jobs import MAX_TOKENS, Job, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.model_files import check_folder, model_info, resolve_folder
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary, choose_tokens
@@ -42,7 +42,7 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, network: Any, inputs: QwenInputs, info: ModelInfo, max_rows: int = 32, max_tokens: int = 32_768
+        self, network: Any, inputs: QwenInputs, info: ModelInfo, max_rows: int = 32, max_tokens: int = MAX_TOKENS
     ) -> None:
         self.inputs = inputs
         self._info = info

@@ -27,7 +27,7 @@ from guardreasoner_vl.engines.model_files import check_folder, model_info, resol
 from guardreasoner_vl.engines.qwen import QwenInputs, chat_text
 from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary
 from guardreasoner_vl.engines.validation import check_length, check_request, error_result, error_score
-from guardreasoner_vl.errors import EngineError, MissingExtraError, ModelError, RequestCancelledError
+from guardreasoner_vl.errors import EngineError, MissingExtraError, ModelError, RequestCancelledError, reason_of
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ class VLLMEngine:
         try:
             llm = vllm.LLM(model=str(folder), max_model_len=max_context, **{**_SETTINGS, **options})
         except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ModelError(
-                f"{folder}: vLLM cannot load it ({reason}); check the GPU's memory, or use --engine transformers"
+                f"{folder}: vLLM cannot load it ({reason_of(error)}); check the GPU's memory, or use "
+                "--engine transformers"
             ) from error
         return cls(vllm, llm, inputs, model_info(model, folder, revision), max_context)
 

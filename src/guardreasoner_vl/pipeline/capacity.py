@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.pipeline.shapes import BASE_3B, BASE_7B, BASES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,13 +113,6 @@ class Shape:
     def kv_bytes(self) -> int:
         """Bytes of keys and values for one token."""
         return 2 * self.layers * self.keys * _BYTES
-
-
-SHAPES: dict[str, Shape] = {
-    "3b": Shape(36, 2048, 11008, 16, 2, 151936, True, 32, 1280, 3420),
-    "7b": Shape(28, 3584, 18944, 28, 4, 152064, False, 32, 1280, 3420),
-}
-"""The shapes of the paper's two models, by name."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +215,10 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         )
     except KeyError as error:
         raise InputError(f"config.json has no {error.args[0]}: give a complete Qwen2.5-VL folder, 3b or 7b") from error
+
+
+SHAPES = {"3b": shape_of(BASES[BASE_3B]), "7b": shape_of(BASES[BASE_7B])}
+"""The shapes of the paper's two models, by name."""
 
 
 def device_of(name: str) -> Device:

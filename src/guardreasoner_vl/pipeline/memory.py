@@ -15,7 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from guardreasoner_vl.engines.jobs import MAX_TOKENS
 from guardreasoner_vl.recipe.base import Section
+from guardreasoner_vl.recipe.model import TOKEN_PIXELS
 from guardreasoner_vl.rl.shared_prefix import MOST_LOGITS
 
 if TYPE_CHECKING:
@@ -26,11 +28,7 @@ if TYPE_CHECKING:
 ANSWER = 250
 """Tokens of an answer with reasoning, as assumed for logits and for the number of groups in a pass."""
 
-READ_AT_ONCE = 32_768
-"""Prompt tokens that the engine of rollouts reads at once (`TransformersEngine`, `max_tokens`)."""
-
 _S = TypeVar("_S", bound=Section)
-_PIXELS_OF_TOKEN = 28 * 28
 _PATCHES_OF_TOKEN = 4
 _OF_LOGIT = 2 + 4 + 4 + 4  # bf16, fp32, softmax, gradient
 _BUCKETS = 4e9  # DeepSpeed's for reducing and gathering, by its defaults
@@ -108,7 +106,7 @@ def of_update(section: GrpoSection, size: ModelSize, gpus: int, max_pixels: int 
 def of_rollouts(section: GrpoSection, size: ModelSize, gpus: int, rows: int) -> Memory:
     """The memory of `rows` answers at once, all of them as long as the limit; keys are fp32 under autocast."""
     _, element, residual = _bytes(section.precision)
-    tokens = READ_AT_ONCE + rows * section.max_completion_length
+    tokens = MAX_TOKENS + rows * section.max_completion_length
     cache = tokens * size.decoder.layers * size.kv_width * (residual + element)
     return {**_resident(section.precision, size, gpus), "keys and values": cache}
 
@@ -185,5 +183,5 @@ def _tower(
     size: ModelSize, images: int, tokens: int, max_pixels: int | None, checkpointing: bool, element: int, residual: int
 ) -> float:
     """Activations of the vision tower for the largest images, whose tokens are among `tokens`."""
-    largest = tokens if max_pixels is None else min(tokens, images * max_pixels // _PIXELS_OF_TOKEN)
+    largest = tokens if max_pixels is None else min(tokens, images * max_pixels // TOKEN_PIXELS)
     return size.tower.activations(_PATCHES_OF_TOKEN * largest, checkpointing, element, residual)

@@ -12,6 +12,7 @@ from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.pipeline import memory
 from guardreasoner_vl.pipeline.memory import Memory, ModelSize, Stack
 from guardreasoner_vl.pipeline.run import ROWS, STAGES, TRAINING
+from guardreasoner_vl.pipeline.shapes import BASES
 from guardreasoner_vl.rl.clipping import bound
 
 if TYPE_CHECKING:
@@ -21,28 +22,6 @@ if TYPE_CHECKING:
 
 GPU_MEMORY = 80
 """GB of a GPU that is planned for, of 10^9 bytes: a card of 80 GB has 85.9, and the rest is CUDA's and NCCL's."""
-
-_BASES: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
-    "Qwen/Qwen2.5-VL-7B-Instruct": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
-}
-"""Shapes of the base models' decoders, for planning on a machine without these models."""
 
 
 def plan_of(
@@ -132,13 +111,7 @@ def _config(recipe: Recipe) -> dict[str, Any] | None:
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(resolve_folder(str(base.path), base.revision)).to_dict()
     except GuardError:
-        known = _BASES.get(str(base.path))
-        tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
-        return known and {
-            "text_config": known,
-            "vision_config": {**tower, "out_hidden_size": known["hidden_size"]},
-            "tie_word_embeddings": known["tie_word_embeddings"],
-        }
+        return BASES.get(str(base.path))
     return config
 
 

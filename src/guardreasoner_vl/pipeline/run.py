@@ -16,7 +16,6 @@ OUT/evaluate/          both models on the same rows
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from guardreasoner_vl.corpus.store import is_corpus, read_split
 from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.recipe.run_dir import begin, open_run_dir
+from guardreasoner_vl.training.launch import check_launch, process_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -91,12 +91,11 @@ def run(job: Run, stages: Collection[str] = STAGES) -> None:
     another process works there, and `GuardError` if a stage trains, several GPUs are visible and no launcher started
     this process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (alone := [name for name in stages if name not in TRAINING]):
+    if process_count() > 1 and (alone := [name for name in stages if name not in TRAINING]):
         raise RecipeError(
             f"{', '.join(alone)} cannot run on several processes: launch only --stages {' or '.join(TRAINING)} so"
         )
     if any(name in TRAINING for name in stages):
-        from guardreasoner_vl.training.launch import check_launch
         from guardreasoner_vl.training.trackers import check_installed
 
         check_launch()  # before the stages ahead of training take their hours

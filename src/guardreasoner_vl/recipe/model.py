@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from guardreasoner_vl.recipe.base import Section
 
-_TOKEN_PIXELS = 28 * 28  # what one image token covers
+TOKEN_PIXELS = 28 * 28
+"""Pixels that one image token covers."""
 
 
 class TextShape(Section):
@@ -72,8 +73,8 @@ class Sight(Section):
 
     @model_validator(mode="after")
     def _pixels(self) -> Self:
-        if not _TOKEN_PIXELS <= self.min_pixels <= self.max_pixels:
-            raise ValueError(f"use {_TOKEN_PIXELS} <= min_pixels <= max_pixels")
+        if not TOKEN_PIXELS <= self.min_pixels <= self.max_pixels:
+            raise ValueError(f"use {TOKEN_PIXELS} <= min_pixels <= max_pixels")
         return self
 
 
@@ -178,7 +179,7 @@ class ModelSection(Section):
     def _pixels(self) -> Self:
         if self.limits_pixels and not self.path:
             raise ValueError("min_pixels and max_pixels go with `path`; `base` and `new` have keys of their own")
-        smallest, largest = self.min_pixels or _TOKEN_PIXELS, self.max_pixels or float("inf")
-        if not _TOKEN_PIXELS <= smallest <= largest:
-            raise ValueError(f"use {_TOKEN_PIXELS} <= min_pixels <= max_pixels")
+        smallest, largest = self.min_pixels or TOKEN_PIXELS, self.max_pixels or float("inf")
+        if not TOKEN_PIXELS <= smallest <= largest:
+            raise ValueError(f"use {TOKEN_PIXELS} <= min_pixels <= max_pixels")
         return self

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch
-
 from guardreasoner_vl.errors import GuardError
 
 
@@ -19,6 +17,8 @@ def check_launch() -> None:
 
     SFT's trainer would wrap the model in `DataParallel`, which cuts a packed row apart, and RL would use one GPU.
     """
+    import torch
+
     count = torch.cuda.device_count()
     if count > 1 and "LOCAL_RANK" not in os.environ:
         raise GuardError(

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2_5_VLForCondi
 
 from guardreasoner_vl.engines.model_files import resolve_folder
 from guardreasoner_vl.engines.weights import read_network
-from guardreasoner_vl.errors import MissingExtraError, ModelError
+from guardreasoner_vl.errors import MissingExtraError, ModelError, reason_of
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.recipe import TextShape
 from guardreasoner_vl.training.small_model import add_wire_tokens, small_config, write_texts
@@ -87,8 +87,7 @@ def _load(folder: Path, dtype: torch.dtype, gguf_file: str | None = None) -> Lan
         weights = {} if gguf_file else {"use_safetensors": True}
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **named, **weights)
     except Exception as error:  # the libraries raise nothing narrower
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{folder / (gguf_file or '')}: no language model can be read ({reason})") from error
+        raise ModelError(f"{folder / (gguf_file or '')}: no language model can be read ({reason_of(error)})") from error
     return LanguageModel(network.eval(), texts)
 
 
