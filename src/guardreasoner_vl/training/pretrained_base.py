@@ -24,6 +24,7 @@ from guardreasoner_vl.engines.weights import read_network
 from guardreasoner_vl.errors import MissingExtraError, ModelError, reason_of
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.recipe import TextShape
+from guardreasoner_vl.training.folding import folding
 from guardreasoner_vl.training.small_model import add_wire_tokens, small_config, write_texts
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def text_shape(config: Any, base: PretrainedBase) -> TextShape:
 def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
     """The tokenizer reduced to its most frequent tokens, plus the wire's; `vocab_size` counts all of them.
 
-    Merges are listed in the order in which they were learnt, so the first ones alone are a valid byte-level BPE.
+    Merges are listed in the order in which they were learnt, so the first ones alone are a valid byte-level BPE. It
+    folds disguised letters (`training.folding`), which the source's tokenizer does not.
     """
     settings = json.loads(source.to_str())
     model = settings["model"]
@@ -185,6 +187,7 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
     settings["post_processor"] = None
     tokenizer = Tokenizer.from_str(json.dumps(settings))
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.normalizer = folding()
     _add_guard_tokens(tokenizer)
     return tokenizer
 

@@ -1,0 +1,38 @@
+"""The normaliser of a small guard's tokenizer: it undoes disguises of letters that a reader does not notice.
+
+A small model has seen few of the ways to write a letter. What its tokenizer folds it need not learn: compatibility
+forms (full width, mathematical letters: NFKC), invisible characters, and Cyrillic, Greek and Armenian letters between
+Latin ones. Words of other scripts stay as they are. A tokenizer looks for the tokens that were added to it, such as the
+wire's, before it normalises, so that folding cannot forge one.
+"""
+
+from __future__ import annotations
+
+from tokenizers import Regex, normalizers
+
+from guardreasoner_vl.sources.variation import LOOKALIKES
+
+INVISIBLE = (
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+    "\U000e0100-\U000e01ef]"
+)
+"""Characters without a glyph, as a regular expression: joiners, marks of direction, variation selectors, fillers."""
+
+_TAGS = {chr(0xE0000 + code): chr(code) for code in range(0x20, 0x7F)}
+"""Invisible copies of ASCII, which a larger model may read."""
+
+_REACH = 15  # letters of a word that are read ahead; without a limit a long word would take time squared
+_FOREIGN = r"[\p{Cyrillic}\p{Greek}\p{Armenian}]"
+
+
+def folding() -> normalizers.Normalizer:
+    """A normaliser for `tokenizer.json`."""
+    steps = [normalizers.NFKC(), normalizers.Replace(Regex(INVISIBLE), "")]
+    steps += [normalizers.Replace(hidden, plain) for hidden, plain in _TAGS.items()]
+    for latin, lookalikes in LOOKALIKES.items():
+        for letter in lookalikes:
+            # `Replace` sees its steps' results: a word's Latin letters reach from one lookalike to the next. A pattern
+            # that begins with its letter is searched for twenty times as fast as one that does not.
+            between_latin = rf"(?={_FOREIGN}{{0,{_REACH}}}[A-Za-z])|(?<=[A-Za-z]{letter})"
+            steps.append(normalizers.Replace(Regex(f"{letter}(?:{between_latin})"), latin))
+    return normalizers.Sequence(steps)
