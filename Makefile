@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LITELLM := .venv-litellm
+DECIDING := */rl/*,*/protocol/*,*/judging/*,*/evaluation/metrics.py
 # More options of pytest.
 ARGS ?=
 # The package index that torch comes from; empty: pip's own. Where that brings gigabytes of GPU libraries to a machine without
@@ -12,12 +13,13 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-quick test-litellm check lint format reference docs bench mutants quality quality-quick clean
+.PHONY: help demo test test-quick test-litellm coverage check lint format reference docs bench mutants quality quality-quick clean
 
 help:
 	@echo "make demo   moderate text, images and both with the embedded guard"
 	@echo "make test   run the tests; make test-quick: without the slow ones, in a minute"
 	@echo "make test-litellm  run those that need LiteLLM, in an environment of its own"
+	@echo "make coverage  the lines and branches that the tests run"
 	@echo "make check  formatting, lint, types, import contract"
 	@echo "make reference  write docs/reference from the code"
 	@echo "make docs   build the documents as a site"
@@ -49,6 +51,13 @@ test: $(VENV)/dev
 test-quick: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
+# Lines and branches: 90% of the package, and all of the rooms that decide.
+coverage: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --skip-covered --fail-under=90
+	$(BIN)/coverage report --skip-covered --show-missing --fail-under=100 --include='$(DECIDING)'
+
 # LiteLLM cannot live beside the other pins (constraints-litellm.txt). The variable keeps it off the internet.
 $(LITELLM)/ready: constraints-litellm.txt
 	$(PYTHON) -m venv $(LITELLM)
@@ -79,9 +88,11 @@ bench: $(VENV)/dev
 reference: $(VENV)/dev
 	$(BIN)/python -m tools.reference $(ARGS)
 
-# Offline; a broken link or a page outside the navigation fails the build. The site lies in site/.
+# Offline; a broken link or a page outside the navigation fails the build, and so does a page that loads anything from elsewhere.
+# The site lies in site/.
 docs: $(VENV)/dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@! grep -rnoE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//[^"]*"' site --include='*.html'
 
 # A quarter of an hour on two cores: 40 small faults in each file that decides, each with the nearest tests.
 mutants: $(VENV)/dev
@@ -95,4 +106,4 @@ quality-quick: $(VENV)/dev
 	$(BIN)/python -m benchmarks.quality --quick $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(LITELLM) mutants site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LITELLM) mutants site .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

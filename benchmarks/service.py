@@ -1,6 +1,7 @@
 """The service under load, against `moderate_batch` on the same inputs, and under faults.
 
     python -m benchmarks.service                     throughput at saturation, latencies at half and at 80% of it
+    python -m benchmarks.service --batch             `batch --url` against callers that saturate the service
     python -m benchmarks.service --faults 10         minutes of mixed traffic: valid, hostile, slow, aborted; kill -9
 
 The embedded guard in slow mode, made-up exchanges of 5 to 120 words, unsorted; service, engine and load generator on
@@ -21,12 +22,16 @@ import os
 import platform
 import random
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.service_faults import mixed
 from benchmarks.serving import judged, running
 from guardreasoner_vl import Guard
+from guardreasoner_vl.batch.moderate import run_batch
+from guardreasoner_vl.remote.served import ServedGuard
 from guardreasoner_vl.sources.synthetic.phrases import phrase
 
 if TYPE_CHECKING:
@@ -87,6 +92,30 @@ async def latencies(
     return {"p50": round(cuts[49], 2), "p95": round(cuts[94], 2), "p99": round(cuts[98], 2)}
 
 
+async def files(rows: list[dict[str, str]], repeats: int, clients: int) -> dict[str, Any]:
+    """A file judged by `batch --url` with as many requests in flight as there are callers, each at a new service."""
+    callers, batch = list[float](), list[float]()
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
+        source.write_text("".join(json.dumps({"id": number, **row}) + "\n" for number, row in enumerate(rows)))
+
+        def judge(server: Server) -> float:
+            target.unlink(missing_ok=True)
+            with ServedGuard(server.url, "slow", max_concurrency=clients) as guard:  # as many rows again wait
+                summary = run_batch(guard, source, target, chunk=2 * clients)
+            assert summary.complete
+            return summary.per_second
+
+        for _ in range(repeats):
+            async with running() as (server, session):
+                callers.append(await saturated(server, session, rows, clients))
+            async with running() as (server, _):
+                batch.append(await asyncio.to_thread(judge, server))
+    ratio = statistics.median(batch) / statistics.median(callers)
+    shown = {"callers_per_s": round(statistics.median(callers), 2), "batch_per_s": round(statistics.median(batch), 2)}
+    return {"exchanges": len(rows), "clients": clients, **shown, "ratio": round(ratio, 3)}
+
+
 async def load(rows: list[dict[str, str]], repeats: int, clients: int, beside: str | None) -> dict[str, Any]:
     batch: list[float] = []
     codes = {"service": {}, **({"beside": {"PYTHONPATH": beside}} if beside else {})}
@@ -119,11 +148,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--faults", type=float, metavar="MINUTES")
+    parser.add_argument("--batch", action="store_true")
     parser.add_argument("--beside", metavar="SRC", help="src of another checkout, measured beside ours")
     arguments = parser.parse_args()
     rows = exchanges(arguments.exchanges)
     if arguments.faults:
         work = mixed(rows, arguments.faults)
+    elif arguments.batch:
+        work = files(rows, arguments.repeats, arguments.clients)
     else:
         work = load(rows, arguments.repeats, arguments.clients, arguments.beside)
     print(json.dumps({"machine": f"{platform.machine()}, {os.cpu_count()} cores", **asyncio.run(work)}))

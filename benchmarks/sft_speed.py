@@ -26,6 +26,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, QwenInputs
+from guardreasoner_vl.images.sizes import ImageSizes
 from guardreasoner_vl.protocol import INSTRUCTION
 from guardreasoner_vl.recipe import NewModel, SftSection
 from guardreasoner_vl.training.sft_data import IGNORED, TokenRow, target_labels, tokenise
@@ -113,6 +114,7 @@ def main() -> None:
             without_reasoning=0.4,
             teacher="rules",
             seed=0,
+            sizes=ImageSizes(),
         ).rows
         rows = [with_instruction(row, inputs) for row in whole]
         for _ in range(arguments.repeats):

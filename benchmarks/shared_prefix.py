@@ -42,13 +42,14 @@ from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.training.grpo.rollouts import Rollout, RolloutGroup
 from guardreasoner_vl.training.grpo.trl_parity import StockGrpo, compared
-from guardreasoner_vl.training.grpo.update import Passes, accumulate
+from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate
 from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guardreasoner_vl.recipe import Precision
     from guardreasoner_vl.types import CheckedImage
 
 Arm = Literal["ours", "stock"]
@@ -68,21 +69,22 @@ class Shape:
 
 
 class Bench:
-    """Both arms on one shape."""
+    """Both arms on one shape; `folder` holds the tokenizer of `model`."""
 
-    def __init__(self, folder: Path, shape: Shape, output: str) -> None:
-        self.model = load_for_training(folder, "fp32").train()
+    def __init__(self, model: Any, folder: Path, shape: Shape, output: str, precision: Precision = "fp32") -> None:
+        self.model = model.train()
         use_shared_prefix(self.model)
+        self.policy = Policy(self.model)
         inputs = QwenInputs.from_folder(folder)
-        self.section = GrpoSection(group_size=shape.group, precision="fp32", pass_tokens=1 << 20)
-        self.passes = Passes(inputs, self.section, torch.device("cpu"))
+        self.section = GrpoSection(group_size=shape.group, precision=precision, pass_tokens=1 << 20)
+        self.passes = Passes(inputs, self.section, model.device)
         self.stock = StockGrpo(self.model, folder, inputs, self.section, Path(output))
         self.groups = [_group(inputs, shape)]
 
     def ours(self) -> None:
         self.passes.forget()
         passes = self.passes.of(self.groups, len(self.groups[0].completions))
-        accumulate(self.model, passes, None, 0.2, self.section)
+        accumulate(self.policy, passes, None, 0.2, self.section)
         self.model.zero_grad()
 
     def theirs(self) -> None:
@@ -122,7 +124,7 @@ def _checked_image(
 def measure(folder: Path, shape: Shape, repeats: int) -> dict[str, Any]:
     """One line of the table."""
     with tempfile.TemporaryDirectory() as output:
-        bench = Bench(folder, shape, output)
+        bench = Bench(load_for_training(folder, "fp32"), folder, shape, output)
         parity = compared(bench.model, bench.stock, bench.passes, bench.groups, bench.section)
         ours, theirs = [], []
         for _ in range(repeats):
@@ -161,7 +163,7 @@ def memory(arguments: argparse.Namespace, shape: Shape) -> dict[str, float]:
 def peak(folder: Path, shape: Shape, arm: Arm) -> float:
     """Peak MB that one update of this arm adds to the process, sampled every 2 ms."""
     with tempfile.TemporaryDirectory() as output:
-        bench = Bench(folder, shape, output)
+        bench = Bench(load_for_training(folder, "fp32"), folder, shape, output)
         work = bench.ours if arm == "ours" else bench.theirs
         before = largest = _resident()
         worker = threading.Thread(target=work)

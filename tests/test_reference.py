@@ -98,6 +98,7 @@ def is_code(keyword: ast.keyword) -> bool:
     return keyword.arg == "error_code" and isinstance(keyword.value, ast.Constant)
 
 
+@pytest.mark.slow
 def test_every_code_is_listed() -> None:
     trees = [ast.parse(path.read_text("utf-8")) for path in SOURCES]
     used = {code for tree in trees for code in used_codes(tree) if code.isidentifier() and code != "None"}

@@ -67,7 +67,8 @@ def test_the_wheel_contains_every_file_of_the_package(wheel: Path) -> None:
         for path in SOURCE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    recipes = {f"guardreasoner_vl/recipe/shipped/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    shipped = ROOT / "recipes"
+    recipes = {f"guardreasoner_vl/recipe/shipped/{path.relative_to(shipped)}" for path in shipped.rglob("*.yaml")}
     assert names == files | recipes
     for kind in ("model.safetensors", "tokenizer.json", "instruction.txt", "page.html", "f1.csv", "py.typed"):
         assert any(name.endswith(f"/{kind}") for name in names), kind

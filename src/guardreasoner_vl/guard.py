@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, TypeVar
 
+from guardreasoner_vl.engines.adapter import check_adapter
 from guardreasoner_vl.engines.model_files import (
     CALIBRATION,
     EMBEDDED,
@@ -40,8 +42,6 @@ from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdi
 from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from guardreasoner_vl.engines.base import Engine, StreamListener
     from guardreasoner_vl.judging.effects import JudgingSteps
 
@@ -51,6 +51,37 @@ Item: TypeAlias = Exchange | Mapping[str, Any]
 EngineName = Literal["auto", "transformers", "vllm", "openai"]
 ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "vllm", "openai")
 CHUNK = 128
+RowT = TypeVar("RowT")
+ResultT = TypeVar("ResultT")
+
+
+class RowWork(Protocol[RowT, ResultT]):
+    """What a guard does with rows of any kind, apart from where: here (`Guard.share`) or on a cluster (`scale`).
+
+    It is sent to other machines with the rows, so all of them can be pickled.
+    """
+
+    def __call__(self, guard: Guard, rows: Sequence[RowT]) -> list[ResultT]:
+        """The rows' results, in order; a row that cannot be judged has a result too."""
+
+    def portable(self, row: RowT) -> RowT:
+        """The row without references to this machine's files."""
+
+    def unanswered(self, row: RowT, error: GuardError) -> ResultT:
+        """The result of a row that no guard has answered."""
+
+    def is_unanswered(self, result: ResultT) -> bool:
+        """Whether the engine is to blame that there is no answer."""
+
+
+class RowSharer(Protocol):
+    """One guard, or several that share the rows of a job."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    def share(self, work: RowWork[RowT, ResultT], rows: Iterable[RowT], *, chunk: int) -> Iterator[ResultT]:
+        """The rows' results, lazily and in order; `work` gets `chunk` rows at a time."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +116,18 @@ class Guard:
         engine: EngineName = "auto",
         *,
         revision: str | None = None,
+        adapter: str | Path | None = None,
         policy: Policy | None = None,
         calibration: Calibration | str | Path | None = None,
         **options: Any,
     ) -> Guard:
         """Open a guard. `calibration`, written by `calibrate`, is added to the policy; None uses the calibration in the
-        model's folder, if there is one (`Policy.folder_calibration`).
+        model's folder, if there is one (`Policy.folder_calibration`) and no adapter.
 
         `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` in `options`
         selects, the served model's name, or "embedded" for the first model that the server lists. The `vllm` engine
-        needs the extra of that name. Other `options` are passed to the engine. Raises `ModelError`.
+        needs the extra of that name. `adapter`: the folder of a LoRA adapter that was trained from the model. Other
+        `options` are passed to the engine. Raises `ModelError`.
         """
         policy = policy or Policy()
         if calibration is not None:
@@ -103,6 +136,8 @@ class Guard:
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}: use one of {', '.join(ENGINES)}")
         if engine == "openai" or (engine == "auto" and "base_url" in options):
+            if adapter is not None:
+                raise InputError("a server loads its adapters itself: give the name that it serves the adapter as")
             from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 
             return cls(OpenAIEngine(model=None if model == EMBEDDED else model, **options).connect(), policy)
@@ -110,7 +145,10 @@ class Guard:
             raise MissingExtraError("vllm", "vllm")
         folder = resolve_folder(model, revision)
         check_folder(folder)  # before torch is imported, so that a typo is reported at once
-        if policy.calibration is None and policy.folder_calibration:
+        if adapter is not None:
+            check_adapter(Path(adapter))
+            options["adapter"] = Path(adapter)
+        elif policy.calibration is None and policy.folder_calibration:
             policy = replace(policy, calibration=_folder_calibration(folder, model_info(model, folder, revision)))
         if engine == "vllm":
             from guardreasoner_vl.engines.vllm_engine import VLLMEngine
@@ -177,6 +215,12 @@ class Guard:
         if chunk < 1:
             raise InputError("chunk is a number of items: give at least 1")
         return self._batches(iter(items), policy, chunk)
+
+    def share(self, work: RowWork[RowT, ResultT], rows: Iterable[RowT], *, chunk: int = CHUNK) -> Iterator[ResultT]:
+        """Do `work` on the rows lazily, `chunk` rows at a time; yields their results in order."""
+        stream = iter(rows)
+        while batch := list(islice(stream, chunk)):
+            yield from work(self, batch)
 
     def moderate_from(
         self,

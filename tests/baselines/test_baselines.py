@@ -262,6 +262,7 @@ def test_plain_completions_carry_text_and_scores(served: Any) -> None:
     assert verdict.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", [math.nan, None, math.inf, 1e300, "x"])
 def test_a_score_is_never_no_number(served: Any, odd: Any) -> None:
     def brain(path: str, payload: dict[str, Any]) -> Reply:
@@ -277,6 +278,7 @@ def test_a_score_is_never_no_number(served: Any, odd: Any) -> None:
         assert (verdict.error, verdict.request.label, verdict.request.score) == (None, label, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refuses", [False, True])
 def test_greedy_is_said_in_full_where_the_server_takes_it(served: Any, refuses: bool) -> None:
     asked_for: list[dict[str, Any]] = []

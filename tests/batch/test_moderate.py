@@ -135,6 +135,7 @@ _LINE = (
 )
 
 
+@pytest.mark.slow
 @given(st.lists(_LINE, max_size=12))
 @example([b'{"id": "\\udfff"}', b"\x00", b"\xef\xbb\xbf"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -230,17 +231,17 @@ def test_a_chunk_is_on_disk_before_the_next_one_is_judged(tmp_path: Path, monkey
     out = tmp_path / "out.jsonl"
     guard = scripted_guard()
     events: list[Any] = []
-    judge, fsync = guard.moderate_batch, os.fsync
+    generate, fsync = guard.engine.generate, os.fsync
 
-    def judged(items: Any, **how: Any) -> Any:
+    def judged(requests: Any) -> Any:
         events.append("judge")
-        return judge(items, **how)
+        return generate(requests)
 
     def recorded(descriptor: int) -> None:
         fsync(descriptor)
         events.append(out.read_bytes().count(b"\n"))
 
-    monkeypatch.setattr(guard, "moderate_batch", judged)
+    monkeypatch.setattr(guard.engine, "generate", judged)
     monkeypatch.setattr(os, "fsync", recorded)
     run_batch(guard, numbered(tmp_path / "in.jsonl", 5), out, chunk=2)
     assert events == ["judge", 2, "judge", 4, "judge", 5]
@@ -278,6 +279,7 @@ def test_rows_that_were_added_are_judged(tmp_path: Path) -> None:
     assert ids(out) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_wherever_the_file_was_cut_off_every_row_is_there_once_afterwards(tmp_path: Path) -> None:
     source, out = numbered(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
     run_batch(scripted_guard(), source, out)
@@ -341,14 +343,14 @@ def test_a_stop_while_error_rows_are_taken_out_leaves_the_file(tmp_path: Path, m
 def test_an_interrupt_keeps_what_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = numbered(tmp_path / "in.jsonl", 6), tmp_path / "out.jsonl"
     guard = scripted_guard()
-    judge, calls = guard.moderate_batch, iter([False, False, True])
+    generate, calls = guard.engine.generate, iter([False, False, True])
 
-    def interrupted(items: Any, **how: Any) -> Any:
+    def interrupted(requests: Any) -> Any:
         if next(calls):
             raise KeyboardInterrupt
-        return judge(items, **how)
+        return generate(requests)
 
-    monkeypatch.setattr(guard, "moderate_batch", interrupted)
+    monkeypatch.setattr(guard.engine, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_batch(guard, source, out, chunk=2)
     assert ids(out) == [0, 1, 2, 3]

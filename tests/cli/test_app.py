@@ -236,6 +236,11 @@ def test_the_options_reach_the_policy_and_the_loader(loaded: list[dict[str, Any]
     assert loaded == [{"model": "owner/name", "engine": "transformers", "policy": policy}]
 
 
+def test_an_adapter_reaches_the_loader(loaded: list[dict[str, Any]], tmp_path: Path) -> None:
+    invoke("moderate", "--prompt", "hi", "--model", "owner/name", "--adapter", tmp_path)
+    assert (loaded[0]["model"], loaded[0]["adapter"]) == ("owner/name", tmp_path)
+
+
 def test_the_most_windows_reach_the_policy(loaded: list[dict[str, Any]]) -> None:
     invoke("moderate", "--prompt", "p", "--long-input", "windows", "--max-windows", "9")
     assert loaded[0]["policy"] == Policy(long_input="windows", max_windows=9)

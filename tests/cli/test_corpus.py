@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 
+pytestmark = pytest.mark.slow
+
+
 def curated(folder: Path, rows: list[dict[str, Any]]) -> Result:
     """A corpus in `folder/corpus`."""
     write_rows(folder / "data" / "toy" / "train.jsonl", rows)
@@ -115,7 +118,8 @@ def test_the_batch_api_takes_turns(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_calls_are_one_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    curated(tmp_path, toy_rows(2))
+    if "CORPUS" in arguments:
+        curated(tmp_path, toy_rows(2))
     places = {"CORPUS": str(tmp_path / "corpus"), "NOWHERE": str(tmp_path / "nowhere")}
     result = invoke(*(places.get(argument, argument) for argument in arguments))
     assert result.exit_code == ERROR

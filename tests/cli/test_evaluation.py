@@ -29,6 +29,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Guard, "load", lambda *_, policy, **__: scripted_guard(policy))
 
 
+@pytest.mark.slow
 def test_evaluate_writes_predictions_figures_and_both_reports(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     out = tmp_path / "out"
@@ -43,6 +44,7 @@ def test_evaluate_writes_predictions_figures_and_both_reports(tmp_path: Path) ->
     assert "BAD" not in report + (out / "predictions.jsonl").read_text() + (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_evaluate_judges_the_held_out_rows_of_a_recipe(tmp_path: Path) -> None:
     held_out = [{"id": str(number), **toy.row(number)} for number in range(300) if is_held_out(str(number))]
     toy.write_data(tmp_path / "data", [*toy.rows(60), *held_out])
@@ -86,6 +88,7 @@ def test_calibrate_takes_the_test_rows_of_a_corpus_or_some_of_them(tmp_path: Pat
     assert some["fast"]["request"]["measured"]["rows"] == 60
 
 
+@pytest.mark.slow
 def test_evaluate_excludes_a_benchmark_from_the_total(tmp_path: Path) -> None:
     rows, noisy = write_rows(tmp_path / "toy.jsonl", ROWS), write_rows(tmp_path / "noisy.jsonl", ROWS[:1])
     asked = ("evaluate", "--benchmark", rows, "--benchmark", noisy, "--out", tmp_path / "out")
@@ -98,6 +101,7 @@ def test_evaluate_excludes_a_benchmark_from_the_total(tmp_path: Path) -> None:
     assert "use toy, noisy" in typo.stderr
 
 
+@pytest.mark.slow
 def test_another_threshold_is_another_evaluation(tmp_path: Path) -> None:
     asked = ("evaluate", "--benchmark", write_rows(tmp_path / "toy.jsonl", ROWS), "--out", tmp_path / "out")
     assert invoke(*asked).exit_code == OK
@@ -119,6 +123,7 @@ def test_shieldgemma_runs_here(tmp_path: Path) -> None:
         assert words in result.stderr
 
 
+@pytest.mark.slow
 def test_compare_puts_evaluations_beside_each_other(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     for mode in ("slow", "fast"):
@@ -163,6 +168,7 @@ def test_the_target_option_of_score_says_what_a_bare_label_judges(tmp_path: Path
     assert "--gold" in invoke("score", path, "--gold", gold, "--target", "request").stderr
 
 
+@pytest.mark.slow
 def test_another_guard_needs_its_server(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     ask = ("evaluate", "--benchmark", rows, "--out", tmp_path / "out", "--guard")

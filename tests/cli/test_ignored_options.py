@@ -52,7 +52,7 @@ POLICY: list[tuple[str, ...]] = [
 @pytest.mark.parametrize(
     "option",
     [*POLICY, ("--on-error", "allow"), ("--on-error", "block"), ("--model", "x"), ("--engine", "auto"),
-     ("--base-url", "http://127.0.0.1:9/v1")],
+     ("--base-url", "http://127.0.0.1:9/v1"), ("--adapter", "x"), ("--ray", "local"), ("--workers", "2")],
 )  # fmt: skip
 def test_batch_asks_a_service_with_its_own_settings(option: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "x"}\n')
@@ -61,11 +61,19 @@ def test_batch_asks_a_service_with_its_own_settings(option: tuple[str, ...], tmp
     assert not (tmp_path / "out.jsonl").exists()
 
 
-@pytest.mark.parametrize("option", [*POLICY, ("--mode", "slow"), ("--mode", "fast"), ("--engine", "openai")])
+@pytest.mark.parametrize(
+    "option",
+    [*POLICY, ("--mode", "slow"), ("--mode", "fast"), ("--engine", "openai"), ("--adapter", "x"), ("--ray", "local")],
+)
 def test_another_guard_judges_in_its_own_way(option: tuple[str, ...], tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "toy.jsonl", ROWS)
     asked = ("evaluate", "--benchmark", rows, "--out", tmp_path / "out", "--guard", "wildguard", "--model", "m")
     refused(invoke(*asked, "--base-url", "http://127.0.0.1:9/v1", *option), option[0], "--guard")
+
+
+def test_workers_are_those_of_a_cluster(tmp_path: Path) -> None:
+    refused(invoke(*commands(tmp_path)["batch"], "--workers", "2"), "--workers", "--ray")
+    refused(invoke(*commands(tmp_path)["evaluate"], "--workers", "2"), "--workers", "--ray")
 
 
 def commands(tmp_path: Path) -> dict[str, tuple[object, ...]]:
@@ -95,6 +103,7 @@ def test_options_that_another_one_leaves_without_effect(
     refused(invoke(*commands(tmp_path)[command], *options), word)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["moderate", "batch", "evaluate"])
 @pytest.mark.parametrize("options", [(), ("--mode", "fast"), ("--max-new-tokens", "64"), ("--threshold", "0.4")])
 def test_options_that_act_are_taken(command: str, options: tuple[str, ...], tmp_path: Path) -> None:
@@ -113,6 +122,7 @@ def test_data_where_only_files_are_named(command: str, tmp_path: Path) -> None:
     refused(invoke(*asked), "--data")
 
 
+@pytest.mark.slow
 def test_a_file_below_the_data_is_a_benchmark(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows-of-mine.jsonl", ROWS)
     asked = ("evaluate", "--benchmark", "rows-of-mine.jsonl", "--out", tmp_path / "out", "--data", tmp_path)

@@ -108,6 +108,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
         export(corpus, "sharegpt", tmp_path / "out")
 
 
+@pytest.mark.slow
 @example(sample("a", response="None", request_label="harmful", reasoning=""), "guardreasoner")
 @given(
     st.builds(

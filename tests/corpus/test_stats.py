@@ -57,6 +57,7 @@ def test_labels_sources_and_lengths_by_hand(rows: list[Sample]) -> None:
     assert quantiles([5, 1, 3]) == {"min": 1, "median": 3, "p95": 5, "max": 5}
 
 
+@pytest.mark.slow
 def test_the_card_compares_with_the_paper(rows: list[Sample], tmp_path: Path) -> None:
     info = CorpusInfo(name="toy", sources=(SourceInfo(name="toy", origin="made up", licence="CC0", revision="abc"),))
     write_corpus(tmp_path, info, rows)
@@ -71,6 +72,7 @@ def test_the_card_compares_with_the_paper(rows: list[Sample], tmp_path: Path) ->
     assert {path.name for path in tmp_path.glob("*.svg")} == {"labels.svg", "categories.svg", "lengths.svg"}
 
 
+@pytest.mark.slow
 def test_figures_are_drawn(rows: list[Sample]) -> None:
     for svg in draw(stats_of(rows)).values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")

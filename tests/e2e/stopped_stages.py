@@ -27,6 +27,7 @@ from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.recipe import parse_recipe
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import augment, calibrate, curate, evaluate, mine, robustness, synthesize
+from guardreasoner_vl.storage.atomic import PARTIAL
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.teachers.offline import RulesTeacher
 from guardreasoner_vl.types import ModelInfo
@@ -34,7 +35,7 @@ from tests.builders import answer
 from tests.training import toy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from guardreasoner_vl.engines.base import EngineRequest
@@ -130,7 +131,7 @@ def _calibrate(root: Path, out: Path, plan: Plan) -> None:
 
 def _mine(root: Path, out: Path, plan: Plan) -> None:
     recipe = parse_recipe({"name": "hard", "seed": 1, "mine": {"max_new_tokens": 64, "keep": "mixed"}})
-    mine.run(recipe, root / "corpus", Engine(plan), out, chunk=3)
+    mine.run(recipe, root / "corpus", Guard(Engine(plan)), out, chunk=3)
 
 
 def _synthesize(root: Path, out: Path, plan: Plan) -> None:
@@ -202,25 +203,41 @@ class _Points:
 
     def watch(self) -> None:
         """Count changes from now on."""
-        sync, put = os.fsync, JsonlLog._put
+        flush, append, replace = os.fsync, JsonlLog.append, JsonlLog.replace
 
         def fsync(file: Any) -> None:
             self._reached()
-            sync(file)
+            flush(file)
 
-        def torn(log: JsonlLog[Any], content: bytes) -> None:
-            self._reached(lambda: log._stream.write(content[: len(content) // 2]))
-            put(log, content)
+        def torn_append(log: JsonlLog[Any], lines: Iterable[bytes], *, sync: bool = True) -> None:
+            content = b"".join(lines)
+            self._tears(log.path, content)
+            append(log, [content], sync=sync)
+
+        def torn_replace(log: JsonlLog[Any], lines: Iterable[bytes]) -> None:
+            partial = log.path.with_name(f"{log.path.name}{PARTIAL}")
+
+            def reaching() -> Iterator[bytes]:
+                for line in lines:
+                    self._tears(partial, line)
+                    yield line
+
+            replace(log, reaching())
 
         patch = pytest.MonkeyPatch()  # for good: the process ends with the run
         patch.setattr(os, "fsync", fsync)
-        patch.setattr(JsonlLog, "_put", torn)
+        patch.setattr(JsonlLog, "append", torn_append)
+        patch.setattr(JsonlLog, "replace", torn_replace)
         sys.addaudithook(self._heard)
 
     def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
         opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
         if (opened or event in _CHANGES) and self._out in str(arguments[0]):
             self._reached()
+
+    def _tears(self, path: Path, content: bytes) -> None:
+        """A point at which half of the content is in the file."""
+        self._reached(lambda: _write_half(path, content))
 
     def _reached(self, torn: Callable[[], object] = lambda: None) -> None:
         if self.off:
@@ -234,6 +251,11 @@ class _Points:
             deadline = time.monotonic() + 60
             while not self._plan.go.exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
+
+
+def _write_half(path: Path, content: bytes) -> None:
+    with path.open("ab") as stream:
+        stream.write(content[: len(content) // 2])
 
 
 def _bound(size: int | None) -> int | None:

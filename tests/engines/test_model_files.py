@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from huggingface_hub import constants
 
-from guardreasoner_vl.engines.model_files import check_folder, model_info, resolve_folder
+from guardreasoner_vl.engines.model_files import check_folder, context_length, model_info, resolve_folder
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import ModelError
 
@@ -208,3 +208,22 @@ def test_weights_that_do_not_fill_the_model_are_refused(tiny_model: Path, tmp_pa
 
 def test_check_folder_gives_the_configuration(tiny_model: Path) -> None:
     assert check_folder(tiny_model)["model_type"] == "qwen2_5_vl"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"max_position_embeddings": 64},
+        {"max_position_embeddings": 64, "text_config": None},
+        {"max_position_embeddings": 64, "text_config": {}},
+        {"max_position_embeddings": 32, "text_config": {"max_position_embeddings": 64}},
+    ],
+)
+def test_the_context_is_the_text_models(config: dict[str, object]) -> None:
+    assert context_length(config) == 64
+
+
+@pytest.mark.parametrize("config", [{}, {"max_position_embeddings": "64"}, {"text_config": {"vocab_size": 64}}])
+def test_a_configuration_without_a_context_is_refused(config: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=r"no max_position_embeddings; download the model again$"):
+        context_length(config)

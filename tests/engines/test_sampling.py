@@ -69,6 +69,7 @@ class TestProbabilities:
         tokens = draw(torch.tensor([0.64, 0.04, 0.32 - 0.16, 0.16]).log(), even(900), temperature=2.0)
         assert [tokens.count(token) for token in range(4)] == [400, 100, 200, 200]  # as 0.8 : 0.2 : 0.4 : 0.4
 
+    @pytest.mark.slow
     def test_neighbouring_seeds_are_independent(self, vocabulary: Vocabulary) -> None:
         """Rollouts of one prompt have neighbouring seeds: their first tokens must be independent."""
         logits = torch.full((5000, vocabulary.size), -1e9)
@@ -155,6 +156,7 @@ class TestEdges:
         (token,) = draw(logits, [uniform], top_p=top_p)
         assert token in (2, 4)  # exp(-200) is zero in fp32
 
+    @pytest.mark.slow
     @settings(deadline=None)
     @given(
         st.lists(st.sampled_from([-math.inf, -300.0, -2.5, 0.0, 0.125, 3.0, 88.0]), min_size=1, max_size=70),

@@ -346,7 +346,7 @@ class TestWhatMayBeWritten:
     @pytest.mark.parametrize("start", ["", "<", "<think", "<think>", "<think>\n", "<think>\n \n"])
     def test_no_text_that_the_model_wants_gets_around_the_ban(self, start: str, engine: TransformersEngine) -> None:
         """Forces the end of think after every forced prefix."""
-        closing = [number for number, piece in Vocabulary(engine.inputs)._texts.items() if "</" in piece]
+        closing = [number for number, piece in Vocabulary(engine.inputs).texts.items() if "</" in piece]
         ends = sorted(engine.inputs.end_ids)
 
         def closes(logits: torch.Tensor) -> None:

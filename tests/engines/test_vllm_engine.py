@@ -15,7 +15,7 @@ from guardreasoner_vl import Guard
 from guardreasoner_vl.engines.int8 import INT8_WEIGHTS
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.engines.vllm_engine import BLOCK_SIZE, VLLMEngine
-from guardreasoner_vl.errors import MissingExtraError, ModelError
+from guardreasoner_vl.errors import EngineError, MissingExtraError, ModelError
 from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import Engine, EngineRequest
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_vllm.install(monkeypatch)
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[fake_vllm.LLM]:
+    return fake_vllm.install(monkeypatch)
 
 
 @pytest.fixture
@@ -44,10 +47,11 @@ def reference(tiny_model: Path) -> TransformersEngine:
     return TransformersEngine.load(str(tiny_model), dtype="fp32")
 
 
-def llm_of(engine: VLLMEngine) -> fake_vllm.LLM:
-    llm = engine._llm
-    assert isinstance(llm, fake_vllm.LLM)
-    return llm
+@pytest.fixture
+def llm(engine: VLLMEngine, opened: list[fake_vllm.LLM]) -> fake_vllm.LLM:
+    """What the engine runs."""
+    (only,) = opened
+    return only
 
 
 class TestVLLM(EngineConformance):
@@ -115,8 +119,7 @@ def test_a_guard_judges_in_every_mode_as_with_the_reference_engine(tiny_model: P
             assert (got.error and got.error.code) == (wanted.error and wanted.error.code)
 
 
-def test_vllm_is_opened_for_a_guard(engine: VLLMEngine) -> None:
-    llm = llm_of(engine)
+def test_vllm_is_opened_for_a_guard(engine: VLLMEngine, llm: fake_vllm.LLM) -> None:
     assert llm.generation_config == "vllm"
     first, second = engine.generate([asked(), asked("Is tomato soup harmful?")])
     assert first.usage.cached_tokens == 0
@@ -124,14 +127,16 @@ def test_vllm_is_opened_for_a_guard(engine: VLLMEngine) -> None:
     assert second.usage.cached_tokens % BLOCK_SIZE == 0
 
 
-def test_all_requests_of_a_call_go_to_vllm_together(engine: VLLMEngine) -> None:
+def test_all_requests_of_a_call_go_to_vllm_together(engine: VLLMEngine, llm: fake_vllm.LLM) -> None:
     engine.generate([asked(), asked("Another?"), with_image(asked())])
     engine.score([asked(forced_prefix=FAST_PREFIX)] * 2, SLOTS, CANDIDATES)
-    assert [len(prompts) for prompts in llm_of(engine).calls] == [3, 2, 2]
+    assert [len(prompts) for prompts in llm.calls] == [3, 2, 2]
 
 
-def test_a_prompt_that_breaks_the_model_fails_alone(engine: VLLMEngine, caplog: pytest.LogCaptureFixture) -> None:
-    llm_of(engine).failing = ["kite"]
+def test_a_prompt_that_breaks_the_model_fails_alone(
+    engine: VLLMEngine, llm: fake_vllm.LLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm.failing = ["kite"]
     listener = Pieces()
     requests = [asked("Bread?"), asked("A kite?"), replace(asked("Soup?"), listener=listener)]
     with caplog.at_level(logging.INFO):
@@ -144,10 +149,10 @@ def test_a_prompt_that_breaks_the_model_fails_alone(engine: VLLMEngine, caplog: 
     assert [bool(score.error) for score in scores] == [False, True, False]
 
 
-def test_a_prompt_that_is_too_long_never_reaches_vllm(engine: VLLMEngine) -> None:
+def test_a_prompt_that_is_too_long_never_reaches_vllm(engine: VLLMEngine, llm: fake_vllm.LLM) -> None:
     long, short = engine.generate([asked("a kite " * 600), asked()])
     assert (long.error_code, short.error) == ("input_too_long", None)
-    assert [len(prompts) for prompts in llm_of(engine).calls] == [1]
+    assert [len(prompts) for prompts in llm.calls] == [1]
 
 
 def test_the_context_can_be_smaller_than_the_models(tiny_model: Path) -> None:
@@ -157,11 +162,11 @@ def test_the_context_can_be_smaller_than_the_models(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [0, 1])
-def test_a_cancelled_request_is_an_error(engine: VLLMEngine, most: int) -> None:
+def test_a_cancelled_request_is_an_error(engine: VLLMEngine, llm: fake_vllm.LLM, most: int) -> None:
     """With 0 it is cancelled before it begins, and vLLM never sees it; with 1 while it runs."""
     cancelled, answered = engine.generate([replace(asked(), listener=Pieces(most)), asked()])
     assert (cancelled.error_code, answered.error) == ("cancelled", None)
-    assert [len(prompts) for prompts in llm_of(engine).calls] == [1 + most]
+    assert [len(prompts) for prompts in llm.calls] == [1 + most]
 
 
 def test_images_of_another_size_are_not_judged(tiny_model: Path) -> None:
@@ -174,16 +179,15 @@ def test_images_of_another_size_are_not_judged(tiny_model: Path) -> None:
     assert "instead of" in (score.error or "")
 
 
-def test_answers_to_an_interrupted_call_are_not_taken_for_these(engine: VLLMEngine) -> None:
+def test_answers_to_an_interrupted_call_are_not_taken_for_these(engine: VLLMEngine, llm: fake_vllm.LLM) -> None:
     wanted = engine.generate([asked(), asked("Soup?")])
-    llm = llm_of(engine)
     llm.leftover = llm.generate([llm.calls[0][1]], [fake_vllm.SamplingParams()], use_tqdm=False)
     assert timeless(engine.generate([asked(), asked("Soup?")])) == timeless(wanted)
 
 
 def test_an_answer_that_vllm_aborts_is_an_error(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = fake_vllm.LLM._steps
-    monkeypatch.setattr(fake_vllm.LLM, "_steps", lambda *arguments: [next(steps(*arguments))])
+    steps = fake_vllm.LLM.steps
+    monkeypatch.setattr(fake_vllm.LLM, "steps", lambda *arguments: [next(steps(*arguments))])
     (result,) = engine.generate([asked()])
     assert result.error_code == "engine"
     assert "ended the answer early" in (result.error or "")
@@ -204,6 +208,40 @@ def sampled(seed: int) -> EngineRequest:
 def test_a_seed_decides_a_sampled_answer(engine: VLLMEngine) -> None:
     first, again, other = engine.generate([sampled(1), sampled(1), sampled(2)])
     assert first.text == again.text != other.text
+
+
+def test_a_group_is_read_once_and_its_seeds_count_up(engine: VLLMEngine, llm: fake_vllm.LLM) -> None:
+    (group,) = engine.sample([sampled(3)], 3)
+    assert [len(prompts) for prompts in llm.calls] == [1]
+    apart = engine.generate([sampled(3), sampled(4), sampled(5)])
+    assert [answer.text for answer in group] == [answer.text for answer in apart]
+    assert all(answer.token_logprobs for answer in group)
+    assert not any(answer.token_logprobs for answer in apart)
+
+
+def test_a_broken_model_fails_all_groups(engine: VLLMEngine, llm: fake_vllm.LLM) -> None:
+    llm.failing = ["kite"]
+    with pytest.raises(EngineError, match=r"^the model failed \(RuntimeError\): try a smaller input$"):
+        engine.sample([asked("Bread?"), asked("A kite?")], 2)
+
+
+def test_new_weights_answer(engine: VLLMEngine, llm: fake_vllm.LLM) -> None:
+    before = engine.generate([asked()])
+    engine.reload(weights_iterator=((name, -weight.detach()) for name, weight in list(llm.weights.items())))
+    assert timeless(engine.generate([asked()])) != timeless(before)
+
+
+def test_weights_that_vllm_cannot_take_are_an_error(engine: VLLMEngine) -> None:
+    with pytest.raises(EngineError, match="vLLM did not take the weights"):
+        engine.reload(weights_path="nowhere")
+
+
+def test_a_prompt_that_is_read_as_other_tokens_is_an_error(
+    engine: VLLMEngine, llm: fake_vllm.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = llm._answer
+    monkeypatch.setattr(llm, "_answer", lambda prompt, ids, _: answer(prompt, [*ids[:-1], 5], _))
+    assert "as other tokens" in (engine.generate([asked()])[0].error or "")
 
 
 def test_a_closed_engine_answers_nothing(engine: VLLMEngine) -> None:

@@ -201,6 +201,7 @@ def test_wildguard_leaves_rows_without_agreement_out(tmp_path: Path) -> None:
     assert loaded.skipped.reasons == {"no text in 'response'": 1}
 
 
+@pytest.mark.slow
 def test_safe_rlhf_draws_the_same_prompts_safe_and_unsafe(tmp_path: Path) -> None:
     def pair(number: int, flags: tuple[bool, bool]) -> dict[str, Any]:
         answers = {f"response_{k}": f"{'safe' if flags[k] else 'unsafe'} {number}" for k in range(2)}

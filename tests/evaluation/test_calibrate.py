@@ -194,6 +194,7 @@ def test_a_certain_score_after_reasoning_is_no_more_certain_than_calibration_tak
     assert verdict.request.score < 1
 
 
+@pytest.mark.slow
 def test_the_weight_is_worth_a_pass_or_none() -> None:
     truths, before = overconfident(2000, 1.0)
     after = [1.0 if score > 0.5 else 0.0 for score in before]
@@ -202,6 +203,7 @@ def test_the_weight_is_worth_a_pass_or_none() -> None:
     assert fit_weight(truths, before, [0.5] * len(before)) == 0
 
 
+@pytest.mark.slow
 def test_a_calibration_in_the_models_folder_is_taken(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "tiny")
     with Guard.load(str(folder)) as plain:

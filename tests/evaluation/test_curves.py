@@ -65,6 +65,7 @@ def test_lengths_must_agree() -> None:
         auroc([True], [0.1, 0.2])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(ROWS)
 def test_as_scikit_learn(rows: list[tuple[bool, float]]) -> None:

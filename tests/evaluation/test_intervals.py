@@ -98,6 +98,7 @@ def test_mcnemar_wants_the_same_rows() -> None:
         mcnemar([True], [])
 
 
+@pytest.mark.slow
 def test_the_difference_of_two_guards_is_the_bootstraps_over_rows() -> None:
     times: dict[tuple[GoldLabel, Label, Label], int] = {
         ("harmful", HARMFUL, HARMFUL): 40,

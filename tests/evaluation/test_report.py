@@ -110,6 +110,7 @@ def test_the_papers_cells_stand_beside_ours() -> None:
     assert paper_table(results, "response") == []
 
 
+@pytest.mark.slow
 def test_the_papers_tokens_stand_beside_an_evaluation_of_all_its_benchmarks() -> None:
     rows = [
         prediction(f"{size.file}-{label}", label, label, benchmark=size.file, completion_tokens=50)
@@ -127,6 +128,7 @@ def test_the_papers_tokens_stand_beside_an_evaluation_of_all_its_benchmarks() ->
     assert "GuardReasoner-VL" not in part
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_for_what_is_defined(rows: list[Prediction], results: Results) -> None:
     figures = draw(results, rows)
     assert set(figures) == {

@@ -341,6 +341,7 @@ def test_a_merged_image_is_shrunk_to_the_most_pixels() -> None:
     assert corners(merged) == [RED, BLUE, RED, BLUE]
 
 
+@pytest.mark.slow
 def test_a_merged_image_is_let_in_again_however_noisy() -> None:
     noise = Image.frombytes("RGB", (1500, 1500), np.random.default_rng(0).bytes(3 * 1500**2))
     merged = merge(noise, noise, "stacked")

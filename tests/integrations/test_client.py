@@ -93,6 +93,7 @@ def test_an_unknown_guard_and_a_wrong_key_block(service: Running) -> None:
             assert (verdict.action, verdict.error and verdict.error.code) == ("block", "guard_refused")
 
 
+@pytest.mark.slow
 def test_one_client_serves_many_event_loops(service: Running) -> None:
     client = GuardClient(service.url, KEY)
 
@@ -169,6 +170,7 @@ def test_the_environments_proxy_is_not_used(service: Running, monkeypatch: pytes
     assert {verdict.action for verdict in both(GuardClient(service.url, KEY), prompt="Hello.")} == {"allow"}
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(body=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
 def test_no_body_but_a_verdict_allows(body: bytes) -> None:

@@ -51,6 +51,7 @@ async def through(url: str, application: Application, messages: list[dict[str, A
             return await http.post("/v1/chat/completions", json={"messages": messages, "stream": stream})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("request_use", "response_use"), USES)
 async def test_the_application_is_asked_only_about_what_passes(
@@ -63,6 +64,7 @@ async def test_the_application_is_asked_only_about_what_passes(
             assert (application.asked, answer.status_code) == ((1, 200) if action == "allow" else (0, 400))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("request_use", "response_use"), USES)
 async def test_a_harmful_answer_is_released_only_where_responses_are_monitored(

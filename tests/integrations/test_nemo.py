@@ -41,7 +41,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 async def with_rails(module: dict[str, Any], url: str) -> AsyncIterator[Any]:
     rails = module["rails"](url)
     yield rails
-    await rails.runtime.registered_action_params["llms"]["guardreasoner"]._guard.aclose()
+    await rails.runtime.registered_action_params["llms"]["guardreasoner"].aclose()
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ async def test_a_prompt_in_one_string_is_judged(service: Running) -> None:
     model = GuardModel("default", service.url, KEY)
     reply = [chunk.delta_content async for chunk in model.stream_async("BAD")]
     assert parse_verdict("".join(reply)) == [False, "the guard finds harmful: request"]
-    await model._guard.aclose()
+    await model.aclose()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # NeMo never tells a model to close its connections

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     Ask = Callable[[str, str, str], Coroutine[Any, Any, bool]]
 
+pytestmark = pytest.mark.slow
 CASES = [("Hello.", "Fine.", None), ("A BAD request.", "Fine.", "request"), ("Hello.", "A BAD answer.", "response")]
 
 
@@ -64,7 +65,7 @@ async def nemo(url: str, said: str, answer: str) -> bool:
     module["Stub"].answer = answer
     rails = module["rails"](url)
     reply = await rails.generate_async(messages=[{"role": "user", "content": said}])
-    await rails.runtime.registered_action_params["llms"]["guardreasoner"]._guard.aclose()
+    await rails.runtime.registered_action_params["llms"]["guardreasoner"].aclose()
     return bool(reply["content"] != answer)
 
 

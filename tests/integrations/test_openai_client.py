@@ -16,6 +16,7 @@ import openai
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
 EXAMPLE = example("openai_client.py")
 
 

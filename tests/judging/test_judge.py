@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from guardreasoner_vl.engines.base import EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.scripted import ALL_CAPABILITIES, ScriptedEngine
+from guardreasoner_vl.engines.validation import check_length, error_result
 from guardreasoner_vl.errors import EngineError, InputError, InputTooLongError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.calibration import Calibration, ModeScales, Scale
@@ -427,11 +428,15 @@ class CountingEngine(ScriptedEngine):
     def count_tokens(self, request: EngineRequest) -> int:
         return sum(len(message.text) for message in request.messages) + 64 * len(request.images)
 
-    def _generate(self, request: EngineRequest) -> EngineResult:
-        if self.count_tokens(request) >= self.limit:
-            message = f"the exchange takes {self.count_tokens(request)} tokens, the model reads {self.limit}"
-            return EngineResult("", "error", error=message, error_code=InputTooLongError.code)
-        return super()._generate(request)
+    def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+        return [self.answer_within_limit(request) for request in requests]
+
+    def answer_within_limit(self, request: EngineRequest) -> EngineResult:
+        try:
+            check_length(self.count_tokens(request), self.limit)
+        except InputTooLongError as error:
+            return error_result(error)
+        return super().generate([request])[0]
 
 
 PHRASE = "break into the house next door"
@@ -624,6 +629,7 @@ class TestWindows:
         for most, flagged in ((needed, False), (needed - 1, None)):
             assert judged(Exchange(BENIGN * 100), engine, long_input="windows", max_windows=most).flagged is flagged
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("text", "limit"), [("x " * 3_000_000, 1024), (BENIGN * 100_000, 100_000), ("x" * 5_900_000 + BENIGN, 1024)]
     )
@@ -651,6 +657,15 @@ class TestWindows:
             engine = Dense(finds_phrase, limit=2048)
             assert judged(Exchange(text + PHRASE), engine, long_input="windows").flagged is True
             assert all(engine.count_tokens(request) <= 1536 for request in engine.requests)
+
+    def test_a_text_too_dense_for_any_window_is_refused(self) -> None:
+        class Dense(CountingEngine):
+            def count_tokens(self, request: EngineRequest) -> int:
+                return super().count_tokens(request) + 100 * request.messages[1].text.count("#")
+
+        engine = Dense(finds_phrase, limit=2048)
+        assert_error(judged(Exchange("#" * 1000), engine, long_input="windows"), "input_too_long")
+        assert engine.requests == []
 
     def test_a_long_text_that_fits_is_one_window(self) -> None:
         engine = CountingEngine(finds_phrase, limit=200_000)
@@ -818,6 +833,7 @@ MODEL_TEXTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALLOWED)
 @settings(max_examples=300, deadline=None)
 @given(text=MODEL_TEXTS, finish=st.sampled_from(["stop", "stop", "stop", "length", "error"]))

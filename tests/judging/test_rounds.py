@@ -141,6 +141,7 @@ class TestServing:
         windowed(alone).moderate_from(Source(alone, [LONG, Exchange("One."), Exchange("Two.")]), 1)
         assert alone.windows[:4] == [1, 0, 1, 0]
 
+    @pytest.mark.slow
     def test_a_short_one_does_not_wait_until_all_long_ones_are_counted(self) -> None:
         class Weighing(Noting):
             long_counts = 0
@@ -283,6 +284,19 @@ def test_a_missing_result_of_an_engine_is_an_error_verdict() -> None:
     assert verdict.error.message == "the engine returned 0 results for 1 requests"
 
 
+def test_an_engine_that_fails_on_a_batch_is_asked_one_by_one() -> None:
+    class Fragile(Noting):
+        def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+            if len(requests) > 1:
+                raise RuntimeError("too many cakes")
+            return super().generate(requests)
+
+    engine = Fragile()
+    verdicts = list(Guard(engine).moderate_batch([Exchange(BENIGN), Exchange(PHRASE), Exchange("One.")]))
+    assert [verdict.flagged for verdict in verdicts] == [False, True, False]
+    assert engine.calls == [1, 1, 1]
+
+
 def test_the_text_of_an_unexpected_error_is_in_the_debug_log_only(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         error = unexpected_error("the engine", ValueError("mild words"))
@@ -326,7 +340,8 @@ class TestStreamedQuotes:
 
     def test_letter_by_letter_and_anew(self) -> None:
         class Spelling(Noting):
-            def _generate(self, request: EngineRequest) -> EngineResult:
+            def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+                (request,) = requests
                 listener = request.listener
                 assert listener is not None
                 listener.on_start()
@@ -336,7 +351,7 @@ class TestStreamedQuotes:
                 for letter in answer(reasoning=TestStreamedQuotes.REASONING):
                     listener.on_text(letter)
                 assert not listener.cancelled
-                return super()._generate(replace(request, listener=None))
+                return super().generate([replace(request, listener=None)])
 
         outer = Watching()
         engine = Spelling(lambda _: answer())

@@ -65,7 +65,7 @@ def test_a_seed_is_the_first_six_bytes_of_a_digest() -> None:
 def test_the_candidates_differ_in_their_seeds_alone() -> None:
     mine = {"candidates": 3, "max_new_tokens": 77, "temperature": 0.7, "top_p": 0.8}
     section = parse_recipe({"name": "hard", "mine": mine}).mine
-    requests = candidate_requests(row(), section, 5)
+    requests = candidate_requests(row(), row().exchange(), section, 5)
     assert [request.seed for request in requests] == [
         derive_seed("5-0-r1"),
         derive_seed("5-1-r1"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
 CARD = "---\nlicense: apache-2.0\n---\n\n# A guard\n"
 
 

@@ -18,8 +18,9 @@ from guardreasoner_vl.engines.validation import error_result
 from guardreasoner_vl.errors import DataError, EngineError, InputError, RecipeError
 from guardreasoner_vl.pipeline import run as pipeline
 from guardreasoner_vl.pipeline.ablation import Outcome, ablate, interval, table
-from guardreasoner_vl.pipeline.run import STAGES, Run
+from guardreasoner_vl.pipeline.run import STAGES, Run, Stage
 from tests.builders import sample
+from tests.engines.openai.stub_server import StubServer
 from tests.smoke import PATH, short_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
@@ -51,6 +52,27 @@ def test_a_corpus_that_holds_nothing_out_needs_benchmarks(tmp_path: Path) -> Non
     write_corpus(tmp_path / "corpus", CorpusInfo(name="toy"), [sample("a", split="train", request_label="harmful")])
     with pytest.raises(DataError, match=r"corpus: no test and no validation rows .*; name evaluate\.benchmarks"):
         pipeline.benchmarks(Run(short_recipe(), tmp_path, tmp_path, print))
+
+
+def test_mine_and_evaluate_ask_a_server_that_is_told_their_models(out: Path, tmp_path: Path) -> None:
+    recipe = short_recipe()
+    with StubServer() as server:
+        sections = {"mine": recipe.mine.model_copy(update={"keep": "all_wrong"}), "evaluate": recipe.evaluate}
+        served = {name: section.model_copy(update={"base_url": server.url}) for name, section in sections.items()}
+        taken: dict[Stage, Path] = {"curate": out, "sft": out, "grpo": out}
+        job = Run(recipe.model_copy(update=served), out, tmp_path, print, taken=taken)
+        pipeline.run(job, ["mine", "evaluate"])
+    cold_start, guard = str((out / "sft" / "model").resolve()), str((out / "grpo" / "model").resolve())
+    assert server.loaded == [cold_start, cold_start, guard]
+    assert server.payloads
+
+
+def test_an_empty_address_does_not_load_the_model_here(tmp_path: Path) -> None:
+    recipe = short_recipe()
+    section = recipe.evaluate.model_copy(update={"base_url": ""})
+    job = Run(recipe.model_copy(update={"evaluate": section}), tmp_path, tmp_path, print)
+    with pytest.raises(EngineError, match="base_url is not a web address"):
+        pipeline.evaluated(job, "sft", tmp_path)
 
 
 def test_every_stage_leaves_its_work(out: Path, printed: list[str]) -> None:

@@ -284,6 +284,7 @@ def test_the_parser_accepts_exactly_the_grammar(text: str, has_prompt: bool, has
         assert parsed.reasoning is None
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(SOUP, st.sampled_from(["length", "error", "abort", ""]))
 def test_nothing_unfinished_is_ever_a_label(text: str, finish_reason: str) -> None:

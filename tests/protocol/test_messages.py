@@ -210,6 +210,7 @@ PIECES = st.lists(
 TURNS = st.builds(Turn, PIECES, st.lists(st.just("a.png"), max_size=2).map(tuple), PIECES)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.lists(TURNS, max_size=2), TURNS)
 def test_transcript_has_exactly_the_fields_of_the_exchange(history: list[Turn], last: Turn) -> None:

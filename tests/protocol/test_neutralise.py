@@ -336,12 +336,14 @@ def test_no_marker_survives_and_normalising_revives_none(text: str) -> None:
 HARMLESS = st.text(st.characters(exclude_characters="<＜﹤:：︓﹕"), max_size=60)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=500)
 @given(HARMLESS)
 def test_text_without_brackets_and_colons_is_unchanged(text: str) -> None:
     assert neutralise(text) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -457,6 +459,7 @@ def test_no_control_id_outside_the_template(
     assert controls(qwen, exchange) == template(images + earlier)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(MARKERS + FIELDS), st.integers(1, 12), st.integers(0, 1))
 def test_markers_split_over_fields_stay_apart(qwen: tiktoken.Encoding, marker: str, cut: int, images: int) -> None:

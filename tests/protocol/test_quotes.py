@@ -112,6 +112,7 @@ _WORDS = "bake", "bread", "fake", "\u70b8\u5f39", "5", " ", "\n", "\n\n", ".", "
 _BITS = st.sampled_from((*_MARKS, *_WORDS))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(_BITS, max_size=25).map("".join), st.lists(st.integers(0, 60), max_size=8))
 def test_pieces_give_what_the_whole_gives_wherever_they_are_cut(text: str, cuts: list[int]) -> None:
@@ -129,6 +130,7 @@ def test_words_of_the_input_are_never_taken_out(words: str, before: str, after: 
         assert shown(f"It says \u201c{quoted}\u201d.", exchange) == (f"It says \u201c{quoted}\u201d.", 0)
 
 
+@pytest.mark.slow
 def test_many_marks_take_no_time() -> None:
     text = " 'a" * 20_000 + ' "a' * 20_000
     quotes = QuoteFilter(build_messages(Exchange("a " * 20_000)))

@@ -107,6 +107,12 @@ def test_model_is_either_a_path_or_new(model: dict[str, Any]) -> None:
             {"sft": {"precision": "bf16-weights", "deepspeed": {"zero_optimization": {"stage": 3}}}},
             "use bf16 with deepspeed",
         ),
+        ({"sft": {"shard_weights": True, "deepspeed": {"bf16": {}}}}, "shard_weights and deepspeed exclude each other"),
+        ({"sft": {"shard_weights": True, "precision": "bf16-weights"}}, "use precision bf16, which computes in bf16"),
+        ({"grpo": {"shard_weights": True, "precision": "bf16-weights"}}, "use precision bf16, which computes in bf16"),
+        ({"grpo": {"rollouts": {"engine": "vllm-server"}}}, "engine: vllm-server and base_url belong together"),
+        ({"grpo": {"rollouts": {"base_url": "http://a/v1"}}}, "engine: vllm-server and base_url belong together"),
+        ({"grpo": {"rollouts": {"importance_cap": 2}}}, "importance_cap is for vLLM"),
         ({"data": {"sources": [{"folder": "f"}]}}, "data.sources.0: give origin and licence"),
     ],
 )

@@ -84,8 +84,8 @@ def test_keys_that_change_no_result_may_differ(tmp_path: Path) -> None:
         opened(tmp_path, recipe(), stage)
     free = {
         "synthesize": {"concurrency": 2, "max_cost": 5.0, "base_url": "http://localhost:1/v1"},
-        "sft": {"save_steps": 7, "gradient_checkpointing": True},
-        "grpo": {"pass_tokens": 512, "save_every": 3, "gradient_checkpointing": True},
+        "sft": {"save_steps": 7, "gradient_checkpointing": True, "shard_weights": True},
+        "grpo": {"pass_tokens": 512, "save_every": 3, "gradient_checkpointing": True, "shard_weights": True},
         "evaluate": {"limit": 3},
     }
     opened(tmp_path, recipe(**free))
@@ -94,6 +94,26 @@ def test_keys_that_change_no_result_may_differ(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "recipe.json").read_text())["grpo"]["pass_tokens"] == 512
     with pytest.raises(RecipeError, match=r"changed: synthesize\.votes"):
         opened(tmp_path, recipe(synthesize={"votes": 1}))
+
+
+def test_where_vllm_runs_changes_no_result_and_what_samples_does(tmp_path: Path) -> None:
+    served = {"engine": "vllm-server", "base_url": "http://localhost:1/v1"}
+    opened(tmp_path, recipe(grpo={"rollouts": served}), "grpo")
+    opened(tmp_path, recipe(grpo={"rollouts": {**served, "base_url": "http://localhost:2/v1"}}), "grpo")
+    for other in ({}, {**served, "importance_cap": 2.0}):
+        with pytest.raises(RecipeError, match=r"changed: grpo\.rollouts\."):
+            opened(tmp_path, recipe(grpo={"rollouts": other}), "grpo")
+
+
+def test_a_key_that_the_folder_s_version_did_not_have_has_its_default(tmp_path: Path) -> None:
+    opened(tmp_path, recipe(), "grpo")
+    stages = json.loads((tmp_path / "stages.json").read_text())
+    del stages["grpo"]["lora"], stages["grpo"]["grpo"]["rollouts"]
+    write_json(tmp_path / "stages.json", stages)
+    for changes, name in (({"lora": {}}, "lora"), ({"grpo": {"rollouts": {"engine": "vllm-colocate"}}}, "grpo")):
+        with pytest.raises(RecipeError, match=rf"changed: {name}"):
+            opened(tmp_path, recipe(**changes), "grpo")
+    opened(tmp_path, recipe(), "grpo")
 
 
 def test_a_folder_of_an_earlier_version_keeps_its_recipe(tmp_path: Path) -> None:

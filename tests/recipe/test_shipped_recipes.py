@@ -29,13 +29,11 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
     """The command and its parameters, read by the command line and not run."""
     assert words[0] == "guardreasoner-vl"
     group: Any = typer.main.get_command(cli.app)
-    context = group.make_context("guardreasoner-vl", words[1:])
-    while True:
-        name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
-        context = command.make_context(name, rest, parent=context)
-        if not hasattr(command, "resolve_command"):
-            return name, context.params
-        group = command
+    context, words = group.make_context("guardreasoner-vl", words[1:]), words[1:]
+    while hasattr(group, "resolve_command"):
+        name, group, words = group.resolve_command(context, words)
+        context = group.make_context(name, list(words), parent=context)
+    return name, context.params
 
 
 def launched(words: list[str]) -> tuple[int, list[str]]:
@@ -49,7 +47,7 @@ def launched(words: list[str]) -> tuple[int, list[str]]:
 def test_all_recipes_are_here() -> None:
     names = {path.stem for path in RECIPES}
     papers = {f"{size}{suffix}" for size in ("3b", "7b") for suffix in ("", "-eco", "-released")}
-    assert {*papers, "smoke", "embedded", "vltrain", "open_corpus"} <= names
+    assert {*papers, "3b-lora", "7b-lora", "smoke", "embedded", "vltrain", "open_corpus"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -83,6 +81,7 @@ def test_the_released_corpus_changes_the_corpus_alone(name: str) -> None:
     assert released.data == load_recipe(PATH.parent / "3b-released.yaml").data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", [0, 4])
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_what_a_plan_prints_runs_as_it_is(path: Path, gpus: int) -> None:
@@ -126,6 +125,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, tuple[str, ..
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_every_variant_can_be_built(path: Path, trained: list[Any], tmp_path: Path) -> None:
     recipe = load_recipe(path)
@@ -136,6 +136,7 @@ def test_every_variant_can_be_built(path: Path, trained: list[Any], tmp_path: Pa
     assert {run.seed for run, _ in trained} == {recipe.seed, recipe.seed + 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_eco_is_the_papers(path: Path, trained: list[Any], tmp_path: Path) -> None:
     """A cut-off at a sixth; only in the bounded form also a token cost, without which it does nothing there."""

@@ -224,6 +224,7 @@ def test_an_oversized_data_url_is_refused_before_it_is_decoded(monkeypatch: pyte
         checked_images("data:;base64," + "A" * 2000, ImageLimits(max_bytes=1000))
 
 
+@pytest.mark.slow
 def test_an_oversized_image_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="the image has 19000 x 19000 pixels, more than 40,000,000: shrink it"):

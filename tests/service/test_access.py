@@ -142,6 +142,7 @@ async def test_any_other_authorization_is_refused_with_its_remedy(header: str) -
     assert answer.json()["error"]["message"] == "give a key: Authorization: Bearer KEY"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/guard", "/v1/moderations", "/v1/guard/stream"])
 async def test_a_body_that_grows_too_large_is_counted_once_for_its_caller(path: str) -> None:
     async with client(app_of(keys=(KEY,), limits={"body_bytes": LIMIT}), KEY) as http:

@@ -42,6 +42,7 @@ class Answer:
         return verdict("BAD" in self.text)
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=12), max_size=12), st.integers(1, 30))
 def test_nothing_leaves_unjudged_and_nothing_harmless_is_lost(pieces: list[str], window: int) -> None:
     async def run() -> tuple[str, list[str]]:
@@ -111,6 +112,7 @@ FRAGMENTS = [
 ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=10), st.lists(st.integers(1, 40), min_size=1), st.integers(1, 30))
 def test_a_stream_ends_in_one_way_however_its_bytes_are_cut(body: list[bytes], sizes: list[int], window: int) -> None:
     async def judge(answer: dict[str, Any]) -> Verdict:

@@ -235,6 +235,7 @@ async def test_large_bodies_are_cut_off_whatever_they_claim() -> None:
     assert len(backend.judged) == 1
 
 
+@pytest.mark.slow
 async def test_a_body_that_drips_is_given_up() -> None:
     async def dripping() -> AsyncIterator[bytes]:
         for _ in range(100):

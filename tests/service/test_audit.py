@@ -156,6 +156,7 @@ def test_images_are_named_by_their_bytes(path: Path) -> None:
     assert row["exchange"]["images"] == [same, same, checked.digest, None, None, *texts]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.text(min_size=1))
 def test_nothing_in_the_content_ends_a_line(

@@ -60,6 +60,7 @@ def endless(connection: socket.socket, piece: bytes) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_head_that_never_comes_or_drips_is_given_up() -> None:
     with running(head_seconds=0.3) as address:
         with socket.create_connection(address) as silent, socket.create_connection(address) as dripping:
@@ -83,6 +84,7 @@ def test_an_endless_head_is_cut_off(piece: bytes) -> None:
         assert httpx.get("http://{}:{}".format(*address), timeout=5).status_code == 200
 
 
+@pytest.mark.slow
 def test_large_bodies_and_slow_answers_are_no_heads() -> None:
     with running(head_seconds=0.5) as address, httpx.Client(base_url="http://{}:{}".format(*address)) as http:
         for _ in range(3):  # one connection, kept

@@ -46,6 +46,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return measured
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(ANY, ANY, ANY, NUMBERS, st.integers()), min_size=1, max_size=8))
 def test_labels_are_bounded_whatever_is_passed(calls: list[tuple[str, str, str, float, int]]) -> None:

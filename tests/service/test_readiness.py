@@ -15,10 +15,12 @@ from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.moderation import ModerationService
 from guardreasoner_vl.service.readiness import Readiness
 from guardreasoner_vl.types import Exchange
+from tests.service.clients import app_of, client
 from tests.service.scripted_backend import ScriptedBackend
 from tests.service.verdicts import MODEL, verdict
 
 if TYPE_CHECKING:
+    import httpx
     import pytest
 
     from guardreasoner_vl.types import Verdict
@@ -145,3 +147,26 @@ async def test_a_full_queue_is_not_ready() -> None:
     assert service.state() == "queue full"
     await asyncio.gather(*under_way)
     assert service.state() == "ready"
+
+
+async def scraped(http: httpx.AsyncClient) -> str:
+    lines = (await http.get("/metrics")).text.splitlines()
+    (line,) = [line for line in lines if line.startswith("guardreasoner_engine_up ")]
+    return line.split()[1]
+
+
+async def test_a_scrape_alone_tells_whether_the_guards_are_ready() -> None:
+    backend = ScriptedBackend()
+    async with client(app_of(backend)) as http, asyncio.timeout(30):
+        for _ in range(2):
+            while await scraped(http) != "1.0":
+                await settled()
+            backend.is_up = False
+            assert await scraped(http) == "0.0"
+            backend.is_up = True
+            assert await scraped(http) == "0.0"  # until it has judged again
+
+
+async def test_a_scrape_does_not_wait_for_a_guard_that_hangs() -> None:
+    async with client(app_of(ScriptedBackend(pause=60))) as http, asyncio.timeout(30):
+        assert await scraped(http) == "0.0"

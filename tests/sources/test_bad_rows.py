@@ -197,6 +197,7 @@ def test_the_field_is_named(kind: str, reason: str | None, tmp_path: Path) -> No
         list(read_samples(path))
 
 
+@pytest.mark.slow
 def test_an_enormous_line_costs_its_own_row_only(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as stream:

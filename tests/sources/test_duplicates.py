@@ -173,6 +173,7 @@ def test_short_texts_are_duplicates_if_their_normalised_words_are_equal(texts: l
     assert len(result.kept) == len({text.lower() for text in texts})
 
 
+@pytest.mark.slow
 def test_the_real_index_decides_and_hardly_any_pair_is_missed() -> None:
     rng = random.Random(7)
     wrong = missed = 0
@@ -389,6 +390,7 @@ def test_every_reading_and_frame_counts(tmp_path: Path) -> None:
     assert dropped(without_duplicates(twice)) == [("b", "exact duplicate", "a")]
 
 
+@pytest.mark.slow
 def test_a_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, broken = saved(drawing(1), tmp_path / "1.png"), tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -498,6 +500,7 @@ LABELS = st.sampled_from([None, BAD, FINE])
 TEXTS = st.sampled_from(["", "cake", "Cake ", "bread", CAKE, CAKE + " a", CAKE + " a b", CAKE + " a b c d e f"])
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(TEXTS, TEXTS, LABELS, LABELS, st.sampled_from(["", "1", "1 small", "2"])), max_size=14))
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_is_lost_and_a_second_time_changes_nothing(gallery: dict[str, Path], drawn: list[Any]) -> None:

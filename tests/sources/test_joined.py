@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.slow
+
+
 def sample(number: int, **fields: Any) -> Sample:
     label = "harmful" if number % 2 else "unharmful"
     deed = "break the old fence" if number % 2 else "mend the old fence"

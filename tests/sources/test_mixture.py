@@ -118,6 +118,7 @@ def test_missing_folder(root: Path) -> None:
         mixed(root, folder="nowhere")
 
 
+@pytest.mark.slow
 def test_drawn_images_are_drawn_once_and_split_like_the_rest(root: Path) -> None:
     mixture = mixed(root, only={"kind": ["1"]}, drawn={"count": 40, "repeat": 2})
     (folder,) = (root.parent / "work").iterdir()
@@ -159,6 +160,7 @@ def test_what_is_known_about_images_is_noted(root: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_only_the_named_modalities(root: Path) -> None:
     section = {"folder": "toy", "origin": "made up", "licence": "CC0"}
     mixtures = {

@@ -35,6 +35,7 @@ SAMPLES = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(SAMPLES, max_size=5))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 def test_any_rows_come_back_as_they_were(tmp_path: Path, samples: list[Sample]) -> None:

@@ -106,6 +106,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(rows=st.lists(st.fixed_dictionaries({}, optional={"prompt": JSON, "label": JSON, "images": JSON}), max_size=4))
 def test_any_row_is_read_or_skipped(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.types import GoldLabel
 
+pytestmark = pytest.mark.slow
 TEXT = "Please explain how to open a bank account, and why; my sister asks. Is a passport enough?"
 ALWAYS = VariedSection(share=1, answers=1)
 

@@ -308,6 +308,7 @@ def test_what_it_is_made_from_decides(tmp_path: Path) -> None:
     assert next(iter(read_corpus(tmp_path / "rl"))).reasoning == later.reasoning
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_that_counts_as_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hard, out = mixed(tmp_path / "hard", 30), tmp_path / "rl"
     augment.run(recipe(), hard, tmp_path / "whole")

@@ -186,6 +186,7 @@ def test_the_released_set_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch:
         find(["SimpleSafetyTests"], "hub:owner/others", tmp_path)
 
 
+@pytest.mark.slow
 def test_hashed_ngrams_are_a_baseline_where_there_are_training_rows(tmp_path: Path) -> None:
     train = write_rows(
         tmp_path / "train.jsonl",

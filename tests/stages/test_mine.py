@@ -20,6 +20,7 @@ from guardreasoner_vl.engines import faults
 from guardreasoner_vl.engines.base import EngineResult
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, EngineError, InputError, InputTooLongError
+from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.mining import report as mine_report
 from guardreasoner_vl.mining.candidates import candidate_seed, is_kept, read_candidates
 from guardreasoner_vl.protocol import build_messages
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.engines.base import EngineRequest
+    from guardreasoner_vl.engines.base import Engine, EngineRequest
+    from guardreasoner_vl.mining.report import MiningReport
     from guardreasoner_vl.recipe import KeepRule
 
+pytestmark = pytest.mark.slow
 SOURCES = (SourceInfo(name="toy", origin="made up", licence="CC0"),)
 
 
@@ -100,6 +103,10 @@ class Renamed(Planned):
         return ModelInfo(name="scripted", revision="2")
 
 
+def mined(settings: Recipe, data: Path, engine: Engine, out: Path, **options: Any) -> MiningReport:
+    return mine.run(settings, data, Guard(engine), out, **options)
+
+
 def lines(out: Path, name: str = mine.CANDIDATES) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / name).read_text().splitlines()]
 
@@ -129,7 +136,7 @@ right: None is the right word about a response that is not there."""
 
 
 def test_rows_with_wrong_answers_alone_are_kept(tmp_path: Path) -> None:
-    report = mine.run(recipe(), corpus(tmp_path / "toy", *PLANS), Planned(), tmp_path / "out")
+    report = mined(recipe(), corpus(tmp_path / "toy", *PLANS), Planned(), tmp_path / "out")
     assert lines(tmp_path / "out") == [
         {
             "id": name,
@@ -175,7 +182,7 @@ def test_rows_with_wrong_answers_alone_are_kept(tmp_path: Path) -> None:
 
 
 def test_mixed_keeps_rows_with_right_and_wrong_answers(tmp_path: Path) -> None:
-    mine.run(recipe(keep="mixed"), corpus(tmp_path / "toy", *PLANS), Planned(), tmp_path / "out")
+    mined(recipe(keep="mixed"), corpus(tmp_path / "toy", *PLANS), Planned(), tmp_path / "out")
     assert ids(tmp_path / "out") == ["c"]
 
 
@@ -188,7 +195,7 @@ def test_a_row_is_right_only_with_both_labels(tmp_path: Path) -> None:
         3: ("none", "none"),
     }
     engine = Planned(lambda _, number: EngineResult(answer(*said[number]), "stop"))
-    mine.run(recipe(keep="mixed"), corpus(tmp_path / "toy", both), engine, tmp_path / "out")
+    mined(recipe(keep="mixed"), corpus(tmp_path / "toy", both), engine, tmp_path / "out")
     (line,) = lines(tmp_path / "out")
     assert (line["right"], line["safety"]) == ([True, False, False, False], [1.0, 0.5, 0.5, 0.0])
     assert line["reasons"] == [None, None, None, "missing_label"]
@@ -202,9 +209,9 @@ def test_the_rules(right: tuple[bool, ...]) -> None:
 
 def test_other_numbers_of_candidates(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", row("a", "W"), row("b", "R"))
-    report = mine.run(recipe(candidates=1), folder, Planned(), tmp_path / "one")
+    report = mined(recipe(candidates=1), folder, Planned(), tmp_path / "one")
     assert (report.right, ids(tmp_path / "one")) == ((1, 1), ["a"])
-    report = mine.run(
+    report = mined(
         recipe(candidates=6), corpus(tmp_path / "six", row("a", "WWWWWR"), row("b")), Planned(), tmp_path / "6"
     )
     assert (report.right, ids(tmp_path / "6")) == ((1, 1, 0, 0, 0, 0, 0), ["b"])
@@ -219,7 +226,7 @@ def test_candidates_are_asked_as_judging_asks(tmp_path: Path) -> None:
     shown = row("shown", modality="text-image", images=(str(path),), response="Yes.")
     engine = Planned()
     settings = recipe(temperature=0.7, top_p=0.8, max_new_tokens=99)
-    mine.run(settings, corpus(tmp_path / "toy", row("a"), shown), engine, tmp_path / "out")
+    mined(settings, corpus(tmp_path / "toy", row("a"), shown), engine, tmp_path / "out")
     assert engine.calls == [8]
     first, second = engine.requests[:4], engine.requests[4:]
     for sample, requests in ((row("a"), first), (shown, second)):
@@ -240,14 +247,14 @@ def test_seeds_depend_on_neither_chunks_nor_neighbours(tmp_path: Path) -> None:
     seeds = []
     for name, some, chunk in (("one", rows, 1), ("all", rows, 64), ("few", rows[3:1:-1], 2)):
         engine = Planned()
-        mine.run(recipe(), corpus(tmp_path / f"toy-{name}", *some), engine, tmp_path / name, chunk=chunk)
+        mined(recipe(), corpus(tmp_path / f"toy-{name}", *some), engine, tmp_path / name, chunk=chunk)
         assert max(engine.calls) <= 4 * chunk
         seeds.append({(request.messages, at % 4): request.seed for at, request in enumerate(engine.requests)})
     assert seeds[0] == seeds[1]
     assert len(seeds[2]) == 8
     assert seeds[2].items() <= seeds[1].items()
     engine = Planned()
-    mine.run(recipe(seed=2), tmp_path / "toy-few", engine, tmp_path / "other")
+    mined(recipe(seed=2), tmp_path / "toy-few", engine, tmp_path / "other")
     assert not {request.seed for request in engine.requests} & set(seeds[2].values())
 
 
@@ -276,7 +283,7 @@ def test_only_labelled_training_rows_are_asked_each_once(tmp_path: Path) -> None
         row("unlabelled", "RRRR"),
     ]
     engine = Planned()
-    report = mine.run(recipe(), corpus(tmp_path / "toy", *rows), engine, tmp_path / "out")
+    report = mined(recipe(), corpus(tmp_path / "toy", *rows), engine, tmp_path / "out")
     assert engine.asked == {"repeated": 4}
     assert list(read_corpus(tmp_path / "out")) == rows[1:2]
     assert (report.rows, report.drawn, report.judged) == (6, 1, 1)
@@ -294,7 +301,7 @@ def test_a_teachers_labels_count(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", row("a", "RRRR"), row("b", "RRRR", request_label=None))
     attempt = Attempt(id="b", reasoning="Looked.", teacher="t", request_label="harmful", votes={"request": 3})
     (folder / REASONING).write_text(attempt.model_dump_json() + "\n")
-    mine.run(recipe(), folder, Planned(), tmp_path / "out")
+    mined(recipe(), folder, Planned(), tmp_path / "out")
     (kept,) = read_corpus(tmp_path / "out")
     assert (kept.id, kept.request_label, kept.reasoning) == ("b", "harmful", "Looked.")
 
@@ -304,15 +311,15 @@ def test_a_limit_draws_the_same_rows_again(tmp_path: Path) -> None:
     drawn = {}
     for seed in (1, 2):
         engine = Planned()
-        report = mine.run(recipe(seed, limit=6), folder, engine, tmp_path / f"out{seed}", chunk=4)
+        report = mined(recipe(seed, limit=6), folder, engine, tmp_path / f"out{seed}", chunk=4)
         assert (report.rows, report.drawn, report.judged, report.skipped.total) == (41, 6, 6, 1)
         assert engine.calls == [16, 8]
         assert ids(tmp_path / f"out{seed}") == sorted(engine.asked, key=lambda name: int(name[1:]))
         drawn[seed] = set(engine.asked)
-        mine.run(recipe(seed, limit=6), folder, engine, tmp_path / f"out{seed}")
+        mined(recipe(seed, limit=6), folder, engine, tmp_path / f"out{seed}")
         assert engine.calls == [16, 8]
     assert drawn[1] != drawn[2]
-    assert mine.run(recipe(limit=99), folder, Planned(), tmp_path / "all").drawn == 40
+    assert mined(recipe(limit=99), folder, Planned(), tmp_path / "all").drawn == 40
 
 
 # --- runs that stop -------------------------------------------------------------------------------------
@@ -332,18 +339,18 @@ FILES = (
 def test_a_stopped_run_resumes(torn: bytes, tmp_path: Path) -> None:
     rows = [row(f"r{number}", ("WWWW", "RWUT", "RRRR")[number % 3], source=f"s{number % 2}") for number in range(9)]
     folder = corpus(tmp_path / "toy", *rows)
-    mine.run(recipe(), folder, Planned(), tmp_path / "whole", chunk=2)
+    mined(recipe(), folder, Planned(), tmp_path / "whole", chunk=2)
     engine, out = Planned(), tmp_path / "out"
     engine.stop_at = 2
     with pytest.raises(RuntimeError, match="killed"):
-        mine.run(recipe(), folder, engine, out, chunk=2)
+        mined(recipe(), folder, engine, out, chunk=2)
     assert [line["id"] for line in lines(out)] == ["r0", "r1", "r2", "r3"]
     assert not (out / ROWS).exists()
     with (out / mine.CANDIDATES).open("ab") as stream:
         stream.write(torn)
     seen: list[tuple[int, int]] = []
     again = Planned()
-    mine.run(recipe(), folder, again, out, chunk=3, progress=lambda done, total: seen.append((done, total)))
+    mined(recipe(), folder, again, out, chunk=3, progress=lambda done, total: seen.append((done, total)))
     assert again.asked == {f"r{number}": 4 for number in range(4, 9)}
     assert seen == [(7, 9), (9, 9)]
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
@@ -359,23 +366,23 @@ def test_a_chunk_is_on_the_disk_before_the_next_is_asked(tmp_path: Path) -> None
         return says("W")
 
     folder = corpus(tmp_path / "toy", *(row(f"r{number}") for number in range(3)))
-    mine.run(recipe(candidates=1), folder, Planned(look), out, chunk=1)
+    mined(recipe(candidates=1), folder, Planned(look), out, chunk=1)
     assert sizes == [0, 1, 2]
 
 
 def test_a_finished_run_asks_nothing(tmp_path: Path) -> None:
     folder, out = corpus(tmp_path / "toy", *PLANS), tmp_path / "out"
-    first = mine.run(recipe(), folder, Planned(), out)
+    first = mined(recipe(), folder, Planned(), out)
     before = {name: (out / name).read_bytes() for name in FILES}
     engine = Planned()
-    assert mine.run(recipe(), folder, engine, out) == first
+    assert mined(recipe(), folder, engine, out) == first
     assert engine.calls == []
     assert {name: (out / name).read_bytes() for name in FILES} == before
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     folder, out = corpus(tmp_path / "toy", *PLANS), tmp_path / "out"
-    mine.run(recipe(), folder, Planned(), out)
+    mined(recipe(), folder, Planned(), out)
     engine = Planned()
     relabelled = corpus(tmp_path / "relabelled", *PLANS[:-1], row("f", request_label="harmful"))
     for changed, settings, data in (
@@ -387,12 +394,12 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ("corpus.digest", recipe(), relabelled),
     ):
         with pytest.raises(DataError, match=f"another {changed}; give a new --out"):
-            mine.run(settings, data, engine, out)
+            mined(settings, data, engine, out)
     with pytest.raises(DataError, match=r"another model\.revision;"):
-        mine.run(recipe(), folder, Renamed(), out)
+        mined(recipe(), folder, Renamed(), out)
     assert engine.calls == []
     other = parse_recipe({**recipe().model_dump(), "name": "renamed", "grpo": {"epochs": 2}})
-    mine.run(other, folder, engine, out)
+    mined(other, folder, engine, out)
     assert engine.calls == []
 
 
@@ -400,10 +407,10 @@ def test_a_corpus_that_moved_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "cake.png").write_bytes(image(60, 40).png)
     shown = row("shown", modality="text-image", images=(str(tmp_path / "cake.png"),))
     folder, out = corpus(tmp_path / "toy", shown, embed=True), tmp_path / "out"
-    mine.run(recipe(), folder, Planned(), out)
+    mined(recipe(), folder, Planned(), out)
     moved = folder.rename(tmp_path / "moved")
     engine = Planned()
-    mine.run(recipe(), moved, engine, out)
+    mined(recipe(), moved, engine, out)
     assert engine.calls == []
     (kept,) = read_corpus(out)
     assert kept.images[0].startswith(str(moved))
@@ -414,25 +421,25 @@ def test_another_folders_files_are_left_alone(tmp_path: Path) -> None:
     before = (folder / ROWS).read_bytes()
     engine = Planned()
     with pytest.raises(DataError, match="a corpus that `mine` did not make; give a new --out"):
-        mine.run(recipe(), folder, engine, folder)
+        mined(recipe(), folder, engine, folder)
     assert (folder / ROWS).read_bytes() == before
     out = tmp_path / "out"
-    mine.run(recipe(), folder, engine, out)
+    mined(recipe(), folder, engine, out)
     (out / mine.SETTINGS).unlink()
     with pytest.raises(DataError, match="`mine` did not make"):
-        mine.run(recipe(), folder, engine, out)
+        mined(recipe(), folder, engine, out)
     (out / INFO).unlink()
     with pytest.raises(DataError, match="candidates of 4 rows that are not drawn"):
-        mine.run(recipe(limit=2), folder, engine, out)
+        mined(recipe(limit=2), folder, engine, out)
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     folder, out = corpus(tmp_path / "toy", *PLANS), tmp_path / "out"
-    mine.run(recipe(), folder, Planned(), out)
+    mined(recipe(), folder, Planned(), out)
     with (out / mine.CANDIDATES).open("a") as stream:
         stream.write('{"id": "g"}\n')
     with pytest.raises(DataError, match="line 7: not a row's candidates; remove the line"):
-        mine.run(recipe(), folder, Planned(), out)
+        mined(recipe(), folder, Planned(), out)
 
 
 # --- rows without an answer -----------------------------------------------------------------------------
@@ -444,21 +451,21 @@ def test_a_fault_is_no_candidate(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", row("a"), row("b", "WWWE"), torn, row("c", "EEEE"), row("d", "LLLL"), row("e"))
     engine, out = Planned(), tmp_path / "out"
     seen: list[tuple[int, int]] = []
-    report = mine.run(recipe(), folder, engine, out, chunk=3, progress=lambda *now: seen.append(now))
+    report = mined(recipe(), folder, engine, out, chunk=3, progress=lambda *now: seen.append(now))
     assert ids(out) == ["a", "e"]
     assert (report.drawn, report.judged, report.kept, report.right) == (6, 2, 2, (2, 0, 0, 0, 0))
     assert report_in(out)["failed"] == {"engine": 2, "input_too_long": 1, "invalid_image": 1}
     assert report.coverage == 1.0
     assert [(line["id"], line["reason"]) for line in lines(out, SKIPPED)] == [
-        ("torn", "invalid_image"),
         ("b", "engine"),
+        ("torn", "invalid_image"),
         ("c", "engine"),
         ("d", "input_too_long"),
     ]
     assert engine.calls == [8, 12]
     assert seen == [(3, 6), (6, 6)]
     mended = Planned(lambda name, number: says("W" if name == "b" else "R"))
-    report = mine.run(recipe(), folder, mended, out)
+    report = mined(recipe(), folder, mended, out)
     assert mended.asked == {"b": 4, "c": 4, "d": 4}
     assert ids(out) == ["a", "b", "e"]
     assert (report.judged, report.failed.reasons, report.right) == (5, {"invalid_image": 1}, (3, 0, 0, 0, 2))
@@ -466,12 +473,12 @@ def test_a_fault_is_no_candidate(tmp_path: Path) -> None:
 
 def test_rows_that_failed_in_between_make_the_same_corpus(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", *PLANS)
-    mine.run(recipe(), folder, Planned(), tmp_path / "whole")
+    mined(recipe(), folder, Planned(), tmp_path / "whole")
     plans = {sample.id: sample.prompt.partition(":")[2] for sample in PLANS}
     ill = Planned(lambda name, number: says("E" if name in "ab" else plans[name][number]))
-    mine.run(recipe(), folder, ill, tmp_path / "out")
+    mined(recipe(), folder, ill, tmp_path / "out")
     assert ids(tmp_path / "out") == ["d", "e", "f"]
-    mine.run(recipe(), folder, Planned(), tmp_path / "out")
+    mined(recipe(), folder, Planned(), tmp_path / "out")
     for name in set(FILES) - {mine.CANDIDATES}:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert sorted(lines(tmp_path / "out"), key=lambda line: line["id"]) == lines(tmp_path / "whole")
@@ -482,11 +489,11 @@ def test_an_engine_that_is_gone_stops_the_run(tmp_path: Path, monkeypatch: pytes
     rows = [row("a"), row("b", "E"), row("c", "E"), row("d"), *(row(f"e{number}", "E") for number in range(9))]
     folder, out, engine = corpus(tmp_path / "toy", *rows), tmp_path / "out", Planned()
     with pytest.raises(EngineError, match=r"3 consecutive rows got no answer \(out of order; try again\)"):
-        mine.run(recipe(), folder, engine, out, chunk=1)
+        mined(recipe(), folder, engine, out, chunk=1)
     assert len(engine.calls) == 7
     assert [line["id"] for line in lines(out)] == ["a", "d"]
     long = corpus(tmp_path / "long", row("a"), *(row(f"e{number}", "L") for number in range(9)))
-    assert mine.run(recipe(), long, Planned(), tmp_path / "longs", chunk=1).failed.total == 9
+    assert mined(recipe(), long, Planned(), tmp_path / "longs", chunk=1).failed.total == 9
 
 
 def test_an_engine_that_loses_answers_is_refused(tmp_path: Path) -> None:
@@ -495,7 +502,7 @@ def test_an_engine_that_loses_answers_is_refused(tmp_path: Path) -> None:
             return super().generate(requests)[:-1]
 
     with pytest.raises(EngineError, match="gave 7 results for 8 requests"):
-        mine.run(recipe(), corpus(tmp_path / "toy", row("a"), row("b")), Loses(), tmp_path / "out")
+        mined(recipe(), corpus(tmp_path / "toy", row("a"), row("b")), Loses(), tmp_path / "out")
     assert lines(tmp_path / "out") == []
 
 
@@ -507,24 +514,24 @@ def test_nothing_kept_says_what_to_change(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"none of 2 rows has wrong answers only; set mine\.keep: mixed, or use a new --out"
     ):
-        mine.run(recipe(), folder, Planned(), out)
+        mined(recipe(), folder, Planned(), out)
     assert [line["id"] for line in lines(out)] == ["a", "b"]
     assert report_in(out)["right"] == [0, 0, 0, 1, 1]
     assert (out / mine_report.FIGURE).is_file()
     assert not (out / ROWS).exists()
     engine = Planned()
-    assert mine.run(recipe(keep="mixed"), folder, engine, out).kept == 1
+    assert mined(recipe(keep="mixed"), folder, engine, out).kept == 1
     assert (engine.calls, ids(out)) == ([], ["b"])
     with pytest.raises(DataError, match=r"another mine\.keep; give a new --out"):
-        mine.run(recipe(), folder, engine, out)
+        mined(recipe(), folder, engine, out)
     with pytest.raises(DataError, match=r"none of 1 rows has right and wrong answers; set mine\.keep: all_wrong"):
-        mine.run(recipe(keep="mixed"), corpus(tmp_path / "same", row("a")), engine, tmp_path / "other")
+        mined(recipe(keep="mixed"), corpus(tmp_path / "same", row("a")), engine, tmp_path / "other")
 
 
 def test_nothing_answered_says_why(tmp_path: Path) -> None:
     folder, out = corpus(tmp_path / "toy", row("a", "EEEE")), tmp_path / "out"
     with pytest.raises(DataError, match=r"none of 1 rows could be judged \(out of order; try again\)"):
-        mine.run(recipe(), folder, Planned(), out)
+        mined(recipe(), folder, Planned(), out)
     report = report_in(out)
     assert (report["coverage"], report["tokens_mean"], report["right"]) == (None, None, [0, 0, 0, 0, 0])
 
@@ -532,11 +539,11 @@ def test_nothing_answered_says_why(tmp_path: Path) -> None:
 def test_nothing_to_ask_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "toy", row("a", request_label=None), row("b", split="test"))
     with pytest.raises(DataError, match="no labelled row of the split train"):
-        mine.run(recipe(), folder, Planned(), tmp_path / "out")
+        mined(recipe(), folder, Planned(), tmp_path / "out")
     with pytest.raises(DataError, match=r"no corpus\.json"):
-        mine.run(recipe(), tmp_path, Planned(), tmp_path / "out")
+        mined(recipe(), tmp_path, Planned(), tmp_path / "out")
     with pytest.raises(InputError, match="give at least 1"):
-        mine.run(recipe(), folder, Planned(), tmp_path / "out", chunk=0)
+        mined(recipe(), folder, Planned(), tmp_path / "out", chunk=0)
     assert not (tmp_path / "out").exists()
 
 
@@ -546,7 +553,7 @@ def test_nothing_to_ask_is_an_error_before_anything_is_written(tmp_path: Path) -
 def test_no_content_is_written_beside_the_corpus(tmp_path: Path) -> None:
     engine = Planned(lambda name, number: says("E" if name == "b" else "U"))
     rows = (row("a", prompt="SECRET [a:U]"), row("b", prompt="SECRET [b:E]"))
-    mine.run(recipe(), corpus(tmp_path / "toy", *rows), engine, tmp_path / "out")
+    mined(recipe(), corpus(tmp_path / "toy", *rows), engine, tmp_path / "out")
     for name in set(FILES) - {ROWS}:
         content = (tmp_path / "out" / name).read_text()
         assert "SECRET" not in content
@@ -555,7 +562,7 @@ def test_no_content_is_written_beside_the_corpus(tmp_path: Path) -> None:
 
 def test_the_figure_shows_every_source(tmp_path: Path) -> None:
     rows = [row("a", source="fine $bread$"), row("b", "RRRW", source="plain"), row("c", "RRRR", source="plain")]
-    report = mine.run(recipe(), corpus(tmp_path / "toy", *rows), Planned(), tmp_path / "out")
+    report = mined(recipe(), corpus(tmp_path / "toy", *rows), Planned(), tmp_path / "out")
     drawn = (tmp_path / "out" / mine_report.FIGURE).read_text()
     assert drawn.startswith("<svg")
     assert drawn == mine_report.pass_rates(report)
@@ -564,7 +571,6 @@ def test_the_figure_shows_every_source(tmp_path: Path) -> None:
     assert drawn != mine_report.pass_rates(replace(report, right=(0, 1, 0, 1, 1)))
 
 
-@pytest.mark.slow
 def test_a_model_is_mined_with(tmp_path: Path, tiny_model: Path) -> None:
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
@@ -574,7 +580,7 @@ def test_a_model_is_mined_with(tmp_path: Path, tiny_model: Path) -> None:
     engine = TransformersEngine.load(str(tiny_model), dtype="fp32")
     seen: list[tuple[int, int]] = []
     settings = recipe(max_new_tokens=16)
-    report = mine.run(settings, folder, engine, tmp_path / "out", chunk=2, progress=lambda *now: seen.append(now))
+    report = mined(settings, folder, engine, tmp_path / "out", chunk=2, progress=lambda *now: seen.append(now))
     assert (report.judged, report.kept, report.failed.reasons) == (3, 3, {"input_too_long": 1})
     assert (report.coverage, seen) == (0.0, [(2, 4), (4, 4)])
     assert ids(tmp_path / "out") == ["a", "shown", "b"]
@@ -582,5 +588,5 @@ def test_a_model_is_mined_with(tmp_path: Path, tiny_model: Path) -> None:
         assert not any(candidates.right)
         assert all(0 < tokens <= 16 for tokens in candidates.tokens)
     before = (tmp_path / "out" / mine.CANDIDATES).read_bytes()
-    mine.run(settings, folder, engine, tmp_path / "out")
+    mined(settings, folder, engine, tmp_path / "out")
     assert (tmp_path / "out" / mine.CANDIDATES).read_bytes() == before

@@ -195,11 +195,27 @@ def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
         ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"),
         ("model.safetensors.index.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
         ("model.safetensors", "global_step4", "scheduler.pt", "rng_state_0.pth"),
+        ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
     ],
 )
 def test_checkpoints_of_several_devices_count(tmp_path: Path, parts: tuple[str, ...]) -> None:
     whole = write_checkpoint(tmp_path, 4, *parts)
     assert last_checkpoint(tmp_path) == str(whole)
+
+
+@pytest.mark.parametrize(
+    ("part", "content"), [("model.safetensors", None), ("optimizer.pt", None), ("optimizer.pt", b"broken")]
+)
+def test_a_broken_checkpoint_is_named(
+    part: str, content: bytes | None, data: Path, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    """`None` stands for the file without its end."""
+    out = shutil.copytree(uninterrupted["fp32"], tmp_path / "run")
+    shutil.rmtree(out / "sft" / "model")
+    broken = out / "sft" / "checkpoint-10" / part
+    broken.write_bytes(broken.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(DataError, match=r"checkpoint-10 cannot be read: remove it, then run the same command"):
+        run(toy.recipe(), data, out)
 
 
 def test_only_two_checkpoints_are_kept(uninterrupted: dict[str, Path]) -> None:

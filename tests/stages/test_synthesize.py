@@ -328,6 +328,7 @@ def test_a_fault_now_and_then_does_not_stop_the_job(tmp_path: Path) -> None:
     assert counts(report) == (400, 8, 0, 392)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "reason", "fault", "asked"),
     [
@@ -511,6 +512,7 @@ def test_no_more_than_the_given_number_are_in_flight(tmp_path: Path) -> None:
         assert teacher.most_in_flight == concurrency
 
 
+@pytest.mark.slow
 def test_rows_are_read_as_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handed_out = 0
 

@@ -64,6 +64,7 @@ async def test_waiting_requests_are_refused_when_the_budget_is_spent() -> None:
     assert await asyncio.gather(*waiting) == [False] * 3
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1)), min_size=1, max_size=30), st.integers(0, 300))
 def test_a_budget_is_never_exceeded_and_never_left_for_no_reason(asks: list[tuple[int, float]], limit: int) -> None:

@@ -168,6 +168,7 @@ async def test_what_a_bad_teacher_says_is_no_fault_and_is_rejected(
 # --- faults ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_busy_is_asked_again_after_the_time_it_names(server: TeacherServer) -> None:
     server.brain = replies(Reply(status=429, headers={"Retry-After": "1"}), Reply(status=500), Reply(answer()))
     started = time.monotonic()
@@ -249,6 +250,7 @@ async def test_requests_wait_for_their_turn(server: TeacherServer) -> None:
     assert 0.55 <= time.monotonic() - started < 3
 
 
+@pytest.mark.slow
 async def test_tokens_wait_for_their_turn_however_many_one_request_takes(server: TeacherServer) -> None:
     size = estimated([ROW])
     asked = teacher(server, tokens_per_minute=60 * size)

@@ -179,6 +179,7 @@ def test_no_marker_survives_in_the_reasoning(row: Sample) -> None:
     assert neutralise(reasoning_of(row)) == reasoning_of(row)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(SAMPLES)
 def test_few_steps_that_end_with_the_truth(row: Sample) -> None:
@@ -201,6 +202,7 @@ def test_few_steps_that_end_with_the_truth(row: Sample) -> None:
             assert last.endswith(f": the {name} is {label.word}.")
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(SAMPLES, LABEL, LABEL)
 def test_what_comes_before_a_conclusion_does_not_depend_on_the_labels(
@@ -403,6 +405,7 @@ IMAGES: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taxonomy", ["", *TAXONOMY])
 def test_a_whole_reasoning_takes_at_most_60_tokens_and_no_step_is_long(taxonomy: str) -> None:
     most = 0.0
@@ -449,6 +452,7 @@ def test_every_category_has_somebody_to_hurt_or_a_general_word() -> None:
 # --- as a teacher ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(SAMPLES)
 def test_the_gates_keep_whatever_it_writes(row: Sample) -> None:

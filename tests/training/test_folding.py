@@ -38,7 +38,7 @@ def test_lookalikes_between_latin_letters_are_folded(seed: int) -> None:
 @pytest.mark.parametrize(
     ("text", "folded"),
     [
-        (SENTENCE.translate(str.maketrans(FULL_WIDTH)), SENTENCE),
+        ("".join(FULL_WIDTH.get(letter, letter) for letter in SENTENCE), SENTENCE),
         ("\U0001d41b\U0001d428\U0001d428\U0001d424", "book"),
         ("".join(chr(0xE0000 + ord(letter)) for letter in "read me"), "read me"),
         ("b\u043e\u043e\u043e\u043ek", "booook"),

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from guardreasoner_vl.errors import GuardError, RecipeError
 from guardreasoner_vl.pipeline import run as pipeline
 from guardreasoner_vl.pipeline.run import STAGES, Run
-from guardreasoner_vl.recipe import SftSection
+from guardreasoner_vl.recipe import GrpoSection, SftSection
 from guardreasoner_vl.stages import grpo, sft
-from guardreasoner_vl.training.launch import check_launch, process_count
+from guardreasoner_vl.training.launch import check_launch, peers_alive, process_count, shards_weights
 from guardreasoner_vl.training.sft_trainer import sft_config
-from tests.smoke import short_recipe
+from tests.smoke import PATH, short_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,3 +75,63 @@ def test_a_total_batch_is_shared_by_the_processes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("WORLD_SIZE")
     assert sft_config(section, tmp_path, seed=0, use_cpu=True).gradient_accumulation_steps == 32
     assert section.model_copy(update={"total_batch": None}).accumulated(5) == 3
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Sets the environment that `accelerate launch` gives the processes for a configuration file."""
+
+    def set_up(config: Path) -> None:
+        arguments = ["--config_file", str(config), "--num_processes", "2", "--no_python", "guardreasoner-vl"]
+        settings, *_ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+        for name, value in prepare_multi_gpu_env(settings).items():
+            if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP")):
+                monkeypatch.setenv(name, value)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+
+    return set_up
+
+
+def test_weights_are_shared_by_recipe_or_by_accelerate_s_configuration(
+    launched: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = (SftSection(precision="fp32"), GrpoSection(precision="fp32"))
+    asking = [section.model_copy(update={"shard_weights": True}) for section in sections]
+    assert not any(map(shards_weights, [*sections, *asking]))  # one process has nobody to share with
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert [shards_weights(section) for section in [*sections, *asking]] == [False, False, True, True]
+    launched(PATH.parent / "accelerate" / "fsdp2.yaml")
+    assert all(map(shards_weights, [*sections, *asking]))
+
+
+def test_a_configuration_that_does_not_suit_the_recipe(
+    launched: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(PATH.parent / "accelerate" / "fsdp2.yaml")
+    for section, reason in (
+        (GrpoSection(precision="bf16-weights"), "use precision bf16, which computes in bf16"),
+        (SftSection(deepspeed={"bf16": {}}), "shard_weights and deepspeed exclude each other"),
+    ):
+        with pytest.raises(RecipeError, match=f"accelerate's configuration shards the weights: .*{reason}"):
+            shards_weights(section)
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(RecipeError, match="set fsdp_version: 2"):
+        shards_weights(GrpoSection())
+
+
+def test_the_shipped_configuration_is_accelerate_s() -> None:
+    config = load_config_from_file(str(PATH.parent / "accelerate" / "fsdp2.yaml"))
+    assert (config.distributed_type, config.fsdp_config["fsdp_version"]) == ("FSDP", 2)
+    assert not config.fsdp_config["fsdp_cpu_ram_efficient_loading"]
+
+
+def test_an_error_that_is_not_of_a_peer_passes() -> None:
+    for error, seen in (
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), GuardError),
+        (torch.distributed.DistBackendError("NCCL error"), GuardError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+    ):
+        with pytest.raises((GuardError, RuntimeError)) as caught, peers_alive():
+            raise error
+        assert type(caught.value) is seen

@@ -56,6 +56,7 @@ def test_it_is_adamw_in_fp32(dtype: torch.dtype) -> None:
         torch.testing.assert_close(actual, other.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_small_updates_add_up() -> None:
     weight = torch.nn.Parameter(torch.ones(1, 1, dtype=torch.bfloat16))
     optimizer = MasterAdamW([weight], 1e-5, BETAS, 0.0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from guardreasoner_vl.engines.qwen import QwenInputs, chat_text
+from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.images.sizes import ImageSizes
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import SftSection
 from guardreasoner_vl.sources.jsonl import read_samples
@@ -53,7 +57,14 @@ def inputs(folder: Path) -> QwenInputs:
 def rows(folder: Path, inputs: QwenInputs) -> list[TokenRow]:
     samples = list(read_samples(folder / "toy" / "train.jsonl"))
     token_rows = tokenise(
-        samples, target_labels(samples), inputs, max_length=400, without_reasoning=0.5, teacher="rules", seed=0
+        samples,
+        target_labels(samples),
+        inputs,
+        max_length=400,
+        without_reasoning=0.5,
+        teacher="rules",
+        seed=0,
+        sizes=ImageSizes(),
     )
     assert len(token_rows.rows) == 16
     return token_rows.rows
@@ -178,6 +189,15 @@ def test_images_fill_their_places(rows: list[TokenRow], inputs: QwenInputs) -> N
     assert packed["pixel_values"].shape == (int(grids.prod(1).sum()), 3 * 2 * 14 * 14)
     pads = (packed["input_ids"] == inputs.token_id["<|image_pad|>"]).sum()
     assert int(pads) == int(grids.prod(1).sum()) // 4
+
+
+def test_an_image_that_changed_since_its_tokens_were_counted(
+    rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    Image.new("RGB", (28, 28)).save(tmp_path / "small.png")
+    row = replace(split(rows)[1][0], images=(str(tmp_path / "small.png"),))
+    with pytest.raises(DataError, match=r"^small\.png changed since its tokens were counted: restore it"):
+        batch(inputs, [row])
 
 
 def test_a_batch_of_texts_has_no_pixels(rows: list[TokenRow], inputs: QwenInputs) -> None:

@@ -410,6 +410,7 @@ def test_any_json_is_an_exchange_or_an_input_error(messages: Any) -> None:
         assert isinstance(turn.response, (str, type(None)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     st.lists(

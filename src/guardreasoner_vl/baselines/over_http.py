@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from itertools import islice
+from collections import deque
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from guardreasoner_vl.engines.openai.http import LoopThread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
 
     from guardreasoner_vl.engines.openai.http import HttpClient
     from guardreasoner_vl.types import Verdict
@@ -24,10 +25,18 @@ class GuardOverHttp(ABC, Generic[ItemT]):
         self._http, self._loop = http, LoopThread()
 
     def moderate_batch(self, items: Iterable[ItemT], *, chunk: int = 128) -> Iterator[Verdict]:
-        """Yield verdicts in order; at most `chunk` items are judged at once."""
-        stream = iter(items)
-        while batch := list(islice(stream, chunk)):
-            yield from self._loop.run_all(self._verdict(item) for item in batch)
+        """Yield verdicts in order; at most `chunk` items are judged at once, another once the oldest is answered."""
+        waiting: deque[Future[Verdict]] = deque()
+        try:
+            for item in items:
+                if len(waiting) == chunk:
+                    yield waiting.popleft().result()
+                waiting.append(self._loop.submit(self._verdict(item)))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def close(self) -> None:
         """Close the connections."""

@@ -16,9 +16,9 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from guardreasoner_vl.batch.output import opened, saved_line
 from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_rows
@@ -31,11 +31,23 @@ from guardreasoner_vl.storage.lock import sweep
 from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from guardreasoner_vl.batch.output import RowId, SavedRow
-    from guardreasoner_vl.guard import Guard
-    from guardreasoner_vl.remote.served import ServedGuard
+    from guardreasoner_vl.guard import Item
+    from guardreasoner_vl.types import Mode
+
+
+class BatchGuard(Protocol):
+    """The guard that judges a file: one in this process, a service's, or those of a cluster."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def mode(self) -> Mode: ...
+
+    def moderate_batch(self, items: Iterable[Item], *, chunk: int) -> Iterator[Verdict]: ...
 
 
 @dataclass
@@ -93,7 +105,7 @@ class _InputScan:
 
 
 def run_batch(
-    guard: Guard | ServedGuard,
+    guard: BatchGuard,
     source: Path,
     target: Path,
     *,
@@ -119,11 +131,12 @@ def run_batch(
 
     with opened(target, scan.ids, keep) as (log, earlier):
         remaining = scan.ids - earlier
-        rows = (row for row in _rows(source) if isinstance(row, BatchRow) and row.id in remaining)
-        while batch := list(islice(rows, chunk)):
-            verdicts = list(guard.moderate_batch([row.item for row in batch], chunk=chunk))
-            log.append(saved_line(row.id, v, show_reasoning) for row, v in zip(batch, verdicts, strict=True))
-            for verdict in verdicts:
+        rows, ahead = tee(row for row in _rows(source) if isinstance(row, BatchRow) and row.id in remaining)
+        verdicts = guard.moderate_batch((row.item for row in ahead), chunk=chunk)
+        judged_rows = zip((row.id for row in rows), verdicts, strict=True)
+        while batch := list(islice(judged_rows, chunk)):
+            log.append(saved_line(row_id, verdict, show_reasoning) for row_id, verdict in batch)
+            for _, verdict in batch:
                 tally.add(verdict)
                 usage += verdict.usage
                 streak.add(verdict.error)
@@ -186,7 +199,7 @@ def _scan(source: Path) -> _InputScan:
     return _InputScan(ids, rejected, tuple(ignored))
 
 
-def _check_same(target: Path, row: SavedRow, guard: Guard | ServedGuard) -> None:
+def _check_same(target: Path, row: SavedRow, guard: BatchGuard) -> None:
     """Raise `DataError` if the row is another guard's: a reader would take all verdicts of a file for one guard's."""
     mode = guard.mode
     if row.mode != mode or not same_model(row.model, guard.model):

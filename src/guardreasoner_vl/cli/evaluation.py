@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from guardreasoner_vl.cli.errors import note, say_skipped
-from guardreasoner_vl.cli.groups import grouped
+from guardreasoner_vl.cli.groups import grouped, option_names
 from guardreasoner_vl.cli.options import (
     NO_CALIBRATION,
     POLICY_OPTIONS,
+    ClusterOptions,
     EngineOptions,
     LabelOptions,
     LengthOptions,
@@ -29,11 +30,13 @@ UNPACKED = "images"
 """The folder below `--out` for images that are stored inside a benchmark's records."""
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from guardreasoner_vl.baselines.client import BaselineGuard
     from guardreasoner_vl.baselines.shieldgemma import ShieldGemma2
     from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.results import Baseline
-    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.stages.evaluate import Moderator
     from guardreasoner_vl.types import Sample
 
 
@@ -75,6 +78,7 @@ def evaluate(
     other: BaselineGuardOption = None,
     *,
     engine: EngineOptions,
+    cluster: ClusterOptions,
     labels: LabelOptions,
     lengths: LengthOptions,
     content: Annotated[
@@ -86,7 +90,7 @@ def evaluate(
     Without --benchmark and --recipe the 14 benchmarks of the paper are read from --data.
     """
     if other:
-        unused = ("engine", *POLICY_OPTIONS)
+        unused = ("engine", "adapter", *option_names(ClusterOptions), *POLICY_OPTIONS)
         refuse_options(context, unused, "has no effect with --guard, which has its own settings: leave it out")
     else:
         check_policy_options(context)
@@ -108,8 +112,8 @@ def evaluate(
             note(each.size_differs)
     policy = policy_of(labels, lengths)
 
-    def opened() -> "Guard | BaselineGuard | ShieldGemma2":
-        return _other_guard(other, engine) if other else engine.open_guard(policy)
+    def opened() -> "AbstractContextManager[Moderator]":
+        return _other_guard(other, engine) if other else cluster.open_guard(engine, policy)
 
     with resumable(), opened() as guard, progress_bar() as progress:
         excluded = exclude_from_total or ()

@@ -12,11 +12,11 @@ from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK, say
 from guardreasoner_vl.cli.groups import grouped, option_names
 from guardreasoner_vl.cli.options import (
     POLICY_OPTIONS,
+    ClusterOptions,
     EngineOptions,
     LabelOptions,
     LengthOptions,
-    OnErrorOption,
-    ReasoningOption,
+    VerdictOptions,
     check_policy_options,
     policy_of,
     refuse_options,
@@ -26,10 +26,10 @@ from guardreasoner_vl.errors import GuardError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-    from guardreasoner_vl.guard import Guard
+    from guardreasoner_vl.batch.moderate import BatchGuard
     from guardreasoner_vl.judging.policy import Policy
-    from guardreasoner_vl.remote.served import ServedGuard
     from guardreasoner_vl.types import Exchange, Verdict
 
 STDIN = "-"
@@ -49,10 +49,9 @@ def moderate(
     *,
     engine: EngineOptions,
     labels: LabelOptions,
-    on_error: OnErrorOption = "block",
     lengths: LengthOptions,
+    verdicts: VerdictOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one line of JSON.")] = False,
-    show_reasoning: ReasoningOption = False,
 ) -> None:
     """Judge one exchange. Exit code 0: allow, 1: block, 2: it could not be judged."""
     if [prompt, response, messages].count(STDIN) > 1:
@@ -68,8 +67,8 @@ def moderate(
             return Exchange.from_messages(_read_messages(messages))
         return Exchange(_text(prompt), tuple(image or ()), _text(response))
 
-    verdict = _judged(build, policy_of(labels, lengths, on_error), engine)
-    _show(verdict, as_json, show_reasoning)
+    verdict = _judged(build, policy_of(labels, lengths, verdicts), engine)
+    _show(verdict, as_json, verdicts.show_reasoning)
     raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
 
 
@@ -87,9 +86,10 @@ def batch(
     ],
     *,
     engine: EngineOptions,
+    cluster: ClusterOptions,
     labels: LabelOptions,
-    on_error: OnErrorOption = "block",
     lengths: LengthOptions,
+    verdicts: VerdictOptions,
     chunk: Annotated[
         int, typer.Option(min=1, metavar="N", help="The number of rows that are judged and saved together.")
     ] = CHUNK,
@@ -97,7 +97,6 @@ def batch(
         str | None, typer.Option(metavar="URL", help="Ask a running service (`serve`), which has its own settings.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, metavar="N", help="Requests in flight at once, with --url.")] = 64,
-    show_reasoning: ReasoningOption = False,
 ) -> None:
     """Judge every row of a JSONL file; if it stops, the same command resumes.
 
@@ -108,6 +107,8 @@ def batch(
     if url:
         of_service = (*option_names(EngineOptions), *(name for name in POLICY_OPTIONS if name != "mode"))
         refuse_options(context, of_service, "has no effect with --url, whose service has its own setting: leave it out")
+        of_cluster = option_names(ClusterOptions)
+        refuse_options(context, of_cluster, "has no effect with --url, whose service judges the rows: leave it out")
     else:
         refuse_options(
             context,
@@ -120,17 +121,19 @@ def batch(
     from guardreasoner_vl.cli.render import summary_text
 
     check_paths(source, target)  # before a model is loaded, which takes seconds
-    policy = policy_of(labels, lengths, on_error)
+    policy = policy_of(labels, lengths, verdicts)
 
-    def opened() -> "Guard | ServedGuard":
+    def opened() -> "AbstractContextManager[BatchGuard]":
         if url:
             from guardreasoner_vl.remote.served import ServedGuard
 
             return ServedGuard(url, labels.mode, max_concurrency=concurrency)
-        return engine.open_guard(policy)
+        return cluster.open_guard(engine, policy)
 
     with resumable(), opened() as guard, progress_bar() as progress:
-        summary = run_batch(guard, source, target, chunk=chunk, show_reasoning=show_reasoning, progress=progress)
+        summary = run_batch(
+            guard, source, target, chunk=chunk, show_reasoning=verdicts.show_reasoning, progress=progress
+        )
     show(summary_text(summary, str(rejected_path(target))), stderr=True)
     raise typer.Exit(OK if summary.complete else ERROR)
 

@@ -2,20 +2,25 @@
 # No `from __future__ import annotations`: typer reads the annotations.
 
 import gc
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from guardreasoner_vl.cli.errors import note
 from guardreasoner_vl.cli.groups import option_names
+from guardreasoner_vl.cli.terminal import be_quiet
 from guardreasoner_vl.errors import InputError
 
 if TYPE_CHECKING:
     from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.recipe import Recipe
+    from guardreasoner_vl.scale.ray_guard import RayGuard
 
 Mode = Literal["slow", "fast", "hybrid"]
 Preset = Literal["strict", "balanced", "permissive"]
@@ -42,15 +47,11 @@ ModeOption = Annotated[
         "--mode", help="slow: reason, then label; fast: label only; hybrid: reason only if the fast score is in doubt."
     ),
 ]
-OnErrorOption = Annotated[OnError, typer.Option("--on-error", help="The action if an exchange could not be judged.")]
 TokensOption = Annotated[
     int,
     typer.Option(
         "--max-new-tokens", min=1, metavar="N", help="Token limit of reasoning and verdict; one retry may use more."
     ),
-]
-ReasoningOption = Annotated[
-    bool, typer.Option("--show-reasoning", help="Show the reasoning too; it may quote what was judged.")
 ]
 
 
@@ -68,6 +69,10 @@ class EngineOptions:
         ),
     ] = "auto"
     base_url: UrlOption = None
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="The folder of a LoRA adapter that was trained from --model."),
+    ] = None
 
     def open_guard(self, policy: "Policy") -> "Guard":
         """Load the guard. Raises `InputError` unless a base URL is given exactly if a server is asked."""
@@ -77,10 +82,57 @@ class EngineOptions:
             raise InputError("--base-url needs --engine openai")
         if self.engine == "openai" and not self.base_url:
             raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")
-        options = {"base_url": self.base_url} if self.base_url else {}
+        chosen: dict[str, Any] = {"base_url": self.base_url, "adapter": self.adapter}
+        options = {name: value for name, value in chosen.items() if value}
         guard = Guard.load(self.model or "embedded", self.engine, policy=policy, **options)
         gc.freeze()  # a collection over all that a model has imported would take a second at exit
         return guard
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Whether the rows are judged here, or shared by guards on a Ray cluster."""
+
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Share the rows among guards on a Ray cluster: HOST:PORT of its head, 'auto' on one of its machines, "
+            "or 'local', a cluster of this machine alone.",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, metavar="N", help="The number of guards on the cluster; by default one on each GPU."
+        ),
+    ] = None
+
+    @contextmanager
+    def open_guard(self, engine: EngineOptions, policy: "Policy") -> Iterator["Guard | RayGuard"]:
+        """The guard of the options, or with --ray many of them as one; says how many were lost."""
+        if self.ray is None:
+            if self.workers is not None:
+                raise InputError("--workers needs --ray, the address of the cluster that they run on")
+            with engine.open_guard(policy) as guard:
+                yield guard
+            return
+        from guardreasoner_vl.scale.ray_guard import RayGuard
+
+        opened = partial(_open_quietly, engine, policy)
+        with RayGuard(self.ray, opened, policy, self.workers, on_gpus=engine.base_url is None) as guards:
+            try:
+                yield guards
+            finally:
+                if guards.lost:
+                    note(f"{guards.lost:,} workers were lost and replaced; Ray's logs say why")
+
+
+def _open_quietly(engine: EngineOptions, policy: "Policy") -> "Guard":
+    """A worker's guard."""
+    be_quiet()
+    return engine.open_guard(policy)
 
 
 @dataclass(frozen=True)
@@ -127,11 +179,23 @@ class LengthOptions:
     max_new_tokens: TokensOption = 1024
 
 
+@dataclass(frozen=True)
+class VerdictOptions:
+    """What a verdict leads to, and what is shown of it."""
+
+    on_error: Annotated[OnError, typer.Option("--on-error", help="The action if an exchange could not be judged.")] = (
+        "block"
+    )
+    show_reasoning: Annotated[
+        bool, typer.Option("--show-reasoning", help="Show the reasoning too; it may quote what was judged.")
+    ] = False
+
+
 POLICY_OPTIONS = (*option_names(LabelOptions, LengthOptions), "on_error")
 """The parameters of commands from which `policy_of` makes a policy."""
 
 
-def policy_of(labels: LabelOptions, lengths: LengthOptions, on_error: OnError = "block") -> "Policy":
+def policy_of(labels: LabelOptions, lengths: LengthOptions, verdicts: VerdictOptions = VerdictOptions()) -> "Policy":
     """The policy of the options; the threshold applies to the request and to the response."""
     from guardreasoner_vl.judging.calibration import read_calibration
     from guardreasoner_vl.judging.policy import MAX_WINDOWS, Policy
@@ -142,7 +206,7 @@ def policy_of(labels: LabelOptions, lengths: LengthOptions, on_error: OnError = 
     return Policy(
         mode=labels.mode,
         thresholds=(labels.threshold, labels.threshold),
-        on_error=on_error,
+        on_error=verdicts.on_error,
         long_input=lengths.long_input,
         max_windows=lengths.max_windows or MAX_WINDOWS,
         max_new_tokens=lengths.max_new_tokens,
@@ -187,7 +251,7 @@ def _is_calibrated(values: Mapping[str, Any]) -> bool:
     calibration = values.get("calibration")
     if calibration is not None:
         return Path(calibration) != NO_CALIBRATION
-    if values.get("base_url"):
+    if values.get("base_url") or values.get("adapter"):
         return False
     return (resolve_folder(values.get("model") or "embedded") / CALIBRATION).is_file()
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from guardreasoner_vl.cli.groups import grouped
-from guardreasoner_vl.cli.options import EngineOptions, read_recipe, refuse_options
+from guardreasoner_vl.cli.options import ClusterOptions, EngineOptions, read_recipe, refuse_options
 from guardreasoner_vl.cli.terminal import progress_bar, resumable, show
 from guardreasoner_vl.errors import InputError, RecipeError
 
@@ -47,6 +47,7 @@ def mine(
     data: Annotated[Path, typer.Option(metavar="DIR", help="A corpus (`curate`).")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the hard rows, itself a corpus.")],
     engine: EngineOptions,
+    cluster: ClusterOptions,
 ) -> None:
     """Mine hard rows: let a guard answer every row several times, and keep the rows that it gets wrong."""
     from guardreasoner_vl.judging.policy import Policy
@@ -54,8 +55,8 @@ def mine(
 
     settings = read_recipe(recipe)
     policy = Policy(folder_calibration=False)
-    with resumable(), engine.open_guard(policy) as guard, progress_bar() as progress:
-        report = stage.run(settings, data, guard.engine, out, progress=progress)
+    with resumable(), cluster.open_guard(engine, policy) as guard, progress_bar() as progress:
+        report = stage.run(settings, data, guard, out, progress=progress)
     typer.echo(f"{report.kept:,} of {report.judged:,} rows are hard ({settings.mine.keep}); {out}")
 
 

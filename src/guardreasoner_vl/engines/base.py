@@ -62,12 +62,15 @@ class EngineResult:
     and `error` says why.
 
     `token_ids` are the text's tokens; `end_id` is the token that ended the turn, None if unknown or not reached.
+    `token_logprobs` are the log-probabilities of these, the end's last, in the distribution that they were sampled
+    from; empty if they were not recorded.
     """
 
     text: str
     finish_reason: FinishReason
     token_ids: tuple[int, ...] = ()
     end_id: int | None = None
+    token_logprobs: tuple[float, ...] = ()
     label_logprobs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     error: str | None = None

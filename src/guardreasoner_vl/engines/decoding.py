@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _ROOM = 64
 
 
+def buffer_length(tokens: int) -> int:
+    """The length of the buffer that is made when `tokens` have to fit, with room for more."""
+    return max(tokens + _ROOM, tokens * 3 // 2)
+
+
 class GrowingLayer(DynamicLayer):
     """Keys and values in preallocated buffers, so that a step copies one token and not all earlier ones.
 
@@ -58,7 +63,7 @@ class GrowingLayer(DynamicLayer):
 
     def _grown(self, old: torch.Tensor, past: int, end: int, like: torch.Tensor) -> torch.Tensor:
         rows, heads, _, width = like.shape
-        buffer = like.new_empty(rows, heads, max(end + _ROOM, end * 3 // 2), width)
+        buffer = like.new_empty(rows, heads, buffer_length(end), width)
         if past:
             buffer[:, :, :past] = old
         return buffer

@@ -6,11 +6,14 @@ import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import ModelError
 from guardreasoner_vl.storage.hub import snapshot
 from guardreasoner_vl.types import ModelInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 EMBEDDED = "embedded"
 WEIGHTS = "model.safetensors"
@@ -55,6 +58,15 @@ def check_folder(folder: Path) -> dict[str, Any]:
     return content
 
 
+def context_length(config: Mapping[str, object]) -> int:
+    """The longest context in tokens that a model's configuration states. Raises `ModelError`."""
+    text = config.get("text_config")
+    for section in (text if isinstance(text, dict) else {}, config):
+        if isinstance(positions := section.get("max_position_embeddings"), int):
+            return positions
+    raise ModelError("config.json names no max_position_embeddings; download the model again")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights, for a folder that `check_folder` accepts."""
     parts, whole = _parts(folder), folder / WEIGHTS
@@ -72,18 +84,19 @@ def json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a model's file. Raises `ModelError`."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON; download the model again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: not a JSON object; download the model again")
     return content
 
 
-def model_info(model: str, folder: Path, revision: str | None = None) -> ModelInfo:
-    """The model's name and revision; a local folder's revision is `weights_digest`."""
+def model_info(model: str, folder: Path, revision: str | None = None, adapter: Path | None = None) -> ModelInfo:
+    """The model's name and revision, `weights_digest` for a local folder; an adapter adds its digest to it."""
     if revision is None and not Path(model).expanduser().is_dir() and model != EMBEDDED:
         revision = folder.name
-    return ModelInfo(name=model, revision=revision or weights_digest(folder))
+    revision = revision or weights_digest(folder)
+    return ModelInfo(name=model, revision=f"{revision}+{folder_digest(adapter)}" if adapter else revision)
 
 
 def folder_digest(folder: Path) -> str:

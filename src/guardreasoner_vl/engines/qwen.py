@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from tokenizers import Tokenizer
 
+    from guardreasoner_vl.images.sizes import ImageSize
     from guardreasoner_vl.protocol import Message
     from guardreasoner_vl.types import CheckedImage
 
@@ -94,7 +95,7 @@ class QwenInputs:
     def encode(
         self,
         messages: Sequence[Message],
-        images: Sequence[CheckedImage] = (),
+        images: Sequence[CheckedImage | ImageSize] = (),
         assistant: str = "",
         budget: PixelBudget | None = None,
     ) -> Encoded:

@@ -117,7 +117,7 @@ class Vocabulary:
         self._end_of_turn = [inputs.token_id[END_OF_TURN], inputs.token_id[END_OF_TEXT]]
 
     @cached_property
-    def _texts(self) -> dict[int, str]:
+    def texts(self) -> dict[int, str]:
         """Maps each token to its text, with white space restored from the byte-level alphabet."""
         spaces = str.maketrans({"Ġ": " ", "Ċ": "\n", "č": "\r", "ĉ": "\t"})
         return {token: text.translate(spaces) for text, token in self.tokenizer.get_vocab().items()}
@@ -125,13 +125,13 @@ class Vocabulary:
     @cached_property
     def _banned_before_reasoning(self) -> list[int]:
         """Tokens that could close an empty think: those that open a tag, and those that end the turn."""
-        tags = [token for token, text in self._texts.items() if text.lstrip().startswith("<")]
+        tags = [token for token, text in self.texts.items() if text.lstrip().startswith("<")]
         return sorted({*tags, *self._banned_before_think, *self._end_of_turn})
 
     @cached_property
     def _banned_before_think(self) -> list[int]:
         """Tokens that could end the think tag and open the next tag, such as `></`."""
-        return sorted(token for token, text in self._texts.items() if _OPENS_AGAIN.search(text))
+        return sorted(token for token, text in self.texts.items() if _OPENS_AGAIN.search(text))
 
     def banned(self, state: ThinkState) -> list[int]:
         """Tokens that may not come next while there is no reasoning."""
@@ -140,7 +140,7 @@ class Vocabulary:
     @cached_property
     def closing_ids(self) -> frozenset[int]:
         """Tokens that may complete a tag."""
-        return frozenset(token for token, text in self._texts.items() if ">" in text)
+        return frozenset(token for token, text in self.texts.items() if ">" in text)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of the tokens, special ones included."""

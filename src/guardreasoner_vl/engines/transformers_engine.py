@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from guardreasoner_vl.engines.adapter import merge_folder
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
 from guardreasoner_vl.engines.isolation import ResultT, isolate, reported
 from guardreasoner_vl.engines.jobs import MAX_TOKENS, Job, batches, prompt_key, same_prompts
-from guardreasoner_vl.engines.model_files import check_folder, model_info, resolve_folder
+from guardreasoner_vl.engines.model_files import check_folder, context_length, model_info, resolve_folder
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary, choose_tokens
 from guardreasoner_vl.engines.validation import check_length, check_request, error_result, error_score
@@ -24,6 +25,7 @@ from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
+    from pathlib import Path
 
     from PIL.Image import Image
 
@@ -49,20 +51,32 @@ class TransformersEngine:
         self._decoder = Decoder(network, inputs)
         self._vocabulary = Vocabulary(inputs)
         self._max_rows, self._max_tokens = max_rows, max_tokens
-        self._max_context = int(network.config.text_config.max_position_embeddings)
+        self._max_context = context_length(network.config.to_dict())
         self._prefix: Prefix | None = None
         self._opened: dict[CheckedImage, Image] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def load(
-        cls, model: str, revision: str | None = None, *, dtype: DType = "auto", **limits: int
+        cls,
+        model: str,
+        revision: str | None = None,
+        *,
+        dtype: DType = "auto",
+        adapter: Path | None = None,
+        **limits: int,
     ) -> TransformersEngine:
-        """Open 'embedded', a folder, or a hub id: safetensors weights, never remote code. Raises `ModelError`."""
+        """Open 'embedded', a folder, or a hub id: safetensors weights, never remote code. Raises `ModelError`.
+
+        The LoRA adapter in the folder `adapter` is merged into the network.
+        """
         folder = resolve_folder(model, revision)
         check_folder(folder)
         inputs = QwenInputs.from_folder(folder)
-        return cls(load_network(folder, dtype), inputs, model_info(model, folder, revision), **limits)
+        network = load_network(folder, dtype)
+        if adapter:
+            merge_folder(network, adapter)
+        return cls(network, inputs, model_info(model, folder, revision, adapter), **limits)
 
     @classmethod
     def of_network(cls, network: Any, inputs: QwenInputs, info: ModelInfo, **limits: int) -> TransformersEngine:

@@ -149,3 +149,7 @@ class GuardModel:
         """The verdict as JSON, in one chunk."""
         whole = await self.generate_async(prompt, stop=stop, **kwargs)
         yield LLMResponseChunk(delta_content=whole.content, model=self.model_name, finish_reason="stop")
+
+    async def aclose(self) -> None:
+        """Close the connections to the service."""
+        await self._guard.aclose()

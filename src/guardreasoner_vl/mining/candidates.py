@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.mining.rollout_io import derive_seed, parse_rollout, rollout_request
+from guardreasoner_vl.mining.rollout_io import derive_seed, exchange_request, parse_rollout
 from guardreasoner_vl.rl.reward import accuracy, format_reward
 from guardreasoner_vl.storage.jsonl_log import Format, read_rows
 from guardreasoner_vl.types import Frozen, Modality
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.base import EngineRequest, EngineResult
     from guardreasoner_vl.recipe import KeepRule, MineSection
-    from guardreasoner_vl.types import Sample
+    from guardreasoner_vl.types import Exchange, Sample
 
 
 class Candidates(Frozen):
@@ -49,10 +49,13 @@ FORMAT = Format(Candidates.model_validate_json, "a row's candidates", key=lambda
 """The line format of a file of candidates."""
 
 
-def candidate_requests(sample: Sample, section: MineSection, seed: int) -> list[EngineRequest]:
-    """The row's k requests: `slow` mode's prompt, sampled, each with its own seed. Raises `InputError`."""
+def candidate_requests(sample: Sample, exchange: Exchange, section: MineSection, seed: int) -> list[EngineRequest]:
+    """The k requests about the row's exchange: `slow` mode's prompt, sampled, each with its own seed.
+
+    Raises `InputError`.
+    """
     request = replace(
-        rollout_request(sample),
+        exchange_request(exchange),
         max_new_tokens=section.max_new_tokens,
         temperature=section.temperature,
         top_p=section.top_p,

@@ -14,15 +14,20 @@ from guardreasoner_vl.protocol import parse_verdict
 if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import EngineRequest, EngineResult
     from guardreasoner_vl.protocol import ParsedAnswer
-    from guardreasoner_vl.types import Sample
+    from guardreasoner_vl.types import Exchange, Sample
 
 _SEED_BYTES = 6  # below 2^53, which every JSON parser reads exactly
 
 
 def rollout_request(sample: Sample) -> EngineRequest:
     """The request that asks the model to judge a row. Raises `InputError`."""
-    exchange, _ = checked_exchange(sample.exchange())
-    return replace(build_request(exchange, Policy()), ban_empty_think=True)
+    return exchange_request(sample.exchange())
+
+
+def exchange_request(exchange: Exchange) -> EngineRequest:
+    """The request that asks the model to judge a row's exchange. Raises `InputError`."""
+    checked, _ = checked_exchange(exchange)
+    return replace(build_request(checked, Policy()), ban_empty_think=True)
 
 
 def parse_rollout(sample: Sample, answer: EngineResult) -> ParsedAnswer:

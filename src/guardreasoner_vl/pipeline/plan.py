@@ -16,9 +16,9 @@ from guardreasoner_vl.pipeline.shapes import BASES
 from guardreasoner_vl.rl.clipping import bound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from guardreasoner_vl.recipe import GrpoSection, Recipe, SftSection
+    from guardreasoner_vl.recipe import GrpoSection, LoraSection, Recipe, SftSection
 
 GPU_MEMORY = 80
 """GB of a GPU that is planned for, of 10^9 bytes: a card of 80 GB has 85.9, and the rest is CUDA's and NCCL's."""
@@ -36,7 +36,8 @@ def plan_of(
     """The plan as text: the work of each stage in `out` with the sources in `data`, and the commands that run it.
 
     With `gpus` it tells whether a stage fits `gpu_memory` GB, and if not, which change of the recipe would make it fit.
-    Raises `RecipeError` if the recipe trains nothing, or the GPUs cannot share a batch.
+    Raises `RecipeError` if the recipe trains nothing, or the GPUs cannot share a batch, `ModelError` if the start
+    model's folder holds another kind of model.
     """
     limit = gpu_memory * 1e9 if gpus else None
     plan = _RunPlan(recipe, out, max(1, gpus), limit, model_size(recipe))
@@ -47,21 +48,40 @@ def plan_of(
 
 def model_size(recipe: Recipe) -> ModelSize | None:
     """The model's size by its configuration; None if the model is not on this machine and not a known base."""
+    config = _config(recipe)
+    return None if config is None else size_of(config, recipe.lora)
+
+
+def size_of(config: Mapping[str, Any], lora: LoraSection | None = None) -> ModelSize:
+    """The size of the Qwen2.5-VL of this configuration.
+
+    With `lora` and no adapter in the tower, that keeps the activations of one block at a time.
+    """
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    config = _config(recipe)
-    if config is None:
-        return None
+    from guardreasoner_vl.training.lora import adapter_size, adapts_tower
+
     with torch.device("meta"):
         network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
     text, vision = network.config.text_config, network.config.vision_config
+    tower, decoder, embedding = network.model.visual, network.model.language_model, network.get_input_embeddings()
+    tied = network.lm_head.weight is embedding.weight
+    blocks = 1 if lora and not adapts_tower(lora) else vision.depth
+    alone = [*tower.blocks, *decoder.layers, *([] if tied else [embedding])]
     return ModelSize(
-        sum(parameter.numel() for parameter in network.parameters()),
-        Stack(text.num_hidden_layers, text.hidden_size, text.intermediate_size),
-        Stack(vision.depth, vision.hidden_size, vision.intermediate_size),
+        _parameters(network),
+        _parameters(decoder.layers[0]),
+        _parameters(network) - sum(map(_parameters, alone)),
+        Stack(
+            text.num_hidden_layers,
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_key_value_heads * text.hidden_size // text.num_attention_heads,
+        ),
+        Stack(blocks, vision.hidden_size, vision.intermediate_size, vision.hidden_size),
         text.vocab_size,
-        text.num_key_value_heads * text.hidden_size // text.num_attention_heads,
+        adapter_size(network, lora) if lora else 0,
     )
 
 
@@ -91,7 +111,7 @@ def _argument(path: Path) -> str:
 def _config(recipe: Recipe) -> dict[str, Any] | None:
     from transformers import AutoConfig
 
-    from guardreasoner_vl.engines.model_files import resolve_folder
+    from guardreasoner_vl.engines.model_files import check_folder, resolve_folder
     from guardreasoner_vl.training.small_model import text_sizes, vision_sizes
 
     base = recipe.base
@@ -109,9 +129,11 @@ def _config(recipe: Recipe) -> dict[str, Any] | None:
     if base.base:
         return None
     try:
-        config: dict[str, Any] = AutoConfig.from_pretrained(resolve_folder(str(base.path), base.revision)).to_dict()
+        folder = resolve_folder(str(base.path), base.revision)
     except GuardError:
         return BASES.get(str(base.path))
+    check_folder(folder)
+    config: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
     return config
 
 
@@ -129,6 +151,8 @@ class _RunPlan:
         start = self.recipe.base
         name = "new, random weights" if start.new else f"built from {start.base.path}" if start.base else start.path
         size = "not on this machine, size unknown" if self.size is None else _count(self.size.parameters)
+        if self.size and self.size.adapters:
+            size += f", adapters of {_count(self.size.adapters)}"
         return f"model {name}: {size}"
 
     def curate(self) -> list[str]:
@@ -199,14 +223,14 @@ class _RunPlan:
             return []
 
         def needed(section: SftSection) -> Memory:
-            return memory.of_sft(section, size, self.gpus, pixels)
+            return memory.trained(lambda part: memory.of_sft(part, size, self.gpus, pixels), section, size)
 
         lines = [_memory_line("training", needed(section))]
         if limit is None:
             return lines
         if sum(needed(section).values()) <= limit:
             return [*lines, f"fits {_memory(limit)}"]
-        remedy = memory.sft_remedy(section, lambda changed: sum(needed(changed).values()) <= limit, self.gpus)
+        remedy = memory.sft_remedy(section, lambda changed: sum(needed(changed).values()) <= limit, size, self.gpus)
         return [*lines, _too_large(limit, remedy)]
 
     def _grpo_memory(self, section: GrpoSection) -> list[str]:
@@ -215,20 +239,29 @@ class _RunPlan:
             return []
 
         def needed(section: GrpoSection) -> tuple[Memory, Memory]:
-            update = memory.of_update(section, size, self.gpus, pixels)
-            return update, memory.of_rollouts(section, size, self.gpus, ROWS)
+            vllm = memory.of_vllm(section, limit or GPU_MEMORY * 1e9)
+            update = memory.trained(lambda part: memory.of_update(part, size, self.gpus, pixels), section, size)
+            rollouts = memory.trained(lambda part: memory.of_rollouts(part, size, self.gpus, ROWS), section, size)
+            return update | vllm, rollouts | vllm
 
         def fits(section: GrpoSection) -> bool:
-            return limit is None or max(sum(part.values()) for part in needed(section)) <= limit
+            if limit is None:
+                return True
+            vllm = sum(memory.of_vllm(section, limit).values())
+            holds = section.rollouts.engine != "vllm-colocate" or vllm >= memory.vllm_needs(section, size)
+            return holds and max(sum(part.values()) for part in needed(section)) <= limit
 
         update, rollouts = needed(section)
-        lines = [_memory_line("an update", update), _memory_line(f"rollouts, {ROWS} of the greatest length", rollouts)]
+        by_vllm = section.rollouts.engine != "transformers"
+        what = "rollouts by vLLM" if by_vllm else f"rollouts, {ROWS} of the greatest length"
+        lines = [_memory_line("an update", update), _memory_line(what, rollouts)]
+        if by_vllm:
+            lines.append(f"vLLM needs {_memory(memory.vllm_needs(section, size))} at least, more for answers at once")
         if limit is None:
             return lines
-        return [
-            *lines,
-            f"fits {_memory(limit)}" if fits(section) else _too_large(limit, memory.grpo_remedy(section, fits)),
-        ]
+        if fits(section):
+            return [*lines, f"fits {_memory(limit)}"]
+        return [*lines, _too_large(limit, memory.grpo_remedy(section, fits, size, self.gpus))]
 
 
 def _memory_line(work: str, parts: Memory) -> str:
@@ -247,6 +280,10 @@ def _rows(folder: Path) -> int | None:
 
 def _memory(amount: float) -> str:
     return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{amount / 1e6:.0f} MB"
+
+
+def _parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _count(parameters: int) -> str:

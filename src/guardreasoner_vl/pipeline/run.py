@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from guardreasoner_vl.engines.transformers_engine import TransformersEngine
+    from guardreasoner_vl.engines.base import Engine
     from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.recipe import Recipe
 
@@ -146,13 +146,15 @@ def _sft(job: Run) -> None:
 
 
 def _mine(job: Run) -> None:
+    from guardreasoner_vl.guard import Guard
     from guardreasoner_vl.stages import mine
 
     if mine.is_finished(job.hard, job.recipe):
         return
     model, corpus = _needed(job.cold_start, "sft"), _needed(job.corpus, "curate")
     begin(job.out, job.recipe, "mine")
-    report = mine.run(job.recipe, corpus, _engine(model), job.hard, progress=job.progress)
+    with Guard(_engine(model, job.recipe.mine.base_url)) as guard:
+        report = mine.run(job.recipe, corpus, guard, job.hard, progress=job.progress)
     if report.unanswered:
         raise DataError(f"{report.unanswered:,} rows got no answer from the engine: run the same command to resume")
     job.tell(f"  {report.kept:,} of {report.judged:,} rows are hard ({job.recipe.mine.keep})")
@@ -206,7 +208,7 @@ def evaluated(job: Run, name: str, model: Path) -> Path:
 
     section, folder = job.recipe.evaluate, job.out / "evaluate" / name
     policy = Policy(mode=section.mode, max_new_tokens=section.max_new_tokens, retry_new_tokens=section.max_new_tokens)
-    with Guard(_engine(model), policy) as guard:
+    with Guard(_engine(model, section.base_url), policy) as guard:
         results = evaluate.run(guard, benchmarks(job), folder, progress=job.progress)
     if results.unanswered:
         job.tell(f"  {name}: {results.warnings[-1]}")
@@ -240,10 +242,25 @@ def _needed(folder: Path, stage: Stage) -> Path:
     return folder
 
 
-def _engine(model: Path) -> TransformersEngine:
+def _engine(model: Path, base_url: str | None) -> Engine:
+    """The model in this process, or on the server at `base_url`, which is told to load it."""
+    if base_url is not None:
+        return _served(model, base_url)
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine.load(str(model), max_rows=ROWS)
+
+
+def _served(model: Path, base_url: str) -> Engine:
+    from guardreasoner_vl.engines.model_files import model_info
+    from guardreasoner_vl.engines.openai.engine import OpenAIEngine
+    from guardreasoner_vl.engines.vllm_engine import reload_weights
+    from guardreasoner_vl.engines.vllm_server import CONCURRENCY, TIMEOUT, VLLMServer
+
+    with VLLMServer(base_url) as server:
+        reload_weights(server, weights_path=str(model.resolve()))
+    info = model_info(str(model), model)
+    return OpenAIEngine(base_url=base_url, info=info, max_concurrency=CONCURRENCY, timeout=TIMEOUT).connect()
 
 
 def _budget(max_cost: float | None) -> Any:

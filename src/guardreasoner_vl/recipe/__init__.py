@@ -12,6 +12,7 @@ from guardreasoner_vl.recipe.data import (
     VariedSection,
 )
 from guardreasoner_vl.recipe.load import Recipe, TrackerName, load_recipe, merged, parse_recipe
+from guardreasoner_vl.recipe.lora import LoraSection
 from guardreasoner_vl.recipe.model import (
     ModelSection,
     NewModel,
@@ -31,6 +32,7 @@ from guardreasoner_vl.recipe.training import (
     Precision,
     RewardForm,
     RewardSection,
+    RolloutSection,
     Schedule,
     SftSection,
     SynthesizeSection,
@@ -47,6 +49,7 @@ __all__ = [
     "GrpoSection",
     "JoinedSection",
     "KeepRule",
+    "LoraSection",
     "MadeSection",
     "MineSection",
     "ModelSection",
@@ -57,6 +60,7 @@ __all__ = [
     "Recipe",
     "RewardForm",
     "RewardSection",
+    "RolloutSection",
     "Schedule",
     "Section",
     "SftSection",

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.base import Section
 from guardreasoner_vl.recipe.data import DataSection
+from guardreasoner_vl.recipe.lora import LoraSection
 from guardreasoner_vl.recipe.model import ModelSection
 from guardreasoner_vl.recipe.training import (
     AugmentSection,
@@ -40,6 +41,11 @@ class Recipe(Section):
     sft: SftSection = Field(
         default=SftSection(), description="Supervised fine-tuning on reasoning, R-SFT (paper, section 3.2)."
     )
+    lora: LoraSection | None = Field(
+        default=None,
+        description="Train adapters on a frozen model in `sft` and in `grpo`; both write the merged model too. Null: "
+        "train all weights (paper).",
+    )
     mine: MineSection = Field(default=MineSection(), description="Hard-sample mining (paper, section 3.3).")
     augment: AugmentSection = Field(
         default=AugmentSection(), description="Safety-aware data concatenation (paper, section 3.3)."
@@ -66,6 +72,23 @@ class Recipe(Section):
     def _fits(self) -> Self:
         if self.model and self.model.new and self.sft.max_length > self.model.new.text.max_positions:
             raise ValueError("sft.max_length is more than model.new.text.max_positions; lower it or raise the other")
+        return self
+
+    @model_validator(mode="after")
+    def _beside_adapters(self) -> Self:
+        if self.lora is None:
+            return self
+        sharing = {
+            "sft.deepspeed": self.sft.deepspeed,
+            "sft.shard_weights": self.sft.shard_weights,
+            "grpo.shard_weights": self.grpo.shard_weights,
+        }
+        if used := [name for name, value in sharing.items() if value]:
+            raise ValueError(f"with lora every GPU holds the whole frozen model; remove {' and '.join(used)}")
+        tower = [target for target in self.lora.targets if target.startswith("visual.")]
+        frozen = [name for name, section in (("sft", self.sft), ("grpo", self.grpo)) if section.freeze_vision]
+        if tower and frozen:
+            raise ValueError(f"lora.targets has {tower[0]}, but {frozen[0]}.freeze_vision is true; change one of them")
         return self
 
     @property

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import RecipeError
+from guardreasoner_vl.recipe.load import Recipe, merged
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.lock import locked_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from guardreasoner_vl.recipe import Recipe
+    from collections.abc import Collection, Iterable, Iterator
 
 RECIPE, STAGES = "recipe.json", "stages.json"
 ALL = "run"
@@ -28,20 +27,27 @@ ALL = "run"
 _READ: dict[str, tuple[str, ...]] = {
     "curate": ("name", "seed", "data"),
     "synthesize": ("synthesize",),
-    "sft": ("seed", "model", "data", "sft"),
+    "sft": ("seed", "model", "data", "sft", "lora"),
     "mine": ("seed", "mine"),
     "augment": ("seed", "augment"),
-    "grpo": ("seed", "grpo"),
+    "grpo": ("seed", "grpo", "lora"),
 }
 """What decides a stage's result. `evaluate` compares its own settings and rows (`stages.evaluate`)."""
 
 _FREE = {
     "synthesize": ("base_url", "concurrency", "max_cost"),
-    "sft": ("save_steps", "gradient_checkpointing"),
-    "mine": ("keep",),  # `stages.mine` compares it once a corpus was made by it
-    "grpo": ("pass_tokens", "save_every", "gradient_checkpointing"),
+    "sft": ("save_steps", "gradient_checkpointing", "shard_weights"),
+    "mine": ("base_url", "keep"),  # `stages.mine` compares `keep` once a corpus was made by it
+    "grpo": (
+        "pass_tokens",
+        "save_every",
+        "gradient_checkpointing",
+        "shard_weights",
+        "rollouts.base_url",
+        "rollouts.gpu_memory_utilization",
+    ),
 }
-"""Keys of a section that change how a stage gets to its result, and not the result."""
+"""Keys of a section that change how a stage gets to its result, and not the result; a dot leads into a part of it."""
 
 
 @contextmanager
@@ -73,8 +79,12 @@ def begin(folder: Path, recipe: Recipe, stage: str) -> None:
 
 
 def _compare(folder: Path, begun: dict[str, dict[str, Any]], recipe: Recipe, stages: Iterable[str]) -> None:
-    resolved = recipe.model_dump(mode="json")
-    read = [(begun[stage], _read_by(stage, resolved)) for stage in stages if stage in begun]
+    resolved, defaults = (each.model_dump(mode="json") for each in (recipe, Recipe(name="defaults")))
+    read = [  # a key that a later version has added had its default
+        (merged(_read_by(stage, defaults), begun[stage]), _read_by(stage, resolved))
+        for stage in stages
+        if stage in begun
+    ]
     if changed := sorted({key for old, new in read for key in changed_keys(old, new)}):
         raise RecipeError(
             f"{folder} holds a run with another recipe (changed: {', '.join(changed)}); "
@@ -102,11 +112,19 @@ def _read_by(stage: str, resolved: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved recipe that decides the stage's result."""
     free = _FREE.get(stage, ())
     return {
-        name: {key: value for key, value in resolved[name].items() if key not in free}
+        name: _without(resolved[name], free)
         if name == stage
-        else resolved[name]
+        else resolved.get(name)  # an older recipe may lack a section
         for name in _READ.get(stage, ())
     }
+
+
+def _without(section: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
+    kept = {key: value for key, value in section.items() if key not in free}
+    for part, _, key in (name.partition(".") for name in free):
+        if key and part in kept:
+            kept[part] = {name: value for name, value in kept[part].items() if name != key}
+    return kept
 
 
 def _begun(folder: Path) -> dict[str, dict[str, Any]]:

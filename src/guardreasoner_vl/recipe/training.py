@@ -14,6 +14,7 @@ Precision = Literal["bf16", "bf16-weights", "fp32"]
 KeepRule = Literal["all_wrong", "mixed"]
 RewardForm = Literal["paper", "bounded", "plain"]
 Schedule = Literal["product", "linear", "cosine", "constant"]
+RolloutEngineName = Literal["transformers", "vllm-server", "vllm-colocate"]
 
 _PRECISION = (
     "`bf16`: autocast over fp32 weights. `bf16-weights`: weights in bf16, with fp32 copies in the optimizer (less "
@@ -21,6 +22,17 @@ _PRECISION = (
 )
 _CHECKPOINTING = "Recompute activations in the backward pass: less memory, more time. The result is the same."
 _FREEZE = "Leave the vision tower's weights as they are, so that a small one does not unlearn to read."
+_BASE_URL = (
+    "Address of a vLLM server that this stage of `run` asks, such as http://localhost:8000/v1; it is told to load the "
+    "stage's model. Null: the model runs in this process."
+)
+_SHARD = (
+    "With several processes: each holds its share of weights, gradients and AdamW's state, and gathers one layer at a "
+    "time (FSDP2). With `precision: bf16` the weights are gathered in bf16."
+)
+_NO_SHARDED_HALVES = (
+    "shard_weights holds the fp32 weights in shards: use precision bf16, which computes in bf16, or fp32"
+)
 _MAX_GRAD_NORM = "Gradients are scaled down to this L2 norm (paper: 1.0)."
 
 
@@ -93,6 +105,7 @@ class SftSection(Section):
         default=None,
         description="DeepSpeed's own configuration (paper: ZeRO stage 3). Null: without DeepSpeed.",
     )
+    shard_weights: bool = Field(default=False, description=f"{_SHARD} Without `deepspeed`.")
 
     def accumulated(self, devices: int) -> int:
         """Forward passes of each device in one optimizer step.
@@ -113,6 +126,10 @@ class SftSection(Section):
     def _one_device(self) -> Self:
         if self.deepspeed and self.precision == "bf16-weights":
             raise ValueError("precision bf16-weights is for one device; use bf16 with deepspeed")
+        if self.shard_weights and self.deepspeed:
+            raise ValueError("shard_weights and deepspeed exclude each other; set deepspeed to null")
+        if self.shard_weights and self.precision == "bf16-weights":
+            raise ValueError(_NO_SHARDED_HALVES)
         return self
 
 
@@ -171,6 +188,7 @@ class MineSection(Section):
     limit: int | None = Field(
         default=None, ge=1, description="Largest number of rows to ask about, drawn at random. Null: all."
     )
+    base_url: str | None = Field(default=None, description=_BASE_URL)
 
     @model_validator(mode="after")
     def _can_mix(self) -> Self:
@@ -267,6 +285,39 @@ class RewardSection(Section):
         return self
 
 
+class RolloutSection(Section):
+    """What samples the answers of online RL and judges the validation rows."""
+
+    engine: RolloutEngineName = Field(
+        default="transformers",
+        description="`transformers`: the network that is trained. `vllm-server`: a vLLM server, which gets the weights "
+        "before each rollout batch. `vllm-colocate`: vLLM inside each process, on the GPU that it trains on.",
+    )
+    base_url: str | None = Field(
+        default=None, description="Address of the server, such as http://localhost:8000/v1, with `vllm-server`."
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.25,
+        gt=0,
+        lt=1,
+        description="Share of the GPU's memory that vLLM takes for weights and KV cache, with `vllm-colocate`.",
+    )
+    importance_cap: float | None = Field(
+        default=None,
+        gt=0,
+        description="Truncated importance sampling with vLLM: the loss of each token is multiplied by the ratio of the "
+        "trainer's to vLLM's probability of it, at most this (2 is usual). Null: no weights.",
+    )
+
+    @model_validator(mode="after")
+    def _of_the_engine(self) -> Self:
+        if (self.engine == "vllm-server") != (self.base_url is not None):
+            raise ValueError("engine: vllm-server and base_url belong together; give both or neither")
+        if self.engine == "transformers" and self.importance_cap is not None:
+            raise ValueError("importance_cap is for vLLM; with engine: transformers the network itself samples")
+        return self
+
+
 class GrpoSection(Section):
     """Online RL: GRPO without the KL term (paper, section 3.3)."""
 
@@ -306,6 +357,7 @@ class GrpoSection(Section):
     max_grad_norm: float = Field(default=1.0, gt=0, description=_MAX_GRAD_NORM)
     clip: ClipSection = Field(default=ClipSection(), description="Dynamic clipping of the probability ratio.")
     reward: RewardSection = Field(default=RewardSection(), description="The reward of an answer.")
+    rollouts: RolloutSection = Field(default=RolloutSection(), description="What samples the answers.")
     precision: Precision = Field(default="bf16", description=_PRECISION)
     gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
     freeze_vision: bool = Field(default=False, description=_FREEZE)
@@ -313,6 +365,9 @@ class GrpoSection(Section):
         default=16_384,
         ge=64,
         description="Packed tokens of one forward pass, which bounds memory. The result is the same.",
+    )
+    shard_weights: bool = Field(
+        default=False, description=f"{_SHARD} Rollouts gather all of them. The result is the same."
     )
     save_every: int = Field(default=1, ge=1, description="Rollout batches between two checkpoints.")
     evaluate_every: int | None = Field(
@@ -333,6 +388,8 @@ class GrpoSection(Section):
             raise ValueError(
                 "use rollout_batch >= 2 x update_batch: with one update the ratio is 1, and clipping cannot act"
             )
+        if self.shard_weights and self.precision == "bf16-weights":
+            raise ValueError(_NO_SHARDED_HALVES)
         return self
 
 
@@ -355,3 +412,4 @@ class EvaluateSection(Section):
     limit: int | None = Field(
         default=None, ge=1, description="Rows of each benchmark to judge, the first ones. Null: all."
     )
+    base_url: str | None = Field(default=None, description=_BASE_URL)

@@ -153,6 +153,7 @@ def _add_health(app: FastAPI) -> None:
     @app.get("/metrics", tags=["health"])
     async def metrics_page() -> Response:
         """Metrics in Prometheus' text format."""
+        metrics.engine_up(moderation.are_ready())
         body, kind = metrics.render()
         return Response(body, media_type=kind)
 

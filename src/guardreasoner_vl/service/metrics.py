@@ -94,7 +94,7 @@ class Metrics:
             "http_request_seconds", "Seconds to answer a request.", ("route",), _REQUEST_SECONDS
         )
         self._in_flight = gauge("in_flight", "Exchanges admitted and not yet answered.")
-        self._engine_up = gauge("engine_up", "1 if every guard was ready at the last readiness check, else 0.")
+        self._engine_up = gauge("engine_up", "1 if every guard is ready at the scrape, else 0.")
         self._cache_hits = counter("cache_hits_total", "Verdicts from the cache.")
         self._deduplicated = counter(
             "deduplicated_total", "Exchanges that shared the verdict of an identical one in flight."

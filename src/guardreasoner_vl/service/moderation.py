@@ -145,14 +145,17 @@ class ModerationService:
         for readiness in self._readiness.values():
             readiness.start_probe()
 
-    def state(self) -> str:
-        """Readiness without waiting: `ready`, `not ready` or `queue full`."""
-        judges = [
+    def are_ready(self) -> bool:
+        """Whether every guard judges, without waiting; an idle guard may be sent the test exchange."""
+        ready = [
             readiness.is_ready(up=self._backends[name].is_up, idle=not self._accepted[name])
             for name, readiness in self._readiness.items()
         ]
-        self._metrics.engine_up(all(judges))
-        if not all(judges):
+        return all(ready)
+
+    def state(self) -> str:
+        """Readiness without waiting: `ready`, `not ready` or `queue full`."""
+        if not self.are_ready():
             return "not ready"
         full = any(accepted >= self._config.limits.queue for accepted in self._accepted.values())
         return "queue full" if full else "ready"

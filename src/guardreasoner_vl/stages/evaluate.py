@@ -104,16 +104,13 @@ def judge(
         _check_same(out / SETTINGS, _settings(guard))
         places = {(loaded.benchmark.name, sample.id): sample for loaded in benchmarks for sample in loaded.samples}
         rows = _stored(log, places)
-        todo = ((key, sample) for key, sample in places.items() if key not in rows)
-        while batch := list(islice(todo, chunk)):
-            verdicts = list(guard.moderate_batch([sample.exchange() for _, sample in batch], chunk=chunk))
-            judged = {
-                key: Prediction.of(sample, key[0], verdict, content)
-                for (key, sample), verdict in zip(batch, verdicts, strict=True)
-            }
+        todo = [(key, sample) for key, sample in places.items() if key not in rows]
+        verdicts = zip(todo, guard.moderate_batch((row.exchange() for _, row in todo), chunk=chunk), strict=True)
+        while batch := list(islice(verdicts, chunk)):
+            judged = {key: Prediction.of(sample, key[0], verdict, content) for (key, sample), verdict in batch}
             log.append(map(_line, judged.values()))
             rows |= judged
-            for verdict in verdicts:
+            for _, verdict in batch:
                 streak.add(verdict.error)
             streak.check()
             if progress:

@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from guardreasoner_vl.engines.model_files import folder_digest
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError, GuardError
+from guardreasoner_vl.images.sizes import STORE, ImageSizes
 from guardreasoner_vl.recipe.run_dir import open_run_dir
 from guardreasoner_vl.rl.clipping import bound
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
@@ -35,11 +36,14 @@ from guardreasoner_vl.training.grpo.log import Log, LogRow, batch_row, draw_trai
 from guardreasoner_vl.training.grpo.optimizer import ShardedAdamW
 from guardreasoner_vl.training.grpo.ranks import DistributedContext, sigterm_flag
 from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
+from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW, shard, whole, whole_weights
 from guardreasoner_vl.training.grpo.state import State, check_begun, load_best, load_checkpoint, save_checkpoint
-from guardreasoner_vl.training.grpo.update import Passes, accumulate, autocast, old_log_probabilities
+from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate, autocast, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
-from guardreasoner_vl.training.launch import check_launch
-from guardreasoner_vl.training.model_folder import load_for_training, write_model, written
+from guardreasoner_vl.training.grpo.vllm_rollouts import VLLMSampler
+from guardreasoner_vl.training.launch import check_launch, peers_alive, shards_weights
+from guardreasoner_vl.training.lora import ADAPTER, load_trainable, write_and_merge
+from guardreasoner_vl.training.model_folder import write_model, written
 from guardreasoner_vl.training.trackers import check_installed
 from guardreasoner_vl.types import ModelInfo
 
@@ -47,7 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from guardreasoner_vl.recipe import GrpoSection, Recipe
+    from guardreasoner_vl.engines.base import Engine
+    from guardreasoner_vl.recipe import Recipe
     from guardreasoner_vl.training.grpo.log import Validation
     from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
     from guardreasoner_vl.training.grpo.update import UpdateFigures
@@ -102,7 +107,7 @@ def run(
     ranks.check(recipe.grpo)
     folder = out / "grpo"
     finished = folder / "model"
-    with ExitStack() as stack:
+    with peers_alive(), ExitStack() as stack:
         with ranks.all_or_none():
             if ranks.main:
                 stack.enter_context(open_run_dir(out, recipe, "grpo"))
@@ -111,6 +116,7 @@ def run(
             _log.info("%s is finished already", finished)
             return finished
         training = _Training(recipe, model, data, folder, validation, ranks)
+        stack.callback(training.close)
         with sigterm_flag() as sigterm_came, training.log:
             training.work(sigterm_came, progress if ranks.main else None)
         with ranks.all_or_none():
@@ -129,17 +135,26 @@ class _Training:
         validation: Sequence[Sample],
         ranks: DistributedContext,
     ) -> None:
-        self._section, self._seed, self._folder, self._ranks = recipe.grpo, recipe.seed, folder, ranks
+        self._recipe, self._section, self._seed = recipe, recipe.grpo, recipe.seed
+        self._folder, self._ranks = folder, ranks
         self._inputs = QwenInputs.from_folder(model)
-        self._model = _network(model, self._section, ranks.device)
-        info = ModelInfo(name=str(model))
-        self._engine = TransformersEngine.of_network(self._model, self._inputs, info, max_rows=ROWS)
+        sharded = shards_weights(self._section)
+        self._model = _network(model, recipe, None if sharded else ranks.device)
+        self._policy = Policy(self._model)
+        self._copy = shard(self._policy, self._section, ranks) if sharded else None
+        with ranks.all_or_none():
+            self._vllm = self._opened_vllm(model)
+        self._engine: Engine = self._vllm.engine if self._vllm else self._own_engine(model)
+        with ranks.all_or_none():
+            if ranks.main:
+                paths = (path for row in read_split(data, "train") for path in row.images)
+                ImageSizes(folder.parent / STORE).measure(paths)
         with ranks.all_or_none():
             self._rows = self._rows_of(data)
         self._total = self._section.steps or self._section.epochs * self._batches
         self._validation = self._drawn(validation) if self._section.evaluate_every else []
-        self._optimizer = ShardedAdamW(self._model, self._section, ranks)
-        self._passes = Passes(self._inputs, self._section, ranks.device)
+        self._optimizer = (FullyShardedAdamW if sharded else ShardedAdamW)(self._model, self._section, ranks)
+        self._passes = Passes(self._inputs, self._section, ranks.device, ranks if sharded else None)
         with ranks.all_or_none():
             digests = content_digest(self._rows), folder_digest(model), content_digest(self._validation)
             self._state = load_checkpoint(folder, self._model, self._optimizer, State(0, *digests))
@@ -149,16 +164,34 @@ class _Training:
             self.log = Log(folder, self._state.step, recipe, main=ranks.main)
         self._saved = self._state.step
 
+    def _opened_vllm(self, model: Path) -> VLLMSampler | None:
+        if self._section.rollouts.engine == "transformers":
+            return None
+        return VLLMSampler(self._model, model, self._inputs, self._section, self._ranks, self._folder)
+
+    def _own_engine(self, model: Path) -> TransformersEngine:
+        """The network itself, or its copy if the weights are sharded, as the engine."""
+        network = self._copy.network if self._copy else self._model
+        return TransformersEngine.of_network(network, self._inputs, ModelInfo(name=str(model)), max_rows=ROWS)
+
+    def close(self) -> None:
+        """Release vLLM."""
+        if self._vllm:
+            self._vllm.close()
+
     def work(self, sigterm_came: Callable[[], bool], progress: Callable[[TrainingStep], None] | None) -> None:
         """Run the remaining rollout batches; save a checkpoint after every `save_every` of them and after the best.
 
         Once `sigterm_came` is true, rollouts stop; an update that has begun is completed first.
         """
+        if self._vllm and self._state.step < self._total:
+            with self._present_weights():
+                self._vllm.check(self._old)
         if self._validation and self._state.step == 0 and not self.log.rows:
             self._logged(LogRow(step=0, validation=self._validated(), begun_with=self._state.begun_with))
         while self._state.step < self._total:
             step = self._state.step + 1
-            with self._diverging(step), self._ranks.all_or_none():
+            with self._saving_if_refused(), self._diverging(step), self._ranks.all_or_none():
                 groups, seconds = self._rollouts(sigterm_came)
             if self._ranks.any(sigterm_came()):
                 raise self._stopped()
@@ -179,9 +212,9 @@ class _Training:
         best = self.log.best
         step = best.step if best else self._total
         model = self._model
-        if step == 0:
-            model = load_for_training(base, self._section.precision)
-        elif step < self._total:
+        if step == 0 or self._copy:  # of sharded weights this rank has a share
+            model = load_trainable(base, self._recipe, "grpo")
+        if step and (self._copy or step < self._total):
             load_best(self._folder, step, model)
         report = {
             "steps": self._total,
@@ -193,10 +226,14 @@ class _Training:
         with written(self._folder):
             draw_training(self._folder, self.log.rows)
             write_json(self._folder / "grpo.json", report)
+            if self._recipe.lora:
+                write_and_merge(model, str(base), self._folder / ADAPTER)
             write_model(model, model.state_dict(), base, finished)
 
     def _rows_of(self, data: Path) -> list[Sample]:
-        rows, skipped_rows = fitting(read_split(data, "train"), self._engine, self._section)
+        context = self._engine.capabilities.max_context
+        sizes = ImageSizes(self._folder.parent / STORE)
+        rows, skipped_rows = fitting(read_split(data, "train"), self._inputs, self._section, context, sizes)
         if self._ranks.main:
             sources = dict(Counter(row.source for row in rows))
             report = {"rows": len(rows), "by_source": sources, "skipped": skipped_rows.reasons}
@@ -221,13 +258,12 @@ class _Training:
     def _rollouts(self, sigterm_came: Callable[[], bool]) -> tuple[list[RolloutGroup], float]:
         """This rank's groups in the order of updates, and the seconds taken; fewer groups after SIGTERM."""
         started = time.perf_counter()
-        self._engine.forget()
         self._passes.forget()
         size = self._section.update_batch
         rows = self._batch(self._state.step)
         rank_rows = [row for start in range(0, len(rows), size) for row in self._ranks.part(rows[start : start + size])]
         seed = f"{self._seed}-{self._state.step}"
-        with autocast(self._section, self._ranks.device):
+        with self._present_weights(), autocast(self._section, self._ranks.device):
             groups = roll_out(rank_rows, self._engine, self._inputs, self._section, seed, sigterm_came)
         return groups, time.perf_counter() - started
 
@@ -265,7 +301,7 @@ class _Training:
         completions = self._section.update_batch * self._section.group_size
 
         def work() -> torch.Tensor:
-            return old_log_probabilities(self._model, self._passes.of(groups, completions), self._section)
+            return old_log_probabilities(self._policy, self._passes.of(groups, completions), self._section)
 
         return self._passes.within_memory(work)
 
@@ -275,7 +311,7 @@ class _Training:
 
         def work() -> UpdateFigures:
             self._optimizer.zero_grad()  # an attempt that ran out of memory may have added a part
-            return accumulate(self._model, self._passes.of(groups, completions), old, limit, self._section)
+            return accumulate(self._policy, self._passes.of(groups, completions), old, limit, self._section)
 
         return self._passes.within_memory(work)
 
@@ -286,8 +322,8 @@ class _Training:
         momentum and weight decay alone.
         """
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        self._ranks.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._section.max_grad_norm)
+        self._optimizer.sum_gradients()
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self._section.max_grad_norm))
         if not norm.isfinite():
             raise FloatingPointError("the gradient is NaN or infinite: lower grpo.learning_rate, or use form: bounded")
         self._optimizer.step()
@@ -295,20 +331,40 @@ class _Training:
         return float(norm)
 
     def _validated(self) -> Validation:
-        self._engine.forget()
-        with autocast(self._section, self._ranks.device):
+        with self._present_weights(), autocast(self._section, self._ranks.device):
             return validate(self._validation, self._engine, self._section.max_completion_length, self._ranks)
+
+    @contextmanager
+    def _present_weights(self) -> Iterator[None]:
+        """The context in which the engine answers with the present weights."""
+        if self._vllm:
+            with self._ranks.all_or_none():  # nobody samples before the main rank has sent them
+                self._vllm.renew(self._state.step)
+        elif isinstance(self._engine, TransformersEngine):
+            self._engine.forget()
+        with self._copy.filled() if self._copy and not self._vllm else nullcontext():
+            yield
 
     def _logged(self, row: LogRow) -> None:
         with self._ranks.all_or_none():
             self.log.append(row)
 
     def _save(self) -> None:
-        stored, best = self._optimizer.whole_state(), self.log.best
+        stored, weights, best = self._optimizer.whole_state(), whole_weights(self._model, self._ranks), self.log.best
         with self._ranks.all_or_none():
             if self._ranks.main:
-                save_checkpoint(self._folder, self._model, stored, self._state, (best.step,) if best else ())
+                save_checkpoint(self._folder, weights, stored, self._state, (best.step,) if best else ())
         self._saved = self._state.step
+
+    @contextmanager
+    def _saving_if_refused(self) -> Iterator[None]:
+        """Save a checkpoint if the last one is older, should rollouts fail for another reason than divergence."""
+        try:
+            yield
+        except GuardError as error:
+            if not self._ranks.any(isinstance(error, DivergedError)) and self._saved < self._state.step:
+                self._save()
+            raise
 
     def _stopped(self) -> StoppedError:
         """Save a checkpoint if the last one is older; returns the error to raise."""
@@ -327,10 +383,11 @@ class _Training:
             ) from error
 
 
-def _network(folder: Path, section: GrpoSection, device: torch.device) -> Any:
-    model = load_for_training(folder, section.precision).to(device)
+def _network(folder: Path, recipe: Recipe, device: torch.device | None) -> Any:
+    """The network to train, on the device, or in main memory for `shard` to move it share by share."""
+    model = load_trainable(folder, recipe, "grpo").to(device)
     use_shared_prefix(model)
-    model.model.visual.requires_grad_(not section.freeze_vision)
-    if section.gradient_checkpointing:
+    if recipe.grpo.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.disable_input_require_grads()  # which only reentrant checkpointing needs
     return model

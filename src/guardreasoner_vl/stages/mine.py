@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from guardreasoner_vl.corpus.progress import REPEATED, TRAIN
 from guardreasoner_vl.corpus.store import CorpusInfo, is_corpus, read_corpus, read_info, write_corpus
 from guardreasoner_vl.engines.faults import FaultStreak, is_engine_fault
-from guardreasoner_vl.errors import DataError, EngineError, InputError
-from guardreasoner_vl.mining.candidates import FORMAT, PassRates, candidate_requests, is_kept, judged, read_candidates
+from guardreasoner_vl.errors import DataError, InputError
+from guardreasoner_vl.mining.candidates import FORMAT, Candidates, PassRates, is_kept, read_candidates
 from guardreasoner_vl.mining.report import REPORT, MiningReport, unanswered, why_nothing, write_report
+from guardreasoner_vl.mining.sampling import CandidateSampling, SampledRow
 from guardreasoner_vl.recipe.run_dir import changed_keys
 from guardreasoner_vl.sources.content import content_digest
 from guardreasoner_vl.sources.skipped import SkippedRows
@@ -33,11 +34,11 @@ from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.types import VerdictError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
-    from guardreasoner_vl.mining.candidates import Candidates
+    from guardreasoner_vl.guard import RowSharer
+    from guardreasoner_vl.mining.sampling import Unanswered
     from guardreasoner_vl.recipe import MineSection, Recipe
     from guardreasoner_vl.types import Sample
 
@@ -48,7 +49,7 @@ CHUNK = 64
 def run(
     recipe: Recipe,
     corpus: Path,
-    engine: Engine,
+    guard: RowSharer,
     out: Path,
     *,
     chunk: int = CHUNK,
@@ -63,7 +64,7 @@ def run(
     if chunk < 1:
         raise InputError(f"chunk is {chunk} rows: give at least 1")
     with locked_folder(out, "mine"):
-        return _mined(recipe, corpus, engine, out, chunk, progress)
+        return _mined(recipe, corpus, guard, out, chunk, progress)
 
 
 def is_finished(out: Path, recipe: Recipe) -> bool:
@@ -71,14 +72,14 @@ def is_finished(out: Path, recipe: Recipe) -> bool:
     if not is_corpus(out):
         return False
     settings = _stored(out / SETTINGS)
-    _refuse_changed(out, settings, {**settings, "mine": recipe.mine.model_dump(mode="json"), "seed": recipe.seed})
+    _refuse_changed(out, settings, {**settings, "mine": _decisive(recipe.mine), "seed": recipe.seed})
     return not unanswered(_stored(out / REPORT).get("failed", {}))
 
 
 def _mined(
     recipe: Recipe,
     corpus: Path,
-    engine: Engine,
+    guard: RowSharer,
     out: Path,
     chunk: int,
     progress: Callable[[int, int], None] | None,
@@ -88,42 +89,48 @@ def _mined(
     if not survey.drawn:
         raise DataError(f"{corpus}: no labelled row of the split train; give a corpus that has some")
     settings = {
-        "mine": section.model_dump(mode="json"),
+        "mine": _decisive(section),
         "seed": recipe.seed,
-        "model": {"name": engine.model.name, "revision": engine.model.revision},
+        "model": {"name": guard.model.name, "revision": guard.model.revision},
         "corpus": {"name": info.name, "digest": survey.digest},
     }
     _check_same(out, settings)
-    failed, last_fault = _ask(_CandidateSampler(engine, section, recipe.seed), corpus, log, survey, chunk, progress)
-    report, kept = _summary(log, section, survey, failed)
+    work = CandidateSampling(section, recipe.seed)
+    failures = _ask(guard, work, corpus, log, survey, chunk, progress)
+    report, kept = _summary(log, section, survey, failures.rows)
     write_report(out, report)
     if kept:
         mined = CorpusInfo(name=recipe.name, seed=recipe.seed, sources=info.sources)
         write_corpus(out, mined, _rows_of(corpus, kept))
     else:
-        raise DataError(f"{out}: {why_nothing(report, section, last_fault)}")
+        raise DataError(f"{out}: {why_nothing(report, section, failures.last)}")
     return report
 
 
 def _ask(
-    asking: _CandidateSampler,
+    guard: RowSharer,
+    work: CandidateSampling,
     corpus: Path,
     path: Path,
     survey: _Survey,
     chunk: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[SkippedRows, str]:
-    """Judge every row that is not in the log; returns the failed rows and the last error's message."""
+) -> _Failures:
+    """Judge every row that is not in the log; returns those that failed."""
+    failures = _Failures()
     with JsonlLog(path, FORMAT, "mine") as log:
         todo = survey.drawn - _finished(log, survey.drawn)
-        done, rows = len(survey.drawn) - len(todo), _rows_of(corpus, todo)
-        while batch := list(islice(rows, chunk)):
-            log.append(row.model_dump_json().encode() + b"\n" for row in asking.judged(batch))
-            asking.streak.check()
+        done, rows = len(survey.drawn) - len(todo), map(SampledRow.of, _rows_of(corpus, todo))
+        results = guard.share(work, rows, chunk=chunk)
+        while batch := list(islice(results, chunk)):
+            log.append(row.model_dump_json().encode() + b"\n" for row in batch if isinstance(row, Candidates))
+            for row in batch:
+                failures.add(row)
+            failures.streak.check()
             done += len(batch)
             if progress:
                 progress(done, len(survey.drawn))
-    return asking.failed, asking.last_fault
+    return failures
 
 
 @dataclass
@@ -162,6 +169,11 @@ def _unusable(sample: Sample) -> str | None:
         return "nothing to judge"
     known = (sample.has_request and sample.request_label) or (sample.has_response and sample.response_label)
     return None if known else "no label"
+
+
+def _decisive(section: MineSection) -> dict[str, Any]:
+    """The settings that candidates depend on."""
+    return section.model_dump(mode="json", exclude={"base_url"})
 
 
 def _check_same(out: Path, settings: dict[str, Any]) -> None:
@@ -208,54 +220,26 @@ def _rows_of(corpus: Path, ids: set[str]) -> Iterator[Sample]:
 
 
 @dataclass
-class _CandidateSampler:
-    """Generates candidates, and counts the rows that failed."""
+class _Failures:
+    """The rows without all of their answers; `last` is the engine's last error, or else the first row's."""
 
-    engine: Engine
-    section: MineSection
-    seed: int
-    failed: SkippedRows = field(default_factory=SkippedRows)
+    rows: SkippedRows = field(default_factory=SkippedRows)
     row_fault: str = ""
     streak: FaultStreak = field(default_factory=lambda: FaultStreak("mend the engine; the same command resumes"))
 
-    def judged(self, samples: Sequence[Sample]) -> list[Candidates]:
-        """Grade the rows that got all of their answers; all candidates are generated in one call, row by row."""
-        pairs = [(sample, requests) for sample in samples if (requests := self._requests(sample))]
-        every = [request for _, requests in pairs for request in requests]
-        results = self.engine.generate(every) if every else []
-        if len(results) != len(every):
-            raise EngineError(f"the engine gave {len(results)} results for {len(every)} requests; use another one")
-        remaining = iter(results)
-        answers = [(sample, list(islice(remaining, len(requests)))) for sample, requests in pairs]
-        return [judged(sample, row_answers) for sample, row_answers in answers if self._complete(sample, row_answers)]
-
     @property
-    def last_fault(self) -> str:
-        """Why a row got no answer: the engine's last error, or else the error of the first faulty row."""
+    def last(self) -> str:
         return self.streak.last or self.row_fault
 
-    def _requests(self, sample: Sample) -> list[EngineRequest]:
-        """The requests for a row's candidates; none if its images cannot be read."""
-        try:
-            return candidate_requests(sample, self.section, self.seed)
-        except InputError as error:
-            self._fail(sample, error.code, str(error))
-            return []
-
-    def _complete(self, sample: Sample, answers: Sequence[EngineResult]) -> bool:
-        """Whether all answers were generated; a row without them is recorded as failed."""
-        fault = next((answer for answer in answers if answer.finish_reason == "error"), None)
-        if fault is None:
+    def add(self, result: Candidates | Unanswered) -> None:
+        """Count a row, whether it was answered or not."""
+        if isinstance(result, Candidates):
             self.streak.add(None)
-            return True
-        self._fail(sample, fault.error_code, fault.error or "")
-        return False
-
-    def _fail(self, sample: Sample, code: str, message: str) -> None:
-        self.failed.add(code, sample.id)
-        self.streak.add(VerdictError(code=code, message=message))
-        if not is_engine_fault(code):
-            self.row_fault = self.row_fault or message
+            return
+        self.rows.add(result.code, result.id)
+        self.streak.add(VerdictError(code=result.code, message=result.message))
+        if not is_engine_fault(result.code):
+            self.row_fault = self.row_fault or result.message
 
 
 def _summary(log: Path, section: MineSection, survey: _Survey, failed: SkippedRows) -> tuple[MiningReport, set[str]]:

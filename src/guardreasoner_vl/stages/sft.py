@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError, RecipeError
+from guardreasoner_vl.images.sizes import STORE, ImageSizes
 from guardreasoner_vl.recipe.run_dir import changed_keys, open_run_dir
 from guardreasoner_vl.storage.atomic import write_json
 
@@ -37,8 +38,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CHECKPOINT_PARTS = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("optimizer.pt", "global_step*"),  # the latter is DeepSpeed's
+    (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "adapter_model.safetensors",
+        "pytorch_model_fsdp_0/.metadata",
+    ),
+    ("optimizer.pt", "global_step*", "optimizer.bin", "optimizer_0/.metadata"),  # DeepSpeed's, and FSDP's two kinds
     ("scheduler.pt",),
     ("rng_state*.pth",),
 )
@@ -91,7 +97,9 @@ def run(recipe: Recipe, data: Path, out: Path, progress: Callable[[int, int], No
             if not mixture.train:
                 raise _nothing(data, mixture.skipped)
             base = _base_model(recipe, mixture.train, out / "base")
-        _trained(recipe, data, mixture, base, folder, config, progress)
+            sizes = ImageSizes(out / STORE)
+            sizes.measure(path for row in mixture.train for path in row.images)
+        _trained(recipe, data, mixture, base, folder, config, sizes, progress)
     return finished
 
 
@@ -102,15 +110,18 @@ def _trained(
     base: Path,
     folder: Path,
     config: SFTConfig,
+    sizes: ImageSizes,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Train on the mixture, resuming from the last checkpoint, and write the finished model."""
-    from guardreasoner_vl.training.model_folder import freeze_first_layers, load_for_training, written
+    from guardreasoner_vl.training.launch import peers_alive
+    from guardreasoner_vl.training.lora import load_trainable
+    from guardreasoner_vl.training.model_folder import freeze_first_layers, written
     from guardreasoner_vl.training.sft_trainer import CurveReporter, StepReporter, build_trainer
     from guardreasoner_vl.training.trackers import LearningCurves
 
     inputs = _inputs(recipe, base)
-    rows = _token_rows(recipe, mixture.train, inputs)
+    rows = _token_rows(recipe, mixture.train, inputs, sizes)
     rows.skipped.merge(mixture.skipped)
     if not rows.rows:
         raise _nothing(data, rows.skipped)
@@ -118,18 +129,17 @@ def _trained(
     if config.process_index == 0 or checkpoint:
         _check_same(folder, _begun_with(mixture.train, rows, base), checkpoint)
     write_json(folder / "data.json", asdict(_report(rows)))
-    model = load_for_training(base, recipe.sft.precision)
-    model.model.visual.requires_grad_(not recipe.sft.freeze_vision)
+    model = load_trainable(base, recipe, "sft")
     freeze_first_layers(model, recipe.sft.freeze_layers)
     trainer = build_trainer(model, rows.rows, inputs, config, base, recipe.sft.label_weight)
     if progress:
         trainer.add_callback(StepReporter(progress))
-    with written(folder), ExitStack() as stack:
+    with peers_alive(), written(folder), ExitStack() as stack:
         if config.process_index == 0:
             first = int(checkpoint.rpartition("-")[2]) + 1 if checkpoint else 0
             trainer.add_callback(CurveReporter(stack.enter_context(LearningCurves(recipe, "sft", folder, first))))
         trainer.train(resume_from_checkpoint=checkpoint)
-        _save(trainer, base, folder / "model", inputs.budget if recipe.base.limits_pixels else None)
+        _save(trainer, recipe, base, folder / "model", inputs.budget if recipe.base.limits_pixels else None)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -237,7 +247,7 @@ def _tokenizer_texts(samples: Sequence[Sample]) -> list[str]:
     return texts
 
 
-def _token_rows(recipe: Recipe, samples: Sequence[Sample], inputs: Any) -> TokenRows:
+def _token_rows(recipe: Recipe, samples: Sequence[Sample], inputs: Any, sizes: ImageSizes) -> TokenRows:
     from guardreasoner_vl.training.sft_data import target_labels, tokenise
 
     section = recipe.sft
@@ -249,6 +259,7 @@ def _token_rows(recipe: Recipe, samples: Sequence[Sample], inputs: Any) -> Token
         without_reasoning=section.without_reasoning,
         teacher=section.teacher,
         seed=recipe.seed,
+        sizes=sizes,
     )
 
 
@@ -288,9 +299,17 @@ def _is_whole(checkpoint: Path) -> bool:
     return all(any(any(checkpoint.glob(name)) for name in names) for names in _CHECKPOINT_PARTS)
 
 
-def _save(trainer: SupervisedOnlyTrainer, base: Path, finished: Path, budget: PixelBudget | None) -> None:
+def _save(
+    trainer: SupervisedOnlyTrainer, recipe: Recipe, base: Path, finished: Path, budget: PixelBudget | None
+) -> None:
+    """Write the finished model, and before it the adapters if there are any."""
+    from guardreasoner_vl.training.lora import ADAPTER, write_and_merge
     from guardreasoner_vl.training.model_folder import write_model
 
+    model, start = trainer.accelerator.unwrap_model(trainer.model), recipe.base
+    if recipe.lora and trainer.is_world_process_zero():
+        name = start.path if start.path and not start.reading else str(base)
+        write_and_merge(model, name, finished.with_name(ADAPTER))
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call if weights are sharded
     if trainer.is_world_process_zero():
-        write_model(trainer.accelerator.unwrap_model(trainer.model), weights, base, finished, budget)
+        write_model(model, weights, base, finished, budget)

@@ -1,10 +1,19 @@
-"""The launch of a training stage: how many processes share it, and the refusal of several GPUs without a launcher."""
+"""The launch of a training stage: its number of processes, whether they share the weights, and what ends them."""
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from guardreasoner_vl.errors import GuardError
+from pydantic import ValidationError
+
+from guardreasoner_vl.errors import GuardError, RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from guardreasoner_vl.recipe import GrpoSection, SftSection
 
 
 def process_count() -> int:
@@ -26,3 +35,41 @@ def check_launch() -> None:
             f"`accelerate launch --num_processes {count} --no_python guardreasoner-vl ...` (`run RECIPE --plan --gpus "
             f"{count}` prints the commands), or set CUDA_VISIBLE_DEVICES=0 to train on one GPU"
         )
+
+
+def shards_weights(section: SftSection | GrpoSection) -> bool:
+    """Whether this launch's processes share the weights: by the recipe, or by accelerate's configuration (FSDP).
+
+    Raises `RecipeError` if the configuration does not suit the recipe.
+    """
+    if process_count() == 1:
+        return False
+    version = os.environ.get("FSDP_VERSION")  # set by `accelerate launch` alone, and only for FSDP
+    if version is None:
+        return section.shard_weights
+    if version != "2":
+        raise RecipeError("accelerate's configuration asks for FSDP 1: set fsdp_version: 2 in it")
+    # The stages read the weights themselves, the same on each rank; with this option only the first rank would.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    try:
+        section.model_validate({**section.model_dump(), "shard_weights": True})
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"accelerate's configuration shards the weights: {reason}") from error
+    return True
+
+
+@contextmanager
+def peers_alive() -> Iterator[None]:
+    """Convert what a process meets when another one of the launch has ended to a `GuardError`."""
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except RuntimeError as error:  # Gloo raises no class of its own
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise GuardError(
+            "another process of this launch has ended: read its message, then run the same command to resume from the "
+            "last checkpoint"
+        ) from error

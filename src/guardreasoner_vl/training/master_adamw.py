@@ -46,6 +46,7 @@ class MasterAdamW(torch.optim.AdamW):
         with torch.no_grad():
             for master, parameter in zip(self.masters, self._parameters, strict=True):
                 parameter.copy_(master)
+                master.grad = None  # as large as the master itself
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from guardreasoner_vl.engines.model_files import CALIBRATION
 from guardreasoner_vl.engines.weights import read_network
-from guardreasoner_vl.errors import DataError, RecipeError
+from guardreasoner_vl.errors import DataError, RecipeError, reason_of
 from guardreasoner_vl.storage.atomic import PARTIAL, write_json
 
 if TYPE_CHECKING:
@@ -115,9 +115,8 @@ def written(path: Path, resumes: str = "from the last checkpoint") -> Iterator[N
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_of_disk(error):
             raise
-        reason = " ".join(str(error).split())[:120]
         raise DataError(
-            f"{path} could not be written ({reason}): make room; the same command resumes {resumes}"
+            f"{path} could not be written ({reason_of(error, 120)}): make room; the same command resumes {resumes}"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from guardreasoner_vl.engines.qwen import END_OF_TURN, chat_text
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.baseline import HashedNgramBaseline
-from guardreasoner_vl.images.exchange import checked_exchange
+from guardreasoner_vl.images.exchange import measured_exchange
 from guardreasoner_vl.protocol import Span, TargetLabel, build_messages, neutralise, training_target
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.teachers.rules import explain
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from guardreasoner_vl.engines.qwen import QwenInputs
+    from guardreasoner_vl.images.sizes import ImageSizes
     from guardreasoner_vl.types import GoldLabel, Sample
 
 IGNORED = -100
@@ -83,6 +84,7 @@ def tokenise(
     without_reasoning: float,
     teacher: Literal["rules"] | None,
     seed: int,
+    sizes: ImageSizes,
 ) -> TokenRows:
     """Token rows of all samples of at most `max_length` tokens; longer ones are skipped, never truncated."""
     rng = random.Random(seed)
@@ -91,7 +93,7 @@ def tokenise(
         skip_reasoning = rng.random() < without_reasoning
         reasoning = None if skip_reasoning else reasoning_of(sample, known, teacher)
         try:
-            row = token_row(sample, training_target(reasoning, known["request"], known["response"]), inputs)
+            row = token_row(sample, training_target(reasoning, known["request"], known["response"]), inputs, sizes)
         except InputError as error:
             result.skipped.add(error.code)
             continue
@@ -104,9 +106,9 @@ def tokenise(
     return result
 
 
-def token_row(sample: Sample, target: Sequence[Span], inputs: QwenInputs) -> TokenRow:
+def token_row(sample: Sample, target: Sequence[Span], inputs: QwenInputs, sizes: ImageSizes) -> TokenRow:
     """One row; prompt and completion are tokenised as one text, as the engine does. Raises `InputError`."""
-    exchange, images = checked_exchange(sample.exchange())
+    exchange, images = measured_exchange(sample.exchange(), sizes)
     pads = [inputs.pads(inputs.grid(image.height, image.width)) for image in images]
     text = chat_text(build_messages(exchange), pads)
     spans = [(0, False)]

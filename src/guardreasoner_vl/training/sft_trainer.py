@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import rewrite_logs
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
+from guardreasoner_vl.engines.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from guardreasoner_vl.engines.adapter import load_adapter
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD, VISION_START
+from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, arguments, pack, use_shared_prefix
-from guardreasoner_vl.training.launch import process_count
+from guardreasoner_vl.training.blank import BLANK, blank_branch, blank_image
+from guardreasoner_vl.training.launch import process_count, shards_weights
 from guardreasoner_vl.training.master_adamw import MasterAdamW
 from guardreasoner_vl.training.sft_data import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.recipe import SftSection
     from guardreasoner_vl.training.sft_data import TokenRow
     from guardreasoner_vl.training.trackers import LearningCurves
 
-BLANK = 28
-"""Width and height in pixels of the blank image that a batch without images gets."""
-
 _WORKERS = 4  # processes that make micro-batches while a GPU computes; on a CPU they would take its cores
+_SHARDING: dict[str, Any] = {
+    "version": 2,
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "reshard_after_forward": True,
+    "state_dict_type": "SHARDED_STATE_DICT",
+    "cpu_ram_efficient_loading": False,
+}
 _EPOCH_STRIDE = 1_000_003  # so that seed 1 in its first epoch differs from seed 0 in its second
 
 
@@ -57,17 +68,18 @@ class Collator:
         for row in rows:
             checked = [image for path in row["image_paths"] for image in checked_images(path)]
             row_grids = [self.inputs.grid(image.height, image.width) for image in checked]
+            if row["input_ids"].count(self.inputs.token_id[IMAGE_PAD]) != sum(map(self.inputs.pads, row_grids)):
+                names = ", ".join(Path(path).name for path in row["image_paths"])
+                raise DataError(f"{names} changed since its tokens were counted: restore it; the same command resumes")
             images += [image.open() for image in checked]
             grids += row_grids
             positions = self.inputs.positions(row["input_ids"], row_grids)
             branches.append(Branch(row["input_ids"][shared:], positions[:, shared:]))
             labels += row["labels"][shared:]
         if self.always_images and not images:
-            blank = Image.new("RGB", (BLANK, BLANK))
-            images, grids = [blank], [self.inputs.grid(BLANK, BLANK)]
-            ids = [self.inputs.token_id[IMAGE_PAD]] * self.inputs.pads(grids[0])
-            branches.append(Branch(ids, shared + self.inputs.positions(ids, grids)))
-            labels += [IGNORED] * len(ids)
+            images, grids = [blank_image()], [self.inputs.grid(BLANK, BLANK)]
+            branches.append(blank_branch(self.inputs, shared))
+            labels += [IGNORED] * len(branches[-1].ids)
         prefix = Branch(rows[0]["input_ids"][:shared], np.broadcast_to(np.arange(shared), (3, shared)))
         packed = pack([Tree(prefix, tuple(branches))])
         batch = {
@@ -151,15 +163,51 @@ class SupervisedOnlyTrainer(SFTTrainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load by `from_pretrained`: checkpoints use the released models' weight names, which it alone translates."""
+        """Load by `from_pretrained`: checkpoints use the released models' weight names, which it alone translates.
+
+        A checkpoint of sharded weights is in shards too, which accelerate loads. Raises `DataError` if it is the other
+        kind than this run's, or cannot be read.
+        """
+        sharded = any(Path(resume_from_checkpoint).glob(f"{FSDP_MODEL_NAME}*"))
+        if sharded != self.is_fsdp_enabled:
+            raise DataError(
+                f"{resume_from_checkpoint} was written with{'' if sharded else 'out'} sharded weights: "
+                f"set sft.shard_weights: {str(sharded).lower()} to resume"
+            )
         model = model or self.model
-        saved = type(model).from_pretrained(resume_from_checkpoint, use_safetensors=True, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
+        with _readable(resume_from_checkpoint):
+            if sharded:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            elif Path(resume_from_checkpoint, ADAPTER_WEIGHTS).is_file():
+                load_adapter(model, Path(resume_from_checkpoint))
+            else:
+                saved = type(model).from_pretrained(resume_from_checkpoint, use_safetensors=True, dtype=model.dtype)
+                model.load_state_dict(saved.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint:
+            with _readable(checkpoint):
+                super()._load_optimizer_and_scheduler(checkpoint)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         lengths = (train_dataset or self.train_dataset)["length"]
-        group_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        # The rows of a step, so that their order does not depend on how many processes share it.
+        group_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGrouped(list(lengths), group_size, self.args.seed, lambda: int(self.state.epoch or 0))
+
+
+@contextmanager
+def _readable(checkpoint: str) -> Iterator[None]:
+    """Convert the error of a checkpoint that is broken to `DataError`."""
+    try:
+        yield
+    except (OSError, EOFError, LookupError, UnpicklingError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):  # not of the file
+            raise
+        raise DataError(
+            f"{checkpoint} cannot be read: remove it, then run the same command to resume from the checkpoint before "
+            "it, or from the start"
+        ) from error
 
 
 class StepReporter(TrainerCallback):
@@ -171,6 +219,16 @@ class StepReporter(TrainerCallback):
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             self._progress(state.global_step, state.max_steps)
+
+
+class PlainInputs(TrainerCallback):
+    """Keeps gradients away from what comes before the first trained layer, such as a frozen vision tower.
+
+    Gradient checkpointing makes the embeddings' outputs require them, which only its reentrant kind needs.
+    """
+
+    def on_train_begin(self, _args: Any, _state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        model.disable_input_require_grads()
 
 
 class CurveReporter(TrainerCallback):
@@ -205,6 +263,11 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool, show
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=True,  # an all-text batch leaves the vision tower without gradients
         deepspeed=section.deepspeed,
+        # A launch with FSDP by accelerate's configuration has its settings in the environment.
+        fsdp=section.shard_weights and process_count() > 1,
+        fsdp_config=dict(_SHARDING),
+        # Otherwise every rank would hold the whole gradient until the last of the accumulated passes.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": shards_weights(section)}},
         use_cpu=use_cpu,
         seed=seed,
         data_seed=seed,
@@ -230,7 +293,7 @@ def build_trainer(
     folder: Path,
     label_weight: float = 1.0,
 ) -> SupervisedOnlyTrainer:
-    """The trainer, ready to run; `folder` holds the tokenizer. A model held in bf16 gets fp32 copies."""
+    """The trainer, ready to run; `folder` holds the tokenizer. Trainable weights held in bf16 get fp32 copies."""
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
@@ -247,7 +310,7 @@ def build_trainer(
     )
     use_shared_prefix(model)
     optimizer = None
-    if model.dtype == torch.bfloat16:
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters() if parameter.requires_grad):
         model.to(config.device)  # before its parameters are copied
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = MasterAdamW(model.parameters(), config.learning_rate, betas, config.weight_decay)
@@ -259,6 +322,7 @@ def build_trainer(
         processing_class=tokenizer,
         optimizers=(optimizer, None),
     )
+    trainer.add_callback(PlainInputs)
     trainer.remove_callback(PrinterCallback)  # without a bar it would print every log to stdout
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         trainer.data_collator = Collator(inputs, always_images=True)

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.errors import MissingExtraError, RecipeError, TrackerError
+from guardreasoner_vl.errors import MissingExtraError, RecipeError, TrackerError, reason_of
 from guardreasoner_vl.storage.atomic import write_json
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _beginning(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return f"{type(error).__name__}: {reason_of(error, 120)}"
 
 
 def _numbers(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:

@@ -32,6 +32,7 @@ Fault = Literal[
 ]
 
 END_OF_TURN = "<|im_end|>"
+_DEVELOPMENT = ("/collective_rpc", "/reset_encoder_cache", "/reset_prefix_cache")  # paths of vLLM's development mode
 _TOKEN = re.compile(r" harmful\b| unh|arm|ful|\s?\w+|\s|[^\w\s]")
 _LABELS: dict[str, dict[str, float]] = {
     " harmful": {" harmful": 0.7, " unh": 0.1, " un": 0.05, " ": 0.05, " None": 0.02},
@@ -82,6 +83,8 @@ class StubServer(LocalServer):
     delay: float = 0.0
     retry_after: str = "1"
     payloads: list[dict[str, Any]] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
+    """Folders whose weights it was told to load."""
 
     def __post_init__(self) -> None:
         super().__init__(_Handler)
@@ -144,9 +147,12 @@ class _Handler(Handler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if not self._authorised():
             return None
+        payload = json.loads(body)
+        if self.path in _DEVELOPMENT:
+            self.stub.loaded += [payload["kwargs"]["weights_path"]] if "method" in payload else []
+            return self._send(200, {"success": True})
         if self.path != "/v1/chat/completions":
             return self._send(404, {"detail": "Not Found"})
-        payload = json.loads(body)
         fault = self.stub.enter(payload)
         try:
             time.sleep(self.stub.delay)

@@ -216,6 +216,7 @@ FAULTS: list[tuple[Fault, str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize(("fault", "code", "text"), FAULTS, ids=[fault for fault, *_ in FAULTS])
 def test_a_fault_is_one_request_s_result(
@@ -261,6 +262,7 @@ def test_malformed_answers_are_not_tried_again(server: StubServer, engine: OpenA
     assert len(server.payloads) == 1
 
 
+@pytest.mark.slow
 def test_retry_after_is_honoured(server: StubServer) -> None:
     engine = OpenAIEngine(base_url=server.url, api_key=KEY, timeout=5.0).connect()
     server.inject("rate_limit", times=1)

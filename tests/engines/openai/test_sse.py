@@ -66,6 +66,7 @@ def cut(body: bytes, sizes: list[int]) -> list[bytes]:
     return pieces
 
 
+@pytest.mark.slow
 @given(streams(), st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_the_same_events_however_the_bytes_are_cut(stream: tuple[bytes, list[Event]], sizes: list[int]) -> None:
     body, events = stream

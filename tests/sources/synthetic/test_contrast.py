@@ -51,6 +51,7 @@ def harmful_share(rows: Iterable[Sample]) -> float:
     return sum(labels) / len(labels)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_folder(tmp_path / name, 50, seed)
@@ -94,6 +95,7 @@ def test_every_slot_has_words_and_every_frame_a_place() -> None:
             assert all(words == tuple(dict.fromkeys(words)) for words in group.slots.values())
 
 
+@pytest.mark.slow
 def test_rows_hold_what_they_say(rows: list[Sample]) -> None:
     assert len({row.id for row in rows}) == COUNT
     for row in rows:

@@ -50,12 +50,12 @@ def many() -> list[tuple[Style, dict[str, Any]]]:
         styles.append(original(rng))
         return styles[-1]
 
-    original = drawn._style
+    original = drawn.draw_style
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawn, "_style", style)
-        patch.setattr(drawn, "_scene", lambda rng, style: blank)
-        for layout in drawn._LAYOUTS:
-            patch.setitem(drawn._LAYOUTS, layout, lambda rng, style, text: blank)
+        patch.setattr(drawn, "draw_style", style)
+        patch.setattr(drawn, "draw_scene", lambda rng, style: blank)
+        for layout in drawn.LAYOUTS:
+            patch.setitem(drawn.LAYOUTS, layout, lambda rng, style, text: blank)
         rng = random.Random(0)
         rows = [draw_sample(rng, str(number))[1] for number in range(3000)]
     return list(zip(styles, rows, strict=True))
@@ -67,7 +67,7 @@ def test_every_look_has_both_labels(many: list[tuple[Style, dict[str, Any]]]) ->
         for value in {getattr(style, look) for style, _ in shown}:
             labels = [row["request_label"] for style, row in shown if getattr(style, look) == value]
             assert 0.3 < labels.count("harmful") / len(labels) < 0.7, (look, value)
-    assert {style.layout for style, _ in shown} == set(drawn._LAYOUTS)
+    assert {style.layout for style, _ in shown} == set(drawn.LAYOUTS)
     assert len({style.font for style, _ in shown}) > 1
 
 
@@ -110,7 +110,7 @@ def longest_phrases() -> list[str]:
     return [*sorted(texts, key=len)[-3:], *by_word[-2:]]
 
 
-@pytest.mark.parametrize("layout", sorted(drawn._LAYOUTS))
+@pytest.mark.parametrize("layout", sorted(drawn.LAYOUTS))
 def test_words_fit_into_the_image(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes: list[tuple[tuple[float, ...], tuple[int, int]]] = []
     written: list[str] = []
@@ -124,14 +124,14 @@ def test_words_fit_into_the_image(layout: str, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     rng = random.Random(0)
-    style = drawn._style(rng)
+    style = drawn.draw_style(rng)
     for phrase in longest_phrases():
         for size in drawn.SIZES:
-            for font in (None, *drawn._fonts()):
+            for font in (None, *drawn.fonts()):
                 boxes.clear()
                 written.clear()
                 style = replace(style, size=size, font=font, points=32, upper=True, layout=layout)
-                drawn._LAYOUTS[layout](rng, style, phrase.upper())
+                drawn.draw_text(rng, style, phrase.upper())
                 words = " ".join(line for line in written if not line.rstrip(".").isdigit())
                 assert words.split() == phrase.upper().split()
                 for (x0, y0, x1, y1), (width, height) in boxes:

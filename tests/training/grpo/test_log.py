@@ -54,6 +54,7 @@ def test_a_row_is_stored_as_it_is_read(tmp_path: Path) -> None:
     assert (tmp_path / "again" / LOG).read_text() == text
 
 
+@pytest.mark.slow
 def test_older_rows_may_lack_fields_or_have_others(tmp_path: Path) -> None:
     write(tmp_path, {"step": 0, "seen": [1]}, {"step": 1, "reward": float("nan"), "validation": {"f1": 1, "old": 2}})
     start, trained = read_log(tmp_path, 1)

@@ -21,7 +21,7 @@ from guardreasoner_vl.training.grpo.optimizer import _owners
 from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training.grpo import toy_grpo
-from tests.training.grpo.toy_grpo import STEPS, checkpoints, log, parameters, recipe, shipped, weights
+from tests.training.grpo.toy_grpo import STEPS, adapted, checkpoints, log, parameters, recipe, shipped, weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +64,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data: Pat
     with pytest.raises(KeyboardInterrupt):
         grpo.run(recipe(), tiny_model, data, out / "begun", rows, interrupt)
     grpo.run(recipe(), tiny_model, data, out / "alone", rows)
+    grpo.run(adapted(recipe(steps=1)), tiny_model, data, out / "adapters alone", rows)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "tests.training.grpo.worker", *map(str, (tiny_model, data, out))]
@@ -130,6 +131,12 @@ def test_bf16_weights_on_every_rank_are_those_of_their_owners(launch: Launch, ti
     for name, of_parameter in zip(names, state.values(), strict=True):
         assert torch.equal(written[name], of_parameter["master"].to(torch.bfloat16)), name
     assert any(not torch.equal(parameter, written[name]) for name, parameter in start.named_parameters())
+
+
+def test_two_ranks_train_adapters_as_one(launch: Launch) -> None:
+    assert [end["adapters"] for end in launch.ends] == ["adapters/grpo/model"] * 2
+    assert_alike(launch.out / "adapters", launch.out / "adapters alone", 1)
+    assert len(optimizer_state(launch.out / "adapters", 1)) == len(weights(launch.out / "adapters", 1)) == 28
 
 
 def test_parameters_are_shared_out_evenly() -> None:

@@ -13,13 +13,14 @@ from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.mining.rollout_io import rollout_request
-from guardreasoner_vl.recipe import GrpoSection
+from guardreasoner_vl.recipe import GrpoSection, RolloutSection
 from guardreasoner_vl.rl.loss import clipped_loss
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, completion, log_probabilities, pack, use_shared_prefix
 from guardreasoner_vl.training.grpo import update as grpo_update
+from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.grpo.rollouts import Rollout, RolloutGroup
-from guardreasoner_vl.training.grpo.update import Passes, accumulate, old_log_probabilities
+from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate, old_log_probabilities
 from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training.grpo import toy_grpo
 
@@ -72,7 +73,7 @@ def gradients(
     model: Any, passes: Sequence[Pass], old: Any = None, bound: float = 0.2
 ) -> tuple[UpdateFigures, Gradients]:
     model.zero_grad()
-    figures = accumulate(model, passes, old, bound, SECTION)
+    figures = accumulate(Policy(model), passes, old, bound, SECTION)
     return figures, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
 
@@ -136,7 +137,7 @@ def test_passes_of_any_size_give_one_gradient(
 
     def old(passes: Sequence[Pass]) -> torch.Tensor:
         """A little off, the same for the same token of a completion wherever it stands."""
-        logprobs = old_log_probabilities(model, passes, SECTION)
+        logprobs = old_log_probabilities(Policy(model), passes, SECTION)
         return logprobs + torch.sin(50 * logprobs) * 0.3
 
     figures, wanted = gradients(model, whole, old(whole))
@@ -147,12 +148,27 @@ def test_passes_of_any_size_give_one_gradient(
     assert 0 < others.clipped == figures.clipped
 
 
+def test_a_blank_image_for_the_other_ranks_changes_nothing(
+    model: Any, inputs: QwenInputs, groups: list[RolloutGroup]
+) -> None:
+    maker = Passes(inputs, SECTION, CPU, DistributedContext())
+    figures, with_blank = gradients(model, maker.of(groups[:1], TOTAL))
+    wanted, without = gradients(model, passes_of(groups[:1], inputs))
+    tower = {name for name in with_blank if "visual" in name}
+    assert tower == {name for name, _ in model.named_parameters() if "visual" in name}
+    assert not any(with_blank[name].any() for name in tower)
+    assert_close({name: gradient for name, gradient in with_blank.items() if name not in tower}, without)
+    assert figures.tokens == wanted.tokens
+    (image,) = maker.of(groups[2:3], TOTAL)  # has one of its own
+    assert image.packed.ids.shape == passes_of(groups[2:3], inputs)[0].packed.ids.shape
+
+
 @pytest.mark.parametrize("in_backward", [False, True])
 def test_an_update_that_runs_out_of_memory_begins_again_with_half_the_tokens(
     in_backward: bool, model: Any, inputs: QwenInputs, groups: list[RolloutGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What passes have added before, and a part of the one that fails, is not counted twice."""
-    old = old_log_probabilities(model, passes_of(groups, inputs), SECTION) + 0.1
+    old = old_log_probabilities(Policy(model), passes_of(groups, inputs), SECTION) + 0.1
     figures, wanted = gradients(model, passes_of(groups, inputs), old)
     room, attempts = 90, []
     hooks: list[Any] = []
@@ -214,7 +230,7 @@ def test_the_first_update_clips_nothing(model: Any, inputs: QwenInputs, groups: 
 
 def test_a_narrower_bound_clips_more(model: Any, inputs: QwenInputs, groups: list[RolloutGroup]) -> None:
     passes = passes_of(groups, inputs)
-    before = old_log_probabilities(model, passes, SECTION)
+    before = old_log_probabilities(Policy(model), passes, SECTION)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         saved = [parameter.clone() for parameter in model.parameters()]
@@ -275,5 +291,27 @@ def test_autocast_is_the_recipe_s(model: Any, inputs: QwenInputs, groups: list[R
 
     monkeypatch.setattr(grpo_update, "log_probabilities", spy)
     for precision in ("fp32", "bf16", "bf16-weights"):
-        old_log_probabilities(model, passes_of(groups[:1], inputs), SECTION.model_copy(update={"precision": precision}))
+        section = SECTION.model_copy(update={"precision": precision})
+        old_log_probabilities(Policy(model), passes_of(groups[:1], inputs), section)
     assert seen == [False, True, False]
+
+
+def test_truncated_importance_weights_multiply_the_loss(
+    model: Any, inputs: QwenInputs, groups: list[RolloutGroup]
+) -> None:
+    """-sum_t min(p_old / p_sampler, C) A w, at the first update, where the other ratio is 1."""
+    alone = groups[3]
+    old = old_log_probabilities(Policy(model), passes_of([alone], inputs), SECTION)
+    difference = torch.linspace(-1.5, 1.5, len(old))  # ratios from 0.22 to 4.5
+    sampled = iter((old - difference).tolist())
+    completions = tuple(replace(one, logprobs=tuple(next(sampled) for _ in one.ids)) for one in alone.completions)
+    passes = passes_of([replace(alone, completions=completions)], inputs)
+    (part,) = passes
+    loss = -(difference.exp().clamp(max=2.0) * part.advantages * part.weights).sum()
+    capped = SECTION.model_copy(update={"rollouts": RolloutSection(engine="vllm-colocate", importance_cap=2.0)})
+    model.zero_grad()
+    figures = accumulate(Policy(model), passes, None, 0.2, capped)
+    assert figures.loss == pytest.approx(float(loss), abs=1e-6)
+    assert figures.differences.tolist() == pytest.approx(difference.tolist(), abs=1e-5)
+    without, _ = gradients(model, passes)
+    assert without.loss == pytest.approx(-float((part.advantages * part.weights).sum()), abs=1e-6)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from guardreasoner_vl.corpus.store import CorpusInfo, write_corpus
-from guardreasoner_vl.recipe import Recipe, parse_recipe
+from guardreasoner_vl.recipe import LoraSection, Recipe, parse_recipe
 from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.stages import grpo
@@ -48,6 +48,11 @@ _judge = grpo_rollouts.judge_completion
 
 def recipe(**section: Any) -> Recipe:
     return parse_recipe({"name": "toy", "seed": 1, "grpo": {**GRPO, **section}})
+
+
+def adapted(recipe: Recipe, rank: int = 2) -> Recipe:
+    """The recipe with LoRA adapters, with dropout in SFT."""
+    return recipe.model_copy(update={"lora": LoraSection(rank=rank, alpha=4, dropout=0.1)})
 
 
 def write_rows(root: Path, count: int = ROWS) -> Path:

@@ -54,6 +54,7 @@ def main(model: Path, data: Path, out: Path) -> None:
         run("two", toy_grpo.recipe(learning_rate=1e-5))
         run("odd", toy_grpo.recipe(update_batch=1))
         run("halves", toy_grpo.recipe(precision="bf16-weights", steps=1))
+        run("adapters", toy_grpo.adapted(toy_grpo.recipe(steps=1)))
         for name, only, judge in (
             ("stopped", second, _terminating()),
             ("quiet", not second, toy_grpo.rewarding(lambda _: 0.0)),

@@ -81,6 +81,9 @@ def text_part(text: str) -> dict[str, Any]:
 
 def image_part(image: CheckedImage) -> dict[str, Any]:
     """An image part of a message."""
-    # Always inline the bytes: a server fetches an image that is passed as an address.
-    data = base64.b64encode(image.png).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return {"type": "image_url", "image_url": {"url": data_url(image)}}
+
+
+def data_url(image: CheckedImage) -> str:
+    """The image's bytes as an address: a server would fetch an image that is passed as any other address."""
+    return f"data:image/png;base64,{base64.b64encode(image.png).decode('ascii')}"

@@ -45,7 +45,8 @@ class OpenAIEngine:
 
     `model` None uses the first model that the server lists; `api_key` None reads OPENAI_API_KEY. `timeout` is the time
     in seconds for one HTTP answer, retries and pauses included, time in the queue excluded. `extra_body` is added to
-    each request's JSON and overrides its fields. Can be used from several threads and event loops at once.
+    each request's JSON and overrides its fields. `info` is what `model` gives instead of the served name. Can be used
+    from several threads and event loops at once.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class OpenAIEngine:
         timeout: float = 120.0,
         retries: int = 3,
         extra_body: Mapping[str, Any] | None = None,
+        info: ModelInfo | None = None,
     ) -> None:
         self._http = HttpClient(
             base_url,
@@ -68,6 +70,7 @@ class OpenAIEngine:
         )
         self._requested_model = model
         self._extra_body = dict(extra_body or {})
+        self._info = info
         self._loop = LoopThread()
         self._model: str | None = None
         self._capabilities: Capabilities | None = None
@@ -93,7 +96,7 @@ class OpenAIEngine:
     def model(self) -> ModelInfo:
         if self._model is None:
             raise EngineError("the engine is not connected: call connect()")
-        return ModelInfo(name=self._model)
+        return self._info or ModelInfo(name=self._model)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -165,7 +168,7 @@ class OpenAIEngine:
     ) -> Completion:
         def payload() -> dict[str, Any]:
             streamed = STREAMED if listener else {}
-            base = {"model": self.model.name, **chat_payload(request, prefix), **self._neutral}
+            base = {"model": self._model, **chat_payload(request, prefix), **self._neutral}
             return {**base, **parameters, **streamed, **self._extra_body}
 
         if listener:

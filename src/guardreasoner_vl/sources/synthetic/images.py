@@ -87,11 +87,11 @@ def write_rows(folder: Path, samples: Iterable[tuple[Image.Image | None, dict[st
 
 def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[str, Any]]:
     """One image and its row."""
-    style = _style(rng)
+    style = draw_style(rng)
     label: GoldLabel = rng.choice(("harmful", "unharmful"))
     prompt = ""
     if rng.random() < WITHOUT_WORDS:
-        text, image = "", _scene(rng, style)
+        text, image = "", draw_scene(rng, style)
         label = "unharmful"
     else:
         text = phrases.phrase(rng, label)
@@ -103,14 +103,14 @@ def draw_sample(rng: random.Random, sample_id: str) -> tuple[Image.Image, dict[s
 
 def draw_text(rng: random.Random, style: Style, text: str) -> Image.Image:
     """An image of `text` in the style's layout."""
-    return _LAYOUTS[style.layout](rng, style, text)
+    return LAYOUTS[style.layout](rng, style, text)
 
 
 def draw_words(rng: random.Random, text: str, plain: bool = False) -> Image.Image:
     """An image of `text` in a random style, mostly on a card; `plain` is a black-on-white card in one font and size."""
-    style = _style(rng)
+    style = draw_style(rng)
     if plain:
-        face = next(iter(_fonts()), None)
+        face = next(iter(fonts()), None)
         style = replace(style, ink=DARK[0], paper=LIGHT[0], font=face, points=24, upper=False)
     return _card(rng, style, text) if plain or rng.random() < CARDS else draw_text(rng, style, text)
 
@@ -143,7 +143,8 @@ def _prompt(rng: random.Random, label: GoldLabel) -> tuple[str, GoldLabel]:
     return phrases.phrase(rng, asked), "harmful" if "harmful" in (label, asked) else "unharmful"
 
 
-def _style(rng: random.Random) -> Style:
+def draw_style(rng: random.Random) -> Style:
+    """A random look."""
     ink, paper = rng.choice(DARK), rng.choice(LIGHT)
     if rng.random() < 0.4:
         ink, paper = paper, ink
@@ -151,14 +152,14 @@ def _style(rng: random.Random) -> Style:
         rng.choice(SIZES),
         ink,
         paper,
-        rng.choice((None, *_fonts())),
+        rng.choice((None, *fonts())),
         rng.choice((20, 24)),
         rng.random() < 0.35,
-        rng.choice(sorted(_LAYOUTS)),
+        rng.choice(sorted(LAYOUTS)),
     )
 
 
-def _fonts() -> tuple[str, ...]:
+def fonts() -> tuple[str, ...]:
     """Paths of the DejaVu fonts in matplotlib (extra `train`), so that drawing needs no system fonts."""
     try:
         from matplotlib import get_data_path
@@ -225,7 +226,7 @@ def _poster(rng: random.Random, style: Style, text: str) -> Image.Image:
 
 
 def _meme(rng: random.Random, style: Style, text: str) -> Image.Image:
-    image = _scene(rng, style)
+    image = draw_scene(rng, style)
     width, height = style.size
     words = text.split()
     half = (len(words) + 1) // 2
@@ -256,7 +257,7 @@ def _bubble(rng: random.Random, style: Style, text: str) -> Image.Image:
     return image
 
 
-def _scene(rng: random.Random, style: Style) -> Image.Image:
+def draw_scene(rng: random.Random, style: Style) -> Image.Image:
     """An image without words: shapes, a gradient or noise."""
     kind = rng.randrange(3)
     if kind == 0:
@@ -274,7 +275,7 @@ def _scene(rng: random.Random, style: Style) -> Image.Image:
     return image
 
 
-_LAYOUTS: dict[str, Callable[[random.Random, Style, str], Image.Image]] = {
+LAYOUTS: dict[str, Callable[[random.Random, Style, str], Image.Image]] = {
     "bubble": _bubble,
     "list": _list,
     "meme": _meme,

@@ -10,9 +10,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import TypeAdapter
 
 from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
+from guardreasoner_vl.rl.importance import sampler_gap
 from guardreasoner_vl.storage.atomic import write_text
 from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_rows
 from guardreasoner_vl.training.model_folder import written
@@ -47,8 +49,10 @@ class LogRow:
 
     `bound` is B_s. `reward` to `length` are the reward and its parts, and `tokens` the length, means over completions;
     `with_signal` is the share of groups whose rewards differ. `clip_fraction` (a share of tokens, without the first
-    update, whose ratio is 1), `loss` and `gradient_norm` (before clipping) are means over updates. `begun_with` has the
-    digests of what the run began with.
+    update, whose ratio is 1), `loss` and `gradient_norm` (before clipping) are means over updates. `sampler_gap`,
+    `sampler_gap_p99` and `effective_samples` tell how far the trainer's log-probabilities are from those of a sampler
+    other than the network (`rl.importance.SamplerGap`), over the groups with signal. `begun_with` has the digests of
+    what the run began with.
     """
 
     step: int
@@ -63,6 +67,9 @@ class LogRow:
     clip_fraction: float | None = None
     loss: float | None = None
     gradient_norm: float | None = None
+    sampler_gap: float | None = None
+    sampler_gap_p99: float | None = None
+    effective_samples: float | None = None
     rollout_seconds: float | None = None
     update_seconds: float | None = None
     validation: Validation | None = None
@@ -135,6 +142,8 @@ def batch_row(
         ]
     )
     reward, safety, accuracy, form, length = (part / answers for part in parts)
+    differences = ranks.gathered(torch.cat([update.differences for update in updates]))
+    gap = sampler_gap(differences) if len(differences) else None
     return LogRow(
         step=step,
         reward=reward,
@@ -146,6 +155,9 @@ def batch_row(
         with_signal=signals / count,
         clip_fraction=clipped / max(1.0, later),
         loss=loss / len(updates),
+        sampler_gap=gap.mean if gap else None,
+        sampler_gap_p99=gap.p99 if gap else None,
+        effective_samples=gap.effective if gap else None,
     )
 
 

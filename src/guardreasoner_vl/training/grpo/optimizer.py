@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from guardreasoner_vl.recipe import GrpoSection
     from guardreasoner_vl.training.grpo.ranks import DistributedContext
 
-_BETAS = (0.9, 0.999)
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+BETAS = (0.9, 0.999)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _MASTER = "master"
 
 
@@ -31,8 +31,7 @@ class ShardedAdamW:
 
     def __init__(self, model: Any, section: GrpoSection, ranks: DistributedContext) -> None:
         self._ranks = ranks
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._parameters = sorted(trainable, key=lambda parameter: parameter.dim() <= 1)  # as `decayed` orders them
+        self._parameters = by_decay(model)
         self._owners = _owners([parameter.numel() for parameter in self._parameters], ranks.count)
         self._shard = [place for place, owner in enumerate(self._owners) if owner == ranks.rank]
         shard = [self._parameters[place] for place in self._shard]
@@ -40,17 +39,21 @@ class ShardedAdamW:
         self._updated: Sequence[torch.Tensor]
         self._with_masters = section.precision == "bf16-weights"
         if self._with_masters:
-            of_masters = MasterAdamW(shard, section.learning_rate, _BETAS, section.weight_decay)
+            of_masters = MasterAdamW(shard, section.learning_rate, BETAS, section.weight_decay)
             self._optimizer, self._updated = of_masters, of_masters.masters
         else:
             groups = decayed(shard, section.weight_decay)
-            self._optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, betas=_BETAS, fused=True)
+            self._optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, betas=BETAS, fused=True)
             self._updated = shard
 
     def zero_grad(self) -> None:
         """Drop the gradients of all parameters."""
         for parameter in self._parameters:
             parameter.grad = None
+
+    def sum_gradients(self) -> None:
+        """Sum the gradients over the ranks."""
+        self._ranks.sum_gradients(self._parameters)
 
     def step(self) -> None:
         """Update all parameters; their gradients must be equal on all ranks."""
@@ -69,7 +72,7 @@ class ShardedAdamW:
             state: dict[str, torch.Tensor] = {}
             if place in updated:
                 state = {**self._optimizer.state[updated[place]], _MASTER: updated[place]}
-            shapes: dict[str, Sequence[int]] = {name: () if name == "step" else parameter.shape for name in _MOMENTS}
+            shapes: dict[str, Sequence[int]] = {name: () if name == "step" else parameter.shape for name in MOMENTS}
             if self._with_masters:
                 shapes[_MASTER] = parameter.shape
             whole[place] = {name: self._sent(state.get(name), shape, place) for name, shape in shapes.items()}
@@ -79,7 +82,7 @@ class ShardedAdamW:
         """Load this rank's share of a `whole_state`."""
         states = [stored["state"][place] for place in self._shard]
         content = self._optimizer.state_dict()
-        content["state"] = {number: {name: state[name] for name in _MOMENTS} for number, state in enumerate(states)}
+        content["state"] = {number: {name: state[name] for name in MOMENTS} for number, state in enumerate(states)}
         if self._with_masters:
             content[MASTERS] = [state[_MASTER] for state in states]
         self._optimizer.load_state_dict(content)
@@ -90,6 +93,12 @@ class ShardedAdamW:
             tensor = torch.empty(shape, device=self._ranks.device)
         self._ranks.broadcast(tensor, self._owners[place])
         return tensor.cpu() if self._ranks.main else tensor.new_empty(0)
+
+
+def by_decay(model: Any) -> list[torch.nn.Parameter]:
+    """The trainable parameters in the order of checkpoints: matrices first, as `decayed` groups them."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return sorted(trainable, key=lambda parameter: parameter.dim() <= 1)
 
 
 def _owners(sizes: Sequence[int], count: int) -> list[int]:

@@ -73,6 +73,22 @@ class DistributedContext:
         torch.distributed.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def gathered(self, values: torch.Tensor) -> torch.Tensor:
+        """The values (any number,) of all ranks in main memory, one rank after the other."""
+        if self.count == 1:
+            return values.cpu()
+        parts: list[torch.Tensor] = [values] * self.count
+        torch.distributed.all_gather_object(parts, values.cpu())
+        return torch.cat(parts)
+
+    def largest(self, value: int) -> int:
+        """The largest value of any rank."""
+        if self.count == 1:
+            return value
+        most = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)
+
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sum the gradients over the ranks in place, in fp32; a parameter without a gradient gets zeros."""
         for parameter in parameters:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.storage.atomic import PARTIAL, write_json
+from guardreasoner_vl.training.grpo.sharding import share, trained
 from guardreasoner_vl.training.model_folder import emptied, move, written
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardreasoner_vl.training.grpo.optimizer import ShardedAdamW
+    from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW
 
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.pt", "state.json"
 _KEPT = 2
@@ -45,7 +47,11 @@ class State:
 
 
 def save_checkpoint(
-    folder: Path, model: Any, optimizer_state: dict[str, Any], state: State, kept: Collection[int] = ()
+    folder: Path,
+    weights: dict[str, torch.Tensor],
+    optimizer_state: dict[str, Any],
+    state: State,
+    kept: Collection[int] = (),
 ) -> None:
     """Write `folder/checkpoint-STEP`, whole or not at all, and remove older ones.
 
@@ -55,7 +61,7 @@ def save_checkpoint(
     with written(target):
         partial = emptied(target)
         try:
-            save_file(_weights(model), partial / _WEIGHTS)
+            save_file(weights, partial / _WEIGHTS)
             torch.save(optimizer_state, partial / _OPTIMIZER)
             write_json(partial / _STATE, asdict(state))
             move(partial, target)
@@ -69,7 +75,7 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, model: Any, optimizer: ShardedAdamW, start: State) -> State:
+def load_checkpoint(folder: Path, model: Any, optimizer: ShardedAdamW | FullyShardedAdamW, start: State) -> State:
     """Load the newest checkpoint into model and optimizer; returns its state, or `start` if there is none.
 
     Raises `DataError` if the checkpoint cannot be read, or its run began with other rows or another model than `start`.
@@ -116,12 +122,8 @@ def load_weights(checkpoint: Path, model: Any) -> None:
     """Load a checkpoint's weights into the model."""
     weights = load_file(checkpoint / _WEIGHTS)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-
-
-def _weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}
+        for name, parameter in trained(model):
+            parameter.copy_(share(weights[name], parameter))
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

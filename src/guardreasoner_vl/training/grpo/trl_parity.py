@@ -21,9 +21,10 @@ from guardreasoner_vl.corpus.store import read_split
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD, QwenInputs
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError
+from guardreasoner_vl.images.sizes import ImageSizes
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
-from guardreasoner_vl.training.grpo.update import Passes, accumulate, old_log_probabilities
+from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate, old_log_probabilities
 from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.types import Modality, ModelInfo
 
@@ -161,8 +162,9 @@ def compared(
     total = sum(len(group.completions) for group in groups)
     # One call for each group keeps the order of the completions.
     group_passes = [part for group in groups for part in passes.of([group], total)]
-    ours = old_log_probabilities(model, group_passes, section)
-    figures = accumulate(model, group_passes, torch.cat(old), _BOUND, section)
+    policy = Policy(model)
+    ours = old_log_probabilities(policy, group_passes, section)
+    figures = accumulate(policy, group_passes, torch.cat(old), _BOUND, section)
     gradients = _gradients(model)
     difference = sum(float((gradients[name] - wanted[name]).square().sum()) for name in wanted)
     whole = sum(float(value.square().sum()) for value in wanted.values())
@@ -198,7 +200,8 @@ def verify(recipe: Recipe, folder: Path, data: Path) -> ParityReport:
 
 def _rows(data: Path, engine: TransformersEngine, section: GrpoSection) -> list[Sample]:
     """`_ROWS` rows of each modality that fit."""
-    rows, _ = fitting(read_split(data, "train"), engine, section)
+    context = engine.capabilities.max_context
+    rows, _ = fitting(read_split(data, "train"), engine.inputs, section, context, ImageSizes())
     return [row for kind in get_args(Modality) for row in islice((one for one in rows if one.modality == kind), _ROWS)]
 
 

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
+from guardreasoner_vl.engines.qwen import END_OF_TEXT
 from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.rl.importance import importance_weights
 from guardreasoner_vl.rl.loss import clipped_loss
 from guardreasoner_vl.rl.shared_prefix import Branch, Packed, Tree, completion, log_probabilities, pack
+from guardreasoner_vl.training.blank import BLANK, blank_branch, blank_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.recipe import GrpoSection
+    from guardreasoner_vl.training.grpo.ranks import DistributedContext
     from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
     from guardreasoner_vl.types import CheckedImage
 
@@ -34,28 +38,58 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Pass:
-    """The input of one forward pass: packed trees, images, and (tokens,) advantages and weights 1 / (N |o|)."""
+    """The input of one forward pass: packed trees, images, and (tokens,) advantages and weights 1 / (N |o|).
+
+    `sampled` are the log-probabilities (tokens,) that a sampler other than the network gave; None without one.
+    """
 
     packed: Packed
     vision: dict[str, torch.Tensor]
     advantages: torch.Tensor
     weights: torch.Tensor
+    sampled: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class UpdateFigures:
-    """Sums over one update: its loss, the number of its tokens, and how many of them were clipped."""
+    """Sums over one update: its loss, the number of its tokens, and how many of them were clipped.
+
+    `differences` (tokens,) are those of the old log-probabilities to a sampler's (`rl.importance`); empty without one.
+    """
 
     loss: float
     tokens: int
     clipped: int
+    differences: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+class Policy(torch.nn.Module):
+    """The network as one call that gives log-probabilities: FSDP gathers weights around the `forward` of a module."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, packed: Packed, vision: Mapping[str, torch.Tensor], temperature: float) -> torch.Tensor:
+        """The log-probability of each branch token, as in `rl.shared_prefix`."""
+        return log_probabilities(self.network, packed, vision, temperature)
 
 
 class Passes:
-    """Makes passes of at most `tokens` tokens; each image of a rollout batch is cut into patches once."""
+    """Makes passes of at most `tokens` tokens; each image of a rollout batch is cut into patches once.
 
-    def __init__(self, inputs: QwenInputs, section: GrpoSection, device: torch.device) -> None:
-        self._inputs, self._device = inputs, device
+    With `sharing`, ranks that share the weights, all of them make the same number of passes, and every pass has an
+    image: what a rank lacks is a blank one that no token of a group sees.
+    """
+
+    def __init__(
+        self,
+        inputs: QwenInputs,
+        section: GrpoSection,
+        device: torch.device,
+        sharing: DistributedContext | None = None,
+    ) -> None:
+        self._inputs, self._device, self._sharing = inputs, device, sharing
         self.tokens = section.pass_tokens
         self._patches: dict[CheckedImage, NDArray[np.float32]] = {}
 
@@ -64,7 +98,10 @@ class Passes:
 
         The order of their tokens depends on the groups alone.
         """
-        return [self._pass(batch, total) for batch in self._batches(groups)]
+        passes = [self._pass(batch, total) for batch in self._batches(groups)]
+        if self._sharing:
+            passes += [self._pass([], total)] * (self._sharing.largest(len(passes)) - len(passes))
+        return passes
 
     def forget(self) -> None:
         """Drop the images of the last rollout batch."""
@@ -73,12 +110,19 @@ class Passes:
     def within_memory(self, work: Callable[[], _T]) -> _T:
         """The result of `work`, which makes passes; when the device's memory runs out, `tokens` is halved for good.
 
-        `work` then begins again. Raises `EngineError` if the memory does not hold the smallest passes.
+        `work` then begins again. Raises `EngineError` if the memory does not hold the smallest passes, or if ranks
+        share the weights: the others would wait for what this one does not compute.
         """
         while True:
             try:
                 return work()
             except torch.OutOfMemoryError as error:
+                if self._sharing:
+                    fewer = max(_FEWEST_TOKENS, self.tokens // 2)
+                    raise EngineError(
+                        f"an update ran out of the device's memory: set grpo.pass_tokens: {fewer}, then run the same "
+                        "command to resume from the last checkpoint"
+                    ) from error
                 if self.tokens < 2 * _FEWEST_TOKENS:
                     raise EngineError(
                         "one answer and its prompt do not fit the device's memory: set grpo.gradient_checkpointing, "
@@ -103,7 +147,7 @@ class Passes:
             yield batch
 
     def _pass(self, batch: Sequence[tuple[RolloutGroup, range]], total: int) -> Pass:
-        trees, advantages, weights = [], [], []
+        trees, advantages, weights, sampled = [], [], [], list[float]()
         for group, piece in batch:
             prompt = group.prompt
             chosen = [group.completions[place] for place in piece]
@@ -112,12 +156,22 @@ class Passes:
             for place, rollout in zip(piece, chosen, strict=True):
                 advantages += [group.advantages[place]] * len(rollout.ids)
                 weights += [1 / (total * len(rollout.ids))] * len(rollout.ids)
+                sampled += rollout.logprobs
+        vision = self._vision([group for group, _ in batch])
+        packed = pack(trees) if vision or not self._sharing else self._packed_with_blank(trees)
         return Pass(
-            pack(trees).to(self._device),
-            self._vision([group for group, _ in batch]),
+            packed.to(self._device),
+            vision or (self._blank_vision() if self._sharing else {}),
             torch.tensor(advantages, device=self._device),
             torch.tensor(weights, device=self._device),
+            torch.tensor(sampled, device=self._device) if sampled else None,
         )
+
+    def _packed_with_blank(self, trees: Sequence[Tree]) -> Packed:
+        """The trees, and one of the blank image; the branch that a tree needs is no target."""
+        end = completion([self._inputs.token_id[END_OF_TEXT]], 0)
+        packed = pack([*trees, Tree(blank_branch(self._inputs), (end,))])
+        return replace(packed, predicts=packed.predicts[:-1], targets=packed.targets[:-1])
 
     def _vision(self, groups: Sequence[RolloutGroup]) -> dict[str, torch.Tensor]:
         images = [image for group in groups for image in group.images]
@@ -126,38 +180,55 @@ class Passes:
         for image in images:
             if image not in self._patches:
                 self._patches[image] = self._inputs.patches([image.open()])
-        grids = [(1, *grid) for group in groups for grid in group.prompt.grids]
+        grids = [grid for group in groups for grid in group.prompt.grids]
+        return self._arguments([self._patches[image] for image in images], grids)
+
+    def _blank_vision(self) -> dict[str, torch.Tensor]:
+        return self._arguments([self._inputs.patches([blank_image()])], [self._inputs.grid(BLANK, BLANK)])
+
+    def _arguments(
+        self, patches: Sequence[NDArray[np.float32]], grids: Sequence[tuple[int, int]]
+    ) -> dict[str, torch.Tensor]:
+        """The model's arguments for images as patches, and for their grids (height, width)."""
         return {
-            "pixel_values": torch.from_numpy(np.concatenate([self._patches[key] for key in images])).to(self._device),
-            "image_grid_thw": torch.tensor(grids, device=self._device),
+            "pixel_values": torch.from_numpy(np.concatenate(patches)).to(self._device),
+            "image_grid_thw": torch.tensor([(1, *grid) for grid in grids], device=self._device),
         }
 
 
-def old_log_probabilities(model: Any, passes: Sequence[Pass], section: GrpoSection) -> torch.Tensor:
-    """Log-probabilities (tokens,) of all passes by the model as it is."""
+def old_log_probabilities(policy: Policy, passes: Sequence[Pass], section: GrpoSection) -> torch.Tensor:
+    """Log-probabilities (tokens,) of all passes by the policy as it is."""
     with torch.no_grad():
-        parts = [_log_probabilities(model, part, section) for part in passes]
+        parts = [_log_probabilities(policy, part, section) for part in passes]
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def accumulate(
-    model: Any, passes: Sequence[Pass], old: torch.Tensor | None, bound: float, section: GrpoSection
+    policy: Policy, passes: Sequence[Pass], old: torch.Tensor | None, bound: float, section: GrpoSection
 ) -> UpdateFigures:
     """Accumulate the gradients of all passes.
 
-    `old` holds the old model's log-probabilities (tokens,) of all passes; without it the ratio is 1.
+    `old` holds the old policy's log-probabilities (tokens,) of all passes; without it the ratio is 1.
     """
     sizes = [len(part.weights) for part in passes]
     olds = [None] * len(passes) if old is None else torch.split(old, sizes)
-    losses, clipped = [], []
+    losses, clipped, differences = [], [], [torch.zeros(0)]
+    cap = section.rollouts.importance_cap
     for part, of_part in zip(passes, olds, strict=True):
-        logprobs = _log_probabilities(model, part, section)
+        logprobs = _log_probabilities(policy, part, section)
         before = logprobs.detach() if of_part is None else of_part
-        result = clipped_loss(logprobs, before, part.advantages, part.weights, bound)
+        weights = part.weights
+        if part.sampled is not None:
+            difference = before - part.sampled
+            differences.append(difference.cpu())
+            if cap is not None:
+                weights = weights * importance_weights(difference, cap)
+        result = clipped_loss(logprobs, before, part.advantages, weights, bound)
         torch.autograd.backward(result.loss)
         losses.append(result.loss.detach())
         clipped.append(result.clipped.sum())
-    return UpdateFigures(float(sum(losses)), sum(sizes), int(sum(clipped)))  # copied from a GPU once, not per pass
+    figures = float(sum(losses)), sum(sizes), int(sum(clipped))  # copied from a GPU once, not per pass
+    return UpdateFigures(*figures, torch.cat(differences))
 
 
 def autocast(section: GrpoSection, device: torch.device) -> AbstractContextManager[Any]:
@@ -165,9 +236,10 @@ def autocast(section: GrpoSection, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16) if section.precision == "bf16" else nullcontext()
 
 
-def _log_probabilities(model: Any, part: Pass, section: GrpoSection) -> torch.Tensor:
+def _log_probabilities(policy: Policy, part: Pass, section: GrpoSection) -> torch.Tensor:
     with autocast(section, part.weights.device):
-        return log_probabilities(model, part.packed, part.vision, section.temperature)
+        logprobs: torch.Tensor = policy(part.packed, part.vision, section.temperature)
+    return logprobs
 
 
 def _tokens(group: RolloutGroup, piece: range | None = None) -> int:

@@ -1,0 +1,101 @@
+"""The rows of one job: which are judged next, which are lost and judged again, and their results in order.
+
+Only some rows are in memory: those that were read and whose results have not been taken. A part whose worker was lost
+is tried again once and then halved, so that the one row that ends its worker is found, and is the only one without an
+answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from guardreasoner_vl.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from guardreasoner_vl.guard import RowWork
+
+RowT = TypeVar("RowT")
+ResultT = TypeVar("ResultT")
+
+TRIES = 2
+"""How often a part of several rows is tried before it is halved."""
+
+
+@dataclass(frozen=True)
+class Part(Generic[RowT]):
+    """Consecutive rows that one worker judges at a time; `start` is the first one's number, `losses` counts tries."""
+
+    start: int
+    rows: Sequence[RowT]
+    losses: int = 0
+
+
+class Job(Generic[RowT, ResultT]):
+    """Cuts rows into parts of `chunk` rows; at most `ahead` rows are read whose results have not been taken."""
+
+    def __init__(self, work: RowWork[RowT, ResultT], rows: Iterable[RowT], chunk: int, ahead: int) -> None:
+        self.work = work
+        self._rows, self._chunk, self._ahead = iter(rows), chunk, ahead
+        self._waiting: deque[Part[RowT]] = deque()
+        self._results: dict[int, ResultT] = {}
+        self._read = self._taken = 0
+        self._at_end = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the results of all rows were taken."""
+        return self._at_end and self._taken == self._read
+
+    def next_part(self) -> Part[RowT] | None:
+        """The next part to judge, lost ones first; None if there is none, or if too many rows are in memory."""
+        if not self._waiting:
+            self._read_part()
+        return self._waiting.popleft() if self._waiting else None
+
+    def add(self, part: Part[RowT], results: Sequence[ResultT]) -> bool:
+        """Store a part's results, one for each row; returns whether they stand.
+
+        They do not if the engine failed every row, for which one worker may be the cause: the part is tried again.
+        """
+        if part.losses + 1 < TRIES and all(map(self.work.is_unanswered, results)):
+            self.lose(part)
+            return False
+        self._results.update(enumerate(results, part.start))
+        return True
+
+    def lose(self, part: Part[RowT]) -> None:
+        """Plan a part again whose worker was lost while it judged the part."""
+        losses = part.losses + 1
+        if losses < TRIES:
+            self._waiting.append(Part(part.start, part.rows, losses))
+        elif len(part.rows) > 1:
+            middle = len(part.rows) // 2
+            self._waiting.append(Part(part.start, part.rows[:middle], losses))
+            self._waiting.append(Part(part.start + middle, part.rows[middle:], losses))
+        else:
+            fault = EngineError(f"its worker was lost {losses} times while it judged this row; check the row's images")
+            self._results[part.start] = self.work.unanswered(part.rows[0], fault)
+
+    def finished(self) -> Iterator[ResultT]:
+        """Take the results that are known, in the order of the rows, up to the first one that is missing."""
+        while self._taken in self._results:
+            result = self._results.pop(self._taken)
+            self._taken += 1
+            yield result
+        if self._taken == self._read:
+            self._read_part()  # so that the end is known, though no worker may be free
+
+    def _read_part(self) -> None:
+        """Read the next part, unless too many rows are in memory."""
+        if self._at_end or self._read - self._taken >= self._ahead:
+            return
+        rows = [self.work.portable(row) for row in islice(self._rows, self._chunk)]
+        self._at_end = not rows
+        if rows:
+            self._waiting.append(Part(self._read, rows))
+            self._read += len(rows)
