@@ -3,6 +3,7 @@
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000 MALLOC_TOP_PAD_=268435456    # see docs/training.md
     python -m benchmarks.shared_prefix --prompt 512 --completion 64 --image --group 16 --json
     python -m benchmarks.shared_prefix --grid [--memory]
+    python -m benchmarks.shared_prefix --prompt 512 --completion 250 --longest 3072 --memory --json   # one runaway
 
 One update is forward, clipped loss and backward on recorded rollouts: the same weights, prompts, images, completions
 and advantages for both, fp32. Interleaved; medians. `ratio` is TRL's time over ours, `grad_rel_diff` the norm of the
@@ -60,12 +61,20 @@ IMAGE_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Shape:
-    """The measured shape: tokens of prompt and completion, with or without an image, completions per prompt."""
+    """The measured shape: tokens of prompt and completion, with or without an image, completions per prompt.
+
+    With `longest` one of the completions has so many tokens.
+    """
 
     prompt: int
     completion: int
     image: bool
     group: int
+    longest: int | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        return [self.longest or self.completion, *[self.completion] * (self.group - 1)]
 
 
 class Bench:
@@ -101,7 +110,7 @@ def _group(inputs: QwenInputs, shape: Shape) -> RolloutGroup:
         placed = [start, *[pad] * inputs.pads(grid), end]
         ids[4 : 4 + len(placed)] = placed
     none = Reward(0, 0, 0, 0, 0)
-    answers = [tuple(int(token) for token in rng.integers(300, 1200, shape.completion)) for _ in range(shape.group)]
+    answers = [tuple(int(token) for token in rng.integers(300, 1200, length)) for length in shape.lengths]
     return RolloutGroup(
         Sample(id="recorded", source="random", modality="text", prompt="random"),
         inputs.encoded(ids, grids),
@@ -153,6 +162,7 @@ def memory(arguments: argparse.Namespace, shape: Shape) -> dict[str, float]:
     for arm in ("ours", "stock"):
         options = [f"--prompt={shape.prompt}", f"--completion={shape.completion}", f"--group={shape.group}"]
         options += ["--image"] if shape.image else []
+        options += [f"--longest={shape.longest}"] if shape.longest else []
         command = [sys.executable, "-m", "benchmarks.shared_prefix", f"--model={arguments.model}", *options]
         plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         done = subprocess.run([*command, f"--arm={arm}"], capture_output=True, text=True, check=True, env=plain)
@@ -185,6 +195,7 @@ def main() -> None:
     parser.add_argument("--completion", type=int, default=64)
     parser.add_argument("--image", action="store_true")
     parser.add_argument("--group", type=int, default=16)
+    parser.add_argument("--longest", type=int, help="tokens of one completion, such as a runaway's")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one line for one shape")
     parser.add_argument("--grid", action="store_true", help="all shapes, as a table")
@@ -193,7 +204,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     folder = resolve_folder(arguments.model, None)
-    single = Shape(arguments.prompt, arguments.completion, arguments.image, arguments.group)
+    single = Shape(arguments.prompt, arguments.completion, arguments.image, arguments.group, arguments.longest)
     if arguments.arm:
         print(peak(folder, single, arguments.arm))
         return

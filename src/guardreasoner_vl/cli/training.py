@@ -124,6 +124,13 @@ def run(
     gpu_memory: Annotated[
         int, typer.Option(min=1, metavar="GB", help="The memory of each GPU to plan for, with --plan and --gpus.")
     ] = 80,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GPU",
+            help="Compute hours for GPUs of this kind, with --plan: a name such as h100, or bf16 TFLOP/s, GB/s and GB.",
+        ),
+    ] = None,
 ) -> None:
     """Run the whole method: curate, synthesize, sft, mine, augment, grpo, evaluate. Finished stages are skipped."""
     from guardreasoner_vl.pipeline import run as pipeline
@@ -131,7 +138,7 @@ def run(
     if not plan:
         refuse_options(
             context,
-            ("gpus", "gpu_memory"),
+            ("gpus", "gpu_memory", "gpu"),
             "has no effect without --plan, which plans for these GPUs: give --plan too",
         )
     elif not gpus:
@@ -143,7 +150,7 @@ def run(
     if plan:
         from guardreasoner_vl.pipeline.plan import plan_of
 
-        typer.echo(plan_of(settings, recipe, data, out, chosen, gpus, gpu_memory))
+        typer.echo(plan_of(settings, recipe, data, out, chosen, gpus, gpu_memory, gpu))
         return
     with resumable(), progress_bar() as progress:
         pipeline.run(pipeline.Run(settings, data, out, lambda line: typer.echo(line, err=True), progress), chosen)

@@ -1,4 +1,4 @@
-"""The plan of a run, without running it: steps, batch arithmetic, memory (`pipeline.memory`), commands."""
+"""The plan of a run, without running it: steps, batches, commands, memory and hours (`pipeline.memory`, `.hours`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from guardreasoner_vl.corpus.store import is_corpus, read_info
 from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.pipeline import memory
+from guardreasoner_vl.pipeline.capacity import device_of, shape_of
+from guardreasoner_vl.pipeline.hours import Machine, answer_seconds, batch_seconds, sft_seconds
 from guardreasoner_vl.pipeline.memory import Memory, ModelSize, Stack
 from guardreasoner_vl.pipeline.run import ROWS, STAGES, TRAINING
 from guardreasoner_vl.pipeline.shapes import BASES
@@ -18,7 +20,7 @@ from guardreasoner_vl.rl.clipping import bound
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from guardreasoner_vl.recipe import GrpoSection, LoraSection, Recipe, SftSection
+    from guardreasoner_vl.recipe import GrpoSection, LoraSection, MineSection, Recipe, SftSection
 
 GPU_MEMORY = 80
 """GB of a GPU that is planned for, of 10^9 bytes: a card of 80 GB has 85.9, and the rest is CUDA's and NCCL's."""
@@ -32,15 +34,17 @@ def plan_of(
     stages: Sequence[str],
     gpus: int = 0,
     gpu_memory: int = GPU_MEMORY,
+    gpu: str | None = None,
 ) -> str:
     """The plan as text: the work of each stage in `out` with the sources in `data`, and the commands that run it.
 
     With `gpus` it tells whether a stage fits `gpu_memory` GB, and if not, which change of the recipe would make it fit.
-    Raises `RecipeError` if the recipe trains nothing, or the GPUs cannot share a batch, `ModelError` if the start
-    model's folder holds another kind of model.
+    With `gpu`, a name or peaks as `pipeline.capacity.device_of` reads them, it computes hours. Raises `RecipeError` if
+    the recipe trains nothing, or the GPUs cannot share a batch, `ModelError` if the start model's folder holds another
+    kind of model, `InputError` for an unknown GPU, `EngineError` for one that does not hold the weights.
     """
     limit = gpu_memory * 1e9 if gpus else None
-    plan = _RunPlan(recipe, out, max(1, gpus), limit, model_size(recipe))
+    plan = _RunPlan(recipe, out, max(1, gpus), limit, model_size(recipe), gpu)
     lines = [f"recipe {recipe.name}, seed {recipe.seed}, run folder {out}", plan.model()]
     lines += [f"{stage}: {line}" for stage in stages for line in getattr(plan, stage)()]
     return "\n".join([*lines, "", *commands(path, data, out, stages, gpus)])
@@ -146,6 +150,7 @@ class _RunPlan:
     gpus: int
     limit: float | None
     size: ModelSize | None
+    gpu: str | None = None
 
     def model(self) -> str:
         start = self.recipe.base
@@ -179,6 +184,7 @@ class _RunPlan:
         return [
             f"{arithmetic} = {batch} rows a step; {section.epochs:g} epochs, {steps}",
             *self._sft_memory(section),
+            *self._sft_hours(section, rows),
         ]
 
     def mine(self) -> list[str]:
@@ -186,7 +192,8 @@ class _RunPlan:
         drawn = min(rows, section.limit or rows) if rows else section.limit
         total = f": {drawn:,} rows, {drawn * section.candidates:,} answers" if drawn else ""
         most = section.candidates * section.max_new_tokens
-        return [f"{section.candidates} candidates a row{total}, at most {most:,} tokens a row; keeps {section.keep}"]
+        line = f"{section.candidates} candidates a row{total}, at most {most:,} tokens a row; keeps {section.keep}"
+        return [line, *self._mining_hours(section, drawn)]
 
     def augment(self) -> list[str]:
         share, rows = self.recipe.augment.share, _rows(self.out / "mine")
@@ -210,12 +217,55 @@ class _RunPlan:
             f"at most {rollouts * section.max_completion_length:,} tokens generated a rollout batch",
             steps,
             *self._grpo_memory(section),
+            *self._grpo_hours(section, total),
         ]
 
     def evaluate(self) -> list[str]:
         section = self.recipe.evaluate
         names = ", ".join(section.benchmarks) or "the corpus's own test rows"
         return [f"{names}; mode {section.mode}"]
+
+    def _sft_hours(self, section: SftSection, rows: int | None) -> list[str]:
+        machine = self._machine(self.gpus)
+        if machine is None:
+            return []
+        checkpointing = section.gradient_checkpointing
+
+        def taken(rows: float) -> str:
+            return duration(sft_seconds(machine, rows * section.epochs, checkpointing))
+
+        return [self._hours_line("training", self.gpus, taken(1000), "1,000 rows", taken(rows) if rows else None)]
+
+    def _mining_hours(self, section: MineSection, rows: int | None) -> list[str]:
+        machine = self._machine(1)
+        if machine is None:
+            return []
+
+        def taken(rows: float) -> str:
+            return duration(answer_seconds(machine, rows, section.candidates, ROWS))
+
+        return [self._hours_line("answers", 1, taken(1000), "1,000 rows", taken(rows) if rows else None)]
+
+    def _grpo_hours(self, section: GrpoSection, batches: int | None) -> list[str]:
+        machine = self._machine(self.gpus)
+        if machine is None:
+            return []
+        answers, updates = batch_seconds(machine, section, ROWS)
+        each = f"{duration(answers)} of answers and {duration(updates)} of updates"
+        total = duration(batches * (answers + updates)) if batches else None
+        return [self._hours_line("training", self.gpus, each, "a rollout batch", total)]
+
+    def _machine(self, gpus: int) -> Machine | None:
+        config = _config(self.recipe) if self.gpu else None
+        if not (self.gpu and config):
+            return None
+        return Machine(device_of(self.gpu), gpus, shape_of(config), self.recipe.lora is not None)
+
+    def _hours_line(self, work: str, gpus: int, each: str, unit: str, total: str | None) -> str:
+        whole = f", {total} in all" if total else ""
+        return (
+            f"{work}: {each} for {unit}{whole}, on {gpus} x {self.gpu} at best; computed for typical rows, not measured"
+        )
 
     def _sft_memory(self, section: SftSection) -> list[str]:
         size, limit, pixels = self.size, self.limit, self.recipe.base.max_pixels
@@ -272,6 +322,14 @@ def _memory_line(work: str, parts: Memory) -> str:
 def _too_large(limit: float, remedy: str | None) -> str:
     change = f"set {remedy}" if remedy else "plan for more GPUs or for more memory, no key of the recipe is enough"
     return f"does not fit {_memory(limit)}: {change}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, with two or three digits."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _rows(folder: Path) -> int | None:
