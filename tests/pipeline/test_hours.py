@@ -71,11 +71,10 @@ def test_a_rollout_batch_is_answers_and_updates() -> None:
 
 
 def test_prompts_are_read_once_for_all_answers() -> None:
-    one, two = (answer_seconds(machine(), 1, each, 128) for each in (1, 2))
-    three = answer_seconds(machine(), 1, 3, 128)
+    first, second, third = (answer_seconds(machine(), 1, each, 128) for each in (1, 2, 3))
 
-    assert three - two == pytest.approx(two - one)
-    assert two < 2 * one
+    assert third - second == pytest.approx(second - first)
+    assert second < 2 * first
 
 
 def test_a_gpu_that_holds_no_weights_is_refused() -> None:
