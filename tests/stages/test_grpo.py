@@ -69,9 +69,7 @@ def rows(data: Path) -> list[Sample]:
 
 @pytest.fixture(scope="module", autouse=True)
 def made_up() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        toy_grpo.install(patch)
-        patch.setattr(grpo, "draw_training", lambda *_: None)  # it takes longer than the training
+    with toy_grpo.made_up():
         yield
 
 

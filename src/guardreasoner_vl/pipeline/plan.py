@@ -18,8 +18,9 @@ from guardreasoner_vl.pipeline.shapes import BASES
 from guardreasoner_vl.rl.clipping import bound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from guardreasoner_vl.pipeline.capacity import Device, Shape
     from guardreasoner_vl.recipe import GrpoSection, LoraSection, MineSection, Recipe, SftSection
 
 GPU_MEMORY = 80
@@ -44,7 +45,7 @@ def plan_of(
     kind of model, `InputError` for an unknown GPU, `EngineError` for one that does not hold the weights.
     """
     limit = gpu_memory * 1e9 if gpus else None
-    plan = _RunPlan(recipe, out, max(1, gpus), limit, model_size(recipe), gpu)
+    plan = _RunPlan(recipe, out, max(1, gpus), limit, model_size(recipe), _gpu(recipe, gpu) if gpu else None)
     lines = [f"recipe {recipe.name}, seed {recipe.seed}, run folder {out}", plan.model()]
     lines += [f"{stage}: {line}" for stage in stages for line in getattr(plan, stage)()]
     return "\n".join([*lines, "", *commands(path, data, out, stages, gpus)])
@@ -142,6 +143,30 @@ def _config(recipe: Recipe) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
+class _Gpu:
+    """The kind of GPU that hours are computed for, and the model's shape there."""
+
+    name: str
+    device: Device
+    shape: Shape
+    adapters: bool
+
+    def machine(self, count: int) -> Machine:
+        return Machine(self.device, count, self.shape, self.adapters)
+
+    def line(self, work: str, count: int, each: str, unit: str, total: str | None) -> str:
+        whole = f", {total} in all" if total else ""
+        machine = f"{count} x {self.name}"
+        return f"{work}: {each} for {unit}{whole}, on {machine} at best; computed for typical rows, not measured"
+
+
+def _gpu(recipe: Recipe, name: str) -> _Gpu | None:
+    """The GPU of this name; None if the model's shape is not known."""
+    device, config = device_of(name), _config(recipe)
+    return None if config is None else _Gpu(name, device, shape_of(config), recipe.lora is not None)
+
+
+@dataclass(frozen=True)
 class _RunPlan:
     """The recipe and what is known about its run; one method describes each stage, by the stage's name."""
 
@@ -150,7 +175,7 @@ class _RunPlan:
     gpus: int
     limit: float | None
     size: ModelSize | None
-    gpu: str | None = None
+    gpu: _Gpu | None = None
 
     def model(self) -> str:
         start = self.recipe.base
@@ -226,46 +251,33 @@ class _RunPlan:
         return [f"{names}; mode {section.mode}"]
 
     def _sft_hours(self, section: SftSection, rows: int | None) -> list[str]:
-        machine = self._machine(self.gpus)
-        if machine is None:
-            return []
-        checkpointing = section.gradient_checkpointing
+        def seconds(machine: Machine, rows: float) -> float:
+            return sft_seconds(machine, rows * section.epochs, section.gradient_checkpointing)
 
-        def taken(rows: float) -> str:
-            return duration(sft_seconds(machine, rows * section.epochs, checkpointing))
-
-        return [self._hours_line("training", self.gpus, taken(1000), "1,000 rows", taken(rows) if rows else None)]
+        return self._hours_of_rows("training", self.gpus, seconds, rows)
 
     def _mining_hours(self, section: MineSection, rows: int | None) -> list[str]:
-        machine = self._machine(1)
-        if machine is None:
+        def seconds(machine: Machine, rows: float) -> float:
+            return answer_seconds(machine, rows, section.candidates, ROWS)
+
+        return self._hours_of_rows("answers", 1, seconds, rows)
+
+    def _hours_of_rows(
+        self, work: str, gpus: int, seconds: Callable[[Machine, float], float], rows: int | None
+    ) -> list[str]:
+        if self.gpu is None:
             return []
-
-        def taken(rows: float) -> str:
-            return duration(answer_seconds(machine, rows, section.candidates, ROWS))
-
-        return [self._hours_line("answers", 1, taken(1000), "1,000 rows", taken(rows) if rows else None)]
+        machine = self.gpu.machine(gpus)
+        total = duration(seconds(machine, rows)) if rows else None
+        return [self.gpu.line(work, gpus, duration(seconds(machine, 1000)), "1,000 rows", total)]
 
     def _grpo_hours(self, section: GrpoSection, batches: int | None) -> list[str]:
-        machine = self._machine(self.gpus)
-        if machine is None:
+        if self.gpu is None:
             return []
-        answers, updates = batch_seconds(machine, section, ROWS)
+        answers, updates = batch_seconds(self.gpu.machine(self.gpus), section, ROWS)
         each = f"{duration(answers)} of answers and {duration(updates)} of updates"
         total = duration(batches * (answers + updates)) if batches else None
-        return [self._hours_line("training", self.gpus, each, "a rollout batch", total)]
-
-    def _machine(self, gpus: int) -> Machine | None:
-        config = _config(self.recipe) if self.gpu else None
-        if not (self.gpu and config):
-            return None
-        return Machine(device_of(self.gpu), gpus, shape_of(config), self.recipe.lora is not None)
-
-    def _hours_line(self, work: str, gpus: int, each: str, unit: str, total: str | None) -> str:
-        whole = f", {total} in all" if total else ""
-        return (
-            f"{work}: {each} for {unit}{whole}, on {gpus} x {self.gpu} at best; computed for typical rows, not measured"
-        )
+        return [self.gpu.line("training", self.gpus, each, "a rollout batch", total)]
 
     def _sft_memory(self, section: SftSection) -> list[str]:
         size, limit, pixels = self.size, self.limit, self.recipe.base.max_pixels

@@ -146,11 +146,11 @@ class _Training:
             self._vllm = self._opened_vllm(model)
         self._engine: Engine = self._vllm.engine if self._vllm else self._own_engine(model)
         with ranks.all_or_none():
+            samples = list(read_split(data, "train"))
             if ranks.main:
-                paths = (path for row in read_split(data, "train") for path in row.images)
-                ImageSizes(folder.parent / STORE).measure(paths)
+                ImageSizes(folder.parent / STORE).measure(path for row in samples for path in row.images)
         with ranks.all_or_none():
-            self._rows = self._rows_of(data)
+            self._rows = self._fitting(samples, data)
         self._total = self._section.steps or self._section.epochs * self._batches
         self._validation = self._drawn(validation) if self._section.evaluate_every else []
         self._optimizer = (FullyShardedAdamW if sharded else ShardedAdamW)(self._model, self._section, ranks)
@@ -230,10 +230,11 @@ class _Training:
                 write_and_merge(model, str(base), self._folder / ADAPTER)
             write_model(model, model.state_dict(), base, finished)
 
-    def _rows_of(self, data: Path) -> list[Sample]:
+    def _fitting(self, samples: Sequence[Sample], data: Path) -> list[Sample]:
+        """The rows of the corpus `data` that can be trained on."""
         context = self._engine.capabilities.max_context
         sizes = ImageSizes(self._folder.parent / STORE)
-        rows, skipped_rows = fitting(read_split(data, "train"), self._inputs, self._section, context, sizes)
+        rows, skipped_rows = fitting(samples, self._inputs, self._section, context, sizes)
         if self._ranks.main:
             sources = dict(Counter(row.source for row in rows))
             report = {"rows": len(rows), "by_source": sources, "skipped": skipped_rows.reasons}

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -80,9 +79,7 @@ def main(model: Path, data: Path, out: Path) -> None:
         except GuardError as error:
             ends[name] = f"{type(error).__name__}: {error}"
 
-    with pytest.MonkeyPatch.context() as patch:
-        toy_grpo.install(patch)
-        patch.setattr(grpo, "draw_training", lambda *_: None)
+    with toy_grpo.made_up() as patch:
         patch.setattr(grpo._Training, "_batch", in_order)
         patch.setattr(grpo_update.Passes, "of", of)
         patch.setattr(FullyShardedAdamW, "step", stepped)

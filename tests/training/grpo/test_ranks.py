@@ -46,9 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def made_up() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        toy_grpo.install(patch)
-        patch.setattr(grpo, "draw_training", lambda *_: None)
+    with toy_grpo.made_up():
         yield
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -20,10 +22,8 @@ from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training import toy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    import pytest
 
     from guardreasoner_vl.training.grpo.rollouts import Rollout
 
@@ -87,6 +87,15 @@ def install(patch: pytest.MonkeyPatch) -> None:
     """The made-up reward and the made-up F1."""
     patch.setattr(grpo_rollouts, "judge_completion", rewarding())
     patch.setattr(grpo, "validate", f1_of_weights)
+
+
+@contextmanager
+def made_up() -> Iterator[pytest.MonkeyPatch]:
+    """`install`, and no figure, which takes longer than the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        patch.setattr(grpo, "draw_training", lambda *_: None)
+        yield patch
 
 
 def log(out: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from guardreasoner_vl.stages import grpo
@@ -17,9 +16,7 @@ from tests.training.grpo import toy_grpo
 
 def main(model: Path, data: Path, out: Path, base_url: str) -> None:
     rollouts = {"engine": "vllm-server", "base_url": base_url}
-    with pytest.MonkeyPatch.context() as patch:
-        toy_grpo.install(patch)
-        patch.setattr(grpo, "draw_training", lambda *_: None)
+    with toy_grpo.made_up():
         grpo.run(toy_grpo.recipe(rollouts=rollouts, evaluate_every=None), model, data, out)
     torch.distributed.destroy_process_group()
 

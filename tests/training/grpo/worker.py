@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 
 from guardreasoner_vl.corpus.store import read_corpus
@@ -44,9 +43,7 @@ def main(model: Path, data: Path, out: Path) -> None:
         except GuardError as error:
             ends[name] = f"{type(error).__name__}: {error}"
 
-    with pytest.MonkeyPatch.context() as patch:
-        toy_grpo.install(patch)
-        patch.setattr(grpo, "draw_training", lambda *_: None)
+    with toy_grpo.made_up() as patch:
         steps: list[TrainingStep] = []
         run("two", toy_grpo.recipe())
         ends["told"] = [one.step for one in steps]
