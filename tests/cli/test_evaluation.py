@@ -70,7 +70,7 @@ def test_calibrate_takes_the_test_rows_of_a_corpus_or_some_of_them(tmp_path: Pat
     rows = [
         Sample(
             id=f"{split}-{number}",
-            source="toy",
+            source="toy" if number < 70 else "noisy",
             split=split,
             modality="text",
             prompt=f"{'BAD' if number % 2 else 'fine'} {number}",
@@ -80,12 +80,20 @@ def test_calibrate_takes_the_test_rows_of_a_corpus_or_some_of_them(tmp_path: Pat
         for number in range(90)
     ]
     write_corpus(tmp_path / "corpus", CorpusInfo(name="toy"), rows)
-    for name, most in (("all.json", ()), ("some.json", ("--rows", 60))):
+    for name, most in (
+        ("all.json", ()),
+        ("some.json", ("--rows", 60)),
+        ("clean.json", ("--exclude", "noisy")),
+    ):
         result = invoke("calibrate", "--data", tmp_path / "corpus", "--out", tmp_path / name, *most)
         assert result.exit_code == OK, result.stderr
-    whole, some = (json.loads((tmp_path / name).read_text()) for name in ("all.json", "some.json"))
+    whole, some, clean = (json.loads((tmp_path / name).read_text()) for name in ("all.json", "some.json", "clean.json"))
     assert (whole["data"], whole["fast"]["request"]["measured"]["rows"]) == ("corpus", 90)
     assert some["fast"]["request"]["measured"]["rows"] == 60
+    assert clean["fast"]["request"]["measured"]["rows"] == 70
+    typo = invoke("calibrate", "--data", tmp_path / "corpus", "--out", tmp_path / "typo.json", "--exclude", "nosiy")
+    assert typo.exit_code == ERROR
+    assert "no row is of the source nosiy" in typo.stderr
 
 
 @pytest.mark.slow

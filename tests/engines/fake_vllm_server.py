@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class FakeVLLMServer(LocalServer):
     """Serves `model`; `requests` has the bodies of all generations, `paths` what else was asked for.
 
-    `missing` are paths that it does not have, and `dies_after` is the number of generations after which every further
-    request breaks off.
+    `missing` are paths that it does not have, `below` is the path that all of its paths begin with, and `dies_after` is
+    the number of generations after which every further request breaks off.
     """
 
     def __init__(self, model: Path, **options: Any) -> None:
@@ -39,6 +39,8 @@ class FakeVLLMServer(LocalServer):
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.missing: tuple[str, ...] = ()
+        self.below = ""
+        self.authorizations: list[str | None] = []
         self.dies_after: int | None = None
 
 
@@ -53,11 +55,12 @@ class _Handler(Handler):
 
     def _reply(self, payload: dict[str, Any]) -> None:
         stub = self.stub
-        path = self.path.partition("?")[0]
+        path = self.path.partition("?")[0].removeprefix(stub.below)
+        stub.authorizations.append(self.headers["Authorization"])
         with stub.lock:
             if stub.dies_after is not None and len(stub.requests) >= stub.dies_after:
                 self.close_connection = True
-            elif path in stub.missing:
+            elif path in stub.missing or not self.path.startswith(stub.below):
                 self.send(404, b"{}")
             elif path == "/inference/v1/generate":
                 stub.requests.append(payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,17 @@ def test_a_server_that_does_not_see_the_folder_is_told_so(
 
 def test_the_server_s_context_is_known(client: VLLMServer) -> None:
     assert client.checked_context() == 512
+
+
+def test_a_server_behind_a_proxy_is_asked_below_its_path_with_the_password(
+    served: FakeVLLMServer, inputs: QwenInputs
+) -> None:
+    served.below = "/gpu-1"
+    address = served.url.replace("://", "://ada:lovelace@").replace("/v1", "/gpu-1/v1")
+    with VLLMServer(address) as client:
+        assert client.checked_context() == 512
+        assert engine_of(client, inputs).generate([asked()])[0].error is None
+    assert set(served.authorizations) == {f"Basic {base64.b64encode(b'ada:lovelace').decode()}"}
 
 
 def test_log_probabilities_before_the_temperature_are_refused(tiny_model: Path) -> None:

@@ -67,6 +67,8 @@ def write_llama(folder: Path, **shape: Any) -> Path:
         for parameter in network.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(5)
+            else:
+                parameter.uniform_(0.5, 1.5)
     network.save_pretrained(folder)
     return folder
 
@@ -117,6 +119,7 @@ def test_trimmed_it_keeps_the_first_layers_and_the_tokens_own_rows(llama: Path, 
     for mine, theirs in zip(text.layers, source.model.layers, strict=False):
         assert torch.equal(mine.self_attn.k_proj.weight, theirs.self_attn.k_proj.weight)
         assert not mine.self_attn.k_proj.bias.any()
+    assert torch.equal(text.norm.weight, source.model.layers[2].input_layernorm.weight)  # of the first one left out
     assert guard.config.get_text_config().max_position_embeddings == 128
 
 

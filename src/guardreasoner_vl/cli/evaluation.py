@@ -187,6 +187,9 @@ def calibrate(
     rows: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use at most N of the rows, selected by their ids.")
     ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="SOURCE", help="Leave out the rows of this source; repeatable.")
+    ] = None,
     *,
     engine: EngineOptions,
     reasoned: Annotated[
@@ -197,13 +200,13 @@ def calibrate(
     """Fit temperatures, thresholds and the hybrid band to labelled samples, for --calibration."""
     be_quiet()
     from guardreasoner_vl.corpus.store import is_corpus, read_split
-    from guardreasoner_vl.evaluation.benchmarks.find import from_file, from_samples, subsample
+    from guardreasoner_vl.evaluation.benchmarks.find import from_file, from_samples, subsample, without_sources
     from guardreasoner_vl.evaluation.report import calibration_table, markdown_table
     from guardreasoner_vl.sources.skipped import SkippedRows
     from guardreasoner_vl.stages import calibrate as stage
 
     tests = from_samples(data.name, read_split(data, "test"), data, SkippedRows()) if is_corpus(data) else None
-    loaded = subsample(tests or from_file(data), rows)
+    loaded = subsample(without_sources(tests or from_file(data), exclude or ()), rows)
     say_skipped(loaded.skipped)
     policy = policy_of(
         LabelOptions(mode="fast", calibration=NO_CALIBRATION), LengthOptions(max_new_tokens=max_new_tokens)

@@ -185,7 +185,7 @@ class VLLMServer:
         return read(_Reset, self._post("reset_prefix_cache", {})).success
 
     def _url(self, path: str) -> str:
-        return f"{self._http.server}/{path}"  # these paths are not below /v1
+        return f"{self._http.root}/{path}"
 
     def _post(self, path: str, payload: Mapping[str, Any]) -> bytes:
         (body,) = self._loop.run_all([self._answer(self._http.post(self._url(path), lambda: payload), _DEVELOPMENT)])

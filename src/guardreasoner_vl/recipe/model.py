@@ -96,7 +96,7 @@ class PretrainedBase(Sight):
     layers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None,
         description="Decoder layers to keep: how many of the first ones, or the numbers of the layers from 0, "
-        "ascending (`python -m benchmarks.layers` finds those that the model misses least). Null keeps all.",
+        "ascending (`python -m benchmarks.layers` shows after which a model knows most about harm). Null keeps all.",
     )
     vocab_size: int | None = Field(
         default=None,

@@ -115,8 +115,7 @@ def run(
         if (finished / "model.safetensors").is_file():
             _log.info("%s is finished already", finished)
             return finished
-        training = _Training(recipe, model, data, folder, validation, ranks)
-        stack.callback(training.close)
+        training = _Training(recipe, model, data, folder, validation, ranks, stack)
         with sigterm_flag() as sigterm_came, training.log:
             training.work(sigterm_came, progress if ranks.main else None)
         with ranks.all_or_none():
@@ -134,6 +133,7 @@ class _Training:
         folder: Path,
         validation: Sequence[Sample],
         ranks: DistributedContext,
+        opened: ExitStack,
     ) -> None:
         self._recipe, self._section, self._seed = recipe, recipe.grpo, recipe.seed
         self._folder, self._ranks = folder, ranks
@@ -143,7 +143,7 @@ class _Training:
         self._policy = Policy(self._model)
         self._copy = shard(self._policy, self._section, ranks) if sharded else None
         with ranks.all_or_none():
-            self._vllm = self._opened_vllm(model)
+            self._vllm = self._opened_vllm(model, opened)
         self._engine: Engine = self._vllm.engine if self._vllm else self._own_engine(model)
         with ranks.all_or_none():
             samples = list(read_split(data, "train"))
@@ -164,20 +164,18 @@ class _Training:
             self.log = Log(folder, self._state.step, recipe, main=ranks.main)
         self._saved = self._state.step
 
-    def _opened_vllm(self, model: Path) -> VLLMSampler | None:
+    def _opened_vllm(self, model: Path, opened: ExitStack) -> VLLMSampler | None:
+        """vLLM, which `opened` closes, if the recipe wants it."""
         if self._section.rollouts.engine == "transformers":
             return None
-        return VLLMSampler(self._model, model, self._inputs, self._section, self._ranks, self._folder)
+        sampler = VLLMSampler(self._model, model, self._inputs, self._section, self._ranks, self._folder)
+        opened.callback(sampler.close)
+        return sampler
 
     def _own_engine(self, model: Path) -> TransformersEngine:
         """The network itself, or its copy if the weights are sharded, as the engine."""
         network = self._copy.network if self._copy else self._model
         return TransformersEngine.of_network(network, self._inputs, ModelInfo(name=str(model)), max_rows=ROWS)
-
-    def close(self) -> None:
-        """Release vLLM."""
-        if self._vllm:
-            self._vllm.close()
 
     def work(self, sigterm_came: Callable[[], bool], progress: Callable[[TrainingStep], None] | None) -> None:
         """Run the remaining rollout batches; save a checkpoint after every `save_every` of them and after the best.

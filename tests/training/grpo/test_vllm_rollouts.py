@@ -13,7 +13,7 @@ import torch
 
 from guardreasoner_vl.engines.adapter import adapter_parameters, merge
 from guardreasoner_vl.engines.openai import http
-from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.errors import DataError, EngineError
 from guardreasoner_vl.recipe import parse_recipe
 from guardreasoner_vl.stages import grpo
 from guardreasoner_vl.training.grpo import vllm_rollouts
@@ -126,6 +126,22 @@ def test_a_server_that_is_not_there_is_an_error_at_once(tiny_model: Path, data: 
         pass
     with pytest.raises(EngineError, match=r"cannot reach http://127\.0\.0\.1:\d+ "):
         grpo.run(recipe(gone), tiny_model, data, tmp_path)
+
+
+def test_vllm_is_released_if_there_are_too_few_rows(
+    served: FakeVLLMServer, tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = list[VLLMSampler]()
+    release = VLLMSampler.close
+
+    def close(vllm: VLLMSampler) -> None:
+        released.append(vllm)
+        release(vllm)
+
+    monkeypatch.setattr(VLLMSampler, "close", close)
+    with pytest.raises(DataError, match="rows can be trained on"):
+        grpo.run(recipe(served, rollout_batch=4096, update_batch=2048), tiny_model, data, tmp_path)
+    assert len(released) == 1
 
 
 def test_an_empty_address_does_not_start_vllm_in_the_process(tiny_model: Path, data: Path, tmp_path: Path) -> None:

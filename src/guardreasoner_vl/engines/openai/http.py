@@ -128,6 +128,11 @@ class HttpClient:
         """Scheme, host and port of the address, without a password."""
         return f"{self._url.scheme}://{self._url.netloc.decode('ascii')}"
 
+    @property
+    def root(self) -> str:
+        """The address without /v1, below which a server has paths of its own. It may hold a password: never show it."""
+        return str(self._url).removesuffix("/").removesuffix("/v1")
+
     async def get(self, path: str) -> bytes:
         """The answer's body. Raises `HttpError` or `InputTooLongError`."""
         return await self._within_deadline("GET", path, None, _whole)

@@ -16,7 +16,7 @@ from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.hub import snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from guardreasoner_vl.types import Sample
 
@@ -105,6 +105,13 @@ def subsample(loaded: LoadedBenchmark, most: int | None) -> LoadedBenchmark:
     digests = {sample.id: hashlib.sha256(sample.id.encode("utf-8", "replace")).digest() for sample in loaded.samples}
     kept = set(sorted(digests, key=digests.__getitem__)[:most])
     return replace(loaded, samples=[sample for sample in loaded.samples if sample.id in kept])
+
+
+def without_sources(loaded: LoadedBenchmark, sources: Collection[str]) -> LoadedBenchmark:
+    """The rows of all other sources. Raises `InputError` for a source without a row."""
+    if missing := sorted(set(sources) - {sample.source for sample in loaded.samples}):
+        raise InputError(f"no row is of the source {', '.join(missing)}: leave it out, or check its name")
+    return replace(loaded, samples=[sample for sample in loaded.samples if sample.source not in sources])
 
 
 def _folder(data: str | None) -> Path:
