@@ -13,6 +13,7 @@ import random
 import re
 import threading
 import time
+from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -23,7 +24,7 @@ from guardreasoner_vl.errors import EngineError, GuardError, InputTooLongError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
     from concurrent.futures import Future
 
     Payload: TypeAlias = Callable[[], Mapping[str, Any]]
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BACKOFF_SECONDS = 0.5
+_POOL = 16
+"""Connections of one httpx client: at each request it looks at all pairs of them, which takes 20 ms for 256."""
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _TOO_LONG = re.compile(
     r"(maximum|model's) (context|model) length|\(context length|max_model_len|context_length_exceeded|input_too_long"
@@ -119,8 +122,10 @@ class HttpClient:
         self._max_concurrency = max_concurrency
         self._timeout = timeout
         self._retries = retries
-        self._places = asyncio.Semaphore(max_concurrency)
-        self._http: httpx.AsyncClient | None = None
+        self._places: asyncio.LifoQueue[int] = asyncio.LifoQueue()  # for each, the number of its pool
+        for place in reversed(range(max_concurrency)):
+            self._places.put_nowait(place // _POOL)
+        self._pools: dict[int, httpx.AsyncClient] = {}
         self._closing = False
 
     @property
@@ -157,15 +162,15 @@ class HttpClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._http is not None:
-            await self._http.aclose()
+        for pool in self._pools.values():
+            await pool.aclose()
 
     async def _within_deadline(
         self, method: str, path: str, payload: Payload | None, read: Callable[[httpx.Response], Awaitable[T]]
     ) -> T:
         try:
-            async with self._places, asyncio.timeout(self._timeout):
-                return await self._with_retries(method, path, payload, read)
+            async with self._place() as pool, asyncio.timeout(self._timeout):
+                return await self._with_retries(pool, method, path, payload, read)
         except TimeoutError:
             raise HttpError(f"{self.server} did not answer within {self._timeout:g} s", "timeout") from None
         except asyncio.CancelledError:
@@ -173,8 +178,22 @@ class HttpClient:
                 raise HttpError("the engine was closed before the answer came") from None
             raise
 
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Wait for one of the `max_concurrency` places; the pool in which it has a connection."""
+        number = await self._places.get()
+        try:
+            yield self._pool(number)
+        finally:
+            self._places.put_nowait(number)
+
     async def _with_retries(
-        self, method: str, path: str, payload: Payload | None, read: Callable[[httpx.Response], Awaitable[T]]
+        self,
+        pool: httpx.AsyncClient,
+        method: str,
+        path: str,
+        payload: Payload | None,
+        read: Callable[[httpx.Response], Awaitable[T]],
     ) -> T:
         # ASCII escapes, so that lone surrogates cannot fail to be encoded.
         body = None if payload is None else json.dumps(payload()).encode("ascii")
@@ -182,7 +201,7 @@ class HttpClient:
         for attempt in range(self._retries + 1):
             pause = BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
             try:
-                async with self._client().stream(method, path, content=body) as response:
+                async with pool.stream(method, path, content=body) as response:
                     if response.is_success:
                         return await read(response)
                     await response.aread()
@@ -200,18 +219,16 @@ class HttpClient:
             await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _client(self) -> httpx.AsyncClient:
-        if self._http is None:
-            self._http = httpx.AsyncClient(
+    def _pool(self, number: int) -> httpx.AsyncClient:
+        if number not in self._pools:
+            self._pools[number] = httpx.AsyncClient(
                 base_url=self._url,
                 headers={**self._headers, "Content-Type": "application/json"},
                 verify=_certificates(),
                 timeout=httpx.Timeout(None, connect=10.0),  # the deadline covers the rest
-                limits=httpx.Limits(
-                    max_connections=self._max_concurrency, max_keepalive_connections=self._max_concurrency
-                ),
+                limits=httpx.Limits(max_connections=_POOL, max_keepalive_connections=_POOL),
             )
-        return self._http
+        return self._pools[number]
 
     def _fault_of(self, response: httpx.Response) -> GuardError:
         """The error for an HTTP error status. It never quotes the body, in which servers quote the input."""
