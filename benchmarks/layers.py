@@ -5,6 +5,7 @@
 Each request is read as the first turn of a chat. Logistic regression on the hidden state of the turn's last token
 learns to label requests; the model itself is not trained. The table gives AUROC after each number of first layers, on
 rows that the regression has not seen: held-out requests of the public sets, XSTest, and the everyday and harmful lists.
+With 20 rows of each label of each source it takes 8 minutes on 2 cores.
 """
 
 from __future__ import annotations

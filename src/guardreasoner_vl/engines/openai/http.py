@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BACKOFF_SECONDS = 0.5
-_POOL = 16
-"""Connections of one httpx client: at each request it looks at all pairs of them, which takes 20 ms for 256."""
+_POOL = 8
+"""Connections of one httpx client: at each request it looks at all pairs of them, which took 20 ms for 128."""
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _TOO_LONG = re.compile(
     r"(maximum|model's) (context|model) length|\(context length|max_model_len|context_length_exceeded|input_too_long"
