@@ -5,6 +5,7 @@
 Each request is read as the first turn of a chat. Logistic regression on the hidden state of the turn's last token
 learns to label requests; the model itself is not trained. The table gives AUROC after each number of first layers, on
 rows that the regression has not seen: held-out requests of the public sets, XSTest, and the everyday and harmful lists.
+After all layers it is the state behind the model's last norm.
 With 20 rows of each label of each source it takes 8 minutes on 2 cores.
 """
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 LONGEST, BATCH = 120, 24
-HELD_OUT, LISTS = "held out", "lists"
 
 
 def balanced(samples: Iterable[Sample], rows: int) -> list[Sample]:
@@ -60,9 +60,9 @@ def states(model: LanguageModel, samples: Sequence[Sample], depths: Sequence[int
 
 def _tokens(model: LanguageModel, prompt: str) -> list[int]:
     """The request as a chat's first turn, its beginning if it is longer than `LONGEST` tokens."""
-    ids = [model.tokenizer.encode(text, add_special_tokens=False).ids for text in ("<|im_start|>user\n", prompt)]
-    end = model.tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False).ids
-    return [*ids[0], *ids[1][:LONGEST], *end]
+    texts = ("<|im_start|>user\n", prompt, "<|im_end|>\n<|im_start|>assistant\n")
+    start, asked, end = (model.tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+    return [*start, *asked[:LONGEST], *end]
 
 
 def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -91,9 +91,9 @@ def main() -> None:
     sets = public_sets(settings.data, settings.rows)
     judged = {benchmark.benchmark.name: benchmark.samples for benchmark in sets.loaded}
     tests = {
-        HELD_OUT: balanced((row for name, rows in judged.items() if name != XSTEST for row in rows), settings.rows),
-        "XSTest": balanced(judged.get(XSTEST, ()), len(judged.get(XSTEST, ()))),
-        LISTS: [*request_list("everyday").samples, *request_list("harmful").samples],
+        "held out": balanced((row for name, rows in judged.items() if name != XSTEST for row in rows), settings.rows),
+        "XSTest": judged.get(XSTEST, ()),
+        "lists": [*request_list("everyday").samples, *request_list("harmful").samples],
     }
     train = balanced(sets.train, settings.rows)
     model = load_language_model(settings.model)

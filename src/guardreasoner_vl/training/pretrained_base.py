@@ -103,8 +103,13 @@ def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
     write_texts(folder, tokenizer, base, text.max_positions)
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(small_config(text, base.vision, tokenizer))
-    weights = _renumbered(source.network.model.state_dict(), kept_layers(base, source.network.config))
-    weights["norm.weight"] = _norm(source.network.model.layers, kept_layers(base, source.network.config), weights)
+    kept = kept_layers(base, source.network.config)
+    weights = _renumbered(source.network.model.state_dict(), kept)
+    left_out = source.network.model.layers[kept[-1] + 1 :]
+    if (
+        left_out
+    ):  # the first of them has learnt to read what the last kept layer writes, and the model's last norm has not
+        weights["norm.weight"] = left_out[0].input_layernorm.weight.detach()
     weights["embed_tokens.weight"] = embeddings(source, tokenizer, seed)
     _fill(model.model.language_model, weights, base.path)
     if base.vision_from:
@@ -237,15 +242,6 @@ def _renumbered(weights: Mapping[str, torch.Tensor], kept: Sequence[int]) -> dic
         if not prefix or prefix in numbers:
             renumbered[numbers.get(prefix, "") + name.removeprefix(prefix)] = weight
     return renumbered
-
-
-def _norm(layers: Any, kept: Sequence[int], weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The weights of the last norm (width,), which reads what the last kept layer writes.
-
-    Where layers after it are left out, the first of them has learnt to read that, and the model's last norm has not.
-    """
-    following = kept[-1] + 1
-    return weights["norm.weight"] if following == len(layers) else layers[following].input_layernorm.weight.detach()
 
 
 def _fill(network: Any, weights: Mapping[str, torch.Tensor], path: str) -> None:
