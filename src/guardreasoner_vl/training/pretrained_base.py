@@ -105,10 +105,8 @@ def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
     model = Qwen2_5_VLForConditionalGeneration(small_config(text, base.vision, tokenizer))
     kept = kept_layers(base, source.network.config)
     weights = _renumbered(source.network.model.state_dict(), kept)
-    left_out = source.network.model.layers[kept[-1] + 1 :]
-    if (
-        left_out
-    ):  # the first of them has learnt to read what the last kept layer writes, and the model's last norm has not
+    # The first layer left out has learnt to read what the last kept one writes, and the model's last norm has not.
+    if left_out := source.network.model.layers[kept[-1] + 1 :]:
         weights["norm.weight"] = left_out[0].input_layernorm.weight.detach()
     weights["embed_tokens.weight"] = embeddings(source, tokenizer, seed)
     _fill(model.model.language_model, weights, base.path)
