@@ -119,7 +119,6 @@ class HttpClient:
     ) -> None:
         self._url = _checked_url(base_url)
         self._headers = {"Authorization": f"Bearer {_checked_key(api_key)}"} if api_key else {}
-        self._max_concurrency = max_concurrency
         self._timeout = timeout
         self._retries = retries
         self._places: asyncio.LifoQueue[int] = asyncio.LifoQueue()  # for each, the number of its pool
