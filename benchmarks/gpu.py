@@ -144,11 +144,18 @@ def sft(name: ShapeName, inputs: QwenInputs, device: torch.device, peak: float |
     return {**figures, **({} if peak is None else {"share": flops / seconds / peak})}
 
 
-def update(name: ShapeName, folder: Path, inputs: QwenInputs, device: torch.device) -> dict[str, float]:
-    """Seconds of an update of one group by this package and by TRL, and what each adds to the memory at most."""
+def update(
+    name: ShapeName, folder: Path, inputs: QwenInputs, device: torch.device, peak: float | None
+) -> dict[str, float]:
+    """Speed of an update of one group by this package and by TRL, and what each adds to the memory at most.
+
+    Tokens are those of the prompt, its image included, and of the answers, each counted once.
+    """
     shape, exact = WORK[name][1], name == "toy"
     network = network_of(SHAPES[name], inputs, device, torch.float32 if exact else torch.bfloat16)
-    figures: dict[str, float] = {}
+    answers, sizes = sum(shape.lengths), shape_of(SHAPES[name])
+    tokens = shape.prompt + answers
+    figures: dict[str, float] = {"tokens": tokens}
     with tempfile.TemporaryDirectory() as output:
         bench = Bench(network, folder, shape, output, "fp32" if exact else "bf16-weights")
         for arm, work in (("ours", bench.ours), ("stock", bench.theirs)):
@@ -158,7 +165,10 @@ def update(name: ShapeName, folder: Path, inputs: QwenInputs, device: torch.devi
                 torch.cuda.reset_peak_memory_stats(device)
                 work()
                 figures[f"{arm}_adds_gb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e9
-    return {**figures, "ratio": figures["stock_seconds"] / figures["ours_seconds"]}
+    seconds = figures["ours_seconds"]
+    figures |= {"ratio": figures["stock_seconds"] / seconds, "tokens_per_second": tokens / seconds}
+    flops = 6 * (sizes.matrices * tokens + sizes.head * answers)
+    return {**figures, **({} if peak is None else {"share": flops / seconds / peak})}
 
 
 def measure(name: ShapeName, device: torch.device, gpu: str | None = None) -> dict[str, Any]:
@@ -171,7 +181,7 @@ def measure(name: ShapeName, device: torch.device, gpu: str | None = None) -> di
         parts = {"sft": sft(name, inputs, device, peak)}
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        parts["update"] = update(name, folder, inputs, device)
+        parts["update"] = update(name, folder, inputs, device, peak)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {"shape": name, "device": kind, "torch": torch.__version__, **parts}
 

@@ -26,6 +26,11 @@ def test_every_part_is_measured_at_the_toy_shape() -> None:
     assert figures["update"]["ratio"] == pytest.approx(
         figures["update"]["stock_seconds"] / figures["update"]["ours_seconds"]
     )
+    prompt, answer, group = WORK["toy"][1].prompt, WORK["toy"][1].completion, WORK["toy"][1].group
+    assert figures["update"]["tokens"] == prompt + group * answer
+    assert figures["update"]["tokens_per_second"] * figures["update"]["ours_seconds"] == pytest.approx(
+        figures["update"]["tokens"]
+    )
     assert all(math.isfinite(value) for part in ("sft", "update") for value in figures[part].values())
 
 

@@ -70,7 +70,7 @@ def test_the_wheel_contains_every_file_of_the_package(wheel: Path) -> None:
     shipped = ROOT / "recipes"
     recipes = {f"guardreasoner_vl/recipe/shipped/{path.relative_to(shipped)}" for path in shipped.rglob("*.yaml")}
     assert names == files | recipes
-    for kind in ("model.safetensors", "tokenizer.json", "instruction.txt", "page.html", "f1.csv", "py.typed"):
+    for kind in ("model.int8.safetensors", "tokenizer.json", "instruction.txt", "page.html", "f1.csv", "py.typed"):
         assert any(name.endswith(f"/{kind}") for name in names), kind
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE", "licenses/NOTICE"} <= metadata
 

@@ -277,7 +277,7 @@ class Guard:
             if listener and listener.cancelled:
                 outcome = cancel_judging(judging)
                 continue
-            reply = await self._areply(with_listener(outcome, listener))
+            reply = await self._areply(with_listener(outcome, listener, self.engine.model))
             outcome = await asyncio.to_thread(advance, judging, reply)
         return outcome
 

@@ -127,7 +127,7 @@ def test_help_comes_in_panels_and_by_its_short_name() -> None:
         "Serve": ["serve", "plan-capacity"],
         "Publish": ["push"],
         "Data": ["curate", "synthesize", "write-requests", "corpus"],
-        "Train": ["base", "sft", "mine", "augment", "grpo", "run", "ablate", "compact"],
+        "Train": ["base", "sft", "mine", "augment", "grpo", "run", "ablate", "compact", "average"],
         "Measure": ["evaluate", "calibrate", "compare", "robustness", "score"],
     }
     for command in (("moderate",), ("corpus",), ("corpus", "stats")):

@@ -38,6 +38,7 @@ def test_each_modality_has_a_harmful_and_a_harmless_input_judged_rightly(guard: 
     assert all(verdict.reasoning for verdict in verdicts)
 
 
-def test_its_reasoning_quotes_the_text_of_an_image(guard: Guard) -> None:
+def test_its_reasoning_shows_no_words_that_it_made_up_for_an_image(guard: Guard) -> None:
     verdict = guard.moderate(images=[EXAMPLES / "images" / "poster_bomb.png"])
-    assert 'The picture shows "how to build a bomb".' in (verdict.reasoning or "")
+    assert "shows [\u2026]" in (verdict.reasoning or "")
+    assert verdict.unsupported_quotes == 1

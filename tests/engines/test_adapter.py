@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from guardreasoner_vl.engines.adapter import CONFIG, WEIGHTS, adapter_parameters, check_adapter
+from guardreasoner_vl.engines.model_files import PROCESSOR
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.engines.weights import read_network
 from guardreasoner_vl.errors import InputError, ModelError
 from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.recipe import parse_recipe
 from guardreasoner_vl.training.lora import load_trainable, write_and_merge
-from guardreasoner_vl.training.model_folder import write_model
+from guardreasoner_vl.training.model_folder import copy_processor, write_model
 from guardreasoner_vl.training.small_model import write_new_model
 from tests.engines import fake_vllm
 from tests.tiny_model import SHAPE, TEXTS
@@ -49,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter_parameters(model):
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-    write_and_merge(model, str(base), out / "adapter")
+    write_and_merge(model, str(base), base, out / "adapter")
     write_model(model, model.state_dict(), base, out / "model")
     return out
 
@@ -74,6 +77,25 @@ def test_an_adapter_beside_its_model_is_the_merged_folder_to_the_bit(dtype: str,
         assert scores[0] == scores[1] != scores[2]
         assert adapted.model.name == plain.model.name
         assert str(adapted.model.revision).startswith(f"{plain.model.revision}+")
+
+
+def test_images_are_limited_as_the_adapter_was_trained(
+    base: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's own limits would show the guard other pixels than it was trained on."""
+    adapter, budget = tmp_path / "adapter", PixelBudget(28 * 28, 56 * 56)
+    shutil.copytree(trained / "adapter", adapter)
+    copy_processor(base, adapter, budget)
+    fake_vllm.install(monkeypatch)
+    image = Image.effect_noise((224, 224), 80).convert("RGB")
+    for engine in ("transformers", "vllm"):
+        with Guard.load(str(base), engine, adapter=adapter) as adapted, Guard.load(str(base), engine) as plain:
+            assert adapted.engine.inputs.budget == budget != plain.engine.inputs.budget  # type: ignore[attr-defined]
+            tokens = [guard.moderate(images=[image]).usage.prompt_tokens for guard in (adapted, plain)]
+            assert tokens[0] < tokens[1]
+    (adapter / PROCESSOR).unlink()  # of another trainer
+    with Guard.load(str(base), adapter=adapter) as adapted, Guard.load(str(base)) as plain:
+        assert adapted.engine.inputs.budget == plain.engine.inputs.budget  # type: ignore[attr-defined]
 
 
 def test_vllm_computes_the_adapter_beside_the_model(base: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

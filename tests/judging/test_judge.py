@@ -61,6 +61,14 @@ def assert_error(verdict: Verdict, code: str, action: str = "block") -> None:
         assert (judgement.label, judgement.score) == (Label.ERROR, None)
 
 
+class NotTranscribing(ScriptedEngine):
+    """Declares that its quotes of images are not to be shown."""
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo(name="scripted", transcribes=False)
+
+
 class TestSlow:
     @pytest.mark.parametrize(
         ("request_label", "response_label", "flagged"),
@@ -96,6 +104,12 @@ class TestSlow:
         ):
             verdict = judged(exchange, ScriptedEngine([answer(reasoning='It reads "mild words".')]))
             assert (verdict.reasoning, verdict.unsupported_quotes) == ('It reads "mild words".', 0)
+
+    def test_a_model_that_cannot_copy_words_of_an_image_shows_no_quote_of_it(self) -> None:
+        exchange = Exchange("What is this?", (image(56, 56),))
+        verdict = judged(exchange, NotTranscribing([answer(reasoning='Asked "what is this": it reads "mild words".')]))
+        assert (verdict.reasoning, verdict.unsupported_quotes) == ('Asked "what is this": it reads [\u2026].', 1)
+        assert "transcribes" not in verdict.model_dump_json()
 
     def test_scores_are_read_off_the_labels(self) -> None:
         verdict = judged(ANSWERED, ScriptedEngine([answer("harmful", "unharmful")]))

@@ -331,9 +331,20 @@ class TestStreamedQuotes:
         Guard(engine).moderate_from(Source(engine, [GuardRequest(Exchange(BENIGN, (image(56, 56),)), None, listener)]))
         assert listener.heard == answer(reasoning=self.REASONING)
 
+    def test_a_model_that_cannot_copy_words_of_an_image_streams_no_quote_of_it(self) -> None:
+        class NotTranscribing(Noting):
+            @property
+            def model(self) -> ModelInfo:
+                return ModelInfo(name="toy", transcribes=False)
+
+        listener = Watching()
+        engine = NotTranscribing(lambda _: answer(reasoning=self.REASONING))
+        Guard(engine).moderate_from(Source(engine, [GuardRequest(Exchange(BENIGN, (image(56, 56),)), None, listener)]))
+        assert listener.heard == answer(reasoning=self.SHOWN)
+
     def test_text_before_a_start_is_checked_as_well(self) -> None:
         outer = Watching()
-        call = with_listener(GenerateCall(build_request(Exchange(BENIGN), Policy())), outer)
+        call = with_listener(GenerateCall(build_request(Exchange(BENIGN), Policy())), outer, ModelInfo(name="m"))
         assert call.request.listener is not None
         call.request.listener.on_text('It says "mild words". Then "garden is full".')
         assert outer.heard == 'It says [\u2026]. Then "garden is full".'

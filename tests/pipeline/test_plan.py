@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,36 @@ def test_the_papers_recipes_on_gpus_of_80_gb(name: str, gpus: int, tmp_path: Pat
         for change in ({"shard_weights": True}, {"precision": "bf16-weights"}):
             changed = recipe_with(name, grpo=change)
             assert "grpo: fits 80.0 GB" in plan_of(changed, Path("r.yaml"), Path(), tmp_path, ["grpo"], gpus, 80)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("3b", 64), ("3b-eco", 64), ("7b", 16), ("7b-eco", 16)])
+def test_the_papers_recipes_on_a_gpu_of_24_gb(name: str, rows: int, tmp_path: Path) -> None:
+    text = plan_of(recipe(name), Path("r.yaml"), Path(), tmp_path, ["sft", "mine", "grpo"], 1, 24)
+    sft, mine, grpo = (line for line in text.splitlines() if " fit" in line)
+    none = "does not fit 24.0 GB: plan for more GPUs or for more memory, no key of the recipe is enough"
+    assert (sft, grpo) == (f"sft: {none}", f"grpo: {none}")
+    tokens = 256 * rows  # as many for each prompt as before
+    assert mine == f"mine: does not fit 24.0 GB: set mine.max_rows: {rows} and mine.max_tokens: {tokens}"
+    smaller = recipe_with(name, mine={"max_rows": rows, "max_tokens": tokens})
+    assert "mine: fits 24.0 GB" in plan_of(smaller, Path("r.yaml"), Path(), tmp_path, ["mine"], 1, 24)
+
+
+def test_the_table_of_the_documents_has_the_memory_of_the_plan(tmp_path: Path) -> None:
+    lines = (PATH.parents[1] / "docs" / "reproduce.md").read_text("utf-8").splitlines()
+    for column, name in ((2, "3b"), (3, "7b")):
+        text = plan_of(recipe(name), Path("r.yaml"), Path(), tmp_path, ["sft", "mine", "grpo"], 4)
+        rows = [line.split("|") for line in lines if ", GB on " in line]
+        assert [row[1].split(",")[0].strip() for row in rows] == ["SFT", "mining", "RL"]
+        numbers = [number for row in rows for number in re.findall(r"\d+\.\d", row[column].split(";")[0])]
+        assert [f"about {number} GB a GPU" in text for number in numbers] == [True] * 4
+
+
+def test_the_memory_of_mining(tmp_path: Path) -> None:
+    """Weights in bf16; buffers of 4,399 tokens, as for RL's prompts of 256 tokens, with keys and values in bf16."""
+    text = plan_of(recipe("3b"), Path("r.yaml"), Path(), tmp_path, ["mine"])
+    assert "128 answers of the greatest length: about 28.3 GB a GPU (weights 7.5 GB, keys and values 20.8 GB)" in text
+    served = recipe_with("3b", mine={"base_url": "http://localhost:8000/v1"})
+    assert "a GPU" not in plan_of(served, Path("r.yaml"), Path(), tmp_path, ["mine"])
 
 
 @pytest.mark.parametrize(
@@ -187,9 +218,9 @@ def test_a_vllm_server_takes_nothing_of_the_training_s_gpus(tmp_path: Path) -> N
 @pytest.mark.parametrize(("gpus", "gpu_memory"), [(1, 24), (4, 80), (8, 80)])
 @pytest.mark.parametrize("name", ["3b-lora", "7b-lora"])
 def test_adapters_fit_a_gpu_of_24_gb(name: str, gpus: int, gpu_memory: int, tmp_path: Path) -> None:
-    text = plan_of(recipe(name), Path("r.yaml"), Path(), tmp_path, ["sft", "grpo"], gpus, gpu_memory)
+    text = plan_of(recipe(name), Path("r.yaml"), Path(), tmp_path, ["sft", "mine", "grpo"], gpus, gpu_memory)
     lines = [line for line in text.splitlines() if ": fits " in line or ": does not fit " in line]
-    assert lines == [f"sft: fits {gpu_memory}.0 GB", f"grpo: fits {gpu_memory}.0 GB"]
+    assert lines == [f"{stage}: fits {gpu_memory}.0 GB" for stage in ("sft", "mine", "grpo")]
 
 
 def test_the_memory_of_adapters(tmp_path: Path) -> None:

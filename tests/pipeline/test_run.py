@@ -200,6 +200,8 @@ def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
     planned = invoke("run", PATH, "--out", tmp_path / "none", "--plan", "--stages", "grpo")
     assert "80 rollout batches, 160 updates" in planned.stdout
     assert not (tmp_path / "none").exists()
+    small = invoke("run", "3b", "--out", tmp_path / "none", "--plan", "--gpus", "1", "--gpu-memory", "24", code=1)
+    assert "mine: does not fit 24.0 GB: set mine.max_rows: 64" in small.stdout
     unknown = invoke("run", PATH, "--out", tmp_path / "none", "--stages", "grpo,bake", code=2)
     assert "unknown stage 'bake': use curate, synthesize" in unknown.stderr
 

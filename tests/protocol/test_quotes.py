@@ -98,7 +98,7 @@ def test_a_quote_right_after_an_apostrophe_is_checked() -> None:
 
 
 def test_with_an_image_nothing_can_be_checked() -> None:
-    quotes = QuoteFilter(build_messages(ASKED), images=True)
+    quotes = QuoteFilter(build_messages(ASKED), any_words=True)
     assert (quotes.whole('The picture shows "fake".'), quotes.dropped) == ('The picture shows "fake".', 0)
 
 

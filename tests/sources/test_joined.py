@@ -341,7 +341,7 @@ def test_rows_that_are_not_trained_on_stay_out_of_it(root: Path) -> None:
 
 def test_without_either_section_nothing_is_made(root: Path) -> None:
     rows = mixture(root).train
-    assert extended(rows, DataSection(), 0) == rows
+    assert extended(rows, DataSection(), root, 0) == rows
     assert not any({"joined", "variation"} & set(row.meta) for row in rows)
 
 

@@ -1,8 +1,9 @@
 """One rank of `test_sft_sharding.py`, run by torchrun: short SFT runs with sharded weights.
 
-    torchrun --nproc-per-node 2 -m tests.training.sft_sharding_worker DATA OUT
+    torchrun --nproc-per-node 2 -m tests.training.sft_sharding_worker DATA OUT [resume]
 
-Writes OUT/rank-N.json. In the last run the second rank kills itself once the first step is saved.
+Writes OUT/rank-N.json. In the last run the second rank kills itself once the first step is saved; with `resume` that
+run alone goes on.
 """
 
 from __future__ import annotations
@@ -64,16 +65,23 @@ def state_of_gpus(self: PartialState, *arguments: Any, **settings: Any) -> None:
         self.distributed_type = DistributedType.MULTI_GPU
 
 
-def main(data: Path, out: Path) -> None:
+def main(data: Path, out: Path, resume: bool) -> None:
     PartialState.__init__ = state_of_gpus
     state = PartialState(cpu=True)
-    ends: dict[str, Any] = {"blank": 0}
+    if resume:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model_folder, "write_model", write_model_and_fp32)
+            sft.run(toy.recipe(data_of("mixed"), **SHARDED), data, out / "killed")
+        return
+    ends: dict[str, Any] = {"blank": 0, "with_images": []}
     interrupting: list[Callable[[], None]] = []
     collate = Collator.__call__
     step, save = SupervisedOnlyTrainer.training_step, SupervisedOnlyTrainer._save_checkpoint
 
     def collated(self: Collator, rows: Any) -> dict[str, Any]:
-        ends["blank"] += self.always_images and not any(row["image_paths"] for row in rows)
+        with_images = any(row["image_paths"] for row in rows)
+        ends["blank"] += self.always_images and not with_images
+        ends["with_images"].append(with_images)
         return collate(self, rows)
 
     def stepped(self: SupervisedOnlyTrainer, model: Any, *arguments: Any) -> Any:
@@ -94,7 +102,10 @@ def main(data: Path, out: Path) -> None:
         patch.setattr(SupervisedOnlyTrainer, "training_step", stepped)
         patch.setattr(SupervisedOnlyTrainer, "_save_checkpoint", saved)
         for rows in ("text", "image", "mixed"):
+            ends["with_images"] = []
             sft.run(toy.recipe(data_of(rows), **SHARDED), data, out / rows)
+        ends["mixed"] = ends.pop("with_images")
+        ends["with_images"] = []
         interrupting.append(_interrupt)
         with contextlib.suppress(KeyboardInterrupt):
             sft.run(toy.recipe(data_of("mixed"), **SHARDED), data, out / "resumed")
@@ -115,6 +126,6 @@ def _interrupt() -> None:
 
 if __name__ == "__main__":
     try:
-        main(*map(Path, sys.argv[1:]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), "resume" in sys.argv[3:])
     except GuardError as error:
         sys.exit(f"{type(error).__name__}: {error}")

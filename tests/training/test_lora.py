@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.engines.adapter import WEIGHTS, adapted_layers, adapter_parameters, load_adapter
+from guardreasoner_vl.engines.model_files import PROCESSOR
 from guardreasoner_vl.errors import ModelError, RecipeError
 from guardreasoner_vl.images.sizes import ImageSizes
 from guardreasoner_vl.recipe import GrpoSection, LoraSection, Recipe, parse_recipe
@@ -224,7 +225,7 @@ def test_the_merged_model_computes_what_the_adapted_does(precision: str, tiny_mo
         return output
 
     adapted = logits()
-    write_and_merge(model, "owner/base", tmp_path / "adapter")
+    write_and_merge(model, "owner/base", tiny_model, tmp_path / "adapter")
     assert not list(adapted_layers(model))
     merged = logits()
     assert float((merged - adapted).abs().max()) < 0.02 * float(adapted.abs().max())
@@ -241,10 +242,10 @@ def test_adapters_are_written_as_peft_reads_them(tiny_model: Path, tmp_path: Pat
     ids = torch.arange(20, 60)[None]
     with torch.no_grad():
         adapted = model(input_ids=ids).logits
-    write_and_merge(model, "owner/base", tmp_path / "adapter")
+    write_and_merge(model, "owner/base", tiny_model, tmp_path / "adapter")
     settings = PeftConfig.from_pretrained(str(tmp_path / "adapter"))
     assert (settings.base_model_name_or_path, settings.r, settings.lora_alpha) == ("owner/base", 4, 12)
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", WEIGHTS}
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", WEIGHTS, PROCESSOR}
     read = PeftModel.from_pretrained(load_for_training(tiny_model, "fp32"), str(tmp_path / "adapter")).eval()
     with torch.no_grad():
         assert torch.equal(read(input_ids=ids).logits, adapted)
@@ -263,4 +264,4 @@ def test_a_broken_adapter_is_not_merged(tiny_model: Path, tmp_path: Path) -> Non
     model = load_trainable(tiny_model, recipe(), "sft")
     adapter_parameters(model)[1].data.fill_(float("nan"))
     with pytest.raises(ModelError, match="holds NaN or infinity: train it again"):
-        write_and_merge(model, "owner/base", tmp_path / "adapter")
+        write_and_merge(model, "owner/base", tiny_model, tmp_path / "adapter")

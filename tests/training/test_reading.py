@@ -24,7 +24,10 @@ from guardreasoner_vl.training.reading import (
     NO_LETTER,
     OTHER_LETTER,
     LetterHead,
+    Shares,
+    _Drawn,
     _features,
+    _read,
     learn_to_read,
     patch_letters,
     patch_tokens,
@@ -122,11 +125,11 @@ def test_each_half_of_a_patch_holds_the_letter_that_fills_most_of_it(inputs: Qwe
 def test_the_loss_of_letters_by_hand() -> None:
     head = LetterHead(3)
     states = torch.tensor([[3.0, 0.0, 0.0]])
-    assert head.loss(states, [0, NO_LETTER]).item() == pytest.approx(math.log(28))
+    assert head.loss(states, torch.tensor([0, NO_LETTER])).item() == pytest.approx(math.log(28))
     with torch.no_grad():
         head.weight[0, 0] = 2.0  # the left half's letter a; the states' root mean square is the root of 3
     left_half = -math.log(math.exp(2 * math.sqrt(3)) / (math.exp(2 * math.sqrt(3)) + 27))
-    assert head.loss(states, [0, NO_LETTER]).item() == pytest.approx((left_half + math.log(28)) / 2)
+    assert head.loss(states, torch.tensor([0, NO_LETTER])).item() == pytest.approx((left_half + math.log(28)) / 2)
 
 
 def test_states_halfway_stand_in_the_order_of_the_features(folder: Path, inputs: QwenInputs) -> None:
@@ -134,14 +137,15 @@ def test_states_halfway_stand_in_the_order_of_the_features(folder: Path, inputs:
     tower.blocks = tower.blocks[:1]  # so that halfway is the end, and the features are its merger's
     images = [Image.effect_noise((width, 140), 80).convert("RGB") for width in (224, 168)]
     with torch.no_grad():
-        halfway, features = _features(tower, images, inputs)
+        grids = torch.tensor([(1, *inputs.grid(image.height, image.width)) for image in images])
+        halfway, features = _features(tower, torch.from_numpy(inputs.patches(images)), grids)
         assert torch.allclose(tower.merger(halfway.view(-1, tower.config.hidden_size)), features, atol=1e-5)
 
 
 def test_the_loss_by_hand() -> None:
     embeddings = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     features = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-    loss, pointed = reading_loss(features, embeddings, [{0: 1.0}, {0: 0.5, 1: 0.5}])
+    loss, pointed = reading_loss(features, embeddings, Shares.of([{0: 1.0}, {0: 0.5, 1: 0.5}]))
     certain = -math.log(1 / (1 + math.exp(-KAPPA)))
     unsure = 0.5 * (KAPPA + certain) + 0.5 * certain
     apart = (certain + unsure) / 2
@@ -149,6 +153,24 @@ def test_the_loss_by_hand() -> None:
     long = (0 + math.log(3 / 1.5) ** 2) / 2
     assert float(loss) == pytest.approx(apart + ALPHA * impure + long, rel=1e-5)
     assert pointed.tolist() == [0, 1]
+
+
+def test_a_patch_is_read_if_any_of_its_tokens_is_pointed_at() -> None:
+    blank = 9
+    targets = Shares.of([{0: 0.5, 1: 0.5}, {2: 1.0}, {blank: 1.0}, {0: 1.0}])
+    assert _read(torch.tensor([1, 0, blank, 0]), targets, blank) == (2, 3)
+
+
+@pytest.mark.parametrize("pages", [0.0, 1.0])
+def test_printed_pages_of_the_texts_take_their_share(
+    pages: float, inputs: QwenInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guardreasoner_vl.training.reading._SNIPPETS", 0)
+    section, variety = ReadingSection(images=2, batch_size=2, pages=pages), torch.ones(())
+    (batch,) = _Drawn(inputs, section, ["zebra"], 0, variety)
+    (zebra,) = inputs.tokens(" zebra")[-1:]
+    assert (zebra in batch.shares.tokens) == bool(pages)
+    assert batch.grids.prod(1).sum() == len(batch.pixels)
 
 
 def test_the_tower_learns_and_nothing_else_changes(folder: Path, inputs: QwenInputs) -> None:
@@ -162,7 +184,7 @@ def test_the_tower_learns_and_nothing_else_changes(folder: Path, inputs: QwenInp
     assert all(".visual." in name for name in changed)
 
     shown = [draw_words(random.Random(seed), "how to bake a cake", plain=True) for seed in range(8)]
-    targets = [shares for image in shown for shares in patch_tokens(image, inputs)]
+    targets = Shares.of([shares for image in shown for shares in patch_tokens(image, inputs)])
     grids = torch.tensor([(1, *inputs.grid(image.height, image.width)) for image in shown])
 
     def loss(state: dict[str, torch.Tensor]) -> float:

@@ -30,14 +30,15 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Launch:
-    """What two ranks did: the folder of their runs, what each noted, how the launch ended (by a killed rank), and one
-    process's runs."""
+    """What two ranks did: the folder of their runs, what each noted, how the launch ended (by a killed rank), one
+    process's runs, and the checkpoint that the killed run had before another launch resumed it."""
 
     out: Path
     ends: tuple[dict[str, Any], dict[str, Any]]
     returncode: int
     stderr: str
     alone: Path
+    left_by_kill: str | None
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,12 @@ def launch(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Launch:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert (out / "rank-0.json").is_file(), ended.stderr[-5000:]
     first, second = (json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    return Launch(out, (first, second), ended.returncode, ended.stderr, out / "alone")
+    left_by_kill = last_checkpoint(out / "killed" / "sft")
+    resumed = subprocess.run(
+        [*command, "resume"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr[-5000:]
+    return Launch(out, (first, second), ended.returncode, ended.stderr, out / "alone", left_by_kill)
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:
@@ -75,9 +81,10 @@ def final(out: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("rows", ["text", "image", "mixed", "resumed"])
+@pytest.mark.parametrize("rows", ["text", "image", "mixed", "resumed", "killed"])
 def test_three_steps_are_those_of_one_process(launch: Launch, rows: str) -> None:
-    sharded, whole = final(launch.out / rows), final(launch.alone / rows.replace("resumed", "mixed"))
+    alone = rows if rows in ("text", "image") else "mixed"
+    sharded, whole = final(launch.out / rows), final(launch.alone / alone)
     assert sharded.keys() == whole.keys()
     assert max(float((sharded[name] - whole[name]).abs().max()) for name in whole) < 1e-5
 
@@ -85,6 +92,12 @@ def test_three_steps_are_those_of_one_process(launch: Launch, rows: str) -> None
 def test_ranks_hold_shares_and_see_blank_images(launch: Launch) -> None:
     assert all(end["share"] == pytest.approx(0.5, abs=0.02) for end in launch.ends)
     assert all(end["blank"] >= 6 for end in launch.ends)
+
+
+def test_in_a_mixed_pass_one_rank_has_text_and_the_other_images(launch: Launch) -> None:
+    first, second = (end["mixed"] for end in launch.ends)
+    assert len(first) == len(second) == 6
+    assert first != second
 
 
 def test_the_finished_folder_is_a_guard(launch: Launch) -> None:
@@ -103,5 +116,4 @@ def test_a_killed_rank_ends_the_others_and_leaves_a_checkpoint(launch: Launch) -
     message = "GuardError: another process of this launch has ended: read its message, then run the same command"
     assert message in launch.stderr or "Signal 15 (SIGTERM)" in launch.stderr
     assert "RuntimeError" not in launch.stderr
-    folder = launch.out / "killed" / "sft"
-    assert last_checkpoint(folder) == str(folder / "checkpoint-1")
+    assert launch.left_by_kill == str(launch.out / "killed" / "sft" / "checkpoint-1")

@@ -7,13 +7,16 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
 from guardreasoner_vl.engines.qwen import QwenInputs, chat_text
+from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, INSTRUCTION, Message
 from guardreasoner_vl.recipe import NewModel, TextShape
+from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.training.small_model import build_tokenizer, small_config, write_new_model
 from tests.training import toy
 
@@ -61,7 +64,7 @@ def test_vocabulary_has_the_size_asked_for(tokenizer: Tokenizer) -> None:
 def test_vocabulary_is_smaller_where_the_texts_give_no_more(tokenizer: Tokenizer) -> None:
     small = build_tokenizer(["a"], 4000)
     assert small.get_vocab_size() < 300
-    assert small_config(SHAPE.text, SHAPE.vision, small).get_text_config().vocab_size == small.get_vocab_size()
+    assert small_config(SHAPE.text, SHAPE, small).get_text_config().vocab_size == small.get_vocab_size()
 
 
 def test_control_tokens_are_one_id_each(tokenizer: Tokenizer) -> None:
@@ -105,10 +108,28 @@ def test_the_wires_pieces_come_back_as_they_were(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("heads", [1, 2, 4, 8])
 def test_mrope_sections_fill_half_a_head(tokenizer: Tokenizer, heads: int) -> None:
     text = {**toy.SHAPE["text"], "hidden_size": 64, "heads": heads, "kv_heads": heads}
-    config = small_config(TextShape.model_validate(text), SHAPE.vision, tokenizer).get_text_config()
+    config = small_config(TextShape.model_validate(text), SHAPE, tokenizer).get_text_config()
     sections = config.rope_parameters["mrope_section"]
     assert sum(sections) == 64 // heads // 2
     assert all(section > 0 for section in sections)
+
+
+def test_text_does_not_depend_on_the_mrope_section(tmp_path: Path) -> None:
+    logits = []
+    half = SHAPE.text.hidden_size // SHAPE.text.heads // 2
+    for section in (None, (0, 2, half - 2)):
+        folder = tmp_path / str(section)
+        write_new_model(folder, TEXTS, SHAPE.model_copy(update={"mrope_section": section}), seed=0)
+        model = load_for_training(folder, "fp32")
+        with torch.no_grad():
+            logits.append(model(input_ids=torch.arange(100, 140)[None]).logits)
+    assert torch.equal(*logits)
+
+
+def test_an_mrope_section_that_is_not_half_a_head_is_refused(tokenizer: Tokenizer) -> None:
+    wrong = SHAPE.model_copy(update={"mrope_section": (1, 1, 1)})
+    with pytest.raises(RecipeError, match=r"mrope_section is \[1, 1, 1\]: its numbers must sum to"):
+        small_config(wrong.text, wrong, tokenizer)
 
 
 def test_transformers_opens_the_folder(folder: Path) -> None:

@@ -118,7 +118,11 @@ def run(
         str | None, typer.Option(metavar="A,B,...", help="Run only these stages, in the method's order.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print steps, memory and commands of the run, without running it.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Print steps, memory and commands of the run, without running it; fails if a stage does not fit.",
+        ),
     ] = False,
     gpus: Annotated[int, typer.Option(min=0, metavar="N", help="The number of GPUs to plan for, with --plan.")] = 0,
     gpu_memory: Annotated[
@@ -148,9 +152,12 @@ def run(
     if unknown := [name for name in chosen if name not in pipeline.STAGES]:
         raise RecipeError(f"unknown stage {unknown[0]!r}: use {', '.join(pipeline.STAGES)}")
     if plan:
-        from guardreasoner_vl.pipeline.plan import plan_of
+        from guardreasoner_vl.pipeline.plan import DOES_NOT_FIT, plan_of
 
-        typer.echo(plan_of(settings, recipe, data, out, chosen, gpus, gpu_memory, gpu))
+        text = plan_of(settings, recipe, data, out, chosen, gpus, gpu_memory, gpu)
+        typer.echo(text)
+        if DOES_NOT_FIT in text:
+            raise typer.Exit(1)
         return
     with resumable(), progress_bar() as progress:
         pipeline.run(pipeline.Run(settings, data, out, lambda line: typer.echo(line, err=True), progress), chosen)
@@ -192,7 +199,21 @@ def compact(
     typer.echo(f"{report.before / 1e6:,.2f} MB of weights became {report.after / 1e6:,.2f} MB{error}; {out}")
 
 
-COMMANDS = (sft, mine, augment, grpo, run, ablate, compact)
+def average(
+    before: Annotated[str, typer.Argument(metavar="BEFORE", help="A Qwen2.5-VL folder or hub id, before a training.")],
+    after: Annotated[str, typer.Argument(metavar="AFTER", help="The same model after the training.")],
+    share: Annotated[float, typer.Option(metavar="A", help="Share of AFTER, from 0 to 1.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the averaged model; it must not exist.")],
+) -> None:
+    """Average a model's weights before and after a training, so that it forgets less (WiSE-FT, arXiv 2109.01903)."""
+    from guardreasoner_vl.engines.model_files import resolve_folder
+    from guardreasoner_vl.training import averaging
+
+    averaging.average(resolve_folder(before), resolve_folder(after), share, out)
+    typer.echo(str(out))
+
+
+COMMANDS = (sft, mine, augment, grpo, run, ablate, compact, average)
 
 
 def _report_rows(path: Path) -> None:

@@ -2,13 +2,14 @@
 
 ADAPTER/adapter_config.json         rank, alpha, and the layers' names
 ADAPTER/adapter_model.safetensors   for each layer A (rank, inputs) and B (outputs, rank)
+ADAPTER/preprocessor_config.json    the image processor that it was trained with, if this package wrote the adapter
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.model_files import json_object
+from guardreasoner_vl.engines.model_files import PROCESSOR, json_object
 from guardreasoner_vl.errors import GuardError, MissingExtraError, ModelError, reason_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ def check_adapter(folder: Path) -> int:
     if not isinstance(rank, int):
         raise ModelError(f"{folder / CONFIG}: the rank `r` is not a number; train or download the adapter again")
     return rank
+
+
+def processor_folder(model: Path, adapter: Path | None) -> Path:
+    """The folder whose image processor holds: the adapter's if it has one, because it may limit images otherwise."""
+    return adapter if adapter and (adapter / PROCESSOR).is_file() else model
 
 
 def _weight_names(path: Path) -> list[str]:

@@ -20,6 +20,9 @@ WEIGHTS = "model.safetensors"
 CALIBRATION = "calibration.json"
 """The file in a model's folder that holds the calibration which `calibrate` measured."""
 
+PROCESSOR = "preprocessor_config.json"
+"""The file in a model's folder that holds the image processor's settings, the limits on images among them."""
+
 _DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _ACCEPTED = "give 'embedded', a model folder, or a hub id such as owner/name"
 _DIGEST_HEAD = 1 << 20
@@ -92,11 +95,18 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def model_info(model: str, folder: Path, revision: str | None = None, adapter: Path | None = None) -> ModelInfo:
-    """The model's name and revision, `weights_digest` for a local folder; an adapter adds its digest to it."""
+    """The model's name and revision, `weights_digest` for a local folder; an adapter adds its digest to it.
+
+    A model whose quotes of images are not to be shown has `"transcribes_images": false` in its config.json.
+    """
     if revision is None and not Path(model).expanduser().is_dir() and model != EMBEDDED:
         revision = folder.name
     revision = revision or weights_digest(folder)
-    return ModelInfo(name=model, revision=f"{revision}+{folder_digest(adapter)}" if adapter else revision)
+    return ModelInfo(
+        name=model,
+        revision=f"{revision}+{folder_digest(adapter)}" if adapter else revision,
+        transcribes=json_object(folder / "config.json").get("transcribes_images") is not False,
+    )
 
 
 def folder_digest(folder: Path) -> str:

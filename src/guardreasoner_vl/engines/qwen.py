@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guardreasoner_vl.engines.model_files import json_object
+from guardreasoner_vl.engines.model_files import PROCESSOR, json_object
 from guardreasoner_vl.errors import InputError, ModelError
 from guardreasoner_vl.images.geometry import PixelBudget, smart_resize
 from guardreasoner_vl.protocol import IMAGE, TargetLabel, training_target
@@ -62,15 +62,19 @@ class QwenInputs:
     token_id: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> QwenInputs:
-        """Raises `ModelError` when a file is missing or broken."""
+    def from_folder(cls, folder: Path, processor: Path | None = None) -> QwenInputs:
+        """Read the model in `folder`; the image processor's settings are those in the folder `processor`, if given.
+
+        Raises `ModelError` when a file is missing or broken.
+        """
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-        for name in ("tokenizer.json", "preprocessor_config.json"):
-            if not (folder / name).is_file():
-                raise ModelError(f"{folder}: no {name}; give the folder of a complete Qwen2.5-VL model")
+        settings_path = (processor or folder) / PROCESSOR
+        for path in (folder / "tokenizer.json", settings_path):
+            if not path.is_file():
+                raise ModelError(f"{path.parent}: no {path.name}; give the folder of a complete Qwen2.5-VL model")
         tokenizer = _tokenizer(folder)
-        settings = json_object(folder / "preprocessor_config.json")
+        settings = json_object(settings_path)
         size = settings.get("size") or {}
         try:
             budget = PixelBudget(
@@ -81,7 +85,7 @@ class QwenInputs:
             kept = {key: settings[key] for key in ("image_mean", "image_std", "temporal_patch_size") if key in settings}
             processor = Qwen2VLImageProcessorPil(**shape, **kept)
         except (InputError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"{folder}: preprocessor_config.json has invalid values; download it again") from error
+            raise ModelError(f"{settings_path} has invalid values; download it again") from error
         ids = {}
         for token in (IMAGE_PAD, "<|video_pad|>", END_OF_TURN, END_OF_TEXT, VISION_START, VISION_END):
             token_id = tokenizer.token_to_id(token)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from guardreasoner_vl.engines.adapter import merge_folder
+from guardreasoner_vl.engines.adapter import merge_folder, processor_folder
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
 from guardreasoner_vl.engines.isolation import ResultT, isolate, reported
@@ -72,7 +72,7 @@ class TransformersEngine:
         """
         folder = resolve_folder(model, revision)
         check_folder(folder)
-        inputs = QwenInputs.from_folder(folder)
+        inputs = QwenInputs.from_folder(folder, processor_folder(folder, adapter))
         network = load_network(folder, dtype)
         if adapter:
             merge_folder(network, adapter)

@@ -19,7 +19,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.adapter import check_adapter
+from guardreasoner_vl.engines.adapter import check_adapter, processor_folder
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.int8 import is_int8
 from guardreasoner_vl.engines.isolation import ResultT, isolate, reported
@@ -140,7 +140,7 @@ class VLLMEngine:
                 f"{folder}: vLLM does not read weights stored as int8: "
                 "write a copy with `guardreasoner-vl compact MODEL --expand --out DIR`, and give that"
             )
-        inputs = QwenInputs.from_folder(folder)
+        inputs = QwenInputs.from_folder(folder, processor_folder(folder, adapter))
         max_context = max_model_len or context_length(config)
         if adapter:
             rank = check_adapter(adapter)

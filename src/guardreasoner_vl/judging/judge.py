@@ -154,7 +154,7 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unr
         for logprobs, before, label, scale in zip(reasoned, unreasoned.odds, labels, policy.scales("slow"), strict=True)
     ]
     verdict = _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
-    quotes = QuoteFilter(request.messages, bool(request.images))
+    quotes = QuoteFilter(request.messages, bool(request.images) and model.transcribes)
     shown = quotes.whole(verdict.reasoning or "") or None
     return verdict.model_copy(update={"reasoning": shown, "unsupported_quotes": quotes.dropped})
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.base import Engine, EngineRequest, StreamListener
     from guardreasoner_vl.judging.effects import JudgingSteps
+    from guardreasoner_vl.types import ModelInfo
 
 WINDOWS_TOGETHER = 8
 """Largest number of windows in a round of a service; other exchanges' windows wait for the next round."""
@@ -134,7 +135,8 @@ class Rounds:
         for active in chosen:
             groups.setdefault(active.call.slots if isinstance(active.call, ScoreCall) else None, []).append(active)
         for slots, group in groups.items():
-            requests = [with_listener(active.call, active.listener).request for active in group if active.call]
+            model = self._engine.model
+            requests = [with_listener(active.call, active.listener, model).request for active in group if active.call]
             replies = run_calls(self._engine, requests, slots)
             for active, reply in zip(group, replies, strict=True):
                 if active.is_window:
@@ -210,18 +212,19 @@ def unexpected_error(what: str, error: Exception) -> EngineError:
     return EngineError(f"{what} failed ({type(error).__name__}); try again; the debug log has the details")
 
 
-def with_listener(call: EngineCall, listener: StreamListener | None) -> EngineCall:
-    """The call with a listener that receives the answer's text without unsupported quotes."""
+def with_listener(call: EngineCall, listener: StreamListener | None, model: ModelInfo) -> EngineCall:
+    """The call with a listener that receives the answer's text without unsupported quotes of `model`."""
     if listener is None or not isinstance(call, GenerateCall):
         return call
-    return replace(call, request=replace(call.request, listener=_QuoteFilteringListener(listener, call.request)))
+    return replace(call, request=replace(call.request, listener=_QuoteFilteringListener(listener, call.request, model)))
 
 
 class _QuoteFilteringListener:
     """Passes text on to a listener; a quote only once it is closed and is contained in the request."""
 
-    def __init__(self, listener: StreamListener, request: EngineRequest) -> None:
+    def __init__(self, listener: StreamListener, request: EngineRequest, model: ModelInfo) -> None:
         self._listener, self._request = listener, request
+        self._any_words = bool(request.images) and model.transcribes
         self._quotes = self._filter()
 
     def on_start(self) -> None:
@@ -237,4 +240,4 @@ class _QuoteFilteringListener:
         return self._listener.cancelled
 
     def _filter(self) -> QuoteFilter:
-        return QuoteFilter(self._request.messages, bool(self._request.images))
+        return QuoteFilter(self._request.messages, self._any_words)

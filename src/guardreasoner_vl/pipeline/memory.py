@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from guardreasoner_vl.engines.decoding import buffer_length
-from guardreasoner_vl.engines.jobs import MAX_TOKENS
 from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.base import Section
 from guardreasoner_vl.recipe.model import TOKEN_PIXELS
@@ -29,7 +28,7 @@ from guardreasoner_vl.rl.shared_prefix import MOST_LOGITS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from guardreasoner_vl.recipe import GrpoSection, Precision, SftSection
+    from guardreasoner_vl.recipe import GrpoSection, MineSection, Precision, SftSection
 
 ANSWER = 250
 """Tokens of an answer with reasoning, as assumed for logits and for the number of groups in a pass."""
@@ -139,23 +138,34 @@ def of_update(section: GrpoSection, size: ModelSize, gpus: int, max_pixels: int 
     }
 
 
-def of_rollouts(section: GrpoSection, size: ModelSize, gpus: int, rows: int, prompt: int | None = None) -> Memory:
+def of_mining(section: MineSection, size: ModelSize) -> Memory:
+    """The memory of the answers that one process generates at once, all of them as long as the limit, in bf16."""
+    prompt = section.max_tokens // section.max_rows
+    cache = _cache(section.max_rows, prompt, section.max_new_tokens, size, 2 + 2)
+    return {"weights": 2.0 * size.parameters, "keys and values": cache}
+
+
+def of_rollouts(section: GrpoSection, size: ModelSize, gpus: int, rows: int, prompt: int) -> Memory:
     """The memory of `rows` answers at once, all of them as long as the limit; keys are fp32 under autocast.
 
-    `prompt` are the tokens of each prompt, by default as many as the engine reads at once. Of answers by vLLM it is
-    what the training holds meanwhile; `of_vllm` adds to it.
+    `prompt` are the tokens of each prompt. Of answers by vLLM it is what the training holds meanwhile; `of_vllm` adds
+    to it.
     """
     sharded = section.shard_weights and gpus > 1
     if section.rollouts.engine != "transformers":
         return _resident(section.precision, size, gpus, sharded)
-    prompt = MAX_TOKENS // rows if prompt is None else prompt
     _, element, residual = _bytes(section.precision, sharded=sharded)
-    tokens = buffer_length(prompt)
-    while tokens < prompt + section.max_completion_length:
-        tokens = buffer_length(tokens + 1)
-    cache = rows * tokens * size.decoder.layers * size.decoder.kv_width * (residual + element)
+    cache = _cache(rows, prompt, section.max_completion_length, size, residual + element)
     memory = {**_resident(section.precision, size, gpus, sharded), "keys and values": cache}
     return {**memory, "whole copy": float(element * size.parameters)} if sharded else memory
+
+
+def _cache(rows: int, prompt: int, answer: int, size: ModelSize, pair: int) -> float:
+    """Bytes of the buffers of keys and values, at `pair` bytes for a number of both, in tokens of prompt and answer."""
+    tokens = buffer_length(prompt)
+    while tokens < prompt + answer:
+        tokens = buffer_length(tokens + 1)
+    return float(rows * tokens * size.decoder.layers * size.decoder.kv_width * pair)
 
 
 def trained(work: Callable[[_Stage], Memory], section: _Stage, size: ModelSize) -> Memory:
@@ -195,6 +205,16 @@ def sft_remedy(section: SftSection, fits: Callable[[SftSection], bool], size: Mo
         changes.append(_lighter_weights(section, "sft", gpus))
     changes += [(f"batch_size: {rows}", {"batch_size": rows}) for rows in _halves(section.batch_size)]
     return _first(section, changes, fits, "sft")
+
+
+def mining_remedy(section: MineSection, fits: Callable[[MineSection], bool]) -> str | None:
+    """The first change of `mine` that makes it fit, in words; None if none does."""
+    changes: list[tuple[str, dict[str, Any]]] = [
+        # As many tokens for each prompt as before.
+        (f"max_rows: {rows} and mine.max_tokens: {tokens}", {"max_rows": rows, "max_tokens": tokens})
+        for rows, tokens in zip(_halves(section.max_rows), _halves(section.max_tokens), strict=False)
+    ]
+    return _first(section, changes, fits, "mine")
 
 
 def grpo_remedy(section: GrpoSection, fits: Callable[[GrpoSection], bool], size: ModelSize, gpus: int) -> str | None:

@@ -13,7 +13,7 @@ from guardreasoner_vl.pipeline import memory
 from guardreasoner_vl.pipeline.capacity import device_of, shape_of
 from guardreasoner_vl.pipeline.hours import Machine, answer_seconds, batch_seconds, sft_seconds
 from guardreasoner_vl.pipeline.memory import Memory, ModelSize, Stack
-from guardreasoner_vl.pipeline.run import ROWS, STAGES, TRAINING
+from guardreasoner_vl.pipeline.run import STAGES, TRAINING
 from guardreasoner_vl.pipeline.shapes import BASES
 from guardreasoner_vl.rl.clipping import bound
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 GPU_MEMORY = 80
 """GB of a GPU that is planned for, of 10^9 bytes: a card of 80 GB has 85.9, and the rest is CUDA's and NCCL's."""
+
+
+DOES_NOT_FIT = "does not fit"
+"""Words of a plan with a stage that needs more memory than the GPUs have."""
 
 
 def plan_of(
@@ -218,7 +222,7 @@ class _RunPlan:
         total = f": {drawn:,} rows, {drawn * section.candidates:,} answers" if drawn else ""
         most = section.candidates * section.max_new_tokens
         line = f"{section.candidates} candidates a row{total}, at most {most:,} tokens a row; keeps {section.keep}"
-        return [line, *self._mining_hours(section, drawn)]
+        return [line, *self._mining_memory(section), *self._mining_hours(section, drawn)]
 
     def augment(self) -> list[str]:
         share, rows = self.recipe.augment.share, _rows(self.out / "mine")
@@ -258,7 +262,7 @@ class _RunPlan:
 
     def _mining_hours(self, section: MineSection, rows: int | None) -> list[str]:
         def seconds(machine: Machine, rows: float) -> float:
-            return answer_seconds(machine, rows, section.candidates, ROWS)
+            return answer_seconds(machine, rows, section.candidates, section.max_rows)
 
         return self._hours_of_rows("answers", 1, seconds, rows)
 
@@ -274,7 +278,7 @@ class _RunPlan:
     def _grpo_hours(self, section: GrpoSection, batches: int | None) -> list[str]:
         if self.gpu is None:
             return []
-        answers, updates = batch_seconds(self.gpu.machine(self.gpus), section, ROWS)
+        answers, updates = batch_seconds(self.gpu.machine(self.gpus), section, section.rollouts.max_rows)
         each = f"{duration(answers)} of answers and {duration(updates)} of updates"
         total = duration(batches * (answers + updates)) if batches else None
         return [self.gpu.line("training", self.gpus, each, "a rollout batch", total)]
@@ -295,15 +299,35 @@ class _RunPlan:
         remedy = memory.sft_remedy(section, lambda changed: sum(needed(changed).values()) <= limit, size, self.gpus)
         return [*lines, _too_large(limit, remedy)]
 
+    def _mining_memory(self, section: MineSection) -> list[str]:
+        size, limit = self.size, self.limit
+        if size is None or section.base_url:
+            return []
+        needed = memory.of_mining(section, size)
+        lines = [_memory_line(f"{section.max_rows} answers of the greatest length", needed)]
+        if limit is None:
+            return lines
+
+        def fits(section: MineSection) -> bool:
+            return sum(memory.of_mining(section, size).values()) <= limit
+
+        if fits(section):
+            return [*lines, f"fits {_memory(limit)}"]
+        return [*lines, _too_large(limit, memory.mining_remedy(section, fits))]
+
     def _grpo_memory(self, section: GrpoSection) -> list[str]:
         size, limit, pixels = self.size, self.limit, self.recipe.base.max_pixels
         if size is None:
             return []
+        rows = section.rollouts.max_rows
+        prompt = section.rollouts.max_tokens // rows
 
         def needed(section: GrpoSection) -> tuple[Memory, Memory]:
             vllm = memory.of_vllm(section, limit or GPU_MEMORY * 1e9)
             update = memory.trained(lambda part: memory.of_update(part, size, self.gpus, pixels), section, size)
-            rollouts = memory.trained(lambda part: memory.of_rollouts(part, size, self.gpus, ROWS), section, size)
+            rollouts = memory.trained(
+                lambda part: memory.of_rollouts(part, size, self.gpus, rows, prompt), section, size
+            )
             return update | vllm, rollouts | vllm
 
         def fits(section: GrpoSection) -> bool:
@@ -315,7 +339,7 @@ class _RunPlan:
 
         update, rollouts = needed(section)
         by_vllm = section.rollouts.engine != "transformers"
-        what = "rollouts by vLLM" if by_vllm else f"rollouts, {ROWS} of the greatest length"
+        what = "rollouts by vLLM" if by_vllm else f"rollouts, {rows} of the greatest length"
         lines = [_memory_line("an update", update), _memory_line(what, rollouts)]
         if by_vllm:
             lines.append(f"vLLM needs {_memory(memory.vllm_needs(section, size))} at least, more for answers at once")
@@ -332,8 +356,9 @@ def _memory_line(work: str, parts: Memory) -> str:
 
 
 def _too_large(limit: float, remedy: str | None) -> str:
+    """The line of a stage that is too large; every other line lacks the words `DOES_NOT_FIT`."""
     change = f"set {remedy}" if remedy else "plan for more GPUs or for more memory, no key of the recipe is enough"
-    return f"does not fit {_memory(limit)}: {change}"
+    return f"{DOES_NOT_FIT} {_memory(limit)}: {change}"
 
 
 def duration(seconds: float) -> str:

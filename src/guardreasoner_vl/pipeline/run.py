@@ -31,16 +31,12 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.base import Engine
     from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
-    from guardreasoner_vl.recipe import Recipe
+    from guardreasoner_vl.recipe import BatchLimits, Recipe
 
 Stage = Literal["curate", "synthesize", "sft", "mine", "augment", "grpo", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 TRAINING: tuple[Stage, ...] = ("sft", "grpo")
 """Stages that can run on several GPUs; the others need a single process."""
-
-
-ROWS = 128
-"""The largest number of answers generated at once, higher than the engine's default, because stages need many."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ def _mine(job: Run) -> None:
         return
     model, corpus = _needed(job.cold_start, "sft"), _needed(job.corpus, "curate")
     begin(job.out, job.recipe, "mine")
-    with Guard(_engine(model, job.recipe.mine.base_url)) as guard:
+    with Guard(_engine(model, job.recipe.mine, job.recipe.mine.base_url)) as guard:
         report = mine.run(job.recipe, corpus, guard, job.hard, progress=job.progress)
     if report.unanswered:
         raise DataError(f"{report.unanswered:,} rows got no answer from the engine: run the same command to resume")
@@ -208,7 +204,7 @@ def evaluated(job: Run, name: str, model: Path) -> Path:
 
     section, folder = job.recipe.evaluate, job.out / "evaluate" / name
     policy = Policy(mode=section.mode, max_new_tokens=section.max_new_tokens, retry_new_tokens=section.max_new_tokens)
-    with Guard(_engine(model, section.base_url), policy) as guard:
+    with Guard(_engine(model, section, section.base_url), policy) as guard:
         results = evaluate.run(guard, benchmarks(job), folder, progress=job.progress)
     if results.unanswered:
         job.tell(f"  {name}: {results.warnings[-1]}")
@@ -242,13 +238,13 @@ def _needed(folder: Path, stage: Stage) -> Path:
     return folder
 
 
-def _engine(model: Path, base_url: str | None) -> Engine:
+def _engine(model: Path, limits: BatchLimits, base_url: str | None) -> Engine:
     """The model in this process, or on the server at `base_url`, which is told to load it."""
     if base_url is not None:
         return _served(model, base_url)
     from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
-    return TransformersEngine.load(str(model), max_rows=ROWS)
+    return TransformersEngine.load(str(model), max_rows=limits.max_rows, max_tokens=limits.max_tokens)
 
 
 def _served(model: Path, base_url: str) -> Engine:

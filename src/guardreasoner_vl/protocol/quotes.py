@@ -1,8 +1,8 @@
 """Checks the quotes in a guard's reasoning against its input, and removes quotes that the input does not contain.
 
 A quote is enclosed by two quotation marks in one paragraph; a quote that is never closed ends with its line. White
-space, case, typographic forms, invisible characters and the changes of `neutralise` are ignored. If there is an image,
-nothing is checked, because the image may contain any words.
+space, case, typographic forms, invisible characters and the changes of `neutralise` are ignored. If there is an image
+and the model is known to copy its words rightly, nothing is checked, because the image may contain any words.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ _INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u20
 class QuoteFilter:
     """Passes on streamed reasoning, and withholds each quote until it is closed and found in `messages`.
 
-    `images` tells whether the request contains images; `dropped` counts the removed quotes.
+    With `any_words` every quote passes; `dropped` counts the removed quotes.
     """
 
-    def __init__(self, messages: Sequence[Message], images: bool = False) -> None:
+    def __init__(self, messages: Sequence[Message], any_words: bool = False) -> None:
         self.dropped = 0
-        self._messages, self._unchecked = messages, images
+        self._messages, self._unchecked = messages, any_words
         self._read: str | None = None
         self._held, self._before = "", ""
 

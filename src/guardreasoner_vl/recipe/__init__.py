@@ -8,6 +8,7 @@ from guardreasoner_vl.recipe.data import (
     DuplicatesSection,
     JoinedSection,
     MadeSection,
+    RenderedSection,
     SourceSection,
     VariedSection,
 )
@@ -24,6 +25,7 @@ from guardreasoner_vl.recipe.model import (
 )
 from guardreasoner_vl.recipe.training import (
     AugmentSection,
+    BatchLimits,
     ClipSection,
     EvaluateSection,
     GrpoSection,
@@ -42,6 +44,7 @@ __all__ = [
     "SAMPLES",
     "AugmentSection",
     "BalanceSection",
+    "BatchLimits",
     "ClipSection",
     "DataSection",
     "DuplicatesSection",
@@ -58,6 +61,7 @@ __all__ = [
     "PretrainedBase",
     "ReadingSection",
     "Recipe",
+    "RenderedSection",
     "RewardForm",
     "RewardSection",
     "RolloutSection",

@@ -135,6 +135,18 @@ class JoinedSection(Section):
     seed: int = Field(default=0, description="Seed of the draw, combined with the recipe's `seed`.")
 
 
+class RenderedSection(Section):
+    """Requests of training rows shown in images instead of typed, or typed beside an image (`sources.rendered`)."""
+
+    share: float = Field(
+        gt=0,
+        lt=1,
+        description="Share of rendered rows among them and the sources' training rows; half of them have a harmful "
+        "request.",
+    )
+    seed: int = Field(default=0, description="Seed of the draw, combined with the recipe's `seed`.")
+
+
 class VariedSection(Section):
     """Texts changed at the surface (typing errors, look-alike letters, formats), labels kept (`sources.variation`)."""
 
@@ -199,8 +211,8 @@ class BalanceSection(Section):
 class DataSection(Section):
     """What is trained on (paper, section 3.1).
 
-    `joined` adds rows made of training rows, then `varied` changes some texts; validation and test rows stay as they
-    are.
+    `rendered` and `joined` add rows made of training rows, then `varied` changes some texts; validation and test rows
+    stay as they are.
     """
 
     sources: tuple[SourceSection, ...] = Field(default=(), description="The data sets of the mixture.")
@@ -219,6 +231,10 @@ class DataSection(Section):
     )
     joined: JoinedSection | None = Field(
         default=None, description="Add rows that are made by joining training rows. Null: none."
+    )
+    rendered: RenderedSection | None = Field(
+        default=None,
+        description="Add rows whose requests are drawn as images, unless only text is trained. Null: none.",
     )
     varied: VariedSection | None = Field(
         default=None, description="Change some training texts at the surface. Null: none."

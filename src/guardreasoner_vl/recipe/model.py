@@ -70,6 +70,15 @@ class Sight(Section):
         description="Largest area of an image in pixels; larger ones are shrunk. Each 784 pixels cost one token.",
     )
     vision: VisionShape = Field(default=VisionShape(), description="Shape of the vision tower.")
+    mrope_section: (
+        tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None
+    ) = Field(
+        default=None,
+        description="M-RoPE: how many of a head's rotary frequencies, from the highest on, hold the time, the row "
+        "and the column of an image's tokens; half a head's width together. Text is not affected. Null: a quarter "
+        "and twice three eighths, as Qwen2.5-VL, whose columns have the lowest frequencies; a small decoder reads "
+        "words in an image sooner if columns have most of them, such as [0, 2, 30].",
+    )
 
     @model_validator(mode="after")
     def _pixels(self) -> Self:
@@ -130,6 +139,13 @@ class ReadingSection(Section):
         default=1e-3, gt=0, description="Peak learning rate; 5% warm-up, then cosine decay to 0."
     )
     batch_size: int = Field(default=16, ge=1, description="Images in one optimizer step.")
+    pages: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the images, once words are read, that are printed pages of training texts "
+        "(`sources.synthetic.pages`).",
+    )
 
 
 class ModelSection(Section):

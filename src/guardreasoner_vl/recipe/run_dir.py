@@ -37,7 +37,12 @@ _READ: dict[str, tuple[str, ...]] = {
 _FREE = {
     "synthesize": ("base_url", "concurrency", "max_cost"),
     "sft": ("save_steps", "gradient_checkpointing", "shard_weights"),
-    "mine": ("base_url", "keep"),  # `stages.mine` compares `keep` once a corpus was made by it
+    "mine": (
+        "base_url",
+        "keep",
+        "max_rows",
+        "max_tokens",
+    ),  # `stages.mine` compares `keep` once a corpus was made by it
     "grpo": (
         "pass_tokens",
         "save_every",
@@ -45,6 +50,8 @@ _FREE = {
         "shard_weights",
         "rollouts.base_url",
         "rollouts.gpu_memory_utilization",
+        "rollouts.max_rows",
+        "rollouts.max_tokens",
     ),
 }
 """Keys of a section that change how a stage gets to its result, and not the result; a dot leads into a part of it."""

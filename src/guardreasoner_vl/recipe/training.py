@@ -167,7 +167,20 @@ class SynthesizeSection(Section):
     )
 
 
-class MineSection(Section):
+class BatchLimits(Section):
+    """How much the engine `transformers` computes at once: smaller limits take less memory and more time."""
+
+    max_rows: int = Field(
+        default=128, ge=1, description="Answers that the engine `transformers` generates at once, at most."
+    )
+    max_tokens: int = Field(
+        default=32_768,
+        ge=1,
+        description="Prompt tokens, padding included, that the engine `transformers` reads at once, at most.",
+    )
+
+
+class MineSection(BatchLimits):
     """Hard-sample mining (paper, section 3.3): sampled answers to each row decide whether it is kept."""
 
     candidates: int = Field(default=4, ge=1, description="Answers sampled for each training row (paper: 4).")
@@ -285,7 +298,7 @@ class RewardSection(Section):
         return self
 
 
-class RolloutSection(Section):
+class RolloutSection(BatchLimits):
     """What samples the answers of online RL and judges the validation rows."""
 
     engine: RolloutEngineName = Field(
@@ -393,7 +406,7 @@ class GrpoSection(Section):
         return self
 
 
-class EvaluateSection(Section):
+class EvaluateSection(BatchLimits):
     """What the finished models are measured on."""
 
     benchmarks: tuple[str, ...] = Field(

@@ -17,6 +17,8 @@ from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
 from guardreasoner_vl.sources.labels import KnownLabels, known_labels
 from guardreasoner_vl.sources.locate import locate
 from guardreasoner_vl.sources.parquet import IMAGES, read_rows
+from guardreasoner_vl.sources.rendered import SOURCE as RENDERED
+from guardreasoner_vl.sources.rendered import rendered_rows
 from guardreasoner_vl.sources.repeats import all_taken
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.sources.synthetic import contrast
@@ -49,8 +51,8 @@ class Mixture:
 def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curated: bool = False) -> Mixture:
     """Read every source below `root`; synthetic and unpacked images are written to `work` once and reused.
 
-    With `curated`, each training row appears once with its number of repeats in `meta`, and joined rows and variations
-    are left to `extended`: before deduplication they would hide overlaps with the evaluation sets.
+    With `curated`, each training row appears once with its number of repeats in `meta`, and rendered rows, joined rows
+    and variations are left to `extended`: before deduplication they would hide overlaps with the evaluation sets.
     """
     mixture = Mixture()
     for source in data.sources:
@@ -86,14 +88,21 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
         rows: list[Sample] = getattr(mixture, name)
         setattr(mixture, name, [_with_taxonomy(row, data) for row in rows if row.modality in data.modalities])
     if not curated:
-        mixture.train = extended(mixture.train, data, seed)
+        mixture.train = extended(mixture.train, data, work, seed)
     return mixture
 
 
-def extended(train: list[Sample], data: DataSection, seed: int) -> list[Sample]:
-    """The training rows plus joined rows, with some texts varied; each only if the recipe asks for it."""
+def extended(train: list[Sample], data: DataSection, work: Path, seed: int) -> list[Sample]:
+    """The training rows plus rendered and joined rows, with some texts varied; each only if the recipe asks for it.
+
+    The rendered rows' images are drawn below `work`.
+    """
+    derived: list[Sample] = []
+    if data.rendered:
+        derived += rendered_rows(train, data.rendered, work / RENDERED, seed, data.modalities)
     if data.joined:
-        train = [*train, *joined_rows(train, data.joined, seed)]
+        derived += joined_rows(train, data.joined, seed)
+    train = [*train, *derived]
     return varied(train, data.varied, seed) if data.varied else train
 
 

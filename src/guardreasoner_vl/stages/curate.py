@@ -1,6 +1,7 @@
 """Curation: build one corpus from a recipe's sources, without duplicates and without rows of the evaluation sets.
 
-    sources -> mixture (shares, splits, labels) -> duplicates and decontamination -> joined and varied -> balance -> DIR
+    sources -> mixture (shares, splits, labels) -> duplicates and decontamination -> rendered, joined and varied rows
+            -> balance -> DIR
 
 Rows that cannot be used are named in `DIR/skipped.jsonl` with their reasons, and nothing else is lost.
 """
@@ -23,6 +24,7 @@ from guardreasoner_vl.sources.joined import SOURCE as JOINED
 from guardreasoner_vl.sources.locate import revision_of
 from guardreasoner_vl.sources.mixture import build_mixture, extended
 from guardreasoner_vl.sources.parquet import IMAGES
+from guardreasoner_vl.sources.rendered import SOURCE as RENDERED
 from guardreasoner_vl.storage.atomic import write_json, write_whole
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ REPORT = "curation.json"
 class CurationReport:
     """The result of a curation.
 
-    `read` counts the sources' rows, `derived` those joined and varied from them, `unbalanced` those that the balance
-    dropped; `skipped` names the unusable ones.
+    `read` counts the sources' rows, `derived` those rendered, joined and varied from them, `unbalanced` those that the
+    balance dropped; `skipped` names the unusable ones.
     """
 
     info: CorpusInfo
@@ -88,7 +90,7 @@ def _curated(
             skipped.add(dropped.reason, dropped.id)
         report["duplicates"] = checked.as_json()
     train, others = ([row for row in rows if (row.split == "train") == trained] for trained in (True, False))
-    with_derived = extended(train, recipe.data, recipe.seed)
+    with_derived = extended(train, recipe.data, out, recipe.seed)
     derived, before = len(with_derived) - len(train), len(with_derived)
     train = balanced(with_derived, recipe.data.balance, recipe.seed) if recipe.data.balance else with_derived
     unbalanced = before - len(train)
@@ -128,10 +130,13 @@ def _evaluation_rows(section: DuplicatesSection, data: Path, out: Path) -> list[
 
 def _described(data: DataSection) -> tuple[SourceInfo, ...]:
     sources = tuple(_source(source) for source in data.sources)
-    if data.joined:
-        licences = dict.fromkeys(source.licence for source in sources)
-        sources += (SourceInfo(name=JOINED, origin="joined from the other rows", licence=", ".join(licences)),)
-    return sources
+    licences = ", ".join(dict.fromkeys(source.licence for source in sources))
+    made = ((RENDERED, data.rendered, "drawn"), (JOINED, data.joined, "joined"))
+    return sources + tuple(
+        SourceInfo(name=name, origin=f"{how} from the other rows", licence=licences)
+        for name, asked, how in made
+        if asked
+    )
 
 
 def _source(source: SourceSection) -> SourceInfo:

@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Sample
 
 _log = logging.getLogger(__name__)
-ROWS = 128
-"""The largest number of answers generated at once."""
 
 
 class StoppedError(GuardError):
@@ -175,7 +173,8 @@ class _Training:
     def _own_engine(self, model: Path) -> TransformersEngine:
         """The network itself, or its copy if the weights are sharded, as the engine."""
         network = self._copy.network if self._copy else self._model
-        return TransformersEngine.of_network(network, self._inputs, ModelInfo(name=str(model)), max_rows=ROWS)
+        limits = {"max_rows": self._section.rollouts.max_rows, "max_tokens": self._section.rollouts.max_tokens}
+        return TransformersEngine.of_network(network, self._inputs, ModelInfo(name=str(model)), **limits)
 
     def work(self, sigterm_came: Callable[[], bool], progress: Callable[[TrainingStep], None] | None) -> None:
         """Run the remaining rollout batches; save a checkpoint after every `save_every` of them and after the best.
@@ -225,7 +224,7 @@ class _Training:
             draw_training(self._folder, self.log.rows)
             write_json(self._folder / "grpo.json", report)
             if self._recipe.lora:
-                write_and_merge(model, str(base), self._folder / ADAPTER)
+                write_and_merge(model, str(base), base, self._folder / ADAPTER)
             write_model(model, model.state_dict(), base, finished)
 
     def _fitting(self, samples: Sequence[Sample], data: Path) -> list[Sample]:

@@ -225,9 +225,14 @@ def _inputs(recipe: Recipe, folder: Path) -> QwenInputs:
 def _teach_reading(source: Path, partial: Path, recipe: Recipe, section: ReadingSection, texts: Sequence[str]) -> None:
     from guardreasoner_vl.training.model_folder import copy_texts, load_for_training
     from guardreasoner_vl.training.reading import learn_to_read
+    from guardreasoner_vl.training.vision_attention import use_one_call
 
     model = load_for_training(source, recipe.sft.precision)
-    read = learn_to_read(model, _inputs(recipe, source), section, texts, recipe.seed)
+    if _accelerator():
+        model.to("cuda")
+        use_one_call(model.model.visual)
+    bf16 = recipe.sft.precision == "bf16"
+    read = learn_to_read(model, _inputs(recipe, source), section, texts, recipe.seed, autocast=bf16)
     write_json(partial.parent / "reading.json", {"images": section.images, "patches_read_rightly": read})
     model.save_pretrained(partial)
     copy_texts(source, partial)
@@ -309,7 +314,7 @@ def _save(
     model, start = trainer.accelerator.unwrap_model(trainer.model), recipe.base
     if recipe.lora and trainer.is_world_process_zero():
         name = start.path if start.path and not start.reading else str(base)
-        write_and_merge(model, name, finished.with_name(ADAPTER))
+        write_and_merge(model, name, base, finished.with_name(ADAPTER), budget)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective call if weights are sharded
     if trainer.is_world_process_zero():
         write_model(model, weights, base, finished, budget)

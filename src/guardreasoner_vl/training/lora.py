@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from guardreasoner_vl.engines.adapter import WEIGHTS, adapter_parameters, merge
 from guardreasoner_vl.errors import MissingExtraError, RecipeError
 from guardreasoner_vl.training.launch import shards_weights
-from guardreasoner_vl.training.model_folder import emptied, load_for_training, move
+from guardreasoner_vl.training.model_folder import copy_processor, emptied, load_for_training, move
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from guardreasoner_vl.images.geometry import PixelBudget
     from guardreasoner_vl.recipe import LoraSection, Precision, Recipe
 
 ADAPTER = "adapter"
@@ -96,16 +97,18 @@ def adapts_tower(lora: LoraSection) -> bool:
     return any(target.startswith(_TOWER) for target in lora.targets)
 
 
-def write_and_merge(model: Any, base: str, folder: Path) -> None:
-    """Write the adapters to `folder` in peft's layout, for the model that `base` names, and merge them into the model.
+def write_and_merge(model: Any, name: str, start: Path, folder: Path, budget: PixelBudget | None = None) -> None:
+    """Write the adapters to `folder` in peft's layout, and merge them into the model.
 
-    Raises `ModelError` for NaN or infinity in an adapter.
+    `name` is what the adapter says of the model that it belongs to, `start` that model's folder, whose image processor
+    is written beside the adapter, with the limits on images changed to `budget`. Raises `ModelError` for NaN or
+    infinity in an adapter.
     """
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     settings = model.peft_config["default"]
-    settings.base_model_name_or_path = base
+    settings.base_model_name_or_path = name
     partial = emptied(folder)
     save_file(
         {f"base_model.model.{name}": value.detach().contiguous().cpu() for name, value in weights.items()},
@@ -113,6 +116,7 @@ def write_and_merge(model: Any, base: str, folder: Path) -> None:
         {"format": "pt"},
     )
     settings.save_pretrained(str(partial))
+    copy_processor(start, partial, budget)
     move(partial, folder)
     merge(model)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from guardreasoner_vl.engines.model_files import CALIBRATION
+from guardreasoner_vl.engines.model_files import CALIBRATION, PROCESSOR
 from guardreasoner_vl.engines.weights import read_network
 from guardreasoner_vl.errors import DataError, RecipeError, reason_of
 from guardreasoner_vl.storage.atomic import PARTIAL, write_json
@@ -61,7 +61,7 @@ def write_model(
     model.save_pretrained(partial, state_dict=weights)
     copy_texts(base, partial)
     if budget:
-        _limit_pixels(partial / "preprocessor_config.json", budget)
+        _limit_pixels(partial / PROCESSOR, budget)
     move(partial, folder)
 
 
@@ -97,6 +97,13 @@ def _make_generation_neutral(path: Path) -> None:
     token_ids = {name: value for name, value in generation.items() if name.endswith("_token_id")}
     neutral = {**token_ids, "do_sample": False, "repetition_penalty": 1.0}
     path.write_text(json.dumps(neutral, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def copy_processor(source: Path, folder: Path, budget: PixelBudget | None = None) -> None:
+    """Copy the settings of the image processor in `source`, with the limits on images changed to `budget`."""
+    shutil.copy2(source / PROCESSOR, folder / PROCESSOR)
+    if budget:
+        _limit_pixels(folder / PROCESSOR, budget)
 
 
 def _limit_pixels(path: Path, budget: PixelBudget) -> None:

@@ -95,14 +95,14 @@ def _load(folder: Path, dtype: torch.dtype, gguf_file: str | None = None) -> Lan
 def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
     """Write a complete, loadable Qwen2.5-VL folder; `seed` initialises the weights that neither source provides.
 
-    Raises `ModelError` if a source cannot be read or does not fit.
+    Raises `ModelError` if a source cannot be read or does not fit, `RecipeError` if `base.mrope_section` does not fit.
     """
     source = load_language_model(base.path, base.revision)
     text = text_shape(source.network.config, base)
     tokenizer = trimmed(source.tokenizer, base.vocab_size)
     write_texts(folder, tokenizer, base, text.max_positions)
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(small_config(text, base.vision, tokenizer))
+    model = Qwen2_5_VLForConditionalGeneration(small_config(text, base, tokenizer))
     kept = kept_layers(base, source.network.config)
     weights = _renumbered(source.network.model.state_dict(), kept)
     # The first layer left out has learnt to read what the last kept one writes, and the model's last norm has not.

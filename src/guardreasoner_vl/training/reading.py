@@ -10,23 +10,26 @@ x_i, embeddings e_v of the batch's tokens and shares p_iv of the patch's text,
 The first term separates the tokens; the second aligns a feature with the sum of its tokens; the third matches lengths.
 So the decoder, which knows the words, receives them as it would receive text. Halfway up the tower an auxiliary linear
 head, discarded afterwards, predicts the letter in each half of a merged patch, which makes words be learnt sooner.
-Embeddings and decoder are not trained.
+Embeddings and decoder are not trained. Beside a GPU, worker processes draw the images.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 from transformers.vision_utils import get_vision_window_index
 
 from guardreasoner_vl.sources.synthetic import phrases
 from guardreasoner_vl.sources.synthetic.images import WORDS, draw_words
+from guardreasoner_vl.sources.synthetic.pages import draw_page, printable
 from guardreasoner_vl.training.master_adamw import MasterAdamW
 
 if TYPE_CHECKING:
@@ -62,46 +65,115 @@ _WARMUP_SHARE = 0.05
 _RECENT_STEPS = 20
 _SNIPPETS = 0.2
 _SNIPPET_WORDS = (2, 12)
+_PAGE_WORDS = (2, 40)
+_MOST_WORKERS = 8
 _WORD = re.compile(r"[A-Za-z']+")
 
 
-def learn_to_read(model: Any, inputs: QwenInputs, section: ReadingSection, texts: Sequence[str], seed: int) -> float:
+def learn_to_read(
+    model: Any, inputs: QwenInputs, section: ReadingSection, texts: Sequence[str], seed: int, *, autocast: bool = False
+) -> float:
     """Train the vision tower in place; returns the share of patches with words that it reads correctly at the end.
 
     The first images show made-up phrases in a plain style: black on white, one typeface, one size. The share of images
-    in any style, a fifth of them snippets of `texts`, grows while most of the words are read correctly.
+    in any style grows while most of the words are read correctly. `section.pages` of these are printed pages of
+    `texts`, and a fifth of the others show snippets of them. With `autocast` the tower computes in bf16. Equal seeds
+    give equal towers on a CPU; beside a GPU the moment at which a worker draws decides its share of any style.
     """
     tower = model.model.visual
+    device = tower.device
     embeddings = model.get_input_embeddings().weight.detach().float()
-    letters = LetterHead(tower.config.hidden_size * inputs.merge**2).to(tower.device)
+    letters = LetterHead(tower.config.hidden_size * inputs.merge**2).to(device)
     parameters = [*tower.parameters(), *letters.parameters()]
     optimizer = MasterAdamW(parameters, section.learning_rate, (0.9, 0.98), 0.01)
     steps = -(-section.images // section.batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, int(_WARMUP_SHARE * steps), steps)
-    rng = random.Random(f"reading-{seed}")
     blank = _blank(inputs)
     recent: deque[tuple[int, int]] = deque(maxlen=_RECENT_STEPS)
-    progress = tqdm(range(steps), desc="reading", disable=None)  # no bar if stderr is no terminal
-    variety = 0.0
-    for _ in progress:
-        images = [_page(rng, texts, variety) for _ in range(section.batch_size)]
-        targets = [shares for image in images for shares in patch_tokens(image, inputs)]
-        shown = [letter for image in images for letter in patch_letters(image, inputs)]
-        halfway, features = _features(tower, images, inputs)
-        loss, pointed = reading_loss(features, embeddings, targets)
-        (loss + letters.loss(halfway, shown)).backward()  # type: ignore[no-untyped-call]
+    variety = torch.zeros(()).share_memory_()  # type: ignore[no-untyped-call]
+    batches = _Drawn(inputs, section, texts, seed, variety)
+    workers = _workers(device)
+    progress = tqdm(
+        DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=workers > 0),
+        desc="reading",
+        total=steps,
+        disable=None,  # no bar if stderr is no terminal
+    )
+    for batch in progress:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            halfway, features = _features(tower, batch.pixels, batch.grids)
+        shares = batch.shares.to(device)
+        loss, pointed = reading_loss(features, embeddings, shares)
+        (loss + letters.loss(halfway, batch.letters)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        predictions = zip(pointed.tolist(), targets, strict=True)
-        written = [token in shares for token, shares in predictions if blank not in shares]
-        recent.append((sum(written), len(written)))
+        recent.append(_read(pointed, shares, blank))
         read = _share(recent)
         if read >= MASTERED:
-            variety = min(1.0, variety + _VARIETY_STEP)
-        progress.set_postfix(loss=f"{loss.item():.2f}", read=f"{read:.0%}", variety=f"{variety:.0%}", refresh=False)
+            variety.fill_(min(1.0, variety.item() + _VARIETY_STEP))
+        progress.set_postfix(
+            loss=f"{loss.item():.2f}", read=f"{read:.0%}", variety=f"{variety.item():.0%}", refresh=False
+        )
     return _share(recent)
+
+
+class Shares(NamedTuple):
+    """The shares p_iv that are not 0, one entry each: the patch, the token and the share."""
+
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    shares: torch.Tensor
+
+    @classmethod
+    def of(cls, targets: Sequence[dict[int, float]]) -> Shares:
+        """The entries of `patch_tokens`, for the patches in order."""
+        entries = [(row, token, share) for row, shares in enumerate(targets) for token, share in shares.items()]
+        return cls(*(torch.tensor(part) for part in zip(*entries, strict=True)))
+
+    def to(self, device: torch.device) -> Shares:
+        """The same on another device."""
+        return Shares(*(part.to(device) for part in self))
+
+
+class _Batch(NamedTuple):
+    """Drawn images as the tower takes them, and what is written in them: `letters` has two entries for each patch."""
+
+    pixels: torch.Tensor
+    grids: torch.Tensor
+    shares: Shares
+    letters: torch.Tensor
+
+
+class _Drawn(IterableDataset[_Batch]):
+    """The batches of one training. Each worker draws its steps with the variety of the moment."""
+
+    def __init__(
+        self, inputs: QwenInputs, section: ReadingSection, texts: Sequence[str], seed: int, variety: torch.Tensor
+    ) -> None:
+        self._inputs, self._section, self._texts, self._seed, self._variety = inputs, section, texts, seed, variety
+
+    def __iter__(self) -> Iterator[_Batch]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(first, -(-self._section.images // self._section.batch_size), stride):
+            yield self._batch(random.Random(f"reading-{self._seed}-{step}"))
+
+    def _batch(self, rng: random.Random) -> _Batch:
+        variety, pages = self._variety.item(), self._section.pages
+        images = [_drawn_image(rng, self._texts, variety, pages) for _ in range(self._section.batch_size)]
+        return _Batch(
+            torch.from_numpy(self._inputs.patches(images)).half(),  # exact enough for values of 8 bits
+            torch.tensor([(1, *self._inputs.grid(image.height, image.width)) for image in images]),
+            Shares.of([shares for image in images for shares in patch_tokens(image, self._inputs)]),
+            torch.tensor([letter for image in images for letter in patch_letters(image, self._inputs)]),
+        )
+
+
+def _workers(device: torch.device) -> int:
+    """Processes that draw while a GPU computes, two batches each; on a CPU they would take its cores."""
+    return 0 if device.type == "cpu" else min(_MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) - 1))
 
 
 def patch_tokens(image: Image, inputs: QwenInputs) -> list[dict[int, float]]:
@@ -137,23 +209,21 @@ class LetterHead(torch.nn.Linear):
         torch.nn.init.zeros_(self.weight)
         torch.nn.init.zeros_(self.bias)
 
-    def loss(self, states: torch.Tensor, letters: Sequence[int]) -> torch.Tensor:
+    def loss(self, states: torch.Tensor, letters: torch.Tensor) -> torch.Tensor:
         """Cross-entropy; `states` has shape (merged patches, width), `letters` two entries for each."""
         logits = self(torch.nn.functional.rms_norm(states, states.shape[-1:]))
-        targets = torch.tensor(letters, device=states.device)
-        return torch.nn.functional.cross_entropy(logits.view(len(letters), -1), targets)
+        return torch.nn.functional.cross_entropy(logits.view(len(letters), -1), letters.to(states.device))
 
 
 def reading_loss(
-    features: torch.Tensor, embeddings: torch.Tensor, targets: Sequence[dict[int, float]]
+    features: torch.Tensor, embeddings: torch.Tensor, targets: Shares
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of features (patches, width), and the token that each feature is closest to (patches,)."""
-    entries = [(row, token, share) for row, shares in enumerate(targets) for token, share in shares.items()]
-    rows, tokens, shares = (torch.tensor(part, device=features.device) for part in zip(*entries, strict=True))
+    rows, tokens, shares = targets
     shown, columns = torch.unique(tokens, return_inverse=True)
     known = embeddings[shown]
     cosines = torch.nn.functional.normalize(features, dim=-1) @ torch.nn.functional.normalize(known, dim=-1).T
-    direction = -(shares * (KAPPA * cosines).log_softmax(-1)[rows, columns]).sum() / len(targets)
+    direction = -(shares * (KAPPA * cosines).log_softmax(-1)[rows, columns]).sum() / len(features)
     sums = torch.zeros_like(features).index_add(0, rows, shares[:, None] * known[columns])
     impurity = 1 - torch.nn.functional.cosine_similarity(features, sums, dim=-1)
     lengths = torch.zeros_like(features[:, 0]).index_add(0, rows, shares * known.norm(dim=-1)[columns])
@@ -161,20 +231,25 @@ def reading_loss(
     return direction + ALPHA * impurity.mean() + stretch.mean(), shown[cosines.argmax(-1)]
 
 
+def _read(pointed: torch.Tensor, targets: Shares, blank: int) -> tuple[int, int]:
+    """How many patches with words are read correctly, and how many there are."""
+    worded = targets.tokens != blank
+    right = worded & (pointed[targets.rows] == targets.tokens)
+    return int(right.sum()), len(set(targets.rows[worded].tolist()))
+
+
 def _blank(inputs: QwenInputs) -> int:
     (token,) = inputs.tokens(BLANK)
     return token
 
 
-def _features(tower: Any, images: Sequence[Image], inputs: QwenInputs) -> tuple[torch.Tensor, torch.Tensor]:
+def _features(tower: Any, pixels: torch.Tensor, grids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The states halfway up and the features at the end, (merged patches, width) each, in the images' order."""
-    grids = torch.tensor([(1, *inputs.grid(image.height, image.width)) for image in images])
-    pixels = torch.from_numpy(inputs.patches(images)).to(tower.device, tower.dtype)
     states: list[torch.Tensor] = []
     middle = tower.blocks[(len(tower.blocks) - 1) // 2]
     hook = middle.register_forward_hook(lambda _, __, state: states.append(state))
     try:
-        features = tower(pixels, grid_thw=grids.to(tower.device)).pooler_output
+        features = tower(pixels.to(tower.device, tower.dtype), grid_thw=grids.to(tower.device)).pooler_output
     finally:
         hook.remove()
     order, _ = get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
@@ -199,19 +274,25 @@ def _areas(
     return areas
 
 
-def _page(rng: random.Random, texts: Sequence[str], variety: float) -> Image:
+def _drawn_image(rng: random.Random, texts: Sequence[str], variety: float, pages: float) -> Image:
     phrase = phrases.phrase(rng, rng.choice(("harmful", "unharmful")))
     if rng.random() >= variety:
         return draw_words(rng, phrase, plain=True)
-    snippet = _snippet(rng, rng.choice(texts)) if texts and rng.random() < _SNIPPETS else ""
+    if texts and rng.random() < pages:
+        words = [word for word in rng.choice(texts)[:400].split() if printable(word)]
+        return draw_page(rng, _snippet(rng, words, _PAGE_WORDS) or phrase)
+    snippet = ""
+    if texts and rng.random() < _SNIPPETS:
+        snippet = _snippet(rng, _WORD.findall(rng.choice(texts)[:400]), _SNIPPET_WORDS)
     return draw_words(rng, snippet or phrase)
 
 
-def _snippet(rng: random.Random, text: str) -> str:
-    words = [word for word in _WORD.findall(text[:400]) if len(word) <= 15]
-    count = rng.randint(*_SNIPPET_WORDS)
-    first = rng.randrange(max(1, len(words) - count + 1))
-    return " ".join(words[first : first + count])
+def _snippet(rng: random.Random, words: Sequence[str], length: tuple[int, int]) -> str:
+    """Successive words of at most 15 letters each, as many as `length` allows."""
+    short = [word for word in words if len(word) <= 15]
+    count = rng.randint(*length)
+    first = rng.randrange(max(1, len(short) - count + 1))
+    return " ".join(short[first : first + count])
 
 
 def _overlaps(start: float, end: float, cells: int) -> Iterator[tuple[int, float]]:

@@ -29,6 +29,7 @@ from guardreasoner_vl.training.blank import BLANK, blank_branch, blank_image
 from guardreasoner_vl.training.launch import process_count, shards_weights
 from guardreasoner_vl.training.master_adamw import MasterAdamW
 from guardreasoner_vl.training.sft_data import IGNORED
+from guardreasoner_vl.training.vision_attention import use_one_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -309,6 +310,8 @@ def build_trainer(
         }
     )
     use_shared_prefix(model)
+    if config.device.type != "cpu":
+        use_one_call(model.model.visual)
     optimizer = None
     if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters() if parameter.requires_grad):
         model.to(config.device)  # before its parameters are copied

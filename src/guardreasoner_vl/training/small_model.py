@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN, IMAGE_PAD
+from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.protocol import INSTRUCTION
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def write_new_model(folder: Path, texts: Iterable[str], shape: NewModel, seed: i
     tokenizer = build_tokenizer(texts, shape.vocab_size)
     write_texts(folder, tokenizer, shape, shape.text.max_positions)
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(small_config(shape.text, shape.vision, tokenizer))
+    model = Qwen2_5_VLForConditionalGeneration(small_config(shape.text, shape, tokenizer))
     model.save_pretrained(folder)
 
 
@@ -123,11 +124,18 @@ def write_texts(folder: Path, tokenizer: Tokenizer, sight: Sight, max_positions:
     )
 
 
-def small_config(text: TextShape, vision: VisionShape, tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """The architecture's configuration, with the tokenizer's token ids."""
+def small_config(text: TextShape, sight: Sight, tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
+    """The architecture's configuration, with the tokenizer's token ids.
+
+    Raises `RecipeError` if `sight.mrope_section` is not half a head's width together.
+    """
     end, pad = tokenizer.token_to_id(END_OF_TURN), tokenizer.token_to_id(END_OF_TEXT)
     half = text.hidden_size // text.heads // 2
     side = 3 * half // 8
+    section = sight.mrope_section or (half - 2 * side, side, side)
+    if sum(section) != half:
+        raise RecipeError(f"mrope_section is {list(section)}: its numbers must sum to {half}, half a head's width")
+    vision = sight.vision
     return Qwen2_5_VLConfig(
         text_config={
             **text_sizes(text, tokenizer.get_vocab_size()),
@@ -136,7 +144,7 @@ def small_config(text: TextShape, vision: VisionShape, tokenizer: Tokenizer) -> 
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": text.rope_theta,
-                "mrope_section": [half - 2 * side, side, side],
+                "mrope_section": list(section),
             },
             "bos_token_id": pad,
             "eos_token_id": end,

@@ -51,7 +51,7 @@ class Provenance(Frozen):
     image_text: str | None = Field(default=None, description="Words in the images; empty if there are none.")
     repeat: int = Field(default=1, ge=0, description="How often training uses the row.")
     joined: str | None = Field(default=None, description="Kind of a joined row, such as `pair`.")
-    of: tuple[str, ...] = Field(default=(), description="Ids of the rows in a joined row.")
+    of: tuple[str, ...] = Field(default=(), description="Ids of the rows in a joined or rendered row.")
     variation: str | None = Field(default=None, description="How the text was changed, such as `leetspeak`.")
     plain: dict[Target, str] = Field(
         default_factory=dict, description="Texts that the labels of a joined or varied row rest on, by target."

@@ -51,6 +51,11 @@ class ModelInfo(Frozen):
     revision: str | None = Field(
         default=None, description="Content hash of a folder, or the hub's revision; null if unknown."
     )
+    transcribes: bool = Field(
+        default=True,
+        exclude=True,
+        description="Whether it copies words of an image rightly; if not, its reasoning is shown without such quotes.",
+    )
 
 
 def same_model(first: ModelInfo, second: ModelInfo) -> bool:
