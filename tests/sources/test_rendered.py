@@ -32,13 +32,13 @@ ALL: tuple[Modality, ...] = ("text", "image", "text-image")
 
 
 def test_half_are_made_from_harmful_rows_and_the_share_holds(tmp_path: Path) -> None:
-    made = [rendering.sample for rendering in planned(ROWS, SECTION, tmp_path, 0, ALL)]
-    assert len(made) == 480  # four times the rows that are there
-    assert len({sample.id for sample in made}) == 480
-    assert not any(is_held_out(sample.id) for sample in made)
-    labels = Counter(sample.request_label for sample in made)
+    rows = [rendering.sample for rendering in planned(ROWS, SECTION, tmp_path, 0, ALL)]
+    assert len(rows) == 480  # four times the rows that are there
+    assert len({sample.id for sample in rows}) == 480
+    assert not any(is_held_out(sample.id) for sample in rows)
+    labels = Counter(sample.request_label for sample in rows)
     assert labels == {"harmful": 240, "unharmful": 240}
-    assert {sample.source for sample in made} == {SOURCE}
+    assert {sample.source for sample in rows} == {SOURCE}
 
 
 def test_a_row_is_harmful_if_its_image_or_its_prompt_is(tmp_path: Path) -> None:
@@ -89,14 +89,14 @@ def test_a_stop_leaves_no_torn_image(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_another_text_under_the_same_id_gets_another_image(tmp_path: Path) -> None:
     corrected = [row.model_copy(update={"prompt": f"{row.prompt}, please"}) for row in ROWS]
-    names = [{made.sample.images[0] for made in planned(rows, SECTION, tmp_path, 0, ALL)} for rows in (ROWS, corrected)]
+    names = [{new.sample.images[0] for new in planned(rows, SECTION, tmp_path, 0, ALL)} for rows in (ROWS, corrected)]
     assert not names[0] & names[1]
 
 
 @pytest.mark.parametrize("modalities", [("text", "image"), ("text", "text-image"), ("text",)])
 def test_only_the_recipe_s_modalities_are_made(modalities: tuple[Modality, ...], tmp_path: Path) -> None:
-    made = {rendering.sample.modality for rendering in planned(ROWS, SECTION, tmp_path, 0, modalities)}
-    assert made == set(modalities) - {"text"}
+    modes = {rendering.sample.modality for rendering in planned(ROWS, SECTION, tmp_path, 0, modalities)}
+    assert modes == set(modalities) - {"text"}
 
 
 def test_what_is_known_of_a_row_goes_with_the_request_that_decides(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_a_category_of_the_response_does_not_outlive_it(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_cannot_be_rendered(unfit: Sample, tmp_path: Path) -> None:
-    made = planned([unfit, *ROWS[60:]], SECTION, tmp_path, 0, ALL)
-    assert made
-    assert {rendering.sample.request_label for rendering in made} == {"unharmful"}
+    rows = planned([unfit, *ROWS[60:]], SECTION, tmp_path, 0, ALL)
+    assert rows
+    assert {rendering.sample.request_label for rendering in rows} == {"unharmful"}
 
 
 def test_an_answer_stays_with_its_request(tmp_path: Path) -> None:

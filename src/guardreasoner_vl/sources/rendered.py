@@ -107,16 +107,16 @@ def planned(
     the fonts lack, under `SHORTEST` or over `LONGEST` characters are not rendered.
     """
     kinds = {kind: share for kind, share in _SHARES.items() if "text-image" in modalities or kind == PAGE}
-    if not kinds or not {"image", "text-image"} & set(modalities):
+    if not {"image", "text-image"} & set(modalities):
         return []
     rng = random.Random(f"{seed}-{section.seed}-rendered")
     maker = _Maker(_Requests.of(rows, rng), folder, seed, "image" in modalities, "text-image" in modalities, rng)
-    made = []
+    renderings = []
     for number in range(made_for(sum(map(times, rows)), section.share)):
         request = maker.requests.take(_CLASSES[number % 2])
         if request:
-            made.append(maker.rendering(request, rng.choices(list(kinds), list(kinds.values()))[0], number))
-    return made
+            renderings.append(maker.rendering(request, rng.choices(list(kinds), list(kinds.values()))[0], number))
+    return renderings
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,10 @@ def _evaluation_rows(section: DuplicatesSection, data: Path, out: Path) -> list[
 def _described(data: DataSection) -> tuple[SourceInfo, ...]:
     sources = tuple(_source(source) for source in data.sources)
     licences = ", ".join(dict.fromkeys(source.licence for source in sources))
-    made = ((RENDERED, data.rendered, "drawn"), (JOINED, data.joined, "joined"))
+    derived = ((RENDERED, data.rendered, "drawn"), (JOINED, data.joined, "joined"))
     return sources + tuple(
         SourceInfo(name=name, origin=f"{how} from the other rows", licence=licences)
-        for name, asked, how in made
+        for name, asked, how in derived
         if asked
     )
 

@@ -49,7 +49,7 @@ class _Windows:
         """
         if not hasattr(bounds, "_windows"):
             bounds._windows = cls._between(bounds)  # type: ignore[attr-defined]
-        windows: _Windows | None = bounds._windows
+        windows: _Windows | None = getattr(bounds, "_windows", None)
         return windows
 
     @classmethod
