@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.engines.adapter import CONFIG, WEIGHTS, merge_folder
+from guardreasoner_vl.engines.model_files import PROCESSOR
 from guardreasoner_vl.engines.weights import read_network
 from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.recipe import LoraSection
@@ -108,7 +109,7 @@ def test_checkpoints_of_sft_hold_adapters_alone(precision: str, tuned: dict[str,
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_sft_s_folder_is_its_start_with_the_adapter_merged(precision: str, tuned: dict[str, Path]) -> None:
     base, adapter, model = (tuned[precision] / name for name in ("base", "sft/adapter", "sft/model"))
-    assert {path.name for path in adapter.iterdir()} == {CONFIG, WEIGHTS}
+    assert {path.name for path in adapter.iterdir()} == {CONFIG, WEIGHTS, PROCESSOR}
     assert_equal(network(model), network(base, adapter))
     assert changed(model, base) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert (model / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
