@@ -134,14 +134,11 @@ def sft(name: ShapeName, inputs: QwenInputs, device: torch.device, peak: float |
 
     seconds = timed(step, device)
     tokens = section.batch_size * section.max_length
-    shape = shape_of(config)
-    flops = 6 * (shape.matrices * tokens + shape.head * len(packed.targets))
     planned = memory.of_sft(section, size_of(config), 1, 0)
-    figures = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-    figures["planned_gb"] = sum(planned.values()) / 1e9
+    figures = {"seconds": seconds, "planned_gb": sum(planned.values()) / 1e9}
     if device.type == "cuda":
         figures["measured_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-    return {**figures, **({} if peak is None else {"share": flops / seconds / peak})}
+    return {**figures, **speed(name, tokens, len(packed.targets), seconds, peak)}
 
 
 def update(
@@ -153,9 +150,9 @@ def update(
     """
     shape, exact = WORK[name][1], name == "toy"
     network = network_of(SHAPES[name], inputs, device, torch.float32 if exact else torch.bfloat16)
-    answers, sizes = sum(shape.lengths), shape_of(SHAPES[name])
+    answers = sum(shape.lengths)
     tokens = shape.prompt + answers
-    figures: dict[str, float] = {"tokens": tokens}
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as output:
         bench = Bench(network, folder, shape, output, "fp32" if exact else "bf16-weights")
         for arm, work in (("ours", bench.ours), ("stock", bench.theirs)):
@@ -165,10 +162,16 @@ def update(
                 torch.cuda.reset_peak_memory_stats(device)
                 work()
                 figures[f"{arm}_adds_gb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e9
-    seconds = figures["ours_seconds"]
-    figures |= {"ratio": figures["stock_seconds"] / seconds, "tokens_per_second": tokens / seconds}
-    flops = 6 * (sizes.matrices * tokens + sizes.head * answers)
-    return {**figures, **({} if peak is None else {"share": flops / seconds / peak})}
+    figures["ratio"] = figures["stock_seconds"] / figures["ours_seconds"]
+    return {**figures, **speed(name, tokens, answers, figures["ours_seconds"], peak)}
+
+
+def speed(name: ShapeName, tokens: int, supervised: int, seconds: float, peak: float | None) -> dict[str, float]:
+    """Tokens a second, and the share of the GPU's `peak` in FLOP/s if that is known."""
+    shape = shape_of(SHAPES[name])
+    flops = 6 * (shape.matrices * tokens + shape.head * supervised)
+    share = {} if peak is None else {"share": flops / seconds / peak}
+    return {"tokens": tokens, "tokens_per_second": tokens / seconds, **share}
 
 
 def measure(name: ShapeName, device: torch.device, gpu: str | None = None) -> dict[str, Any]:

@@ -15,17 +15,17 @@ import hashlib
 import json
 import random
 from dataclasses import dataclass
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.sources.jsonl import never_held_out
 from guardreasoner_vl.sources.repeats import times
 from guardreasoner_vl.sources.synthetic.fillers import Fillers
+from guardreasoner_vl.sources.turns import CLASSES, Turns
 from guardreasoner_vl.sources.union import class_of, made_for, union_label
 from guardreasoner_vl.types import Provenance, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from guardreasoner_vl.recipe import JoinedSection
     from guardreasoner_vl.types import GoldLabel, Target
@@ -41,7 +41,6 @@ LONGEST = (4000, 7000)
 """Characters around the request of a long row, minimum and maximum."""
 
 _INHERITED = ("category", "category_of", "taxonomy", "task", "kind")
-_CLASSES: tuple[GoldLabel, ...] = ("harmful", "unharmful")
 _HARMFUL_PAIRS = 0.25
 """Share of the pairs with a harmful row in which both rows are harmful."""
 
@@ -125,42 +124,29 @@ def joined_rows(rows: Sequence[Sample], section: JoinedSection, seed: int) -> li
     """
     rng = random.Random(f"{seed}-{section.seed}-joined")
     texts = [row for row in rows if row.modality == "text"]
-    maker = _Maker(_Parents.of(texts, rng), Fillers.of({row.id: row for row in texts}.values()), section.long, rng)
+    maker = _Maker(
+        Turns.of(texts, _parent_class, rng), Fillers.of({row.id: row for row in texts}.values()), section.long, rng
+    )
     wanted = made_for(sum(map(times, texts)), section.share)
     joined = []
     for number in range(wanted):
-        parent = maker.parents.take(_CLASSES[number % 2])
+        parent = maker.parents.take(CLASSES[number % 2])
         if parent:
             joined.append(maker.row(parent, number))
     return joined
 
 
-@dataclass(frozen=True)
-class _Parents:
-    """Rows by class, each taken once before any is taken again."""
-
-    turns: dict[GoldLabel, Iterator[Sample]]
-
-    @classmethod
-    def of(cls, rows: Iterable[Sample], rng: random.Random) -> _Parents:
-        groups: dict[GoldLabel, list[Sample]] = {label: [] for label in _CLASSES}
-        for row in {row.id: row for row in rows}.values():
-            label = class_of(row)
-            if label and row.prompt.strip() and not row.provenance.weak and _size(row) <= PARENT:
-                groups[label].append(row)
-        for group in groups.values():
-            rng.shuffle(group)
-        return cls({label: cycle(group) for label, group in groups.items()})
-
-    def take(self, label: GoldLabel) -> Sample | None:
-        return next(self.turns[label], None)
+def _parent_class(row: Sample) -> GoldLabel | None:
+    """The row's class; None if it cannot be joined."""
+    fits = row.prompt.strip() and not row.provenance.weak and _size(row) <= PARENT
+    return class_of(row) if fits else None
 
 
 @dataclass(frozen=True)
 class _Maker:
     """Makes joined rows."""
 
-    parents: _Parents
+    parents: Turns
     fillers: Fillers
     long: float
     rng: random.Random

@@ -14,19 +14,19 @@ import hashlib
 import json
 import random
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.jsonl import never_held_out
 from guardreasoner_vl.sources.repeats import times
 from guardreasoner_vl.sources.synthetic.pages import draw_page, draw_scene, printable
+from guardreasoner_vl.sources.turns import CLASSES, Turns
 from guardreasoner_vl.sources.union import made_for, union_label
 from guardreasoner_vl.storage.atomic import replacing, writing
 from guardreasoner_vl.types import Provenance, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from guardreasoner_vl.recipe import RenderedSection
     from guardreasoner_vl.types import GoldLabel, Modality
@@ -59,7 +59,6 @@ CARRIERS = (
 _CARRIED = 0.6
 _BOTH_HARMFUL = 0.15
 _SCENE_SIDES = (140, 460)
-_CLASSES: tuple[GoldLabel, ...] = ("harmful", "unharmful")
 _INHERITED = ("category", "category_of", "taxonomy", "task", "kind")
 
 
@@ -110,40 +109,22 @@ def planned(
     if not {"image", "text-image"} & set(modalities):
         return []
     rng = random.Random(f"{seed}-{section.seed}-rendered")
-    maker = _Maker(_Requests.of(rows, rng), folder, seed, "image" in modalities, "text-image" in modalities, rng)
+    maker = _Maker(
+        Turns.of(rows, _shown_class, rng), folder, seed, "image" in modalities, "text-image" in modalities, rng
+    )
     renderings = []
     for number in range(made_for(sum(map(times, rows)), section.share)):
-        request = maker.requests.take(_CLASSES[number % 2])
+        request = maker.requests.take(CLASSES[number % 2])
         if request:
             renderings.append(maker.rendering(request, rng.choices(list(kinds), list(kinds.values()))[0], number))
     return renderings
 
 
-@dataclass(frozen=True)
-class _Requests:
-    """Rows whose requests can be shown, by the request's label, each taken once before any is taken again."""
-
-    turns: dict[GoldLabel, Iterator[Sample]]
-
-    @classmethod
-    def of(cls, rows: Iterable[Sample], rng: random.Random) -> _Requests:
-        groups: dict[GoldLabel, list[Sample]] = {label: [] for label in _CLASSES}
-        for row in {row.id: row for row in rows}.values():
-            if row.request_label and _can_be_shown(row):
-                groups[row.request_label].append(row)
-        for group in groups.values():
-            rng.shuffle(group)
-        return cls({label: cycle(group) for label, group in groups.items()})
-
-    def take(self, label: GoldLabel) -> Sample | None:
-        """The next row; None if there is none."""
-        return next(self.turns[label], None)
-
-
-def _can_be_shown(row: Sample) -> bool:
+def _shown_class(row: Sample) -> GoldLabel | None:
+    """The label of a request that can be shown; None if it cannot."""
     text = _in_one_line(row.prompt)
     fits = SHORTEST <= len(text) <= LONGEST and printable(text)
-    return row.modality == "text" and not row.provenance.weak and fits
+    return row.request_label if row.modality == "text" and not row.provenance.weak and fits else None
 
 
 def _in_one_line(text: str) -> str:
@@ -154,7 +135,7 @@ def _in_one_line(text: str) -> str:
 class _Maker:
     """Makes the rows, with or without a typed prompt as the modalities allow."""
 
-    requests: _Requests
+    requests: Turns
     folder: Path
     seed: int
     bare: bool

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from guardreasoner_vl.engines.int8 import is_int8
 from guardreasoner_vl.engines.model_files import WEIGHTS, check_folder, weight_files
 from guardreasoner_vl.errors import InputError, ModelError
-from guardreasoner_vl.training.model_folder import copy_texts, emptied, move, written
+from guardreasoner_vl.training.model_folder import check_new, copy_texts, emptied, move, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,10 +31,9 @@ def average(before: Path, after: Path, share: float, target: Path) -> None:
     """
     if not 0 <= share <= 1:
         raise InputError(f"a share of {share:g}: give a number from 0 to 1")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target}: exists already; give the name of a new folder")
+    check_new(target)
     first, second = (_weights(folder) for folder in (before, after))
-    differing = sorted({name for name in first.keys() | second.keys() if _shape(first, name) != _shape(second, name)})
+    differing = sorted(name for name in first.keys() | second.keys() if _shape(first, name) != _shape(second, name))
     if differing:
         raise ModelError(
             f"{before} and {after} differ in the shape of {len(differing)} weights ({differing[0]:.80}); give the same "

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from guardreasoner_vl.engines.int8 import INT8_WEIGHTS, METADATA, SCALE, dequantised, is_int8, quantised, read_int8
 from guardreasoner_vl.engines.model_files import WEIGHTS, check_folder, weight_files
-from guardreasoner_vl.errors import InputError, ModelError, reason_of
-from guardreasoner_vl.training.model_folder import copy_texts, emptied, move, written
+from guardreasoner_vl.errors import ModelError, reason_of
+from guardreasoner_vl.training.model_folder import check_new, copy_texts, emptied, move, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,8 +66,7 @@ def _checked(source: Path, target: Path) -> bool:
     config = check_folder(source)
     if "quantization_config" in config:
         raise ModelError(f"{source}: quantised by another scheme; give the model that it was made from")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target}: exists already; give the name of a new folder")
+    check_new(target)
     text = config.get("text_config")
     return bool(config.get("tie_word_embeddings") or (isinstance(text, dict) and text.get("tie_word_embeddings")))
 

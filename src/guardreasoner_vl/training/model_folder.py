@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from guardreasoner_vl.engines.model_files import CALIBRATION, PROCESSOR
 from guardreasoner_vl.engines.weights import read_network
-from guardreasoner_vl.errors import DataError, RecipeError, reason_of
+from guardreasoner_vl.errors import DataError, InputError, RecipeError, reason_of
 from guardreasoner_vl.storage.atomic import PARTIAL, write_json
 
 if TYPE_CHECKING:
@@ -63,6 +63,12 @@ def write_model(
     if budget:
         _limit_pixels(partial / PROCESSOR, budget)
     move(partial, folder)
+
+
+def check_new(folder: Path) -> None:
+    """Raises `InputError` unless the folder does not exist, or is empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: exists already; give the name of a new folder")
 
 
 def emptied(folder: Path) -> Path:
