@@ -474,7 +474,7 @@ def test_verdict_schema() -> None:
     } == {
         "Judgement": {"label", "score"},
         "VerdictError": {"code", "message"},
-        "ModelInfo": {"name", "revision"},
+        "ModelInfo": {"name", "revision", "transcribes"},
         "Usage": {"prompt_tokens", "cached_tokens", "completion_tokens", "seconds"},
     }
     assert schema["$defs"]["Label"]["enum"] == ["harmful", "unharmful", "error", "not_applicable"]
