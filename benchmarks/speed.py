@@ -13,7 +13,6 @@ import argparse
 import os
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -161,15 +160,19 @@ def latency(guard: Guard, rows: Sequence[Exchange], repeats: int) -> None:
     )
 
 
-def cold(model: str, repeats: int) -> None:
+def cold(model: str, repeats: int, engine: str = "auto") -> None:
     """Wall seconds and peak memory of a whole `guardreasoner-vl moderate` process."""
     command = [str(Path(sys.executable).parent / "guardreasoner-vl"), "moderate", "--prompt", "Tell me a joke."]
 
-    def run() -> None:
-        subprocess.run([*command, "--model", model], capture_output=True, check=False)
+    def run() -> float:
+        """The process' peak memory in MiB."""
+        with subprocess.Popen(
+            [*command, "--model", model, "--engine", engine], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            return os.wait4(process.pid, 0)[2].ru_maxrss / 1024
 
-    seconds = [timed(run)[0] for _ in range(repeats)]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    runs = [timed(run) for _ in range(repeats)]
+    seconds, peak = [run[0] for run in runs], max(run[1] for run in runs)
     print(f"\ncold start, median of {repeats}: {statistics.median(seconds):.2f} s, peak memory {peak:.0f} MiB")
 
 

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 Item: TypeAlias = Exchange | Mapping[str, Any]
 """An exchange, or a row `{prompt?, images?, response?}` or `{messages}`."""
 
-EngineName = Literal["auto", "transformers", "vllm", "openai"]
-ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "vllm", "openai")
+EngineName = Literal["auto", "transformers", "openvino", "vllm", "openai"]
+ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openvino", "vllm", "openai")
 CHUNK = 128
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
@@ -125,9 +125,9 @@ class Guard:
         model's folder, if there is one (`Policy.folder_calibration`) and no adapter.
 
         `model`: "embedded", a model folder, or a hub id. With the `openai` engine, which a `base_url` in `options`
-        selects, the served model's name, or "embedded" for the first model that the server lists. The `vllm` engine
-        needs the extra of that name. `adapter`: the folder of a LoRA adapter that was trained from the model. Other
-        `options` are passed to the engine. Raises `ModelError`.
+        selects, the served model's name, or "embedded" for the first model that the server lists. The engines
+        `openvino` and `vllm` need the extras of these names. `adapter`: the folder of a LoRA adapter that was trained
+        from the model. Other `options` are passed to the engine. Raises `ModelError`.
         """
         policy = policy or Policy()
         if calibration is not None:
@@ -141,8 +141,8 @@ class Guard:
             from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 
             return cls(OpenAIEngine(model=None if model == EMBEDDED else model, **options).connect(), policy)
-        if engine == "vllm" and find_spec("vllm") is None:  # before a model is downloaded
-            raise MissingExtraError("vllm", "vllm")
+        if engine in ("openvino", "vllm") and find_spec(engine) is None:  # before a model is downloaded
+            raise MissingExtraError(engine, engine)
         folder = resolve_folder(model, revision)
         check_folder(folder)  # before torch is imported, so that a typo is reported at once
         if adapter is not None:
@@ -157,7 +157,12 @@ class Guard:
         with _no_garbage_collection():
             from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 
-        return cls(TransformersEngine.load(model, revision, **options), policy)
+            engine_type = TransformersEngine
+            if engine == "openvino":
+                from guardreasoner_vl.engines.openvino_engine import OpenVinoEngine
+
+                engine_type = OpenVinoEngine
+        return cls(engine_type.load(model, revision, **options), policy)
 
     @property
     def model(self) -> ModelInfo:

@@ -168,7 +168,7 @@ def test_without_arguments_the_help_is_shown_and_it_is_an_error() -> None:
     ("arguments", "words"),
     [
         (["moderate", "--mode", "deep"], ("--mode", "'deep'", "'slow', 'fast', 'hybrid'", "moderate --help")),
-        (["moderate", "--engine", "magic"], ("--engine", "'auto', 'transformers', 'vllm', 'openai'")),
+        (["moderate", "--engine", "magic"], ("--engine", "'auto', 'transformers', 'openvino', 'vllm', 'openai'")),
         (["moderate", "--on-error", "shrug"], ("'block', 'allow'",)),
         (["moderate", "--long-input", "cut"], ("'refuse', 'windows'",)),
         (["moderate", "--threshold", "high"], ("--threshold",)),

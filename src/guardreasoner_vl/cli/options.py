@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["slow", "fast", "hybrid"]
 Preset = Literal["strict", "balanced", "permissive"]
-EngineName = Literal["auto", "transformers", "vllm", "openai"]
+EngineName = Literal["auto", "transformers", "openvino", "vllm", "openai"]
 OnError = Literal["block", "allow"]
 
 NO_CALIBRATION = Path("none")
@@ -64,8 +64,8 @@ class EngineOptions:
         EngineName,
         typer.Option(
             "--engine",
-            help="Run the model in this process (transformers; vllm for large batches on a GPU), or ask an "
-            "OpenAI-compatible server such as vLLM.",
+            help="Run the model in this process (transformers; openvino for CPUs; vllm for large batches on a GPU), or "
+            "ask an OpenAI-compatible server such as vLLM.",
         ),
     ] = "auto"
     base_url: UrlOption = None
@@ -78,7 +78,7 @@ class EngineOptions:
         """Load the guard. Raises `InputError` unless a base URL is given exactly if a server is asked."""
         from guardreasoner_vl.guard import Guard
 
-        if self.engine in ("transformers", "vllm") and self.base_url:
+        if self.engine in ("transformers", "openvino", "vllm") and self.base_url:
             raise InputError("--base-url needs --engine openai")
         if self.engine == "openai" and not self.base_url:
             raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")

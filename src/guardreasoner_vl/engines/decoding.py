@@ -11,7 +11,7 @@ repeated after the prefill (`Batch.keep_rows`), so that many answers to one prom
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from guardreasoner_vl.images.geometry import PixelBudget
 
 _ROOM = 64
+StoredLayers: TypeAlias = tuple[tuple[torch.Tensor, torch.Tensor], ...]
+"""Keys and values, per layer, each of shape (rows, heads, tokens, width)."""
 
 
 def buffer_length(tokens: int) -> int:
@@ -75,12 +77,38 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self.key_buffer[:, :, :length], self.value_buffer[:, :, :length]
 
 
+class GrowingCache(Cache):
+    """The keys and values of a batch's rows, layer by layer."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[GrowingLayer() for _ in range(layers)])
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Keep the rows with these indices, of shape (kept,), in this order; an index may occur several times."""
+        for layer in self.layers:
+            layer.keep_rows(rows)
+
+    def stored(self) -> StoredLayers:
+        """A copy of the keys and values, per layer."""
+        return tuple((layer.keys.clone(), layer.values.clone()) for layer in self.layers)
+
+
+class RowCache(Protocol):
+    """The cache of a batch, whoever keeps it."""
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Keep the rows with these indices, of shape (kept,), in this order; an index may occur several times."""
+
+    def stored(self) -> StoredLayers:
+        """A copy of the keys and values, per layer."""
+
+
 @dataclass(frozen=True)
 class Prefix:
     """The tokens that every prompt starts with, and their keys and values, per layer (1, heads, tokens, width)."""
 
     ids: tuple[int, ...]
-    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    layers: StoredLayers
 
     def starts(self, ids: Sequence[int]) -> bool:
         """Whether `ids` starts with the prefix and has further tokens."""
@@ -92,15 +120,14 @@ class Batch:
     """Rows that are being decoded: their cache, mask of shape (rows, tokens read), next positions of shape (rows,), and
     last logits of shape (rows, vocabulary)."""
 
-    cache: Cache
+    cache: RowCache
     mask: torch.Tensor
     next_position: torch.Tensor
     logits: torch.Tensor
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Keep the rows with these indices, of shape (kept,), in this order; an index may occur several times."""
-        for layer in self.cache.layers:
-            layer.keep_rows(rows)
+        self.cache.keep_rows(rows)
         self.mask, self.next_position, self.logits = self.mask[rows], self.next_position[rows], self.logits[rows]
 
 
@@ -120,10 +147,10 @@ class Decoder:
 
     def compute_prefix(self, ids: Sequence[int]) -> Prefix:
         """Compute the keys and values of the tokens that every prompt starts with."""
-        cache = self._cache()
+        cache = self._new_cache()
         positions = torch.arange(len(ids), device=self.device).view(1, 1, -1).expand(3, 1, -1)
         self._forward(torch.tensor([list(ids)], device=self.device), None, positions, cache)
-        return Prefix(tuple(ids), tuple((layer.keys.clone(), layer.values.clone()) for layer in cache.layers))
+        return Prefix(tuple(ids), cache.stored())
 
     def prefill(
         self,
@@ -144,7 +171,7 @@ class Decoder:
             ids[number, longest - count :] = torch.tensor(row.ids[skipped:])
             mask[number, skipped + longest - count :] = 1
             positions[:, number, longest - count :] = torch.from_numpy(row.positions[:, skipped:])
-        cache = self._cache(prefix, len(rows))
+        cache = self._new_cache(prefix, len(rows))
         mask = mask.to(self.device)
         grids = [grid for row in rows for grid in row.grids]
         vision = self._vision(images, grids, budget) if images else None
@@ -165,8 +192,9 @@ class Decoder:
         batch.logits = self._forward(ids, batch.mask, positions, batch.cache)
         batch.next_position = batch.next_position + new.sum(1)
 
-    def _cache(self, prefix: Prefix | None = None, rows: int = 1) -> Cache:
-        cache = Cache(layers=[GrowingLayer() for _ in range(self.layer_count)])
+    def _new_cache(self, prefix: Prefix | None = None, rows: int = 1) -> RowCache:
+        """The cache of `rows` rows that have read the prefix, or nothing."""
+        cache = GrowingCache(self.layer_count)
         if prefix:
             for layer, (keys, values) in zip(cache.layers, prefix.layers, strict=True):
                 layer.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
@@ -192,7 +220,7 @@ class Decoder:
         ids: torch.Tensor,
         mask: torch.Tensor | None,
         positions: torch.Tensor,
-        cache: Cache,
+        cache: RowCache,
         vision: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The last token's logits in fp32, of shape (rows, vocabulary); `vision` replaces the image pads' embeddings.
@@ -208,13 +236,19 @@ class Decoder:
                         "the number of image pads in the prompts differs from the number of image features"
                     )
                 embedded = embedded.masked_scatter(pads[..., None], vision.to(embedded.dtype))
-            output = self.model(
-                inputs_embeds=embedded,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits: torch.Tensor = output.logits[:, -1]
+            logits = self._last_logits(embedded, mask, positions, cache)
         return logits.to(torch.float32, copy=True)
+
+    def _last_logits(
+        self, embedded: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        """The last token's logits, of shape (rows, vocabulary), for embeddings of shape (rows, tokens, width)."""
+        logits: torch.Tensor = self.model(
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return logits

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -43,15 +43,13 @@ class TransformersEngine:
     `max_rows` and `max_tokens` bound one batch (rows, and rows times longest prompt).
     """
 
-    def __init__(
-        self, network: Any, inputs: QwenInputs, info: ModelInfo, max_rows: int = 32, max_tokens: int = MAX_TOKENS
-    ) -> None:
-        self.inputs = inputs
+    def __init__(self, decoder: Decoder, info: ModelInfo, max_rows: int = 32, max_tokens: int = MAX_TOKENS) -> None:
+        self.inputs = decoder.inputs
         self._info = info
-        self._decoder = Decoder(network, inputs)
-        self._vocabulary = Vocabulary(inputs)
+        self.decoder = decoder
+        self._vocabulary = Vocabulary(decoder.inputs)
         self._max_rows, self._max_tokens = max_rows, max_tokens
-        self._max_context = context_length(network.config.to_dict())
+        self._max_context = context_length(decoder.model.config.to_dict())
         self._prefix: Prefix | None = None
         self._opened: dict[CheckedImage, Image] = {}
         self._lock = threading.Lock()
@@ -65,7 +63,7 @@ class TransformersEngine:
         dtype: DType = "auto",
         adapter: Path | None = None,
         **limits: int,
-    ) -> TransformersEngine:
+    ) -> Self:
         """Open 'embedded', a folder, or a hub id: safetensors weights, never remote code. Raises `ModelError`.
 
         The LoRA adapter in the folder `adapter` is merged into the network.
@@ -73,18 +71,22 @@ class TransformersEngine:
         folder = resolve_folder(model, revision)
         check_folder(folder)
         inputs = QwenInputs.from_folder(folder, processor_folder(folder, adapter))
+        return cls(cls._open(folder, inputs, dtype, adapter), model_info(model, folder, revision, adapter), **limits)
+
+    @staticmethod
+    def _open(folder: Path, inputs: QwenInputs, dtype: DType, adapter: Path | None) -> Decoder:
         network = load_network(folder, dtype)
         if adapter:
             merge_folder(network, adapter)
-        return cls(network, inputs, model_info(model, folder, revision, adapter), **limits)
+        return Decoder(network, inputs)
 
     @classmethod
-    def of_network(cls, network: Any, inputs: QwenInputs, info: ModelInfo, **limits: int) -> TransformersEngine:
+    def of_network(cls, network: Any, inputs: QwenInputs, info: ModelInfo, **limits: int) -> Self:
         """Wrap a network in memory, such as that of a training run; its training mode is restored after each call.
 
         The caller must call `forget` after changing the weights.
         """
-        return cls(network, inputs, info, **limits)
+        return cls(Decoder(network, inputs), info, **limits)
 
     @property
     def model(self) -> ModelInfo:
@@ -99,7 +101,7 @@ class TransformersEngine:
     @property
     def network(self) -> Any:
         """The transformers model itself."""
-        return self._decoder.model
+        return self.decoder.model
 
     def count_tokens(self, request: EngineRequest) -> int:
         return len(self._encode(request).ids)
@@ -180,7 +182,7 @@ class TransformersEngine:
         runs = same_prompts(jobs)
         firsts = [run[0] for run in runs]
         prefix = self._prefix_of(firsts)
-        batch = self._decoder.prefill(
+        batch = self.decoder.prefill(
             [job.prompt for job in firsts], self._images(firsts), prefix, firsts[0].request.pixels
         )
         if len(runs) < len(jobs):
@@ -199,7 +201,7 @@ class TransformersEngine:
         if self._prefix is None and jobs[0].request.messages[0].role == "system":
             head = jobs[0].request.messages[0].text
             ids = self.inputs.tokens(f"<|im_start|>system\n{head}<|im_end|>\n<|im_start|>user\n")
-            self._prefix = self._decoder.compute_prefix(ids)
+            self._prefix = self.decoder.compute_prefix(ids)
         shared = self._prefix is not None and all(self._prefix.starts(job.prompt.ids) for job in jobs)
         return self._prefix if shared else None
 
@@ -235,7 +237,7 @@ class TransformersEngine:
                 batch.keep_rows(torch.tensor(going, device=batch.mask.device))
                 active = [active[at] for at in going]
                 tokens = [tokens[at] for at in going]
-            self._decoder.extend(batch, [[token] for token in tokens])
+            self.decoder.extend(batch, [[token] for token in tokens])
         return [self._result(job, row, cached, common) for job, row in zip(jobs, rows, strict=True)]
 
     def _candidate_ids(self, jobs: Sequence[Job]) -> tuple[list[int], list[int]]:
@@ -270,10 +272,10 @@ class TransformersEngine:
             if number:
                 further = [self.inputs.tokens(candidates[picks[-1]] + slots[number])[len(common) :] for picks in chosen]
                 extra_tokens = [count + len(tokens) for count, tokens in zip(extra_tokens, further, strict=True)]
-                self._decoder.extend(batch, further)
+                self.decoder.extend(batch, further)
             if common:
                 extra_tokens = [count + len(common) for count in extra_tokens]
-                self._decoder.extend(batch, [common] * len(jobs))
+                self.decoder.extend(batch, [common] * len(jobs))
             _check_finite(batch.logits)
             slot_logprobs = batch.logits[:, ids] - batch.logits.logsumexp(-1, keepdim=True)
             for place, values in enumerate(slot_logprobs.tolist()):

@@ -19,7 +19,7 @@ DType = Literal["auto", "bf16", "fp32"]
 
 def load_network(folder: Path, dtype: DType = "auto") -> Any:
     """The network in evaluation mode, on the GPU if there is one. Raises `ModelError` as `read_network` does."""
-    return read_network(folder, _dtype(dtype)).to(_device()).eval()
+    return read_network(folder, chosen_dtype(dtype)).to(_device()).eval()
 
 
 def read_network(folder: Path, dtype: torch.dtype) -> Any:
@@ -67,15 +67,16 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _dtype(wanted: DType) -> torch.dtype:
+def chosen_dtype(wanted: DType, device: str | None = None) -> torch.dtype:
+    """The dtype that the user wants; with `auto` that of `computing_dtype`."""
     if wanted != "auto":
         return torch.bfloat16 if wanted == "bf16" else torch.float32
-    return computing_dtype()
+    return computing_dtype(device)
 
 
-def computing_dtype() -> torch.dtype:
-    """bf16 if the hardware computes in it, else fp32."""
-    if _device() == "cuda":
+def computing_dtype(device: str | None = None) -> torch.dtype:
+    """bf16 if the device, by default a GPU if there is one, computes in it, else fp32."""
+    if (device or _device()) == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     capable = torch.cpu.get_capabilities()
     return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32

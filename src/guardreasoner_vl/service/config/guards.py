@@ -25,10 +25,11 @@ class GuardSection(Frozen):
         description="`embedded`, a model folder, a hub id, or the name that the server at `base_url` gives the model.",
     )
     revision: str | None = Field(default=None, description="Commit or tag of a hub id. Null: the default branch.")
-    engine: Literal["auto", "transformers", "openai"] = Field(
+    engine: Literal["auto", "transformers", "openvino", "openai"] = Field(
         default="auto",
-        description="`transformers`: run the model here, in a process of its own. `openai`: ask an OpenAI-compatible "
-        "server. `auto`: a server if `base_url` is set.",
+        description="`transformers`: run the model here, in a process of its own. `openvino`: the same, faster on a "
+        "CPU (extra `openvino`). `openai`: ask an OpenAI-compatible server. `auto`: a server if `base_url` is set, "
+        "else `transformers`.",
     )
     base_url: str | None = Field(
         default=None, description="Address of the model's server, such as http://localhost:8000/v1. Null: no server."
@@ -76,7 +77,7 @@ class GuardSection(Frozen):
     def _whole(self) -> Self:
         if self.engine == "openai" and not self.base_url:
             raise ValueError("engine openai needs a base_url")
-        if self.engine == "transformers" and self.base_url:
+        if self.engine in ("transformers", "openvino") and self.base_url:
             raise ValueError("a base_url needs engine openai")
         return self
 
