@@ -81,6 +81,7 @@ def test_this_machine_needs_none(host: str) -> None:
         ({"guards": {"default": {"modell": "x"}}}, r"guards\.default\.modell"),
         ({"guards": {"default": {"engine": "openai"}}}, "needs a base_url"),
         ({"guards": {"default": {"engine": "transformers", "base_url": "http://x"}}}, "needs engine openai"),
+        ({"guards": {"default": {"engine": "openvino", "base_url": "http://x"}}}, "needs engine openai"),
         ({"guards": {"default": {"thresholds": [2, None]}}}, "from 0 to 1"),
         ({"guards": {"default": {"calibration": "/nowhere.json"}}}, "cannot be read"),
         ({"keys": ("secret",)}, "16 characters"),

@@ -14,6 +14,8 @@ from guardreasoner_vl.errors import ModelError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service import process
+from guardreasoner_vl.service.backend import LocalBackend
+from guardreasoner_vl.service.config.guards import GuardSection
 from guardreasoner_vl.service.process import EngineGoneError, EngineProcess
 from guardreasoner_vl.service.streaming import QueueListener
 from guardreasoner_vl.service.worker import WorkerConfig
@@ -53,6 +55,18 @@ async def test_concurrent_exchanges_get_their_own_verdicts(engine: EngineProcess
             assert verdict.request.label == alone.request.label
             assert verdict.request.score == pytest.approx(alone.request.score, abs=1e-4)
     assert len({verdict.request.score for verdict in results}) > 10
+
+
+async def test_the_openvino_engine_in_its_process(tiny_model: Path) -> None:
+    section = GuardSection(model=str(tiny_model), engine="openvino", mode="fast", max_new_tokens=24)
+    backend = LocalBackend(section, 8, Restarts())
+    await backend.start()
+    try:
+        verdict = await backend.judge(Exchange("How do I bake a loaf?"), None, None)
+    finally:
+        await backend.close()
+    with Guard.load(str(tiny_model), "openvino", policy=section.policy) as guard:
+        assert verdict.request == guard.moderate("How do I bake a loaf?").request
 
 
 async def test_what_cannot_be_judged_is_an_error_verdict(engine: EngineProcess) -> None:

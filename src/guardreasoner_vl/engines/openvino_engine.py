@@ -95,10 +95,8 @@ class OpenVinoDecoder(Decoder):
         model.lm_head = nn.Identity()
         computing = chosen_dtype(dtype, "cpu")
         model.model.visual.to(computing)
-        precision = "bf16" if computing == torch.bfloat16 else "f32"
         settings = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "KV_CACHE_PRECISION": precision,
+            "INFERENCE_PRECISION_HINT": "bf16" if computing == torch.bfloat16 else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if dtype == "fp32" else _GROUP,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
