@@ -23,21 +23,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_TELEMETRY = "openvino_telemetry"
+
+
 @contextmanager
-def _without(package: str) -> Iterator[None]:
-    """Let an import of `package` fail as if it were not installed."""
-    before = sys.modules.get(package)
-    sys.modules[package] = None  # type: ignore[assignment]
+def _without_telemetry() -> Iterator[None]:
+    """Let an import of the telemetry package fail as if it were not installed."""
+    before = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
     try:
         yield
     finally:
         if before is None:
-            del sys.modules[package]
+            del sys.modules[_TELEMETRY]
         else:
-            sys.modules[package] = before
+            sys.modules[_TELEMETRY] = before
 
 
-with _without("openvino_telemetry"):  # importing openvino would report it to its makers, over the network
+with _without_telemetry():  # importing openvino would report it to its makers, over the network
     import openvino
     from openvino import opset13 as op
 
