@@ -13,7 +13,6 @@ import argparse
 import os
 import platform
 import statistics
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,9 +74,7 @@ def same_verdicts(guards: dict[str, Guard], rows: Sequence[Exchange], mode: Mode
     judged: dict[str, list[tuple[Label, Label]]] = {}
     print(f"\n{mode} mode, {len(rows):,} held-out rows of public sets: verdicts equal to those of {REFERENCE}")
     for name, guard in guards.items():
-        started = time.perf_counter()
-        judged[name] = labels(guard, rows, mode)
-        seconds = time.perf_counter() - started
+        seconds, judged[name] = timed(partial(labels, guard, rows, mode))
         equal = agreement(judged[name], judged[REFERENCE])
         print(f"  {name:20} {100 * equal:6.2f}%   {len(rows) / seconds:7.1f} verdicts/s", flush=True)
 

@@ -86,8 +86,8 @@ def report(name: str, folder: Path, run: Callable[[NDArray[np.int64]], tuple[flo
     if "expected" not in stored:
         (folder / PROMPTS).write_text(json.dumps(stored | {"expected": tokens.tolist()}), "utf-8")
         stored["expected"] = tokens
-    labels = (tokens == np.array(stored["expected"])).mean()
-    print(f"{name:24} {'   '.join(parts)}   equal tokens {100 * labels:.1f}%", flush=True)
+    equal = (tokens == np.array(stored["expected"])).mean()
+    print(f"{name:24} {'   '.join(parts)}   equal tokens {100 * equal:.1f}%", flush=True)
 
 
 def by_decoder(decoder: Any) -> Callable[[NDArray[np.int64]], tuple[float, float, NDArray[np.int64]]]:

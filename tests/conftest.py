@@ -38,6 +38,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def int8_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with its matrices in int8; read it only."""
+    from guardreasoner_vl.training.compact import compact
+
+    folder = tmp_path_factory.mktemp("compact") / "small"
+    compact(tiny_model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def inputs(tiny_model: Path) -> QwenInputs:
     """Encodes for the tiny model; read it only."""
     from guardreasoner_vl.engines.qwen import QwenInputs

@@ -18,7 +18,6 @@ from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import MissingExtraError, ModelError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX
-from guardreasoner_vl.training.compact import compact
 from tests.engines.conformance import FIELDS, SLOTS, EngineConformance, asked
 from tests.engines.test_model_files import changed_json
 from tests.engines.test_transformers_engine import mixed
@@ -29,13 +28,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.engines.base import Engine, EngineRequest, EngineResult
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def int8_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("int8") / "model"
-    compact(tiny_model, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ class EngineOptions:
         """Load the guard. Raises `InputError` unless a base URL is given exactly if a server is asked."""
         from guardreasoner_vl.guard import Guard
 
-        if self.engine in ("transformers", "openvino", "vllm") and self.base_url:
+        if self.engine not in ("auto", "openai") and self.base_url:
             raise InputError("--base-url needs --engine openai")
         if self.engine == "openai" and not self.base_url:
             raise InputError("--engine openai needs --base-url, such as http://localhost:8000/v1")

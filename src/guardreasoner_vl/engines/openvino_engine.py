@@ -23,6 +23,7 @@ from guardreasoner_vl.engines.weights import chosen_dtype, read_network
 from guardreasoner_vl.errors import ModelError, reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -57,29 +58,22 @@ class OpenVinoEngine(TransformersEngine):
 
 
 class _States:
-    """The cache of a batch: the graph's variables, and which of their rows its rows continue, of shape (rows,)."""
+    """The cache of a batch: the graph's variables for keys and values, per layer, and which of their rows the batch's
+    rows continue, of shape (rows,)."""
 
-    def __init__(self, request: Any, layers: int, rows: torch.Tensor) -> None:
+    def __init__(self, variables: Sequence[tuple[Any, Any]], rows: torch.Tensor) -> None:
         self.rows = rows
-        self._layers = layers
-        self._variables = {state.name: state for state in request.query_state()}
+        self._variables = variables
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         self.rows = self.rows[rows]
 
     def stored(self) -> StoredLayers:
-        return tuple(
-            (self._copied(f"keys {number}"), self._copied(f"values {number}")) for number in range(self._layers)
-        )
+        return tuple((_copied(keys), _copied(values)) for keys, values in self._variables)
 
-    def restore(self, layers: StoredLayers) -> None:
-        """Put what `stored` returned into the variables."""
-        for number, (keys, values) in enumerate(layers):
-            set_state(self._variables[f"keys {number}"], keys)
-            set_state(self._variables[f"values {number}"], values)
 
-    def _copied(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(np.array(self._variables[name].state.data, np.float32))
+def _copied(variable: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(variable.state.data, np.float32))
 
 
 class OpenVinoDecoder(Decoder):
@@ -103,14 +97,17 @@ class OpenVinoDecoder(Decoder):
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
         self._request = compiled(graph, settings)
+        named = {state.name: state for state in self._request.query_state()}
+        self._variables = [(named[f"keys {number}"], named[f"values {number}"]) for number in range(self.layer_count)]
 
     def _new_cache(self, prefix: Prefix | None = None, rows: int = 1) -> _States:
         self._request.reset_state()
         if prefix is None:
-            return _States(self._request, self.layer_count, torch.arange(rows))
-        states = _States(self._request, self.layer_count, torch.zeros(rows, dtype=torch.long))
-        states.restore(prefix.layers)
-        return states
+            return _States(self._variables, torch.arange(rows))
+        for variables, stored in zip(self._variables, prefix.layers, strict=True):
+            for variable, values in zip(variables, stored, strict=True):
+                set_state(variable, values)
+        return _States(self._variables, torch.zeros(rows, dtype=torch.long))
 
     def _last_logits(
         self, embedded: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: _States

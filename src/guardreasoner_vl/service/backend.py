@@ -49,8 +49,7 @@ class LocalBackend:
         self, section: GuardSection, max_batch_size: int, restarted: Callable[[], None], max_windows: int = MAX_WINDOWS
     ) -> None:
         self.policy = replace(section.policy, max_windows=max_windows)
-        engine = "openvino" if section.engine == "openvino" else "transformers"
-        config = WorkerConfig(section.model, section.revision, self.policy, {"engine": engine})
+        config = WorkerConfig(section.model, section.revision, self.policy, {"engine": section.engine})
         self._process = EngineProcess(config, max_batch_size, restarted)
         self._model: ModelInfo | None = None
 

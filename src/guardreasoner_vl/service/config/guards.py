@@ -77,7 +77,7 @@ class GuardSection(Frozen):
     def _whole(self) -> Self:
         if self.engine == "openai" and not self.base_url:
             raise ValueError("engine openai needs a base_url")
-        if self.engine in ("transformers", "openvino") and self.base_url:
+        if self.engine not in ("auto", "openai") and self.base_url:
             raise ValueError("a base_url needs engine openai")
         return self
 
