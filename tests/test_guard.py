@@ -164,7 +164,7 @@ class TestModerate:
             guard.moderate_batch([], mode=wrong)
         with pytest.raises(InputError, match="chunk"):
             guard.moderate_batch(["x"], chunk=0)  # type: ignore[list-item]  # never looked at
-        with pytest.raises(InputError, match="auto, transformers, vllm, openai"):
+        with pytest.raises(InputError, match="auto, transformers, openvino, vllm, openai"):
             Guard.load(engine=wrong)
         with pytest.raises(ModelError, match="no such folder"):
             Guard.load("/no/such/folder")
