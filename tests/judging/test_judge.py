@@ -18,7 +18,7 @@ from guardreasoner_vl.errors import EngineError, InputError, InputTooLongError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.calibration import Calibration, ModeScales, Scale
 from guardreasoner_vl.judging.chunking import split_text
-from guardreasoner_vl.judging.effects import CountCall, TokenCount, build_request
+from guardreasoner_vl.judging.effects import CountCall, ModelCall, TokenCount, build_request
 from guardreasoner_vl.judging.judge import harm_probability, judge
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.judging.rounds import advance
@@ -736,6 +736,7 @@ class TestWindows:
                     tokens = outcome.request.messages[1].text.count("#")
                     outcome = advance(judging, TokenCount(tokens, limit))
                 else:
+                    assert isinstance(outcome, ModelCall)
                     windows.append(outcome.is_window)
                     outcome = advance(judging, EngineResult(answer(), "stop"))
             assert outcome.action == "allow"

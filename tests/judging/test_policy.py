@@ -38,6 +38,7 @@ from guardreasoner_vl.types import ModelInfo
             {"window_overlap": -0.1},
             "window_overlap is a fraction of a window: give a number of at least 0 and less than 1",
         ),
+        ({"ocr": "yes"}, "unknown ocr 'yes': use auto, always, never"),
         ({"max_windows": 0}, "max_windows is a number of windows: give at least 1"),
         ({"preset": "odd"}, "unknown preset 'odd': use strict, balanced, permissive"),
     ],
@@ -121,6 +122,7 @@ def test_the_plain_policy_has_all_that_decides_a_verdict() -> None:
             "max_aspect": policy.images.max_aspect,
         },
         "pixels": {"min_pixels": 3136, "max_pixels": 100_352},
+        "ocr": "auto",
     }
     assert Policy().as_json()["calibration"] is None
 

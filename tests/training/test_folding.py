@@ -1,6 +1,7 @@
 """Tests of the normaliser of a small guard's tokenizer."""
 
 import random
+import unicodedata
 
 import pytest
 from hypothesis import example, given
@@ -93,3 +94,28 @@ def _letters() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.normalizer = folding()
     return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("text", "folded"),
+    [
+        ("HOW DO I BAKE A CAKE?", "how do i bake a cake?"),
+        ("WIE BACKE ICH EINEN \u00c4PFELKUCHEN?", "wie backe ich einen \u00e4pfelkuchen?"),
+        ("Hello. PLEASE HELP ME NOW, thanks", "Hello. please help me now, thanks"),
+        ("She works at NASA, I think.", "She works at NASA, I think."),
+        ("MAX_SIZE = 10", "MAX_SIZE = 10"),
+        ("READ THIS", "READ THIS"),
+        (
+            "\u041c\u041e\u0421\u041a\u0412\u0410 \u0418 \u041a\u0418\u0415\u0412",
+            "\u041c\u041e\u0421\u041a\u0412\u0410 \u0418 \u041a\u0418\u0415\u0412",
+        ),
+    ],
+    ids=["sentence", "umlauts", "part of a text", "acronym", "constant", "brief", "other scripts"],
+)
+def test_sentences_in_capitals_become_small(text: str, folded: str) -> None:
+    assert folding().normalize_str(text) == folded
+
+
+@given(st.text(alphabet="ABCDE \u00c4\u00d7\u00dfabc.,1\ue000", max_size=60))
+def test_small_letters_change_nothing_but_the_case(text: str) -> None:
+    assert folding().normalize_str(text).lower() == unicodedata.normalize("NFKC", text.replace("\ue000", "")).lower()

@@ -14,8 +14,8 @@ from guardreasoner_vl.cli.options import (
     POLICY_OPTIONS,
     ClusterOptions,
     EngineOptions,
+    InputOptions,
     LabelOptions,
-    LengthOptions,
     ModeOption,
     TokensOption,
     check_policy_options,
@@ -80,7 +80,7 @@ def evaluate(
     engine: EngineOptions,
     cluster: ClusterOptions,
     labels: LabelOptions,
-    lengths: LengthOptions,
+    inputs: InputOptions,
     content: Annotated[
         bool, typer.Option("--content", help="Store texts and reasoning with the predictions; they may be harmful.")
     ] = False,
@@ -110,7 +110,7 @@ def evaluate(
         say_skipped(each.skipped)
         if each.size_differs:
             note(each.size_differs)
-    policy = policy_of(labels, lengths)
+    policy = policy_of(labels, inputs)
 
     def opened() -> "AbstractContextManager[Moderator]":
         return _other_guard(other, engine) if other else cluster.open_guard(engine, policy)
@@ -195,7 +195,7 @@ def calibrate(
     reasoned: Annotated[
         float, typer.Option(metavar="0..1", help="The share of rows that hybrid mode is to reason about.")
     ] = 0.3,
-    max_new_tokens: TokensOption = LengthOptions.max_new_tokens,
+    max_new_tokens: TokensOption = InputOptions.max_new_tokens,
 ) -> None:
     """Fit temperatures, thresholds and the hybrid band to labelled samples, for --calibration."""
     be_quiet()
@@ -209,7 +209,7 @@ def calibrate(
     loaded = subsample(without_sources(tests or from_file(data), exclude or ()), rows)
     say_skipped(loaded.skipped)
     policy = policy_of(
-        LabelOptions(mode="fast", calibration=NO_CALIBRATION), LengthOptions(max_new_tokens=max_new_tokens)
+        LabelOptions(mode="fast", calibration=NO_CALIBRATION), InputOptions(max_new_tokens=max_new_tokens)
     )
     with resumable(), engine.open_guard(policy) as guard, progress_bar() as progress:
         fitted = stage.run(guard, [loaded], out, reasoned=reasoned, progress=progress)
@@ -235,7 +235,7 @@ def robustness(
     *,
     engine: EngineOptions,
     mode: ModeOption = LabelOptions.mode,
-    lengths: LengthOptions,
+    inputs: InputOptions,
 ) -> None:
     """Judge benchmarks under changes that keep the labels, and report how many verdicts flip."""
     check_policy_options(context)
@@ -250,7 +250,7 @@ def robustness(
     loaded = find(benchmark, data, out / UNPACKED)
     for each in loaded:
         say_skipped(each.skipped)
-    policy = policy_of(LabelOptions(mode=mode), lengths)
+    policy = policy_of(LabelOptions(mode=mode), inputs)
     with resumable(), engine.open_guard(policy) as guard, progress_bar() as progress:
         results = stage.run(guard, loaded, out, names=change or NAMES, progress=progress)
         settings = f"{guard.model.name} {guard.model.revision or ''}".strip()

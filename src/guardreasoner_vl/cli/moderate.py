@@ -14,8 +14,8 @@ from guardreasoner_vl.cli.options import (
     POLICY_OPTIONS,
     ClusterOptions,
     EngineOptions,
+    InputOptions,
     LabelOptions,
-    LengthOptions,
     VerdictOptions,
     check_policy_options,
     policy_of,
@@ -49,7 +49,7 @@ def moderate(
     *,
     engine: EngineOptions,
     labels: LabelOptions,
-    lengths: LengthOptions,
+    inputs: InputOptions,
     verdicts: VerdictOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one line of JSON.")] = False,
 ) -> None:
@@ -67,7 +67,7 @@ def moderate(
             return Exchange.from_messages(_read_messages(messages))
         return Exchange(_text(prompt), tuple(image or ()), _text(response))
 
-    verdict = _judged(build, policy_of(labels, lengths, verdicts), engine)
+    verdict = _judged(build, policy_of(labels, inputs, verdicts), engine)
     _show(verdict, as_json, verdicts.show_reasoning)
     raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
 
@@ -88,7 +88,7 @@ def batch(
     engine: EngineOptions,
     cluster: ClusterOptions,
     labels: LabelOptions,
-    lengths: LengthOptions,
+    inputs: InputOptions,
     verdicts: VerdictOptions,
     chunk: Annotated[
         int, typer.Option(min=1, metavar="N", help="The number of rows that are judged and saved together.")
@@ -121,7 +121,7 @@ def batch(
     from guardreasoner_vl.cli.render import summary_text
 
     check_paths(source, target)  # before a model is loaded, which takes seconds
-    policy = policy_of(labels, lengths, verdicts)
+    policy = policy_of(labels, inputs, verdicts)
 
     def opened() -> "AbstractContextManager[BatchGuard]":
         if url:

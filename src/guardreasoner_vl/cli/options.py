@@ -160,8 +160,8 @@ class LabelOptions:
 
 
 @dataclass(frozen=True)
-class LengthOptions:
-    """How long the input and the answer may be."""
+class InputOptions:
+    """How the input is read, and how long it and the answer may be."""
 
     long_input: Annotated[
         Literal["refuse", "windows"],
@@ -177,6 +177,12 @@ class LengthOptions:
         ),
     ] = None
     max_new_tokens: TokensOption = 1024
+    ocr: Annotated[
+        Literal["auto", "always", "never"],
+        typer.Option(
+            "--ocr", help="Read the words printed in images before judging; auto: if the model does not read them."
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True)
@@ -191,25 +197,26 @@ class VerdictOptions:
     ] = False
 
 
-POLICY_OPTIONS = (*option_names(LabelOptions, LengthOptions), "on_error")
+POLICY_OPTIONS = (*option_names(LabelOptions, InputOptions), "on_error")
 """The parameters of commands from which `policy_of` makes a policy."""
 
 
-def policy_of(labels: LabelOptions, lengths: LengthOptions, verdicts: VerdictOptions = VerdictOptions()) -> "Policy":
+def policy_of(labels: LabelOptions, inputs: InputOptions, verdicts: VerdictOptions = VerdictOptions()) -> "Policy":
     """The policy of the options; the threshold applies to the request and to the response."""
     from guardreasoner_vl.judging.calibration import read_calibration
     from guardreasoner_vl.judging.policy import MAX_WINDOWS, Policy
 
-    if lengths.max_windows is not None and lengths.long_input != "windows":
+    if inputs.max_windows is not None and inputs.long_input != "windows":
         raise InputError("--max-windows needs --long-input windows")
     calibration = labels.calibration
     return Policy(
         mode=labels.mode,
         thresholds=(labels.threshold, labels.threshold),
         on_error=verdicts.on_error,
-        long_input=lengths.long_input,
-        max_windows=lengths.max_windows or MAX_WINDOWS,
-        max_new_tokens=lengths.max_new_tokens,
+        long_input=inputs.long_input,
+        max_windows=inputs.max_windows or MAX_WINDOWS,
+        max_new_tokens=inputs.max_new_tokens,
+        ocr=inputs.ocr,
         calibration=read_calibration(calibration) if calibration not in (None, NO_CALIBRATION) else None,
         folder_calibration=calibration != NO_CALIBRATION,
         preset=labels.preset,

@@ -97,7 +97,7 @@ def json_object(path: Path) -> dict[str, Any]:
 def model_info(model: str, folder: Path, revision: str | None = None, adapter: Path | None = None) -> ModelInfo:
     """The model's name and revision, `weights_digest` for a local folder; an adapter adds its digest to it.
 
-    A model whose quotes of images are not to be shown has `"transcribes_images": false` in its config.json.
+    A model that cannot read the words of images has `"transcribes_images": false` in its config.json.
     """
     if revision is None and not Path(model).expanduser().is_dir() and model != EMBEDDED:
         revision = folder.name

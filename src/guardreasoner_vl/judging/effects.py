@@ -1,4 +1,4 @@
-"""The engine calls that judging one exchange needs (generate, score, count), and the request that they send.
+"""The calls that judging one exchange needs (generate, score, count, read), and the request that they send.
 
 `JudgingSteps` is a generator: it yields calls, receives the replies, and returns the verdict. It never uses an engine
 itself, so that its caller can batch the calls of many exchanges.
@@ -15,6 +15,7 @@ from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.types import CheckedImage, Exchange, Verdict
 
 if TYPE_CHECKING:
+    from guardreasoner_vl.errors import GuardError
     from guardreasoner_vl.judging.policy import Policy
 
 
@@ -50,9 +51,28 @@ class TokenCount:
     limit: int | None
 
 
-EngineCall: TypeAlias = GenerateCall | ScoreCall | CountCall
-EngineReply: TypeAlias = EngineResult | ScoreResult | TokenCount
-ReplyT = TypeVar("ReplyT", EngineResult, ScoreResult, TokenCount)
+@dataclass(frozen=True)
+class ReadCall:
+    """Read the words printed in an image."""
+
+    image: CheckedImage
+
+
+@dataclass(frozen=True)
+class PrintedText:
+    """The words printed in an image, or the error that kept them from being read."""
+
+    text: str = ""
+    error: GuardError | None = None
+
+
+LocalCall: TypeAlias = CountCall | ReadCall
+"""A call that needs no run of the model."""
+
+ModelCall: TypeAlias = GenerateCall | ScoreCall
+EngineCall: TypeAlias = ModelCall | LocalCall
+EngineReply: TypeAlias = EngineResult | ScoreResult | TokenCount | PrintedText
+ReplyT = TypeVar("ReplyT", EngineResult, ScoreResult, TokenCount, PrintedText)
 JudgingSteps: TypeAlias = Generator[EngineCall, EngineReply, Verdict]
 
 
@@ -69,6 +89,14 @@ def call_score(request: EngineRequest, slots: tuple[str, ...]) -> Generator[Engi
 def call_count(request: EngineRequest) -> Generator[EngineCall, EngineReply, TokenCount]:
     """Call the engine to count the prompt's tokens."""
     return _expect(TokenCount, (yield CountCall(request)))
+
+
+def call_read(image: CheckedImage) -> Generator[EngineCall, EngineReply, str]:
+    """Read the words printed in `image`. Raises the `GuardError` that kept them from being read."""
+    printed = _expect(PrintedText, (yield ReadCall(image)))
+    if printed.error is not None:
+        raise printed.error
+    return printed.text
 
 
 def _expect(kind: type[ReplyT], reply: EngineReply) -> ReplyT:

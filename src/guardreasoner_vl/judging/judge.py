@@ -16,17 +16,18 @@ from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.judging.calibration import EDGE
 from guardreasoner_vl.judging.chunking import merge_worst, split_to_context
 from guardreasoner_vl.judging.effects import (
-    CountCall,
     EngineCall,
     EngineReply,
     JudgingSteps,
+    LocalCall,
     build_request,
     call_count,
     call_generate,
+    call_read,
     call_score,
 )
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, QuoteFilter, Reason, parse_verdict
-from guardreasoner_vl.types import Exchange, Judgement, Label, ModelInfo, Usage, Verdict, failed_verdict
+from guardreasoner_vl.types import CheckedImage, Exchange, Judgement, Label, ModelInfo, Usage, Verdict, failed_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -48,9 +49,32 @@ def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
         checked, _ = checked_exchange(exchange, policy.images)
     except InputError as error:
         return error_verdict(error, policy, model)
+    if policy.reads_images(model):
+        try:
+            checked = yield from _with_printed_text(checked, model)
+        except GuardError as error:
+            return error_verdict(error, policy, model)
     if policy.long_input == "windows":
         return (yield from _judge_windows(checked, policy, model))
     return (yield from _judge_one(checked, policy, model))
+
+
+def _with_printed_text(exchange: Exchange, model: ModelInfo) -> Generator[EngineCall, EngineReply, Exchange]:
+    """The exchange with the words printed in each turn's images before the turn's prompt.
+
+    They replace an image for a model that does not read words, because what it sees in such an image misleads it.
+    """
+    turns = []
+    for turn in (*exchange.history, exchange):
+        texts, images = [], []
+        for image in turn.images:
+            text = (yield from call_read(image)) if isinstance(image, CheckedImage) else ""
+            texts.append(text)
+            if model.transcribes or not text:
+                images.append(image)
+        parts = dict.fromkeys(text for text in (*texts, turn.prompt or "") if text.strip())
+        turns.append(replace(turn, prompt="\n".join(parts), images=tuple(images)))
+    return replace(exchange, prompt=turns[-1].prompt, images=turns[-1].images, history=tuple(turns[:-1]))
 
 
 def error_verdict(error: GuardError, policy: Policy, model: ModelInfo) -> Verdict:
@@ -277,4 +301,4 @@ def _as_window(judging: JudgingSteps) -> JudgingSteps:
         except StopIteration as stop:
             verdict: Verdict = stop.value
             return verdict
-        reply = yield call if isinstance(call, CountCall) else replace(call, is_window=True)
+        reply = yield call if isinstance(call, LocalCall) else replace(call, is_window=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images.decode import ImageLimits
@@ -12,8 +12,10 @@ from guardreasoner_vl.types import MODES, Mode
 
 if TYPE_CHECKING:
     from guardreasoner_vl.images.geometry import PixelBudget
+    from guardreasoner_vl.types import ModelInfo
 
 Action = Literal["allow", "block"]
+Ocr = Literal["auto", "always", "never"]
 DOUBT = (0.1, 0.9)
 """The band of scores that `hybrid` mode reasons about if neither the policy nor a calibration sets one."""
 
@@ -42,6 +44,9 @@ class Policy:
         max_windows: Most windows of one exchange; one that needs more is an `input_too_long` error.
         images: Limits on images: bytes, pixels, frames, formats and aspect ratio.
         pixels: Area that images are resized to; None: the model's own.
+        ocr: Whether the words printed in images are read before the model judges, and put before the prompt: `auto`,
+            for a model that does not read them itself (`ModelInfo.transcribes`), which gets them instead of the image;
+            `always` or `never`.
     """
 
     mode: Mode = "slow"
@@ -58,6 +63,7 @@ class Policy:
     max_windows: int = MAX_WINDOWS
     images: ImageLimits = field(default_factory=ImageLimits)
     pixels: PixelBudget | None = None
+    ocr: Ocr = "auto"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -66,6 +72,8 @@ class Policy:
             raise InputError(f"unknown on_error {self.on_error!r}: use block or allow")
         if self.long_input not in ("refuse", "windows"):
             raise InputError(f"unknown long_input {self.long_input!r}: use refuse or windows")
+        if self.ocr not in get_args(Ocr):
+            raise InputError(f"unknown ocr {self.ocr!r}: use {', '.join(get_args(Ocr))}")
         if self.max_new_tokens < 1:
             raise InputError("max_new_tokens is a number of tokens: give at least 1")
         if len(self.thresholds) != 2:
@@ -93,6 +101,10 @@ class Policy:
     def doubt(self) -> tuple[float, float]:
         """The scores that `hybrid` mode reasons about: `band`, else the calibration's band, else `DOUBT`."""
         return self.band or (self.calibration.band if self.calibration else DOUBT)
+
+    def reads_images(self, model: ModelInfo) -> bool:
+        """Whether the words printed in images are read for `model`."""
+        return self.ocr == "always" or (self.ocr == "auto" and not model.transcribes)
 
     def scales(self, mode: Literal["fast", "slow"]) -> tuple[Scale, Scale]:
         """The scales of the request's and the response's scores; the identity without a calibration."""

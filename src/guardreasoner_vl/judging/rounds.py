@@ -11,11 +11,23 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from guardreasoner_vl.engines.validation import error_result, error_score
 from guardreasoner_vl.errors import EngineError, GuardError, RequestCancelledError
-from guardreasoner_vl.judging.effects import CountCall, EngineCall, EngineReply, GenerateCall, ScoreCall, TokenCount
+from guardreasoner_vl.images.ocr import printed_text
+from guardreasoner_vl.judging.effects import (
+    CountCall,
+    EngineCall,
+    EngineReply,
+    GenerateCall,
+    LocalCall,
+    ModelCall,
+    PrintedText,
+    ReadCall,
+    ScoreCall,
+    TokenCount,
+)
 from guardreasoner_vl.protocol import CANDIDATES, QuoteFilter
 from guardreasoner_vl.types import Verdict
 
@@ -29,13 +41,15 @@ if TYPE_CHECKING:
 WINDOWS_TOGETHER = 8
 """Largest number of windows in a round of a service; other exchanges' windows wait for the next round."""
 
-COUNTING_SECONDS = 0.05
-"""Seconds that a round of a service spends on counting the tokens of long prompts; it counts at least one."""
+LOCAL_SECONDS = 0.05
+"""Seconds that a round of a service spends on reading images and counting the tokens of long prompts; it does at least
+one of them."""
 
 BRIEF = 32_000
 """Prompts of at most this many characters are counted immediately, because counting takes milliseconds."""
 
 Slots: TypeAlias = "tuple[str, ...] | None"
+CallT = TypeVar("CallT", bound=EngineCall)
 _log = logging.getLogger(__name__)
 
 
@@ -51,12 +65,12 @@ class _ActiveJudging:
     @property
     def is_window(self) -> bool:
         """Whether it waits for a model call about one of many windows."""
-        return isinstance(self.call, GenerateCall | ScoreCall) and self.call.is_window
+        return isinstance(self.call, ModelCall) and self.call.is_window
 
     @property
     def is_single(self) -> bool:
         """Whether it waits for a model call about a whole exchange."""
-        return isinstance(self.call, GenerateCall | ScoreCall) and not self.call.is_window
+        return isinstance(self.call, ModelCall) and not self.call.is_window
 
 
 class Rounds:
@@ -79,11 +93,11 @@ class Rounds:
         self._active.append(_ActiveJudging(judging, listener, done))
 
     def step(self) -> None:
-        """Run one round: start judgings, count tokens, and run at most one batch of each kind of call."""
+        """Run one round: start judgings, read images, count tokens, and run at most one batch of each kind of call."""
         self._start()
         for active in [item for item in self._active if item.call and item.listener and item.listener.cancelled]:
             self._update(active, cancel_judging(active.judging))
-        self._count_long()
+        self._answer_slow()
         self._call_engine(self._next_batch())
 
     def _start(self) -> None:
@@ -93,27 +107,29 @@ class Rounds:
             if self._max_batch_size is not None and single >= self._max_batch_size:
                 return
             self._update(active, advance(active.judging, None))
-            self._count_brief(active)
+            self._answer_brief(active)
             single += active.is_single
 
-    def _count_brief(self, active: _ActiveJudging) -> None:
+    def _answer_brief(self, active: _ActiveJudging) -> None:
         while isinstance(active.call, CountCall) and _is_brief(active.call):
-            self._count(active, active.call)
+            self._answer(active, active.call)
 
-    def _count_long(self) -> None:
-        """Count the tokens of long prompts, one exchange after another; all of them if there is no limit on calls."""
-        until = math.inf if self._max_batch_size is None else time.monotonic() + COUNTING_SECONDS
-        waiting = deque(active for active in self._active if isinstance(active.call, CountCall))
-        while waiting and time.monotonic() < until:
+    def _answer_slow(self) -> None:
+        """Read images and count long prompts' tokens, one exchange after another; all if calls have no limit."""
+        until = math.inf if self._max_batch_size is None else time.monotonic() + LOCAL_SECONDS
+        waiting = deque(active for active in self._active if isinstance(active.call, LocalCall))
+        begun = False
+        while waiting and not (begun and time.monotonic() >= until):
+            begun = True
             active = waiting.popleft()
-            if isinstance(active.call, CountCall):
+            if isinstance(active.call, LocalCall):
                 self._move_back(active)
-                self._count(active, active.call)
-                self._count_brief(active)
+                self._answer(active, active.call)
+                self._answer_brief(active)
                 waiting.append(active)
 
-    def _count(self, active: _ActiveJudging, call: CountCall) -> None:
-        self._update(active, advance(active.judging, count_prompt_tokens(self._engine, call)))
+    def _answer(self, active: _ActiveJudging, call: LocalCall) -> None:
+        self._update(active, advance(active.judging, answer_locally(self._engine, call)))
 
     def _move_back(self, active: _ActiveJudging) -> None:
         self._active.remove(active)
@@ -136,7 +152,11 @@ class Rounds:
             groups.setdefault(active.call.slots if isinstance(active.call, ScoreCall) else None, []).append(active)
         for slots, group in groups.items():
             model = self._engine.model
-            requests = [with_listener(active.call, active.listener, model).request for active in group if active.call]
+            requests = [
+                with_listener(active.call, active.listener, model).request
+                for active in group
+                if isinstance(active.call, ModelCall)
+            ]
             replies = run_calls(self._engine, requests, slots)
             for active, reply in zip(group, replies, strict=True):
                 if active.is_window:
@@ -190,7 +210,20 @@ def run_calls(engine: Engine, requests: Sequence[EngineRequest], slots: Slots) -
     return [reply for request in requests for reply in run_calls(engine, [request], slots)]
 
 
-def count_prompt_tokens(engine: Engine, call: CountCall) -> TokenCount:
+def answer_locally(engine: Engine, call: LocalCall) -> TokenCount | PrintedText:
+    """The reply to a call that needs no run of the model."""
+    return _count_tokens(engine, call) if isinstance(call, CountCall) else _read(call)
+
+
+def _read(call: ReadCall) -> PrintedText:
+    try:
+        return PrintedText(printed_text(call.image))
+    except Exception as error:
+        known = error if isinstance(error, GuardError) else unexpected_error("reading an image", error)
+        return PrintedText(error=known)
+
+
+def _count_tokens(engine: Engine, call: CountCall) -> TokenCount:
     """Count a prompt's tokens. On an error the count is unknown, and the engine refuses the request later."""
     try:
         return TokenCount(engine.count_tokens(call.request), engine.capabilities.max_context)
@@ -212,7 +245,7 @@ def unexpected_error(what: str, error: Exception) -> EngineError:
     return EngineError(f"{what} failed ({type(error).__name__}); try again; the debug log has the details")
 
 
-def with_listener(call: EngineCall, listener: StreamListener | None, model: ModelInfo) -> EngineCall:
+def with_listener(call: CallT, listener: StreamListener | None, model: ModelInfo) -> CallT:
     """The call with a listener that receives the answer's text without unsupported quotes of `model`."""
     if listener is None or not isinstance(call, GenerateCall):
         return call

@@ -1,9 +1,9 @@
 """The normaliser of a small guard's tokenizer: it undoes disguises of letters that a reader does not notice.
 
 A small model has seen few of the ways to write a letter. What its tokenizer folds it need not learn: compatibility
-forms (full width, mathematical letters: NFKC), invisible characters, and Cyrillic, Greek and Armenian letters between
-Latin ones. Words of other scripts stay as they are. A tokenizer looks for the tokens that were added to it, such as the
-wire's, before it normalises, so that folding cannot forge one.
+forms (full width, mathematical letters: NFKC), invisible characters, Cyrillic, Greek and Armenian letters between Latin
+ones, and sentences in capitals. Words of other scripts stay as they are. A tokenizer looks for the tokens that were
+added to it, such as the wire's, before it normalises, so that folding cannot forge one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ _TAGS = {chr(0xE0000 + code): chr(code) for code in range(0x20, 0x7F)}
 """Invisible copies of ASCII, which a larger model may read."""
 
 _REACH = 15  # letters of a word that are read ahead; without a limit a long word would take time squared
+_SHOUTED = 12
+_MARK = "\ue000"  # a character for private use
+_CAPITALS = [chr(code) for code in (*range(0x41, 0x5B), *range(0xC0, 0xDF)) if code != 0xD7]
 _FOREIGN = r"[\p{Cyrillic}\p{Greek}\p{Armenian}]"
 
 
@@ -35,4 +38,18 @@ def folding() -> normalizers.Normalizer:
             # that begins with its letter is searched for twenty times as fast as one that does not.
             between_latin = rf"(?={_FOREIGN}{{0,{_REACH}}}[A-Za-z])|(?<=[A-Za-z]{letter})"
             steps.append(normalizers.Replace(Regex(f"{letter}(?:{between_latin})"), latin))
-    return normalizers.Sequence(steps)
+    return normalizers.Sequence([*steps, *_small_letters()])
+
+
+def _small_letters() -> list[normalizers.Normalizer]:
+    """Make Latin capitals small where `_SHOUTED` characters in a row have no small letter; initials and acronyms stay.
+
+    A mark is put before each of these capitals; it and the letter become the small letter.
+    """
+    no_small = r"[\p{Lu}\s\p{P}\d]"
+    in_a_row = "|".join(
+        f"(?<={no_small}{{{before}}})(?={no_small}{{{_SHOUTED - before}}})" for before in range(_SHOUTED + 1)
+    )
+    marks = normalizers.Replace(Regex(rf"(?=\p{{Lu}})(?:{in_a_row})"), _MARK)
+    small = [normalizers.Replace(_MARK + capital, capital.lower()) for capital in _CAPITALS]
+    return [marks, *small, normalizers.Replace(_MARK, "")]

@@ -54,7 +54,7 @@ class ModelInfo(Frozen):
     transcribes: bool = Field(
         default=True,
         exclude=True,
-        description="Whether it copies words of an image rightly; if not, its reasoning is shown without such quotes.",
+        description="Whether it reads the words of an image itself; if not, `Policy.ocr` reads them for it.",
     )
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from guardreasoner_vl.judging.calibration import Preset, read_calibration
-from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.judging.policy import Ocr, Policy
 from guardreasoner_vl.types import Frozen, Mode, Target
 
 DEFAULT = "default"
@@ -72,6 +72,11 @@ class GuardSection(Frozen):
         description="What to do with an exchange that exceeds the model's context: `refuse` it, or judge overlapping "
         "`windows` and take the worst verdict.",
     )
+    ocr: Ocr = Field(
+        default="auto",
+        description="Whether the words printed in images are read before the model judges: `auto`, for a model that "
+        "does not read them itself, such as the embedded guard, `always` or `never`.",
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -99,6 +104,7 @@ class GuardSection(Frozen):
             max_new_tokens=self.max_new_tokens,
             retry_new_tokens=self.retry_new_tokens,
             long_input=self.long_input,
+            ocr=self.ocr,
         )
 
 
