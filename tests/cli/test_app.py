@@ -27,7 +27,7 @@ from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK
 from guardreasoner_vl.cli.render import one_line, printable, summary_text, verdict_text
 from guardreasoner_vl.errors import EngineError, ModelError
 from guardreasoner_vl.guard import CHUNK, ENGINES, Guard
-from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.judging.policy import Ocr, Policy
 from guardreasoner_vl.types import MODES, Verdict
 from tests.scripted_guard import scripted_guard
 
@@ -147,6 +147,7 @@ def test_the_chunk_shown_is_that_of_the_guard() -> None:
 def test_the_choices_are_those_of_the_package() -> None:
     assert get_args(cli_options.Mode) == MODES
     assert get_args(cli_options.EngineName) == ENGINES
+    assert get_args(cli_options.Ocr) == get_args(Ocr)
 
 
 def test_version_help_and_schema() -> None:
@@ -230,9 +231,9 @@ def test_reasoning_is_shown_only_if_asked_for_and_cannot_steer_the_terminal(load
 
 def test_the_options_reach_the_policy_and_the_loader(loaded: list[dict[str, Any]]) -> None:
     options = ["--mode", "hybrid", "--threshold", "0.3", "--on-error", "allow", "--long-input", "windows"]
-    more = ["--max-new-tokens", "77", "--model", "owner/name", "--engine", "transformers"]
+    more = ["--max-new-tokens", "77", "--ocr", "never", "--model", "owner/name", "--engine", "transformers"]
     invoke("moderate", "--prompt", "p", *options, *more)
-    policy = Policy("hybrid", (0.3, 0.3), on_error="allow", long_input="windows", max_new_tokens=77)
+    policy = Policy("hybrid", (0.3, 0.3), on_error="allow", long_input="windows", max_new_tokens=77, ocr="never")
     assert loaded == [{"model": "owner/name", "engine": "transformers", "policy": policy}]
 
 

@@ -26,6 +26,7 @@ Mode = Literal["slow", "fast", "hybrid"]
 Preset = Literal["strict", "balanced", "permissive"]
 EngineName = Literal["auto", "transformers", "openvino", "vllm", "openai"]
 OnError = Literal["block", "allow"]
+Ocr = Literal["auto", "always", "never"]
 
 NO_CALIBRATION = Path("none")
 
@@ -178,7 +179,7 @@ class InputOptions:
     ] = None
     max_new_tokens: TokensOption = 1024
     ocr: Annotated[
-        Literal["auto", "always", "never"],
+        Ocr,
         typer.Option(
             "--ocr", help="Read the words printed in images before judging; auto: if the model does not read them."
         ),
