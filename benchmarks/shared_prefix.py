@@ -43,7 +43,7 @@ from guardreasoner_vl.rl.reward import Reward
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.training.grpo.rollouts import Rollout, RolloutGroup
 from guardreasoner_vl.training.grpo.trl_parity import StockGrpo, compared
-from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate
+from guardreasoner_vl.training.grpo.update import Passes, PolicyNetwork, accumulate
 from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.types import Sample
 
@@ -83,7 +83,7 @@ class Bench:
     def __init__(self, model: Any, folder: Path, shape: Shape, output: str, precision: Precision = "fp32") -> None:
         self.model = model.train()
         use_shared_prefix(self.model)
-        self.policy = Policy(self.model)
+        self.policy = PolicyNetwork(self.model)
         inputs = QwenInputs.from_folder(folder)
         self.section = GrpoSection(group_size=shape.group, precision=precision, pass_tokens=1 << 20)
         self.passes = Passes(inputs, self.section, model.device)

@@ -36,7 +36,7 @@ from guardreasoner_vl.rl.shared_prefix import Branch, Tree, arguments, completio
 from guardreasoner_vl.training.grpo.optimizer import ShardedAdamW
 from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW, shard
-from guardreasoner_vl.training.grpo.update import Pass, Policy, accumulate
+from guardreasoner_vl.training.grpo.update import Pass, PolicyNetwork, accumulate
 from guardreasoner_vl.training.sft_data import IGNORED
 from guardreasoner_vl.training.sft_trainer import SupervisedOnlyTrainer
 
@@ -209,7 +209,7 @@ def _sft_step(network: Any, section: SftSection) -> Any:
 def _update(network: Any, section: GrpoSection, ranks: DistributedContext) -> Any:
     if section.precision == "bf16-weights":
         network.to(torch.bfloat16)
-    policy = Policy(network)
+    policy = PolicyNetwork(network)
     if section.shard_weights:
         whole_copy = shard(policy, section, ranks)
         assert not any(parameter.numel() for parameter in whole_copy.network.parameters())

@@ -22,7 +22,7 @@ from guardreasoner_vl.evaluation.baseline import hashed_ngrams
 from guardreasoner_vl.evaluation.compare import Evaluation, by_group
 from guardreasoner_vl.evaluation.perturbations import NAMES
 from guardreasoner_vl.evaluation.results import CONSTANT, MODALITY, TARGETS, Settings, summarise
-from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.guard import ENGINES, Guard
 from guardreasoner_vl.stages.robustness import flips
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.types import MODES, Mode
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--model", default="embedded", help="'embedded', a model folder or a hub id")
+    parser.add_argument("--engine", default="auto", choices=ENGINES, help="what runs it; --quick takes the default")
     parser.add_argument("--data", type=Path, help="the folder of the public sets; without it only the lists are judged")
     parser.add_argument("--quick", action="store_true", help="part of the lists, and the examples, by bounds.json")
     parser.add_argument("--modes", default="fast,slow", help="in which modes it is asked")
@@ -110,7 +111,7 @@ def _whole(options: argparse.Namespace) -> gate.Report:
         baselines[HASHED] = hashed_ngrams(sets.train, sets.loaded)
     be_quiet()  # only now: the baseline needs scikit-learn, which nothing after it does
     evaluations: dict[Mode, Evaluation] = {}
-    with Guard.load(options.model) as guard:
+    with Guard.load(options.model, options.engine) as guard:
         report = gate.Report(guard.model, False)
         runs = Runs(guard, options.work)
         for mode in options.modes:

@@ -8,6 +8,7 @@
     ├── EngineError               the engine failed while it worked (time-out, HTTP 5xx, out of memory)
     │   └── RequestCancelledError the caller cancelled the request
     ├── RecipeError               a recipe has an unknown key or an impossible value
+    ├── TrackerError              a tracker of learning curves could not begin or continue a run
     ├── DataError                 a data file or row breaks its format
     └── MissingExtraError         an optional dependency is not installed
 

@@ -56,7 +56,7 @@ ResultT = TypeVar("ResultT")
 
 
 class RowWork(Protocol[RowT, ResultT]):
-    """What a guard does with rows of any kind, apart from where: here (`Guard.share`) or on a cluster (`scale`).
+    """A function of rows that a guard applies, in this process (`Guard.share`) or on a cluster (`scale`).
 
     It is sent to other machines with the rows, so all of them can be pickled.
     """
@@ -71,7 +71,7 @@ class RowWork(Protocol[RowT, ResultT]):
         """The result of a row that no guard has answered."""
 
     def is_unanswered(self, result: ResultT) -> bool:
-        """Whether the engine is to blame that there is no answer."""
+        """Whether the row has no result because the engine failed."""
 
 
 class RowSharer(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardreasoner_vl.engines.jobs import Job, batches, prompt_key, same_prompts
+from guardreasoner_vl.engines.jobs import EncodedRequest, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.qwen import Encoded
 from guardreasoner_vl.images.geometry import PixelBudget
 from tests.engines.conformance import asked, with_image
@@ -21,11 +21,11 @@ def prompt(tokens: int) -> Encoded:
     return Encoded([1] * tokens, [], np.zeros((3, tokens), dtype=np.int64))
 
 
-def jobs_of(prompts: list[Encoded], **values: Any) -> list[Job]:
-    return [Job(place, replace(asked(), **values), encoded) for place, encoded in enumerate(prompts)]
+def jobs_of(prompts: list[Encoded], **values: Any) -> list[EncodedRequest]:
+    return [EncodedRequest(place, replace(asked(), **values), encoded) for place, encoded in enumerate(prompts)]
 
 
-def places(groups: list[list[Job]]) -> list[list[int]]:
+def places(groups: list[list[EncodedRequest]]) -> list[list[int]]:
     return [[job.place for job in batch] for batch in groups]
 
 

@@ -11,7 +11,7 @@ from guardreasoner_vl.pipeline.capacity import (
     DEVICES,
     SHAPES,
     Device,
-    Shape,
+    ModelShape,
     Work,
     capacity,
     device_of,
@@ -20,7 +20,7 @@ from guardreasoner_vl.pipeline.capacity import (
     shape_of,
 )
 
-TINY = Shape(
+TINY = ModelShape(
     layers=2,
     hidden=8,
     intermediate=16,

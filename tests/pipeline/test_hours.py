@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from guardreasoner_vl.errors import EngineError
-from guardreasoner_vl.pipeline.capacity import SHAPES, Device, Shape, device_of
+from guardreasoner_vl.pipeline.capacity import SHAPES, Device, ModelShape, device_of
 from guardreasoner_vl.pipeline.hours import (
     TYPICAL,
     UTILISATION,
@@ -21,7 +21,7 @@ from guardreasoner_vl.pipeline.plan import duration, plan_of
 from guardreasoner_vl.recipe import GrpoSection, load_recipe
 from tests.smoke import PATH
 
-SHAPE = Shape(
+SHAPE = ModelShape(
     layers=1,
     hidden=10,
     intermediate=20,

@@ -215,7 +215,7 @@ def test_a_runaway_answer_is_attended_to_in_a_call_of_its_own(
     most = 3 * 5 * (len(encoded.ids) + 5)
     monkeypatch.setattr(shared_prefix, "MOST_SCORES", most)
     first, second = PackedLayout.of(packed).groups
-    assert [tuple(call.gather.shape) for call in first.calls] == [(1, 60), (3, 5), (1, 1)]
+    assert [tuple(call.gather.shape) for call in first.calls] == [(1, 60), (2, 5), (2, 3)]
     assert all(len(call.gather) == 1 or len(call.gather) * call.mask.numel() <= most for call in first.calls)
     assert len(second.calls) == 1
     assert second.order is None
@@ -324,3 +324,27 @@ def test_ordinary_rows_read_as_before(model: Any, tiny_model: Path) -> None:
     with torch.no_grad():
         first, second = (one(input_ids=ids, attention_mask=mask).logits for one in (model.eval(), plain.eval()))
     torch.testing.assert_close(first[mask.bool()], second[mask.bool()])
+
+
+@pytest.mark.parametrize("prefix", [100, 512, 700])
+@pytest.mark.parametrize("longest", [400, 500, 750, 1000, 1500, 2000, 2500, 3072])
+def test_short_answers_are_not_padded_to_a_long_one(prefix: int, longest: int) -> None:
+    lengths = (*[250] * 7, longest, *[250] * 8)
+    texts = [completion([1] * length, prefix) for length in lengths]
+    packed = pack([Tree(completion([1] * prefix, 0), tuple(texts))])
+
+    (group,) = PackedLayout.of(packed).groups
+
+    computed = sum(len(call.gather) * call.mask.numel() for call in group.calls)
+    assert computed <= 1.5 * sum(length * (prefix + length) for length in lengths)
+    assert len(group.calls) <= 2
+
+
+def test_lengths_that_are_nearly_equal_are_computed_in_one_call() -> None:
+    """Scores: 2 x 120 x 220 = 52,800 padded, 120 x 220 + 100 x 200 = 46,400 in two calls, which is no gain."""
+    packed = pack([Tree(completion([1] * 100, 0), (completion([1] * 100, 100), completion([1] * 120, 100)))])
+
+    (group,) = PackedLayout.of(packed).groups
+
+    assert [tuple(call.gather.shape) for call in group.calls] == [(2, 120)]
+    assert group.order is None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardreasoner_vl.scale.job import TRIES, Job, Part
+from guardreasoner_vl.scale.job import TRIES, RowQueue, RowRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,15 +38,15 @@ class Squaring:
         return result is None
 
 
-def job(count: int, chunk: int, ahead: int) -> Job[int, int | None]:
-    return Job(Squaring(), range(count), chunk, ahead)
+def job(count: int, chunk: int, ahead: int) -> RowQueue[int, int | None]:
+    return RowQueue(Squaring(), range(count), chunk, ahead)
 
 
-def squares(part: Part[int]) -> list[int | None]:
+def squares(part: RowRange[int]) -> list[int | None]:
     return [row * row for row in part.rows]
 
 
-def next_of(rows: Job[int, int | None]) -> Part[int]:
+def next_of(rows: RowQueue[int, int | None]) -> RowRange[int]:
     part = rows.next_part()
     assert part is not None
     return part
@@ -87,7 +87,7 @@ def test_a_job_without_rows_is_done() -> None:
     assert rows.done
 
 
-def lost_until_known(rows: Job[int, int | None], deadly: int) -> Iterator[Part[int]]:
+def lost_until_known(rows: RowQueue[int, int | None], deadly: int) -> Iterator[RowRange[int]]:
     """Judge all rows with workers that are lost at one of the numbers; yields the parts that are lost."""
     while part := rows.next_part():
         if deadly in part.rows:
@@ -123,7 +123,7 @@ def test_a_part_without_any_answer_is_tried_again_once() -> None:
 @given(st.integers(0, 40), st.integers(1, 7), st.integers(1, 4), st.data())
 def test_every_row_has_one_result_whatever_is_lost(count: int, chunk: int, workers: int, data: st.DataObject) -> None:
     rows = job(count, chunk, 3 * workers * chunk)
-    busy: list[Part[int]] = []
+    busy: list[RowRange[int]] = []
     taken: list[int | None] = []
     while not rows.done:
         while len(busy) < workers and (part := rows.next_part()):

@@ -17,7 +17,7 @@ from guardreasoner_vl.recipe import GrpoSection, LoraSection, Recipe, parse_reci
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.sources.jsonl import read_samples
 from guardreasoner_vl.training import lora
-from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate
+from guardreasoner_vl.training.grpo.update import Passes, PolicyNetwork, accumulate
 from guardreasoner_vl.training.lora import load_trainable, write_and_merge
 from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.training.sft_data import target_labels, tokenise
@@ -88,7 +88,7 @@ def grpo_backward(tmp_path_factory: pytest.TempPathFactory, inputs: QwenInputs) 
 
     def backward(model: Any) -> None:
         use_shared_prefix(model)
-        accumulate(Policy(model), Passes(inputs, section, torch.device("cpu")).of(groups, 8), None, 0.2, section)
+        accumulate(PolicyNetwork(model), Passes(inputs, section, torch.device("cpu")).of(groups, 8), None, 0.2, section)
 
     return backward
 

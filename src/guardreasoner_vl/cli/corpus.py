@@ -184,9 +184,9 @@ def check(folder: FolderArgument) -> None:
 def import_(
     rows: Annotated[Path, typer.Argument(metavar="FILE", help="Rows {prompt, label}: JSON lines, JSON, CSV, Parquet.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The source folder to write; it must not exist.")],
-    source: Annotated[str, typer.Option(metavar="NAME", help="What the rows are called in reports.")] = "own",
+    source: Annotated[str, typer.Option(metavar="NAME", help="Name of the rows in reports.")] = "own",
 ) -> None:
-    """Make a source folder, which recipes name, of a file of labelled rows. Exit code 1: rows were skipped."""
+    """Convert a file of labelled rows to a source folder that recipes can name. Exit code 1: rows were skipped."""
     from guardreasoner_vl.sources.plain_rows import import_rows
 
     report = import_rows(rows, out, source)

@@ -140,9 +140,7 @@ def score(
     ] = None,
     target: Annotated[
         Literal["request", "response"] | None,
-        typer.Option(
-            "--target", help="Whether labels that are a bare word, harmful or unharmful, judge request or response."
-        ),
+        typer.Option("--target", help="What a label that is a bare word (harmful or unharmful) judges."),
     ] = None,
 ) -> None:
     """Score answers stored by another program; a row without an answer counts as wrong."""
@@ -165,12 +163,11 @@ def compare(
 ) -> None:
     """Compare evaluations: a leaderboard, and McNemar's test of each against the first one."""
     from guardreasoner_vl.evaluation.compare import markdown, read_evaluation
-    from guardreasoner_vl.storage.atomic import writing
+    from guardreasoner_vl.storage.atomic import write_text
 
     text = markdown([read_evaluation(folder) for folder in folders])
     if out:
-        with writing(out):
-            out.write_text(text, "utf-8")
+        write_text(out, text)
     else:
         typer.echo(text, nl=False)
 

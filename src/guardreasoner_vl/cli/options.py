@@ -144,7 +144,10 @@ class LabelOptions:
     threshold: Annotated[
         float | None,
         typer.Option(
-            "--threshold", metavar="0..1", help="Block at or above this P(harmful); without it the label decides."
+            "--threshold",
+            metavar="0..1",
+            help="Block at or above this P(harmful); by default the calibration's threshold, and without a calibration "
+            "the label decides.",
         ),
     ] = None
     calibration: Annotated[

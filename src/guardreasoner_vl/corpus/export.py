@@ -20,7 +20,7 @@ from guardreasoner_vl.protocol import INSTRUCTION, TargetLabel, build_messages, 
 from guardreasoner_vl.sources.adapters import RecordContext
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.records import NotASampleError
-from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.storage.atomic import replacing, write_json
 from guardreasoner_vl.types import Sample
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _copied(path: Path, out: Path) -> str:
 def _list_file(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Write a JSON list one record at a time; yields the function that adds a record."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as stream:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         separator = "[\n"
 
         def add(record: dict[str, Any]) -> None:

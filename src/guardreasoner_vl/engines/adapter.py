@@ -54,7 +54,7 @@ def check_adapter(folder: Path) -> int:
 
 
 def processor_folder(model: Path, adapter: Path | None) -> Path:
-    """The folder whose image processor holds: the adapter's if it has one, because it may limit images otherwise."""
+    """The folder with the image processor to use: the adapter's if it has one, since its image limits may differ."""
     return adapter if adapter and (adapter / PROCESSOR).is_file() else model
 
 

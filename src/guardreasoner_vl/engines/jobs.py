@@ -24,7 +24,7 @@ one more batch; less padding costs less."""
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodedRequest:
     """One valid request: its position in the call and its encoded prompt."""
 
     place: int
@@ -37,23 +37,23 @@ def prompt_key(request: EngineRequest) -> Hashable:
     return tuple(request.messages), tuple(request.images), request.forced_prefix, request.pixels
 
 
-def same_prompts(jobs: Sequence[Job]) -> list[list[Job]]:
+def same_prompts(jobs: Sequence[EncodedRequest]) -> list[list[EncodedRequest]]:
     """Group adjacent jobs that share a prompt; the order is kept."""
     return [list(run) for _, run in groupby(jobs, key=lambda job: id(job.prompt))]
 
 
-def batches(jobs: Sequence[Job], max_rows: int, max_tokens: int) -> Iterator[list[Job]]:
+def batches(jobs: Sequence[EncodedRequest], max_rows: int, max_tokens: int) -> Iterator[list[EncodedRequest]]:
     """Yield batches of at most `max_rows` rows and at most `max_tokens` tokens (rows times the longest prompt).
 
     Prompts are sorted by length, longest first, and much shorter ones start a new batch, so that a batch needs little
     padding. Equal prompts stay in one batch if they fit into one.
     """
-    groups: dict[Hashable, dict[int, list[Job]]] = {}
+    groups: dict[Hashable, dict[int, list[EncodedRequest]]] = {}
     for job in jobs:
         runs = groups.setdefault(_shared_settings(job.request), {})
         runs.setdefault(id(job.prompt), []).append(job)
     for runs in groups.values():
-        batch: list[Job] = []
+        batch: list[EncodedRequest] = []
         limit = 0
         for run in sorted(runs.values(), key=lambda run: -len(run[0].prompt.ids)):
             run_limit = max(1, min(max_rows, max_tokens // len(run[0].prompt.ids)))
@@ -67,7 +67,7 @@ def batches(jobs: Sequence[Job], max_rows: int, max_tokens: int) -> Iterator[lis
         yield batch
 
 
-def _is_unlike(longest: Job, job: Job) -> bool:
+def _is_unlike(longest: EncodedRequest, job: EncodedRequest) -> bool:
     """Whether the job would be padded too much in a batch whose longest prompt is that of `longest`."""
     batch_length, length = len(longest.prompt.ids), len(job.prompt.ids)
     return batch_length > _UNLIKE * length and batch_length - length > _PADDING

@@ -14,7 +14,7 @@ from guardreasoner_vl.engines.adapter import merge_folder, processor_folder
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest, EngineResult, ScoreResult
 from guardreasoner_vl.engines.decoding import Batch, Decoder, Prefix
 from guardreasoner_vl.engines.isolation import ResultT, isolate, reported
-from guardreasoner_vl.engines.jobs import MAX_TOKENS, Job, batches, prompt_key, same_prompts
+from guardreasoner_vl.engines.jobs import MAX_TOKENS, EncodedRequest, batches, prompt_key, same_prompts
 from guardreasoner_vl.engines.model_files import check_folder, context_length, model_info, resolve_folder
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary, choose_tokens
@@ -112,7 +112,7 @@ class TransformersEngine:
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
     ) -> list[ScoreResult]:
-        def score_batch(jobs: Sequence[Job]) -> list[ScoreResult]:
+        def score_batch(jobs: Sequence[EncodedRequest]) -> list[ScoreResult]:
             return self._score_batch(jobs, slots, candidates)
 
         with_slot = [replace(request, forced_prefix=request.forced_prefix + slots[0]) for request in requests]
@@ -137,19 +137,19 @@ class TransformersEngine:
     def _run(
         self,
         requests: Sequence[EngineRequest],
-        work: Callable[[Sequence[Job]], list[ResultT]],
+        work: Callable[[Sequence[EncodedRequest]], list[ResultT]],
         refused: Callable[[GuardError], ResultT],
     ) -> list[ResultT]:
         """Encode, batch by length, run `work`, and return the results in order; a bad request affects no other."""
         results: dict[int, ResultT] = {}
         prompts: dict[Hashable, Encoded] = {}
-        jobs: list[Job] = []
+        jobs: list[EncodedRequest] = []
         for place, request in enumerate(requests):
             try:
                 key = prompt_key(request)
                 if key not in prompts:
                     prompts[key] = self._checked(request)
-                jobs.append(Job(place, request, prompts[key]))
+                jobs.append(EncodedRequest(place, request, prompts[key]))
             except Exception as error:
                 results[place] = refused(reported(error))
         with self._at_work():
@@ -177,7 +177,7 @@ class TransformersEngine:
         check_length(len(prompt.ids), self._max_context)
         return prompt
 
-    def _prefill(self, jobs: Sequence[Job]) -> tuple[Batch, int]:
+    def _prefill(self, jobs: Sequence[EncodedRequest]) -> tuple[Batch, int]:
         """Read the jobs' prompts, equal ones once; returns the batch and the tokens per row from the prefix cache."""
         runs = same_prompts(jobs)
         firsts = [run[0] for run in runs]
@@ -189,14 +189,14 @@ class TransformersEngine:
             batch.keep_rows(torch.tensor([at for at, run in enumerate(runs) for _ in run], device=batch.mask.device))
         return batch, len(prefix.ids) if prefix else 0
 
-    def _images(self, jobs: Sequence[Job]) -> list[Image]:
+    def _images(self, jobs: Sequence[EncodedRequest]) -> list[Image]:
         """The jobs' images, each decoded once; images of the previous batch are reused."""
         images = [image for job in jobs for image in job.request.images]
         known = self._opened
         self._opened = {image: known.get(image) or image.open() for image in dict.fromkeys(images)}
         return [self._opened[image] for image in images]
 
-    def _prefix_of(self, jobs: Sequence[Job]) -> Prefix | None:
+    def _prefix_of(self, jobs: Sequence[EncodedRequest]) -> Prefix | None:
         """The cached prefix if all these prompts start with it; built from the first system message ever used."""
         if self._prefix is None and jobs[0].request.messages[0].role == "system":
             head = jobs[0].request.messages[0].text
@@ -205,7 +205,7 @@ class TransformersEngine:
         shared = self._prefix is not None and all(self._prefix.starts(job.prompt.ids) for job in jobs)
         return self._prefix if shared else None
 
-    def _generate_batch(self, jobs: Sequence[Job]) -> list[EngineResult]:
+    def _generate_batch(self, jobs: Sequence[EncodedRequest]) -> list[EngineResult]:
         batch, cached = self._prefill(jobs)
         common, ids = self._candidate_ids(jobs)
         rows = [
@@ -240,12 +240,12 @@ class TransformersEngine:
             self.decoder.extend(batch, [[token] for token in tokens])
         return [self._result(job, row, cached, common) for job, row in zip(jobs, rows, strict=True)]
 
-    def _candidate_ids(self, jobs: Sequence[Job]) -> tuple[list[int], list[int]]:
+    def _candidate_ids(self, jobs: Sequence[EncodedRequest]) -> tuple[list[int], list[int]]:
         request = jobs[0].request  # a batch shares them
         candidates = request.candidates if request.label_fields else ()
         return self._vocabulary.first_difference(candidates) if candidates else ([], [])
 
-    def _result(self, job: Job, row: GenerationRow, cached: int, common: Sequence[int]) -> EngineResult:
+    def _result(self, job: EncodedRequest, row: GenerationRow, cached: int, common: Sequence[int]) -> EngineResult:
         if row.finish == "error":
             return error_result(RequestCancelledError())
         usage = Usage(
@@ -262,7 +262,9 @@ class TransformersEngine:
             usage=usage,
         )
 
-    def _score_batch(self, jobs: Sequence[Job], slots: Sequence[str], candidates: Sequence[str]) -> list[ScoreResult]:
+    def _score_batch(
+        self, jobs: Sequence[EncodedRequest], slots: Sequence[str], candidates: Sequence[str]
+    ) -> list[ScoreResult]:
         batch, cached = self._prefill(jobs)
         common, ids = self._vocabulary.first_difference(candidates)
         logprobs: list[list[tuple[float, ...]]] = [[] for _ in jobs]

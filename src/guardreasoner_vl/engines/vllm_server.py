@@ -4,8 +4,8 @@
 
 `/inference/v1/generate` (vLLM 0.31) takes the token ids of a prompt, one placeholder for each image, and its images
 once for all answers; it returns the ids that the model has read. `/collective_rpc`, of the development mode, has the
-server load weights from a folder, which it must see under the same path. Who reaches such a server controls it: keep
-it on a private network.
+server load weights from a folder, which it must see under the same path. Anyone who can reach such a server
+controls it: keep it on a private network.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class VLLMServer:
         self._loop.close(self._http.aclose)
 
     def checked_context(self) -> int:
-        """The largest number of tokens of a prompt and its answer. Raises `EngineError` if rollouts cannot be had."""
+        """The largest number of tokens of a prompt and its answer. Raises `EngineError` if it cannot be used."""
         path = "server_info?config_format=json"
         (body,) = self._loop.run_all([self._answer(self._http.get(self._url(path)), _DEVELOPMENT)])
         model = read(_ServerInfo, body).vllm_config.model

@@ -62,7 +62,7 @@ DEVICES: dict[str, Device] = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes of a Qwen2.5-VL that decide its costs."""
 
     layers: int
@@ -156,7 +156,7 @@ class Capacity:
         return "prefill" if self.prefill >= self.decode else "decode"
 
 
-def capacity(shape: Shape, device: Device, work: Work, utilisation: float, concurrency: int) -> Capacity | None:
+def capacity(shape: ModelShape, device: Device, work: Work, utilisation: float, concurrency: int) -> Capacity | None:
     """What the device can do with at most `concurrency` requests at once; None if the model and one do not fit."""
     kv_of_request = (work.context - work.cached + work.completion) * shape.kv_bytes
     free = USABLE * device.memory - shape.weights * _BYTES - work.cached * shape.kv_bytes
@@ -184,7 +184,7 @@ def capacity(shape: Shape, device: Device, work: Work, utilisation: float, concu
     return Capacity(batch, prefill, decode, prefill + steps * step(1), saturates)
 
 
-def prefill_flops(shape: Shape, work: Work) -> int:
+def prefill_flops(shape: ModelShape, work: Work) -> int:
     """FLOPs until a request's first generated token, its image included."""
     new = work.context - work.cached
     pairs = (work.context * (work.context + 1) - work.cached * (work.cached + 1)) // 2
@@ -197,11 +197,11 @@ def gpus_for(per_second: float, per_day: float, peak: float) -> int:
     return math.ceil(per_day * peak / _DAY / per_second)
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape:
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a model's `config.json` states. Raises `InputError` if a size is missing."""
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
     try:
-        return Shape(
+        return ModelShape(
             text["num_hidden_layers"],
             text["hidden_size"],
             text["intermediate_size"],

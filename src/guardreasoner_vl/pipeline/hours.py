@@ -21,7 +21,7 @@ from guardreasoner_vl.pipeline.capacity import Work, capacity, prefill_flops
 from guardreasoner_vl.pipeline.memory import ANSWER
 
 if TYPE_CHECKING:
-    from guardreasoner_vl.pipeline.capacity import Capacity, Device, Shape
+    from guardreasoner_vl.pipeline.capacity import Capacity, Device, ModelShape
     from guardreasoner_vl.recipe import GrpoSection
 
 UTILISATION = 0.4
@@ -37,12 +37,12 @@ class Machine:
 
     device: Device
     count: int
-    shape: Shape
+    shape: ModelShape
     adapters: bool = False
 
     @property
     def flops(self) -> float:
-        """FLOP/s of one GPU, as they are taken to be."""
+        """Assumed FLOP/s of one GPU: its peak times `UTILISATION`."""
         return UTILISATION * self.device.flops
 
 
@@ -69,7 +69,7 @@ def batch_seconds(machine: Machine, section: GrpoSection, at_once: int) -> tuple
     return answer_seconds(machine, prompts, section.group_size, at_once), flops / machine.flops
 
 
-def group_flops(shape: Shape, answers: int) -> float:
+def group_flops(shape: ModelShape, answers: int) -> float:
     """FLOPs of a forward pass over a typical prompt and `answers` answers to it, the answers' logits included."""
     prompt = replace(TYPICAL, cached=0)
     tokens, context = TYPICAL.completion, prompt.context + TYPICAL.completion / 2

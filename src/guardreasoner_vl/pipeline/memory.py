@@ -10,7 +10,7 @@ Computed from the shapes of the model and the recipe. Sizes of P parameters on n
 
 With `lora` the P frozen weights take 2 P (fp32: 4 P), and each weight of an adapter what `_OF_ADAPTER` says.
 RL spreads AdamW over the GPUs. Checkpointing keeps the residual stream of every layer, and one layer at a time whole,
-which is when the logits are gone. Beside what tensors take in small runs on a CPU it is right within 15%
+which is when the logits are gone. It is within 15% of the tensors' memory in small runs on a CPU
 (`benchmarks/training_memory.py`); allocators, libraries and kernels take more.
 """
 
@@ -148,8 +148,8 @@ def of_mining(section: MineSection, size: ModelSize) -> Memory:
 def of_rollouts(section: GrpoSection, size: ModelSize, gpus: int, rows: int, prompt: int) -> Memory:
     """The memory of `rows` answers at once, all of them as long as the limit; keys are fp32 under autocast.
 
-    `prompt` are the tokens of each prompt. Of answers by vLLM it is what the training holds meanwhile; `of_vllm` adds
-    to it.
+    `prompt` are the tokens of each prompt. With rollouts by vLLM it is what the training holds meanwhile; add `of_vllm`
+    for vLLM's share.
     """
     sharded = section.shard_weights and gpus > 1
     if section.rollouts.engine != "transformers":
@@ -171,7 +171,7 @@ def _cache(rows: int, prompt: int, answer: int, size: ModelSize, pair: int) -> f
 def trained(work: Callable[[_Stage], Memory], section: _Stage, size: ModelSize) -> Memory:
     """The memory of `work`, which trains all weights, or adapters alone if the model has any.
 
-    Then the other weights are frozen, in bf16 unless the precision is fp32, and so is what passes between layers.
+    With adapters the other weights are frozen, in bf16 unless the precision is fp32, and activations have their dtype.
     """
     if not size.adapters:
         return work(section)

@@ -20,7 +20,7 @@ from guardreasoner_vl.rl.clipping import bound
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from guardreasoner_vl.pipeline.capacity import Device, Shape
+    from guardreasoner_vl.pipeline.capacity import Device, ModelShape
     from guardreasoner_vl.recipe import GrpoSection, LoraSection, MineSection, Recipe, SftSection
 
 GPU_MEMORY = 80
@@ -152,7 +152,7 @@ class _Gpu:
 
     name: str
     device: Device
-    shape: Shape
+    shape: ModelShape
     adapters: bool
 
     def machine(self, count: int) -> Machine:
@@ -356,7 +356,7 @@ def _memory_line(work: str, parts: Memory) -> str:
 
 
 def _too_large(limit: float, remedy: str | None) -> str:
-    """The line of a stage that is too large; every other line lacks the words `DOES_NOT_FIT`."""
+    """The line of a stage that does not fit; no other line contains `DOES_NOT_FIT`."""
     change = f"set {remedy}" if remedy else "plan for more GPUs or for more memory, no key of the recipe is enough"
     return f"{DOES_NOT_FIT} {_memory(limit)}: {change}"
 

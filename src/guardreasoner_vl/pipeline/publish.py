@@ -101,7 +101,7 @@ def dry_run(folder: Path, repo_id: str, target: Path) -> Publication:
 def push(folder: Path, repo_id: str, private: bool) -> str:
     """Upload the folder to the hub in one commit, and return the repository's address.
 
-    Raises what `publication` raises, `InputError` for a name that is none, and `DataError` if the hub refuses.
+    Raises what `publication` raises, `InputError` for an invalid name, and `DataError` if the hub refuses.
     """
     check_repo_id(repo_id)
     published = publication(folder)

@@ -1,4 +1,4 @@
-"""What is trained on."""
+"""Settings of the training data."""
 
 from __future__ import annotations
 

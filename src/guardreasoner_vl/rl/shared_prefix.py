@@ -37,6 +37,9 @@ MOST_LOGITS = 2**28
 MOST_SCORES = 2**24
 """The largest number of attention scores of each head in one call on several branches: 64 MB in fp32."""
 
+CALL_SCORES = 2**19
+"""The scores that take about as long as one call more."""
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -226,24 +229,28 @@ def _group(span: TreeSpan, device: torch.device) -> _TreeGroup:
 
 
 def _calls(span: TreeSpan) -> list[list[int]]:
-    """The branches' numbers for each call: all in order, or from the longest on, in calls of at most `MOST_SCORES`.
+    """The branches' numbers for each call: all in order, or several calls from the longest branch on.
 
-    A call is padded to its longest branch, so that a runaway among short branches gets a call of its own.
+    A call is padded to its longest branch. The calls have the fewest scores, padding included, if one more call counts
+    as `CALL_SCORES`; a call of more than one branch has at most `MOST_SCORES`.
     """
-
-    def fits(branches: int, longest: int) -> bool:
-        return branches * longest * (span.prefix + longest) <= MOST_SCORES
-
-    count = len(span.branches)
-    if fits(count, max(span.branches)):
-        return [list(range(count))]
+    longest_first = sorted(range(len(span.branches)), key=lambda number: -span.branches[number])
+    scores = [span.branches[number] * (span.prefix + span.branches[number]) for number in longest_first]
+    cheapest, starts = [0], [0]  # for the first n branches: the cost, and where the last call starts
+    for end in range(1, len(scores) + 1):
+        costs = {
+            start: cheapest[start] + CALL_SCORES + (end - start) * scores[start]
+            for start in range(end)
+            if start == end - 1 or (end - start) * scores[start] <= MOST_SCORES
+        }
+        starts.append(min(costs, key=costs.__getitem__))
+        cheapest.append(costs[starts[-1]])
     calls: list[list[int]] = []
-    for number in sorted(range(count), key=lambda number: -span.branches[number]):
-        if calls and fits(len(calls[-1]) + 1, span.branches[calls[-1][0]]):
-            calls[-1].append(number)
-        else:
-            calls.append([number])
-    return calls
+    end = len(scores)
+    while end:
+        calls.insert(0, longest_first[starts[end] : end])
+        end = starts[end]
+    return calls if len(calls) > 1 else [sorted(longest_first)]
 
 
 def _call(lengths: torch.Tensor, starts: torch.Tensor, prefix: int) -> _BranchCall:

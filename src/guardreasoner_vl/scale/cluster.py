@@ -23,7 +23,7 @@ def connect(address: str) -> Any:
     """Connect this process to the cluster and return the module `ray`.
 
     Nothing is sent to Ray's makers, no dashboard is started, and no worker's output reaches this process, because it
-    could show what is judged. Raises `MissingExtraError`, `InputError` for an address that is none, and `EngineError`
+    could show what is judged. Raises `MissingExtraError`, `InputError` for an invalid address, and `EngineError`
     if no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -27,7 +27,7 @@ TRIES = 2
 
 
 @dataclass(frozen=True)
-class Part(Generic[RowT]):
+class RowRange(Generic[RowT]):
     """Consecutive rows that one worker judges at a time; `start` is the first one's number, `losses` counts tries."""
 
     start: int
@@ -35,13 +35,13 @@ class Part(Generic[RowT]):
     losses: int = 0
 
 
-class Job(Generic[RowT, ResultT]):
+class RowQueue(Generic[RowT, ResultT]):
     """Cuts rows into parts of `chunk` rows; at most `ahead` rows are read whose results have not been taken."""
 
     def __init__(self, work: RowWork[RowT, ResultT], rows: Iterable[RowT], chunk: int, ahead: int) -> None:
         self.work = work
         self._rows, self._chunk, self._ahead = iter(rows), chunk, ahead
-        self._waiting: deque[Part[RowT]] = deque()
+        self._waiting: deque[RowRange[RowT]] = deque()
         self._results: dict[int, ResultT] = {}
         self._read = self._taken = 0
         self._at_end = False
@@ -51,16 +51,16 @@ class Job(Generic[RowT, ResultT]):
         """Whether the results of all rows were taken."""
         return self._at_end and self._taken == self._read
 
-    def next_part(self) -> Part[RowT] | None:
+    def next_part(self) -> RowRange[RowT] | None:
         """The next part to judge, lost ones first; None if there is none, or if too many rows are in memory."""
         if not self._waiting:
             self._read_part()
         return self._waiting.popleft() if self._waiting else None
 
-    def add(self, part: Part[RowT], results: Sequence[ResultT]) -> bool:
-        """Store a part's results, one for each row; returns whether they stand.
+    def add(self, part: RowRange[RowT], results: Sequence[ResultT]) -> bool:
+        """Store a part's results, one for each row; returns whether they were accepted.
 
-        They do not if the engine failed every row, for which one worker may be the cause: the part is tried again.
+        They are not if the engine failed every row, for which one worker may be the cause: the part is tried again.
         """
         if part.losses + 1 < TRIES and all(map(self.work.is_unanswered, results)):
             self.lose(part)
@@ -68,15 +68,15 @@ class Job(Generic[RowT, ResultT]):
         self._results.update(enumerate(results, part.start))
         return True
 
-    def lose(self, part: Part[RowT]) -> None:
+    def lose(self, part: RowRange[RowT]) -> None:
         """Plan a part again whose worker was lost while it judged the part."""
         losses = part.losses + 1
         if losses < TRIES:
-            self._waiting.append(Part(part.start, part.rows, losses))
+            self._waiting.append(RowRange(part.start, part.rows, losses))
         elif len(part.rows) > 1:
             middle = len(part.rows) // 2
-            self._waiting.append(Part(part.start, part.rows[:middle], losses))
-            self._waiting.append(Part(part.start + middle, part.rows[middle:], losses))
+            self._waiting.append(RowRange(part.start, part.rows[:middle], losses))
+            self._waiting.append(RowRange(part.start + middle, part.rows[middle:], losses))
         else:
             fault = EngineError(f"its worker was lost {losses} times while it judged this row; check the row's images")
             self._results[part.start] = self.work.unanswered(part.rows[0], fault)
@@ -97,5 +97,5 @@ class Job(Generic[RowT, ResultT]):
         rows = [self.work.portable(row) for row in islice(self._rows, self._chunk)]
         self._at_end = not rows
         if rows:
-            self._waiting.append(Part(self._read, rows))
+            self._waiting.append(RowRange(self._read, rows))
             self._read += len(rows)

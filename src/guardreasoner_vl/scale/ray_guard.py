@@ -2,8 +2,8 @@
 
 A worker gets one part of the rows at a time, and the next one once it has answered; parts are read as they are needed
 (`scale.job`). A worker that dies, or whose machine does, is replaced on any machine with room, and its part is judged
-again. Results come back in the order of the rows, each once, to this process, which alone writes them: what is on its
-disk is what is done, and whatever else was lost is judged again.
+again. Results come back in the order of the rows, each once, to this process, which alone writes them; rows that are
+not on its disk are judged again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from guardreasoner_vl.guard import CHUNK, as_exchange
 from guardreasoner_vl.images.portable import portable_exchange
 from guardreasoner_vl.judging.judge import error_verdict
 from guardreasoner_vl.scale.cluster import connect, size_of
-from guardreasoner_vl.scale.job import Job
+from guardreasoner_vl.scale.job import RowQueue
 from guardreasoner_vl.types import same_model
 from guardreasoner_vl.version import __version__
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.guard import Guard, Item, RowWork
     from guardreasoner_vl.judging.policy import Policy
-    from guardreasoner_vl.scale.job import Part
+    from guardreasoner_vl.scale.job import RowRange
     from guardreasoner_vl.types import Mode, ModelInfo, Verdict
 
 RowT = TypeVar("RowT")
@@ -95,7 +95,7 @@ class _Member:
     actor: Any
     replaces: bool
     opened: bool = False
-    part: Part[Any] | None = None
+    part: RowRange[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class RayGuard:
         """
         if chunk < 1:
             raise InputError("chunk is a number of rows: give at least 1")
-        return self._shared(Job(work, rows, chunk, PARTS_AHEAD * self._workers * chunk))
+        return self._shared(RowQueue(work, rows, chunk, PARTS_AHEAD * self._workers * chunk))
 
     def close(self) -> None:
         """End the workers and leave the cluster; the cluster `local` ends too."""
@@ -195,7 +195,7 @@ class RayGuard:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _shared(self, job: Job[RowT, ResultT]) -> Iterator[ResultT]:
+    def _shared(self, job: RowQueue[RowT, ResultT]) -> Iterator[ResultT]:
         try:
             self._hand_out(job)
             while not job.done:
@@ -207,7 +207,7 @@ class RayGuard:
             for member in self._busy.values():
                 member.part = None
 
-    def _hand_out(self, job: Job[RowT, ResultT]) -> None:
+    def _hand_out(self, job: RowQueue[RowT, ResultT]) -> None:
         while self._idle and (part := job.next_part()):
             member = self._idle.pop()
             member.part = part
@@ -222,7 +222,7 @@ class RayGuard:
             self._advance(None)
         return self._opened
 
-    def _advance(self, job: Job[Any, Any] | None) -> None:
+    def _advance(self, job: RowQueue[Any, Any] | None) -> None:
         """Wait until one worker has opened its guard or has judged its part, or is lost."""
         working = any(member.opened for member in self._busy.values())
         ready, _ = self._ray.wait(list(self._busy), timeout=None if working else self._patience)
@@ -239,7 +239,7 @@ class RayGuard:
         else:
             self._replace(member)
 
-    def _answered(self, member: _Member, ref: Any, job: Job[Any, Any] | None) -> bool:
+    def _answered(self, member: _Member, ref: Any, job: RowQueue[Any, Any] | None) -> bool:
         """Hand a part's results to the job; returns whether the worker can go on."""
         part, member.part = member.part, None
         fault: Exception | None = None

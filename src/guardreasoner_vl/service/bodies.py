@@ -38,7 +38,7 @@ class Body(BaseModel):
         return value
 
 
-Shape = TypeVar("Shape", bound=Body)
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 def read_json(raw: bytes) -> Any:
@@ -49,12 +49,12 @@ def read_json(raw: bytes) -> Any:
         raise InvalidBodyError("the body is not JSON: send one JSON object in UTF-8, its numbers finite") from None
 
 
-def read_body(kind: type[Shape], raw: bytes) -> Shape:
+def read_body(kind: type[BodyT], raw: bytes) -> BodyT:
     """Parse and validate a body. Raises `InvalidBodyError`."""
     return checked(kind, read_json(raw))
 
 
-def checked(kind: type[Shape], content: Any) -> Shape:
+def checked(kind: type[BodyT], content: Any) -> BodyT:
     """Validate parsed JSON. Raises `InvalidBodyError`."""
     if not isinstance(content, dict):
         raise InvalidBodyError("the body is not a JSON object: send {...}")

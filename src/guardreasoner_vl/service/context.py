@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Exchange, Mode, Target, Verdict
 
 T = TypeVar("T")
-Shape = TypeVar("Shape", bound=Body)
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ async def request_context(request: Request) -> RequestContext:
     return RequestContext(request, state.moderation, state.config, state.fetch, request.state.origin)
 
 
-def parsed_body(kind: type[Shape]) -> Callable[[Request], Awaitable[Shape]]:
+def parsed_body(kind: type[BodyT]) -> Callable[[Request], Awaitable[BodyT]]:
     """A FastAPI dependency that parses the request's body as `kind`."""
 
-    async def read(request: Request) -> Shape:
+    async def read(request: Request) -> BodyT:
         return read_body(kind, await request.body())
 
     return read

@@ -1,6 +1,6 @@
 """Turn a file of labelled rows as people keep them, `{"prompt": ..., "label": ...}`, into a source folder.
 
-What `sources.jsonl` wants besides is derived: the id from the content, so that a row keeps its split when the file is
+The other fields of `sources.jsonl` are derived: the id from the content, so that a row keeps its split when the file is
 sorted anew or grows; the modality from what is there; image paths relative to the new folder.
 """
 

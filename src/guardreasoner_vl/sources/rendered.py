@@ -1,4 +1,4 @@
-"""Image rows made of text rows: a guard must read an image to judge it, and must not fear one without words.
+"""Image rows made of text rows: a guard must read an image, and must not call one without words harmful.
 
     page     the image shows the request; nothing is typed, or a carrier that says to look at the image
     beside   the image shows one request and another one is typed

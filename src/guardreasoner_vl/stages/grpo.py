@@ -38,9 +38,9 @@ from guardreasoner_vl.training.grpo.ranks import DistributedContext, sigterm_fla
 from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
 from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW, shard, whole, whole_weights
 from guardreasoner_vl.training.grpo.state import State, check_begun, load_best, load_checkpoint, save_checkpoint
-from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate, autocast, old_log_probabilities
+from guardreasoner_vl.training.grpo.update import Passes, PolicyNetwork, accumulate, autocast, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
-from guardreasoner_vl.training.grpo.vllm_rollouts import VLLMSampler
+from guardreasoner_vl.training.grpo.vllm_rollouts import VLLMSampler, check_gap
 from guardreasoner_vl.training.launch import check_launch, peers_alive, shards_weights
 from guardreasoner_vl.training.lora import ADAPTER, load_trainable, write_and_merge
 from guardreasoner_vl.training.model_folder import write_model, written
@@ -138,7 +138,7 @@ class _Training:
         self._inputs = QwenInputs.from_folder(model)
         sharded = shards_weights(self._section)
         self._model = _network(model, recipe, None if sharded else ranks.device)
-        self._policy = Policy(self._model)
+        self._policy = PolicyNetwork(self._model)
         self._copy = shard(self._policy, self._section, ranks) if sharded else None
         with ranks.all_or_none():
             self._vllm = self._opened_vllm(model, opened)
@@ -181,7 +181,8 @@ class _Training:
 
         Once `sigterm_came` is true, rollouts stop; an update that has begun is completed first.
         """
-        if self._vllm and self._state.step < self._total:
+        first = self._state.step + 1
+        if self._vllm and first <= self._total:
             with self._present_weights():
                 self._vllm.check(self._old)
         if self._validation and self._state.step == 0 and not self.log.rows:
@@ -194,6 +195,8 @@ class _Training:
                 raise self._stopped()
             with self._diverging(step):
                 row = self._updated(groups, step, seconds)
+            if step == first and row.sampler_gap is not None:
+                check_gap(row.sampler_gap, "first rollout batch")
             self._state = replace(self._state, step=step)
             every = self._section.evaluate_every
             if self._validation and every and (step % every == 0 or step == self._total):

@@ -43,7 +43,7 @@ def check_repo_id(name: str) -> None:
 def upload(folder: Path, name: str, kind: Literal["model", "dataset"], private: bool) -> str:
     """Upload all files of the folder in one commit to the repository, made if needed; returns its address.
 
-    A repository that is public is not made private: what was asked to be private is then not uploaded. Raises
+    A public repository is not made private: with `private`, nothing is uploaded to it. Raises
     `DataError`.
     """
     from httpx import HTTPError

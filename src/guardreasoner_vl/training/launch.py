@@ -61,7 +61,7 @@ def shards_weights(section: SftSection | GrpoSection) -> bool:
 
 @contextmanager
 def peers_alive() -> Iterator[None]:
-    """Convert what a process meets when another one of the launch has ended to a `GuardError`."""
+    """Convert errors caused by the end of another process of the launch to `GuardError`."""
     from torch.distributed import DistError
 
     try:

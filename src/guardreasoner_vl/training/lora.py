@@ -100,8 +100,8 @@ def adapts_tower(lora: LoraSection) -> bool:
 def write_and_merge(model: Any, name: str, start: Path, folder: Path, budget: PixelBudget | None = None) -> None:
     """Write the adapters to `folder` in peft's layout, and merge them into the model.
 
-    `name` is what the adapter says of the model that it belongs to, `start` that model's folder, whose image processor
-    is written beside the adapter, with the limits on images changed to `budget`. Raises `ModelError` for NaN or
+    `name` is the base model that the adapter records, `start` that model's folder, whose image processor is written
+    beside the adapter, with the limits on images changed to `budget`. Raises `ModelError` for NaN or
     infinity in an adapter.
     """
     from peft import get_peft_model_state_dict

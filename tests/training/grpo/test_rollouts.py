@@ -22,7 +22,7 @@ from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.training.grpo import rollouts as grpo_rollouts
 from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.grpo.rollouts import roll_out
-from guardreasoner_vl.training.grpo.update import Passes, Policy, old_log_probabilities
+from guardreasoner_vl.training.grpo.update import Passes, PolicyNetwork, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
 from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.types import CheckedImage, ModelInfo
@@ -72,7 +72,7 @@ def test_the_update_sees_what_the_rollouts_saw(
     ]
 
     def likely(seen: Sequence[RolloutGroup]) -> torch.Tensor:
-        return old_log_probabilities(Policy(network), Passes(inputs, cold, CPU).of(seen, 8), cold).exp()
+        return old_log_probabilities(PolicyNetwork(network), Passes(inputs, cold, CPU).of(seen, 8), cold).exp()
 
     assert likely(groups).median() > 0.99
     assert (likely(groups) > 0.3).float().mean() > 0.95  # the rest are near ties

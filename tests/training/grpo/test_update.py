@@ -20,7 +20,7 @@ from guardreasoner_vl.rl.shared_prefix import Branch, Tree, completion, log_prob
 from guardreasoner_vl.training.grpo import update as grpo_update
 from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.grpo.rollouts import Rollout, RolloutGroup
-from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate, old_log_probabilities
+from guardreasoner_vl.training.grpo.update import Passes, PolicyNetwork, accumulate, old_log_probabilities
 from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training.grpo import toy_grpo
 
@@ -73,7 +73,7 @@ def gradients(
     model: Any, passes: Sequence[Pass], old: Any = None, bound: float = 0.2
 ) -> tuple[UpdateFigures, Gradients]:
     model.zero_grad()
-    figures = accumulate(Policy(model), passes, old, bound, SECTION)
+    figures = accumulate(PolicyNetwork(model), passes, old, bound, SECTION)
     return figures, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
 
@@ -137,7 +137,7 @@ def test_passes_of_any_size_give_one_gradient(
 
     def old(passes: Sequence[Pass]) -> torch.Tensor:
         """A little off, the same for the same token of a completion wherever it stands."""
-        logprobs = old_log_probabilities(Policy(model), passes, SECTION)
+        logprobs = old_log_probabilities(PolicyNetwork(model), passes, SECTION)
         return logprobs + torch.sin(50 * logprobs) * 0.3
 
     figures, wanted = gradients(model, whole, old(whole))
@@ -168,7 +168,7 @@ def test_an_update_that_runs_out_of_memory_begins_again_with_half_the_tokens(
     in_backward: bool, model: Any, inputs: QwenInputs, groups: list[RolloutGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What passes have added before, and a part of the one that fails, is not counted twice."""
-    old = old_log_probabilities(Policy(model), passes_of(groups, inputs), SECTION) + 0.1
+    old = old_log_probabilities(PolicyNetwork(model), passes_of(groups, inputs), SECTION) + 0.1
     figures, wanted = gradients(model, passes_of(groups, inputs), old)
     room, attempts = 90, []
     hooks: list[Any] = []
@@ -230,7 +230,7 @@ def test_the_first_update_clips_nothing(model: Any, inputs: QwenInputs, groups: 
 
 def test_a_narrower_bound_clips_more(model: Any, inputs: QwenInputs, groups: list[RolloutGroup]) -> None:
     passes = passes_of(groups, inputs)
-    before = old_log_probabilities(Policy(model), passes, SECTION)
+    before = old_log_probabilities(PolicyNetwork(model), passes, SECTION)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         saved = [parameter.clone() for parameter in model.parameters()]
@@ -292,7 +292,7 @@ def test_autocast_is_the_recipe_s(model: Any, inputs: QwenInputs, groups: list[R
     monkeypatch.setattr(grpo_update, "log_probabilities", spy)
     for precision in ("fp32", "bf16", "bf16-weights"):
         section = SECTION.model_copy(update={"precision": precision})
-        old_log_probabilities(Policy(model), passes_of(groups[:1], inputs), section)
+        old_log_probabilities(PolicyNetwork(model), passes_of(groups[:1], inputs), section)
     assert seen == [False, True, False]
 
 
@@ -301,7 +301,7 @@ def test_truncated_importance_weights_multiply_the_loss(
 ) -> None:
     """-sum_t min(p_old / p_sampler, C) A w, at the first update, where the other ratio is 1."""
     alone = groups[3]
-    old = old_log_probabilities(Policy(model), passes_of([alone], inputs), SECTION)
+    old = old_log_probabilities(PolicyNetwork(model), passes_of([alone], inputs), SECTION)
     difference = torch.linspace(-1.5, 1.5, len(old))  # ratios from 0.22 to 4.5
     sampled = iter((old - difference).tolist())
     completions = tuple(replace(one, logprobs=tuple(next(sampled) for _ in one.ids)) for one in alone.completions)
@@ -310,7 +310,7 @@ def test_truncated_importance_weights_multiply_the_loss(
     loss = -(difference.exp().clamp(max=2.0) * part.advantages * part.weights).sum()
     capped = SECTION.model_copy(update={"rollouts": RolloutSection(engine="vllm-colocate", importance_cap=2.0)})
     model.zero_grad()
-    figures = accumulate(Policy(model), passes, None, 0.2, capped)
+    figures = accumulate(PolicyNetwork(model), passes, None, 0.2, capped)
     assert figures.loss == pytest.approx(float(loss), abs=1e-6)
     assert figures.differences.tolist() == pytest.approx(difference.tolist(), abs=1e-5)
     without, _ = gradients(model, passes)

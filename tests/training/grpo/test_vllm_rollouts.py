@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from guardreasoner_vl.engines.adapter import adapter_parameters, merge
 from guardreasoner_vl.engines.openai import http
+from guardreasoner_vl.engines.qwen import Encoded, QwenInputs
 from guardreasoner_vl.errors import DataError, EngineError
 from guardreasoner_vl.recipe import parse_recipe
 from guardreasoner_vl.stages import grpo
@@ -39,7 +42,6 @@ from tests.training.grpo.toy_grpo import recipe as toy_recipe
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from guardreasoner_vl.engines.qwen import QwenInputs
     from guardreasoner_vl.recipe import Recipe
     from guardreasoner_vl.training.grpo.rollouts import RolloutGroup
 
@@ -177,7 +179,7 @@ def test_a_rank_that_disagrees_with_vllm_computes_all_rows_first(
     with pytest.raises(EngineError, match="its answers to a text differ from the trainer's by"):
         vllm.check(far_off)
     vllm.close()
-    assert len(seen) == len(set(seen)) == MADE_UP
+    assert [seen.count(name) for name in set(seen)] == [2] * MADE_UP  # by both kinds of positions
 
 
 def test_a_rank_whose_vllm_fails_takes_part_in_gathering_the_other_weights(
@@ -234,6 +236,47 @@ def test_other_weights_are_refused_before_the_first_batch(
         with pytest.raises(EngineError, match=f"answers to {answers} differ from the trainer's by"):
             grpo.run(recipe(served), model, data, tmp_path / "run")
         assert len(served.requests) == MADE_UP
+
+
+def test_other_positions_are_refused_before_the_first_batch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that takes an image's rows for its columns reads as many tokens, and the same ones."""
+    model = write_tiny_model(tmp_path / "certain")
+    set_weight(model, "model.norm", 8.0)
+    encoded = QwenInputs.encoded
+
+    def exchanged(inputs: QwenInputs, ids: list[int], grids: Any) -> Encoded:
+        prompt = encoded(inputs, ids, grids)
+        return replace(prompt, positions=prompt.positions[[0, 2, 1]])
+
+    with FakeVLLMServer(model) as served:
+        monkeypatch.setattr(served.llm.inputs, "encoded", MethodType(exchanged, served.llm.inputs))
+        with pytest.raises(EngineError, match="answers to an image are those of an image whose rows and columns"):
+            grpo.run(recipe(served), model, data, tmp_path / "run")
+        assert len(served.requests) == MADE_UP
+
+
+def test_a_first_batch_by_other_weights_ends_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose weights go bad after the check."""
+    model = write_tiny_model(tmp_path / "certain")
+    set_weight(model, "model.norm", 8.0)
+    check = VLLMSampler.check
+    with FakeVLLMServer(model) as served:
+
+        def then_broken(sampler: VLLMSampler, log_probabilities: Any) -> None:
+            check(sampler, log_probabilities)
+            with torch.no_grad():
+                for name, weight in served.llm.weights.items():
+                    if "language_model.norm" in name:
+                        weight.mul_(-3)
+
+        monkeypatch.setattr(VLLMSampler, "check", then_broken)
+        with pytest.raises(EngineError, match="its first rollout batch differ from the trainer's by"):
+            grpo.run(recipe(served), model, data, tmp_path / "run")
+    assert checkpoints(tmp_path / "run") == []
 
 
 def test_a_sampler_s_weights_change_the_update(

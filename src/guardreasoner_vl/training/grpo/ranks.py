@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process's rank among `count`, and its device. Every rank must call each method but `part` and `main`."""
+    """This process's rank among `count`, and its device. Every rank must call each method except `part` and `main`."""
 
     rank: int = 0
     count: int = 1

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.recipe import GrpoSection
     from guardreasoner_vl.training.grpo.ranks import DistributedContext
-    from guardreasoner_vl.training.grpo.update import Policy
+    from guardreasoner_vl.training.grpo.update import PolicyNetwork
 
 
 class WholeCopy:
@@ -52,7 +52,7 @@ class WholeCopy:
                 target.data = target.new_empty(0)
 
 
-def shard(policy: Policy, section: GrpoSection, ranks: DistributedContext) -> WholeCopy:
+def shard(policy: PolicyNetwork, section: GrpoSection, ranks: DistributedContext) -> WholeCopy:
     """Shard the policy's network in place, and move it to the ranks' device; returns its copy for rollouts.
 
     Layers are gathered one by one; what stands before and after them is gathered once in each pass.

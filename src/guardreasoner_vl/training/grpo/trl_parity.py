@@ -24,7 +24,7 @@ from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.images.sizes import ImageSizes
 from guardreasoner_vl.rl.shared_prefix import use_shared_prefix
 from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
-from guardreasoner_vl.training.grpo.update import Passes, Policy, accumulate, old_log_probabilities
+from guardreasoner_vl.training.grpo.update import Passes, PolicyNetwork, accumulate, old_log_probabilities
 from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.types import Modality, ModelInfo
 
@@ -162,7 +162,7 @@ def compared(
     total = sum(len(group.completions) for group in groups)
     # One call for each group keeps the order of the completions.
     group_passes = [part for group in groups for part in passes.of([group], total)]
-    policy = Policy(model)
+    policy = PolicyNetwork(model)
     ours = old_log_probabilities(policy, group_passes, section)
     figures = accumulate(policy, group_passes, torch.cat(old), _BOUND, section)
     gradients = _gradients(model)

@@ -63,7 +63,7 @@ class UpdateFigures:
     differences: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
-class Policy(torch.nn.Module):
+class PolicyNetwork(torch.nn.Module):
     """The network as one call that gives log-probabilities: FSDP gathers weights around the `forward` of a module."""
 
     def __init__(self, network: Any) -> None:
@@ -78,8 +78,8 @@ class Policy(torch.nn.Module):
 class Passes:
     """Makes passes of at most `tokens` tokens; each image of a rollout batch is cut into patches once.
 
-    With `sharing`, ranks that share the weights, all of them make the same number of passes, and every pass has an
-    image: what a rank lacks is a blank one that no token of a group sees.
+    With `sharing`, ranks that share the weights, all of them make the same number of passes, and a pass without
+    images gets a blank one that no group's token attends to.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Passes:
         }
 
 
-def old_log_probabilities(policy: Policy, passes: Sequence[Pass], section: GrpoSection) -> torch.Tensor:
+def old_log_probabilities(policy: PolicyNetwork, passes: Sequence[Pass], section: GrpoSection) -> torch.Tensor:
     """Log-probabilities (tokens,) of all passes by the policy as it is."""
     with torch.no_grad():
         parts = [_log_probabilities(policy, part, section) for part in passes]
@@ -204,7 +204,7 @@ def old_log_probabilities(policy: Policy, passes: Sequence[Pass], section: GrpoS
 
 
 def accumulate(
-    policy: Policy, passes: Sequence[Pass], old: torch.Tensor | None, bound: float, section: GrpoSection
+    policy: PolicyNetwork, passes: Sequence[Pass], old: torch.Tensor | None, bound: float, section: GrpoSection
 ) -> UpdateFigures:
     """Accumulate the gradients of all passes.
 
@@ -236,7 +236,7 @@ def autocast(section: GrpoSection, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16) if section.precision == "bf16" else nullcontext()
 
 
-def _log_probabilities(policy: Policy, part: Pass, section: GrpoSection) -> torch.Tensor:
+def _log_probabilities(policy: PolicyNetwork, part: Pass, section: GrpoSection) -> torch.Tensor:
     with autocast(section, part.weights.device):
         logprobs: torch.Tensor = policy(part.packed, part.vision, section.temperature)
     return logprobs
