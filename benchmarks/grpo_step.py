@@ -16,9 +16,11 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import tempfile
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -202,26 +204,44 @@ def theirs(folder: Path, samples: list[Sample], steps: int, work: Path) -> list[
     return [clock.ended[number + 2] - clock.ended[number] for number in range(0, 2 * steps, 2)]
 
 
+def elsewhere(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The version of TRL in another environment, and its seconds on the same rows."""
+    command = [arguments.stock_python, "-m", "benchmarks.grpo_step", "--stock-only", "--model", arguments.model]
+    command += ["--steps", str(arguments.steps), "--words", str(arguments.words), *["--image"] * arguments.image]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--words", type=int, default=150)
     parser.add_argument("--image", action="store_true")
+    parser.add_argument(
+        "--stock-python", metavar="PYTHON", help="run TRL with this interpreter, where another version is installed"
+    )
+    parser.add_argument("--stock-only", action="store_true", help="run TRL alone, and print its version and seconds")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     folder = resolve_folder(arguments.model, None)
     with tempfile.TemporaryDirectory() as work:
         images = Path(work) if arguments.image else None
         samples = rows(PROMPTS * arguments.steps, arguments.words, images)
+        if arguments.stock_only:
+            print(json.dumps({"trl": version("trl"), "s": theirs(folder, samples, arguments.steps, Path(work))}))
+            return
         first = ours(folder, samples, arguments.steps, Path(work))
-        second = theirs(folder, samples, arguments.steps, Path(work))
+        stock = elsewhere(arguments) if arguments.stock_python else None
+        second = stock["s"] if stock else theirs(folder, samples, arguments.steps, Path(work))
     medians = [statistics.median(one[1:]) for one in (first, second)]
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print(
         json.dumps(
             {
                 "machine": machine,
+                "trl": stock["trl"] if stock else version("trl"),
                 "words": arguments.words,
                 "image": arguments.image,
                 "ours_s": [round(one, 2) for one in first],

@@ -242,6 +242,7 @@ def test_images_are_named_by_a_variable() -> None:
 def test_vllm_is_started_as_compose_starts_it() -> None:
     services = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
     assert container(KUBERNETES / "vllm.yaml")["args"] == services["vllm"]["command"]
+    assert "--generation-config=vllm" in services["vllm"]["command"]  # else the base's repetition penalty moves scores
 
 
 @pytest.mark.parametrize("name", ["scrape.yaml", "scrape-kubernetes.yaml"])

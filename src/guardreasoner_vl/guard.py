@@ -24,15 +24,16 @@ from guardreasoner_vl.engines.model_files import (
 )
 from guardreasoner_vl.errors import GuardError, InputError, MissingExtraError, RequestCancelledError
 from guardreasoner_vl.judging.calibration import Calibration, read_calibration
-from guardreasoner_vl.judging.effects import EngineCall, EngineReply, LocalCall, ScoreCall
+from guardreasoner_vl.judging.effects import CountCall, EngineCall, EngineReply, ReadCall, ScoreCall
 from guardreasoner_vl.judging.judge import error_verdict, judge
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.judging.rounds import (
     WINDOWS_TOGETHER,
     Rounds,
     advance,
-    answer_locally,
+    aread,
     cancel_judging,
+    count_prompt_tokens,
     error_reply,
     unexpected_error,
     with_listener,
@@ -314,8 +315,10 @@ class Guard:
             return error_verdict(unexpected_error("the guard", error), policy, self.model)
 
     async def _areply(self, call: EngineCall) -> EngineReply:
-        if isinstance(call, LocalCall):
-            return await asyncio.to_thread(answer_locally, self.engine, call)
+        if isinstance(call, ReadCall):
+            return await aread(call)
+        if isinstance(call, CountCall):
+            return await asyncio.to_thread(count_prompt_tokens, self.engine, call)
         try:
             if isinstance(call, ScoreCall):
                 return await self.engine.ascore(call.request, call.slots, CANDIDATES)

@@ -10,8 +10,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from guardreasoner_vl.engines.model_files import check_folder, context_length, model_info, resolve_folder
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
@@ -78,10 +80,40 @@ def test_an_unknown_hub_id_is_refused_at_once(model: str, hub: Path, monkeypatch
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     started = time.perf_counter()
-    with pytest.raises(ModelError, match="not found on the hub") as caught:
+    with pytest.raises(ModelError, match=r"not in the cache|no such repository") as caught:
         resolve_folder(model)
     assert time.perf_counter() - started < 5
     assert "\n" not in str(caught.value)
+
+
+ASKED = httpx.Request("GET", "https://hub.example")
+
+
+@pytest.mark.parametrize(
+    ("fault", "remedy"),
+    [
+        (GatedRepoError("403", response=httpx.Response(403, request=ASKED)), "accept the terms on the hub and log in"),
+        (
+            RepositoryNotFoundError("404", response=httpx.Response(404, request=ASKED)),
+            "no such repository or revision on the hub",
+        ),
+        (
+            RevisionNotFoundError("404", response=httpx.Response(404, request=ASKED)),
+            "no such repository or revision on the hub",
+        ),
+        (httpx.ConnectError("unreachable"), r"the hub cannot be reached \(ConnectError\): check the network"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_a_remedy(
+    fault: Exception, remedy: str, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise fault
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
+    with pytest.raises(ModelError, match=f"owner/unknown: .*{remedy}.*, or give a local folder"):
+        resolve_folder("owner/unknown")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.images.decode import ImageLimits, checked_images
-from guardreasoner_vl.images.ocr import MAX_LINES, printed_text
+from guardreasoner_vl.images.ocr import printed_text
 from guardreasoner_vl.sources.synthetic.pages import draw_page
 from guardreasoner_vl.types import CheckedImage
 from tests.made_images import image
@@ -61,13 +61,54 @@ def test_an_image_without_words_has_no_text(size: tuple[int, int]) -> None:
     assert printed_text(image(*size)) == ""
 
 
-def test_an_image_with_too_many_lines_is_refused_before_they_are_read() -> None:
-    begun = time.monotonic()
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(1280, 1280, 16), (2000, 2000, 40), (4000, 4000, 60), (3200, 800, 18)]
+)
+def test_words_on_a_large_empty_sheet_are_read(width: int, height: int, size: int) -> None:
+    drawn = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(size)
+    for number, line in enumerate(["How do we bake", "a loaf of bread", "for a picnic"]):
+        draw.text((width // 3, height // 3 + 3 * size * number // 2), line, fill="black", font=font)
 
-    with pytest.raises(ImageError, match=f"more than {MAX_LINES} lines of text: send its parts"):
-        printed_text(page(["bread"] * (MAX_LINES + 40), 14, columns=6))
+    assert words(printed_text(checked(drawn))) == words("how do we bake a loaf of bread for a picnic")
 
-    assert time.monotonic() - begun < 30
+
+@pytest.mark.parametrize(("width", "height"), [(2560, 700), (3000, 60)])
+def test_a_line_much_longer_than_high_is_read(width: int, height: int) -> None:
+    drawn = Image.new("RGB", (width, height), "white")
+    line = "Bake bread at home with little yeast. " * 8
+    ImageDraw.Draw(drawn).text((4, height // 3 - 6), line, fill="black", font=ImageFont.load_default(14))
+
+    read = words(printed_text(checked(drawn)))
+
+    assert sum(word in words(line) for word in read) / len(words(line)) > 0.8
+
+
+@pytest.mark.parametrize("size", [(3000, 20), (20, 3000), (2100, 16), (8000, 60)])
+def test_a_narrow_image_without_words_is_read_too(size: tuple[int, int]) -> None:
+    assert printed_text(checked(Image.new("RGB", size, "white"))) == ""
+
+
+def test_words_of_one_line_keep_their_order() -> None:
+    drawn = Image.new("RGB", (900, 120), "white")
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(24)
+    for number, word in enumerate(["bake", "bread", "for", "picnics"]):
+        draw.text((20 + 220 * number, 40 - 3 * (number % 2)), word, fill="black", font=font)
+
+    assert words(printed_text(checked(drawn))) == ["bake", "bread", "for", "picnics"]
+
+
+def test_more_text_than_a_page_is_refused_before_it_is_read() -> None:
+    drawn = Image.new("RGB", (1280, 1260), "white")
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(8)
+    for row in range(125):
+        draw.text((4, 10 * row), "A loaf of bread and a pot of tea for a picnic. " * 6, fill="black", font=font)
+    begun = time.process_time()
+
+    with pytest.raises(ImageError, match="more text than a printed page: send its parts"):
+        printed_text(checked(drawn))
+
+    assert time.process_time() - begun < 30
 
 
 def test_nothing_is_logged(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -67,6 +67,26 @@ def test_mine_and_evaluate_ask_a_server_that_is_told_their_models(out: Path, tmp
     assert server.payloads
 
 
+@pytest.mark.parametrize("stage", ["mine", "evaluate"])
+def test_the_recipe_s_limits_reach_the_engine(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
+) -> None:
+    def load(model: str, **limits: int) -> None:
+        raise EngineError(f"loaded with {sorted(limits.items())}")
+
+    monkeypatch.setattr("guardreasoner_vl.engines.transformers_engine.TransformersEngine.load", load)
+    recipe = short_recipe()
+    limited = {
+        name: getattr(recipe, name).model_copy(update={"max_rows": 3, "max_tokens": 999})
+        for name in ("mine", "evaluate")
+    }
+    taken: dict[Stage, Path] = {"curate": out, "sft": out, "grpo": out}
+    job = Run(recipe.model_copy(update=limited), out, tmp_path, print, taken=taken)
+
+    with pytest.raises(EngineError, match=r"loaded with \[\('max_rows', 3\), \('max_tokens', 999\)\]"):
+        pipeline.run(job, [stage])
+
+
 def test_an_empty_address_does_not_load_the_model_here(tmp_path: Path) -> None:
     recipe = short_recipe()
     section = recipe.evaluate.model_copy(update={"base_url": ""})

@@ -326,6 +326,12 @@ def test_ordinary_rows_read_as_before(model: Any, tiny_model: Path) -> None:
     torch.testing.assert_close(first[mask.bool()], second[mask.bool()])
 
 
+@pytest.mark.parametrize(("prefix", "branches"), [((), ((1,),)), ((1,), ()), ((1,), ((1,), ()))])
+def test_a_tree_without_tokens_is_refused(prefix: tuple[int, ...], branches: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ValueError, match="at least one token each"):
+        Tree(completion(prefix, 0), tuple(completion(branch, 1) for branch in branches))
+
+
 @pytest.mark.parametrize("prefix", [100, 512, 700])
 @pytest.mark.parametrize("longest", [400, 500, 750, 1000, 1500, 2000, 2500, 3072])
 def test_short_answers_are_not_padded_to_a_long_one(prefix: int, longest: int) -> None:

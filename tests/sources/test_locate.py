@@ -38,7 +38,7 @@ def test_a_pinned_set_comes_from_the_hub(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_hub")
 def test_a_gated_set_that_is_not_there_says_how_to_get_it() -> None:
-    with pytest.raises(DataError, match=r"not found on the hub .* accepting its terms there \(huggingface-cli login\)"):
+    with pytest.raises(DataError, match=r"HF_HUB_OFFLINE is set.* its terms there \(huggingface-cli login\)"):
         locate(f"hub:allenai/other@{COMMIT}", Path("unused"), WILDGUARD)
     with pytest.raises(DataError, match="no revision; give hub:allenai/wildguardmix@REVISION"):
         locate("hub:allenai/wildguardmix", Path("unused"), WILDGUARD)

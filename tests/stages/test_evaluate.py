@@ -182,7 +182,7 @@ def test_the_released_set_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch:
     for data in ("hub:owner/tests", f"hub:owner/tests@{commit}"):
         (benchmark,) = find(["SimpleSafetyTests"], data, tmp_path)
         assert [(sample.prompt, sample.request_label) for sample in benchmark.samples] == [("say BAD", "harmful")]
-    with pytest.raises(DataError, match="owner/others: not found on the hub"):
+    with pytest.raises(DataError, match="owner/others: not in the cache, and HF_HUB_OFFLINE is set"):
         find(["SimpleSafetyTests"], "hub:owner/others", tmp_path)
 
 

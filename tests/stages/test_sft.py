@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.errors import DataError, RecipeError
@@ -272,7 +273,11 @@ def test_training_can_start_from_a_folder(data: Path, uninterrupted: dict[str, P
     content = toy.recipe(epochs=0.2).model_dump()
     recipe = Recipe.model_validate({**content, "model": {"path": str(base), "max_pixels": 28 * 56}})
     finished = run(recipe, data, tmp_path / "out")
-    assert QwenInputs.from_folder(finished).budget == PixelBudget(toy.SHAPE["min_pixels"], 28 * 56)
+    limited_inputs = QwenInputs.from_folder(finished)
+    assert limited_inputs.budget == PixelBudget(toy.SHAPE["min_pixels"], 28 * 56)
+    large = Image.new("RGB", (300, 200))
+    as_vllm_reads = Qwen2VLImageProcessorPil.from_pretrained(finished)(large, return_tensors="pt").image_grid_thw
+    assert as_vllm_reads.tolist() == [[1, *limited_inputs.grid(large.height, large.width)]]
     assert (base / "preprocessor_config.json").read_bytes() == before_limits
     limited, whole = (
         json.loads((out / "sft" / "data.json").read_text()) for out in (tmp_path / "out", uninterrupted["fp32"])

@@ -67,7 +67,7 @@ class PrintedText:
 
 
 LocalCall: TypeAlias = CountCall | ReadCall
-"""A call that needs no run of the model."""
+"""A call in which the guard's model has no part."""
 
 ModelCall: TypeAlias = GenerateCall | ScoreCall
 EngineCall: TypeAlias = ModelCall | LocalCall

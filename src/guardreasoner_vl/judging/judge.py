@@ -49,7 +49,7 @@ def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
         checked, _ = checked_exchange(exchange, policy.images)
     except InputError as error:
         return error_verdict(error, policy, model)
-    if policy.reads_images(model):
+    if policy.reads_printed_text(model):
         try:
             checked = yield from _with_printed_text(checked, model)
         except GuardError as error:

@@ -102,7 +102,7 @@ class Policy:
         """The scores that `hybrid` mode reasons about: `band`, else the calibration's band, else `DOUBT`."""
         return self.band or (self.calibration.band if self.calibration else DOUBT)
 
-    def reads_images(self, model: ModelInfo) -> bool:
+    def reads_printed_text(self, model: ModelInfo) -> bool:
         """Whether the words printed in images are read for `model`."""
         return self.ocr == "always" or (self.ocr == "auto" and not model.transcribes)
 

@@ -6,22 +6,23 @@ many windows has one window in a round, so that others never wait for all its wi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
 from collections import deque
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from guardreasoner_vl.engines.validation import error_result, error_score
 from guardreasoner_vl.errors import EngineError, GuardError, RequestCancelledError
-from guardreasoner_vl.images.ocr import printed_text
+from guardreasoner_vl.images.ocr import reading
 from guardreasoner_vl.judging.effects import (
     CountCall,
     EngineCall,
     EngineReply,
     GenerateCall,
-    LocalCall,
     ModelCall,
     PrintedText,
     ReadCall,
@@ -33,6 +34,7 @@ from guardreasoner_vl.types import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from guardreasoner_vl.engines.base import Engine, EngineRequest, StreamListener
     from guardreasoner_vl.judging.effects import JudgingSteps
@@ -41,9 +43,11 @@ if TYPE_CHECKING:
 WINDOWS_TOGETHER = 8
 """Largest number of windows in a round of a service; other exchanges' windows wait for the next round."""
 
-LOCAL_SECONDS = 0.05
-"""Seconds that a round of a service spends on reading images and counting the tokens of long prompts; it does at least
-one of them."""
+COUNTING_SECONDS = 0.05
+"""Seconds that a round of a service spends on counting the tokens of long prompts; it counts at least one."""
+
+WAITING_SECONDS = 0.05
+"""Longest time that a round waits for an image to be read if it has nothing else to do."""
 
 BRIEF = 32_000
 """Prompts of at most this many characters are counted immediately, because counting takes milliseconds."""
@@ -55,12 +59,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _ActiveJudging:
-    """A judging in progress; `call` is the call that it waits for, None before its first step."""
+    """A judging in progress; `call` is the call that it waits for, None before its first step.
+
+    `reading` is the work on a `ReadCall`, once it has begun.
+    """
 
     judging: JudgingSteps
     listener: StreamListener | None
     done: Callable[[Verdict], None]
     call: EngineCall | None = None
+    reading: Future[str] | None = None
 
     @property
     def is_window(self) -> bool:
@@ -93,43 +101,66 @@ class Rounds:
         self._active.append(_ActiveJudging(judging, listener, done))
 
     def step(self) -> None:
-        """Run one round: start judgings, read images, count tokens, and run at most one batch of each kind of call."""
+        """Run one round: start judgings, read images, count tokens, and run at most one batch of each kind of call.
+
+        Images are read in a thread of their own, and a round waits for them only if it has nothing else to do.
+        """
         self._start()
         for active in [item for item in self._active if item.call and item.listener and item.listener.cancelled]:
+            if active.reading:
+                active.reading.cancel()
             self._update(active, cancel_judging(active.judging))
-        self._answer_slow()
-        self._call_engine(self._next_batch())
+        self._read_images()
+        self._count_long()
+        batch = self._next_batch()
+        self._call_engine(batch)
+        if not batch:
+            wait([active.reading for active in self._active if active.reading], WAITING_SECONDS, "FIRST_COMPLETED")
 
     def _start(self) -> None:
-        """Start no more judgings than the engine has room for, because a started one keeps its images in memory."""
+        """Start no more judgings than the engine has room for, because a started one keeps its images in memory.
+
+        There is as much room again for judgings whose images are being read.
+        """
         single = sum(active.is_single for active in self._active)
+        read = sum(isinstance(active.call, ReadCall) for active in self._active)
         for active in [item for item in self._active if item.call is None]:
-            if self._max_batch_size is not None and single >= self._max_batch_size:
+            if self._max_batch_size is not None and max(single, (single + read) / 2) >= self._max_batch_size:
                 return
             self._update(active, advance(active.judging, None))
-            self._answer_brief(active)
+            self._count_brief(active)
             single += active.is_single
+            read += isinstance(active.call, ReadCall)
 
-    def _answer_brief(self, active: _ActiveJudging) -> None:
+    def _read_images(self) -> None:
+        """Have the next image of each judging read, and go on with those that were."""
+        for active in list(self._active):
+            while isinstance(active.call, ReadCall):
+                active.reading = active.reading or reading(active.call.image)
+                if not active.reading.done():
+                    break
+                finished, active.reading = active.reading, None
+                self._update(active, advance(active.judging, _printed(finished)))
+                self._count_brief(active)
+
+    def _count_brief(self, active: _ActiveJudging) -> None:
         while isinstance(active.call, CountCall) and _is_brief(active.call):
-            self._answer(active, active.call)
+            self._count(active, active.call)
 
-    def _answer_slow(self) -> None:
-        """Read images and count long prompts' tokens, one exchange after another; all if calls have no limit."""
-        until = math.inf if self._max_batch_size is None else time.monotonic() + LOCAL_SECONDS
-        waiting = deque(active for active in self._active if isinstance(active.call, LocalCall))
-        begun = False
-        while waiting and not (begun and time.monotonic() >= until):
-            begun = True
+    def _count_long(self) -> None:
+        """Count the tokens of long prompts, one exchange after another; all of them if there is no limit on calls."""
+        until = math.inf if self._max_batch_size is None else time.monotonic() + COUNTING_SECONDS
+        waiting = deque(active for active in self._active if isinstance(active.call, CountCall))
+        while waiting and time.monotonic() < until:
             active = waiting.popleft()
-            if isinstance(active.call, LocalCall):
+            if isinstance(active.call, CountCall):
                 self._move_back(active)
-                self._answer(active, active.call)
-                self._answer_brief(active)
+                self._count(active, active.call)
+                self._count_brief(active)
                 waiting.append(active)
 
-    def _answer(self, active: _ActiveJudging, call: LocalCall) -> None:
-        self._update(active, advance(active.judging, answer_locally(self._engine, call)))
+    def _count(self, active: _ActiveJudging, call: CountCall) -> None:
+        self._update(active, advance(active.judging, count_prompt_tokens(self._engine, call)))
 
     def _move_back(self, active: _ActiveJudging) -> None:
         self._active.remove(active)
@@ -210,20 +241,24 @@ def run_calls(engine: Engine, requests: Sequence[EngineRequest], slots: Slots) -
     return [reply for request in requests for reply in run_calls(engine, [request], slots)]
 
 
-def answer_locally(engine: Engine, call: LocalCall) -> TokenCount | PrintedText:
-    """The reply to a call that needs no run of the model."""
-    return _count_tokens(engine, call) if isinstance(call, CountCall) else _read(call)
+async def aread(call: ReadCall) -> PrintedText:
+    """Read an image without blocking the event loop; if it is cancelled while it waits for others, it is not read."""
+    work = reading(call.image)
+    await asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
+    return _printed(work)
 
 
-def _read(call: ReadCall) -> PrintedText:
-    try:
-        return PrintedText(printed_text(call.image))
-    except Exception as error:
-        known = error if isinstance(error, GuardError) else unexpected_error("reading an image", error)
-        return PrintedText(error=known)
+def _printed(finished: Future[str]) -> PrintedText:
+    """The result of reading an image."""
+    error = finished.exception()
+    if error is None:
+        return PrintedText(finished.result())
+    if isinstance(error, GuardError):
+        return PrintedText(error=error)
+    return PrintedText(error=unexpected_error("reading an image", error))
 
 
-def _count_tokens(engine: Engine, call: CountCall) -> TokenCount:
+def count_prompt_tokens(engine: Engine, call: CountCall) -> TokenCount:
     """Count a prompt's tokens. On an error the count is unknown, and the engine refuses the request later."""
     try:
         return TokenCount(engine.count_tokens(call.request), engine.capabilities.max_context)
@@ -238,7 +273,7 @@ def error_reply(error: Exception, slots: Slots) -> EngineReply:
     return error_result(known) if slots is None else error_score(known)
 
 
-def unexpected_error(what: str, error: Exception) -> EngineError:
+def unexpected_error(what: str, error: BaseException) -> EngineError:
     """The error to report for an unexpected one. Its text goes to the debug log only, since it may quote the input."""
     _log.warning("%s failed: %s", what, type(error).__name__)
     _log.debug("%s failed", what, exc_info=error)

@@ -51,10 +51,14 @@ class Branch:
 
 @dataclass(frozen=True)
 class Tree:
-    """A prefix and the branches that continue it; each has at least one token."""
+    """A prefix and the branches that continue it; each has at least one token, or `ValueError` is raised."""
 
     prefix: Branch
     branches: tuple[Branch, ...]
+
+    def __post_init__(self) -> None:
+        if not (self.prefix.ids and self.branches and all(branch.ids for branch in self.branches)):
+            raise ValueError("a tree needs a prefix and branches of at least one token each")
 
     @property
     def tokens(self) -> int:

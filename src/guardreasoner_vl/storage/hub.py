@@ -26,7 +26,26 @@ def snapshot(name: str, revision: str | None, error: type[GuardError], **options
     except faults as fault:
         with suppress(*faults):
             return Path(snapshot_download(name, revision=revision, local_files_only=True, **options))
-        raise error(f"{name}: not found on the hub ({type(fault).__name__}); give a local folder") from fault
+        raise error(f"{name}: {_refusal(fault)}, or give a local folder") from fault
+
+
+def _refusal(fault: Exception) -> str:
+    """Why the hub did not give a snapshot, and what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(fault, GatedRepoError):
+        return "its owner restricts access: accept the terms on the hub and log in with `hf auth login`"
+    if isinstance(fault, RepositoryNotFoundError | RevisionNotFoundError | HFValidationError):
+        return "no such repository or revision on the hub, or a private one: check it, log in with `hf auth login`"
+    if constants.HF_HUB_OFFLINE:
+        return "not in the cache, and HF_HUB_OFFLINE is set: unset it"
+    return f"the hub cannot be reached ({type(fault).__name__}): check the network"
 
 
 def check_repo_id(name: str) -> None:

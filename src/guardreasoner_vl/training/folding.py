@@ -22,9 +22,11 @@ _TAGS = {chr(0xE0000 + code): chr(code) for code in range(0x20, 0x7F)}
 """Invisible copies of ASCII, which a larger model may read."""
 
 _REACH = 15  # letters of a word that are read ahead; without a limit a long word would take time squared
-_SHOUTED = 12
-_MARK = "\ue000"  # a character for private use
-_CAPITALS = [chr(code) for code in (*range(0x41, 0x5B), *range(0xC0, 0xDF)) if code != 0xD7]
+_IN_CAPITALS = 10
+_MARK = "\u2060"  # is among `INVISIBLE`, so that no text holds it any more
+_LATIN = (*range(0x41, 0x5B), *range(0xC0, 0x250), *range(0x1E00, 0x1F00))
+_CAPITALS = [chr(code) for code in _LATIN if chr(code).isupper() and len(chr(code).lower()) == 1]
+_CAPITAL = f"[{''.join(_CAPITALS)}]"
 _FOREIGN = r"[\p{Cyrillic}\p{Greek}\p{Armenian}]"
 
 
@@ -38,18 +40,18 @@ def folding() -> normalizers.Normalizer:
             # that begins with its letter is searched for twenty times as fast as one that does not.
             between_latin = rf"(?={_FOREIGN}{{0,{_REACH}}}[A-Za-z])|(?<=[A-Za-z]{letter})"
             steps.append(normalizers.Replace(Regex(f"{letter}(?:{between_latin})"), latin))
-    return normalizers.Sequence([*steps, *_small_letters()])
+    return normalizers.Sequence([*steps, *_lower_case()])
 
 
-def _small_letters() -> list[normalizers.Normalizer]:
-    """Make Latin capitals small where `_SHOUTED` characters in a row have no small letter; initials and acronyms stay.
+def _lower_case() -> list[normalizers.Normalizer]:
+    """Make `_IN_CAPITALS` Latin capitals in a row lower case, with at most three other signs between two of them.
 
-    A mark is put before each of these capitals; it and the letter become the small letter.
+    A mark is put before each of these capitals, first where enough of them follow, then one by one to the last. A mark
+    and its letter become the small letter.
     """
-    no_small = r"[\p{Lu}\s\p{P}\d]"
-    in_a_row = "|".join(
-        f"(?<={no_small}{{{before}}})(?={no_small}{{{_SHOUTED - before}}})" for before in range(_SHOUTED + 1)
-    )
-    marks = normalizers.Replace(Regex(rf"(?=\p{{Lu}})(?:{in_a_row})"), _MARK)
+    between = rf"[^\p{{L}}{_MARK}]"
+    start = normalizers.Replace(Regex(rf"(?=(?:{_CAPITAL}{between}{{0,3}}){{{_IN_CAPITALS}}})"), _MARK)
+    after = "|".join(rf"(?<={_MARK}{_CAPITAL}{between * gap})" for gap in range(4))
+    rest = normalizers.Replace(Regex(rf"(?={_CAPITAL})(?:{after})"), _MARK)
     small = [normalizers.Replace(_MARK + capital, capital.lower()) for capital in _CAPITALS]
-    return [marks, *small, normalizers.Replace(_MARK, "")]
+    return [start, *[rest] * (_IN_CAPITALS - 1), *small, normalizers.Replace(_MARK, "")]
