@@ -23,6 +23,7 @@ from benchmarks.quality.sets import public_sets
 from benchmarks.speed import agreement, cold, exchanges, timed
 from guardreasoner_vl.cli.terminal import be_quiet
 from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.types import Exchange, Label, Mode
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "transformers, fp32"
 SPEED_MODES: tuple[Mode, ...] = ("fast", "slow")
+POLICY = Policy(ocr="never")
+"""What no engine does is left out."""
 SINGLE = 12
 """Exchanges that are judged one at a time."""
 
@@ -37,10 +40,10 @@ SINGLE = 12
 def arms(model: str) -> dict[str, Guard]:
     """The guards under test, equal in all but the engine."""
     return {
-        REFERENCE: Guard.load(model, "transformers", dtype="fp32"),
-        "transformers": Guard.load(model, "transformers"),
-        "openvino, fp32": Guard.load(model, "openvino", dtype="fp32"),
-        "openvino": Guard.load(model, "openvino"),
+        REFERENCE: Guard.load(model, "transformers", policy=POLICY, dtype="fp32"),
+        "transformers": Guard.load(model, "transformers", policy=POLICY),
+        "openvino, fp32": Guard.load(model, "openvino", policy=POLICY, dtype="fp32"),
+        "openvino": Guard.load(model, "openvino", policy=POLICY),
     }
 
 

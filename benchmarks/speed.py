@@ -26,6 +26,7 @@ from guardreasoner_vl.engines.qwen import END_OF_TEXT, END_OF_TURN
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.images.exchange import checked_exchange
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.protocol import build_messages, parse_verdict
 from guardreasoner_vl.sources.synthetic import phrases
 from guardreasoner_vl.sources.synthetic.images import draw_sample
@@ -186,7 +187,7 @@ def main() -> None:
     cold(arguments.model, arguments.repeats)
     engine = TransformersEngine.load(arguments.model)
     print(f"model {engine.model.name} {engine.model.revision}, {engine.network.dtype}")
-    guard = Guard(engine)
+    guard = Guard(engine, Policy(ocr="never"))  # the other arm reads no printed words
     rows = exchanges(arguments.rows)
     throughput(guard, PlainTransformers(engine, guard.policy.max_new_tokens), rows, arguments.repeats)
     latency(guard, rows[:12], arguments.repeats)
