@@ -44,6 +44,11 @@ def launched(words: list[str]) -> tuple[int, list[str]]:
     return options.num_processes, [options.training_script, *options.training_script_args]
 
 
+@pytest.mark.parametrize("name", ["3b", "3b-eco", "7b", "7b-eco"])
+def test_the_paper_s_recipes_save_a_checkpoint_every_fourth_rollout_batch(name: str) -> None:
+    assert load_recipe(PATH.parent / f"{name}.yaml").grpo.save_every == 4  # all of AdamW's state takes minutes
+
+
 def test_all_recipes_are_here() -> None:
     names = {path.stem for path in RECIPES}
     papers = {f"{size}{suffix}" for size in ("3b", "7b") for suffix in ("", "-eco", "-released")}

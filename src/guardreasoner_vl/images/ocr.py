@@ -10,7 +10,8 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from guardreasoner_vl.errors import ImageError
 
@@ -40,6 +41,24 @@ _CONFIDENCE = 0.5  # of a line's letters, on average; below it, it is a pattern 
 _KNOWN = 0.3  # share of a box that must lie in another one to be the same
 _LONGEST = 30  # heights of a line that are read at once
 _LEGIBLE = 20  # pixels: lines at least as high in the reduced image are taken from it, lower ones from the parts
+
+
+class _Bounds(NamedTuple):
+    """The smallest and the largest x and y of a box, in pixels."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    @classmethod
+    def of(cls, box: Box) -> _Bounds:
+        return cls(*map(float, box.min(0)), *map(float, box.max(0)))
+
+    def shared(self, other: _Bounds) -> tuple[float, float]:
+        """Width and height of what both have in common; negative where they are apart."""
+        return min(self.x1, other.x1) - max(self.x0, other.x0), min(self.y1, other.y1) - max(self.y0, other.y0)
+
 
 _reader = ThreadPoolExecutor(1, "ocr")  # the models store the options of a call, so that calls must not overlap
 
@@ -91,24 +110,23 @@ def _boxes(pixels: Pixels) -> list[Box]:
     if reduction > 1:
         boxes = [box for box in boxes if _height(box) >= _LEGIBLE * reduction]
         in_parts: list[Box] = []
-        for top in _starts(height):
-            for left in _starts(width):
-                for box in _detected(pixels[top : top + PART, left : left + PART]):
-                    _add(box + np.array([left, top], np.float32), in_parts)
+        for y, x in product(_starts(height), _starts(width)):
+            for box in _detected(pixels[y : y + PART, x : x + PART]):
+                _add(box + np.array([x, y], np.float32), in_parts)
         boxes += [box for box in in_parts if not any(_covered(box, known) for known in boxes)]
     return _in_reading_order(boxes)
 
 
 def _add(box: Box, boxes: list[Box]) -> None:
-    """Add a box of a part, joined with the boxes of other parts that hold the same line; a box of the same place that
-    lies otherwise is kept instead."""
+    """Add a box of a part to those of other parts: joined with them if they hold the same line, and not at all if one
+    of them covers it."""
     import numpy as np
 
     for number, other in enumerate(boxes):
         if _continues(box, other):
-            (left, top), (right, bottom) = np.minimum(box, other).min(0), np.maximum(box, other).max(0)
+            (x0, y0), (x1, y1) = np.minimum(box, other).min(0), np.maximum(box, other).max(0)
             del boxes[number]
-            _add(np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32), boxes)
+            _add(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float32), boxes)
             return
         if _covered(box, other):
             return
@@ -117,24 +135,17 @@ def _add(box: Box, boxes: list[Box]) -> None:
 
 def _continues(box: Box, other: Box) -> bool:
     """Whether two boxes that overlap hold one level line."""
-    left, top, right, bottom = _bounds(box)
-    other_left, other_top, other_right, other_bottom = _bounds(other)
-    shared = min(bottom, other_bottom) - max(top, other_top)
-    level = all(_bounds(each)[3] - _bounds(each)[1] < 1.5 * _height(each) for each in (box, other))
-    return (
-        level
-        and max(left, other_left) < min(right, other_right)
-        and shared > 0.6 * max(bottom - top, other_bottom - other_top)
-    )
+    first, second = _Bounds.of(box), _Bounds.of(other)
+    level = all(bounds.y1 - bounds.y0 < 1.5 * _height(each) for bounds, each in ((first, box), (second, other)))
+    width, height = first.shared(second)
+    return level and width > 0 and height > 0.6 * max(first.y1 - first.y0, second.y1 - second.y0)
 
 
 def _covered(box: Box, known: Box) -> bool:
     """Whether `_KNOWN` of a box lies in another one, by their bounds."""
-    left, top, right, bottom = _bounds(box)
-    known_left, known_top, known_right, known_bottom = _bounds(known)
-    width = min(right, known_right) - max(left, known_left)
-    height = min(bottom, known_bottom) - max(top, known_top)
-    return width > 0 and height > 0 and width * height > _KNOWN * (right - left) * (bottom - top)
+    bounds = _Bounds.of(box)
+    width, height = bounds.shared(_Bounds.of(known))
+    return min(width, height) > 0 and width * height > _KNOWN * (bounds.x1 - bounds.x0) * (bounds.y1 - bounds.y0)
 
 
 def _in_reading_order(boxes: list[Box]) -> list[Box]:
@@ -159,12 +170,6 @@ def _starts(length: int) -> Iterator[int]:
     """Where the parts of a side of `length` pixels start."""
     count = 1 if length <= PART else math.ceil((length - OVERLAP) / (PART - OVERLAP))
     return (round(number * (length - PART) / max(1, count - 1)) for number in range(count))
-
-
-def _bounds(box: Box) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom."""
-    (left, top), (right, bottom) = box.min(0), box.max(0)
-    return max(0, int(left)), max(0, int(top)), math.ceil(right), math.ceil(bottom)
 
 
 def _height(box: Box) -> float:
