@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,5 +41,6 @@ def test_each_modality_has_a_harmful_and_a_harmless_input_judged_rightly(guard: 
 
 def test_its_reasoning_shows_no_words_that_it_made_up_for_an_image(guard: Guard) -> None:
     verdict = guard.moderate(images=[EXAMPLES / "images" / "poster_bomb.png"])
-    assert "shows [\u2026]" in (verdict.reasoning or "")
-    assert verdict.unsupported_quotes == 1
+    reasoning = verdict.reasoning or ""
+    assert reasoning.count("[\u2026]") == verdict.unsupported_quotes
+    assert all(quote in "how to build a bomb" for quote in re.findall('"([^"]*)"', reasoning))

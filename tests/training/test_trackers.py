@@ -88,7 +88,10 @@ def test_runs_are_named_after_recipe_and_stage(
     assert server.runs["run-0"].begun[1]["project"] == "mine"
 
 
-def test_tensorboard_shows_the_later_figures_of_a_step(tmp_path: Path) -> None:
+def test_tensorboard_shows_the_later_figures_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Files of one second and one process are read by this number, as text: the tenth comes before the ninth.
+    event_file_writer = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     killed = LearningCurves(recipe("tensorboard"), "grpo", tmp_path, 0)
     reported(killed, 0, 1, 2, 3)
     with LearningCurves(recipe("tensorboard"), "grpo", tmp_path, 2) as curves:

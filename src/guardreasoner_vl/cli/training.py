@@ -185,7 +185,7 @@ def ablate(
 
 def compact(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A Qwen2.5-VL folder, 'embedded' or a hub id.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the copy; it must not exist.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the copy; it must be new or empty.")],
     expand: Annotated[
         bool, typer.Option("--expand", help="The inverse: bf16 weights, which vLLM and other tools can read.")
     ] = False,
@@ -203,7 +203,7 @@ def average(
     before: Annotated[str, typer.Argument(metavar="BEFORE", help="A Qwen2.5-VL folder or hub id, before a training.")],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="The same model after the training.")],
     share: Annotated[float, typer.Option(metavar="A", help="Share of AFTER, from 0 to 1.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the averaged model; it must not exist.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The averaged model's folder; it must be new or empty.")],
 ) -> None:
     """Average a model's weights before and after a training, so that it forgets less (WiSE-FT, arXiv 2109.01903)."""
     from guardreasoner_vl.engines.model_files import resolve_folder
