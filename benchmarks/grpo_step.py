@@ -232,8 +232,8 @@ def main() -> None:
         if arguments.stock_only:
             print(json.dumps({"trl": version("trl"), "s": theirs(folder, samples, arguments.steps, Path(work))}))
             return
+        stock = elsewhere(arguments) if arguments.stock_python else None  # first, while this process is small
         first = ours(folder, samples, arguments.steps, Path(work))
-        stock = elsewhere(arguments) if arguments.stock_python else None
         second = stock["s"] if stock else theirs(folder, samples, arguments.steps, Path(work))
     medians = [statistics.median(one[1:]) for one in (first, second)]
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
