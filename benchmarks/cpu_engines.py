@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 REFERENCE = "transformers, fp32"
 SPEED_MODES: tuple[Mode, ...] = ("fast", "slow")
 POLICY = Policy(ocr="never")
-"""What no engine does is left out."""
+"""Printed words are not read: that takes the same time whatever the engine."""
 SINGLE = 12
 """Exchanges that are judged one at a time."""
 

@@ -132,16 +132,21 @@ def alone(guard: Guard, exchange: Exchange) -> Verdict:
     return asyncio.run(guard.amoderate_each(GuardRequest(exchange)))
 
 
-def rounds(guard: Guard, exchange: Exchange) -> Verdict:
-    verdicts: list[Verdict] = []
-    waiting = [(GuardRequest(exchange), verdicts.append)]
+def requests_once(*requests: tuple[GuardRequest, Callable[[Verdict], None]]) -> Callable[[int], Any]:
+    """What `moderate_from` asks for: the requests at the first call, and then no more."""
+    waiting = list(requests)
 
     def more(_: int) -> list[tuple[GuardRequest, Callable[[Verdict], None]]]:
         joining = list(waiting)
         waiting.clear()
         return joining
 
-    guard.moderate_from(more, 4)
+    return more
+
+
+def rounds(guard: Guard, exchange: Exchange) -> Verdict:
+    verdicts: list[Verdict] = []
+    guard.moderate_from(requests_once((GuardRequest(exchange), verdicts.append)), 4)
     return verdicts[0]
 
 
@@ -170,18 +175,6 @@ def test_every_way_of_judging_reads_images(judge: Callable[[Guard, Exchange], Ve
     assert judge(Guard(engine), Exchange(images=(WORDED, PLAIN))).error is None
 
     assert PRINTED in engine.requests[0].messages[1].text
-
-
-def requests_once(*requests: tuple[GuardRequest, Callable[[Verdict], None]]) -> Callable[[int], Any]:
-    """What `moderate_from` asks for: the requests at the first call, and then no more."""
-    waiting = list(requests)
-
-    def more(_: int) -> list[tuple[GuardRequest, Callable[[Verdict], None]]]:
-        joining = list(waiting)
-        waiting.clear()
-        return joining
-
-    return more
 
 
 def test_other_exchanges_are_judged_while_an_image_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

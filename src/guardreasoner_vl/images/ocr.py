@@ -55,6 +55,14 @@ class _Bounds(NamedTuple):
     def of(cls, box: Box) -> _Bounds:
         return cls(*map(float, box.min(0)), *map(float, box.max(0)))
 
+    @property
+    def width(self) -> float:
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> float:
+        return self.y1 - self.y0
+
     def shared(self, other: _Bounds) -> tuple[float, float]:
         """Width and height of what both have in common; negative where they are apart."""
         return min(self.x1, other.x1) - max(self.x0, other.x0), min(self.y1, other.y1) - max(self.y0, other.y0)
@@ -136,16 +144,16 @@ def _add(box: Box, boxes: list[Box]) -> None:
 def _continues(box: Box, other: Box) -> bool:
     """Whether two boxes that overlap hold one level line."""
     first, second = _Bounds.of(box), _Bounds.of(other)
-    level = all(bounds.y1 - bounds.y0 < 1.5 * _height(each) for bounds, each in ((first, box), (second, other)))
+    level = all(bounds.height < 1.5 * _height(each) for bounds, each in ((first, box), (second, other)))
     width, height = first.shared(second)
-    return level and width > 0 and height > 0.6 * max(first.y1 - first.y0, second.y1 - second.y0)
+    return level and width > 0 and height > 0.6 * max(first.height, second.height)
 
 
 def _covered(box: Box, known: Box) -> bool:
     """Whether `_KNOWN` of a box lies in another one, by their bounds."""
     bounds = _Bounds.of(box)
     width, height = bounds.shared(_Bounds.of(known))
-    return min(width, height) > 0 and width * height > _KNOWN * (bounds.x1 - bounds.x0) * (bounds.y1 - bounds.y0)
+    return min(width, height) > 0 and width * height > _KNOWN * bounds.width * bounds.height
 
 
 def _in_reading_order(boxes: list[Box]) -> list[Box]:

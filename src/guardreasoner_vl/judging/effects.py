@@ -66,11 +66,8 @@ class PrintedText:
     error: GuardError | None = None
 
 
-LocalCall: TypeAlias = CountCall | ReadCall
-"""A call in which the guard's model has no part."""
-
 ModelCall: TypeAlias = GenerateCall | ScoreCall
-EngineCall: TypeAlias = ModelCall | LocalCall
+EngineCall: TypeAlias = ModelCall | CountCall | ReadCall
 EngineReply: TypeAlias = EngineResult | ScoreResult | TokenCount | PrintedText
 ReplyT = TypeVar("ReplyT", EngineResult, ScoreResult, TokenCount, PrintedText)
 JudgingSteps: TypeAlias = Generator[EngineCall, EngineReply, Verdict]

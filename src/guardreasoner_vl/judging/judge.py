@@ -19,7 +19,7 @@ from guardreasoner_vl.judging.effects import (
     EngineCall,
     EngineReply,
     JudgingSteps,
-    LocalCall,
+    ModelCall,
     build_request,
     call_count,
     call_generate,
@@ -47,13 +47,10 @@ def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
     """Judge one exchange; invalid images and failures of the engine become error verdicts."""
     try:
         checked, _ = checked_exchange(exchange, policy.images)
-    except InputError as error:
-        return error_verdict(error, policy, model)
-    if policy.reads_printed_text(model):
-        try:
+        if policy.reads_printed_text(model):
             checked = yield from _with_printed_text(checked, model)
-        except GuardError as error:
-            return error_verdict(error, policy, model)
+    except GuardError as error:
+        return error_verdict(error, policy, model)
     if policy.long_input == "windows":
         return (yield from _judge_windows(checked, policy, model))
     return (yield from _judge_one(checked, policy, model))
@@ -301,4 +298,4 @@ def _as_window(judging: JudgingSteps) -> JudgingSteps:
         except StopIteration as stop:
             verdict: Verdict = stop.value
             return verdict
-        reply = yield call if isinstance(call, LocalCall) else replace(call, is_window=True)
+        reply = yield replace(call, is_window=True) if isinstance(call, ModelCall) else call

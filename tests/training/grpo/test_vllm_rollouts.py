@@ -66,6 +66,22 @@ def made_up() -> Iterator[None]:
 
 
 @pytest.fixture
+def certain(tmp_path: Path) -> Path:
+    """A model that is more certain than a random one, so that wrong weights or positions show."""
+    model = write_tiny_model(tmp_path / "certain")
+    set_weight(model, "model.norm", 8.0)
+    return model
+
+
+def break_weights(server: FakeVLLMServer, part: str) -> None:
+    """Change the server's weights whose names hold `part`."""
+    with torch.no_grad():
+        for name, weight in server.llm.weights.items():
+            if part in name:
+                weight.mul_(-3)
+
+
+@pytest.fixture
 def served(tiny_model: Path) -> Iterator[FakeVLLMServer]:
     with FakeVLLMServer(tiny_model) as server:
         yield server
@@ -219,63 +235,51 @@ def test_images_in_another_size_are_refused_before_the_first_batch(
 
 @pytest.mark.parametrize(("broken", "answers"), [("language_model.norm", "a text"), ("visual.merger", "an image")])
 def test_other_weights_are_refused_before_the_first_batch(
-    broken: str, answers: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: str, answers: str, certain: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that says that it has loaded the weights and has not; the model is more certain than a random one."""
-    model = write_tiny_model(tmp_path / "certain")
-    set_weight(model, "model.norm", 8.0)
-    with FakeVLLMServer(model) as served:
+    """A server that says that it has loaded the weights and has not."""
+    with FakeVLLMServer(certain) as served:
 
         def load_others(method: str, kwargs: Any) -> None:
-            with torch.no_grad():
-                for name, weight in served.llm.weights.items():
-                    if broken in name:
-                        weight.mul_(-3)
+            break_weights(served, broken)
 
         monkeypatch.setattr(served.llm, "collective_rpc", load_others)
         with pytest.raises(EngineError, match=f"answers to {answers} differ from the trainer's by"):
-            grpo.run(recipe(served), model, data, tmp_path / "run")
+            grpo.run(recipe(served), certain, data, tmp_path / "run")
         assert len(served.requests) == MADE_UP
 
 
 def test_other_positions_are_refused_before_the_first_batch(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    certain: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that takes an image's rows for its columns reads as many tokens, and the same ones."""
-    model = write_tiny_model(tmp_path / "certain")
-    set_weight(model, "model.norm", 8.0)
     encoded = QwenInputs.encoded
 
     def exchanged(inputs: QwenInputs, ids: list[int], grids: Any) -> Encoded:
         prompt = encoded(inputs, ids, grids)
         return replace(prompt, positions=prompt.positions[[0, 2, 1]])
 
-    with FakeVLLMServer(model) as served:
+    with FakeVLLMServer(certain) as served:
         monkeypatch.setattr(served.llm.inputs, "encoded", MethodType(exchanged, served.llm.inputs))
         with pytest.raises(EngineError, match="answers to an image are those of an image whose rows and columns"):
-            grpo.run(recipe(served), model, data, tmp_path / "run")
+            grpo.run(recipe(served), certain, data, tmp_path / "run")
         assert len(served.requests) == MADE_UP
 
 
 def test_a_first_batch_by_other_weights_ends_the_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    certain: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server whose weights go bad after the check."""
-    model = write_tiny_model(tmp_path / "certain")
-    set_weight(model, "model.norm", 8.0)
     check = VLLMSampler.check
-    with FakeVLLMServer(model) as served:
+    with FakeVLLMServer(certain) as served:
 
         def then_broken(sampler: VLLMSampler, log_probabilities: Any) -> None:
             check(sampler, log_probabilities)
-            with torch.no_grad():
-                for name, weight in served.llm.weights.items():
-                    if "language_model.norm" in name:
-                        weight.mul_(-3)
+            break_weights(served, "language_model.norm")
 
         monkeypatch.setattr(VLLMSampler, "check", then_broken)
         with pytest.raises(EngineError, match="its first rollout batch differ from the trainer's by"):
-            grpo.run(recipe(served), model, data, tmp_path / "run")
+            grpo.run(recipe(served), certain, data, tmp_path / "run")
     assert checkpoints(tmp_path / "run") == []
 
 

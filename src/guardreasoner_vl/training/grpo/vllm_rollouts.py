@@ -58,8 +58,8 @@ _CHECKED_TOKENS = 16
 _MOST_APART = 0.5
 """Mean difference of log-probabilities that bf16 and other kernels never reach: a few hundredths are usual."""
 _NEARER = 2.0
-"""So many times nearer to rows and columns exchanged than to the trainer's positions are only exchanged ones: where a
-model cares little, both distances are the same noise."""
+"""vLLM has rows and columns of images exchanged if its log-probabilities are so many times nearer to the trainer's with
+exchanged positions. To a model that hardly uses positions both are as near."""
 
 
 class VLLMSampler:
