@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MOST_TEXT = 4000
 """Most text in an image: the sum of its lines' lengths, each in heights of the line. A full printed page has 2,700, and
-it takes 10 to 20 s on 2 cores."""
+it takes about 20 s on 2 cores."""
 
 LARGEST = 4_000_000
 """Area in pixels that a larger image is reduced to."""
