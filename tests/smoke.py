@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PATH = Path(__file__).parent.parent / "recipes" / "smoke.yaml"
 SHORT: dict[str, Any] = {
     "model": {"new": {"text": {"hidden_size": 48, "intermediate_size": 96, "layers": 2, "heads": 2, "kv_heads": 2}}},
-    "data": {"written": {"count": 160, "test_share": 0.2}},
+    "data": {"synthetic_exchanges": {"count": 160, "test_share": 0.2}},
     "sft": {"epochs": 24, "batch_size": 16, "learning_rate": 5e-3, "max_length": 400, "save_steps": 1000},
     "mine": {"limit": 60, "max_new_tokens": 80},
     "grpo": {

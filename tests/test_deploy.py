@@ -23,7 +23,7 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 SETTINGS = (DEPLOY / "systemd" / "settings.yaml", KUBERNETES / "settings.yaml")
 OPERATIONS = ROOT / "docs" / "operations.md"
-KEYS = '[{"name": "shop", "key": "a-key-of-16-characters", "under_way": 200}]'
+KEYS = '[{"name": "shop", "key": "a-key-of-16-characters", "in_flight": 200}]'
 VALUES = {
     "outcome": {*OUTCOMES},
     "stage": {*STAGES},

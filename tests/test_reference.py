@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "guardreasoner_vl").rglob("*.py"))
 LIBRARIES = ("torch", "transformers", "datasets", "trl")
+
+
+def test_the_types_that_public_signatures_name_are_described() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    parts = re.split(r"^### ([A-Z]\w+)$", page.partition("## Types in signatures")[2], flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert {"Item", "ImageSource", "Mode", "ModelInfo", "Scale", "Engine", "VerdictError"} <= set(sections)
+    assert all(text.rpartition("```")[2].strip() for text in sections.values())
 
 
 def test_no_page_is_stale_and_the_check_loads_no_model_library() -> None:

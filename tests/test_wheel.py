@@ -6,13 +6,19 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
+from functools import partial
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
 
 from guardreasoner_vl import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -45,13 +51,37 @@ def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(target: Path, folder: Path, *arguments: str | Path) -> str:
-    """The output of Python in `folder`, with the installed wheel and the dependencies of this environment.
+def required(distribution: Distribution) -> Iterator[Distribution]:
+    """The distributions that one needs without extras, and those that they need."""
+    for text in distribution.requires or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield Distribution.from_name(requirement.name)
 
-    `-S` leaves out the checkout, which an editable install adds by a `.pth` file.
-    """
-    dependencies = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *dependencies])}
+
+@pytest.fixture(scope="module")
+def dependencies(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of links to what the wheel requires, so that no other package of this environment can be imported."""
+    [wheel] = distributions(path=[str(target)])
+    needed: dict[str, Distribution] = {}
+    waiting = [*required(wheel)]
+    while waiting:
+        distribution = waiting.pop()
+        if distribution.name not in needed:
+            needed[distribution.name] = distribution
+            waiting += required(distribution)
+    folder = tmp_path_factory.mktemp("dependencies")
+    for distribution in needed.values():
+        for name in {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__"}:
+            link = folder / name
+            if not link.exists():
+                link.symlink_to(Path(str(distribution.locate_file(name))))
+    return folder
+
+
+def python(target: Path, dependencies: Path, folder: Path, *arguments: str | Path) -> str:
+    """The output of Python in `folder`, with the installed wheel and what it requires; `-S` leaves out all else."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (target, dependencies)))}
     command = [sys.executable, "-S", *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -79,15 +109,21 @@ def test_the_wheel_fits_into_a_package_index(wheel: Path) -> None:
     assert wheel.stat().st_size < MOST_BYTES
 
 
-def test_the_installed_command_plans_a_shipped_recipe(target: Path, tmp_path: Path) -> None:
-    module = python(target, tmp_path, "-c", "import guardreasoner_vl; print(guardreasoner_vl.__file__)")
+def test_the_installed_command_plans_a_shipped_recipe(target: Path, dependencies: Path, tmp_path: Path) -> None:
+    run = partial(python, target, dependencies, tmp_path)
+    module = run("-c", "import guardreasoner_vl; print(guardreasoner_vl.__file__)")
     assert Path(module.strip()).is_relative_to(target)
     command = target / "bin" / "guardreasoner-vl"
-    assert __version__ in python(target, tmp_path, command, "--version")
-    assert python(target, tmp_path, command, "run", "smoke", "--out", "runs", "--plan").startswith("recipe smoke, ")
+    assert __version__ in run(command, "--version")
+    assert run(command, "run", "smoke", "--out", "runs", "--plan").startswith("recipe smoke, ")
 
 
-def test_the_installed_guard_judges(target: Path, tmp_path: Path) -> None:
+def test_nothing_but_the_requirements_can_be_imported(target: Path, dependencies: Path, tmp_path: Path) -> None:
+    search = "from importlib.util import find_spec; print([find_spec(name) is None for name in ('torch', 'pytest')])"
+    assert python(target, dependencies, tmp_path, "-c", search).strip() == "[False, True]"
+
+
+def test_the_installed_guard_judges(target: Path, dependencies: Path, tmp_path: Path) -> None:
     asked = ("moderate", "--prompt", "How do I bake bread?", "--mode", "fast", "--json")
-    verdict = json.loads(python(target, tmp_path, target / "bin" / "guardreasoner-vl", *asked))
+    verdict = json.loads(python(target, dependencies, tmp_path, target / "bin" / "guardreasoner-vl", *asked))
     assert (verdict["model"]["name"], verdict["error"]) == ("embedded", None)

@@ -50,6 +50,8 @@ Item: TypeAlias = Exchange | Mapping[str, Any]
 """An exchange, or a row `{prompt?, images?, response?}` or `{messages}`."""
 
 EngineName = Literal["auto", "transformers", "openvino", "vllm", "openai"]
+"""What runs the model; `auto`: `openai` with an address, else `transformers`."""
+
 ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openvino", "vllm", "openai")
 CHUNK = 128
 RowT = TypeVar("RowT")

@@ -139,7 +139,9 @@ def _synthesize(root: Path, out: Path, plan: Plan) -> None:
 
 
 def _curate(root: Path, out: Path, plan: Plan) -> None:
-    recipe = parse_recipe({"name": "toy", "seed": 1, "data": {"sources": [toy.SOURCE], "drawn": {"count": 2}}})
+    recipe = parse_recipe(
+        {"name": "toy", "seed": 1, "data": {"sources": [toy.SOURCE], "synthetic_images": {"count": 2}}}
+    )
     curate.run(recipe, root / "data", out)
 
 

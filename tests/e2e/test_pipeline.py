@@ -34,7 +34,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pipeline")
     data = toy.write_data(root / "data", toy.rows(ROWS))
     recipe = toy.recipe(
-        {"sources": [toy.SOURCE], "drawn": {"count": 8}},
+        {"sources": [toy.SOURCE], "synthetic_images": {"count": 8}},
         {"text": TEXT},
         epochs=45,
         batch_size=8,

@@ -71,10 +71,10 @@ class Source:
     def __init__(self, engine: Noting, *rounds: Sequence[Exchange | GuardRequest]) -> None:
         self._engine, self._rounds = engine, list(rounds)
         self.verdicts: list[tuple[int, Verdict]] = []
-        self.under_way: list[int] = []
+        self.in_flight: list[int] = []
 
-    def __call__(self, under_way: int) -> Joining:
-        self.under_way.append(under_way)
+    def __call__(self, in_flight: int) -> Joining:
+        self.in_flight.append(in_flight)
         joining = self._rounds.pop(0) if self._rounds else ()
         return [(item if isinstance(item, GuardRequest) else GuardRequest(item), self._done) for item in joining]
 
@@ -96,7 +96,7 @@ class TestServing:
         assert len(engine.calls) > 6
         assert engine.calls[1] == 2
         assert engine.calls[3] == 3
-        assert source.under_way[0] == source.under_way[-1] == 0
+        assert source.in_flight[0] == source.in_flight[-1] == 0
 
     def test_a_short_one_waits_for_few_windows_however_many_long_ones_there_are(self) -> None:
         engine = Noting()
@@ -169,9 +169,9 @@ class TestServing:
         begun: list[int] = []
         exchanges = [GuardRequest({"prompt": f"Number {number}."}) for number in range(9)]
 
-        def more(under_way: int) -> Joining:
+        def more(in_flight: int) -> Joining:
             begun.append(len(engine.requests))
-            return [(item, lambda _: None) for item in exchanges] if under_way == 0 and not engine.requests else []
+            return [(item, lambda _: None) for item in exchanges] if in_flight == 0 and not engine.requests else []
 
         windowed(engine).moderate_from(more, 3)
         assert engine.calls == [3, 3, 3]

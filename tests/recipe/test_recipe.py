@@ -39,7 +39,7 @@ def content(**changes: Any) -> dict[str, Any]:
         ({"sft": {"epoch": 1}}, "'sft.epoch'", "'epochs'"),
         ({"sft": {"learning-rate": 1}}, "'sft.learning-rate'", "'learning_rate'"),
         ({"model": {"new": {"text": {"layer": 1}}}}, "'model.new.text.layer'", "'layers'"),
-        ({"data": {"drawn": {"counts": 1}}}, "'data.drawn.counts'", "'count'"),
+        ({"data": {"synthetic_images": {"counts": 1}}}, "'data.synthetic_images.counts'", "'count'"),
         (
             {"data": {"sources": [{"folder": "f", "origin": "o", "licence": "l", "licens": "l"}]}},
             "'data.sources.0.licens'",
@@ -75,7 +75,7 @@ def test_trackers_are_a_name_or_a_list(tracker: object, names: tuple[str, ...]) 
 
 @pytest.mark.parametrize("tracker", ["aim", ["none"], ["tensorboard", "aim"]])
 def test_an_unknown_tracker_is_refused_with_the_known_ones(tracker: object) -> None:
-    with pytest.raises(RecipeError, match=r"tracker\.\d: .*'tensorboard', 'wandb', 'trackio' or 'mlflow'"):
+    with pytest.raises(RecipeError, match=r"tracker\.\d should be 'tensorboard', 'wandb', 'trackio' or 'mlflow'"):
         parse_recipe(content(tracker=tracker))
 
 
@@ -138,7 +138,7 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
         (b"- a\n- b\n", "a recipe is a YAML mapping"),
         (b"a: [1\nb: {", "not YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
-        (b"model: {path: x}\n", "name: Field required"),
+        (b"model: {path: x}\n", "name is missing: give it"),
         (b"1: 2\nname: r\nmodel: {path: x}\n", "1"),
     ],
 )
@@ -200,6 +200,8 @@ def test_a_recipe_that_cannot_be_extended(recipes: dict[str, str], message: str,
             "data.sources.0.picture",
             "data.sources.0.image_kind",
         ),
+        ({"data": {"drawn": {"count": 3}}}, "data.drawn", "data.synthetic_images"),
+        ({"data": {"written": {"count": 3}}}, "data.written", "data.synthetic_exchanges"),
     ],
 )
 def test_a_renamed_key_names_the_new_one(changes: dict[str, Any], place: str, name: str) -> None:

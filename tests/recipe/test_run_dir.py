@@ -11,7 +11,7 @@ import pytest
 
 from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.recipe import Recipe, parse_recipe
-from guardreasoner_vl.recipe.run_dir import changed_keys, open_run_dir
+from guardreasoner_vl.recipe.run_dir import open_run_dir
 from guardreasoner_vl.storage.atomic import write_json
 
 
@@ -38,10 +38,10 @@ def test_another_recipe_is_refused_and_its_keys_are_named(tmp_path: Path) -> Non
     with open_run_dir(tmp_path, recipe(), "sft"):
         pass
     before = (tmp_path / "recipe.json").read_bytes()
-    changed = recipe(seed=1, sft={"epochs": 1}, data={"drawn": {"count": 2}})
+    changed = recipe(seed=1, sft={"epochs": 1}, data={"synthetic_images": {"count": 2}})
     with pytest.raises(RecipeError) as caught, open_run_dir(tmp_path, changed, "sft"):
         pass
-    assert "(changed: data.drawn, seed, sft.epochs)" in str(caught.value)
+    assert "(changed: data.synthetic_images, seed, sft.epochs)" in str(caught.value)
     assert "give a new --out or restore the recipe" in str(caught.value)
     assert (tmp_path / "recipe.json").read_bytes() == before
 
@@ -140,23 +140,6 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     assert "another `grpo` (process" in messages[0]
     second()
     assert len(messages) == 1
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ({"a": 1}, {"a": 1}, []),
-        ({"a": 1}, {"a": 2}, ["a"]),
-        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, ["a.c"]),
-        ({"a": {"b": 1}}, {"a": None}, ["a"]),
-        ({"a": [1]}, {"a": [1, 2]}, ["a"]),
-        ({}, {"a": None}, []),
-        ({}, {"b": 1}, ["b"]),
-        ({"b": 1}, {}, ["b"]),
-    ],
-)
-def test_changed_keys(old: Any, new: Any, expected: list[str]) -> None:
-    assert changed_keys(old, new) == expected
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,7 @@ async def test_bodies_that_arrive_have_a_bound_together() -> None:
     assert refused.status_code == 503
     fault = refused.json()["error"]
     assert fault["code"] == "bodies_full"
-    assert fault["message"] == "too many large requests are under way: try again"
+    assert fault["message"] == "too many large requests are in flight: try again"
     assert [answer.status_code for answer in (*answers, after, probe)] == [200] * 4
     assert refusals == {"bodies_full": 1}
     assert 'guardreasoner_caller_refused_total{caller="key-1",reason="bodies_full"} 1.0' in text

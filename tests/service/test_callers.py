@@ -45,7 +45,7 @@ class TestCallers:
         assert plain.named(b"b-key-of-some-length") == "key-2"
 
     def test_one_of_several_callers_has_half_of_the_queue(self) -> None:
-        callers = Callers(config(keys=keys(chat={"under_way": 1}), limits={"queue": 5}))
+        callers = Callers(config(keys=keys(chat={"max_in_flight": 1}), limits={"queue": 5}))
         for _ in range(3):
             callers.admit("shop", 2)
         with pytest.raises(QueueFullError) as caught:
@@ -56,11 +56,11 @@ class TestCallers:
             callers.admit("chat", 2)
         callers.release("shop")
         callers.admit("shop", 2)
-        with pytest.raises(QueueFullError, match="3 exchanges of this key are under way"):
+        with pytest.raises(QueueFullError, match="3 exchanges of this key are in flight"):
             callers.admit("shop", 2)
 
     def test_a_place_that_nobody_holds_is_not_given_back(self) -> None:
-        callers = Callers(config(keys=keys(shop={"under_way": 1})))
+        callers = Callers(config(keys=keys(shop={"max_in_flight": 1})))
         for _ in range(3):
             callers.release("shop")
         callers.admit("shop", 2)
@@ -101,10 +101,10 @@ class TestCallers:
         with pytest.raises(QueueFullError):
             callers.admit("shop", 2)
 
-    def test_keys_are_replaced_while_exchanges_are_under_way(self) -> None:
-        callers = Callers(config(keys=keys(shop={"under_way": 1})))
+    def test_keys_are_replaced_while_exchanges_are_in_flight(self) -> None:
+        callers = Callers(config(keys=keys(shop={"max_in_flight": 1})))
         callers.admit("shop", 2)
-        callers.reload(config(keys=[{"name": "shop", "key": "a-new-key-of-the-shop", "under_way": 1}]))
+        callers.reload(config(keys=[{"name": "shop", "key": "a-new-key-of-the-shop", "max_in_flight": 1}]))
         assert callers.named(KEYS["shop"].encode()) is None
         assert callers.named(b"a-new-key-of-the-shop") == "shop"
         with pytest.raises(QueueFullError):

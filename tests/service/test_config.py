@@ -164,6 +164,7 @@ def test_the_error_of_an_unknown_key_suggests_a_known_one(text: str, message: st
         ("limits: {together: 5}", "limits.together", "limits.max_batch_size"),
         ("request: {use: monitor}", "request.use", "request.mode"),
         ("response: {use: enforce, mode: enforce}", "response.use", "response.mode"),
+        ("keys: [{name: shop, under_way: 5}]", "keys.0.under_way", "keys.0.max_in_flight"),
     ],
 )
 def test_a_renamed_key_is_refused_with_its_new_name(text: str, old: str, new: str, tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_a_misspelt_nested_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([{"name": "a", "key": KEY}, {"name": "b", "key": KEY}], "two keys are the same"),
         (
-            [{"name": "a", "key": KEY, "under_way": 1}, {"name": "a", "key": f"{KEY}2"}],
+            [{"name": "a", "key": KEY, "max_in_flight": 1}, {"name": "a", "key": f"{KEY}2"}],
             "the keys of a have different limits",
         ),
         ([{"name": "a b", "key": KEY}], r"keys\.0\.name"),
@@ -208,5 +209,5 @@ def test_keys_that_cannot_be(settings: Any, message: str) -> None:
 def test_named_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUARDREASONER_KEYS", f'[{{"name": "shop", "key": "{KEY}", "per_minute": 60}}]')
     (config,) = load_config().keys
-    assert (config.name, config.per_minute, config.under_way) == ("shop", 60, None)
+    assert (config.name, config.per_minute, config.max_in_flight) == ("shop", 60, None)
     assert KEY not in repr(config)

@@ -346,13 +346,13 @@ def several(settings: dict[str, Any] | None = None, **backends: ScriptedBackend)
 
 async def test_what_is_under_way_is_the_sum_of_all_guards() -> None:
     service = several(default=ScriptedBackend(pause=0.05), fast=ScriptedBackend(pause=0.05))
-    under_way = [
+    in_flight = [
         asyncio.create_task(service.judge(Exchange(text), ID, guard=guard))
         for text, guard in (("one", None), ("two", "fast"), ("three", "fast"))
     ]
     await asyncio.sleep(0.01)
     assert counted(service, "guardreasoner_in_flight") == 3
-    await asyncio.gather(*under_way)
+    await asyncio.gather(*in_flight)
     assert counted(service, "guardreasoner_in_flight") == 0
 
 

@@ -130,22 +130,22 @@ async def test_a_probe_never_waits_behind_exchanges() -> None:
     """Verdicts take longer than they stay fresh, and the probe would be last in the queue."""
     service = moderation(ScriptedBackend(pause=0.2), ready_seconds=0.01)
     await service.judge(Exchange("Hello."), Origin("0"))
-    under_way = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(20)]
+    in_flight = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(20)]
     await asyncio.sleep(0.05)
     started = time.perf_counter()
     assert service.state() == "ready"
     assert time.perf_counter() - started < 0.05
-    await asyncio.gather(*under_way)
+    await asyncio.gather(*in_flight)
     await service.close()
 
 
 async def test_a_full_queue_is_not_ready() -> None:
     service = moderation(ScriptedBackend(pause=0.1), queue=2)
     await service.judge(Exchange("Hello."), Origin("0"))
-    under_way = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(2)]
+    in_flight = [asyncio.create_task(service.judge(Exchange(f"Loaf {number}?"), Origin("0"))) for number in range(2)]
     await asyncio.sleep(0.01)
     assert service.state() == "queue full"
-    await asyncio.gather(*under_way)
+    await asyncio.gather(*in_flight)
     assert service.state() == "ready"
 
 

@@ -49,7 +49,7 @@ class Service:
             if f"guardreasoner_in_flight {count}.0" in self.client.get("/metrics").text:
                 return
             time.sleep(0.005)
-        raise AssertionError(f"never {count} under way")
+        raise AssertionError(f"never {count} in flight")
 
     def engine_pid(self) -> int:
         """The id of the youngest child process: the engine."""

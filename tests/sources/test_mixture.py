@@ -36,9 +36,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def mixed(root: Path, seed: int = 0, drawn: dict[str, int] | None = None, **source: Any) -> Mixture:
+def mixed(root: Path, seed: int = 0, synthetic_images: dict[str, int] | None = None, **source: Any) -> Mixture:
     section = {"folder": "toy", "origin": "made up", "licence": "CC0", **source}
-    data = DataSection.model_validate({"sources": [section], "drawn": drawn})
+    data = DataSection.model_validate({"sources": [section], "synthetic_images": synthetic_images})
     return build_mixture(data, root, root.parent / "work", seed)
 
 
@@ -120,7 +120,7 @@ def test_missing_folder(root: Path) -> None:
 
 @pytest.mark.slow
 def test_drawn_images_are_drawn_once_and_split_like_the_rest(root: Path) -> None:
-    mixture = mixed(root, only={"kind": ["1"]}, drawn={"count": 40, "repeat": 2})
+    mixture = mixed(root, only={"kind": ["1"]}, synthetic_images={"count": 40, "repeat": 2})
     (folder,) = (root.parent / "work").iterdir()
     train = [row for row in mixture.train if row.source == "drawn"]
     held_out = [row for row in mixture.held_out if row.source == "drawn"]
@@ -129,7 +129,7 @@ def test_drawn_images_are_drawn_once_and_split_like_the_rest(root: Path) -> None
     assert not any(is_held_out(row.id) for row in train)
     assert all(Path(row.images[0]).is_file() for row in train)
     stamp = (folder / "train.jsonl").stat().st_mtime_ns
-    assert mixed(root, only={"kind": ["1"]}, drawn={"count": 40, "repeat": 2}).train == mixture.train
+    assert mixed(root, only={"kind": ["1"]}, synthetic_images={"count": 40, "repeat": 2}).train == mixture.train
     assert (folder / "train.jsonl").stat().st_mtime_ns == stamp
 
 
@@ -140,8 +140,8 @@ def test_drawing_that_was_cut_off_is_done_again(root: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            mixed(root, drawn={"count": 3})
-    rows = [row for row in mixed(root, drawn={"count": 3}).train if row.source == "drawn"]
+            mixed(root, synthetic_images={"count": 3})
+    rows = [row for row in mixed(root, synthetic_images={"count": 3}).train if row.source == "drawn"]
     assert {row.id for row in rows} <= {f"drawn-0-{number:06d}" for number in range(3)}
 
 
@@ -165,7 +165,9 @@ def test_only_the_named_modalities(root: Path) -> None:
     section = {"folder": "toy", "origin": "made up", "licence": "CC0"}
     mixtures = {
         modalities: build_mixture(
-            DataSection.model_validate({"sources": [section], "drawn": {"count": 60}, "modalities": modalities}),
+            DataSection.model_validate(
+                {"sources": [section], "synthetic_images": {"count": 60}, "modalities": modalities}
+            ),
             root,
             root.parent / "-".join(modalities),
             0,

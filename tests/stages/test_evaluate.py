@@ -97,13 +97,13 @@ def test_content_is_stored_only_where_asked_for(tmp_path: Path) -> None:
 def test_two_evaluations_are_not_mixed(tmp_path: Path) -> None:
     loaded, out = [from_file(write_rows(tmp_path / "toy.jsonl", ROWS))], tmp_path / "out"
     evaluate.run(scripted_guard(), loaded, out)
-    with pytest.raises(DataError, match="another mode"):
+    with pytest.raises(DataError, match="an evaluation with other inputs"):
         evaluate.run(scripted_guard(Policy(mode="fast")), loaded, out)
     for policy, changed in (
         (Policy(thresholds=(0.5, 0.5)), "guard.thresholds"),
         (Policy(long_input="windows"), "guard.long_input"),
     ):
-        with pytest.raises(DataError, match=f"another {changed};"):
+        with pytest.raises(DataError, match=rf"changed: {changed}\)"):
             evaluate.run(scripted_guard(policy), loaded, out)
     evaluate.run(scripted_guard(), loaded, out)
     other = [from_file(write_rows(tmp_path / "other.jsonl", ROWS))]

@@ -624,7 +624,7 @@ def test_another_recipe_or_other_rows_are_refused(
     with pytest.raises(RecipeError, match=r"changed: grpo\.learning_rate"):
         again(learning_rate=1e-4)
     write_corpus(tmp_path / "corpus", CorpusInfo(name="toy"), rows[1:])
-    with pytest.raises(DataError, match="holds a run on other rows"):
+    with pytest.raises(DataError, match=r"changed: rows"):
         run(recipe(), tiny_model, tmp_path / "corpus", tmp_path, rows)
 
 
@@ -638,7 +638,9 @@ def test_other_texts_images_or_weights_under_the_same_names_are_refused(
     for changed in ({"prompt": "another cake"}, {"request_label": "harmful"}):
         assert rows[0].model_copy(update=changed) != rows[0]
         write_corpus(folder, CorpusInfo(name="toy"), [rows[0].model_copy(update=changed), *rows[1:]])
-        with pytest.raises(DataError, match="holds a run on other rows: restore them, or give a new --out"):
+        with pytest.raises(
+            DataError, match=r"holds an RL run with other inputs \(changed: rows\); restore them or give a new --out"
+        ):
             run(recipe(), tiny_model, folder, tmp_path, rows)
     shown = next(row for row in rows if row.images)
     image = tmp_path / "images" / Path(shown.images[0]).name
@@ -647,15 +649,15 @@ def test_other_texts_images_or_weights_under_the_same_names_are_refused(
         Image.new("RGB", old.size, (1, 2, 3)).save(image)
     repainted = [row.model_copy(update={"images": (str(image),)}) if row.id == shown.id else row for row in rows]
     write_corpus(folder, CorpusInfo(name="toy"), repainted)
-    with pytest.raises(DataError, match="holds a run on other rows"):
+    with pytest.raises(DataError, match=r"changed: rows"):
         run(recipe(), tiny_model, folder, tmp_path, rows)
     other = write_tiny_model(tmp_path / "other", seed=5)
-    with pytest.raises(DataError, match="holds a run from another model: give that model, or a new --out"):
+    with pytest.raises(DataError, match=r"changed: model\)"):
         run(recipe(), other, data, tmp_path, rows)
     retold = shutil.copytree(tiny_model, tmp_path / "retold")
     content = json.loads((retold / "tokenizer_config.json").read_text())
     (retold / "tokenizer_config.json").write_text(json.dumps({**content, "model_max_length": 77}))
-    with pytest.raises(DataError, match="from another model"):
+    with pytest.raises(DataError, match=r"changed: model\)"):
         run(recipe(), retold, data, tmp_path, rows)
     assert {path: path.read_bytes() for path in before} == before
     moved = shutil.copytree(tiny_model, tmp_path / "moved")

@@ -393,9 +393,11 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ("seed", recipe(seed=2), folder),
         ("corpus.digest", recipe(), relabelled),
     ):
-        with pytest.raises(DataError, match=f"another {changed}; give a new --out"):
+        with pytest.raises(
+            DataError, match=rf"mined rows with other inputs \(changed: {changed}\); restore them or give a new --out"
+        ):
             mined(settings, data, engine, out)
-    with pytest.raises(DataError, match=r"another model\.revision;"):
+    with pytest.raises(DataError, match=r"changed: model\.revision\)"):
         mined(recipe(), folder, Renamed(), out)
     assert engine.calls == []
     other = parse_recipe({**recipe().model_dump(), "name": "renamed", "grpo": {"epochs": 2}})

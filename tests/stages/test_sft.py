@@ -324,7 +324,7 @@ def test_the_report_says_what_was_trained_on(tmp_path: Path, stopped_at: Callabl
     (data / "toy" / "broken.png").write_bytes(b"no image")
     with (data / "toy" / "train.jsonl").open("a") as lines:
         lines.write("not json\n{}\n")
-    drawn = {"sources": [toy.SOURCE], "drawn": {"count": 3}}
+    drawn = {"sources": [toy.SOURCE], "synthetic_images": {"count": 3}}
     stopped_at(1, toy.recipe(drawn), data, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "sft" / "data.json").read_text())
     assert report["skipped"] == {
@@ -444,12 +444,14 @@ def test_other_rows_or_weights_under_the_same_names_are_refused(
     changed = shutil.copytree(data, tmp_path / "changed")
     path = changed / "toy" / "train.jsonl"
     path.write_text(path.read_text().replace("cake", "loaf", 1))
-    with pytest.raises(DataError, match="holds a run on other rows: restore them, or give a new --out"):
+    with pytest.raises(
+        DataError, match=r"holds an SFT run with other inputs \(changed: rows\); restore them or give a new --out"
+    ):
         run(recipe, changed, out)
     weights = out / "base" / "model.safetensors"
     before = weights.read_bytes()
     weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    with pytest.raises(DataError, match="holds a run on other weights"):
+    with pytest.raises(DataError, match=r"changed: weights"):
         run(recipe, data, out)
     weights.write_bytes(before)
     run(toy.recipe(save_steps=3, gradient_checkpointing=True), data, out)

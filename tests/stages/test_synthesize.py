@@ -315,7 +315,7 @@ def test_a_teacher_that_dies_half_way_is_left_alone(tmp_path: Path) -> None:
     report = run(folder, teacher, concurrency=8)
     assert report.stopped_by == "faults"
     assert counts(report) == (400, 100, 0, 300)
-    # Twice as many faults as are read at once, and those under way.
+    # Twice as many faults as are read at once, and those in flight.
     assert 128 <= report.faults.total <= 140
     assert counts(run(folder, Scripted())) == (400, 400, 0, 0)
 

@@ -101,7 +101,7 @@ def test_a_resumed_run_gives_the_same_rows(
     assert rows_of(parts) == whole
     assert (parts / stage.REPORT).read_text() == (tmp_path / "whole" / stage.REPORT).read_text()
     for name, other in (("toy", replace(settings, seed=4)), ("another", settings)):
-        with pytest.raises(DataError, match="other settings"):
+        with pytest.raises(DataError, match="holds written requests with other inputs"):
             stage.run(model, name, other, parts)
 
 

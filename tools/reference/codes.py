@@ -125,8 +125,8 @@ SERVICE = (
         "Correct the field that the message names.",
         "422",
     ),
-    Code("queue_full", "The guard has `limits.queue` exchanges under way.", "Wait for `Retry-After`.", "429"),
-    Code("caller_busy", "The caller has its `under_way` exchanges unanswered.", "Wait for their verdicts.", "429"),
+    Code("queue_full", "The guard has `limits.queue` exchanges in flight.", "Wait for `Retry-After`.", "429"),
+    Code("caller_busy", "The caller has its `max_in_flight` exchanges unanswered.", "Wait for their verdicts.", "429"),
     Code("rate_limited", "The caller has used up its `per_minute`.", "Wait for `Retry-After`.", "429"),
     Code("client_gone", "The client left before its body was read.", "None: nobody reads this.", "499"),
     Code("internal", "The service failed in a way that was not foreseen.", "Look at the service's log.", "500"),
@@ -137,7 +137,7 @@ SERVICE = (
         "502",
     ),
     Code("engine_down", "The engine is being started.", "Wait for `Retry-After`.", "503"),
-    Code("bodies_full", "Bodies under way exceed `limits.all_bodies_bytes`.", "Try again.", "503"),
+    Code("bodies_full", "Bodies in flight exceed `limits.all_bodies_bytes`.", "Try again.", "503"),
 )
 """Why the service did not answer with a verdict."""
 

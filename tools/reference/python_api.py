@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import enum
 import inspect
 import re
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -20,6 +22,21 @@ if TYPE_CHECKING:
 
 _INTRO = "Importing the package loads no torch; a name is loaded when it is first used."
 _WIDTH = 100
+_HOMES = (
+    "types.exchange",
+    "types.image",
+    "types.sample",
+    "types.verdict",
+    "judging.calibration",
+    "judging.policy",
+    "engines.base",
+    "engines.label_scores",
+    "engines.scripted",
+    "guard",
+)
+"""Modules whose types the public signatures name."""
+
+_NAME = re.compile(r"\b[A-Z]\w+")
 _STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _ATTRIBUTES = re.compile(r"\n*^Attributes:\n((?:    .*\n?)+)", re.MULTILINE)
 _ATTRIBUTE = re.compile(r"^    (\w+): ((?:.*)(?:\n        .*)*)", re.MULTILINE)
@@ -31,13 +48,82 @@ def python_page() -> str:
     exceptions = [name for name, member in members.items() if issubclass(member, GuardError)]
     classes = {name: member for name, member in members.items() if name not in exceptions}
     index = [(f"[`{name}`](#{anchor(name)})", _first(member)) for name, member in classes.items()]
+    blocks = [block for name, member in classes.items() for block in _class(name, member)]
     return page(
         "Python API",
         _INTRO,
         table(("name", "purpose"), index),
         f"Exceptions: {', '.join(map(code, exceptions))}; see [error-codes.md](error-codes.md).",
-        *(block for name, member in classes.items() for block in _class(name, member)),
+        *blocks,
+        "## Types in signatures",
+        "They are not part of the public names; import them from the module given, where you need them at all.",
+        *_types(blocks, set(members)),
     )
+
+
+def _types(blocks: list[str], known: set[str]) -> Iterator[str]:
+    """The package's own types that signatures and fields name, and those that these name in turn."""
+    kinds: dict[str, tuple[str, Any]] = {}
+    waiting = list(blocks)
+    while waiting:
+        for name in sorted(_named(waiting.pop()) - known - set(kinds)):
+            if home := _home(name):
+                kinds[name] = home, getattr(import_module(home), name)
+                waiting += _type(name, *kinds[name])
+    for name in sorted(kinds):
+        yield from _type(name, *kinds[name])
+
+
+def _named(block: str) -> set[str]:
+    """The names of types in a block of code, or in the second column of a table."""
+    if block.startswith("```"):
+        return set(_NAME.findall(block))
+    rows = [line.split(" | ") for line in block.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in _NAME.findall(row[1])}
+
+
+def _home(name: str) -> str | None:
+    """The module of the package that defines the type; None for one of another package, and for a type variable."""
+    for home in _HOMES:
+        module = import_module(f"{guardreasoner_vl.__name__}.{home}")
+        kind = getattr(module, name, None)
+        if _alias(module.__name__, name) or (isinstance(kind, type) and kind.__module__ == module.__name__):
+            return module.__name__
+    return None
+
+
+def _type(name: str, home: str, kind: Any) -> list[str]:
+    title = f"### {name}"
+    if alias := _alias(home, name):
+        value, meaning = alias
+        return [title, f"```python\n{name} = {value}  # {home}\n```", meaning]
+    if issubclass(kind, BaseModel):
+        fields = table(("field", "type", "default", "meaning"), list(_fields(kind)))
+        return [title, f"```python\nfrom {home} import {name}\n```", _text(kind), fields]
+    listed = table(("attribute", "meaning"), [(code(key), text) for key, text in attributes(kind).items()])
+    signature = dataclasses.is_dataclass(kind) and _block(name, inspect.signature(kind), _factories(kind))
+    return [
+        title,
+        f"```python\nfrom {home} import {name}\n```",
+        *([signature] if signature else []),
+        _text(kind),
+        listed,
+    ]
+
+
+def _alias(home: str, name: str) -> tuple[str, str] | None:
+    """The right side of `name = ...` in the module, if it is an alias of types, and the docstring after it."""
+    body = ast.parse(inspect.getsource(import_module(home))).body
+    for statement, after in zip(body, [*body[1:], None], strict=True):
+        match statement:
+            case (
+                ast.Assign(targets=[ast.Name(id=target)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value)
+            ) if target == name and not isinstance(value, ast.Call):
+                text = value.value if isinstance(value, ast.Constant) else ast.unparse(value)
+                meaning = after.value if isinstance(after, ast.Expr) else None
+                return str(text), str(meaning.value) if isinstance(meaning, ast.Constant) else ""
+    return None
 
 
 def attributes(kind: type[Any]) -> dict[str, str]:

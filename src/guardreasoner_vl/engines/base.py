@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import CheckedImage
 
 FinishReason = Literal["stop", "length", "error"]
+"""Why an answer ended: the model ended its turn, the limit of tokens was reached, or the request failed."""
 
 
 class StreamListener(Protocol):

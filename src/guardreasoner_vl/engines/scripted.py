@@ -14,7 +14,10 @@ from guardreasoner_vl.errors import EngineError, GuardError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 ScriptedAnswer: TypeAlias = str | EngineResult
+"""The text of an answer, or a whole result."""
+
 Scorer: TypeAlias = Callable[[EngineRequest, str], tuple[float, ...]]
+"""The log-probabilities of a request's candidates after a text."""
 
 ALL_CAPABILITIES = Capabilities(images=True, scores=True, forced_prefix=True, prefix_cache=False, max_context=None)
 _CONFIDENT = 0.9

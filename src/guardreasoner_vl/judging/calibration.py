@@ -18,6 +18,8 @@ EDGE = 1e-6
 """Scores are clipped to [EDGE, 1 - EDGE], so that a single wrong score of 0 or 1 does not dominate the fit."""
 
 Preset = Literal["strict", "balanced", "permissive"]
+"""How much a calibrated guard blocks."""
+
 PRESETS: dict[Preset, float] = {"strict": 0.10, "balanced": 0.05, "permissive": 0.01}
 """The target false-positive rate of each preset; a strict guard blocks more."""
 
@@ -25,9 +27,9 @@ PRESETS: dict[Preset, float] = {"strict": 0.10, "balanced": 0.05, "permissive": 
 class Measured(Frozen):
     """The expected calibration error before and after scaling, on the rows that the scale was fitted to."""
 
-    rows: int = Field(ge=1)
-    error_before: float = Field(ge=0, le=1)
-    error_after: float = Field(ge=0, le=1)
+    rows: int = Field(ge=1, description="Number of labelled rows.")
+    error_before: float = Field(ge=0, le=1, description="Expected calibration error of the raw scores.")
+    error_after: float = Field(ge=0, le=1, description="Expected calibration error of the scaled scores.")
 
 
 class Scale(Frozen):
@@ -38,18 +40,20 @@ class Scale(Frozen):
     after reasoning. With too few rows the scale is the identity and `measured` is None.
     """
 
-    temperature: float = Field(default=1.0, gt=0)
-    unreasoned: float = Field(default=0.0, ge=0)
-    thresholds: dict[Preset, float] = Field(default_factory=dict)
-    measured: Measured | None = None
+    temperature: float = Field(default=1.0, gt=0, description="The score's logit is divided by it.")
+    unreasoned: float = Field(default=0.0, ge=0, description="Weight of the score without reasoning.")
+    thresholds: dict[Preset, float] = Field(
+        default_factory=dict, description="Lowest scaled score that is harmful, for each preset."
+    )
+    measured: Measured | None = Field(default=None, description="What scaling changed; null: too few rows.")
 
 
 class ModeScales(Frozen):
     """The scales of request and response in one mode, and the mean number of output tokens of a verdict."""
 
-    request: Scale = Scale()
-    response: Scale = Scale()
-    completion_tokens: float = Field(default=0.0, ge=0)
+    request: Scale = Field(default=Scale(), description="Scale of the request's score.")
+    response: Scale = Field(default=Scale(), description="Scale of the response's score.")
+    completion_tokens: float = Field(default=0.0, ge=0, description="Mean number of output tokens of a verdict.")
 
 
 class Calibration(Frozen):

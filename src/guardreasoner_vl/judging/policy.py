@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import ModelInfo
 
 Action = Literal["allow", "block"]
+"""What happens to content that could not be judged."""
+
 Ocr = Literal["auto", "always", "never"]
+"""Whether printed words of images are read before the model judges; `auto`: if the model cannot read them itself."""
+
 DOUBT = (0.1, 0.9)
 """The band of scores that `hybrid` mode reasons about if neither the policy nor a calibration sets one."""
 

@@ -192,7 +192,11 @@ class _RunPlan:
     def curate(self) -> list[str]:
         data = self.recipe.data
         names = [source.title for source in data.sources]
-        sections = {"drawn": data.drawn, "written": data.written, "contrast": data.contrast}
+        sections = {
+            "synthetic images": data.synthetic_images,
+            "synthetic exchanges": data.synthetic_exchanges,
+            "contrast rows": data.contrast,
+        }
         synthetic = [f"{section.count:,} {name}" for name, section in sections.items() if section]
         rows = _rows(self.out / "corpus")
         return [", ".join([*names, *synthetic]) + (f"; done, {rows:,} rows" if rows else "")]

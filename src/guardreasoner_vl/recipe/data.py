@@ -215,14 +215,18 @@ class DataSection(Section):
     stay as they are.
     """
 
+    renamed_keys: ClassVar[dict[str, str]] = {"drawn": "synthetic_images", "written": "synthetic_exchanges"}
+
     sources: tuple[SourceSection, ...] = Field(default=(), description="The data sets of the mixture.")
-    drawn: MadeSection | None = Field(
+    synthetic_images: MadeSection | None = Field(
         default=None,
-        description="Generate images of words, unless only text is trained (`sources.synthetic.images`). Null: none.",
+        description="Generate images of words, unless only text is trained (`sources.synthetic.images`); their rows "
+        "have the source `drawn`. Null: none.",
     )
-    written: MadeSection | None = Field(
+    synthetic_exchanges: MadeSection | None = Field(
         default=None,
-        description="Generate exchanges with and without a sign (`sources.synthetic.exchanges`). Null: none.",
+        description="Generate exchanges with and without a sign (`sources.synthetic.exchanges`); their rows have the "
+        "source `written`. Null: none.",
     )
     contrast: MadeSection | None = Field(
         default=None,

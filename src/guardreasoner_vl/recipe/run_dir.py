@@ -17,6 +17,7 @@ from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.load import Recipe, merged
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.lock import locked_folder
+from guardreasoner_vl.storage.resume import changed_keys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -102,17 +103,6 @@ def _compare(folder: Path, begun: dict[str, dict[str, Any]], recipe: Recipe, sta
 def _is_main() -> bool:
     """Whether this process writes: the only one, or rank 0 of several."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def changed_keys(old: Any, new: Any, place: str = "") -> list[str]:
-    """Dotted names of the keys whose values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            name
-            for key in sorted({*old, *new})
-            for name in changed_keys(old.get(key), new.get(key), f"{place}.{key}" if place else key)
-        ]
-    return [] if old == new else [place]
 
 
 def _read_by(stage: str, resolved: dict[str, Any]) -> dict[str, Any]:

@@ -23,13 +23,23 @@ def first_problem(problems: Sequence[ErrorDetails], root: type[BaseModel], whole
     """
     problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{place}: {message}" if place else message
     if problem["type"] != "extra_forbidden":
-        return f"{place or whole}: {problem['msg'].removeprefix('Value error, ')}"
+        return f"{place or whole} {_said(problem)}"
     if renamed := renamed_key(root, problem["loc"]):
         return f"{place!r} was renamed: write {renamed!r}"
     close = nearest_key(root, problem["loc"])
     hint = f"; did you mean {close!r}?" if close else "; remove it"
     return f"unknown key {place!r}{hint}"
+
+
+def _said(problem: ErrorDetails) -> str:
+    """Pydantic's message as the end of a sentence that begins with the key."""
+    if problem["type"] == "missing":
+        return "is missing: give it"
+    return problem["msg"].replace("Input should", "should", 1)
 
 
 def renamed_key(root: type[BaseModel], place: Sequence[str | int]) -> str | None:

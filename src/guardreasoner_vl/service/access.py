@@ -165,7 +165,7 @@ class Access:
             if body.received > limits.body_bytes:
                 raise self._too_large(caller)
             if self._body_bytes > limits.all_bodies_bytes:
-                raise self._refused(503, "bodies_full", "too many large requests are under way: try again", caller)
+                raise self._refused(503, "bodies_full", "too many large requests are in flight: try again", caller)
             return message
 
         return bounded

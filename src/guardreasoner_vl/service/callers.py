@@ -50,9 +50,9 @@ class Origin:
 class _Caller:
     """One caller: its limits, its exchanges in flight, and its token bucket (`allowance`, in exchanges)."""
 
-    most_under_way: int
+    max_in_flight: int
     per_minute: int | None
-    under_way: int = 0
+    in_flight: int = 0
     allowance: float = 0.0
     refilled: float = 0.0
 
@@ -87,12 +87,12 @@ class Callers:
         limits = config.limits
         share = limits.queue if len({key.name for key in config.keys}) < 2 else -(-limits.queue // 2)
         callers = {
-            key.name: _Caller(key.under_way or share, key.per_minute, 0, float(key.per_minute or 0), self.clock())
+            key.name: _Caller(key.max_in_flight or share, key.per_minute, 0, float(key.per_minute or 0), self.clock())
             for key in config.keys
         } or {ANONYMOUS: _Caller(limits.queue, None)}
         for name, caller in callers.items():
             if before := self._callers.get(name):
-                caller.under_way = before.under_way
+                caller.in_flight = before.in_flight
                 if before.per_minute:  # a reload must not refill the bucket
                     caller.allowance = min(before.allowance, caller.allowance)
         self._keys = [(key.key.get_secret_value().encode(), key.name) for key in config.keys]
@@ -115,17 +115,17 @@ class Callers:
         caller = self._callers.get(name)
         if caller is None:  # its key was removed while the request arrived
             raise RefusedError("the key is no longer valid: ask for a new one", "unauthorised", wait)
-        if caller.under_way >= caller.most_under_way:
+        if caller.in_flight >= caller.max_in_flight:
             raise QueueFullError(
-                f"{caller.under_way} exchanges of this key are under way; wait for their verdicts", "caller_busy", wait
+                f"{caller.in_flight} exchanges of this key are in flight; wait for their verdicts", "caller_busy", wait
             )
         self._take_turn(caller)
-        caller.under_way += 1
+        caller.in_flight += 1
 
     def release(self, name: str) -> None:
         """Count one exchange less in flight for that caller."""
         if caller := self._callers.get(name):
-            caller.under_way = max(0, caller.under_way - 1)
+            caller.in_flight = max(0, caller.in_flight - 1)
 
     def _take_turn(self, caller: _Caller) -> None:
         """Take a token from the caller's bucket (size `per_minute`, refilled evenly). Raises `QueueFullError`."""

@@ -118,8 +118,8 @@ def run(connection: Connection, config: WorkerConfig, max_batch_size: int) -> No
     connection.send(ModelLoaded(guard.model, guard.settings))
     job_queue = _JobQueue(connection)
 
-    def more(under_way: int) -> list[tuple[GuardRequest, Callable[[Verdict], None]]]:
-        jobs = job_queue.take(wait=not under_way)
+    def more(in_flight: int) -> list[tuple[GuardRequest, Callable[[Verdict], None]]]:
+        jobs = job_queue.take(wait=not in_flight)
         return [
             (GuardRequest(job.exchange, job.mode, _PipeListener(job, connection, job_queue)), partial(done, job.number))
             for job in jobs
@@ -138,7 +138,7 @@ class _JobQueue:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._waiting: deque[JudgeJob] = deque()
-        self._under_way: set[int] = set()
+        self._in_flight: set[int] = set()
         self._cancelled: set[int] = set()
         self._arrived = threading.Condition()
         threading.Thread(target=self._read, name="job-queue", daemon=True).start()
@@ -150,7 +150,7 @@ class _JobQueue:
                 self._arrived.wait()
             jobs = list(self._waiting)
             self._waiting.clear()
-            self._under_way.update(job.number for job in jobs)
+            self._in_flight.update(job.number for job in jobs)
             return jobs
 
     def is_cancelled(self, number: int) -> bool:
@@ -159,7 +159,7 @@ class _JobQueue:
     def forget(self, number: int) -> None:
         """Drop the state of a finished job."""
         with self._arrived:
-            self._under_way.discard(number)
+            self._in_flight.discard(number)
             self._cancelled.discard(number)
 
     def _read(self) -> None:
@@ -175,7 +175,7 @@ class _JobQueue:
     def _accept(self, message: JudgeJob | CancelJob) -> None:
         if isinstance(message, JudgeJob):
             self._waiting.append(message)
-        elif message.number in self._under_way:
+        elif message.number in self._in_flight:
             self._cancelled.add(message.number)
         else:
             self._waiting = deque(job for job in self._waiting if job.number != message.number)

@@ -71,10 +71,10 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
         mixture.train += all_taken(kept, source.repeat, repeated=not curated)
         mixture.held_out += held_out
         mixture.test += test
-    drawn = None if set(data.modalities) == {"text"} else data.drawn
+    images = None if set(data.modalities) == {"text"} else data.synthetic_images
     folders = (
-        (drawn, "drawn", draw_folder),
-        (data.written, "written", written.write_folder),
+        (images, "drawn", draw_folder),
+        (data.synthetic_exchanges, "written", written.write_folder),
         (data.contrast, "contrast", contrast.write_folder),
     )
     for section, name, make in folders:

@@ -7,7 +7,6 @@ stop the run.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,10 +16,10 @@ from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.predictions import FORMAT, PREDICTIONS, RESULTS, SETTINGS, Prediction, digest_of
 from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, check_excluded, summarise
 from guardreasoner_vl.guard import CHUNK
-from guardreasoner_vl.recipe.run_dir import changed_keys
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.storage.lock import locked_folder
+from guardreasoner_vl.storage.resume import check_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -101,7 +100,7 @@ def judge(
         locked_folder(out, "evaluate"),
         JsonlLog(out / PREDICTIONS, FORMAT, "evaluate") as log,
     ):
-        _check_same(out / SETTINGS, _settings(guard))
+        check_inputs(out / SETTINGS, "an evaluation", asdict(_settings(guard)))
         places = {(loaded.benchmark.name, sample.id): sample for loaded in benchmarks for sample in loaded.samples}
         rows = _stored(log, places)
         todo = [(key, sample) for key, sample in places.items() if key not in rows]
@@ -127,15 +126,6 @@ def _settings(guard: Moderator) -> Settings:
 
 def _line(row: Prediction) -> bytes:
     return row.model_dump_json().encode() + b"\n"
-
-
-def _check_same(path: Path, settings: Settings) -> None:
-    resolved = json.loads(json.dumps(asdict(settings)))  # as JSON is read back: lists for tuples
-    if path.is_file():
-        changed = changed_keys(json.loads(path.read_text("utf-8")), resolved)
-        if changed:
-            raise DataError(f"{path.parent} holds an evaluation with another {', '.join(changed)}; give a new --out")
-    write_json(path, resolved)
 
 
 def _stored(log: JsonlLog[Prediction], wanted: Mapping[_Key, Sample]) -> dict[_Key, Prediction]:

@@ -12,7 +12,6 @@ A stopped run resumes. A row without all of its answers has failed; the next run
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,12 +24,11 @@ from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.mining.candidates import FORMAT, Candidates, PassRates, is_kept, read_candidates
 from guardreasoner_vl.mining.report import REPORT, MiningReport, unanswered, why_nothing, write_report
 from guardreasoner_vl.mining.sampling import CandidateSampling, SampledRow
-from guardreasoner_vl.recipe.run_dir import changed_keys
 from guardreasoner_vl.sources.content import content_digest
 from guardreasoner_vl.sources.skipped import SkippedRows
-from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.storage.lock import locked_folder
+from guardreasoner_vl.storage.resume import check_inputs, read_inputs, refuse_changed
 from guardreasoner_vl.types import VerdictError
 
 if TYPE_CHECKING:
@@ -71,9 +69,9 @@ def is_finished(out: Path, recipe: Recipe) -> bool:
     """Whether all rows were judged and the kept ones written. Raises `DataError` if the settings have changed."""
     if not is_corpus(out):
         return False
-    settings = _stored(out / SETTINGS)
-    _refuse_changed(out, settings, {**settings, "mine": _decisive(recipe.mine), "seed": recipe.seed})
-    return not unanswered(_stored(out / REPORT).get("failed", {}))
+    settings = read_inputs(out / SETTINGS)
+    refuse_changed(out, "mined rows", settings, {**settings, "mine": _decisive(recipe.mine), "seed": recipe.seed})
+    return not unanswered(read_inputs(out / REPORT).get("failed", {}))
 
 
 def _mined(
@@ -177,29 +175,12 @@ def _decisive(section: MineSection) -> dict[str, Any]:
 
 
 def _check_same(out: Path, settings: dict[str, Any]) -> None:
-    path = out / SETTINGS
-    if path.is_file():
-        _refuse_changed(out, _stored(path), settings)
-    elif is_corpus(out):
-        raise DataError(f"{out} holds a corpus that `mine` did not make; give a new --out")
-    write_json(path, settings)
-
-
-def _refuse_changed(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raises `DataError` for changed settings; `mine.keep`, which no candidate depends on, may change until a corpus
     is written.
     """
-    changed = [key for key in changed_keys(old, new) if key != "mine.keep" or is_corpus(out)]
-    if changed:
-        raise DataError(f"{out} holds a mining with another {', '.join(changed)}; give a new --out")
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read; restore it, or give a new --out") from error
-    return content
+    if is_corpus(out) and not (out / SETTINGS).is_file():
+        raise DataError(f"{out} holds a corpus that `mine` did not make; give a new --out")
+    check_inputs(out / SETTINGS, "mined rows", settings, free=() if is_corpus(out) else ("mine.keep",))
 
 
 def _finished(log: JsonlLog[Candidates], drawn: set[str]) -> set[str]:

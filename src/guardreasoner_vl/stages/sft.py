@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError, RecipeError
 from guardreasoner_vl.images.sizes import STORE, ImageSizes
-from guardreasoner_vl.recipe.run_dir import changed_keys, open_run_dir
+from guardreasoner_vl.recipe.run_dir import open_run_dir
 from guardreasoner_vl.storage.atomic import write_json
+from guardreasoner_vl.storage.resume import check_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -127,7 +128,9 @@ def _trained(
         raise _nothing(data, rows.skipped)
     checkpoint = last_checkpoint(folder)
     if config.process_index == 0 or checkpoint:
-        _check_same(folder, _begun_with(mixture.train, rows, base), checkpoint)
+        if not checkpoint:
+            (folder / BEGUN_WITH).unlink(missing_ok=True)
+        check_inputs(folder / BEGUN_WITH, "an SFT run", _begun_with(mixture.train, rows, base))
     write_json(folder / "data.json", asdict(_report(rows)))
     model = load_trainable(base, recipe, "sft")
     freeze_first_layers(model, recipe.sft.freeze_layers)
@@ -152,17 +155,6 @@ def _begun_with(samples: Sequence[Sample], rows: TokenRows, base: Path) -> dict[
     for row in rows.rows:
         tokens.update(json.dumps([list(row.input_ids), list(row.labels)]).encode())
     return {"weights": folder_digest(base), "rows": tokens.hexdigest()}
-
-
-def _check_same(folder: Path, begun: dict[str, str], checkpoint: str | None) -> None:
-    """Raises `DataError` if the checkpoint is of a run from another model or on other rows."""
-    path = folder / BEGUN_WITH
-    if checkpoint and path.is_file():
-        changed = changed_keys(json.loads(path.read_text("utf-8")), begun)
-        if changed:
-            raise DataError(f"{folder} holds a run on other {' and '.join(changed)}: restore them, or give a new --out")
-    else:
-        write_json(path, begun)
 
 
 def _mixture(recipe: Recipe, data: Path, out: Path) -> Mixture:

@@ -19,6 +19,7 @@ from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.storage.atomic import write_json, write_whole
 from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog
 from guardreasoner_vl.storage.lock import locked_folder
+from guardreasoner_vl.storage.resume import check_inputs
 from guardreasoner_vl.teachers.lexicon import find_evidence
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def run(
     if not 0 <= settings.answered <= 1 or settings.count < 1 or settings.batch < 1:
         raise InputError("give a count and a batch of at least 1, and a share of answers from 0 to 1")
     with locked_folder(out, "write-requests"):
-        _check_settings(out / "settings.json", {"model": name, **asdict(settings)})
+        check_inputs(out / "settings.json", "written requests", {"model": name, **asdict(settings)}, free=("count",))
         form = Format(json.loads, "a batch of requests", "remove the file to begin again")
         with JsonlLog(out / BATCHES, form, "write-requests") as log:
             batches = [batch for _, batch in log.rows()]
@@ -116,14 +117,6 @@ def run(
             f"{out}: {len(kept):,} requests, and no new one in {len(OPENINGS)} batches: give a --count of at most that"
         )
     return counts
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Raises `DataError` if the run in the folder began with other settings; the count may differ."""
-    now = {name: value for name, value in settings.items() if name != "count"}
-    if path.is_file() and json.loads(path.read_text("utf-8")) != now:
-        raise DataError(f"{path.parent} holds a run with other settings: give those of {path.name}, or a new --out")
-    write_json(path, now)
 
 
 def _batch(

@@ -34,6 +34,7 @@ def unix_lines(text: str) -> str:
 
 
 UnixLines: TypeAlias = Annotated[str, AfterValidator(unix_lines)]
+"""A text whose line ends become `\\n`."""
 
 
 def _present(text: str | None) -> bool:

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Modality = Literal["text", "image", "text-image"]
+"""What a request consists of."""
+
 GoldLabel = Literal["harmful", "unharmful"]
+"""A known label of a row."""
+
 Target = Literal["request", "response"]
-"""What a label refers to: the request or the response."""
+"""What a label refers to."""
 
 
 class Parent(Frozen):

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Mode = Literal["slow", "fast", "hybrid"]
+"""`slow`: reason, then label. `fast`: label at once. `hybrid`: reason only where the fast score is in doubt."""
+
 MODES: tuple[Mode, ...] = ("slow", "fast", "hybrid")
 
 

@@ -416,7 +416,7 @@ async def test_cancelling_hangs_up(server: StubServer, engine: OpenAIEngine) -> 
     assert await asyncio.to_thread(server.disconnected.wait, 0.5)
 
 
-def test_closing_ends_what_is_under_way(server: StubServer, engine: OpenAIEngine) -> None:
+def test_closing_ends_what_is_in_flight(server: StubServer, engine: OpenAIEngine) -> None:
     server.inject("hang")
     closer = threading.Timer(0.1, engine.close)
     closer.start()

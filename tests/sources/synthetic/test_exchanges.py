@@ -64,7 +64,7 @@ def test_signs_differ_by_ground_and_shape() -> None:
 
 
 def test_a_share_is_never_trained_on(tmp_path: Path) -> None:
-    data = DataSection(written=MadeSection(count=300, test_share=0.3))
+    data = DataSection(synthetic_exchanges=MadeSection(count=300, test_share=0.3))
     mixture = build_mixture(data, tmp_path, tmp_path / "work", 0)
     assert 60 < len(mixture.test) < 120
     ids = [{row.id for row in part} for part in (mixture.train, mixture.held_out, mixture.test)]

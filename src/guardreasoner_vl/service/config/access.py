@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import ClassVar
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -12,6 +13,8 @@ from guardreasoner_vl.types import Frozen
 class KeySection(Frozen):
     """A key and its caller; several keys may share one name, and then one limit."""
 
+    renamed_keys: ClassVar[dict[str, str]] = {"under_way": "max_in_flight"}
+
     key: SecretStr = Field(
         description="The secret that the caller sends as `Authorization: Bearer KEY`; 16 characters at least."
     )
@@ -20,7 +23,7 @@ class KeySection(Frozen):
         description="The caller's name in the audit log and the metrics: 1 to 64 letters, digits, `_`, `.` and `-`. A "
         "key given alone is named `key-1`, `key-2`, ...",
     )
-    under_way: int | None = Field(
+    max_in_flight: int | None = Field(
         default=None,
         ge=1,
         description="Exchanges that the caller may have accepted and unanswered. Null: `limits.queue` for the only "

@@ -21,7 +21,7 @@ class Limits(Frozen):
     all_bodies_bytes: int = Field(
         default=512_000_000,
         ge=1_000,
-        description="Bytes of all bodies under way together; a request that would exceed them gets status 503.",
+        description="Bytes of all bodies in flight together; a request that would exceed them gets status 503.",
     )
     body_seconds: float = Field(
         default=30.0,

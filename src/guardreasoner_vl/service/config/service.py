@@ -93,7 +93,7 @@ class ServiceConfig(BaseSettings):
         if len({key.key.get_secret_value() for key in self.keys}) < len(self.keys):
             raise ValueError("keys: two keys are the same; give each caller a different one")
         for name in {key.name for key in self.keys}:
-            if len({(key.under_way, key.per_minute) for key in self.keys if key.name == name}) > 1:
+            if len({(key.max_in_flight, key.per_minute) for key in self.keys if key.name == name}) > 1:
                 raise ValueError(f"keys: the keys of {name} have different limits; give them the same ones")
         if not self.keys and not is_loopback(self.host):
             raise ValueError(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.storage.atomic import PARTIAL, write_json
+from guardreasoner_vl.storage.resume import refuse_changed
 from guardreasoner_vl.training.grpo.sharding import share, trained
 from guardreasoner_vl.training.model_folder import emptied, move, written
 
@@ -101,12 +102,7 @@ def load_checkpoint(folder: Path, model: Any, optimizer: ShardedAdamW | FullySha
 
 def check_begun(folder: Path, begun: Mapping[str, str], start: State) -> None:
     """Raises `DataError` if the run in `folder` began with another model or other rows than `start`."""
-    changed = [name for name, digest in start.begun_with.items() if begun.get(name) != digest]
-    if "model" in changed:
-        raise DataError(f"{folder} holds a run from another model: give that model, or a new --out")
-    if changed:
-        what = "rows" if "rows" in changed else "validation rows"
-        raise DataError(f"{folder} holds a run on other {what}: restore them, or give a new --out")
+    refuse_changed(folder, "an RL run", begun, start.begun_with)
 
 
 def load_best(folder: Path, step: int, model: Any) -> None:
