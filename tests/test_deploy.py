@@ -17,13 +17,14 @@ from guardreasoner_vl.service.access import HEALTH
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig, load_config
 from guardreasoner_vl.service.metrics import OUTCOMES, REASONS, ROUTES, STAGES, Metrics
+from guardreasoner_vl.types import ModelInfo
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 SETTINGS = (DEPLOY / "systemd" / "settings.yaml", KUBERNETES / "settings.yaml")
 OPERATIONS = ROOT / "docs" / "operations.md"
-KEYS = '[{"name": "shop", "key": "a-key-of-16-characters", "in_flight": 200}]'
+KEYS = '[{"name": "shop", "key": "a-key-of-16-characters", "max_in_flight": 200}]'
 VALUES = {
     "outcome": {*OUTCOMES},
     "stage": {*STAGES},
@@ -91,6 +92,7 @@ def known_series() -> dict[str, set[str]]:
     metrics.verdict("default", "request", "allow", 0.1, 1)
     metrics.request("/v1/guard", "POST", 200, 0.1)
     metrics.refused("queue_full")
+    metrics.models({"default": ModelInfo(name="embedded")})
     body, _ = metrics.render()
     series: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(body.decode()):

@@ -140,7 +140,7 @@ class LLM:
         expanded = [self._expanded(prompt) for prompt in prompts]
         leftover, self.leftover = self.leftover, []
         rows = zip(prompts, expanded, sampling_params, strict=True)
-        return leftover + [self._answer(prompt, ids, parameters) for prompt, ids, parameters in rows]
+        return leftover + [self.answer(prompt, ids, parameters) for prompt, ids, parameters in rows]
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -192,7 +192,7 @@ class LLM:
             raise ValueError("the prompt is longer than the maximum model length")
         return ids
 
-    def _answer(self, prompt: Mapping[str, Any], ids: list[int], parameters: SamplingParams) -> RequestOutput:
+    def answer(self, prompt: Mapping[str, Any], ids: list[int], parameters: SamplingParams) -> RequestOutput:
         text = self.inputs.tokenizer.decode(prompt["prompt_token_ids"], skip_special_tokens=False)
         if any(part in text for part in self.failing):
             raise RuntimeError(f"a kernel failed on {text}")

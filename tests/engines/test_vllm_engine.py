@@ -239,8 +239,8 @@ def test_weights_that_vllm_cannot_take_are_an_error(engine: VLLMEngine) -> None:
 def test_a_prompt_that_is_read_as_other_tokens_is_an_error(
     engine: VLLMEngine, llm: fake_vllm.LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = llm._answer
-    monkeypatch.setattr(llm, "_answer", lambda prompt, ids, _: answer(prompt, [*ids[:-1], 5], _))
+    answer = llm.answer
+    monkeypatch.setattr(llm, "answer", lambda prompt, ids, _: answer(prompt, [*ids[:-1], 5], _))
     assert "as other tokens" in (engine.generate([asked()])[0].error or "")
 
 

@@ -14,6 +14,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from guardreasoner_vl.service.metrics import METHODS, OUTCOMES, REASONS, ROUTES, STAGES, Metrics
+from guardreasoner_vl.types import ModelInfo
+from guardreasoner_vl.version import __version__
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
@@ -27,6 +29,7 @@ ALLOWED = {
     "reason": {*REASONS, "other"},
     "route": {*ROUTES, "other"},
     "method": {*METHODS, "OTHER"},
+    "version": {__version__},
     "status": {"1xx", "2xx", "3xx", "4xx", "5xx", "other"},
 }
 ANY = st.text() | st.sampled_from([*GUARDS, *STAGES, *OUTCOMES, *REASONS, *ROUTES, *METHODS])
@@ -56,7 +59,7 @@ def test_labels_are_bounded_whatever_is_passed(calls: list[tuple[str, str, str, 
         metrics.request(guard, stage, whole, number)
         metrics.let_through(guard, stage)
         metrics.refused(outcome)
-    measured = samples(metrics)
+    measured = [sample for sample in samples(metrics) if not sample.name.startswith("process_")]
     assert all(sample.name.startswith("guardreasoner_") for sample in measured)
     for sample in measured:
         for label, said in sample.labels.items():
@@ -101,6 +104,14 @@ def test_one_guard_called_default_is_known_without_being_named() -> None:
     metrics.let_through("fast", "request")
     assert value(metrics, "guardreasoner_let_through_total", guard="default", stage="request") == 1
     assert value(metrics, "guardreasoner_let_through_total", guard="other", stage="request") == 1
+
+
+def test_version_and_loaded_models_are_shown() -> None:
+    metrics = Metrics(GUARDS)
+    assert value(metrics, "guardreasoner_build_info", version=__version__) == 1
+    metrics.models({"default": ModelInfo(name="3b", revision="ab12"), "fast": ModelInfo(name="served")})
+    assert value(metrics, "guardreasoner_model_info", guard="default", model="3b", revision="ab12") == 1
+    assert value(metrics, "guardreasoner_model_info", guard="fast", model="served", revision="") == 1
 
 
 def test_alarms_have_their_series_from_the_start() -> None:

@@ -21,7 +21,7 @@ import pytest
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
-from guardreasoner_vl.service.server import _reload, announce, bound_sockets
+from guardreasoner_vl.service.server import announce, bound_sockets, reload_keys
 from guardreasoner_vl.types import Verdict
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -243,7 +243,7 @@ def test_a_configuration_without_keys_opens_no_service_that_has_some(caplog: pyt
         ServiceConfig.model_validate({"keys": ["a-key-of-some-length"], "host": "0.0.0.0"}),
         {"default": ScriptedBackend()},
     )
-    _reload(app, ServiceConfig)
+    reload_keys(app, ServiceConfig)
     assert app.state.callers.named(b"a-key-of-some-length") == "key-1"
     assert app.state.callers.needs_key
     assert "the old keys stay" in caplog.text

@@ -118,6 +118,13 @@ def test_missing_folder(root: Path) -> None:
         mixed(root, folder="nowhere")
 
 
+def test_a_missing_folder_is_refused_even_where_no_source_is_read(tmp_path: Path) -> None:
+    data = DataSection.model_validate({"synthetic_exchanges": {"count": 3}})
+    with pytest.raises(DataError, match="nowhere: no such folder; give as --data"):
+        build_mixture(data, tmp_path / "nowhere", tmp_path / "work", 0)
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.slow
 def test_drawn_images_are_drawn_once_and_split_like_the_rest(root: Path) -> None:
     mixture = mixed(root, only={"kind": ["1"]}, synthetic_images={"count": 40, "repeat": 2})

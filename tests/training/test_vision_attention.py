@@ -13,7 +13,7 @@ from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.recipe import NewModel
 from guardreasoner_vl.training.model_folder import load_for_training
 from guardreasoner_vl.training.small_model import write_new_model
-from guardreasoner_vl.training.vision_attention import _Windows, use_one_call
+from guardreasoner_vl.training.vision_attention import AttentionWindows, use_one_call
 from tests.training import toy
 
 if TYPE_CHECKING:
@@ -53,4 +53,4 @@ def test_features_and_gradients_are_the_same(sizes: tuple[tuple[int, int], ...],
 )
 def test_windows_of_very_unlike_lengths_are_not_padded(lengths: list[int], padded: bool) -> None:
     bounds = torch.tensor([0, *lengths]).cumsum(0)
-    assert (_Windows.of(bounds) is not None) is padded
+    assert (AttentionWindows.of(bounds) is not None) is padded

@@ -81,6 +81,7 @@ def create_app(
         try:
             for backend in guards.values():
                 await backend.start()
+            metrics.models({name: backend.model for name, backend in guards.items()})
             moderation.start_probes()
             yield
         except GuardError as error:

@@ -8,13 +8,24 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from guardreasoner_vl.service.callers import ANONYMOUS
 from guardreasoner_vl.service.page import FILES
+from guardreasoner_vl.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+
+    from guardreasoner_vl.types import ModelInfo
 
 ROUTES = (
     *FILES,
@@ -64,8 +75,8 @@ class Metrics:
         def counter(name: str, help_text: str, labels: Sequence[str] = ()) -> Counter:
             return Counter(f"guardreasoner_{name}", help_text, labels, registry=registry)
 
-        def gauge(name: str, help_text: str) -> Gauge:
-            return Gauge(f"guardreasoner_{name}", help_text, registry=registry)
+        def gauge(name: str, help_text: str, labels: Sequence[str] = ()) -> Gauge:
+            return Gauge(f"guardreasoner_{name}", help_text, labels, registry=registry)
 
         def histogram(name: str, help_text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
             return Histogram(f"guardreasoner_{name}", help_text, labels, registry=registry, buckets=buckets)
@@ -101,6 +112,11 @@ class Metrics:
         )
         self._engine_restarts = counter("engine_restarts_total", "Restarts of the engine.")
         self._audit_failures = counter("audit_failures_total", "Audit lines that could not be written.")
+        self._model = gauge(
+            "model_info", "1 for the model of each guard that is loaded.", ("guard", "model", "revision")
+        )
+        gauge("build_info", "1 for the version of the package.", ("version",)).labels(__version__).set(1)
+        ProcessCollector(registry=registry)
         for reason in REASONS:  # from 0: a series that starts at 1 shows no increase to an alert
             self._refused.labels(reason)
         for guard in self._guards:
@@ -167,6 +183,11 @@ class Metrics:
     def audit_failed(self) -> None:
         """Count an audit line that could not be written."""
         self._audit_failures.inc()
+
+    def models(self, models: Mapping[str, ModelInfo]) -> None:
+        """Set the loaded models, by guard."""
+        for guard, model in models.items():
+            self._model.labels(guard, model.name, model.revision or "").set(1)
 
     def render(self) -> tuple[bytes, str]:
         """The body and the content type of the answer to a scrape."""

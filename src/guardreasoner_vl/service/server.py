@@ -51,7 +51,7 @@ def serve(config: ServiceConfig, reload: Callable[[], ServiceConfig] | None = No
         app = create_app(config)
         server = _Server(app, config, " and ".join(map(_address, sockets)))
         if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, lambda *_: _reload(app, reload))
+            signal.signal(signal.SIGHUP, lambda *_: reload_keys(app, reload))
         try:
             server.run(sockets=sockets)
         except SystemExit:  # uvicorn exits if the start fails
@@ -166,7 +166,7 @@ def announce(address: str, config: ServiceConfig) -> None:
         _log.info("%s", line)
 
 
-def _reload(app: FastAPI, reload: Callable[[], ServiceConfig] | None) -> None:
+def reload_keys(app: FastAPI, reload: Callable[[], ServiceConfig] | None) -> None:
     """Reread the keys of the configuration; the old keys stay if it cannot be read."""
     if reload is None:
         _log.error("SIGHUP has no effect: this service was started without a configuration to reread")

@@ -53,7 +53,10 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
 
     With `curated`, each training row appears once with its number of repeats in `meta`, and rendered rows, joined rows
     and variations are left to `extended`: before deduplication they would hide overlaps with the evaluation sets.
+    Raises `DataError` if `root` is no folder or a source cannot be read.
     """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give as --data the folder that holds the recipe's sources")
     mixture = Mixture()
     for source in data.sources:
         rng = random.Random(f"{seed}-{source.title}")

@@ -30,7 +30,7 @@ def use_one_call(tower: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Windows:
+class AttentionWindows:
     """Places of the windows' patches.
 
     `gather` (windows, longest) are the patches' indices, padded at the ends; `mask` (windows, 1, 1, longest) is True
@@ -42,18 +42,18 @@ class _Windows:
     real: torch.Tensor | None
 
     @classmethod
-    def of(cls, bounds: torch.Tensor) -> _Windows | None:
+    def of(cls, bounds: torch.Tensor) -> AttentionWindows | None:
         """The places between `bounds` (windows + 1,), or None if there would be too much padding.
 
         They are computed once for all layers that share this tensor.
         """
         if not hasattr(bounds, "_windows"):
             bounds._windows = cls._between(bounds)  # type: ignore[attr-defined]
-        windows: _Windows | None = getattr(bounds, "_windows", None)
+        windows: AttentionWindows | None = getattr(bounds, "_windows", None)
         return windows
 
     @classmethod
-    def _between(cls, bounds: torch.Tensor) -> _Windows | None:
+    def _between(cls, bounds: torch.Tensor) -> AttentionWindows | None:
         lengths = bounds.diff()
         longest = int(lengths.max())
         if len(lengths) * longest**2 > MOST_PADDED * int(lengths.square().sum()):
@@ -77,7 +77,7 @@ class OneCallAttention(Qwen2_5_VLVisionAttention):  # type: ignore[misc]
         **others: Any,
     ) -> torch.Tensor:
         """(patches, width) -> (patches, width); `cu_seqlens` are the windows' bounds."""
-        windows = _Windows.of(cu_seqlens)
+        windows = AttentionWindows.of(cu_seqlens)
         if windows is None:
             stock: torch.Tensor = super().forward(
                 hidden_states, cu_seqlens, position_embeddings=position_embeddings, **others

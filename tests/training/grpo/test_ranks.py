@@ -17,7 +17,7 @@ from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.errors import DataError, GuardError, RecipeError
 from guardreasoner_vl.recipe import GrpoSection
 from guardreasoner_vl.stages import grpo
-from guardreasoner_vl.training.grpo.optimizer import _owners
+from guardreasoner_vl.training.grpo.optimizer import balanced_owners
 from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.model_folder import load_for_training
 from tests.training.grpo import toy_grpo
@@ -138,8 +138,8 @@ def test_two_ranks_train_adapters_as_one(launch: Launch) -> None:
 
 
 def test_parameters_are_shared_out_evenly() -> None:
-    assert _owners([5, 9, 1, 4, 3], 2) == [1, 0, 1, 1, 0]  # 12 and 10
-    assert _owners([5, 9], 1) == [0, 0]
+    assert balanced_owners([5, 9, 1, 4, 3], 2) == [1, 0, 1, 1, 0]  # 12 and 10
+    assert balanced_owners([5, 9], 1) == [0, 0]
 
 
 def test_sigterm_on_one_rank_stops_both_and_one_process_resumes(launch: Launch, tiny_model: Path, data: Path) -> None:

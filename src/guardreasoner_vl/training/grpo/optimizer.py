@@ -32,7 +32,7 @@ class ShardedAdamW:
     def __init__(self, model: Any, section: GrpoSection, ranks: DistributedContext) -> None:
         self._ranks = ranks
         self._parameters = by_decay(model)
-        self._owners = _owners([parameter.numel() for parameter in self._parameters], ranks.count)
+        self._owners = balanced_owners([parameter.numel() for parameter in self._parameters], ranks.count)
         self._shard = [place for place, owner in enumerate(self._owners) if owner == ranks.rank]
         shard = [self._parameters[place] for place in self._shard]
         self._optimizer: torch.optim.AdamW
@@ -101,7 +101,7 @@ def by_decay(model: Any) -> list[torch.nn.Parameter]:
     return sorted(trainable, key=lambda parameter: parameter.dim() <= 1)
 
 
-def _owners(sizes: Sequence[int], count: int) -> list[int]:
+def balanced_owners(sizes: Sequence[int], count: int) -> list[int]:
     """The rank that updates each parameter: from the largest on, the rank with the fewest elements so far."""
     owners, loads = [0] * len(sizes), [0] * count
     for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
