@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,18 +31,21 @@ from guardreasoner_vl.engines.qwen import Encoded
 from guardreasoner_vl.pipeline import memory
 from guardreasoner_vl.pipeline.memory import ANSWER
 from guardreasoner_vl.pipeline.plan import size_of
-from guardreasoner_vl.recipe import GrpoSection, SftSection
+from guardreasoner_vl.recipe import GrpoSection, LoraSection, MineSection, SftSection
 from guardreasoner_vl.recipe.model import TOKEN_PIXELS
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, arguments, completion, pack, use_shared_prefix
 from guardreasoner_vl.training.grpo.optimizer import ShardedAdamW
 from guardreasoner_vl.training.grpo.ranks import DistributedContext
 from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW, shard
 from guardreasoner_vl.training.grpo.update import Pass, PolicyNetwork, accumulate
+from guardreasoner_vl.training.lora import add_adapters
 from guardreasoner_vl.training.sft_data import IGNORED
 from guardreasoner_vl.training.sft_trainer import SupervisedOnlyTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch.distributed import GradBucket
 
     from guardreasoner_vl.rl.shared_prefix import Packed
 
@@ -71,9 +75,10 @@ class Arm:
     """One setting: a stage's section, and the number of GPUs."""
 
     name: str
-    section: SftSection | GrpoSection
+    section: SftSection | MineSection | GrpoSection
     gpus: int = 1
     answers: int = 0  # of rollouts; without any the arm is an update
+    lora: LoraSection | None = None
 
 
 @dataclass(frozen=True)
@@ -93,17 +98,24 @@ def _grpo(precision: Any = "fp32", **keys: Any) -> GrpoSection:
     return GrpoSection(group_size=2, pass_tokens=600, precision=precision, **keys)
 
 
+_LORA = LoraSection(rank=8, alpha=16)
 _ROLLOUTS = GrpoSection(precision="fp32", max_completion_length=150)
+_MINING = MineSection(max_rows=32, max_tokens=32 * PROMPT, max_new_tokens=150)
 ARMS = (
     Arm("SFT", _sft()),
     Arm("SFT, checkpointing", _sft(gradient_checkpointing=True)),
+    Arm("SFT, several GPUs", _sft(), 4),
+    Arm("SFT, LoRA", _sft(), lora=_LORA),
+    Arm("SFT, LoRA, checkpointing", _sft(gradient_checkpointing=True), lora=_LORA),
     Arm("RL", _grpo()),
     Arm("RL, checkpointing", _grpo(gradient_checkpointing=True)),
     Arm("RL, bf16-weights", _grpo("bf16-weights", gradient_checkpointing=True)),
     Arm("RL, bf16", _grpo("bf16", gradient_checkpointing=True)),
     Arm("RL, sharded", _grpo(gradient_checkpointing=True, shard_weights=True), 4),
     Arm("RL, sharded, bf16", _grpo("bf16", gradient_checkpointing=True, shard_weights=True), 4),
+    Arm("RL, LoRA, checkpointing", _grpo(gradient_checkpointing=True), lora=_LORA),
     Arm("rollouts", _ROLLOUTS, answers=32),
+    Arm("mining", _MINING, answers=32),
 )
 
 
@@ -157,22 +169,26 @@ class LiveBytes(TorchDispatchMode):
 
 def measure(arm: Arm) -> Figures:
     """The arm's planned and measured memory."""
-    size, pixels = size_of(CONFIG), IMAGE_SIDE**2 * TOKEN_PIXELS
+    size, pixels = size_of(CONFIG, arm.lora), IMAGE_SIDE**2 * TOKEN_PIXELS
     with LiveBytes() as tracker, _ranks(arm.gpus) as ranks:
         network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**CONFIG)).train()
         network.config.use_cache = False
         use_shared_prefix(network)
-        if arm.section.gradient_checkpointing:
+        if arm.lora:
+            add_adapters(network, arm.lora, "fp32")
+        if not isinstance(arm.section, MineSection) and arm.section.gradient_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
-        if arm.answers:
-            assert isinstance(arm.section, GrpoSection)
+        if isinstance(arm.section, MineSection):
+            planned = memory.of_mining(arm.section, size)
+            step = _answers(network.to(torch.bfloat16), arm.section.max_new_tokens, arm.answers)
+        elif isinstance(arm.section, SftSection):
+            planned = memory.trained(lambda part: memory.of_sft(part, size, arm.gpus, pixels), arm.section, size)
+            step = _sft_step(network, arm.section, arm.gpus)
+        elif arm.answers:
             planned = memory.of_rollouts(arm.section, size, arm.gpus, arm.answers, PROMPT)
             step = _rollouts(network, arm.section, ranks, arm.answers)
-        elif isinstance(arm.section, SftSection):
-            planned = memory.of_sft(arm.section, size, arm.gpus, pixels)
-            step = _sft_step(network, arm.section)
         else:
-            planned = memory.of_update(arm.section, size, arm.gpus, pixels)
+            planned = memory.trained(lambda part: memory.of_update(part, size, arm.gpus, pixels), arm.section, size)
             step = _update(network, arm.section, ranks)
         step()  # makes the optimizer's state
         resident = tracker.live
@@ -181,8 +197,12 @@ def measure(arm: Arm) -> Figures:
     return Figures(sum(planned.values()), tracker.peak, resident)
 
 
-def _sft_step(network: Any, section: SftSection) -> Any:
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+def _sft_step(network: Any, section: SftSection, gpus: int) -> Any:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    called = DistributedDataParallel(network) if gpus > 1 else network
+    if gpus > 1:
+        called.register_comm_hook(None, lambda _, bucket: _reduced(bucket))
     trainer: Any = SimpleNamespace(
         model=network,
         label_tokens=(),
@@ -198,12 +218,19 @@ def _sft_step(network: Any, section: SftSection) -> Any:
     def step() -> None:
         for _ in range(2):
             batch = {**arguments(packed), **_image(), "labels": labels, "predicts": packed.predicts}
-            loss = SupervisedOnlyTrainer.compute_loss(trainer, network, batch, num_items_in_batch=len(packed.targets))
+            loss = SupervisedOnlyTrainer.compute_loss(trainer, called, batch, num_items_in_batch=len(packed.targets))
             torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def _reduced(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """The bucket's gradients as they are: the fake collectives answer nothing that DDP takes."""
+    future = torch.futures.Future[torch.Tensor]()
+    future.set_result(bucket.buffer())
+    return future
 
 
 def _update(network: Any, section: GrpoSection, ranks: DistributedContext) -> Any:
@@ -221,7 +248,7 @@ def _update(network: Any, section: GrpoSection, ranks: DistributedContext) -> An
         part = Pass(packed, _image(), torch.ones_like(weights), weights)
         accumulate(policy, [part, part], None, 0.2, section)
         optimizer.sum_gradients()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([part for part in network.parameters() if part.requires_grad], 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -233,16 +260,20 @@ def _rollouts(network: Any, section: GrpoSection, ranks: DistributedContext, ans
     optimizer = ShardedAdamW(network, section, ranks)
     optimizer.sum_gradients()
     optimizer.step()
-    inputs: Any = SimpleNamespace(token_id={"<|endoftext|>": 0})
-    decoder = Decoder(network, inputs)
+    optimizer.zero_grad()
+    return _answers(network, section.max_completion_length, answers, optimizer)
+
+
+def _answers(network: Any, length: int, answers: int, held: object = None) -> Any:
+    """Decodes one prompt's answers until all of them have `length` tokens; `held` lives as long as the step."""
+    inputs: Any = SimpleNamespace(token_id={"<|endoftext|>": 0}, held=held)
+    decoder = Decoder(network.eval(), inputs)
     prompt = Encoded([7] * PROMPT, [], torch.arange(PROMPT).expand(3, -1).numpy())
 
     def step() -> None:
-        optimizer.zero_grad()
-        network.eval()
         batch = decoder.prefill([prompt], [])
         batch.keep_rows(torch.zeros(answers, dtype=torch.long))
-        for _ in range(section.max_completion_length):
+        for _ in range(length):
             decoder.extend(batch, [[11]] * answers)
 
     return step

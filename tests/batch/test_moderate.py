@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from guardreasoner_vl.batch import output as batch_output
-from guardreasoner_vl.batch.moderate import check_paths, rejected_path, run_batch
+from guardreasoner_vl.batch.moderate import check_paths, rejected_path, run_batch, settings_path
 from guardreasoner_vl.batch.output import opened, saved_line, verdict_json
 from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_rows
 from guardreasoner_vl.errors import DataError
@@ -239,7 +239,8 @@ def test_a_chunk_is_on_disk_before_the_next_one_is_judged(tmp_path: Path, monkey
 
     def recorded(descriptor: int) -> None:
         fsync(descriptor)
-        events.append(out.read_bytes().count(b"\n"))
+        if lines := out.read_bytes().count(b"\n"):
+            events.append(lines)
 
     monkeypatch.setattr(guard.engine, "generate", judged)
     monkeypatch.setattr(os, "fsync", recorded)
@@ -270,6 +271,37 @@ def test_ids_of_every_kind_are_recognised(tmp_path: Path) -> None:
     run_batch(scripted_guard(), source, out)
     assert ids(out) == names
     assert run_batch(scripted_guard(), source, out).resumed == len(names)
+
+
+def test_verdicts_of_other_settings_are_refused(tmp_path: Path) -> None:
+    source, out = numbered(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    run_batch(scripted_guard(), source, out)
+    content = out.read_bytes()
+    numbered(source, 5)
+    strict = scripted_guard(Policy(thresholds=(0.1, 0.1)))
+    with pytest.raises(DataError, match=r"out\.jsonl holds verdicts with other inputs \(changed: thresholds\); "):
+        run_batch(strict, source, out)
+    assert out.read_bytes() == content
+    out.unlink()
+    assert run_batch(strict, source, out).judged == 5
+
+
+def test_verdicts_without_settings_beside_them_are_resumed(tmp_path: Path) -> None:
+    source, out = numbered(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    run_batch(scripted_guard(), source, out)
+    settings_path(out).unlink()
+    assert run_batch(scripted_guard(), source, out).resumed == 3
+    assert settings_path(out).is_file()
+
+
+@pytest.mark.parametrize("content", ["{}", "notes", '["thresholds"]'])
+def test_a_file_of_somebody_else_is_not_overwritten_with_settings(content: str, tmp_path: Path) -> None:
+    source, out = numbered(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    settings_path(out).write_text(content)
+    with pytest.raises(DataError, match=r"out\.settings\.json exists and was not written by a batch"):
+        run_batch(scripted_guard(), source, out)
+    assert settings_path(out).read_text() == content
+    assert not out.exists()
 
 
 def test_rows_that_were_added_are_judged(tmp_path: Path) -> None:
@@ -337,7 +369,7 @@ def test_a_stop_while_error_rows_are_taken_out_leaves_the_file(tmp_path: Path, m
     monkeypatch.undo()
     assert run_batch(scripted_guard(), source, out).judged == 1
     assert sorted(ids(out)) == [1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.settings.json"]
 
 
 def test_an_interrupt_keeps_what_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import pytest
 from benchmarks.training_memory import ARMS, measure
 
 pytestmark = pytest.mark.slow
-CHECKED = ("SFT", "RL, checkpointing", "RL, sharded")  # bf16 takes minutes on a CPU that emulates it
+CHECKED = ("SFT", "SFT, several GPUs", "SFT, LoRA", "RL, checkpointing", "RL, sharded", "RL, LoRA, checkpointing")
+"""Of `ARMS` those without bf16, which takes minutes on a CPU that emulates it, and without rollouts."""
 
 
 @pytest.mark.parametrize("name", CHECKED)

@@ -94,6 +94,42 @@ def test_the_table_of_the_documents_has_the_memory_of_the_plan(tmp_path: Path) -
         assert [f"about {number} GB a GPU" in text for number in numbers] == [True] * 4
 
 
+ROWS_OF_MEMORY = [
+    [cell.strip() for cell in line.strip("|\n").split("|")]
+    for line in (PATH.parents[1] / "docs" / "training.md").read_text("utf-8").splitlines()
+    if re.match(r"\| `[37]b[^|]*\|[^|]*\| \d", line)
+]
+"""The documents' tables of memory: recipes and changes, GPUs or trained weights, GB of SFT, update and rollouts."""
+
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "without `sft.deepspeed`": {"sft": {"deepspeed": None}},
+    "with `shard_weights` in both": {
+        "sft": {"deepspeed": None, "shard_weights": True},
+        "grpo": {"shard_weights": True},
+    },
+    "with `grpo.precision: bf16-weights`": {"grpo": {"precision": "bf16-weights"}},
+}
+
+
+@pytest.mark.parametrize("row", ROWS_OF_MEMORY, ids=lambda row: " ".join(row[:2]))
+def test_a_row_of_the_documents_tables_of_memory(row: list[str], tmp_path: Path) -> None:
+    names, gpus, *numbers, fits = row
+    change = next((keys for words, keys in CHANGES.items() if words in names), {})
+    count, limit = (1, 24) if "lora" in names else (int(gpus), 80)
+    for name in re.findall(r"`([37]b[^`]*)`", names):
+        plan = plan_of(recipe_with(name, **change), Path("r.yaml"), Path(), tmp_path, ["sft", "grpo"], count, limit)
+        planned = re.findall(r"(?:training|an update|greatest length): about (\S+) GB a GPU", plan)
+        assert [number.partition(" ")[0] for number in numbers] == planned
+        refused = [stage for stage in ("sft", "grpo") if f"{stage}: does not fit" in plan]
+        assert fits == {(): "yes", ("sft",): "SFT does not", ("grpo",): "RL does not"}[tuple(refused)]
+        if "lora" in names:
+            assert f"adapters of {gpus} parameters" in plan
+
+
+def test_every_table_of_memory_is_checked() -> None:
+    assert len(ROWS_OF_MEMORY) == 12
+
+
 def test_the_memory_of_mining(tmp_path: Path) -> None:
     """Weights in bf16; buffers of 4,399 tokens, as for RL's prompts of 256 tokens, with keys and values in bf16."""
     text = plan_of(recipe("3b"), Path("r.yaml"), Path(), tmp_path, ["mine"])

@@ -639,7 +639,7 @@ def test_other_texts_images_or_weights_under_the_same_names_are_refused(
         assert rows[0].model_copy(update=changed) != rows[0]
         write_corpus(folder, CorpusInfo(name="toy"), [rows[0].model_copy(update=changed), *rows[1:]])
         with pytest.raises(
-            DataError, match=r"holds an RL run with other inputs \(changed: rows\); restore them or give a new --out"
+            DataError, match=r"holds an RL run with other inputs \(changed: rows\); restore them or name a new output"
         ):
             run(recipe(), tiny_model, folder, tmp_path, rows)
     shown = next(row for row in rows if row.images)

@@ -394,7 +394,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ("corpus.digest", recipe(), relabelled),
     ):
         with pytest.raises(
-            DataError, match=rf"mined rows with other inputs \(changed: {changed}\); restore them or give a new --out"
+            DataError, match=rf"mined rows with other inputs \(changed: {changed}\); restore them or name a new output"
         ):
             mined(settings, data, engine, out)
     with pytest.raises(DataError, match=r"changed: model\.revision\)"):
@@ -524,7 +524,7 @@ def test_nothing_kept_says_what_to_change(tmp_path: Path) -> None:
     engine = Planned()
     assert mined(recipe(keep="mixed"), folder, engine, out).kept == 1
     assert (engine.calls, ids(out)) == ([], ["b"])
-    with pytest.raises(DataError, match=r"another mine\.keep; give a new --out"):
+    with pytest.raises(DataError, match=r"changed: mine\.keep\)"):
         mined(recipe(), folder, engine, out)
     with pytest.raises(DataError, match=r"none of 1 rows has right and wrong answers; set mine\.keep: all_wrong"):
         mined(recipe(keep="mixed"), corpus(tmp_path / "same", row("a")), engine, tmp_path / "other")

@@ -445,7 +445,7 @@ def test_other_rows_or_weights_under_the_same_names_are_refused(
     path = changed / "toy" / "train.jsonl"
     path.write_text(path.read_text().replace("cake", "loaf", 1))
     with pytest.raises(
-        DataError, match=r"holds an SFT run with other inputs \(changed: rows\); restore them or give a new --out"
+        DataError, match=r"holds an SFT run with other inputs \(changed: rows\); restore them or name a new output"
     ):
         run(recipe, changed, out)
     weights = out / "base" / "model.safetensors"

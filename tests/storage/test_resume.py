@@ -48,7 +48,7 @@ def test_changed_inputs_are_refused_by_name_and_stay_as_they_were(path: Path) ->
     with pytest.raises(DataError) as caught:
         check_inputs(path, "a survey", {"seed": 2, "model": {"name": "n", "limits": (1, 2)}, "count": 5})
     assert str(caught.value) == (
-        f"{path.parent} holds a survey with other inputs (changed: model.name, seed); restore them or give a new --out"
+        f"{path.parent} holds a survey with other inputs (changed: model.name, seed); restore them or name a new output"
     )
     assert path.read_bytes() == before
 
@@ -56,7 +56,7 @@ def test_changed_inputs_are_refused_by_name_and_stay_as_they_were(path: Path) ->
 @pytest.mark.parametrize("content", [b"{", b"\xff"])
 def test_a_file_that_cannot_be_read(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"inputs\.json: cannot be read; restore it, or give a new --out"):
+    with pytest.raises(DataError, match=r"inputs\.json: cannot be read; restore it, or name a new output"):
         check_inputs(path, "a survey", {"seed": 1})
     assert path.read_bytes() == content
 

@@ -6,6 +6,8 @@ gets one of three results:
 - judged: a line `{"id": ..., **verdict}` in OUT;
 - error: such a line whose verdict is an error; the next run removes it and judges the row again;
 - rejected: malformed, without an id, or with an id seen before; OUT's `.rejected.jsonl` lists line number and reason.
+
+OUT's `.settings.json` holds the settings that decide its verdicts.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from guardreasoner_vl.batch.output import opened, saved_line
 from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_rows
@@ -28,6 +30,7 @@ from guardreasoner_vl.guard import CHUNK
 from guardreasoner_vl.storage.atomic import write_whole
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE, lines_of
 from guardreasoner_vl.storage.lock import sweep
+from guardreasoner_vl.storage.resume import check_inputs
 from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
 
 if TYPE_CHECKING:
@@ -46,6 +49,9 @@ class BatchGuard(Protocol):
 
     @property
     def mode(self) -> Mode: ...
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
 
     def moderate_batch(self, items: Iterable[Item], *, chunk: int) -> Iterator[Verdict]: ...
 
@@ -115,9 +121,9 @@ def run_batch(
 ) -> BatchSummary:
     """Judge the rows of `source` that have no verdict in `target`, `chunk` at a time, and append their verdicts.
 
-    `progress(done, total)` is called with numbers of rows. Raises `DataError`, before anything is written, if `source`
-    cannot be read, or if `target` is in use or is not a batch output of the same model and mode, and `EngineError` if
-    the engine stops answering.
+    `progress(done, total)` is called with numbers of rows. Raises `DataError`, before `target` changes, if `source`
+    cannot be read, or if `target` is in use or is not a batch output of the same model, mode and settings, and
+    `EngineError` if the engine stops answering.
     """
     started = time.perf_counter()
     source, target = check_paths(source, target)
@@ -130,6 +136,10 @@ def run_batch(
         tally.add(saved)
 
     with opened(target, scan.ids, keep) as (log, earlier):
+        if not log.size:
+            settings_path(target).unlink(missing_ok=True)
+        if guard.settings:
+            check_inputs(settings_path(target), "verdicts", guard.settings, out=target)
         remaining = scan.ids - earlier
         rows, ahead = tee(row for row in _rows(source) if isinstance(row, BatchRow) and row.id in remaining)
         verdicts = guard.moderate_batch((row.item for row in ahead), chunk=chunk)
@@ -157,7 +167,7 @@ def check_paths(source: Path, target: Path) -> tuple[Path, Path]:
         source.open("rb").close()
     # `Path.resolve` raises RuntimeError for circular links.
     resolved = Path(os.path.realpath(target))
-    if Path(os.path.realpath(source)) in (resolved, rejected_path(resolved)):
+    if Path(os.path.realpath(source)) in (resolved, rejected_path(resolved), settings_path(resolved)):
         raise DataError(f"{target}: IN and OUT must be different files; name another OUT")
     if not resolved.parent.is_dir():
         raise DataError(f"{target}: its folder does not exist; create it first")
@@ -165,12 +175,19 @@ def check_paths(source: Path, target: Path) -> tuple[Path, Path]:
         raise DataError(f"{target}: not a regular file; name a file that can be appended to")
     if not _is_rejected_list(rejected_path(resolved)):
         raise DataError(f"{rejected_path(target)} exists and was not written by a batch; move it or name another OUT")
+    if not _is_settings(settings_path(resolved)):
+        raise DataError(f"{settings_path(target)} exists and was not written by a batch; move it or name another OUT")
     return Path(os.path.realpath(source)), resolved
 
 
 def rejected_path(target: Path) -> Path:
     """The path of the list of rejected lines: `OUT.rejected.jsonl`, also for an `OUT.jsonl`."""
     return target.with_name(f"{target.name.removesuffix('.jsonl')}.rejected.jsonl")
+
+
+def settings_path(target: Path) -> Path:
+    """The path of the settings that decided the verdicts: `OUT.settings.json`, also for an `OUT.jsonl`."""
+    return target.with_name(f"{target.name.removesuffix('.jsonl')}.settings.json")
 
 
 def _rows(source: Path) -> Iterator[BatchRow | RejectedLine]:
@@ -223,6 +240,17 @@ def _is_rejected_list(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and first.keys() == {"line", "reason"}
+
+
+def _is_settings(path: Path) -> bool:
+    """Whether the path is free or holds a batch's settings, so that it may be overwritten."""
+    if not path.exists():
+        return True
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"thresholds", "on_error"}
 
 
 def _write_rejected(path: Path, rejected: list[RejectedLine]) -> None:

@@ -101,6 +101,7 @@ def batch(
     """Judge every row of a JSONL file; if it stops, the same command resumes.
 
     Rows whose verdict is an error are judged again by the next run. Invalid lines are listed in OUT.rejected.jsonl.
+    OUT.settings.json holds the settings: a run with others needs another OUT.
     Exit code 0: every line has a verdict, 2: some lines have an error or no verdict. With --url the service's key is
     read from GUARDREASONER_KEY.
     """

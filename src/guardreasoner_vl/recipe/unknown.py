@@ -39,7 +39,9 @@ def _said(problem: ErrorDetails) -> str:
     """Pydantic's message as the end of a sentence that begins with the key."""
     if problem["type"] == "missing":
         return "is missing: give it"
-    return problem["msg"].replace("Input should", "should", 1)
+    if problem["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return "should be a mapping of keys to values"
+    return problem["msg"].replace("Input should", "should", 1).replace("a valid tuple", "a list")
 
 
 def renamed_key(root: type[BaseModel], place: Sequence[str | int]) -> str | None:

@@ -13,25 +13,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def check_inputs(path: Path, run: str, inputs: Mapping[str, Any], free: Collection[str] = ()) -> None:
+def check_inputs(
+    path: Path, run: str, inputs: Mapping[str, Any], free: Collection[str] = (), out: Path | None = None
+) -> None:
     """Compare a run's inputs with those in the JSON file `path`, which it began with; then write them there.
 
-    `run` names the run in messages, such as "an evaluation". Keys of `free` may change. Raises `DataError` naming the
-    keys that changed, or if the file cannot be read.
+    `run` names the run in messages, such as "an evaluation". Keys of `free` may change. `out` is the run's output, by
+    default the file's folder. Raises `DataError` naming the keys that changed, or if the file cannot be read.
     """
     resolved = json.loads(json.dumps(inputs))  # as JSON is read back: lists for tuples
     if path.is_file():
-        refuse_changed(path.parent, run, read_inputs(path), resolved, free)
+        refuse_changed(out or path.parent, run, read_inputs(path), resolved, free)
     write_json(path, resolved)
 
 
 def refuse_changed(
-    folder: Path, run: str, old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()
+    out: Path, run: str, old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()
 ) -> None:
     """Raises `DataError` naming the keys whose values differ, except those of `free`."""
     if changed := [key for key in changed_keys(old, new) if key not in free]:
         raise DataError(
-            f"{folder} holds {run} with other inputs (changed: {', '.join(changed)}); restore them or give a new --out"
+            f"{out} holds {run} with other inputs (changed: {', '.join(changed)}); restore them or name a new output"
         )
 
 
@@ -40,7 +42,7 @@ def read_inputs(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read; restore it, or give a new --out") from error
+        raise DataError(f"{path}: cannot be read; restore it, or name a new output") from error
     return content
 
 

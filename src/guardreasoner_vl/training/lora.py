@@ -44,18 +44,22 @@ def load_trainable(folder: Path, recipe: Recipe, stage: Literal["sft", "grpo"]) 
     elif shards_weights(section):
         raise RecipeError("with lora every GPU holds the whole frozen model: launch without accelerate's FSDP")
     else:
-        model = _load_adapted(folder, lora, section.precision, recipe.seed, lora.dropout if stage == "sft" else 0.0)
+        model = load_for_training(folder, "fp32" if section.precision == "fp32" else "bf16-weights")
+        add_adapters(model, lora, section.precision, recipe.seed, lora.dropout if stage == "sft" else 0.0)
     if section.freeze_vision:
         model.model.visual.requires_grad_(False)
     return model
 
 
-def _load_adapted(folder: Path, lora: LoraSection, precision: Precision, seed: int, dropout: float) -> Any:
+def add_adapters(model: Any, lora: LoraSection, precision: Precision, seed: int = 0, dropout: float = 0.0) -> None:
+    """Freeze the model and add adapters to it, in fp32 unless the precision is `bf16-weights`.
+
+    Raises `RecipeError` if a target of `lora` names no linear layer, `MissingExtraError` without peft.
+    """
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise MissingExtraError("peft", "train") from error
-    model = load_for_training(folder, "fp32" if precision == "fp32" else "bf16-weights")
     adapted_names(model, lora.targets)  # refuses targets that fit no layer
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=dropout, target_modules=_pattern(lora.targets)
@@ -66,7 +70,6 @@ def _load_adapted(folder: Path, lora: LoraSection, precision: Precision, seed: i
     if precision == "bf16":
         for parameter in adapter_parameters(model):
             parameter.data = parameter.data.float()
-    return model
 
 
 def adapted_names(model: Any, targets: Sequence[str]) -> list[str]:
