@@ -107,6 +107,13 @@ def test_model_is_either_a_path_or_new(model: dict[str, Any]) -> None:
             {"sft": {"precision": "bf16-weights", "deepspeed": {"zero_optimization": {"stage": 3}}}},
             "use bf16 with deepspeed",
         ),
+        (
+            {
+                "model": {"base": {"path": "w", "layers": 2, "vocab_size": 600, "max_positions": 64}},
+                "sft": {"deepspeed": {"zero_optimization": {"stage": 3}}},
+            },
+            "take a new model apart before it is written: give model.path",
+        ),
         ({"sft": {"shard_weights": True, "deepspeed": {"bf16": {}}}}, "shard_weights and deepspeed exclude each other"),
         ({"sft": {"shard_weights": True, "precision": "bf16-weights"}}, "use precision bf16, which computes in bf16"),
         ({"grpo": {"shard_weights": True, "precision": "bf16-weights"}}, "use precision bf16, which computes in bf16"),

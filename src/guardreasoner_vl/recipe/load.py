@@ -75,6 +75,16 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_shards_of_a_new_model(self) -> Self:
+        zero = (self.sft.deepspeed or {}).get("zero_optimization")
+        if isinstance(zero, dict) and zero.get("stage") == 3 and self.model and (self.model.new or self.model.base):
+            raise ValueError(
+                "DeepSpeed's ZeRO stage 3 would take a new model apart before it is written: give model.path, the "
+                "folder of a finished model (`base` writes one), or set sft.deepspeed to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _beside_adapters(self) -> Self:
         if self.lora is None:
             return self
