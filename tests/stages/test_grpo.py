@@ -21,6 +21,8 @@ from guardreasoner_vl.engines.decoding import Decoder
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError, EngineError, RecipeError
+from guardreasoner_vl.images import sizes
+from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.rl import clipping, loss, shared_prefix
 from guardreasoner_vl.rl.concatenation import SOURCE as JOINED
 from guardreasoner_vl.stages import grpo
@@ -51,6 +53,8 @@ from tests.training.grpo.toy_grpo import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from guardreasoner_vl.types import ImageSource
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -614,6 +618,24 @@ def test_a_prompt_leaves_room_for_an_answer(tiny_model: Path, data: Path, tmp_pa
     """The tiny model reads 512 tokens."""
     with pytest.raises(DataError, match=r"'its prompt is longer than 41 tokens': \d+"):
         run(recipe(max_completion_length=512 - 41), tiny_model, data, tmp_path)
+
+
+def test_a_resumed_run_measures_no_image_again(
+    again: Callable[..., Path], rows: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def noted(image: ImageSource) -> tuple[Image.Image, ...]:
+        measured.append(str(image))
+        return decoded_images(image)
+
+    monkeypatch.setattr(sizes, "decoded_images", noted)
+    with pytest.raises(KeyboardInterrupt):
+        again(raising(KeyboardInterrupt(), 2))
+    assert sorted(measured) == sorted({path for row in rows for path in row.images})
+    measured.clear()
+    again()
+    assert measured == []
 
 
 def test_another_recipe_or_other_rows_are_refused(
