@@ -45,7 +45,7 @@ from guardreasoner_vl.training.sft_trainer import SupervisedOnlyTrainer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch.distributed import GradBucket
+    from torch._C._distributed_c10d import GradBucket
 
     from guardreasoner_vl.rl.shared_prefix import Packed
 
@@ -264,9 +264,9 @@ def _rollouts(network: Any, section: GrpoSection, ranks: DistributedContext, ans
     return _answers(network, section.max_completion_length, answers, optimizer)
 
 
-def _answers(network: Any, length: int, answers: int, held: object = None) -> Any:
-    """Decodes one prompt's answers until all of them have `length` tokens; `held` lives as long as the step."""
-    inputs: Any = SimpleNamespace(token_id={"<|endoftext|>": 0}, held=held)
+def _answers(network: Any, length: int, answers: int, optimizer: object = None) -> Any:
+    """Decodes one prompt's answers until all of them have `length` tokens; the optimizer's state lives as long."""
+    inputs: Any = SimpleNamespace(token_id={"<|endoftext|>": 0}, optimizer=optimizer)
     decoder = Decoder(network.eval(), inputs)
     prompt = Encoded([7] * PROMPT, [], torch.arange(PROMPT).expand(3, -1).numpy())
 

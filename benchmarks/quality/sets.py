@@ -70,6 +70,13 @@ def public_sets(data: Path, rows: int) -> PublicSets:
     return sets
 
 
+def held_out(data: Path) -> Iterator[Sample]:
+    """All held-out text rows of the open sources, none of `WHOLE`. Raises `DataError` as `public_sets` does."""
+    for source in _sources(data):
+        if source not in WHOLE:
+            yield from (row for row in _labelled(data / source, source) if is_held_out(row.id))
+
+
 def drawn(rows: Iterable[Sample], count: int) -> list[Sample]:
     """At most `count` rows by their ids' digests: adding rows to the source changes few of the sampled ones."""
     return sorted(rows, key=lambda row: hashlib.sha256(f"quality-{row.id}".encode()).digest())[:count]

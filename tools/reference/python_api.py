@@ -101,14 +101,9 @@ def _type(name: str, home: str, kind: Any) -> list[str]:
         fields = table(("field", "type", "default", "meaning"), list(_fields(kind)))
         return [title, f"```python\nfrom {home} import {name}\n```", _text(kind), fields]
     listed = table(("attribute", "meaning"), [(code(key), text) for key, text in attributes(kind).items()])
-    signature = dataclasses.is_dataclass(kind) and _block(name, inspect.signature(kind), _factories(kind))
-    return [
-        title,
-        f"```python\nfrom {home} import {name}\n```",
-        *([signature] if signature else []),
-        _text(kind),
-        listed,
-    ]
+    block = _block(name, inspect.signature(kind), _factories(kind))
+    call = [block] if dataclasses.is_dataclass(kind) else []
+    return [title, f"```python\nfrom {home} import {name}\n```", *call, _text(kind), listed]
 
 
 def _alias(home: str, name: str) -> tuple[str, str] | None:
@@ -120,7 +115,7 @@ def _alias(home: str, name: str) -> tuple[str, str] | None:
                 ast.Assign(targets=[ast.Name(id=target)], value=value)
                 | ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value)
             ) if target == name and not isinstance(value, ast.Call):
-                text = value.value if isinstance(value, ast.Constant) else ast.unparse(value)
+                text = value.value if isinstance(value, ast.Constant) else ast.unparse(value).replace("'", '"')
                 meaning = after.value if isinstance(after, ast.Expr) else None
                 return str(text), str(meaning.value) if isinstance(meaning, ast.Constant) else ""
     return None
