@@ -17,6 +17,7 @@ from benchmarks.quality.sets import held_out
 from guardreasoner_vl.cli.terminal import be_quiet
 from guardreasoner_vl.errors import DataError, GuardError
 from guardreasoner_vl.guard import ENGINES, Guard
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.types import MODES, Label
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [row for row in held_out(options.data) if language_of(row) and not row.response]
         if not rows:
             raise DataError(f"{options.data}: no held-out row names its language; give the folder of the data sets")
-        with Guard.load(options.model, options.engine, mode=options.mode) as guard:
+        with Guard.load(options.model, options.engine, policy=Policy(mode=options.mode)) as guard:
             print(f"{guard.model.name} ({guard.model.revision}), {options.mode}, {len(rows)} rows")
             wrong = wrong_by_language(zip(rows, guard.moderate_batch(row.exchange() for row in rows), strict=True))
     except GuardError as error:

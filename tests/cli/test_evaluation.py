@@ -115,7 +115,7 @@ def test_another_threshold_is_another_evaluation(tmp_path: Path) -> None:
     assert invoke(*asked).exit_code == OK
     changed = invoke(*asked, "--threshold", "0.9")
     assert changed.exit_code == ERROR
-    assert "another guard.thresholds; give a new --out" in changed.stderr
+    assert "changed: guard.thresholds); restore them or name a new output" in changed.stderr
 
 
 def test_shieldgemma_runs_here(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_rows_that_the_engine_failed_are_no_finished_mining(
     assert {row.id for row in read_corpus(folder / "mine")} == {row.id for row in read_corpus(out / "mine")}
     monkeypatch.setattr(TransformersEngine, "load", lambda *_, **__: pytest.fail("asked again"))
     pipeline.run(job, ["mine"])
-    with pytest.raises(DataError, match=r"another mine\.keep; give a new --out"):
+    with pytest.raises(DataError, match=r"changed: mine\.keep\)"):
         pipeline.run(Run(short_recipe(mine={"keep": "all_wrong"}), folder, folder, lambda _: None), ["mine"])
 
 

@@ -322,6 +322,7 @@ def test_the_oracle_sees_live_markers() -> None:
 @settings(deadline=None, max_examples=1500)
 @given(ADVERSARIAL)
 @example("<\u0338think>")
+@example("<|e\u0301ndoftext|>")
 @example("<" + "\u200b\u0338" + "think>")
 @example("\x85\u200b\tＨuman\u3000user ：")
 def test_no_marker_survives_and_normalising_revives_none(text: str) -> None:

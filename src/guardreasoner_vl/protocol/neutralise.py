@@ -34,13 +34,16 @@ def _plain(character: str) -> str:
         return "\n"
     if character.isspace():
         return " "
-    invisible = unicodedata.category(character) in ("Cc", "Cf", "Cs") or _BLANK.match(character)
-    return "" if invisible else character
+    category = unicodedata.category(character)
+    if category in ("Cc", "Cf", "Cs") or _BLANK.match(character):
+        return ""
+    # Normalising a text may join a mark to the letter before it: it counts as part of a word.
+    return "_" if category.startswith("M") else character
 
 
 @lru_cache(maxsize=65536)
 def _folded(character: str) -> str:
-    """A character after NFKC normalisation, lower-casing and removal of invisible characters."""
+    """A character after NFKC normalisation, lower-casing and removal of invisible characters; a mark becomes `_`."""
     return "".join(_plain(form) for form in unicodedata.normalize("NFKC", character).lower())
 
 
