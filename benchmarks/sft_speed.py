@@ -4,7 +4,7 @@
 
 Arms: TRL's trainer and collator on fp32 weights under bf16 autocast (its default way); ours, with the instruction once
 in a micro-batch, no padding, and the head on supervised positions only; and ours on weights held in bf16 with fp32
-copies in the optimizer (what recipes/embedded_texts.yaml uses). The instruction takes 118 tokens, as the released
+copies in the optimizer (what recipes/embedded.yaml uses). The instruction takes 118 tokens, as the released
 checkpoints' tokenizer cuts it. Same rows, same order. Medians of interleaved repeats.
 """
 
