@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 
 NAMES = {
     "arabic": "ar",
+    "chinese": "zh",
     "dutch": "nl",
     "english": "en",
     "french": "fr",
     "german": "de",
     "hindi": "hi",
     "italian": "it",
+    "latin": "la",
     "mandarin": "zh",
     "polish": "pl",
     "portuguese": "pt",
+    "russian": "ru",
     "spanish": "es",
 }
 """Codes of the languages that a set names in full."""
@@ -51,7 +54,7 @@ KINDS = {
 def language_of(row: Sample) -> str | None:
     """The row's language as a code, None if its set does not say."""
     name = row.meta.get("lang") or row.meta.get("language")
-    return NAMES.get(name, name) if isinstance(name, str) else None
+    return NAMES.get(name.lower(), name) if isinstance(name, str) else None
 
 
 def wrong_by_language(rows: Iterable[tuple[Sample, Verdict]]) -> Mapping[str, Mapping[tuple[str, str], str]]:

@@ -33,7 +33,7 @@ def test_wrong_labels_are_counted_by_language_and_kind() -> None:
     rows = [
         row(1, "BAD", "harmful", lang="de"),
         row(2, "gut", "harmful", lang="de"),
-        row(3, "BROKEN", "harmful", lang="german"),
+        row(3, "BROKEN", "harmful", lang="German"),
         row(4, "gut", "unharmful", language="de"),
         row(5, "BAD", "unharmful", lang="fr", task="toxicity"),
         row(6, "BAD", "harmful"),
