@@ -198,10 +198,10 @@ def measure(arm: Arm) -> Figures:
 
 
 def _sft_step(network: Any, section: SftSection, gpus: int) -> Any:
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
-    called = DistributedDataParallel(network) if gpus > 1 else network
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    called = network
     if gpus > 1:
+        called = DistributedDataParallel(network)
         called.register_comm_hook(None, lambda _, bucket: _reduced(bucket))
     trainer: Any = SimpleNamespace(
         model=network,
@@ -248,7 +248,7 @@ def _update(network: Any, section: GrpoSection, ranks: DistributedContext) -> An
         part = Pass(packed, _image(), torch.ones_like(weights), weights)
         accumulate(policy, [part, part], None, 0.2, section)
         optimizer.sum_gradients()
-        torch.nn.utils.clip_grad_norm_([part for part in network.parameters() if part.requires_grad], 1.0)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -260,13 +260,18 @@ def _rollouts(network: Any, section: GrpoSection, ranks: DistributedContext, ans
     optimizer = ShardedAdamW(network, section, ranks)
     optimizer.sum_gradients()
     optimizer.step()
-    optimizer.zero_grad()
-    return _answers(network, section.max_completion_length, answers, optimizer)
+    answer = _answers(network, section.max_completion_length, answers)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        answer()
+
+    return step
 
 
-def _answers(network: Any, length: int, answers: int, optimizer: object = None) -> Any:
-    """Decodes one prompt's answers until all of them have `length` tokens; the optimizer's state lives as long."""
-    inputs: Any = SimpleNamespace(token_id={"<|endoftext|>": 0}, optimizer=optimizer)
+def _answers(network: Any, length: int, answers: int) -> Any:
+    """Decodes one prompt's answers until all of them have `length` tokens."""
+    inputs: Any = SimpleNamespace(token_id={"<|endoftext|>": 0})
     decoder = Decoder(network.eval(), inputs)
     prompt = Encoded([7] * PROMPT, [], torch.arange(PROMPT).expand(3, -1).numpy())
 

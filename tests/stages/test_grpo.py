@@ -21,8 +21,6 @@ from guardreasoner_vl.engines.decoding import Decoder
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.errors import DataError, EngineError, RecipeError
-from guardreasoner_vl.images import sizes
-from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.rl import clipping, loss, shared_prefix
 from guardreasoner_vl.rl.concatenation import SOURCE as JOINED
 from guardreasoner_vl.stages import grpo
@@ -53,8 +51,6 @@ from tests.training.grpo.toy_grpo import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from guardreasoner_vl.types import ImageSource
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -621,21 +617,14 @@ def test_a_prompt_leaves_room_for_an_answer(tiny_model: Path, data: Path, tmp_pa
 
 
 def test_a_resumed_run_measures_no_image_again(
-    again: Callable[..., Path], rows: list[Sample], monkeypatch: pytest.MonkeyPatch
+    again: Callable[..., Path], rows: list[Sample], measured_images: list[str]
 ) -> None:
-    measured: list[str] = []
-
-    def noted(image: ImageSource) -> tuple[Image.Image, ...]:
-        measured.append(str(image))
-        return decoded_images(image)
-
-    monkeypatch.setattr(sizes, "decoded_images", noted)
     with pytest.raises(KeyboardInterrupt):
         again(raising(KeyboardInterrupt(), 2))
-    assert sorted(measured) == sorted({path for row in rows for path in row.images})
-    measured.clear()
+    assert sorted(measured_images) == sorted({path for row in rows for path in row.images})
+    measured_images.clear()
     again()
-    assert measured == []
+    assert measured_images == []
 
 
 def test_another_recipe_or_other_rows_are_refused(

@@ -23,8 +23,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.errors import DataError, RecipeError
-from guardreasoner_vl.images import sizes
-from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.recipe import Recipe
 from guardreasoner_vl.stages import sft
@@ -35,8 +33,6 @@ from tests.training.fake_trackers import FakeServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from guardreasoner_vl.types import ImageSource
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 ROWS = 20  # 5 updates of 2 x 2 rows an epoch, 2 epochs: checkpoints at 2, 4, 6, 8, 10
@@ -129,20 +125,13 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 
 
 def test_a_resumed_run_measures_no_image_again(
-    data: Path, stopped_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    data: Path, stopped_at: Callable[..., None], measured_images: list[str], tmp_path: Path
 ) -> None:
-    measured: list[str] = []
-
-    def noted(image: ImageSource) -> tuple[Image.Image, ...]:
-        measured.append(str(image))
-        return decoded_images(image)
-
-    monkeypatch.setattr(sizes, "decoded_images", noted)
     stopped_at(3, toy.recipe(), data, tmp_path)
-    assert len(measured) == len({*measured}) == 6  # every colour once
-    measured.clear()
+    assert len(measured_images) == len({*measured_images}) == 6  # every colour once
+    measured_images.clear()
     run(toy.recipe(), data, tmp_path)
-    assert measured == []
+    assert measured_images == []
 
 
 def test_a_turn_between_epochs_is_exact_too(data: Path, stopped_at: Callable[..., None], tmp_path: Path) -> None:
