@@ -129,7 +129,7 @@ def test_neither_language_nor_kind_nor_length_tells_the_label(rows: list[Sample]
                 assert low < harmful_share(part) < 0.95 - low, name
     by_length = sorted(rows, key=lambda row: len(row.prompt))
     for start in range(0, COUNT, COUNT // 4):
-        assert 0.4 < harmful_share(by_length[start : start + COUNT // 4]) < 0.56, start
+        assert 0.4 < harmful_share(by_length[start : start + COUNT // 4]) < 0.6, start
 
 
 def test_the_first_word_does_not_tell_the_label(rows: list[Sample]) -> None:
@@ -142,10 +142,13 @@ def test_the_first_word_does_not_tell_the_label(rows: list[Sample]) -> None:
         assert 0.25 < harmful_share(part) < 0.75, word
 
 
-def test_main_languages_make_up_an_eighth(rows: list[Sample]) -> None:
+def test_a_third_of_the_rows_is_not_english(rows: list[Sample]) -> None:
     counts = Counter(row.meta["language"] for row in rows)
-    assert 0.11 < sum(counts[code] for code in MAIN) / COUNT < 0.16
-    assert min(counts[code] for code in MAIN) > 150
+    others = [code for code in languages() if code not in ("en", *MAIN)]
+    assert 0.12 < sum(counts[code] for code in MAIN) / COUNT < 0.15
+    assert 0.15 < sum(counts[code] for code in others) / COUNT < 0.18
+    assert min(counts[code] for code in MAIN) > 200
+    assert min(counts[code] for code in others) > 40
 
 
 def test_every_category_has_a_place() -> None:

@@ -22,12 +22,14 @@ HARMFUL = 0.48
 """Share of harmful requests."""
 
 ANSWERED = 0.4
-ENGLISH = 0.85
+ENGLISH, MAIN_OTHERS = 0.7, 0.45
+"""Shares of English among all rows, and of the languages `MAIN` among the rest."""
+
 LENGTH = 0.7
 """Exponent of a line's length in its weight, so that a request's length does not reveal its label."""
 
 MAIN = ("de", "es", "fr", "zh")
-"""Languages of nine in ten of the rows that are not English."""
+"""The languages with the most texts after English."""
 
 TRIES = 8
 """Maximum number of draws for a request that was not written before."""
@@ -68,7 +70,7 @@ def _language(rng: random.Random) -> str:
     if rng.random() < ENGLISH:
         return "en"
     others = [code for code in languages() if code not in ("en", *MAIN)]
-    return rng.choice(others if others and rng.random() > 0.9 else MAIN)
+    return rng.choice(MAIN if rng.random() < MAIN_OTHERS else others)
 
 
 def exchange(rng: random.Random, request: Request, sample_id: str) -> dict[str, Any]:

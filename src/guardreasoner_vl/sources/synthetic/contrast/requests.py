@@ -76,7 +76,7 @@ def spelt(rng: random.Random, text: str) -> str:
         text = text.lower()
     elif chance < LOWER + RAISED:
         text = raised(text)
-    return text.rstrip(" .?!。？！") or text if rng.random() < BARE else text
+    return text.rstrip(" .?!。？！।؟;") or text if rng.random() < BARE else text
 
 
 def raised(text: str) -> str:

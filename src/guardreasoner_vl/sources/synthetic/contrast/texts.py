@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel
 
 Words = tuple[str, ...]
-ENDS = (".", "?", "!", "。", "？", "！", "।", "؟")
+ENDS = (".", "?", "!", "。", "？", "！", "।", "؟", ";")
 
 
 class LineGroup(Frozen):
