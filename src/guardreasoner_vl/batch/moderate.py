@@ -34,7 +34,7 @@ from guardreasoner_vl.storage.resume import check_inputs
 from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Set
 
     from guardreasoner_vl.batch.output import RowId, SavedRow
     from guardreasoner_vl.guard import Item
@@ -173,10 +173,9 @@ def check_paths(source: Path, target: Path) -> tuple[Path, Path]:
         raise DataError(f"{target}: its folder does not exist; create it first")
     if resolved.exists() and not resolved.is_file():
         raise DataError(f"{target}: not a regular file; name a file that can be appended to")
-    if not _is_rejected_list(rejected_path(resolved)):
-        raise DataError(f"{rejected_path(target)} exists and was not written by a batch; move it or name another OUT")
-    if not _is_settings(settings_path(resolved)):
-        raise DataError(f"{settings_path(target)} exists and was not written by a batch; move it or name another OUT")
+    for beside, keys in ((rejected_path, {"line", "reason"}), (settings_path, {"thresholds", "on_error"})):
+        if not _is_written_by_batch(beside(resolved), keys):
+            raise DataError(f"{beside(target)} exists and was not written by a batch; move it or name another OUT")
     return Path(os.path.realpath(source)), resolved
 
 
@@ -230,27 +229,16 @@ def _named(model: ModelInfo) -> str:
     return f"{model.name} ({model.revision})" if model.revision else model.name
 
 
-def _is_rejected_list(path: Path) -> bool:
-    """Whether the path is free or holds a list of rejected lines, so that it may be overwritten."""
+def _is_written_by_batch(path: Path, keys: Set[str]) -> bool:
+    """Whether the path is free or begins with a JSON object that has these keys, so that it may be overwritten."""
     if not path.exists():
         return True
     try:
         with path.open("rb") as stream:
-            first = json.loads(stream.readline(MAX_LINE))
+            first, _ = json.JSONDecoder().raw_decode(stream.read(MAX_LINE).decode())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(first, dict) and first.keys() == {"line", "reason"}
-
-
-def _is_settings(path: Path) -> bool:
-    """Whether the path is free or holds a batch's settings, so that it may be overwritten."""
-    if not path.exists():
-        return True
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.keys() >= {"thresholds", "on_error"}
+    return isinstance(first, dict) and first.keys() >= keys
 
 
 def _write_rejected(path: Path, rejected: list[RejectedLine]) -> None:
