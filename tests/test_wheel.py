@@ -97,9 +97,10 @@ def test_the_wheel_contains_every_file_of_the_package(wheel: Path) -> None:
         for path in SOURCE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    shipped = ROOT / "recipes"
-    recipes = {f"guardreasoner_vl/recipe/shipped/{path.relative_to(shipped)}" for path in shipped.rglob("*.yaml")}
-    assert names == files | recipes
+    for folder, place in (("recipes", "recipe/shipped"), ("examples/integrations", "integrations/examples")):
+        paths = (path for path in (ROOT / folder).rglob("*") if path.suffix in {".yaml", ".yml", ".py", ".co"})
+        files |= {f"guardreasoner_vl/{place}/{path.relative_to(ROOT / folder).as_posix()}" for path in paths}
+    assert names == files
     for kind in ("model.int8.safetensors", "tokenizer.json", "instruction.txt", "page.html", "f1.csv", "py.typed"):
         assert any(name.endswith(f"/{kind}") for name in names), kind
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE", "licenses/NOTICE"} <= metadata

@@ -25,8 +25,7 @@ DOUBT = (0.1, 0.9)
 
 MAX_WINDOWS = 128
 """The default limit on the windows of one exchange. With the embedded guard 128 windows hold 200,000 characters of
-English and take 40 s in slow mode on 2 cores; a service's 120 s suffice if a round of all exchanges takes less than
-0.9 s."""
+English; in slow mode a service's 120 s end before them where a window takes more than 0.9 s."""
 
 
 @dataclass(frozen=True)
