@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import build_messages
+from guardreasoner_vl.protocol.lookalikes import LOOKALIKES
 from guardreasoner_vl.recipe import VariedSection
 from guardreasoner_vl.sources.checked import checked, marks_fault
 from guardreasoner_vl.sources.jsonl import is_held_out
@@ -25,7 +26,6 @@ from guardreasoner_vl.sources.variation import (
     INVISIBLE,
     KINDS,
     LEET,
-    LOOKALIKES,
     changed_text,
     varied,
 )

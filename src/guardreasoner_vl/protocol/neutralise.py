@@ -4,9 +4,17 @@ One function on texts serves all engines and training: HTTP engines accept only 
 tokenizer flags miss markers that are not special tokens.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from guardreasoner_vl.protocol.lookalikes import LOOKALIKES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LINE_BREAKS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
 # Default-ignorable or blank characters that are neither spaces nor in a category that `_plain` drops completely.
@@ -14,6 +22,9 @@ _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
 _NAMES = ("image", "video", "audio", "think", "/think", "result", "/result", "tool_call", "/tool_call")
+# Control tokens of SmolLM2's vocabulary, from which the embedded guard's is made.
+_NAMES += ("repo_name", "reponame", "file_sep", "filename", "gh_stars", "issue_start", "issue_comment", "issue_closed")
+_NAMES += ("jupyter_start", "jupyter_text", "jupyter_code", "jupyter_output", "jupyter_script", "empty_output")
 _FIELDS = ("human user:", "ai assistant:")
 
 
@@ -27,6 +38,12 @@ _TAG = re.compile(rf"<(?=\s*(?:\|\s*[\w.\-][\w.\-\s]*\||{_TAG_NAMES})\s*>)")
 _FIELD = re.compile(rf"^(?= *(?:{_FIELD_NAMES}))", re.MULTILINE)
 _SIMPLE = re.compile(r"[\n -~]*")
 """Text in which only upper case can hide a marker."""
+
+_LATIN = str.maketrans({letter: latin for latin, letters in LOOKALIKES.items() for letter in letters})
+_SHOWN = {0xE0000 + code: chr(code) for code in range(0x20, 0x7F)}
+"""Invisible copies of ASCII, the tag characters, and what they stand for."""
+
+_HIDDEN = re.compile("[\U000e0020-\U000e007e]")
 
 
 def _plain(character: str) -> str:
@@ -43,8 +60,11 @@ def _plain(character: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _folded(character: str) -> str:
-    """A character after NFKC normalisation, lower-casing and removal of invisible characters; a mark becomes `_`."""
-    return "".join(_plain(form) for form in unicodedata.normalize("NFKC", character).lower())
+    """A character after NFKC normalisation, lower-casing and removal of invisible characters.
+
+    A letter that looks like a Latin one becomes that, a mark becomes `_`.
+    """
+    return "".join(_plain(form) for form in unicodedata.normalize("NFKC", character).translate(_LATIN).lower())
 
 
 def neutralise(text: str) -> str:
@@ -52,9 +72,22 @@ def neutralise(text: str) -> str:
 
     The opening `<` of `<|...|>` tokens and of structural tags becomes `‹` (U+2039), and a line that starts with a
     transcript field is prefixed with `| `. Markers are also found in other case, with inner spaces or invisible
-    characters, and in compatibility forms (full width, mathematical, ligatures: all that NFKC folds). Idempotent.
+    characters, in compatibility forms (full width, mathematical, ligatures: all that NFKC folds), in letters that look
+    like Latin ones, and in tag characters, which some tokenizers drop and some read. Idempotent.
     """
-    forms = text.lower() if _SIMPLE.fullmatch(text) else [_folded(character) for character in text]
+    if _SIMPLE.fullmatch(text):
+        return _broken(text, text.lower())
+    before = None
+    while text != before:
+        before = text
+        text = _broken(text, [_folded(character) for character in text])
+        if _HIDDEN.search(text):
+            text = _broken(text, [_folded(_SHOWN.get(ord(character), character)) for character in text])
+    return text
+
+
+def _broken(text: str, forms: Sequence[str]) -> str:
+    """`text` with the markers broken that stand in `forms`, the reading of each of its characters."""
     folded = "".join(forms)
     tags = [match.start() for match in _TAG.finditer(folded)]
     fields = [match.start() for match in _FIELD.finditer(folded)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tokenizers import Regex, normalizers
 
-from guardreasoner_vl.sources.variation import LOOKALIKES
+from guardreasoner_vl.protocol.lookalikes import LOOKALIKES
 
 INVISIBLE = (
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
