@@ -117,7 +117,6 @@ def slow(handler: Odd) -> None:
     ("odd", "code"),
     [
         (unanswered, "guard_unreachable"),
-        (slow, "guard_timeout"),
         (lambda handler: handler.send(500, b"{}"), "guard_refused"),
         (lambda handler: handler.send(503, b"{}", {"Retry-After": "1"}), "guard_refused"),
         (lambda handler: handler.send(429, b"{}"), "guard_refused"),
@@ -141,6 +140,17 @@ def test_a_failing_service_blocks_or_lets_pass_as_chosen(
         logging.CRITICAL
     }
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("on_error", ["block", "allow"])
+def test_an_answer_that_comes_too_late_never_lets_pass(on_error: str) -> None:
+    """A long request takes long to judge, so lateness does not let it pass."""
+    for verdict in of_odd(slow, timeout=0.2, on_error=on_error):
+        assert (verdict.action, verdict.flagged, verdict.error and verdict.error.code) == (
+            "block",
+            None,
+            "guard_timeout",
+        )
 
 
 @pytest.mark.parametrize("status", [301, 307, 400, 401, 403, 404, 413, 422])

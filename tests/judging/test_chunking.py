@@ -133,6 +133,26 @@ def test_a_history_that_leaves_no_room_is_an_error_with_its_remedy() -> None:
     )
 
 
+def test_a_history_that_cannot_fit_is_refused_without_being_counted() -> None:
+    """16 characters for each token that the model reads: more than 32,000 cannot fit into 2,000 tokens."""
+    counted: list[EngineRequest] = []
+
+    def count(request: EngineRequest) -> TokenCount:
+        counted.append(request)
+        return marks(2000)(request)
+
+    with pytest.raises(InputTooLongError, match="the history's 32,001 characters cannot fit into the 2000 tokens"):
+        split(Exchange("Bread?", history=(Turn("#" * 16_001, response="#" * 16_000),)), count)
+    assert counted == [asked(Exchange("x"), "x")]
+    with pytest.raises(InputTooLongError, match="history and images alone take 32000"):
+        split(Exchange("Bread?", history=(Turn("#" * 16_000, response="#" * 16_000),)), marks(2000))
+
+
+def test_a_long_history_of_few_tokens_is_judged_whole() -> None:
+    exchange = Exchange("Bread?", history=(Turn("-" * 25_000),))
+    assert split(exchange, marks(2000))[0] == (["Bread?"], [None])
+
+
 def test_too_many_windows_are_an_error_with_its_remedy() -> None:
     with pytest.raises(InputTooLongError) as caught:
         split(Exchange("#" * 3000), marks(2800), replace(POLICY, max_windows=1))

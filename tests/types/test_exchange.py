@@ -252,6 +252,31 @@ FORMS = [
         id="custom tool call",
     ),
     pytest.param(
+        [
+            user("q"),
+            assistant(
+                None, tool_calls=[{"function": {"name": "f", "arguments": ""}, "custom": {"name": "sh", "input": "rm"}}]
+            ),
+        ],
+        Exchange("q", (), "f()\nsh(rm)"),
+        id="a call of both kinds",
+    ),
+    pytest.param(
+        [user("q"), assistant(None, tool_calls=[{"function": {"name": "sh", "arguments": "-r", "input": "rm"}}])],
+        Exchange("q", (), "sh(-r rm)"),
+        id="arguments and input",
+    ),
+    pytest.param(
+        [user("q"), assistant("ok", reasoning_content="First", reasoning={"b": 1}, thinking="third")],
+        Exchange("q", (), 'First\n{"b": 1}\nthird\nok'),
+        id="reasoning is judged with the answer",
+    ),
+    pytest.param(
+        [{**user("q"), "reasoning": "unread"}, assistant("a", reasoning=None)],
+        Exchange("q", (), "a"),
+        id="no reasoning",
+    ),
+    pytest.param(
         [user("q"), assistant(None, function_call={"name": "sh", "arguments": "rm"})],
         Exchange("q", (), "sh(rm)"),
         id="legacy function call",
@@ -389,6 +414,7 @@ MESSAGES = loosely(
     tool_calls=st.lists(loosely(function=FUNCTIONS, custom=FUNCTIONS), max_size=2),
     function_call=FUNCTIONS,
     refusal=st.text(max_size=3),
+    reasoning=st.text(max_size=3) | JSON,
     audio=st.none(),
 )
 

@@ -62,7 +62,7 @@ class GuardReasonerGuardrail(CustomGuardrail):
         self,
         api_base: str = DEFAULT_URL,
         api_key: str | None = None,
-        timeout: float = 120.0,
+        timeout: float = 150.0,
         on_error: Literal["block", "allow"] = "block",
         guard: str | None = None,
         window: int = 400,

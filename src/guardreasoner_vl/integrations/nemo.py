@@ -115,7 +115,7 @@ class GuardModel:
         model: str = "default",
         base_url: str = DEFAULT_URL,
         api_key: str | None = None,
-        timeout: float = 120.0,
+        timeout: float = 150.0,
         on_error: Literal["block", "allow"] = "block",
     ) -> None:
         self.model_name, self.provider_url = model, base_url

@@ -68,8 +68,17 @@ def split_to_context(exchange: Exchange, policy: Policy) -> Generator[EngineCall
     """
     whole: Chunks = [exchange.prompt], [exchange.response]
     lengths = len(exchange.prompt or ""), len(exchange.response or "")
-    if sum(lengths) <= _BRIEF and _fits((yield from call_count(build_request(exchange, policy))), policy):
+    history = sum(len(text or "") for turn in exchange.history for text in (turn.prompt, turn.response))
+    is_brief = history + sum(lengths) <= _BRIEF
+    if is_brief and _fits((yield from call_count(build_request(exchange, policy))), policy):
         return whole
+    if history > _BRIEF:
+        short = yield from call_count(build_request(Exchange(prompt="x"), policy))
+        if short.limit is not None and history > _TOKEN_CHARACTERS * short.limit:
+            raise InputTooLongError(
+                f"the history's {history:,} characters cannot fit into the {short.limit} tokens that the model reads: "
+                "remove earlier turns"
+            )
     bare = replace(exchange, prompt=exchange.prompt and "x", response=exchange.response and "x")
     least = yield from call_count(build_request(bare, policy))
     if least.tokens is None or least.limit is None:
@@ -80,8 +89,10 @@ def split_to_context(exchange: Exchange, policy: Policy) -> Generator[EngineCall
             "some of them"
         )
     max_length = _TOKEN_CHARACTERS * least.limit
-    if _BRIEF < sum(lengths) <= max_length and _fits((yield from call_count(build_request(exchange, policy))), policy):
-        return whole
+    if not is_brief and sum(lengths) <= max_length:
+        count = yield from call_count(build_request(exchange, policy))
+        if _fits(count, policy):
+            return whole
     size = min(max(lengths) * 2 // 3, max_length)
     chunks = yield from _fitting_chunks(exchange, policy, size, least.tokens, least.limit)
     if chunks is None:

@@ -32,15 +32,16 @@ class GuardClient:
     """Calls a guard service, from threads and from event loops.
 
     `on_error="allow"` allows an exchange, with a critical log line, while the service cannot be reached or is failing
-    (429, 5xx, an unreadable answer). What the service refuses (4xx) or could not judge is not allowed, so that the
-    author of a request cannot bypass the guard. `timeout` is in seconds; the environment's proxies are not used.
+    (429, 5xx, an unreadable answer). What the service refuses (4xx), could not judge, or did not judge in time is not
+    allowed, so that the author of a request cannot bypass the guard. `timeout` is in seconds and exceeds the service's
+    `limits.seconds` by default; the environment's proxies are not used.
     """
 
     def __init__(
         self,
         base_url: str = DEFAULT_URL,
         key: str | None = None,
-        timeout: float = 120.0,
+        timeout: float = 150.0,
         *,
         guard: str | None = None,
         on_error: Literal["block", "allow"] = "block",
@@ -143,8 +144,8 @@ class GuardClient:
             return self._unjudged("guard_malformed", "the guard service returned no verdict", mode, failing=True)
 
     def _failed(self, error: Exception, mode: Mode | None) -> Verdict:
-        if isinstance(error, httpx.TimeoutException):
-            return self._unjudged("guard_timeout", "the guard service did not answer in time", mode, failing=True)
+        if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
+            return self._unjudged("guard_timeout", "the guard service did not answer in time", mode, failing=False)
         if isinstance(error, httpx.TransportError):
             message = f"the guard service cannot be reached ({type(error).__name__})"
             return self._unjudged("guard_unreachable", message, mode, failing=True)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ImageSource: TypeAlias = "str | Path | bytes | Image | CheckedImage"
 """An image: a file path, a `data:` URL, encoded bytes, a PIL image, or a `CheckedImage`."""
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of an assistant's message that hold its reasoning."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -123,9 +126,9 @@ class Exchange(Turn):
     def from_messages(cls, messages: Sequence[Mapping[str, Any]]) -> Exchange:
         """Build an exchange from OpenAI-style chat messages.
 
-        The last user turn and everything that the assistant produced after it (text, tool calls, tool results) are
-        judged; earlier turns are context. `system` and `developer` messages come from the operator and are ignored.
-        Images must be `data:` URLs. Raises `InputError`.
+        The last user turn and everything that the assistant produced after it (reasoning, text, tool calls, tool
+        results) are judged; earlier turns are context. `system` and `developer` messages come from the operator and are
+        ignored. Images must be `data:` URLs. Raises `InputError`.
         """
         turns = _turns_of(messages)
         if not turns:
@@ -187,7 +190,9 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
             raise InputError(f"message {number}: a part of type {_shown(kind)} cannot be judged: use text or image_url")
     if message.get("refusal") is not None:
         texts.append(_string(message["refusal"], number))
-    return "\n".join([*texts, *_calls_of(message, number)]) or None, tuple(images)
+    fields = REASONING if message.get("role") == "assistant" else ()
+    reasoning = [_as_text(message[field], number) for field in fields if message.get(field)]
+    return "\n".join([*reasoning, *texts, *_calls_of(message, number)]) or None, tuple(images)
 
 
 def _calls_of(message: Mapping[str, Any], number: int) -> list[str]:
@@ -199,17 +204,24 @@ def _calls_of(message: Mapping[str, Any], number: int) -> list[str]:
         raise InputError(f"message {number}: tool_calls must be a list")
     texts: list[str] = []
     for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
-        function = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
-        if not isinstance(function, dict):
+        kinds = [call[kind] for kind in ("function", "custom") if call.get(kind)] if isinstance(call, dict) else []
+        if not kinds or not all(isinstance(function, dict) for function in kinds):
             raise InputError(f"message {number}: a tool call names no function")
-        arguments = function.get("arguments", function.get("input", ""))
-        if not isinstance(arguments, str):
-            try:
-                arguments = json.dumps(arguments, ensure_ascii=False)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise InputError(f"message {number}: a tool call's arguments are not JSON") from error
-        texts.append(f"{_string(function.get('name', ''), number)}({arguments})")
+        for function in kinds:
+            values = [function[field] for field in ("arguments", "input") if function.get(field) is not None]
+            arguments = " ".join(_as_text(value, number) for value in values)
+            texts.append(f"{_string(function.get('name', ''), number)}({arguments})")
     return texts
+
+
+def _as_text(value: Any, number: int) -> str:
+    """A string as it is, any other value as JSON. Raises `InputError`."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"message {number}: a tool call's arguments or a reasoning are not JSON") from error
 
 
 def _shown(word: Any) -> str:
