@@ -56,6 +56,26 @@ ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openvino", "vllm", "
 CHUNK = 128
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
+ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
+
+
+class Moderator(Protocol[ItemT_contra]):
+    """What judges many exchanges: a guard in this process, a service's, those of a cluster, or another program's."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model that judges."""
+
+    @property
+    def mode(self) -> Mode:
+        """The mode it judges in."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its verdicts besides model and mode; empty if only a service knows."""
+
+    def moderate_batch(self, items: Iterable[ItemT_contra], *, chunk: int) -> Iterator[Verdict]:
+        """Yield verdicts lazily, in order; at most `chunk` items are judged at a time."""
 
 
 class RowWork(Protocol[RowT, ResultT]):

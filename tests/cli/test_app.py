@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+import typer.main
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from guardreasoner_vl.cli import options as cli_options
 from guardreasoner_vl.cli import terminal as cli_terminal
 from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK
 from guardreasoner_vl.cli.render import one_line, printable, summary_text, verdict_text
+from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import EngineError, ModelError
 from guardreasoner_vl.guard import CHUNK, ENGINES, Guard
 from guardreasoner_vl.judging.policy import Ocr, Policy
@@ -32,9 +35,11 @@ from guardreasoner_vl.types import MODES, Verdict
 from tests.scripted_guard import scripted_guard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from typer.testing import Result
+
+    from guardreasoner_vl.engines.base import EngineRequest
 
 COMMAND = Path(sys.executable).with_name("guardreasoner-vl")
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -132,6 +137,72 @@ def test_help_comes_in_panels_and_by_its_short_name() -> None:
     }
     for command in (("moderate",), ("corpus",), ("corpus", "stats")):
         assert invoke(*command, "-h").output == invoke(*command, "--help").output
+
+
+OPTIONS = {
+    "": "--version --log-level --install-completion --show-completion",
+    "moderate": (
+        "--prompt --response --image --messages --model --engine --base-url --adapter --mode --threshold --calibration "
+        "--preset --long-input --max-windows --max-new-tokens --ocr --on-error --show-reasoning --json"
+    ),
+    "batch": (
+        "--model --engine --base-url --adapter --ray --workers --mode --threshold --calibration --preset --long-input "
+        "--max-windows --max-new-tokens --ocr --on-error --show-reasoning --chunk --url --concurrency"
+    ),
+    "schema": "",
+    "serve": "--config --host --port --model --base-url --mode --print-config",
+    "plan-capacity": (
+        "--per-day --prompt-tokens --completion-tokens --image-tokens --cached-tokens --gpu --utilisation "
+        "--concurrency --peak --price"
+    ),
+    "curate": "--data --out --embed",
+    "synthesize": (
+        "--teacher --model --base-url --attempts --votes --concurrency --requests-per-minute --tokens-per-minute "
+        "--max-cost --max-tokens --price --batch-out --batch-in"
+    ),
+    "write-requests": "--out --count --answered --seed",
+    "base": "--out",
+    "sft": "--data --out",
+    "mine": "--data --out --model --engine --base-url --adapter --ray --workers",
+    "augment": "--data --out",
+    "grpo": "--model --data --out --validation --verify-parity",
+    "run": "--out --data --stages --plan --gpus --gpu-memory --gpu",
+    "ablate": "--out --data --seeds --only",
+    "compact": "--out --expand",
+    "average": "--share --out",
+    "evaluate": (
+        "--out --benchmark --data --recipe --exclude-from-total --guard --model --engine --base-url --adapter --ray "
+        "--workers --mode --threshold --calibration --preset --long-input --max-windows --max-new-tokens --ocr "
+        "--content"
+    ),
+    "calibrate": ("--data --out --rows --exclude --model --engine --base-url --adapter --reasoned --max-new-tokens"),
+    "compare": "--out",
+    "robustness": (
+        "--out --benchmark --data --change --model --engine --base-url --adapter --mode --long-input --max-windows "
+        "--max-new-tokens --ocr"
+    ),
+    "score": "--rule --gold --target",
+    "push": "--dry-run --private",
+    "corpus stats": "",
+    "corpus export": "--layout --out",
+    "corpus check": "",
+    "corpus import": "--out --source",
+}
+"""The options of each command and of the program itself: users' scripts rest on these names."""
+
+
+def options_of(command: Any, name: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The options of a command and of those below it, by full name; a group without options of its own is left out."""
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    children: dict[str, Any] = getattr(command, "commands", {})
+    if options or not children:
+        yield name, [word for option in options for word in (*option.opts, *option.secondary_opts)]
+    for child, below in children.items():
+        yield from options_of(below, f"{name} {child}".strip())
+
+
+def test_the_options_of_every_command_are_those_decided_on() -> None:
+    assert dict(options_of(typer.main.get_command(cli.app))) == {name: words.split() for name, words in OPTIONS.items()}
 
 
 def test_a_shell_completes_commands() -> None:
@@ -439,6 +510,46 @@ def test_a_fault_of_ours_names_the_place_and_not_the_content(
     result = invoke("moderate", "--prompt", "SECRET")
     assert_one_error_line(result, "internal fault: RuntimeError in test_app.py, line ", "please report it")
     assert "SECRET" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("level", "levels"), [("debug", ["WARNING", "DEBUG"]), ("warning", ["WARNING"]), ("error", [])]
+)
+def test_the_log_tells_the_place_of_a_fault_and_not_the_content(
+    level: str, levels: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reply(_: EngineRequest) -> str:
+        raise RuntimeError("SECRET")
+
+    monkeypatch.setattr(Guard, "load", lambda *_, policy, **__: Guard(ScriptedEngine(reply), policy))
+    result = invoke("--log-level", level, "moderate", "--prompt", "SECRET")
+    assert result.exit_code == ERROR
+    assert "SECRET" not in result.output
+    assert caplog.records == []  # another handler would print the text of the exception
+    *logged, error = result.stderr.splitlines()
+    assert error.startswith("error: the engine failed (RuntimeError)")
+    records = [json.loads(line) for line in logged]
+    assert [record["level"] for record in records] == levels
+    if level == "debug":
+        (fault,) = records[-1]["exceptions"]
+        assert fault["type"] == "RuntimeError"
+        assert "test_app.py" in fault["frames"][-1]
+    assert_one_error_line(invoke("moderate", "--prompt", "SECRET"), "the engine failed")  # without a log
+
+
+def test_only_this_package_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, policy: Policy, **__: Any) -> Guard:
+        for name in ("guardreasoner_vl.stages", "transformers"):
+            logging.getLogger(name).info("said by %s", name)
+        return scripted_guard(policy)
+
+    monkeypatch.setattr(Guard, "load", load)
+    logged = invoke("--log-level", "info", "moderate", "--prompt", "hello").stderr
+    assert [json.loads(line)["message"] for line in logged.splitlines()] == ["said by guardreasoner_vl.stages"]
+
+
+def test_a_service_logs_as_its_configuration_says() -> None:
+    assert_one_error_line(invoke("--log-level", "debug", "serve", "--print-config"), "set log_level there")
 
 
 def test_an_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_the_exit_code_says_that_rows_were_skipped(tmp_path: Path) -> None:
     assert "| no label | 1 |" in (tmp_path / "corpus" / "card.md").read_text()
 
 
+def test_reasoning_of_another_teacher_is_kept_with_a_note(tmp_path: Path) -> None:
+    curated(tmp_path, toy_rows(3))
+    corpus, empty = tmp_path / "corpus", tmp_path / "none.jsonl"
+    invoke("synthesize", corpus, "--teacher", "rules")
+    empty.write_text("")
+    done = invoke("synthesize", corpus, "--teacher", "openai", "--batch-in", empty)
+    note = "note: 3 rows keep another teacher's reasoning; curate into a new --out to ask this one\n"
+    assert (done.exit_code, done.stderr) == (OK, note)
+    assert invoke("synthesize", corpus, "--teacher", "rules").stderr == ""
+
+
 def test_held_out_rows_need_no_reasoning(tmp_path: Path) -> None:
     held_out = next(f"h{number}" for number in range(1000) if is_held_out(f"h{number}"))
     curated(tmp_path, [*toy_rows(2), {"id": held_out, "prompt": "a row for validation", "request_label": "unharmful"}])

@@ -106,13 +106,16 @@ def test_the_table_of_the_documents_is_computed(name: str) -> None:
     cells = {
         line.split("|")[1].strip(): line.split("|")[column].strip()
         for line in page.splitlines()
-        if line.startswith("| hours")
+        if line.startswith(("| hours", "| GPU hours"))
     }
 
+    of_sft, of_mining, of_rl = 4 * sft / 3600, mine / 3600, 4 * 23 * (answers + updates) / 3600
     assert cells == {
         "hours, SFT, 4 x H100": duration(sft),
         "hours, mining, 1 x H100": duration(mine),
         "hours, RL, 23 rollout batches, 4 x H100": f"{duration(23 * answers)} + {duration(23 * updates)}",
+        "GPU hours, all three": f"{of_sft + of_mining + of_rl:.1f}",
+        "GPU hours, every variant of `ablate`": f"{3 * of_sft + of_mining + 6 * of_rl:.1f}",
     }
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import socket
+from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+from PIL import Image
 
 from guardreasoner_vl.batch.moderate import run_batch
+from guardreasoner_vl.engines.openai import http as openai_http
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.remote.served import ServedGuard, messages_of
 from guardreasoner_vl.service.app import create_app
@@ -18,7 +25,7 @@ from tests.service.running import running
 from tests.service.scripted_backend import ScriptedBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 KEY = "a-key-of-some-length"
@@ -71,9 +78,57 @@ def test_a_conversation_arrives_as_it_was(url: str, backend: ScriptedBackend) ->
     assert Exchange.from_messages(messages_of(Exchange(response="Alone."))) == Exchange(response="Alone.")
 
 
+def test_an_image_file_is_sent_as_it_is(tmp_path: Path) -> None:
+    """Checked here and sent as PNG, a photo may be larger than the service takes."""
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (56, 56), "green").save(path)
+    [message] = messages_of(Exchange(images=(path, path.read_bytes())))
+    urls = [part["image_url"]["url"] for part in message["content"]]
+    assert [base64.b64decode(url.partition(",")[2]) for url in urls] == [path.read_bytes()] * 2
+
+
 def test_a_wrong_key_and_a_wrong_address_are_errors_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUARDREASONER_KEY", "another-key-of-some-length")
     with pytest.raises(EngineError, match="set GUARDREASONER_KEY"):
         ServedGuard(url, "slow")
-    with pytest.raises(EngineError):
-        ServedGuard("http://127.0.0.1:9", "slow", retries=0)
+    attempts = counted_attempts(monkeypatch)
+    with pytest.raises(EngineError, match="check the address and that the server runs"):
+        ServedGuard(closed_address(), "slow")
+    assert attempts == ["guard"]
+
+
+def test_a_busy_service_and_a_broken_connection_are_asked_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = counted_attempts(monkeypatch, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
+    with ServedGuard(url, "slow") as guard:
+        assert attempts == ["guard"] * 3
+        attempts = counted_attempts(monkeypatch, None)
+        (verdict,) = guard.moderate_batch([Exchange("Bake?")])
+    assert (verdict.action, len(attempts)) == ("allow", 2)
+
+
+def closed_address() -> str:
+    """An address that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def counted_attempts(monkeypatch: pytest.MonkeyPatch, *faults: HTTPStatus | None) -> list[str]:
+    """The paths of the requests from here on; the first ones end in `faults`: None is a lost connection. No pauses."""
+    stream = httpx.AsyncClient.stream
+    attempts: list[str] = []
+
+    @asynccontextmanager
+    async def counted(client: httpx.AsyncClient, method: str, path: str, **how: Any) -> AsyncIterator[httpx.Response]:
+        attempts.append(path)
+        fault = faults[len(attempts) - 1] if len(attempts) <= len(faults) else HTTPStatus.OK
+        if fault is None:
+            raise httpx.ReadError("lost")
+        if fault != HTTPStatus.OK:
+            yield httpx.Response(fault)
+            return
+        async with stream(client, method, path, **how) as response:
+            yield response
+
+    monkeypatch.setattr(openai_http, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(httpx.AsyncClient, "stream", counted)
+    return attempts

@@ -138,7 +138,10 @@ def test_every_row_gets_its_reasoning(tmp_path: Path) -> None:
     assert (rows["partly"].request_label, rows["partly"].meta["judged"]) == (None, {"request": "harmful"})
     # One more run has nothing to do.
     again = run(folder, teacher)
-    assert (again.asked, again.kept, again.attempts) == (0, 4, 3)
+    assert (again.asked, again.kept, again.of_others, again.attempts) == (0, 4, 0, 3)
+    # Nor has another teacher: the row that came with reasoning has it of no teacher.
+    other = run(folder, Scripted(name="other"))
+    assert (other.asked, other.kept, other.of_others) == (0, 4, 3)
     assert len(lines(folder)) == 3
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from guardreasoner_vl.batch.output import opened, saved_line
 from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_rows
@@ -34,26 +34,10 @@ from guardreasoner_vl.storage.resume import check_inputs
 from guardreasoner_vl.types import ModelInfo, Usage, Verdict, same_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Set
+    from collections.abc import Callable, Iterator, Set
 
     from guardreasoner_vl.batch.output import RowId, SavedRow
-    from guardreasoner_vl.guard import Item
-    from guardreasoner_vl.types import Mode
-
-
-class BatchGuard(Protocol):
-    """The guard that judges a file: one in this process, a service's, or those of a cluster."""
-
-    @property
-    def model(self) -> ModelInfo: ...
-
-    @property
-    def mode(self) -> Mode: ...
-
-    @property
-    def settings(self) -> dict[str, Any]: ...
-
-    def moderate_batch(self, items: Iterable[Item], *, chunk: int) -> Iterator[Verdict]: ...
+    from guardreasoner_vl.guard import Item, Moderator
 
 
 @dataclass
@@ -111,7 +95,7 @@ class _InputScan:
 
 
 def run_batch(
-    guard: BatchGuard,
+    guard: Moderator[Item],
     source: Path,
     target: Path,
     *,
@@ -215,7 +199,7 @@ def _scan(source: Path) -> _InputScan:
     return _InputScan(ids, rejected, tuple(ignored))
 
 
-def _check_same(target: Path, row: SavedRow, guard: BatchGuard) -> None:
+def _check_same(target: Path, row: SavedRow, guard: Moderator[Item]) -> None:
     """Raise `DataError` if the row is another guard's: a reader would take all verdicts of a file for one guard's."""
     mode = guard.mode
     if row.mode != mode or not same_model(row.model, guard.model):

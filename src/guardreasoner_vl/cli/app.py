@@ -9,13 +9,14 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from guardreasoner_vl.cli import base, capacity, corpus, evaluation, moderate, publish, serve, training
 from guardreasoner_vl.cli.errors import OneLineErrors
-from guardreasoner_vl.cli.terminal import hide_bars
+from guardreasoner_vl.cli.terminal import PACKAGE, hide_bars, log_to_stderr
+from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.version import __version__
 
 app = typer.Typer(
@@ -50,7 +51,7 @@ def main() -> None:
     hide_bars()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    logging.getLogger("guardreasoner_vl").addHandler(logging.NullHandler())
+    logging.getLogger(PACKAGE).addHandler(logging.NullHandler())
     try:
         app(prog_name="guardreasoner-vl")
     except KeyboardInterrupt:
@@ -65,11 +66,24 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(
+            "--log-level",
+            help="Print log records from this level up on stderr, as JSON lines without content; none by default.",
+        ),
+    ] = None,
 ) -> None:
     """A guard for vision-language models: it reasons first, then labels the request and the response.
 
     Exit codes: 0 allow or done, 1 block, 2 error, 130 interrupted.
     """
+    if log_level is None:
+        return
+    if context.invoked_subcommand == serve.serve.__name__:
+        raise InputError("--log-level has no effect with serve, whose configuration has its own: set log_level there")
+    context.call_on_close(log_to_stderr(log_level))

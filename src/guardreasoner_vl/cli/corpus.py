@@ -206,5 +206,7 @@ def _finish(state: "SynthesisProgress | SynthesisReport", spent: str) -> None:
     say_skipped(state.skipped)
     for reason, count in state.faults.reasons.items():
         note(f"no answer: {count:,} rows ({reason}); run the same command to ask again")
+    if state.of_others:
+        note(f"{state.of_others:,} rows keep another teacher's reasoning; curate into a new --out to ask this one")
     typer.echo(f"{state.kept:,} of {state.rows:,} rows have reasoning, {state.remaining:,} remain; {spent}")
     raise typer.Exit(INCOMPLETE if state.kept < state.rows else 0)

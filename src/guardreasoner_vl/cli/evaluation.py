@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from guardreasoner_vl.baselines.shieldgemma import ShieldGemma2
     from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.results import Baseline
-    from guardreasoner_vl.stages.evaluate import Moderator
-    from guardreasoner_vl.types import Sample
+    from guardreasoner_vl.guard import Moderator
+    from guardreasoner_vl.types import Exchange, Sample
 
 
 _BENCHMARK = typer.Option(metavar="NAME|FILE", help="A known benchmark or a JSONL file of samples; repeatable.")
@@ -112,7 +112,7 @@ def evaluate(
             note(each.size_differs)
     policy = policy_of(labels, inputs)
 
-    def opened() -> "AbstractContextManager[Moderator]":
+    def opened() -> "AbstractContextManager[Moderator[Exchange]]":
         return _other_guard(other, engine) if other else cluster.open_guard(engine, policy)
 
     with resumable(), opened() as guard, progress_bar() as progress:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from guardreasoner_vl.batch.moderate import BatchGuard
+    from guardreasoner_vl.guard import Item, Moderator
     from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.types import Exchange, Verdict
 
@@ -124,7 +124,7 @@ def batch(
     check_paths(source, target)  # before a model is loaded, which takes seconds
     policy = policy_of(labels, inputs, verdicts)
 
-    def opened() -> "AbstractContextManager[BatchGuard]":
+    def opened() -> "AbstractContextManager[Moderator[Item]]":
         if url:
             from guardreasoner_vl.remote.served import ServedGuard
 

@@ -1,11 +1,12 @@
-"""Output to a terminal, for all commands: progress, styled text, and libraries that are kept quiet."""
+"""Output to a terminal, for all commands: progress, styled text, a log, and libraries that are kept quiet."""
 
+import logging
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int | None], None]
 """Receives the number of items done, and the total if it is known."""
+
+PACKAGE = "guardreasoner_vl"
+"""The name of the package's logger."""
 
 LINE_SECONDS = 30.0
 """Without a terminal, progress is a line on stderr at most this often."""
@@ -79,6 +83,37 @@ def be_quiet() -> None:
         os.environ.setdefault(name, value)
     for module in _NOT_NEEDED:
         sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+
+
+def log_to_stderr(level: str) -> Callable[[], None]:
+    """Print this package's log records from `level` up on stderr, as the service does; returns what ends it.
+
+    Lines are JSON without the texts of exceptions, which may quote what was judged. No record goes to the handlers of
+    other libraries, which would print these texts.
+    """
+    from guardreasoner_vl.service.logs import JsonFormatter
+
+    logger, handler = logging.getLogger(PACKAGE), _StderrHandler()
+    handler.setFormatter(JsonFormatter())
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+    def end() -> None:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+    return end
+
+
+class _StderrHandler(logging.Handler):
+    """Prints each record above a progress bar; one that cannot be printed is dropped."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            typer.echo(self.format(record), err=True)
 
 
 def _console(stderr: bool = False) -> "Console":

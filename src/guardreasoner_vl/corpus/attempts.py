@@ -79,14 +79,19 @@ def kept(path: Path) -> dict[str, Attempt]:
 
 @dataclass(slots=True)
 class RowState:
-    """The state of one row after its attempts; `votes` has the labels of each answer."""
+    """The state of one row after its attempts; `teacher` wrote what was kept, `votes` has the labels of each answer."""
 
-    kept: bool = False
+    teacher: str | None = None
     skipped: str | None = None
     rejections: int = 0
     complaint: str | None = None
     fault: str | None = None
     votes: list[dict[Target, GoldLabel]] = field(default_factory=list)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the row has the reasoning of a teacher."""
+        return self.teacher is not None
 
     @property
     def done(self) -> bool:
@@ -97,7 +102,7 @@ class RowState:
         """Update the state with one more attempt."""
         self.fault = attempt.reason if attempt.is_fault else None
         if attempt.reasoning is not None:
-            self.kept = True
+            self.teacher = attempt.teacher
         elif attempt.final:
             self.skipped = attempt.reason or "unknown"
         if attempt.is_fault:

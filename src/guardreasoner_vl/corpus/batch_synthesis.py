@@ -176,7 +176,8 @@ class _Reading:
         for lines in self.lines.values():
             for _ in lines:
                 self.ignored.add(UNKNOWN)
-        return ReadResults(self.answers, self.ignored, count_progress(self.log.path.with_name(ROWS), self.attempts))
+        progress = count_progress(self.log.path.with_name(ROWS), self.attempts, self.policy.teacher)
+        return ReadResults(self.answers, self.ignored, progress)
 
     def _expected(self, asked: Asked, sample: Sample, state: RowState) -> bool:
         if self.policy.terminal_attempt(sample, state):

@@ -25,10 +25,15 @@ REPEATED = "repeated id"
 
 @dataclass
 class SynthesisProgress:
-    """Counts of training rows. `faults` are the remaining rows whose last attempt got no answer."""
+    """Counts of training rows.
+
+    `of_others` are the kept rows whose reasoning another teacher wrote, `faults` the remaining rows whose last attempt
+    got no answer.
+    """
 
     rows: int = 0
     kept: int = 0
+    of_others: int = 0
     skipped: SkippedRows = field(default_factory=SkippedRows)
     faults: SkippedRows = field(default_factory=SkippedRows)
 
@@ -38,8 +43,8 @@ class SynthesisProgress:
         return self.rows - self.kept - self.skipped.total
 
 
-def count_progress(path: Path, index: AttemptIndex) -> SynthesisProgress:
-    """Count the rows of a Parquet file, reading three columns. Raises `DataError`."""
+def count_progress(path: Path, index: AttemptIndex, teacher: str) -> SynthesisProgress:
+    """Count the rows of a Parquet file for the teacher of this name, reading three columns. Raises `DataError`."""
     progress = SynthesisProgress()
     for row, has_reasoning in _ids(path):
         progress.rows += 1
@@ -48,6 +53,7 @@ def count_progress(path: Path, index: AttemptIndex) -> SynthesisProgress:
             progress.skipped.add(REPEATED, row)
         elif has_reasoning or (state and state.kept):
             progress.kept += 1
+            progress.of_others += bool(not has_reasoning and state and state.teacher != teacher)
         elif state and state.skipped:
             progress.skipped.add(state.skipped, row)
         elif state and state.fault:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from guardreasoner_vl.engines.faults import FaultStreak, is_engine_fault
 from guardreasoner_vl.errors import DataError
@@ -22,12 +22,13 @@ from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.storage.resume import check_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.results import Baseline
-    from guardreasoner_vl.types import Exchange, Mode, ModelInfo, Sample, Verdict
+    from guardreasoner_vl.guard import Moderator
+    from guardreasoner_vl.types import Exchange, Sample
 
 _Key = tuple[str, str]
 """Benchmark and id of a row."""
@@ -35,23 +36,8 @@ _Key = tuple[str, str]
 ENGINE_FAILED = "the engine failed; run the same command to judge them again"
 
 
-class Moderator(Protocol):
-    """The guard to evaluate: `Guard`, or another guard behind an adapter."""
-
-    @property
-    def model(self) -> ModelInfo: ...
-
-    @property
-    def mode(self) -> Mode: ...
-
-    @property
-    def settings(self) -> dict[str, Any]: ...
-
-    def moderate_batch(self, items: Iterable[Exchange], *, chunk: int) -> Iterator[Verdict]: ...
-
-
 def run(
-    guard: Moderator,
+    guard: Moderator[Exchange],
     benchmarks: Sequence[LoadedBenchmark],
     out: Path,
     *,
@@ -81,7 +67,7 @@ def run(
 
 
 def judge(
-    guard: Moderator,
+    guard: Moderator[Exchange],
     benchmarks: Sequence[LoadedBenchmark],
     out: Path,
     *,
@@ -120,7 +106,7 @@ def judge(
     return ordered
 
 
-def _settings(guard: Moderator) -> Settings:
+def _settings(guard: Moderator[Exchange]) -> Settings:
     return Settings(guard.model.name, guard.model.revision, guard.mode, guard.settings)
 
 

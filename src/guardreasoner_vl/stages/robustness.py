@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.evaluation.benchmarks.base import LoadedBenchmark
     from guardreasoner_vl.evaluation.predictions import Prediction
-    from guardreasoner_vl.stages.evaluate import Moderator
-    from guardreasoner_vl.types import Sample, Target
+    from guardreasoner_vl.guard import Moderator
+    from guardreasoner_vl.types import Exchange, Sample, Target
 
 ORIGINAL = "original"
 
@@ -50,7 +50,7 @@ class Flips:
 
 
 def run(
-    guard: Moderator,
+    guard: Moderator[Exchange],
     benchmarks: Sequence[LoadedBenchmark],
     out: Path,
     *,
@@ -126,7 +126,10 @@ def table(results: dict[str, Flips]) -> Table:
 
 
 def _predictions(
-    guard: Moderator, benchmarks: Sequence[LoadedBenchmark], folder: Path, progress: Callable[[int, int], None] | None
+    guard: Moderator[Exchange],
+    benchmarks: Sequence[LoadedBenchmark],
+    folder: Path,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[tuple[str, str], Prediction]:
     return {(row.benchmark, row.id): row for row in judge(guard, benchmarks, folder, progress=progress)}
 

@@ -58,12 +58,14 @@ class SynthesisStatus:
 class SynthesisReport:
     """The state of a corpus after a run: `rows` = `kept` + `skipped` + `remaining`, earlier runs included.
 
-    `faults` counts remaining rows whose teacher gave no answer. `attempts`, `tokens` and `cost` (USD, None without a
+    `of_others` counts kept rows whose reasoning another teacher wrote, `faults` remaining rows whose teacher gave no
+    answer. `attempts`, `tokens` and `cost` (USD, None without a
     price) are of all runs; `asked` is the number of this run's attempts.
     """
 
     rows: int
     kept: int
+    of_others: int
     skipped: SkippedRows
     remaining: int
     faults: SkippedRows
@@ -115,7 +117,7 @@ class _Job:
         self._log, self._progress = log, progress
         self._index = AttemptIndex.read(log.path)
         self._attempts_before = self._index.attempts
-        self._before = count_progress(rows, self._index)
+        self._before = count_progress(rows, self._index, teacher.name)
         self._budget = BudgetTracker(budget, policy.price, self._index.tokens, self._cost() or 0.0)
         self._queue: asyncio.Queue[Sample | None] = asyncio.Queue(2 * concurrency)
         self._faults_in_a_row = 0
@@ -138,10 +140,11 @@ class _Job:
 
     def result(self) -> SynthesisReport:
         """The report of the corpus as it is now."""
-        now = count_progress(self._rows, self._index)
+        now = count_progress(self._rows, self._index, self._teacher.name)
         return SynthesisReport(
             rows=now.rows,
             kept=now.kept,
+            of_others=now.of_others,
             skipped=now.skipped,
             remaining=now.remaining,
             faults=now.faults,

@@ -17,6 +17,7 @@ Brain: TypeAlias = Callable[[list[dict[str, Any]], str], str]
 """Messages without the begun answer, and the begun answer ("" if none): how it goes on."""
 
 Fault = Literal[
+    "http_413",
     "http_500",
     "rate_limit",
     "hang",
@@ -181,6 +182,8 @@ class _Handler(Handler):
     def _fail(self, fault: Fault, answer: dict[str, Any], streamed: bool) -> None:
         choice = answer["choices"][0]
         match fault:
+            case "http_413":
+                self._send(413, {"error": {"message": "Request Entity Too Large", "type": "BadRequestError", "code": 413}})
             case "http_500":
                 self._send(500, {"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
             case "rate_limit":

@@ -203,6 +203,7 @@ def test_text_that_is_no_unicode_harms_no_one(engine: OpenAIEngine) -> None:
 
 SCORED = replace(asked(SECRET, forced_prefix=FAST_PREFIX), label_fields=("Request:",), candidates=CANDIDATES)
 FAULTS: list[tuple[Fault, str, str]] = [
+    ("http_413", "input_too_long", "takes no request of this size (HTTP 413)"),
     ("http_500", "engine", "answered HTTP 500: see the server's log"),
     ("rate_limit", "engine", "answered HTTP 429: lower max_concurrency"),
     ("hang", "timeout", "did not answer within 0.8 s"),

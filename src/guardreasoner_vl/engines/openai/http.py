@@ -141,12 +141,13 @@ class HttpClient:
         """The answer's body. Raises `HttpError` or `InputTooLongError`."""
         return await self._within_deadline("GET", path, None, _whole)
 
-    async def post(self, path: str, payload: Payload) -> bytes:
+    async def post(self, path: str, payload: Payload, *, reconnect: bool = True) -> bytes:
         """The answer's body. Raises `HttpError` or `InputTooLongError`.
 
-        `payload` is called when the request is sent, so that a long queue holds no inlined images.
+        `payload` is called when the request is sent, so that a long queue holds no inlined images. Without `reconnect`
+        a server that cannot be reached is an error at once; a busy one is still asked again.
         """
-        return await self._within_deadline("POST", path, payload, _whole)
+        return await self._within_deadline("POST", path, payload, _whole, reconnect)
 
     async def post_streamed(self, path: str, payload: Payload, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
         """The result of `read`, which gets the response, of any content type, before its body is read.
@@ -165,11 +166,16 @@ class HttpClient:
             await pool.aclose()
 
     async def _within_deadline(
-        self, method: str, path: str, payload: Payload | None, read: Callable[[httpx.Response], Awaitable[T]]
+        self,
+        method: str,
+        path: str,
+        payload: Payload | None,
+        read: Callable[[httpx.Response], Awaitable[T]],
+        reconnect: bool = True,
     ) -> T:
         try:
             async with self._place() as pool, asyncio.timeout(self._timeout):
-                return await self._with_retries(pool, method, path, payload, read)
+                return await self._with_retries(pool, method, path, payload, read, reconnect)
         except TimeoutError:
             raise HttpError(f"{self.server} did not answer within {self._timeout:g} s", "timeout") from None
         except asyncio.CancelledError:
@@ -193,12 +199,13 @@ class HttpClient:
         path: str,
         payload: Payload | None,
         read: Callable[[httpx.Response], Awaitable[T]],
+        reconnect: bool,
     ) -> T:
         # ASCII escapes, so that lone surrogates cannot fail to be encoded.
         body = None if payload is None else json.dumps(payload()).encode("ascii")
         deadline = time.monotonic() + self._timeout
         for attempt in range(self._retries + 1):
-            pause = BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
+            pause, last = BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.0), attempt == self._retries
             try:
                 async with pool.stream(method, path, content=body) as response:
                     if response.is_success:
@@ -208,12 +215,13 @@ class HttpClient:
                 fault: GuardError = HttpError(
                     f"cannot reach {self.server} ({type(error).__name__}): check the address and that the server runs"
                 )
+                last = last or not reconnect
             else:
                 fault = self._fault_of(response)
                 if response.status_code not in _RETRIED:
                     raise fault
                 pause = max(pause, _retry_after(response))
-            if attempt == self._retries or time.monotonic() + pause >= deadline:
+            if last or time.monotonic() + pause >= deadline:
                 raise fault
             await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -234,7 +242,12 @@ class HttpClient:
         status = response.status_code
         if status in (401, 403):
             return HttpError(f"{self.server} refused the API key: set OPENAI_API_KEY or api_key", "auth", status)
-        if status == 413 or (status in (400, 422) and _TOO_LONG.search(response.text)):
+        if status == 413:
+            return InputTooLongError(
+                f"{self.server} takes no request of this size (HTTP 413): send less text or smaller images, or raise "
+                "the server's limit"
+            )
+        if status in (400, 422) and _TOO_LONG.search(response.text):
             return InputTooLongError(
                 "the exchange does not fit into the model's context: shorten it or lower max_pixels"
             )
