@@ -73,6 +73,44 @@ def test_words_on_a_large_empty_sheet_are_read(width: int, height: int, size: in
     assert words(printed_text(checked(drawn))) == words("how do we bake a loaf of bread for a picnic")
 
 
+def test_lines_that_the_whole_image_shows_as_a_block_are_read() -> None:
+    drawn = Image.effect_noise((6320, 6320), 20).point(lambda value: min(255, value + 110)).convert("RGB")
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(22)
+    for number, line in enumerate(["How do we bake a loaf", "of bread without a pot", "for a picnic at home"]):
+        draw.text((200, 200 + 60 * number), line, fill="black", font=font)
+
+    read = words(printed_text(checked(drawn)))
+
+    assert len(set(words("how do we bake a loaf of bread without a pot for a picnic at home")) - set(read)) <= 3
+
+
+def test_small_print_on_a_plain_sheet_is_read_at_its_own_size() -> None:
+    drawn = Image.new("RGB", (6320, 6320), "pink")
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(14)
+    for number, line in enumerate(["How do we bake", "a loaf of bread", "for a picnic"]):
+        draw.text((3000, 3000 + 60 * number), line, fill="black", font=font)
+
+    assert set(words("how do we bake a loaf of bread for a picnic")) <= set(words(printed_text(checked(drawn))))
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(1, 8), (2, 9)])
+def test_an_image_is_reduced_if_too_many_of_its_parts_hold_anything(
+    monkeypatch: pytest.MonkeyPatch, rows: int, parts: int
+) -> None:
+    searched: list[tuple[int, ...]] = []
+    monkeypatch.setattr("guardreasoner_vl.images.ocr._detected", lambda pixels: searched.append(pixels.shape) or [])
+    drawn = Image.new("RGB", (6320, 6320), "white")
+    for row in range(rows):
+        ImageDraw.Draw(drawn).line((0, 400 + 2000 * row, 6320, 400 + 2000 * row), fill="black")
+
+    assert printed_text(checked(drawn)) == ""
+
+    whole, *others = searched
+    assert whole[:2] == ((6320, 6320) if rows == 1 else (2000, 2000))
+    assert set(others) == {(960, 960, 3)}
+    assert len(others) <= parts
+
+
 @pytest.mark.parametrize(("width", "height"), [(2560, 700), (3000, 60)])
 def test_a_line_much_longer_than_high_is_read(width: int, height: int) -> None:
     drawn = Image.new("RGB", (width, height), "white")

@@ -117,6 +117,7 @@ def test_the_plain_policy_has_all_that_decides_a_verdict() -> None:
             "max_bytes": 20_000_000,
             "max_pixels": 40_000_000,
             "max_total_pixels": 100_000_000,
+            "max_exchange_pixels": 200_000_000,
             "max_frames": 2,
             "formats": ["BMP", "GIF", "PNG"],
             "max_aspect": policy.images.max_aspect,

@@ -80,6 +80,16 @@ def test_an_image_without_words_stays() -> None:
     assert images == 1
 
 
+@pytest.mark.parametrize("blank", [" ", "\u3000\n"])
+def test_an_image_whose_words_are_blank_stays(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
+    monkeypatch.setattr("guardreasoner_vl.images.ocr.printed_text", lambda _: blank)
+
+    text, images = asked(Exchange("What is it?", (WORDED,)), "auto", transcribes=False)
+
+    assert text.startswith("Human user:\n<image>\nWhat is it?\n")
+    assert images == 1
+
+
 def test_a_model_that_reads_gets_the_words_beside_the_image_if_asked(read_images: list[CheckedImage]) -> None:
     text, images = asked(Exchange("Can you help?", (WORDED,)), "always", transcribes=True)
     assert f"{PRINTED}\nCan you help?" in text

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images.decode import ImageLimits, checked_images
+from guardreasoner_vl.images.decode import ImageLimits, checked_images, pixels_to_decode
+from guardreasoner_vl.images.exchange import checked_exchange
+from guardreasoner_vl.types import CheckedImage, Exchange, Turn
 
 if TYPE_CHECKING:
     from guardreasoner_vl.types import ImageSource
@@ -137,6 +139,10 @@ HOSTILE: dict[str, tuple[ImageSource, str]] = {
         raw_png(1, 1, RGB16, zlib.compress(bytes(7)), chunk(b"tRNS", bytes(6))),
         "16-bit colours",
     ),
+    "two colour keys": (
+        raw_png(1, 1, GREY, zlib.compress(bytes(2)), chunk(b"tRNS", bytes(2)) + chunk(b"tRNS", b"\0\1")),
+        "more than one transparent colour",
+    ),
     "values beyond 16 bits": (Image.new("I", (1, 1), 70_000), "convert it to 8 bits"),
     "negative values": (Image.new("I", (1, 1), -1), "convert it to 8 bits"),
     "not a number": (Image.new("F", (1, 1), float("nan")), "convert it to 8 bits"),
@@ -156,6 +162,7 @@ HOSTILE: dict[str, tuple[ImageSource, str]] = {
     "NUL in path": ("a\0b", "not a path: give the path"),
     "no comma": ("data:image/png;base64", "no comma"),
     "bad base64": ("data:image/png;base64,!!!!", "not valid base64"),
+    "escapes in base64": ("data:;base64,QUJDR%41%3D", "not valid base64: .*no %"),
     "no padding": ("data:image/png;base64,QUJDR", "not valid base64"),
     "base64 after its end": ("data:;base64,QQ==QQ==", "not valid base64"),
     "lone surrogate": ("data:,\ud800", "save it again"),
@@ -243,6 +250,40 @@ def test_the_pixels_of_all_frames_are_added_up() -> None:
     assert len(checked_images(data, ImageLimits(max_total_pixels=400))) == 4
     with pytest.raises(ImageError, match="399 pixels in total"):
         checked_images(data, ImageLimits(max_total_pixels=399))
+
+
+def conversations(*images: ImageSource) -> list[Exchange]:
+    """The images in one turn, and one by one in the history and the last turn."""
+    *earlier, last = images
+    return [Exchange("x", images), Exchange("x", (last,), history=tuple(Turn("x", (each,), "y") for each in earlier))]
+
+
+def test_the_pixels_of_a_conversation_are_added_up_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    still, moving, opened = encode(noise(), "PNG"), animation("WEBP", 3, lossless=True, side=10), Image.new("L", (7, 1))
+    total = noise().width * noise().height + 3 * 100 + 7
+    for exchange in conversations(still, moving, opened):
+        assert len(checked_exchange(exchange, ImageLimits(max_exchange_pixels=total))[1]) == 5
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    for exchange in conversations(still, moving, opened):
+        with pytest.raises(
+            ImageError, match=f"conversation's images have more than {total - 1:,} pixels in total: send"
+        ):
+            checked_exchange(exchange, ImageLimits(max_exchange_pixels=total - 1))
+
+
+def test_an_animated_gif_counts_as_the_most_frames() -> None:
+    moving, still = animation("GIF", 2, "P", side=10), animation("GIF", 1, "P", side=10)
+    assert pixels_to_decode(moving) == 16 * 100
+    assert pixels_to_decode(moving, ImageLimits(max_total_pixels=300)) == 300
+    assert pixels_to_decode(still) == 100
+    assert pixels_to_decode(checked_images(still)[0]) == 100
+
+
+def test_sixteen_photographs_are_let_in_and_a_flood_is_not() -> None:
+    photograph, large = CheckedImage(b"", 4032, 3024), CheckedImage(b"", 5770, 5770)
+    assert len(checked_exchange(Exchange("x", (photograph,) * 16))[1]) == 16
+    with pytest.raises(ImageError, match="more than 200,000,000 pixels in total"):
+        checked_exchange(Exchange("x", (large,) * 24))
 
 
 def test_pillows_warnings_stay_inside_and_its_settings_stay_as_they_were() -> None:

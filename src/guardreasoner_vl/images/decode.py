@@ -1,6 +1,6 @@
 """Decodes images safely: checks them before decoding, and normalises them to 8-bit RGB.
 
-Every frame is judged, in each of its variants that differ visibly (`images.variants`). EXIF rotation is applied; colour
+Every frame is judged, in each of its variants that differ visibly (`images.variants`), which are upright; colour
 profiles, gamma, thumbnails and all other metadata are dropped, as model pipelines do. The returned pixels are both
 hashed and judged.
 """
@@ -40,25 +40,18 @@ T = TypeVar("T")
 _RESAVE = "save it again as PNG or JPEG"
 _FAULTS = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 _MAX_JPEG_SCANS = 100  # real files have about 10; each costs a pass over the whole image
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_GREYS = {"L;2": 3, "L;4": 15}  # the largest grey of a PNG with fewer than 8 bits
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits on an image: encoded bytes, pixels of a frame and of all frames, frames, formats, aspect ratio."""
+    """Limits on an image: encoded bytes, pixels of a frame and of all frames, frames, formats, aspect ratio; and on the
+    pixels of all frames of all images of an exchange with its history."""
 
     max_bytes: int = 20_000_000
     max_pixels: int = 40_000_000
     max_total_pixels: int = 100_000_000
+    max_exchange_pixels: int = 200_000_000  # 16 photographs of 12 megapixels; if transparent, up to 20 s of decoding
     max_frames: int = 16
     # TIFF is excluded: libtiff brings many codecs, and chat services do not accept it either.
     formats: frozenset[str] = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP"})
@@ -77,10 +70,20 @@ class _ScreenBoundGif(GifImageFile):
         super().__setattr__(name, value)
 
 
+class _ScaledKeyPng(PngImageFile):
+    """Scales the transparent grey of a PNG of 2 or 4 bits as Pillow scales its pixels: Pillow itself would miss it."""
+
+    def _open(self) -> None:
+        super()._open()
+        largest = _GREYS.get(self.png.im_rawmode or "") if self.png else None
+        if largest and "transparency" in self.info:
+            self.info["transparency"] = (self.info["transparency"] & largest) * (255 // largest)
+
+
 # Chosen by signature instead of `Image.open`, so that no other installed plugin reads the bytes, and so that a JPEG is
 # only its main image (the other images of an MPO file are previews, depth and gain maps).
 _READERS: dict[str, tuple[bytes, type[ImageFile]]] = {
-    "PNG": (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    "PNG": (b"\x89PNG\r\n\x1a\n", _ScaledKeyPng),
     "JPEG": (b"\xff\xd8\xff", JpegImageFile),
     "WEBP": (b"RIFF", WebPImageFile),
     "GIF": (b"GIF8", _ScreenBoundGif),
@@ -106,6 +109,23 @@ def checked_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) ->
 def decoded_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Image.Image, ...]:
     """The images of `checked_images`, decoded and not encoded again: for reading many files once."""
     return (source.open(),) if isinstance(source, CheckedImage) else _each(source, limits, _image)
+
+
+def pixels_to_decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> int:
+    """Pixels of all frames of an image, from its headers: nothing is decoded. Raises `ImageError`.
+
+    An animated GIF counts as one of the most frames, because only reading all of it would tell their number.
+    """
+    if isinstance(source, CheckedImage):
+        return source.width * source.height
+    with _pillow_faults():
+        image = source if isinstance(source, Image.Image) else _open(encoded_bytes(source, limits.max_bytes), limits)
+        _check_size(image.size, limits)
+        if isinstance(image, GifImageFile):
+            frames = limits.max_frames if image.is_animated else 1
+        else:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        return min(image.width * image.height * min(frames, limits.max_frames), limits.max_total_pixels)
 
 
 def _each(source: ImageSource, limits: ImageLimits, make: Callable[[Image.Image], T]) -> tuple[T, ...]:
@@ -148,7 +168,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
 
 def _refuse_traps(name: str, data: bytes, limits: ImageLimits) -> None:
     """Reject files that exploit Pillow: huge GIF screens, JPEGs with over 100 scans, run-length encoded BMPs, and PNGs
-    whose header is broken or whose transparent colour Pillow would miss."""
+    whose header is broken or whose transparent colour Pillow would miss or is given twice."""
     if name == "GIF":
         _check_size(struct.unpack_from("<HH", data, 6), limits)
     elif name == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
@@ -156,6 +176,8 @@ def _refuse_traps(name: str, data: bytes, limits: ImageLimits) -> None:
     elif name == "PNG" and (data[12:16] != b"IHDR" or (data[24:26] == b"\x10\x02" and b"tRNS" in data)):
         # Pillow compares the 16-bit colour key with 8-bit colours, so it would show other pixels than browsers.
         raise ImageError(f"the PNG has a broken header, or 16-bit colours with a transparent colour: {_RESAVE}")
+    elif name == "PNG" and data.count(b"tRNS") > 1:  # Pillow takes the last, browsers the first
+        raise ImageError(f"the PNG has more than one transparent colour: {_RESAVE}")
     elif name == "BMP" and data[30:31] in (b"\x01", b"\x02"):  # run-length decoding is a loop in Python
         raise ImageError(f"run-length encoded BMP is not accepted: {_RESAVE}")
 
@@ -168,7 +190,7 @@ def _check_size(size: tuple[int, ...], limits: ImageLimits) -> None:
 
 
 def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
-    """Yield `image` at each of its frames, rotated upright and decoded. Checks a frame's size before decoding it."""
+    """Yield `image` at each of its frames, decoded. Checks a frame's size before decoding it."""
     total = 0
     for index in count():
         if image.format == "MPO" and index:
@@ -184,8 +206,7 @@ def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
         if total > limits.max_total_pixels:
             raise ImageError(f"the frames have more than {limits.max_total_pixels:,} pixels in total: shrink the image")
         image.load()
-        rotation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-        yield image if rotation is None else image.transpose(rotation)
+        yield image
 
 
 def _variants(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:

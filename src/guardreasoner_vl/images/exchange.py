@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from guardreasoner_vl.errors import ImageError
-from guardreasoner_vl.images.decode import ImageLimits, checked_images
+from guardreasoner_vl.images.decode import DEFAULT_LIMITS, ImageLimits, checked_images, pixels_to_decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from guardreasoner_vl.images.sizes import ImageSize, ImageSizes
     from guardreasoner_vl.types import CheckedImage, Exchange, ImageSource, Turn
@@ -25,14 +26,31 @@ def checked_exchange(
 ) -> tuple[Exchange, tuple[CheckedImage, ...]]:
     """The exchange with a separate `CheckedImage` for each variant of each frame, and all images in reading order.
 
-    The limit on frames applies to the whole conversation; each frame may have three variants. Raises `ImageError`.
+    The limit on frames applies to the whole conversation; each frame may have three variants. The pixels of all images
+    are counted before the first is decoded. Raises `ImageError`.
     """
-    return _read(exchange, limits or ImageLimits(), checked_images)
+    limits = limits or DEFAULT_LIMITS
+    turns = (*exchange.history, exchange)
+    _check_pixels((pixels_to_decode(image, limits) for turn in turns for image in turn.images), limits)
+    return _read(exchange, limits, checked_images)
 
 
 def measured_exchange(exchange: Exchange, sizes: ImageSizes) -> tuple[Exchange, tuple[ImageSize, ...]]:
-    """`checked_exchange` with sizes alone instead of images: enough to count tokens. Raises `ImageError`."""
-    return _read(exchange, ImageLimits(), lambda image, _: sizes.of(image))
+    """`checked_exchange` with sizes alone instead of images: enough to count tokens. Raises `ImageError`.
+
+    The limit on pixels is stricter than there, because it counts every variant of a frame.
+    """
+    measured, images = _read(exchange, DEFAULT_LIMITS, lambda image, _: sizes.of(image))
+    _check_pixels((image.width * image.height for image in images), DEFAULT_LIMITS)
+    return measured, images
+
+
+def _check_pixels(pixels: Iterable[int], limits: ImageLimits) -> None:
+    if any(total > limits.max_exchange_pixels for total in accumulate(pixels)):
+        raise ImageError(
+            f"the conversation's images have more than {limits.max_exchange_pixels:,} pixels in total: "
+            "send fewer or smaller images"
+        )
 
 
 def _read(

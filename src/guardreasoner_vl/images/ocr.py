@@ -1,7 +1,8 @@
 """Reads the words printed in an image, with RapidOCR's models, which its package contains.
 
-Large print is searched in the whole image, small print in overlapping parts of it. The lines are then read one by one:
-a batch would be padded to its longest line.
+Large print is searched in the whole image, small print in overlapping parts of it. An image with too many parts to
+search is reduced first, so that its smallest print is lost (docs/security.md). The lines are then read one by one: a
+batch would be padded to its longest line.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import product
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from guardreasoner_vl.errors import ImageError
@@ -31,11 +32,15 @@ MOST_TEXT = 4000
 it takes about 20 s on 2 cores."""
 
 LARGEST = 4_000_000
-"""Area in pixels that a larger image is reduced to."""
+"""Area in pixels that a larger image is reduced to, unless `MOST_PARTS` are enough for it."""
 
 PART, OVERLAP = 960, 160
 """Side of a part, and what neighbouring parts have in common, in pixels. A larger image is also searched in parts."""
 
+MOST_PARTS = 12
+"""Most parts, without plain surfaces, of an image that is searched at its own size although it exceeds `LARGEST`."""
+
+_PLAIN = 9  # of 255: a part whose pixels differ by less in every channel holds no print
 _SMALLEST = 32  # pixels on a side; the models refuse smaller ones
 _CONFIDENCE = 0.5  # of a line's letters, on average; below it, it is a pattern and no text
 _KNOWN = 0.3  # share of a box that must lie in another one to be the same
@@ -95,7 +100,7 @@ def _prepared(image: CheckedImage) -> Pixels:
 
     opened = image.open()
     scale = math.sqrt(LARGEST / (opened.width * opened.height))
-    if scale < 1:
+    if scale < 1 and len(list(islice(_parts(np.asarray(opened)), MOST_PARTS + 1))) > MOST_PARTS:
         opened = opened.resize((max(1, round(opened.width * scale)), max(1, round(opened.height * scale))))
     return _padded(np.asarray(opened)[:, :, ::-1])
 
@@ -108,6 +113,15 @@ def _padded(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(np.pad(pixels, missing, "edge"))
 
 
+def _parts(pixels: Pixels) -> Iterator[tuple[int, int, Pixels]]:
+    """The overlapping parts that are no plain surfaces, each after the x and the y of its first pixel."""
+    height, width, _ = pixels.shape
+    for y, x in product(_starts(height), _starts(width)):
+        part = pixels[y : y + PART, x : x + PART]
+        if (part.max(0).max(0) - part.min(0).min(0)).max() >= _PLAIN:
+            yield x, y, part
+
+
 def _boxes(pixels: Pixels) -> list[Box]:
     """The corners of each line, of shape (4, 2) in pixels (x, y), from top to bottom."""
     import numpy as np
@@ -118,11 +132,27 @@ def _boxes(pixels: Pixels) -> list[Box]:
     if reduction > 1:
         boxes = [box for box in boxes if _height(box) >= _LEGIBLE * reduction]
         in_parts: list[Box] = []
-        for y, x in product(_starts(height), _starts(width)):
-            for box in _detected(pixels[y : y + PART, x : x + PART]):
+        for x, y, part in _parts(pixels):
+            for box in _detected(part):
                 _add(box + np.array([x, y], np.float32), in_parts)
-        boxes += [box for box in in_parts if not any(_covered(box, known) for known in boxes)]
+        boxes += _unknown(in_parts, boxes)
     return _in_reading_order(boxes)
+
+
+def _unknown(in_parts: list[Box], boxes: list[Box]) -> list[Box]:
+    """The boxes of the parts that the whole image's do not hold.
+
+    A box of the whole image can be a block of small lines: then a part has lines in it that no line half as high holds.
+    """
+    for known in boxes:
+        covered: list[Box] = []
+        others: list[Box] = []
+        for box in in_parts:
+            (covered if _covered(box, known) else others).append(box)
+        high = [box for box in covered if _height(box) > min(_height(known), PART) / 2]
+        if all(any(_covered(box, line) for line in high) for box in covered):
+            in_parts = others
+    return in_parts
 
 
 def _add(box: Box, boxes: list[Box]) -> None:

@@ -67,7 +67,7 @@ def _with_printed_text(exchange: Exchange, model: ModelInfo) -> Generator[Engine
         for image in turn.images:
             text = (yield from call_read(image)) if isinstance(image, CheckedImage) else ""
             texts.append(text)
-            if model.transcribes or not text:
+            if model.transcribes or not text.strip():
                 images.append(image)
         parts = dict.fromkeys(text for text in (*texts, turn.prompt or "") if text.strip())
         turns.append(replace(turn, prompt="\n".join(parts), images=tuple(images)))
