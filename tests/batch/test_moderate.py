@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -51,6 +52,10 @@ def ids(path: Path) -> list[Any]:
     return [row["id"] for row in saved(path)]
 
 
+def digest_of(item: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(item).encode()).hexdigest()[:16]
+
+
 def asked(guard: Guard) -> int:
     return len(guard.engine.requests)  # type: ignore[attr-defined]
 
@@ -64,7 +69,9 @@ def rows_of(text: bytes, folder: Path = Path("/in")) -> list[BatchRow | Rejected
 
 def test_rows_hold_what_is_judged_and_name_what_is_not() -> None:
     text = b'\xef\xbb\xbf{"id": "a", "prompt": "p", "images": null, "source": "x"}\r\n\n  \n{"id": 2, "messages": []}'
-    assert rows_of(text) == [BatchRow(1, "a", {"prompt": "p"}, ("source",)), BatchRow(4, 2, {})]
+    first, second = rows_of(text)
+    assert first == BatchRow(1, "a", {"prompt": "p"}, digest_of({"prompt": "p"}), ("source",))
+    assert second == BatchRow(4, 2, {}, digest_of({}))
 
 
 def test_image_paths_start_at_the_folder_of_the_file() -> None:
@@ -218,7 +225,7 @@ def test_reasoning_is_written_only_if_asked_for(tmp_path: Path) -> None:
 def test_a_line_is_ascii_without_line_ends_or_lone_surrogates() -> None:
     verdict = next(scripted_guard(reasoning="a\u2028b\x9b \U0001f600").moderate_batch([{"prompt": "p"}]))
     odd = verdict.model_copy(update={"reasoning": "x\ud800\x1b[2J\u2028"})
-    for content in (saved_line("ä\n\u2028", verdict, True), saved_line(1, odd, True)):
+    for content in (saved_line("ä\n\u2028", "", verdict, True), saved_line(1, "0", odd, True)):
         assert content.isascii()
         assert content.count(b"\n") == 1
         assert b"\x1b" not in content
@@ -262,6 +269,25 @@ def test_a_finished_batch_is_not_judged_again(tmp_path: Path) -> None:
     assert out.read_bytes() == content
     assert summary.tally == first.tally
     assert summary.complete
+
+
+def test_a_row_that_changed_is_judged_again(tmp_path: Path) -> None:
+    source, out = numbered(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    run_batch(scripted_guard(), source, out)
+    rows = [{"id": n, "prompt": "other" if n == 1 else f"number {n}", "note": "new"} for n in range(3)]
+    write_rows(source, rows)
+    again = scripted_guard()
+    summary = run_batch(again, source, out)
+    assert (summary.judged, summary.resumed, asked(again)) == (1, 2, 1)
+    assert ids(out) == [0, 2, 1]
+    assert saved(out)[-1]["input"] == digest_of({"prompt": "other"})
+
+
+def test_verdicts_without_digests_are_resumed(tmp_path: Path) -> None:
+    source, out = numbered(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    run_batch(scripted_guard(), source, out)
+    out.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "input"}) + "\n" for row in saved(out)))
+    assert run_batch(scripted_guard(), source, out).resumed == 3
 
 
 def test_ids_of_every_kind_are_recognised(tmp_path: Path) -> None:
@@ -494,8 +520,9 @@ def test_a_linked_output_stays_a_link(tmp_path: Path) -> None:
 def test_one_run_at_a_time_has_the_file(tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_rows(source, [{"id": 1, "prompt": "BROKEN"}, {"id": 2, "prompt": "p"}])
+    digests: dict[Any, str] = {1: digest_of({"prompt": "BROKEN"}), 2: digest_of({"prompt": "p"})}
     for _ in range(2):  # the second time, the file is rewritten without its error row
-        with opened(out, {1, 2}, lambda row: None), pytest.raises(DataError, match="another batch is writing"):
+        with opened(out, digests, lambda row: None), pytest.raises(DataError, match="another batch is writing"):
             run_batch(scripted_guard(), source, out)
         run_batch(scripted_guard(), source, out)
     assert sorted(ids(out)) == [1, 2]

@@ -3,8 +3,9 @@
 A row is `{id, prompt?, images?, response?}` or `{id, messages}`; image paths are relative to the file. Each line of IN
 gets one of three results:
 
-- judged: a line `{"id": ..., **verdict}` in OUT;
-- error: such a line whose verdict is an error; the next run removes it and judges the row again;
+- judged: a line `{"id": ..., "input": DIGEST, **verdict}` in OUT;
+- error: such a line whose verdict is an error; the next run removes it and judges the row again, as it does where the
+  row's content has another digest than OUT names;
 - rejected: malformed, without an id, or with an id seen before; OUT's `.rejected.jsonl` lists line number and reason.
 
 OUT's `.settings.json` holds the settings that decide its verdicts.
@@ -89,7 +90,7 @@ class BatchSummary:
 class _InputScan:
     """The content of IN, read once before judging starts."""
 
-    ids: set[RowId]
+    digests: dict[RowId, str]
     rejected: list[RejectedLine]
     ignored: tuple[str, ...]
 
@@ -119,17 +120,17 @@ def run_batch(
         _check_same(target, saved, guard)
         tally.add(saved)
 
-    with opened(target, scan.ids, keep) as (log, earlier):
+    with opened(target, scan.digests, keep) as (log, earlier):
         if not log.size:
             settings_path(target).unlink(missing_ok=True)
         if guard.settings:
             check_inputs(settings_path(target), "verdicts", guard.settings, out=target)
-        remaining = scan.ids - earlier
+        remaining = scan.digests.keys() - earlier
         rows, ahead = tee(row for row in _rows(source) if isinstance(row, BatchRow) and row.id in remaining)
         verdicts = guard.moderate_batch((row.item for row in ahead), chunk=chunk)
-        judged_rows = zip((row.id for row in rows), verdicts, strict=True)
+        judged_rows = zip(rows, verdicts, strict=True)
         while batch := list(islice(judged_rows, chunk)):
-            log.append(saved_line(row_id, verdict, show_reasoning) for row_id, verdict in batch)
+            log.append(saved_line(row.id, row.digest, verdict, show_reasoning) for row, verdict in batch)
             for _, verdict in batch:
                 tally.add(verdict)
                 usage += verdict.usage
@@ -137,7 +138,7 @@ def run_batch(
             streak.check()
             judged += len(batch)
             if progress:
-                progress(len(earlier) + judged, len(scan.ids))
+                progress(len(earlier) + judged, len(scan.digests))
         _write_rejected(rejected_path(target), scan.rejected)
     seconds = time.perf_counter() - started
     return BatchSummary(judged, len(earlier), tuple(scan.rejected), scan.ignored, tally, usage, seconds)
@@ -187,16 +188,16 @@ def _reading(source: Path) -> Iterator[None]:
 
 
 def _scan(source: Path) -> _InputScan:
-    ids: set[RowId] = set()
+    digests: dict[RowId, str] = {}
     rejected: list[RejectedLine] = []
     ignored: dict[str, None] = {}
     for row in _rows(source):
         if isinstance(row, RejectedLine):
             rejected.append(row)
         else:
-            ids.add(row.id)
+            digests[row.id] = row.digest
             ignored.update(dict.fromkeys(row.ignored))
-    return _InputScan(ids, rejected, tuple(ignored))
+    return _InputScan(digests, rejected, tuple(ignored))
 
 
 def _check_same(target: Path, row: SavedRow, guard: Moderator[Item]) -> None:

@@ -1,4 +1,4 @@
-"""The output file of a batch: one line `{"id": ..., **verdict}` for each row (`storage.jsonl_log`).
+"""The output file of a batch: one line `{"id": ..., "input": DIGEST, **verdict}` for each row (`storage.jsonl_log`).
 
 A line is on disk (fsync) before the next chunk is read. A kill leaves at most one torn line, at the end, which the next
 run removes. A lock, released when its process ends, lets only one run at a time use the file.
@@ -16,7 +16,7 @@ from guardreasoner_vl.storage.jsonl_log import MAX_LINE, Format, JsonlLog
 from guardreasoner_vl.types import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 RowId: TypeAlias = str | int
@@ -24,14 +24,16 @@ _LINE_START = b'{"id": '
 
 
 class SavedRow(Verdict):
-    """A row's id and verdict, as read from a line of the output."""
+    """A row's id, digest and verdict, as read from a line of the output; `input` is empty where none was written."""
 
     id: StrictInt | StrictStr
+    input: StrictStr = ""
 
 
-def saved_line(row_id: RowId, verdict: Verdict, show_reasoning: bool = False) -> bytes:
-    """Format a row's id and verdict as a line of the output."""
-    return f'{{"id": {json.dumps(row_id)}, {verdict_json(verdict, show_reasoning)[1:]}\n'.encode("ascii")
+def saved_line(row_id: RowId, digest: str, verdict: Verdict, show_reasoning: bool = False) -> bytes:
+    """Format a row's id, digest and verdict as a line of the output."""
+    row = f'{{"id": {json.dumps(row_id)}, "input": "{digest}", {verdict_json(verdict, show_reasoning)[1:]}\n'
+    return row.encode("ascii")
 
 
 def verdict_json(verdict: Verdict, show_reasoning: bool = False) -> str:
@@ -48,26 +50,29 @@ def verdict_json(verdict: Verdict, show_reasoning: bool = False) -> str:
 
 @contextmanager
 def opened(
-    target: Path, ids: set[RowId], keep: Callable[[SavedRow], None]
+    target: Path, digests: Mapping[RowId, str], keep: Callable[[SavedRow], None]
 ) -> Iterator[tuple[JsonlLog[SavedRow], set[RowId]]]:
-    """Open the output for appending; yields it with those of `ids` that already have a verdict.
+    """Open the output for appending; yields it with those ids of `digests` that already have a verdict.
 
-    Torn lines and the error rows of `ids` are removed first. `keep` is called with each remaining verdict of `ids` and
-    may raise. Raises `DataError`, without changing the file, if it is in use or contains other lines.
+    Torn lines, and the rows of these ids that are errors or have another digest, are removed first. `keep` is called
+    with each remaining verdict of these ids and may raise. Raises `DataError`, without changing the file, if it is in
+    use or contains other lines.
     """
     existed = target.exists()
     with JsonlLog(target, _FORMAT, "batch", "name another OUT") as log:
         try:
             done: set[RowId] = set()
-            errors: set[int] = set()
+            outdated: set[int] = set()
             for number, row in log.rows():
-                if row.id in ids and row.error:
-                    errors.add(number)
-                elif row.id in ids and row.id not in done:
+                if row.id not in digests:
+                    continue
+                if row.error or row.input not in ("", digests[row.id]):
+                    outdated.add(number)
+                elif row.id not in done:
                     keep(row)
                     done.add(row.id)
-            if errors:
-                log.without(errors)
+            if outdated:
+                log.without(outdated)
             yield log, done
         finally:
             if not existed and not log.size:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -31,11 +32,15 @@ _MISSPELT = 0.85  # a similarity in [0, 1]: `image` and `images` are about as si
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One valid line of IN; `item` is passed to the guard, `ignored` names the fields that are not judged."""
+    """One valid line of IN; `item` is passed to the guard, `ignored` names the fields that are not judged.
+
+    `digest` has 16 hexadecimal digits and stands for the judged fields; of an image file it covers the path alone.
+    """
 
     line: int
     id: RowId
     item: dict[str, Any]
+    digest: str
     ignored: tuple[str, ...] = ()
 
 
@@ -83,9 +88,13 @@ def _row(number: int, line: bytes, folder: Path) -> BatchRow:
     if medium := unread_medium(content, _FIELDS):
         raise InputError(f"field {medium!a:.40}: this medium cannot be judged; give images in 'images', or remove it")
     item = {name: content[name] for name in _JUDGED if content.get(name) not in (None, "", [])}
+    try:
+        digest = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()[:16]
+    except RecursionError as error:
+        raise InputError("nested too deeply: write plain messages") from error
     if isinstance(item.get("images"), list):
         item["images"] = [_located(image, folder) for image in item["images"]]
-    return BatchRow(number, row_id, item, ignored)
+    return BatchRow(number, row_id, item, digest, ignored)
 
 
 def _json_object(line: bytes) -> dict[str, Any]:
