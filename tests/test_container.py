@@ -41,6 +41,16 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
     assert '["guardreasoner-vl", "serve"]' in last
 
 
+def test_every_stage_starts_from_the_image_that_an_operator_may_pin() -> None:
+    lines = (ROOT / "Containerfile").read_text("utf-8").splitlines()
+    instructions = [line for line in lines if line.startswith(("ARG PYTHON_IMAGE", "FROM"))]
+    assert instructions == [
+        "ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim",
+        "FROM ${PYTHON_IMAGE} AS build",
+        "FROM ${PYTHON_IMAGE}",
+    ]
+
+
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed")
 def test_the_containerfile_is_linted() -> None:
     result = subprocess.run([str(HADOLINT), str(ROOT / "Containerfile")], capture_output=True, text=True, check=False)

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from guardreasoner_vl.recipe.unknown import known_keys
 from guardreasoner_vl.service.access import HEALTH
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import ServiceConfig, load_config
-from guardreasoner_vl.service.metrics import OUTCOMES, REASONS, ROUTES, STAGES, Metrics
+from guardreasoner_vl.service.config import TARGETS, ServiceConfig, load_config
+from guardreasoner_vl.service.metrics import OUTCOMES, REASONS, ROUTES, Metrics
 from guardreasoner_vl.types import ModelInfo
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 KEYS = '[{"name": "shop", "key": "a-key-of-16-characters", "max_in_flight": 200}]'
 VALUES = {
     "outcome": {*OUTCOMES},
-    "stage": {*STAGES},
+    "target": {*TARGETS},
     "reason": {*REASONS},
     "route": {*ROUTES},
     "status": {"2xx", "3xx", "4xx", "5xx"},
@@ -92,6 +92,7 @@ def known_series() -> dict[str, set[str]]:
     metrics.verdict("default", "request", "allow", 0.1, 1)
     metrics.request("/v1/guard", "POST", 200, 0.1)
     metrics.refused("queue_full")
+    metrics.engine_up({"default": True})
     metrics.models({"default": ModelInfo(name="embedded")})
     body, _ = metrics.render()
     series: dict[str, set[str]] = {}

@@ -109,9 +109,8 @@ def test_every_error_is_public_and_has_its_own_code() -> None:
 
 
 def test_a_missing_extra_says_what_to_install() -> None:
-    assert (
-        str(errors.MissingExtraError("vllm", "vllm")) == "vllm is not installed: pip install 'guardreasoner-vl[vllm]'"
-    )
+    said = "peft is not installed: install guardreasoner-vl with the extra 'train' (README, Install)"
+    assert str(errors.MissingExtraError("peft", "train")) == said
 
 
 def test_version_is_the_distributions() -> None:

@@ -90,4 +90,6 @@ class MissingExtraError(GuardError):
     code = "missing_extra"
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed: pip install 'guardreasoner-vl[{extra}]'")
+        super().__init__(
+            f"{package} is not installed: install guardreasoner-vl with the extra '{extra}' (README, Install)"
+        )

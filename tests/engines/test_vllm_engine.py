@@ -252,7 +252,9 @@ def test_a_closed_engine_answers_nothing(engine: VLLMEngine) -> None:
 def test_without_vllm_the_extra_is_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     for load in (VLLMEngine.load, lambda model: Guard.load(model, "vllm")):
-        with pytest.raises(MissingExtraError, match=r"^vllm is not installed: pip install 'guardreasoner-vl\[vllm\]'$"):
+        with pytest.raises(
+            MissingExtraError, match=r"^vllm is not installed: install .* extra 'vllm' \(README, Install\)$"
+        ):
             load(str(tiny_model))
 
 

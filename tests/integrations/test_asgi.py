@@ -123,6 +123,23 @@ async def test_the_application_gets_what_was_judged(guard: GuardClient) -> None:
     assert app.scopes[0]["extensions"] == {}
 
 
+async def test_the_application_reads_texts_and_images_as_they_were_judged(guard: GuardClient, service: Running) -> None:
+    app, judged = App(json.dumps(completion("Gladly."))), len(service.backend.judged)
+    spaced = image_part(f"{GREEN[:40]} {GREEN[40:]}")
+    letters = [{"type": "text", "text": letter} for letter in "How"]
+    assert (await asked(app, guard, [{"role": "user", "content": [*letters, spaced]}])).status_code == 200
+    (message,) = json.loads(app.asked[0])["messages"]
+    assert message["content"] == [{"type": "text", "text": "H\no\nw"}, image_part(GREEN)]
+    exchange = service.backend.judged[judged]
+    assert (exchange.prompt, exchange.images) == ("H\no\nw", (GREEN,))
+
+
+async def test_escapes_in_base64_do_not_reach_the_application(guard: GuardClient) -> None:
+    app = App(json.dumps(completion("Gladly.")))
+    answer = await asked(app, guard, [{"role": "user", "content": [image_part(f"{GREEN[:-4]}%41{GREEN[-4:]}")]}])
+    assert (answer.json()["error"]["code"], app.asked) == ("guard_error", [])
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"messages"', b"{}", b'{"messages": 1}', b"\xff", b"[" * 100_000])
 async def test_what_is_no_chat_is_refused(guard: GuardClient, body: bytes) -> None:
     app = App(json.dumps(completion("Gladly.")))

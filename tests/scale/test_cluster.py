@@ -49,7 +49,7 @@ def test_what_answers_but_is_no_cluster_is_one_line() -> None:
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"ray is not installed: pip install 'guardreasoner-vl\[ray\]'"):
+    with pytest.raises(MissingExtraError, match=r"ray is not installed: install guardreasoner-vl with the extra 'ray'"):
         connect("local")
 
 

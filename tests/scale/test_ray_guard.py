@@ -193,7 +193,7 @@ def test_the_command_line_shares_rows_of_the_embedded_guard(machines: Machines, 
 @pytest.mark.parametrize(
     ("open_guard", "message"),
     [
-        (refused_guard, r"cannot open the guard: .*vllm is not installed: pip install 'guardreasoner-vl\[vllm\]'"),
+        (refused_guard, r"cannot open the guard: .*vllm is not installed: install .* extra 'vllm'"),
         (broken_guard, r"cannot open the guard: .*CUDA out of memory. Tried to allocate 15 GiB"),
         (dying_guard, r"cannot open the guard: it died meanwhile; the model may not fit the memory"),
         (differing_guard, "differs from another worker's: copy the same to all machines"),

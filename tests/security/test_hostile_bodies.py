@@ -172,7 +172,7 @@ async def sent(sequence: list[tuple[str, str, bytes]]) -> None:
                     assert verdict["error"] is None
                     assert backend.judged > before
         shown = (await http.get("/metrics")).text
-        assert re.search(r"^guardreasoner_in_flight 0\.0$", shown, re.MULTILINE)
+        assert re.search(r'^guardreasoner_in_flight\{guard="default"\} 0\.0$', shown, re.MULTILINE)
         valid = await http.post("/v1/guard", json={"prompt": "Hello."})
         assert (valid.status_code, valid.json()["action"]) == (200, "allow")
         assert (await http.get("/readyz")).status_code == 200

@@ -239,6 +239,15 @@ async def test_every_request_leaves_a_line_in_the_log(caplog: pytest.LogCaptureF
     assert all(0 <= getattr(line, "seconds") < 60 for line in lines)  # noqa: B009
 
 
+async def test_probes_and_the_pages_files_are_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with client(app_of(keys=(KEY,)), KEY) as http:
+            for path in ("/healthz", "/readyz", "/", "/page.js", "/v1/models"):
+                await http.get(path)
+    lines = [record for record in caplog.records if record.getMessage() == "request"]
+    assert [line.levelname for line in lines] == ["DEBUG"] * 4 + ["INFO"]
+
+
 async def test_what_is_served_counts_as_no_refusal() -> None:
     async with client(app_of(**HOSTS), KEY) as http:
         await http.post("/v1/guard", json={"prompt": "BAD"})

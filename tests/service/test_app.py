@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import re
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,31 @@ async def test_moderations_in_openais_shape() -> None:
     assert answered["results"][0]["category_applied_input_types"]["harmful/response"] == ["text"]
     assert none.status_code == 422
     assert other.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"upstream": {"base_url": "http://localhost:1/v1"}},
+            "no such route: this service has /v1/chat/completions, /v1/moderations and /v1/guard",
+        ),
+        (
+            {},
+            "no such route: this service has /v1/moderations and /v1/guard; "
+            "upstream.base_url adds /v1/chat/completions",
+        ),
+    ],
+)
+async def test_an_unknown_route_names_those_that_exist(settings: dict[str, Any], message: str) -> None:
+    app = app_of(**settings)
+    async with client(app) as http:
+        answer = await http.post("/v1/responses", json={"model": "any", "input": CANARY})
+    assert answer.status_code == 404
+    error = {"message": message, "type": "guard_error", "param": None, "code": "http_error"}
+    assert answer.json() == {"error": error}
+    named = {*re.findall(r"/v1/[a-z/]+", message.partition(";")[0])}
+    assert named <= {path for path, _ in routes(app)}
 
 
 # --- access -------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def put(log: AuditLog, number: object = 0, verdict: Verdict = JUDGED, exchange: Exchange | None = ASKED) -> None:
-    log.record(verdict, digest="d" * 64, origin=Origin(f"r{number}"), stage="request", exchange=exchange)
+    log.record(verdict, digest="d" * 64, origin=Origin(f"r{number}"), target="request", exchange=exchange)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def numbers(path: Path) -> list[int]:
 
 def test_a_line_names_all_but_the_content(path: Path) -> None:
     log = AuditLog(AuditSettings(path=path))
-    log.record(JUDGED, digest="abc", origin=Origin("r1"), stage="response", exchange=ASKED, cached=True)
+    log.record(JUDGED, digest="abc", origin=Origin("r1"), target="response", exchange=ASKED, cached=True)
     (row,) = rows(path)
     assert datetime.fromisoformat(row.pop("time")).utcoffset() == timedelta(0)
     assert row == {
@@ -95,7 +95,7 @@ def test_a_line_names_all_but_the_content(path: Path) -> None:
         "traceparent": None,
         "caller": "anonymous",
         "digest": "abc",
-        "stage": "response",
+        "target": "response",
         "cached": True,
         "request": {"label": "harmful", "score": 0.75},
         "response": {"label": "not_applicable", "score": None},
@@ -165,7 +165,7 @@ def test_nothing_in_the_content_ends_a_line(
     path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
     hostile = f"{text}\r\n\x0b\x0c\x1c\x85\u2028\u2029\x00{{}}"
     log = AuditLog(AuditSettings(path=path, content=True))
-    log.record(JUDGED, digest="d", origin=Origin(request_id), stage="request", exchange=Exchange(hostile))
+    log.record(JUDGED, digest="d", origin=Origin(request_id), target="request", exchange=Exchange(hostile))
     log.close()
     (line,) = path.read_text("utf-8").splitlines()
     assert json.loads(line)["exchange"]["prompt"] == unix_lines(hostile)
@@ -198,7 +198,7 @@ from guardreasoner_vl.types import Verdict
 path, verdict, number = Path(sys.argv[1]), Verdict.model_validate_json(sys.argv[2]), int(sys.argv[3])
 log = AuditLog(AuditSettings(path=path, max_bytes=4000, keep=100_000))
 while True:
-    log.record(verdict, digest="d", origin=Origin(f"r{number}"), stage="request", exchange=None)
+    log.record(verdict, digest="d", origin=Origin(f"r{number}"), target="request", exchange=None)
     print(number, flush=True)
     number += 1
 """

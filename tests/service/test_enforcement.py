@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.protocol import Reason
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import TARGETS, ServiceConfig, UpstreamSection
 from guardreasoner_vl.service.enforcement import enforced_verdict, present_targets
-from guardreasoner_vl.types import Exchange
+from guardreasoner_vl.types import Exchange, ModelInfo, failed_verdict
 from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, finds_phrase, judged
 from tests.service.clients import client as client_of
 from tests.service.enforcement_table import ENFORCE, MONITOR, TABLE, USES, exchange_of, messages_of, settings_of
@@ -184,7 +186,9 @@ def test_a_window_without_a_verdict_beside_a_harmful_side(broken: Target, on_err
     """The target whose window failed is enforced by its `on_error`, the harmful one by its mode."""
 
     def breaks(request: EngineRequest) -> str:
-        return "nonsense" if "kites" in request.messages[1].text else finds_phrase(request)
+        if "kites" in request.messages[1].text:
+            raise EngineError("the engine is out of order; try again")
+        return finds_phrase(request)
 
     texts = (BENIGN * 30 + "kites", PHRASE)
     prompt, response = texts if broken == "request" else texts[::-1]
@@ -195,3 +199,22 @@ def test_a_window_without_a_verdict_beside_a_harmful_side(broken: Target, on_err
     harmful: Target = "response" if broken == "request" else "request"
     blocks = modes[harmful] == ENFORCE or (modes[broken] == ENFORCE and on_error == "block")
     assert enforced_verdict(verdict, present_targets(exchange), config).action == ("block" if blocks else "allow")
+
+
+GUARDS = ["engine", "engine_gone", "engine_down", "auth", "queue_full"]
+AUTHORS = [
+    *("invalid_input", "invalid_image", "input_too_long", "unreadable", "unsupported", "deadline", "timeout"),
+    *("cancelled", "no_score", "caller_busy", "rate_limited", "unauthorised", "error"),
+    *(reason.value for reason in Reason if reason is not Reason.ENGINE),
+]
+
+
+@pytest.mark.parametrize("mode", [ENFORCE, MONITOR])
+@pytest.mark.parametrize(("code", "passes"), [*((code, True) for code in GUARDS), *((code, False) for code in AUTHORS)])
+def test_only_a_fault_of_the_guard_fails_open(code: str, passes: bool, mode: str) -> None:
+    failed = failed_verdict(code, "no verdict", "slow", ModelInfo(name="m"))
+    for on_error in ("allow", "block"):
+        sides = {"mode": mode, "on_error": on_error}
+        config = ServiceConfig.model_validate({"request": sides, "response": sides})
+        action = "allow" if mode == MONITOR or (passes and on_error == "allow") else "block"
+        assert enforced_verdict(failed, TARGETS, config).action == action

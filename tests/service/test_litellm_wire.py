@@ -9,6 +9,7 @@ import pytest
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.parts import answer_parts, texts_of
 from guardreasoner_vl.service.wire import data_url
 from tests.made_images import image
 from tests.service.clients import client
@@ -180,7 +181,13 @@ async def test_content_of_any_form_is_judged_or_blocked(content: Any, input_type
 @pytest.mark.parametrize(
     "field",
     [
-        *({"reasoning_content": "BAD"}, {"reasoning": "BAD"}, {"refusal": "BAD"}, {"function_call": {"name": "BAD"}}),
+        *(
+            {"reasoning_content": "BAD"},
+            {"reasoning": "BAD"},
+            {"thinking": "BAD"},
+            {"refusal": "BAD"},
+            {"function_call": {"name": "BAD"}},
+        ),
         *(
             {"thinking_blocks": [{"type": "thinking", "thinking": "BAD", "signature": "s" * 80}]},
             {"audio": {"id": "a"}},
@@ -192,3 +199,9 @@ async def test_every_field_of_an_assistants_message_is_judged_or_blocked(field: 
     body = {"structured_messages": [HELLO, {**FINE, **field}]}
     assert await action({"input_type": "request", **body}) == "BLOCKED"
     assert await action({"input_type": "response", **body}) == "BLOCKED"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_judged_as_text(field: str) -> None:
+    parts = answer_parts({"role": "assistant", "content": "Fine.", field: 'It says "yes".'})
+    assert texts_of(parts) == ['It says "yes".', "Fine."]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from guardreasoner_vl.service.metrics import METHODS, OUTCOMES, REASONS, ROUTES, STAGES, Metrics
+from guardreasoner_vl.service.config import TARGETS
+from guardreasoner_vl.service.metrics import METHODS, OUTCOMES, REASONS, ROUTES, Metrics
 from guardreasoner_vl.types import ModelInfo
 from guardreasoner_vl.version import __version__
 
@@ -24,7 +25,7 @@ GUARDS = ("default", "fast")
 ALLOWED = {
     "caller": {"anonymous", "other"},
     "guard": {*GUARDS, "other"},
-    "stage": {*STAGES, "other"},
+    "target": {*TARGETS, "other"},
     "outcome": {*OUTCOMES, "other"},
     "reason": {*REASONS, "other"},
     "route": {*ROUTES, "other"},
@@ -32,7 +33,7 @@ ALLOWED = {
     "version": {__version__},
     "status": {"1xx", "2xx", "3xx", "4xx", "5xx", "other"},
 }
-ANY = st.text() | st.sampled_from([*GUARDS, *STAGES, *OUTCOMES, *REASONS, *ROUTES, *METHODS])
+ANY = st.text() | st.sampled_from([*GUARDS, *TARGETS, *OUTCOMES, *REASONS, *ROUTES, *METHODS])
 # No clock gives 1e300 seconds; the sum of a list of them would still be finite.
 NUMBERS = st.floats(-1e300, 1e300) | st.sampled_from([math.nan, math.inf, -math.inf]) | st.integers(-(10**30), 10**30)
 
@@ -54,10 +55,10 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 @given(st.lists(st.tuples(ANY, ANY, ANY, NUMBERS, st.integers()), min_size=1, max_size=8))
 def test_labels_are_bounded_whatever_is_passed(calls: list[tuple[str, str, str, float, int]]) -> None:
     metrics = Metrics(GUARDS)
-    for guard, stage, outcome, number, whole in calls:
-        metrics.verdict(guard, stage, outcome, number, whole)
-        metrics.request(guard, stage, whole, number)
-        metrics.let_through(guard, stage)
+    for guard, target, outcome, number, whole in calls:
+        metrics.verdict(guard, target, outcome, number, whole)
+        metrics.request(guard, target, whole, number)
+        metrics.let_through(guard, target)
         metrics.refused(outcome)
     measured = [sample for sample in samples(metrics) if not sample.name.startswith("process_")]
     assert all(sample.name.startswith("guardreasoner_") for sample in measured)
@@ -75,14 +76,14 @@ def test_verdicts_add_up() -> None:
     metrics.verdict("default", "request", "allow", 0.3, 5)
     metrics.verdict("default", "request", "would_block", 3.0, 7)
     metrics.verdict("fast", "response", "error", 0.0, 0)
-    where = {"guard": "default", "stage": "request"}
+    where = {"guard": "default", "target": "request"}
     assert value(metrics, "guardreasoner_verdicts_total", outcome="allow", **where) == 2
     assert value(metrics, "guardreasoner_verdicts_total", outcome="would_block", **where) == 1
     assert value(metrics, "guardreasoner_verdict_seconds_sum", **where) == pytest.approx(3.5)
     assert value(metrics, "guardreasoner_verdict_seconds_bucket", le="0.25", **where) == 1
     assert value(metrics, "guardreasoner_verdict_seconds_bucket", le="+Inf", **where) == 3
     assert value(metrics, "guardreasoner_completion_tokens_total", **where) == 22
-    assert value(metrics, "guardreasoner_verdicts_total", guard="fast", stage="response", outcome="error") == 1
+    assert value(metrics, "guardreasoner_verdicts_total", guard="fast", target="response", outcome="error") == 1
 
 
 def test_requests_are_counted_by_template_method_and_class() -> None:
@@ -102,8 +103,8 @@ def test_one_guard_called_default_is_known_without_being_named() -> None:
     metrics = Metrics()
     metrics.let_through("default", "request")
     metrics.let_through("fast", "request")
-    assert value(metrics, "guardreasoner_let_through_total", guard="default", stage="request") == 1
-    assert value(metrics, "guardreasoner_let_through_total", guard="other", stage="request") == 1
+    assert value(metrics, "guardreasoner_let_through_total", guard="default", target="request") == 1
+    assert value(metrics, "guardreasoner_let_through_total", guard="other", target="request") == 1
 
 
 def test_version_and_loaded_models_are_shown() -> None:
@@ -119,18 +120,33 @@ def test_alarms_have_their_series_from_the_start() -> None:
     for reason in REASONS:
         assert value(metrics, "guardreasoner_refused_total", reason=reason) == 0
     for guard in GUARDS:
-        for stage in STAGES:
-            assert value(metrics, "guardreasoner_let_through_total", guard=guard, stage=stage) == 0
+        for target in TARGETS:
+            assert value(metrics, "guardreasoner_let_through_total", guard=guard, target=target) == 0
+        assert value(metrics, "guardreasoner_in_flight", guard=guard) == 0
     metrics.refused("deadline")
     metrics.refused("something new")
     assert value(metrics, "guardreasoner_refused_total", reason="deadline") == 1
     assert value(metrics, "guardreasoner_refused_total", reason="other") == 1
 
 
-def test_gauges_and_plain_counters() -> None:
+def test_gauges_are_by_guard() -> None:
+    metrics = Metrics(GUARDS)
+    metrics.in_flight("default", 5)
+    metrics.in_flight("fast", 2)
+    metrics.engine_up({"default": True, "fast": False})
+    for guard, count, up in (("default", 5, 1), ("fast", 2, 0)):
+        assert value(metrics, "guardreasoner_in_flight", guard=guard) == count
+        assert value(metrics, "guardreasoner_engine_up", guard=guard) == up
+
+
+def test_no_series_says_when_another_was_created() -> None:
     metrics = Metrics()
-    metrics.in_flight(5)
-    metrics.engine_up(True)
+    metrics.verdict("default", "request", "allow", 0.2, 10)
+    assert not [sample.name for sample in samples(metrics) if sample.name.endswith("_created")]
+
+
+def test_plain_counters() -> None:
+    metrics = Metrics()
     for count, add in enumerate(
         (metrics.cache_hit, metrics.deduplicated, metrics.engine_restarted, metrics.audit_failed), 1
     ):
@@ -138,16 +154,12 @@ def test_gauges_and_plain_counters() -> None:
             add()
     measured = {sample.name: sample.value for sample in samples(metrics) if not sample.labels}
     expected = {
-        "in_flight": 5,
-        "engine_up": 1,
         "cache_hits_total": 1,
         "deduplicated_total": 2,
         "engine_restarts_total": 3,
         "audit_failures_total": 4,
     }
     assert {name: measured[f"guardreasoner_{name}"] for name in expected} == expected
-    metrics.engine_up(False)
-    assert value(metrics, "guardreasoner_engine_up") == 0
 
 
 def test_each_has_a_registry_of_its_own() -> None:
@@ -162,7 +174,7 @@ def test_threads_lose_no_count() -> None:
 
     def work() -> None:
         for number in range(200):
-            metrics.verdict("default", STAGES[number % 2], "allow", 0.1, 1)
+            metrics.verdict("default", TARGETS[number % 2], "allow", 0.1, 1)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -170,6 +182,6 @@ def test_threads_lose_no_count() -> None:
     for thread in threads:
         thread.join()
     measured = Counter(
-        {s.labels["stage"]: int(s.value) for s in samples(metrics) if s.name == "guardreasoner_verdicts_total"}
+        {s.labels["target"]: int(s.value) for s in samples(metrics) if s.name == "guardreasoner_verdicts_total"}
     )
     assert measured == {"request": 400, "response": 400}

@@ -14,6 +14,7 @@ from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.service.audit import AuditLog, AuditSettings
 from guardreasoner_vl.service.callers import Origin, QueueFullError, RefusedError
 from guardreasoner_vl.service.config import ServiceConfig
+from guardreasoner_vl.service.logs import JsonFormatter
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.moderation import ModerationService, UnknownGuardError
 from guardreasoner_vl.service.streaming import QueueListener
@@ -67,7 +68,7 @@ async def test_a_verdict_is_given_in_the_mode_that_was_asked_for_and_counted_for
     assert (await service.judge(Exchange("Hello."), ID)).mode == "slow"
     assert (await service.judge(Exchange("Hello."), ID, mode="fast")).mode == "fast"
     assert (await service.judge(Exchange("Hello."), ID, mode="fast", listener=QueueListener())).mode == "fast"
-    assert counted(service, "guardreasoner_verdicts_total", guard="default", stage="request") == 3
+    assert counted(service, "guardreasoner_verdicts_total", guard="default", target="request") == 3
 
 
 async def test_an_unforeseen_error_is_an_error_verdict_that_quotes_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -217,36 +218,48 @@ async def test_monitoring_lets_everything_pass_and_counts() -> None:
     assert counted(service, "guardreasoner_verdicts_total", outcome="would_block") == 1
 
 
-async def test_failing_open_is_a_choice_for_one_stage_counted_and_critical(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_open_is_a_choice_for_one_target_counted_and_critical(caplog: pytest.LogCaptureFixture) -> None:
     service = moderation(ScriptedBackend(), request={"on_error": "allow"})
     with caplog.at_level(logging.CRITICAL):
         through = await service.judge(Exchange("BROKEN"), ID)
     assert (through.flagged, through.action) == (None, "allow")
     (record,) = caplog.records
     assert (record.levelname, record.getMessage()) == ("CRITICAL", "an exchange was let through unjudged")
-    fields = {name: getattr(record, name) for name in ("guard", "code", "outcome")}
-    assert fields == {"guard": "default", "code": through.error and through.error.code, "outcome": "request"}
+    fields = {name: getattr(record, name) for name in ("guard", "code", "target")}
+    assert fields == {"guard": "default", "code": through.error and through.error.code, "target": "request"}
     assert "BROKEN" not in caplog.text
-    assert counted(service, "guardreasoner_let_through_total", stage="request") == 1
+    assert counted(service, "guardreasoner_let_through_total", target="request") == 1
     assert (await service.judge(Exchange("Hello.", response="BROKEN"), ID)).action == "block"
     assert (await service.judge(Exchange("BAD"), ID)).action == "block"
 
 
-async def test_what_is_no_exchange_fails_open_only_where_both_stages_do() -> None:
-    fault = ImageError("no image: send one")
+async def test_what_its_author_can_cause_never_fails_open() -> None:
+    both = {"on_error": "allow"}
+    service = moderation(ScriptedBackend(), request=both, response=both)
+    image = await service.judge(Exchange("What is it?", ("data:;base64,AAAA",)), ID)
+    broken = await service.unjudged(ImageError("no image: send one"), ID)
+    slow = moderation(ScriptedBackend(pause=30), request=both, response=both, limits={"seconds": 0.05})
+    late = await slow.judge(Exchange("Hello. " * 9), ID)
+    codes = [(verdict.error and verdict.error.code, verdict.action) for verdict in (image, broken, late)]
+    assert codes == [("invalid_image", "block"), ("invalid_image", "block"), ("deadline", "block")]
+    assert counted(service, "guardreasoner_let_through_total") == 0
+
+
+async def test_an_exchange_not_admitted_fails_open_only_where_both_targets_do() -> None:
+    fault = RefusedError("the engine is being started; try again", "engine_down", 2)
     assert (await moderation(ScriptedBackend()).unjudged(fault, ID)).action == "block"
     assert (await moderation(ScriptedBackend(), request={"on_error": "allow"}).unjudged(fault, ID)).action == "block"
     both = {"on_error": "allow"}
     assert (await moderation(ScriptedBackend(), request=both, response=both).unjudged(fault, ID)).action == "allow"
 
 
-async def test_what_is_no_exchange_counts_for_the_side_that_was_named() -> None:
-    fault = ImageError("no image: send one")
+async def test_an_exchange_not_admitted_counts_for_the_side_that_was_named() -> None:
+    fault = RefusedError("the engine is being started; try again", "engine_down", 2)
     lenient = moderation(ScriptedBackend(), request={"on_error": "allow"})
     assert (await lenient.unjudged(fault, ID, target="request")).action == "allow"
     assert (await lenient.unjudged(fault, ID, target="response")).action == "block"
-    assert counted(lenient, "guardreasoner_let_through_total", stage="request") == 1
-    assert counted(lenient, "guardreasoner_let_through_total", stage="response") == 0
+    assert counted(lenient, "guardreasoner_let_through_total", target="request") == 1
+    assert counted(lenient, "guardreasoner_let_through_total", target="response") == 0
 
 
 async def test_what_is_no_exchange_counts_for_its_guard_and_takes_no_time() -> None:
@@ -255,9 +268,9 @@ async def test_what_is_no_exchange_counts_for_its_guard_and_takes_no_time() -> N
         default=ScriptedBackend(),
         fast=ScriptedBackend(name="quick"),
     )
-    verdict = await service.unjudged(ImageError("no image: send one"), ID, "fast")
+    verdict = await service.unjudged(RefusedError("the engine is being started", "engine_down", 2), ID, "fast")
     assert (verdict.model.name, verdict.action) == ("quick", "allow")
-    labels = {"guard": "fast", "stage": "response"}
+    labels = {"guard": "fast", "target": "response"}
     assert counted(service, "guardreasoner_verdicts_total", outcome="error", **labels) == 1
     assert counted(service, "guardreasoner_let_through_total", **labels) == 1
     assert counted(service, "guardreasoner_verdict_seconds_count", **labels) == 1
@@ -344,14 +357,38 @@ def several(settings: dict[str, Any] | None = None, **backends: ScriptedBackend)
     return service
 
 
-async def test_what_is_under_way_is_the_sum_of_all_guards() -> None:
+async def test_each_verdict_leaves_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    service = moderation(ScriptedBackend(), request={"mode": "monitor"})
+    with caplog.at_level(logging.INFO, "guardreasoner_vl"):
+        for prompt in ("mild words", "BAD", "BROKEN"):
+            await service.judge(Exchange(prompt), Origin("r1"))
+        await service.unjudged(ImageError("no image: send one"), Origin("r2"))
+    lines = [record for record in caplog.records if record.getMessage() == "verdict"]
+    names = ("request_id", "guard", "target", "outcome", "code")
+    broken = (await service.judge(Exchange("BROKEN"), ID)).error
+    assert broken is not None
+    assert [tuple(getattr(line, name) for name in names) for line in lines] == [
+        ("r1", "default", "request", "allow", None),
+        ("r1", "default", "request", "would_block", None),
+        ("r1", "default", "request", "error", broken.code),
+        ("r2", "default", "response", "error", "invalid_image"),
+    ]
+    assert {line.levelno for line in lines} == {logging.INFO}
+    assert all(0 <= getattr(line, "seconds") < 60 for line in lines)  # noqa: B009
+    logged = [JsonFormatter().format(line) for line in lines]
+    assert {*names, "seconds"} <= {*json.loads(logged[0])}
+    assert "mild words" not in "".join(logged)
+
+
+async def test_what_is_in_flight_is_counted_for_its_guard() -> None:
     service = several(default=ScriptedBackend(pause=0.05), fast=ScriptedBackend(pause=0.05))
     in_flight = [
         asyncio.create_task(service.judge(Exchange(text), ID, guard=guard))
         for text, guard in (("one", None), ("two", "fast"), ("three", "fast"))
     ]
     await asyncio.sleep(0.01)
-    assert counted(service, "guardreasoner_in_flight") == 3
+    assert counted(service, "guardreasoner_in_flight", guard="default") == 1
+    assert counted(service, "guardreasoner_in_flight", guard="fast") == 2
     await asyncio.gather(*in_flight)
     assert counted(service, "guardreasoner_in_flight") == 0
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
+import multiprocessing
 import os
 import signal
-from typing import TYPE_CHECKING
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -18,8 +23,8 @@ from guardreasoner_vl.service.backend import LocalBackend
 from guardreasoner_vl.service.config.guards import GuardSection
 from guardreasoner_vl.service.process import EngineGoneError, EngineProcess
 from guardreasoner_vl.service.streaming import QueueListener
-from guardreasoner_vl.service.worker import WorkerConfig
-from guardreasoner_vl.types import Exchange
+from guardreasoner_vl.service.worker import ModelLoaded, WorkerConfig
+from guardreasoner_vl.types import Exchange, ModelInfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -133,3 +138,71 @@ async def test_a_model_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None
     with pytest.raises(ModelError, match=r"config\.json"):
         await engine.start()
     await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (RuntimeError("can't start new thread"), "RuntimeError"),
+        (ModelError("no model"), "model"),
+    ],
+)
+async def test_a_restart_that_fails_for_any_reason_is_tried_again(
+    fault: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "FIRST_PAUSE", 0.01)
+    handles: list[Handle] = []
+    faults = [fault, fault]
+
+    class Handle:
+        pid = 1
+
+        def __init__(self, *_: Any) -> None:
+            if handles and faults:
+                raise faults.pop()
+            handles.append(self)
+            self.first_message = asyncio.get_running_loop().create_future()
+            self.first_message.set_result(ModelLoaded(ModelInfo(name="m"), {}))
+            self.ended = asyncio.Event()
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(process, "_WorkerHandle", Handle)
+    engine = EngineProcess(WorkerConfig("m", None, POLICY, OPTIONS), 8)
+    await engine.start()
+    with caplog.at_level(logging.CRITICAL):
+        handles[0].ended.set()
+        async with asyncio.timeout(10):
+            while len(handles) < 2 or engine.ready is None:
+                await asyncio.sleep(0.01)
+    await engine.close()
+    failed = f"the engine's process failed to start ({reason})"
+    assert [record.getMessage() for record in caplog.records][1:] == [failed, failed]
+
+
+async def test_a_process_that_gets_no_threads_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    class Spawned:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def start(self) -> None:
+            steps.append("start")
+
+        def kill(self) -> None:
+            steps.append("kill")
+
+    def no_more(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(
+        multiprocessing, "get_context", lambda _: SimpleNamespace(Pipe=multiprocessing.Pipe, Process=Spawned)
+    )
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    engine = EngineProcess(WorkerConfig("m", None, POLICY, OPTIONS), 8)
+    with pytest.raises(RuntimeError):
+        await engine.start()
+    assert steps == ["start", "kill"]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from guardreasoner_vl.service.app import create_app
+from guardreasoner_vl.service.config import Limits, ServiceConfig, UpstreamSection
+from tests.service.clients import client as client_of
 from tests.service.proxied import CALL, HELLO, Model, asked, chunks_in, client, content, delta
+from tests.service.running import running
 from tests.service.scripted_backend import ScriptedBackend
+from tests.service.test_forwarding import LETTERS, PLAIN, PNG, TEXT, image_part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -191,3 +198,95 @@ async def test_the_model_is_sent_bytes_and_never_addresses() -> None:
         answer = await asked(http, [{"role": "user", "content": parts}])
     assert answer.status_code == 400
     assert not model.asked
+
+
+@pytest.mark.parametrize("url", [f"data:;base64,{TEXT[:9]} {TEXT[9:]}", "https://example.org/a.png"])
+async def test_the_model_is_sent_the_bytes_that_were_judged(url: str) -> None:
+    """As base64 that every decoder reads alike, with a media type, which llama.cpp requires."""
+
+    async def fetch(_: str) -> bytes:
+        return PNG
+
+    model, backend = Model(), ScriptedBackend()
+    config = ServiceConfig(upstream=UpstreamSection(base_url="http://model.test/v1"))
+    app = create_app(config, {"default": backend}, httpx.MockTransport(model))
+    app.state.fetch = fetch
+    async with client_of(app) as http:
+        messages = [{"role": "user", "content": [image_part(url)]}, *HELLO]
+        assert (await asked(http, messages)).status_code == 200
+    sent = json.loads(model.asked[0].content)["messages"]
+    assert sent[0]["content"] == [image_part(PLAIN)]
+    assert backend.judged[0].all_images == (PLAIN,)
+
+
+async def test_escapes_in_base64_are_refused() -> None:
+    """A decoder that skips `%` reads another image than one that resolves it."""
+    model = Model()
+    async with client(model) as http:
+        answer = await asked(http, [{"role": "user", "content": [image_part(f"{PLAIN[:-4]}%41{PLAIN[-4:]}")]}])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "guard_error")
+    assert "invalid_image" in answer.text
+    assert not model.asked
+
+
+async def test_the_model_reads_the_texts_as_they_were_judged() -> None:
+    """Chat templates put text parts together without a separator."""
+    model, backend = Model(), ScriptedBackend()
+    async with client(model, backend) as http:
+        turns = [{"role": role, "content": LETTERS} for role in ("user", "assistant", "user")]
+        assert (await asked(http, turns)).status_code == 200
+    sent = [message["content"][0]["text"] for message in json.loads(model.asked[0].content)["messages"]]
+    (earlier,) = backend.judged[0].history
+    assert [earlier.prompt, earlier.response, backend.judged[0].prompt] == sent
+
+
+class Waiting:
+    """A model that answers once `awaited` chats wait for it, or `answers` is set."""
+
+    def __init__(self, awaited: int) -> None:
+        self.awaited, self.asked, self.answers = awaited, 0, False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        while (await receive()).get("more_body"):
+            pass
+        self.asked += 1
+        while not self.answers and self.asked < self.awaited:
+            await asyncio.sleep(0.01)
+        choice = {"index": 0, "message": {"role": "assistant", "content": "Fine."}, "finish_reason": "stop"}
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps({"choices": [choice]}).encode()})
+
+
+async def test_as_many_chats_wait_for_the_model_as_the_queue_holds() -> None:
+    places = 110  # more than httpx's own limit
+    async with waiting(Waiting(places), places) as http, asyncio.timeout(20):
+        answers = await asyncio.gather(*(asked(http) for _ in range(places)))
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_one_chat_more_is_refused_at_once() -> None:
+    model = Waiting(3)
+    async with waiting(model, 2) as http, asyncio.timeout(20):
+        chats = [asyncio.create_task(asked(http)) for _ in range(2)]
+        while model.asked < 2:
+            await asyncio.sleep(0.01)
+        refused = await asked(http)
+        model.answers = True
+        assert [(await chat).status_code for chat in chats] == [200, 200]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "upstream_full")
+    assert refused.headers["retry-after"] == "2"
+
+
+@asynccontextmanager
+async def waiting(model: Waiting, places: int) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the proxy, with that many places, in front of `model` on a real port."""
+    with running(model) as url:
+        try:
+            config = ServiceConfig(upstream=UpstreamSection(base_url=f"{url}/v1"), limits=Limits(queue=places))
+            async with client_of(create_app(config, {"default": ScriptedBackend()})) as http:
+                yield http
+        finally:
+            model.answers = True

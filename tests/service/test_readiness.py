@@ -151,7 +151,7 @@ async def test_a_full_queue_is_not_ready() -> None:
 
 async def scraped(http: httpx.AsyncClient) -> str:
     lines = (await http.get("/metrics")).text.splitlines()
-    (line,) = [line for line in lines if line.startswith("guardreasoner_engine_up ")]
+    (line,) = [line for line in lines if line.startswith("guardreasoner_engine_up{")]
     return line.split()[1]
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 START_SECONDS = 120
+IN_FLIGHT = 'guardreasoner_in_flight{guard="default"}'
 COMMAND = [sys.executable, "-c", "from guardreasoner_vl.cli.app import main; main()", "serve"]
 
 
@@ -46,7 +47,7 @@ class Service:
     def wait_for_in_flight(self, count: int) -> None:
         """Wait until that many exchanges are in flight."""
         for _ in range(1000):
-            if f"guardreasoner_in_flight {count}.0" in self.client.get("/metrics").text:
+            if f"{IN_FLIGHT} {count}.0" in self.client.get("/metrics").text:
                 return
             time.sleep(0.005)
         raise AssertionError(f"never {count} in flight")
@@ -115,10 +116,10 @@ def test_a_client_that_leaves_is_forgotten(running: Service) -> None:
     assert running.judge("Hello.").status_code == 200
     for _ in range(50):
         shown = httpx.get(f"{running.url}/metrics").text
-        if "guardreasoner_in_flight 0.0" in shown:
+        if f"{IN_FLIGHT} 0.0" in shown:
             break
         time.sleep(0.1)
-    assert "guardreasoner_in_flight 0.0" in shown
+    assert f"{IN_FLIGHT} 0.0" in shown
 
 
 def test_an_answer_that_grows_is_released_while_it_is_sent(running: Service) -> None:

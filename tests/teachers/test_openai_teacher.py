@@ -274,6 +274,6 @@ def test_limits_need_the_extra_and_nothing_else_does(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "aiolimiter", None)
     OpenAITeacher(base_url="http://localhost/v1")
     with pytest.raises(
-        MissingExtraError, match=r"aiolimiter is not installed: pip install 'guardreasoner-vl\[teacher\]'"
+        MissingExtraError, match=r"aiolimiter is not installed: install guardreasoner-vl with the extra 'teacher'"
     ):
         OpenAITeacher(base_url="http://localhost/v1", requests_per_minute=60)

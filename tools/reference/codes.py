@@ -25,7 +25,7 @@ REMEDIES = {
     "recipe": "Change the key that the message names ([recipes.md](recipes.md)).",
     "tracker": "Log in or correct the tracker's settings, or change `tracker` in the recipe.",
     "data": "Correct or remove the file or row that the message names.",
-    "missing_extra": "Install what the message says: `pip install 'guardreasoner-vl[EXTRA]'`.",
+    "missing_extra": "Install the package with the extra that the message names (README, Install).",
 }
 """By the code of an exception in `errors.py`; its meaning is the exception's docstring."""
 
@@ -138,6 +138,9 @@ SERVICE = (
     ),
     Code("engine_down", "The engine is being started.", "Wait for `Retry-After`.", "503"),
     Code("bodies_full", "Bodies in flight exceed `limits.all_bodies_bytes`.", "Try again.", "503"),
+    Code(
+        "upstream_full", "`limits.queue` chats wait for the model behind the proxy.", "Wait for `Retry-After`.", "503"
+    ),
 )
 """Why the service did not answer with a verdict."""
 

@@ -96,12 +96,11 @@ def _from_data_url(url: str, max_bytes: int) -> bytes:
     _check_bytes(len(payload) // 4, max_bytes)  # %-escaped base64, the longest encoding, has four characters per byte
     if payload.count("%") > _MAX_PERCENT_ESCAPES:
         raise ImageError("the data: URL has too many %-escapes: encode the image as base64")
-    data = unquote_to_bytes(payload)
     if not head.rstrip().lower().endswith(";base64"):
-        return data
-    data = data.translate(None, b" \t\r\n\f")
+        return unquote_to_bytes(payload)
+    data = payload.encode().translate(None, b" \t\r\n\f")  # no %-escapes: decoders read them differently
     _check_bytes(len(data) // 4 * 3 - 2, max_bytes)
     try:
         return base64.b64decode(data, validate=True)
     except binascii.Error as error:
-        raise ImageError("the data: URL is not valid base64: encode the whole file, padding included") from error
+        raise ImageError("the data: URL is not valid base64: encode the whole file, with padding and no %") from error

@@ -2,14 +2,15 @@
 
     request -> judge -> application -> judge its answer -> client
 
-The application receives the judged JSON, rewritten, and only judged fields of its answer are sent. It may answer with
-an event stream or JSON, whatever was requested; its own errors pass unchanged. A streamed answer is released window by
-window. A blocked answer has OpenAI's form (`service.answers`); a blocked request is status 400 with code
-`content_filter`.
+The application receives the judged JSON, rewritten (`service.forwarding`), and only judged fields of its answer are
+sent. It may answer with an event stream or JSON, whatever was requested; its own errors pass unchanged. A streamed
+answer is released window by window. A blocked answer has OpenAI's form (`service.answers`); a blocked request is status
+400 with code `content_filter`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +20,7 @@ from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, Gu
 from guardreasoner_vl.service.bodies import InvalidBodyError
 from guardreasoner_vl.service.chat_fields import check_pass_fields, read_chat
 from guardreasoner_vl.service.completions import guard_completion
+from guardreasoner_vl.service.forwarding import as_forwarded
 from guardreasoner_vl.service.wire import error_body
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class GuardMiddleware:
         except InvalidBodyError as error:
             await _refuse(send, 422, error.code, str(error))
             return
+        chat["messages"] = await asyncio.to_thread(as_forwarded, chat["messages"])
         messages = [as_judged(message) for message in chat["messages"]]
         verdict = await self._guard.ajudge(messages=messages)
         if verdict.action == "block":

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 HEALTH = ("/healthz", "/readyz")
+_QUIET = frozenset((*HEALTH, *FILES))
+"""Paths whose requests are logged at DEBUG: they are asked for often and judge nothing."""
+
 REQUEST_ID = b"x-request-id"
 TRACE = b"traceparent"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -93,7 +96,8 @@ class Access:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, scope["method"], status, seconds)
-            _log.info(
+            _log.log(
+                logging.DEBUG if scope["path"] in _QUIET else logging.INFO,
                 "request",
                 extra={
                     "request_id": origin.request_id,

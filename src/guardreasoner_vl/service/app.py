@@ -123,7 +123,8 @@ def _add_faults(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         code = getattr(error, "code", "http_error")
-        return JSONResponse(error_body(code, str(error.detail)), error.status_code, error.headers)
+        message = _no_such_route(app) if error.status_code == 404 else str(error.detail)
+        return JSONResponse(error_body(code, message), error.status_code, error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:  # noqa: ARG001
@@ -132,6 +133,12 @@ def _add_faults(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse(error_body("internal", f"the service failed ({type(error).__name__})"), 500)
+
+
+def _no_such_route(app: FastAPI) -> str:
+    if app.state.proxy:
+        return "no such route: this service has /v1/chat/completions, /v1/moderations and /v1/guard"
+    return "no such route: this service has /v1/moderations and /v1/guard; upstream.base_url adds /v1/chat/completions"
 
 
 def _add_health(app: FastAPI) -> None:
@@ -154,7 +161,7 @@ def _add_health(app: FastAPI) -> None:
     @app.get("/metrics", tags=["health"])
     async def metrics_page() -> Response:
         """Metrics in Prometheus' text format."""
-        metrics.engine_up(moderation.are_ready())
+        metrics.engine_up(moderation.ready_guards())
         body, kind = metrics.render()
         return Response(body, media_type=kind)
 

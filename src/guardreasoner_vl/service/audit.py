@@ -22,7 +22,7 @@ import threading
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guardreasoner_vl.service.callers import Origin
-    from guardreasoner_vl.types import Exchange, ImageSource, Turn, Verdict
+    from guardreasoner_vl.types import Exchange, ImageSource, Target, Turn, Verdict
 
 PROMPT_VERSION = hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:12]
 """Identifies the instruction in the guard's prompt."""
@@ -93,7 +93,7 @@ class AuditLog:
         *,
         digest: str,
         origin: Origin,
-        stage: Literal["request", "response"],
+        target: Target,
         exchange: Exchange | None,
         cached: bool = False,
     ) -> None:
@@ -106,7 +106,7 @@ class AuditLog:
             "traceparent": origin.traceparent,
             "caller": origin.caller,
             "digest": digest,
-            "stage": stage,
+            "target": target,
             "cached": cached,
             **verdict.model_dump(mode="json", include=_SHOWN),
             "error": verdict.error and verdict.error.code,

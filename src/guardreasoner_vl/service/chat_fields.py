@@ -27,7 +27,8 @@ _EXTRA = re.compile(r"(messages\.(content\.)?)?[^.]+")
 _DEEPEST = 64
 _LONGEST_NAME = 60
 _MOST_CHOICES = 1000
-_OPERATORS = ("system", "developer")
+OPERATORS = ("system", "developer")
+"""Roles of the application's own messages, which the guard does not judge."""
 
 
 def _anything(_: Any) -> bool:
@@ -164,7 +165,7 @@ def _part(part: Any, where: str, role: Any, extra: Collection[str]) -> Any:
     kind = part.get("type") if isinstance(part, dict) else None
     allowed = _PARTS.get(kind) if isinstance(kind, str) else None
     if allowed is None:
-        if role in _OPERATORS:  # messages that the guard does not judge
+        if role in OPERATORS:
             raise InvalidBodyError(f"{where}content: a part of this type cannot be passed on: use text or image_url")
         return part
     passed = _checked_fields(part, allowed, f"{where}content.", extra)

@@ -22,7 +22,19 @@ from guardreasoner_vl.errors import InputError
 if TYPE_CHECKING:
     from typing import TextIO
 
-EXTRA = ("request_id", "traceparent", "caller", "route", "method", "status", "seconds", "guard", "outcome", "code")
+EXTRA = (
+    "request_id",
+    "traceparent",
+    "caller",
+    "route",
+    "method",
+    "status",
+    "seconds",
+    "guard",
+    "target",
+    "outcome",
+    "code",
+)
 """The `extra` fields that are logged."""
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

@@ -15,10 +15,12 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
 from guardreasoner_vl.service.callers import ANONYMOUS
+from guardreasoner_vl.service.config import TARGETS
 from guardreasoner_vl.service.page import FILES
 from guardreasoner_vl.version import __version__
 
@@ -39,7 +41,6 @@ ROUTES = (
     "/v1/chat/completions",
     "/beta/litellm_basic_guardrail_api",
 )
-STAGES = ("request", "response")
 OUTCOMES = ("allow", "block", "error", "would_block")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 REASONS = (
@@ -71,6 +72,8 @@ class Metrics:
         self._guards, self._routes = frozenset(guards), frozenset(routes)
         self.callers: Collection[str] = (ANONYMOUS,)
         registry = self._registry = CollectorRegistry()
+        # For the whole process: prometheus_client has no switch for one registry.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
 
         def counter(name: str, help_text: str, labels: Sequence[str] = ()) -> Counter:
             return Counter(f"guardreasoner_{name}", help_text, labels, registry=registry)
@@ -81,19 +84,19 @@ class Metrics:
         def histogram(name: str, help_text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
             return Histogram(f"guardreasoner_{name}", help_text, labels, registry=registry, buckets=buckets)
 
-        stage = ("guard", "stage")
-        self._verdicts = counter("verdicts_total", "Verdicts given.", (*stage, "outcome"))
+        guard_and_target = ("guard", "target")
+        self._verdicts = counter("verdicts_total", "Verdicts given.", (*guard_and_target, "outcome"))
         self._verdict_seconds = histogram(
-            "verdict_seconds", "Seconds from admission to verdict.", stage, _VERDICT_SECONDS
+            "verdict_seconds", "Seconds from admission to verdict.", guard_and_target, _VERDICT_SECONDS
         )
-        self._tokens = counter("completion_tokens_total", "Tokens that the guards wrote.", stage)
+        self._tokens = counter("completion_tokens_total", "Tokens that the guards wrote.", guard_and_target)
         self._quotes = counter(
             "unsupported_quotes_total",
             "Quotes removed from reasoning because the input does not contain them.",
             ("guard",),
         )
         self._let_through = counter(
-            "let_through_total", "Exchanges allowed without a verdict, by the operator's settings.", stage
+            "let_through_total", "Exchanges allowed without a verdict, by the operator's settings.", guard_and_target
         )
         self._refused = counter("refused_total", "Requests refused without a verdict.", ("reason",))
         self._callers_verdicts = counter("caller_verdicts_total", "Verdicts given to a caller.", ("caller", "outcome"))
@@ -104,8 +107,8 @@ class Metrics:
         self._request_seconds = histogram(
             "http_request_seconds", "Seconds to answer a request.", ("route",), _REQUEST_SECONDS
         )
-        self._in_flight = gauge("in_flight", "Exchanges admitted and not yet answered.")
-        self._engine_up = gauge("engine_up", "1 if every guard is ready at the scrape, else 0.")
+        self._in_flight = gauge("in_flight", "Exchanges admitted and not yet answered.", ("guard",))
+        self._engine_up = gauge("engine_up", "1 if the guard is ready at the scrape, else 0.", ("guard",))
         self._cache_hits = counter("cache_hits_total", "Verdicts from the cache.")
         self._deduplicated = counter(
             "deduplicated_total", "Exchanges that shared the verdict of an identical one in flight."
@@ -121,20 +124,21 @@ class Metrics:
             self._refused.labels(reason)
         for guard in self._guards:
             self._quotes.labels(guard)
-            for stage_name in STAGES:
-                self._let_through.labels(guard, stage_name)
+            self._in_flight.labels(guard)
+            for target in TARGETS:
+                self._let_through.labels(guard, target)
 
     def verdict(
         self,
         guard: str,
-        stage: str,
+        target: str,
         outcome: str,
         seconds: float,
         completion_tokens: int,
         caller: str = ANONYMOUS,
     ) -> None:
         """Count a verdict; `outcome` is `would_block` for a block in monitor mode."""
-        labels = self._guard_and_stage(guard, stage)
+        labels = self._guard_and_target(guard, target)
         self._callers_verdicts.labels(_known(caller, self.callers), _known(outcome, OUTCOMES)).inc()
         self._verdicts.labels(*labels, _known(outcome, OUTCOMES)).inc()
         self._verdict_seconds.labels(*labels).observe(_amount(seconds))
@@ -151,22 +155,23 @@ class Metrics:
         """Count quotes removed from a verdict's reasoning."""
         self._quotes.labels(_known(guard, self._guards)).inc(_amount(count))
 
-    def let_through(self, guard: str, stage: str) -> None:
+    def let_through(self, guard: str, target: str) -> None:
         """Count an exchange allowed without a verdict by the operator's settings."""
-        self._let_through.labels(*self._guard_and_stage(guard, stage)).inc()
+        self._let_through.labels(*self._guard_and_target(guard, target)).inc()
 
     def refused(self, reason: str, caller: str = ANONYMOUS) -> None:
         """Count a request refused without a verdict."""
         self._refused.labels(_known(reason, REASONS)).inc()
         self._callers_refused.labels(_known(caller, self.callers), _known(reason, REASONS)).inc()
 
-    def in_flight(self, count: int) -> None:
-        """Set the number of exchanges admitted and not yet answered."""
-        self._in_flight.set(count)
+    def in_flight(self, guard: str, count: int) -> None:
+        """Set the number of a guard's exchanges admitted and not yet answered."""
+        self._in_flight.labels(_known(guard, self._guards)).set(count)
 
-    def engine_up(self, up: bool) -> None:
-        """Set whether every guard is ready."""
-        self._engine_up.set(up)
+    def engine_up(self, ready: Mapping[str, bool]) -> None:
+        """Set whether each guard is ready."""
+        for guard, is_ready in ready.items():
+            self._engine_up.labels(_known(guard, self._guards)).set(is_ready)
 
     def cache_hit(self) -> None:
         """Count a verdict from the cache."""
@@ -193,8 +198,8 @@ class Metrics:
         """The body and the content type of the answer to a scrape."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
-    def _guard_and_stage(self, guard: str, stage: str) -> tuple[str, str]:
-        return _known(guard, self._guards), _known(stage, STAGES)
+    def _guard_and_target(self, guard: str, target: str) -> tuple[str, str]:
+        return _known(guard, self._guards), _known(target, TARGETS)
 
 
 def _known(value: str, known: Collection[str], other: str = OTHER) -> str:

@@ -1,8 +1,10 @@
 """Moderation of one exchange.
 
-    admission -> cache -> in-flight deduplication -> guard, with a deadline -> operator's settings -> metrics, audit log
+    admission -> cache -> in-flight deduplication -> guard, with a deadline -> operator's settings
+    -> metrics, log, audit log
 
-A failure after admission becomes an `error` verdict; an error blocks unless the operator chose to fail open.
+A failure after admission becomes an `error` verdict. It blocks, unless it is a fault of the guard and the operator
+chose to fail open.
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ class ModerationService:
             await self._gate.enter()  # all verdicts of an engine's batch arrive in one iteration
         targets = (target,) if target else present_targets(exchange)
         verdict = self._enforce(raw, name, targets)
-        self._record_metrics(raw, verdict, name, targets, origin, time.perf_counter() - started, cached)
+        self._count_and_log(raw, verdict, name, targets, origin, time.perf_counter() - started, cached)
         await self._write_audit(verdict, digest, origin, targets, exchange, cached)
         return verdict
 
@@ -130,13 +132,13 @@ class ModerationService:
     ) -> Verdict:
         """The error verdict for a body without a valid exchange.
 
-        It fails open if the settings of `target` do; without `target`, if those of both targets do.
+        A fault of the guard fails open if the settings of `target` do; without `target`, if those of both targets do.
         """
         name, backend = self.backend(guard)
         targets = (target,) if target else TARGETS
         raw = error_verdict(error, backend.policy, backend.model)
         verdict = self._enforce(raw, name, targets)
-        self._record_metrics(raw, verdict, name, targets, origin, 0.0, cached=False)
+        self._count_and_log(raw, verdict, name, targets, origin, 0.0, cached=False)
         await self._write_audit(verdict, "", origin, targets, None, cached=False)
         return verdict
 
@@ -145,17 +147,16 @@ class ModerationService:
         for readiness in self._readiness.values():
             readiness.start_probe()
 
-    def are_ready(self) -> bool:
-        """Whether every guard judges, without waiting; an idle guard may be sent the test exchange."""
-        ready = [
-            readiness.is_ready(up=self._backends[name].is_up, idle=not self._accepted[name])
+    def ready_guards(self) -> dict[str, bool]:
+        """Whether each guard judges, without waiting; an idle guard may be sent the test exchange."""
+        return {
+            name: readiness.is_ready(up=self._backends[name].is_up, idle=not self._accepted[name])
             for name, readiness in self._readiness.items()
-        ]
-        return all(ready)
+        }
 
     def state(self) -> str:
         """Readiness without waiting: `ready`, `not ready` or `queue full`."""
-        if not self.are_ready():
+        if not all(self.ready_guards().values()):
             return "not ready"
         full = any(accepted >= self._config.limits.queue for accepted in self._accepted.values())
         return "queue full" if full else "ready"
@@ -179,13 +180,13 @@ class ModerationService:
             self._metrics.refused(error.code, origin.caller)
             raise
         self._accepted[name] += 1
-        self._report_in_flight()
+        self._metrics.in_flight(name, self._accepted[name])
         try:
             yield
         finally:
             self._accepted[name] -= 1
             self._callers.release(origin.caller)
-            self._report_in_flight()
+            self._metrics.in_flight(name, self._accepted[name])
 
     def _admit(self, name: str, backend: Backend) -> None:
         wait = self._config.limits.retry_after
@@ -196,7 +197,7 @@ class ModerationService:
             self._metrics.refused("queue_full")
             raise QueueFullError("too many exchanges wait; try again", "queue_full", wait)
 
-    def _record_metrics(
+    def _count_and_log(
         self,
         raw: Verdict,
         verdict: Verdict,
@@ -207,10 +208,21 @@ class ModerationService:
         cached: bool,
     ) -> None:
         outcome = "error" if raw.error else raw.action if raw.action == verdict.action else "would_block"
-        tokens = 0 if cached else raw.usage.completion_tokens
-        self._metrics.verdict(guard, _latest(targets), outcome, seconds, tokens, origin.caller)
+        target, tokens = _latest(targets), 0 if cached else raw.usage.completion_tokens
+        self._metrics.verdict(guard, target, outcome, seconds, tokens, origin.caller)
         if not cached:
             self._metrics.unsupported_quotes(guard, raw.unsupported_quotes)
+        _log.info(
+            "verdict",
+            extra={
+                "request_id": origin.request_id,
+                "guard": guard,
+                "target": target,
+                "outcome": outcome,
+                "code": raw.error and raw.error.code,
+                "seconds": round(seconds, 4),
+            },
+        )
 
     async def _write_audit(
         self,
@@ -229,7 +241,7 @@ class ModerationService:
             verdict,
             digest=digest,
             origin=origin,
-            stage=_latest(targets),
+            target=_latest(targets),
             exchange=exchange,
             cached=cached,
         )
@@ -237,9 +249,6 @@ class ModerationService:
             await asyncio.shield(asyncio.to_thread(record))
         else:
             record()
-
-    def _report_in_flight(self) -> None:
-        self._metrics.in_flight(sum(self._accepted.values()))
 
     async def _cached_or_judged(
         self,
@@ -308,11 +317,11 @@ class ModerationService:
     def _enforce(self, raw: Verdict, guard: str, targets: Collection[Target]) -> Verdict:
         verdict = enforced_verdict(raw, targets, self._config)
         if verdict.error is not None and verdict.action == "allow":
-            stage = _latest(targets)
-            self._metrics.let_through(guard, stage)
+            target = _latest(targets)
+            self._metrics.let_through(guard, target)
             _log.critical(
                 "an exchange was let through unjudged",
-                extra={"guard": guard, "code": verdict.error.code, "outcome": stage},
+                extra={"guard": guard, "code": verdict.error.code, "target": target},
             )
         return verdict
 

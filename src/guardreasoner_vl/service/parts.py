@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.types.exchange import REASONING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -98,7 +99,7 @@ def answer_parts(message: Mapping[str, Any]) -> list[Part]:
     _check_depth(message)
     if message.get("audio") is not None:
         raise UnsupportedContentError("audio cannot be judged: use text and images")
-    parts = [part for name in (*_REASONING, "content", "refusal") for part in _parts(message.get(name))]
+    parts = [part for name in (*REASONING, "content", "refusal") for part in _parts(message.get(name))]
     parts += [part for image in _listed(message, "images") for part in _images(image)]
     calls = [*_listed(message, "tool_calls"), *_listed(message, "invalid_tool_calls")]
     legacy = message.get("function_call")
@@ -133,12 +134,11 @@ def call_parts(call: Any) -> list[Part]:
     return parts + (remaining_parts(fields, _CALLED) if kinds else [])
 
 
-_REASONING = ("reasoning_content", "reasoning")
 _CALLED = ("function", "custom")
 _ARGUMENTS = ("arguments", "input", "args")
 _OF_A_MESSAGE = (
     *("role", "content", "refusal", "images", "tool_calls", "invalid_tool_calls", "function_call", "audio"),
-    *_REASONING,
+    *REASONING,
 )
 
 

@@ -13,7 +13,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.errors import EngineError, ModelError
+from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.service import worker
 from guardreasoner_vl.service.worker import (
     CancelJob,
@@ -118,17 +118,18 @@ class EngineProcess:
                     future.set_exception(EngineGoneError())
             _log.critical("the engine's process ended; restarting it")
             self._restarted()
-            await self._end()
             await self._restart()
 
     async def _restart(self) -> None:
         pause = FIRST_PAUSE
         while True:
-            await asyncio.sleep(pause)
             try:
+                await self._end()
+                await asyncio.sleep(pause)
                 await self._spawn()
-            except (ModelError, EngineError) as error:
-                _log.critical("the engine's process failed to start (%s)", error.code)
+            except Exception as error:  # out of memory, files or threads, too: that may pass
+                reason = error.code if isinstance(error, GuardError) else getattr(error, "strerror", None)
+                _log.critical("the engine's process failed to start (%s)", reason or type(error).__name__)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 return
@@ -170,8 +171,12 @@ class _WorkerHandle:
         self._outbox: queue.SimpleQueue[JudgeJob | CancelJob | None] = queue.SimpleQueue()
         self._process.start()
         worker_end.close()  # the process then holds the only copy, and its end closes the pipe
-        for work in (self._read, self._write):
-            threading.Thread(target=work, args=(self._connection,), name=work.__name__, daemon=True).start()
+        try:
+            for work in (self._read, self._write):
+                threading.Thread(target=work, args=(self._connection,), name=work.__name__, daemon=True).start()
+        except RuntimeError:  # no more threads: nobody would end the process
+            self._process.kill()
+            raise
 
     @property
     def pid(self) -> int | None:

@@ -2,14 +2,16 @@
 
     request -> judge -> upstream -> judge its answer -> client
 
-A request is forwarded only after its verdict, and only its known fields (`service.chat_fields`). An answer, tool calls
-included, is sent only after its own verdict, a streamed one window by window (`service.answers`), and in the form that
-was requested (JSON or stream), whatever the upstream sends. A blocked request is status 400, code `content_filter`. In
-monitor mode everything passes, and the verdicts are in the metrics and the audit log.
+A request is forwarded only after its verdict, only its known fields (`service.chat_fields`), and in the form that was
+judged (`service.forwarding`). An answer, tool calls included, is sent only after its own verdict, a streamed one window
+by window (`service.answers`), and in the form that was requested (JSON or stream), whatever the upstream sends. A
+blocked request is status 400, code `content_filter`. In monitor mode everything passes, and the verdicts are in the
+metrics and the audit log.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from dataclasses import dataclass
@@ -22,9 +24,11 @@ from guardreasoner_vl.engines.openai.chat_stream import UpstreamError, is_event_
 from guardreasoner_vl.engines.openai.sse import MAX_BYTES, TooLongError
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged, quotable
+from guardreasoner_vl.service.callers import RefusedError
 from guardreasoner_vl.service.chat_fields import read_chat
 from guardreasoner_vl.service.completions import as_stream, guard_completion, guard_completion_events
 from guardreasoner_vl.service.context import RequestContext, RequestContextDep, while_connected
+from guardreasoner_vl.service.forwarding import as_forwarded
 from guardreasoner_vl.service.wire import blocked_reason, error_body, inline_images
 from guardreasoner_vl.types import Exchange, Verdict
 
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
     from guardreasoner_vl.service.answers import Judge
     from guardreasoner_vl.service.config import ServiceConfig
 
+_IDLE_CONNECTIONS = 20
+_POOL_SECONDS = 1.0
+"""The time to wait for one of the upstream's connections."""
+
 _WORD = re.compile(r"[\w.\[\]-]{1,64}")
 """The allowed form of an upstream error's type, param and code, which are forwarded without a verdict."""
 
@@ -44,10 +52,13 @@ def add_proxy(app: FastAPI, transport: httpx.AsyncBaseTransport | None = None) -
     """Add the route. The caller closes the returned client."""
     config: ServiceConfig = app.state.config
     key = config.upstream.api_key
+    # Many idle connections are slow: httpx looks at all pairs of them at each request.
+    limits = httpx.Limits(max_connections=config.limits.queue, max_keepalive_connections=_IDLE_CONNECTIONS)
     client = httpx.AsyncClient(
         base_url=(config.upstream.base_url or "").rstrip("/") + "/",
         headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
-        timeout=config.upstream.seconds,
+        timeout=httpx.Timeout(config.upstream.seconds, pool=_POOL_SECONDS),
+        limits=limits,
         follow_redirects=False,
         trust_env=False,
         transport=transport,
@@ -57,7 +68,8 @@ def add_proxy(app: FastAPI, transport: httpx.AsyncBaseTransport | None = None) -
     async def chat(context: RequestContextDep) -> Response:
         """A guarded chat completion, streamed or not."""
         body = read_chat(await context.request.body(), config.upstream.pass_fields)
-        body["messages"] = await inline_images(body["messages"], context.fetch)
+        inlined = await inline_images(body["messages"], context.fetch)
+        body["messages"] = await asyncio.to_thread(as_forwarded, inlined)
         verdict = await context.judge(_exchange_of(body["messages"]), target="request")
         if verdict.action == "block":
             return JSONResponse(
@@ -76,10 +88,16 @@ class _Upstream:
     body: dict[str, Any]
 
     async def answer(self) -> Response:
-        """Ask the upstream and return its guarded answer in the requested form, JSON or stream."""
+        """Ask the upstream and return its guarded answer in the requested form, JSON or stream.
+
+        Raises `RefusedError` if `limits.queue` chats are at the upstream already.
+        """
         request = self.client.build_request("POST", "chat/completions", json=self.body)
         try:
             answer = await self.client.send(request, stream=True)
+        except httpx.PoolTimeout:
+            wait = self.context.config.limits.retry_after
+            raise RefusedError("too many chats wait for the model; try again", "upstream_full", wait) from None
         except httpx.HTTPError as error:
             return _failed(error)
         kind = answer.headers.get("Content-Type", "")

@@ -149,14 +149,19 @@ async def _inline_part(part: Any, fetch: Fetch) -> Any:
     url = url_of(part) if isinstance(part, dict) else None
     if not isinstance(url, str) or url[:5].lower() == "data:":
         return part
-    value, data = part["image_url"], data_url(await fetch(url))
-    return {**part, "image_url": {**value, "url": data} if isinstance(value, dict) else data}
+    return with_url(part, data_url(await fetch(url)))
 
 
 def url_of(part: Mapping[str, Any]) -> Any:
     """The unchecked URL of an image part; None for another part."""
     value = part.get("image_url")
     return value.get("url") if isinstance(value, dict) else value
+
+
+def with_url(part: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """The image part with another URL."""
+    value = part["image_url"]
+    return {**part, "image_url": {**value, "url": url} if isinstance(value, dict) else url}
 
 
 async def image(url: str, fetch: Fetch) -> str:

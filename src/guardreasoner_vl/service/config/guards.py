@@ -119,6 +119,7 @@ class EnforcementSection(Frozen):
     )
     on_error: Literal["block", "allow"] = Field(
         default="block",
-        description="What to do with what could not be judged. `allow` fails open: each exchange let through is "
-        "counted and logged as critical.",
+        description="What to do with what could not be judged. `allow` fails open where the guard is at fault "
+        "(`engine`, `engine_gone`, `engine_down`, `auth`, `queue_full`): each exchange let through is counted and "
+        "logged as critical. Errors that the author of an exchange can cause block.",
     )

@@ -32,7 +32,8 @@ class Limits(Frozen):
     queue: int = Field(
         default=256,
         ge=1,
-        description="Exchanges of one guard that are accepted and unanswered; one more gets status 429.",
+        description="Exchanges of one guard that are accepted and unanswered; one more gets status 429. Also the "
+        "chats that wait for the model behind the proxy; one more gets status 503.",
     )
     max_batch_size: int = Field(
         default=128, ge=1, description="Exchanges of one guard that its model is given at once."
