@@ -9,6 +9,8 @@ Three parts, with bf16 weights and fp32 copies in AdamW (`precision: bf16-weight
 - RL: an update of one group, prompt and image once, beside stock TRL, which repeats them (the toy shape: fp32);
 - memory: the peak of PyTorch's allocator in an SFT step beside what `--plan` computes, both without the image.
 
+All with gradient checkpointing, but for the toy shape's update. What runs out of memory "does not fit", and the rest
+goes on.
 `share` counts 6 FLOPs for each weight of the decoder and token, and for each weight of the head and supervised token,
 over the GPU's published peak: attention, vision tower and recomputation are not counted, so it is a lower bound.
 """
@@ -16,11 +18,13 @@ over the GPU's published peak: attention, vision tower and recomputation are not
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +36,7 @@ from benchmarks.shared_prefix import Bench, Shape
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.pipeline import memory
 from guardreasoner_vl.pipeline.capacity import DEVICES, shape_of
-from guardreasoner_vl.pipeline.plan import size_of
+from guardreasoner_vl.pipeline.plan import DOES_NOT_FIT, size_of
 from guardreasoner_vl.pipeline.shapes import BASE_3B, BASE_7B, BASES
 from guardreasoner_vl.recipe import NewModel, SftSection
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, completion, log_probabilities, pack, use_shared_prefix
@@ -42,6 +46,8 @@ from guardreasoner_vl.training.small_model import write_new_model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+Figures = dict[str, float | str]
+"""Figures by name; `DOES_NOT_FIT` in place of the seconds of what ran out of the device's memory."""
 ShapeName = Literal["3b", "7b", "toy"]
 
 _TOY = {
@@ -99,6 +105,18 @@ def network_of(config: dict[str, Any], inputs: QwenInputs, device: torch.device,
     return network
 
 
+def fitting(work: Callable[[], Figures], name: str) -> Figures:
+    """The figures of `work`, or that it, whose seconds are called `name`, does not fit the device's memory."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        return {name: DOES_NOT_FIT}
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 def timed(work: Callable[[], None], device: torch.device) -> float:
     """Median seconds of `REPEATS` calls, after one that is not counted."""
     seconds = []
@@ -111,7 +129,7 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
     return statistics.median(seconds[1:])
 
 
-def sft(name: ShapeName, inputs: QwenInputs, device: torch.device, peak: float | None) -> dict[str, float]:
+def sft(name: ShapeName, inputs: QwenInputs, device: torch.device, peak: float | None) -> Figures:
     """Speed and memory of an optimizer step of SFT."""
     section = WORK[name][0].model_copy(update={"precision": "bf16-weights"})
     config = SHAPES[name]
@@ -135,38 +153,49 @@ def sft(name: ShapeName, inputs: QwenInputs, device: torch.device, peak: float |
     seconds = timed(step, device)
     tokens = section.batch_size * section.max_length
     planned = memory.of_sft(section, size_of(config), 1, 0)
-    figures = {"seconds": seconds, "planned_gb": sum(planned.values()) / 1e9}
+    figures: Figures = {"seconds": seconds, "planned_gb": sum(planned.values()) / 1e9}
     if device.type == "cuda":
         figures["measured_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return {**figures, **speed(name, tokens, len(packed.targets), seconds, peak)}
 
 
-def update(
-    name: ShapeName, folder: Path, inputs: QwenInputs, device: torch.device, peak: float | None
-) -> dict[str, float]:
+def update(name: ShapeName, folder: Path, inputs: QwenInputs, device: torch.device, peak: float | None) -> Figures:
     """Speed of an update of one group by this package and by TRL, and what each adds to the memory at most.
 
     Tokens are those of the prompt, its image included, and of the answers, each counted once.
     """
     shape, exact = WORK[name][1], name == "toy"
     network = network_of(SHAPES[name], inputs, device, torch.float32 if exact else torch.bfloat16)
+    if not exact:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
     answers = sum(shape.lengths)
     tokens = shape.prompt + answers
-    figures: dict[str, float] = {}
+    figures: Figures = {}
     with tempfile.TemporaryDirectory() as output:
         bench = Bench(network, folder, shape, output, "fp32" if exact else "bf16-weights")
         for arm, work in (("ours", bench.ours), ("stock", bench.theirs)):
-            figures[f"{arm}_seconds"] = timed(work, device)
-            if device.type == "cuda":
-                before = torch.cuda.memory_allocated(device)
-                torch.cuda.reset_peak_memory_stats(device)
-                work()
-                figures[f"{arm}_adds_gb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e9
-    figures["ratio"] = figures["stock_seconds"] / figures["ours_seconds"]
-    return {**figures, **speed(name, tokens, answers, figures["ours_seconds"], peak)}
+            figures |= fitting(partial(_arm, arm, work, device), f"{arm}_seconds")
+            bench.model.zero_grad()  # of an arm that ran out of memory
+    ours, stock = figures["ours_seconds"], figures["stock_seconds"]
+    if isinstance(ours, float):
+        figures |= speed(name, tokens, answers, ours, peak)
+        if isinstance(stock, float):
+            figures["ratio"] = stock / ours
+    return figures
 
 
-def speed(name: ShapeName, tokens: int, supervised: int, seconds: float, peak: float | None) -> dict[str, float]:
+def _arm(name: str, work: Callable[[], None], device: torch.device) -> Figures:
+    """One arm's seconds, and what it adds to the memory at most."""
+    figures: Figures = {f"{name}_seconds": timed(work, device)}
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        figures[f"{name}_adds_gb"] = (torch.cuda.max_memory_allocated(device) - before) / 1e9
+    return figures
+
+
+def speed(name: ShapeName, tokens: int, supervised: int, seconds: float, peak: float | None) -> Figures:
     """Tokens a second, and the share of the GPU's `peak` in FLOP/s if that is known."""
     shape = shape_of(SHAPES[name])
     flops = 6 * (shape.matrices * tokens + shape.head * supervised)
@@ -174,34 +203,41 @@ def speed(name: ShapeName, tokens: int, supervised: int, seconds: float, peak: f
     return {"tokens": tokens, "tokens_per_second": tokens / seconds, **share}
 
 
-def measure(name: ShapeName, device: torch.device, gpu: str | None = None) -> dict[str, Any]:
-    """All parts; `gpu` names the published peak (`pipeline.capacity.DEVICES`)."""
+def measure(
+    name: ShapeName,
+    device: torch.device,
+    gpu: str | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """All parts; `gpu` names the published peak (`pipeline.capacity.DEVICES`). `tell` receives them after each one."""
     peak = DEVICES[gpu].flops if gpu else None
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    figures: dict[str, Any] = {"shape": name, "device": kind, "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         write_new_model(folder, [str(number) for number in range(4000)], NewModel(vocab_size=2048), seed=0)
         inputs = QwenInputs.from_folder(folder)
-        parts = {"sft": sft(name, inputs, device, peak)}
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        parts["update"] = update(name, folder, inputs, device, peak)
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return {"shape": name, "device": kind, "torch": torch.__version__, **parts}
+        figures["sft"] = fitting(lambda: sft(name, inputs, device, peak), "seconds")
+        tell(figures)
+        figures["update"] = fitting(lambda: update(name, folder, inputs, device, peak), "ours_seconds")
+        tell(figures)
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="toy")
     parser.add_argument("--gpu", choices=tuple(DEVICES), help="whose published peak `share` is of")
-    parser.add_argument("--out", type=Path, help="write the figures there as JSON, too")
+    parser.add_argument("--out", type=Path, help="write the figures there as JSON, too, after each part")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    figures = measure(arguments.shape, device, arguments.gpu)
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", "utf-8")
+
+    def write(figures: dict[str, Any]) -> None:
+        if arguments.out:
+            arguments.out.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+    print(json.dumps(measure(arguments.shape, device, arguments.gpu, write), indent=2))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,10 @@ CONFIG: dict[str, Any] = {
 """3B's proportions at about a four hundredth of its size."""
 
 
+ANSWERING: dict[str, Any] = {**CONFIG, "text_config": {**CONFIG["text_config"], "num_key_value_heads": 2}}
+"""The same for rollouts: a single head of keys would be repeated as a view, without memory."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One setting: a stage's section, and the number of GPUs."""
@@ -169,9 +173,10 @@ class LiveBytes(TorchDispatchMode):
 
 def measure(arm: Arm) -> Figures:
     """The arm's planned and measured memory."""
-    size, pixels = size_of(CONFIG, arm.lora), IMAGE_SIDE**2 * TOKEN_PIXELS
+    config = ANSWERING if arm.answers else CONFIG
+    size, pixels = size_of(config, arm.lora), IMAGE_SIDE**2 * TOKEN_PIXELS
     with LiveBytes() as tracker, _ranks(arm.gpus) as ranks:
-        network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**CONFIG)).train()
+        network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).train()
         network.config.use_cache = False
         use_shared_prefix(network)
         if arm.lora:
@@ -256,7 +261,7 @@ def _update(network: Any, section: GrpoSection, ranks: DistributedContext) -> An
 
 
 def _rollouts(network: Any, section: GrpoSection, ranks: DistributedContext, answers: int) -> Any:
-    """Decodes equal prompts until all answers are as long as the limit, beside the optimizer's state."""
+    """Decodes prompts until all answers are as long as the limit, beside the optimizer's state."""
     optimizer = ShardedAdamW(network, section, ranks)
     optimizer.sum_gradients()
     optimizer.step()
@@ -270,14 +275,16 @@ def _rollouts(network: Any, section: GrpoSection, ranks: DistributedContext, ans
 
 
 def _answers(network: Any, length: int, answers: int) -> Any:
-    """Decodes one prompt's answers until all of them have `length` tokens."""
+    """Decodes answers to two prompts of unequal length, which need a mask, until all of them have `length` tokens."""
     inputs: Any = SimpleNamespace(token_id={"<|endoftext|>": 0})
     decoder = Decoder(network.eval(), inputs)
-    prompt = Encoded([7] * PROMPT, [], torch.arange(PROMPT).expand(3, -1).numpy())
+    prompts = [
+        Encoded([7] * tokens, [], torch.arange(tokens).expand(3, -1).numpy()) for tokens in (PROMPT, PROMPT // 2)
+    ]
 
     def step() -> None:
-        batch = decoder.prefill([prompt], [])
-        batch.keep_rows(torch.zeros(answers, dtype=torch.long))
+        batch = decoder.prefill(prompts, [])
+        batch.keep_rows(torch.arange(answers) % len(prompts))
         for _ in range(length):
             decoder.extend(batch, [[11]] * answers)
 

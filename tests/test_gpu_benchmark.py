@@ -1,12 +1,17 @@
 """The benchmark for one GPU, run on the CPU at its toy shape."""
 
+import json
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.gpu import SHAPES, WORK, ShapeName, measure, network_of
+from benchmarks.shared_prefix import Bench
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +37,54 @@ def test_every_part_is_measured_at_the_toy_shape() -> None:
         figures["update"]["tokens"]
     )
     assert all(math.isfinite(value) for part in ("sft", "update") for value in figures[part].values())
+
+
+def test_an_arm_that_runs_out_of_memory_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any) -> None:
+        raise torch.OutOfMemoryError("as a GPU reports it")
+
+    monkeypatch.setattr(gpu, "REPEATS", 1)
+    monkeypatch.setattr(gpu, "sft", too_large)
+    monkeypatch.setattr(Bench, "theirs", too_large)
+    figures = measure("toy", torch.device("cpu"))
+    assert figures["sft"] == {"seconds": "does not fit"}
+    assert figures["update"]["stock_seconds"] == "does not fit"
+    assert figures["update"]["ours_seconds"] > 0
+    assert "ratio" not in figures["update"]
+
+
+def test_each_part_is_written_before_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "sft", lambda *_: {"seconds": 1.0})
+    monkeypatch.setattr(gpu, "update", interrupted)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "gpu.json")])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert (written["shape"], written["sft"]) == ("toy", {"seconds": 1.0})
+    assert "update" not in written
+
+
+@pytest.mark.parametrize(("name", "checkpointing"), [("toy", False), ("3b", True), ("7b", True)])
+def test_both_arms_of_the_papers_sizes_recompute(
+    name: ShapeName, checkpointing: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a toy network; a bench that is not measured."""
+    networks: list[Any] = []
+
+    def bench(network: Any, *_: Any) -> Any:
+        networks.append(network)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setitem(SHAPES, name, SHAPES["toy"])
+    monkeypatch.setattr(gpu, "Bench", bench)
+    inputs: Any = AnyToken()
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu.update(name, tmp_path, inputs, torch.device("cpu"), None)
+    (network,) = networks
+    assert network.is_gradient_checkpointing == checkpointing
 
 
 @pytest.mark.parametrize(("name", "billions"), [("3b", 3.75), ("7b", 8.29)])

@@ -114,6 +114,13 @@ def test_model_is_either_a_path_or_new(model: dict[str, Any]) -> None:
             },
             "take a new model apart before it is written: give model.path",
         ),
+        (
+            {
+                "model": {"path": "w", "reading": {"images": 5}},
+                "sft": {"deepspeed": {"zero_optimization": {"stage": 3}}},
+            },
+            "take the model apart before it learns to read: remove model.reading",
+        ),
         ({"sft": {"shard_weights": True, "deepspeed": {"bf16": {}}}}, "shard_weights and deepspeed exclude each other"),
         ({"sft": {"shard_weights": True, "precision": "bf16-weights"}}, "use precision bf16, which computes in bf16"),
         ({"grpo": {"shard_weights": True, "precision": "bf16-weights"}}, "use precision bf16, which computes in bf16"),

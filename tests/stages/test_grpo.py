@@ -327,6 +327,31 @@ def test_a_fault_of_the_engine(
     assert_same_end(tmp_path, uninterrupted["fp32"])
 
 
+def test_a_resumed_run_maps_the_optimizer_s_state(
+    again: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank reads its share of it; whole, 3B's would take 30 GB of main memory for each rank."""
+    with pytest.raises(KeyboardInterrupt):
+        again(raising(KeyboardInterrupt(), 2))
+    mapped, load = list[bool](), torch.load
+
+    def noting(path: Path, **settings: Any) -> Any:
+        mapped.append(settings.get("mmap", False))
+        return load(path, **settings)
+
+    monkeypatch.setattr(torch, "load", noting)
+    again()
+    assert mapped == [True]
+
+
+def test_images_are_attended_to_in_one_call_on_a_gpu(tiny_model: Path) -> None:
+    for device, name in (("cpu", "Qwen2_5_VLVisionAttention"), ("meta", "OneCallAttention")):
+        for moved in (True, False):
+            network = grpo._network(tiny_model, recipe(), torch.device(device), moved)
+            assert {type(block.attn).__name__ for block in network.model.visual.blocks} == {name}
+            assert {parameter.device.type for parameter in network.parameters()} == {device if moved else "cpu"}
+
+
 def test_a_broken_checkpoint_is_named(again: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         again(raising(KeyboardInterrupt(), 2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.recipe import Recipe
 from guardreasoner_vl.stages import sft
 from guardreasoner_vl.stages.sft import last_checkpoint, run
-from guardreasoner_vl.training import sft_trainer
+from guardreasoner_vl.training import launch, sft_trainer
 from tests.training import toy
 from tests.training.fake_trackers import FakeServer
 
@@ -434,13 +433,13 @@ def test_the_stage_says_what_to_install(monkeypatch: pytest.MonkeyPatch, data: P
     from guardreasoner_vl.errors import MissingExtraError
 
     monkeypatch.setitem(sys.modules, "guardreasoner_vl.training.sft_trainer", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'guardreasoner-vl\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r"install guardreasoner-vl with the extra 'train'"):
         sft.run(toy.recipe(), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_deepspeed_is_reported_first(data: Path, tmp_path: Path) -> None:
-    assert importlib.util.find_spec("deepspeed") is None
+def test_missing_deepspeed_is_reported_first(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(launch, "find_spec", lambda _: None)
     with pytest.raises(RecipeError, match="pip install deepspeed"):
         sft.run(toy.recipe(deepspeed={"zero_optimization": {"stage": 2}}), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()

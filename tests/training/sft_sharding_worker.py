@@ -1,4 +1,4 @@
-"""One rank of `test_sft_sharding.py`, run by torchrun: short SFT runs with sharded weights.
+"""One rank of `test_sft_sharding.py`, run by torchrun: short SFT runs with whole weights (DDP), and with sharded ones.
 
     torchrun --nproc-per-node 2 -m tests.training.sft_sharding_worker DATA OUT [resume]
 
@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
 from guardreasoner_vl.errors import GuardError
+from guardreasoner_vl.recipe import LoraSection
 from guardreasoner_vl.stages import sft
 from guardreasoner_vl.training import model_folder
 from guardreasoner_vl.training.model_folder import write_model
@@ -31,6 +32,8 @@ from tests.training import toy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from guardreasoner_vl.recipe import Recipe
 
 SHARDED: dict[str, Any] = {
     "shard_weights": True,
@@ -44,11 +47,28 @@ SHARDED: dict[str, Any] = {
 }
 """Three steps on 12 rows, each rank's share of a step in two passes of one row."""
 
+WHOLE = SHARDED | {"shard_weights": False}
+
 init_state = PartialState.__init__
 
 
 def data_of(rows: str) -> dict[str, Any]:
     return {"sources": [toy.SOURCE | {"folder": rows}], "validation_share": 0}
+
+
+def write_rows(root: Path) -> Path:
+    """Sources of twelve rows in `root`: of text, of images, and of both."""
+    records = toy.rows(48)
+    text, images = ([row for row in records if ("images" in row) == kind] for kind in (False, True))
+    for name, rows in (("text", text[:12]), ("image", images[:12]), ("mixed", text[:6] + images[:6])):
+        toy.write_data(root / "made", rows)
+        (root / "made" / "toy").rename(root / name)
+    return root
+
+
+def adapted(recipe: Recipe) -> Recipe:
+    """The recipe with LoRA adapters."""
+    return recipe.model_copy(update={"lora": LoraSection(rank=2, alpha=4)})
 
 
 def write_model_and_fp32(model: Any, weights: Any, base: Path, folder: Path, *others: Any) -> None:
@@ -66,8 +86,14 @@ def state_of_gpus(self: PartialState, *arguments: Any, **settings: Any) -> None:
 
 
 def main(data: Path, out: Path, resume: bool) -> None:
-    PartialState.__init__ = state_of_gpus
     state = PartialState(cpu=True)
+    if not resume:
+        whole = toy.recipe(data_of("mixed"), **WHOLE)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model_folder, "write_model", write_model_and_fp32)
+            sft.run(whole, data, out / "whole")
+            sft.run(adapted(whole), data, out / "lora")
+    PartialState.__init__ = state_of_gpus
     if resume:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model_folder, "write_model", write_model_and_fp32)
@@ -106,7 +132,7 @@ def main(data: Path, out: Path, resume: bool) -> None:
             sft.run(toy.recipe(data_of(rows), **SHARDED), data, out / rows)
         ends["mixed"] = ends.pop("with_images")
         ends["with_images"] = []
-        interrupting.append(_interrupt)
+        interrupting.append(interrupt)
         with contextlib.suppress(KeyboardInterrupt):
             sft.run(toy.recipe(data_of("mixed"), **SHARDED), data, out / "resumed")
         sft.run(toy.recipe(data_of("mixed"), **SHARDED), data, out / "resumed")
@@ -120,7 +146,7 @@ def main(data: Path, out: Path, resume: bool) -> None:
         sft.run(toy.recipe(data_of("mixed"), **SHARDED), data, out / "killed")
 
 
-def _interrupt() -> None:
+def interrupt() -> None:
     raise KeyboardInterrupt
 
 

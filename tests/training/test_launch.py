@@ -8,14 +8,22 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from guardreasoner_vl.errors import GuardError, RecipeError
 from guardreasoner_vl.pipeline import run as pipeline
 from guardreasoner_vl.pipeline.run import STAGES, Run
 from guardreasoner_vl.recipe import GrpoSection, SftSection
 from guardreasoner_vl.stages import grpo, sft
-from guardreasoner_vl.training.launch import check_launch, peers_alive, process_count, shards_weights
+from guardreasoner_vl.training import launch
+from guardreasoner_vl.training.launch import (
+    PATIENCE,
+    check_deepspeed,
+    check_launch,
+    peers_alive,
+    process_count,
+    shards_weights,
+)
 from guardreasoner_vl.training.sft_trainer import sft_config
 from tests.smoke import PATH, short_recipe
 
@@ -61,6 +69,47 @@ def test_one_gpu_or_a_launcher_is_accepted(gpus: Callable[[int], None], monkeypa
         check_launch()
     monkeypatch.setenv("LOCAL_RANK", "2")
     check_launch()
+
+
+def test_deepspeed_needs_a_launcher_on_one_gpu_too(
+    gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without one it ends in its search for MPI; the run is refused before the stages ahead of SFT."""
+    gpus(1)
+    monkeypatch.setattr(launch, "find_spec", lambda _: object())
+    recipe = short_recipe(sft={"deepspeed": {"bf16": {}}, "precision": "bf16"})
+    with pytest.raises(RecipeError, match=r"`torchrun --nproc-per-node 1 --no-python .*, or set it to null$"):
+        pipeline.run(Run(recipe, tmp_path / "out", tmp_path / "out", print), STAGES)
+    assert not (tmp_path / "out").exists()
+    check_deepspeed(SftSection())
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    check_deepspeed(recipe.sft)
+
+
+def test_deepspeed_by_accelerate_s_configuration_is_refused(
+    gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(1)
+    ports = ["--num_machines", "1", "--main_process_port", "0"]
+    arguments = ["--use_deepspeed", "--num_processes", "2", *ports, "--mixed_precision", "no", "--no_python", "x"]
+    settings = launch_command_parser().parse_args(arguments)
+    settings.deepspeed_fields_from_accelerate_config = []  # as `accelerate launch` sets it
+    _, environment = prepare_deepspeed_cmd_env(settings)
+    for name, value in environment.items():
+        if name.startswith("ACCELERATE_"):
+            monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=r"launch without it, and give DeepSpeed's settings as sft\.deepspeed$"):
+        check_launch()
+    # SFT's trainer sets the other one itself, and RL may follow in the same process.
+    monkeypatch.delenv("ACCELERATE_CONFIG_DS_FIELDS")
+    assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+    check_launch()
+
+
+def test_sft_waits_as_long_for_another_process_as_rl_does(tmp_path: Path) -> None:
+    """The first process may read sources, make the start model and measure images for longer than torch's default."""
+    config = sft_config(SftSection(precision="fp32"), tmp_path, seed=0, use_cpu=True)
+    assert config.ddp_timeout == PATIENCE.total_seconds() == 6 * 3600
 
 
 def test_a_total_batch_is_shared_by_the_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

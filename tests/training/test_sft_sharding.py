@@ -1,4 +1,5 @@
-"""SFT on two ranks with weights that accelerate shards: one process's weights, whole folders, resume, a clear end."""
+"""SFT on two ranks, with whole weights and with weights that accelerate shards: one process's weights, whole folders,
+resume, a clear end."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from guardreasoner_vl.guard import Guard
@@ -19,10 +21,14 @@ from guardreasoner_vl.stages import sft
 from guardreasoner_vl.stages.sft import last_checkpoint
 from guardreasoner_vl.training import model_folder
 from tests.training import toy
-from tests.training.sft_sharding_worker import SHARDED, data_of, write_model_and_fp32
-
-if TYPE_CHECKING:
-    import torch
+from tests.training.sft_sharding_worker import (
+    SHARDED,
+    WHOLE,
+    adapted,
+    data_of,
+    write_model_and_fp32,
+    write_rows,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 ROOT = Path(__file__).parents[2]
@@ -43,14 +49,7 @@ class Launch:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sources of twelve rows: of text, of images, and of both."""
-    root = tmp_path_factory.mktemp("rows")
-    records = toy.rows(48)
-    text, images = ([row for row in records if ("images" in row) == kind] for kind in (False, True))
-    for name, rows in (("text", text[:12]), ("image", images[:12]), ("mixed", text[:6] + images[:6])):
-        toy.write_data(root / "made", rows)
-        (root / "made" / "toy").rename(root / name)
-    return root
+    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +59,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Launch:
         patch.setattr(model_folder, "write_model", write_model_and_fp32)
         for rows in ("text", "image", "mixed"):
             sft.run(toy.recipe(data_of(rows), **SHARDED), data, out / "alone" / rows)
+        sft.run(adapted(toy.recipe(data_of("mixed"), **WHOLE)), data, out / "alone" / "lora")
     shutil.copytree(out / "alone" / "mixed", out / "begun")
     shutil.rmtree(out / "begun" / "sft" / "model")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
@@ -81,12 +81,17 @@ def final(out: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("rows", ["text", "image", "mixed", "resumed", "killed"])
-def test_three_steps_are_those_of_one_process(launch: Launch, rows: str) -> None:
-    alone = rows if rows in ("text", "image") else "mixed"
-    sharded, whole = final(launch.out / rows), final(launch.alone / alone)
-    assert sharded.keys() == whole.keys()
-    assert max(float((sharded[name] - whole[name]).abs().max()) for name in whole) < 1e-5
+@pytest.mark.parametrize("run", ["text", "image", "mixed", "resumed", "killed", "whole", "lora"])
+def test_three_steps_are_those_of_one_process(launch: Launch, run: str) -> None:
+    ours, alone = final(launch.out / run), final(launch.alone / (run if run in ("text", "image", "lora") else "mixed"))
+    assert ours.keys() == alone.keys()
+    assert max(float((ours[name] - alone[name]).abs().max()) for name in alone) < 1e-5
+
+
+def test_three_steps_move_the_adapted_weights(launch: Launch) -> None:
+    start = load_file(launch.alone / "lora" / "base" / "model.safetensors")
+    moved = load_file(launch.out / "lora" / "sft" / "model" / "model.safetensors")
+    assert any(not torch.equal(moved[name], start[name].to(torch.bfloat16)) for name in start)
 
 
 def test_ranks_hold_shares_and_see_blank_images(launch: Launch) -> None:

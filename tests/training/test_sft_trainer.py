@@ -18,12 +18,14 @@ from guardreasoner_vl.images.sizes import ImageSizes
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import SftSection
 from guardreasoner_vl.sources.jsonl import read_samples
+from guardreasoner_vl.training.master_adamw import MasterAdamW
 from guardreasoner_vl.training.sft_data import IGNORED, TokenRow, target_labels, tokenise
 from guardreasoner_vl.training.sft_trainer import (
     Collator,
     LengthGrouped,
     SupervisedOnlyTrainer,
     build_trainer,
+    deepspeed_settings,
     sft_config,
 )
 from guardreasoner_vl.training.small_model import write_new_model
@@ -421,3 +423,25 @@ def test_gradient_checkpointing_changes_nothing(
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         assert_close(results[1][name], value, name, 1e-6)
+
+
+def test_zero_stage_3_writes_whole_weights() -> None:
+    """Otherwise its checkpoints, and the finished folder, would have none."""
+    zero: dict[str, Any] = {"stage": 3, "overlap_comm": True}
+    gathering = {"stage3_gather_16bit_weights_on_model_save": True}
+    for keys in ({}, {"stage3_gather_16bit_weights_on_model_save": False}):
+        section = SftSection(deepspeed={"bf16": {}, "zero_optimization": {**zero, **keys}})
+        assert deepspeed_settings(section) == {"bf16": {}, "zero_optimization": {**zero, **gathering}}
+    for others in (None, {"bf16": {}}, {"zero_optimization": {"stage": 2}}):
+        assert deepspeed_settings(SftSection(deepspeed=others)) == others
+
+
+def test_deepspeed_keeps_the_fp32_copies_itself(
+    folder: Path, rows: list[TokenRow], inputs: QwenInputs, tmp_path: Path
+) -> None:
+    """It holds weights in bf16, under ZeRO stage 3 as empty tensors, of which copies would be empty too."""
+    for settings, copies in ((None, True), ({"zero_optimization": {"stage": 3}}, False)):
+        config = sft_config(SftSection.model_validate(toy.SFT), tmp_path, seed=0, use_cpu=True)
+        config.deepspeed = settings  # DeepSpeed itself is not needed to build a trainer
+        built = build_trainer(model(folder, torch.bfloat16), rows[:4], inputs, config, folder / "base")
+        assert isinstance(built.optimizer, MasterAdamW) == copies

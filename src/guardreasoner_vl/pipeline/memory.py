@@ -9,9 +9,11 @@ Computed from the shapes of the model and the recipe. Sizes of P parameters on n
     shard_weights            4 P / n   4 P / n     8 P / n     what a pass gathers, in the precision of computing
 
 With `lora` the P frozen weights take 2 P (fp32: 4 P), and each weight of an adapter what `_OF_ADAPTER` says.
-RL spreads AdamW over the GPUs. Checkpointing keeps the residual stream of every layer, and one layer at a time whole,
-which is when the logits are gone. It is within 15% of the tensors' memory in small runs on a CPU
-(`benchmarks/training_memory.py`); allocators, libraries and kernels take more.
+RL spreads AdamW over the GPUs. In DeepSpeed's step a GPU's share of the gradients is copied twice, flat and in fp32, in
+stage 3 that of 10^9 weights at once. Answers to prompts of unequal length have a mask, for which transformers repeats
+one layer's keys and values for each head (`use_gqa_in_sdpa`). Checkpointing keeps the residual stream of every layer,
+and one layer at a time whole, which is when the logits are gone. It is within 15% of the tensors' memory in small runs
+on a CPU (`benchmarks/training_memory.py`); allocators, libraries and kernels take more.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ _OF_ADAPTER = 4 + 4 + 8 + 2 + 4.0  # weight, gradient, AdamW, autocast's copy an
 _OF_LOGIT = 2 + 4 + 4 + 4  # bf16, fp32, softmax, gradient
 _VLLM_SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _BUCKETS = 4e9  # DeepSpeed's for reducing and gathering, by its defaults
+_SUB_GROUP = 1e9  # weights of a share that stage 3 updates at once, by its default
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def of_sft(section: SftSection, size: ModelSize, gpus: int, max_pixels: int | No
         checkpointing=section.gradient_checkpointing,
         sharded=sharded,
     )
-    return {**memory, **a_pass.memory(size, element, residual, _of_step(section.precision, size, 1))}
+    step = _of_zero_step(parameters, weight, zero, gpus) if section.deepspeed else _of_step(section.precision, size, 1)
+    return {**memory, **a_pass.memory(size, element, residual, step)}
 
 
 def of_update(section: GrpoSection, size: ModelSize, gpus: int, max_pixels: int | None) -> Memory:
@@ -141,8 +145,7 @@ def of_update(section: GrpoSection, size: ModelSize, gpus: int, max_pixels: int 
 def of_mining(section: MineSection, size: ModelSize) -> Memory:
     """The memory of the answers that one process generates at once, all of them as long as the limit, in bf16."""
     prompt = section.max_tokens // section.max_rows
-    cache = _cache(section.max_rows, prompt, section.max_new_tokens, size, 2 + 2)
-    return {"weights": 2.0 * size.parameters, "keys and values": cache}
+    return {"weights": 2.0 * size.parameters, **_cache(section.max_rows, prompt, section.max_new_tokens, size, 2, 2)}
 
 
 def of_rollouts(section: GrpoSection, size: ModelSize, gpus: int, rows: int, prompt: int) -> Memory:
@@ -155,17 +158,24 @@ def of_rollouts(section: GrpoSection, size: ModelSize, gpus: int, rows: int, pro
     if section.rollouts.engine != "transformers":
         return _resident(section.precision, size, gpus, sharded)
     _, element, residual = _bytes(section.precision, sharded=sharded)
-    cache = _cache(rows, prompt, section.max_completion_length, size, residual + element)
-    memory = {**_resident(section.precision, size, gpus, sharded), "keys and values": cache}
+    cache = _cache(rows, prompt, section.max_completion_length, size, residual, element)
+    memory = {**_resident(section.precision, size, gpus, sharded), **cache}
     return {**memory, "whole copy": float(element * size.parameters)} if sharded else memory
 
 
-def _cache(rows: int, prompt: int, answer: int, size: ModelSize, pair: int) -> float:
-    """Bytes of the buffers of keys and values, at `pair` bytes for a number of both, in tokens of prompt and answer."""
-    tokens = buffer_length(prompt)
+def _cache(rows: int, prompt: int, answer: int, size: ModelSize, key: int, value: int) -> Memory:
+    """The buffers of keys and values of `key` and `value` bytes a number, in tokens of prompt and answer.
+
+    Of the repeated ones in one layer, keys that have more bytes than values are also cast to as many.
+    """
+    tokens, decoder = buffer_length(prompt), size.decoder
     while tokens < prompt + answer:
         tokens = buffer_length(tokens + 1)
-    return float(rows * tokens * size.decoder.layers * size.decoder.kv_width * pair)
+    memory = {"keys and values": float(rows * tokens * decoder.layers * decoder.kv_width * (key + value))}
+    if decoder.kv_width < decoder.hidden:
+        repeated = key + value + (value if key > value else 0)
+        memory["repeated for the heads"] = float(rows * (prompt + answer) * decoder.hidden * repeated)
+    return memory
 
 
 def trained(work: Callable[[_Stage], Memory], section: _Stage, size: ModelSize) -> Memory:
@@ -197,8 +207,11 @@ def vllm_needs(section: GrpoSection, size: ModelSize) -> float:
 def sft_remedy(section: SftSection, fits: Callable[[SftSection], bool], size: ModelSize, gpus: int) -> str | None:
     """The first change of `sft` that makes it fit, in words; None if none does."""
     changes: list[tuple[str, dict[str, Any]]] = [("gradient_checkpointing: true", {"gradient_checkpointing": True})]
-    if section.deepspeed:
-        for stage in range(_zero_stage(section) + 1, 4 if gpus > 1 else 0):
+    if section.deepspeed and gpus == 1:
+        alone = {"deepspeed": None, "precision": "bf16-weights"}
+        changes.append(("deepspeed: null and sft.precision: bf16-weights", alone))
+    elif section.deepspeed:
+        for stage in range(_zero_stage(section) + 1, 4):
             settings = section.deepspeed | {"zero_optimization": {"stage": stage}}
             changes.append((f"deepspeed.zero_optimization.stage: {stage}", {"deepspeed": settings}))
     elif not size.adapters:
@@ -225,11 +238,16 @@ def grpo_remedy(section: GrpoSection, fits: Callable[[GrpoSection], bool], size:
     ]
     if not size.adapters:
         changes.append(_lighter_weights(section, "grpo", gpus))
-    if section.rollouts.engine == "vllm-colocate":
+    rollouts = section.rollouts
+    if rollouts.engine == "vllm-colocate":
         for share in _VLLM_SHARES:
-            rollouts = section.rollouts.model_copy(update={"gpu_memory_utilization": share})
-            changes.append((f"rollouts.gpu_memory_utilization: {share}", {"rollouts": rollouts}))
-    elif section.rollouts.engine == "transformers":
+            changed = rollouts.model_copy(update={"gpu_memory_utilization": share})
+            changes.append((f"rollouts.gpu_memory_utilization: {share}", {"rollouts": changed}))
+    elif rollouts.engine == "transformers":
+        for rows, tokens in zip(_halves(rollouts.max_rows), _halves(rollouts.max_tokens), strict=False):
+            changed = rollouts.model_copy(update={"max_rows": rows, "max_tokens": tokens})
+            words = f"rollouts.max_rows: {rows} and grpo.rollouts.max_tokens: {tokens}"
+            changes.append((words, {"rollouts": changed}))
         lengths = _halves(section.max_completion_length, 256)
         changes += [(f"max_completion_length: {tokens}", {"max_completion_length": tokens}) for tokens in lengths]
     return _first(section, changes, fits, "grpo")
@@ -291,6 +309,12 @@ def _bytes(precision: Precision, deepspeed: bool = False, sharded: bool = False)
 def _of_step(precision: Precision, size: ModelSize, gpus: int) -> float:
     """What the optimizer's step takes for itself: fp32 copies of the gradients of weights that are not fp32."""
     return 4 * (size.adapters or size.parameters) / gpus if precision == "bf16-weights" else 0
+
+
+def _of_zero_step(parameters: int, weight: int, zero: int, gpus: int) -> float:
+    """What DeepSpeed's step takes for itself: the share's gradients, flat, and in fp32 if they are not."""
+    share = parameters / (gpus if zero else 1)
+    return (4 if weight == 4 else weight + 4) * (min(share, _SUB_GROUP) if zero == 3 else share)
 
 
 def _adamw(weight: int) -> int:

@@ -30,6 +30,8 @@ GPU_MEMORY = 80
 DOES_NOT_FIT = "does not fit"
 """Words of a plan with a stage that needs more memory than the GPUs have."""
 
+_LAUNCHER = "on one GPU set sft.deepspeed: null, or start this stage with `torchrun --nproc-per-node 1 --no-python`"
+
 
 def plan_of(
     recipe: Recipe,
@@ -216,6 +218,7 @@ class _RunPlan:
         arithmetic = f"{section.batch_size} rows x {accumulated} accumulated x {self.gpus} devices"
         return [
             f"{arithmetic} = {batch} rows a step; {section.epochs:g} epochs, {steps}",
+            *([_LAUNCHER] if section.deepspeed and self.gpus == 1 else []),
             *self._sft_memory(section),
             *self._sft_hours(section, rows),
         ]
@@ -323,12 +326,12 @@ class _RunPlan:
         size, limit, pixels = self.size, self.limit, self.recipe.base.max_pixels
         if size is None:
             return []
-        rows = section.rollouts.max_rows
-        prompt = section.rollouts.max_tokens // rows
 
         def needed(section: GrpoSection) -> tuple[Memory, Memory]:
             vllm = memory.of_vllm(section, limit or GPU_MEMORY * 1e9)
             update = memory.trained(lambda part: memory.of_update(part, size, self.gpus, pixels), section, size)
+            rows = section.rollouts.max_rows
+            prompt = section.rollouts.max_tokens // rows
             rollouts = memory.trained(
                 lambda part: memory.of_rollouts(part, size, self.gpus, rows, prompt), section, size
             )
@@ -343,7 +346,7 @@ class _RunPlan:
 
         update, rollouts = needed(section)
         by_vllm = section.rollouts.engine != "transformers"
-        what = "rollouts by vLLM" if by_vllm else f"rollouts, {rows} of the greatest length"
+        what = "rollouts by vLLM" if by_vllm else f"rollouts, {section.rollouts.max_rows} of the greatest length"
         lines = [_memory_line("an update", update), _memory_line(what, rollouts)]
         if by_vllm:
             lines.append(f"vLLM needs {_memory(memory.vllm_needs(section, size))} at least, more for answers at once")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from guardreasoner_vl.corpus.store import is_corpus, read_split
 from guardreasoner_vl.errors import DataError, RecipeError
 from guardreasoner_vl.recipe.run_dir import begin, open_run_dir
-from guardreasoner_vl.training.launch import check_launch, process_count
+from guardreasoner_vl.training.launch import check_deepspeed, check_launch, process_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -83,9 +83,9 @@ class Run:
 def run(job: Run, stages: Collection[str] = STAGES) -> None:
     """Run `stages` in the method's order.
 
-    Raises `RecipeError` if a stage in the folder has read another recipe or a tracker is not installed, `DataError` if
-    another process works there, and `GuardError` if a stage trains, several GPUs are visible and no launcher started
-    this process.
+    Raises `RecipeError` if a stage in the folder has read another recipe, a tracker is not installed or DeepSpeed
+    cannot start, `DataError` if another process works there, and `GuardError` if a stage trains, several GPUs are
+    visible and no launcher started this process.
     """
     if process_count() > 1 and (alone := [name for name in stages if name not in TRAINING]):
         raise RecipeError(
@@ -96,6 +96,8 @@ def run(job: Run, stages: Collection[str] = STAGES) -> None:
 
         check_launch()  # before the stages ahead of training take their hours
         check_installed(job.recipe.tracker)
+        if "sft" in stages:
+            check_deepspeed(job.recipe.sft)
     with open_run_dir(job.out, job.recipe, "run"):
         for stage in STAGES:
             if stage in stages:

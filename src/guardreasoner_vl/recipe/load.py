@@ -76,11 +76,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _no_shards_of_a_new_model(self) -> Self:
-        zero = (self.sft.deepspeed or {}).get("zero_optimization")
-        if isinstance(zero, dict) and zero.get("stage") == 3 and self.model and (self.model.new or self.model.base):
+        """One process makes the start model, and ZeRO stage 3 would wait for the others at each of its weights."""
+        if self.sft.zero_3 and self.model and (self.model.new or self.model.base):
             raise ValueError(
                 "DeepSpeed's ZeRO stage 3 would take a new model apart before it is written: give model.path, the "
                 "folder of a finished model (`base` writes one), or set sft.deepspeed to null"
+            )
+        if self.sft.zero_3 and self.model and self.model.reading:
+            raise ValueError(
+                "DeepSpeed's ZeRO stage 3 would take the model apart before it learns to read: remove model.reading, "
+                "or set sft.deepspeed to null"
             )
         return self
 

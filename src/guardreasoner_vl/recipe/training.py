@@ -103,9 +103,16 @@ class SftSection(Section):
     )
     deepspeed: dict[str, Any] | None = Field(
         default=None,
-        description="DeepSpeed's own configuration (paper: ZeRO stage 3). Null: without DeepSpeed.",
+        description="DeepSpeed's own configuration (paper: ZeRO stage 3, which gathers whole weights for each "
+        "checkpoint). Null: without DeepSpeed.",
     )
     shard_weights: bool = Field(default=False, description=f"{_SHARD} Without `deepspeed`.")
+
+    @property
+    def zero_3(self) -> bool:
+        """Whether DeepSpeed spreads the weights over the devices."""
+        settings = (self.deepspeed or {}).get("zero_optimization")
+        return isinstance(settings, dict) and settings.get("stage") == 3
 
     def accumulated(self, devices: int) -> int:
         """Forward passes of each device in one optimizer step.

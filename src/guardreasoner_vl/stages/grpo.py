@@ -36,7 +36,7 @@ from guardreasoner_vl.training.grpo.log import Log, LogRow, batch_row, draw_trai
 from guardreasoner_vl.training.grpo.optimizer import ShardedAdamW
 from guardreasoner_vl.training.grpo.ranks import DistributedContext, sigterm_flag
 from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
-from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW, shard, whole, whole_weights
+from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW, drop_gathered, shard, whole, whole_weights
 from guardreasoner_vl.training.grpo.state import State, check_begun, load_best, load_checkpoint, save_checkpoint
 from guardreasoner_vl.training.grpo.update import Passes, PolicyNetwork, accumulate, autocast, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
@@ -45,6 +45,7 @@ from guardreasoner_vl.training.launch import check_launch, peers_alive, shards_w
 from guardreasoner_vl.training.lora import ADAPTER, load_trainable, write_and_merge
 from guardreasoner_vl.training.model_folder import write_model, written
 from guardreasoner_vl.training.trackers import check_installed
+from guardreasoner_vl.training.vision_attention import use_one_call
 from guardreasoner_vl.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class _Training:
         self._folder, self._ranks = folder, ranks
         self._inputs = QwenInputs.from_folder(model)
         sharded = shards_weights(self._section)
-        self._model = _network(model, recipe, None if sharded else ranks.device)
+        self._model = _network(model, recipe, ranks.device, moved=not sharded)
         self._policy = PolicyNetwork(self._model)
         self._copy = shard(self._policy, self._section, ranks) if sharded else None
         with ranks.all_or_none():
@@ -264,7 +265,7 @@ class _Training:
         rows = self._batch(self._state.step)
         rank_rows = [row for start in range(0, len(rows), size) for row in self._ranks.part(rows[start : start + size])]
         seed = f"{self._seed}-{self._state.step}"
-        with self._present_weights(), autocast(self._section, self._ranks.device):
+        with self._present_weights():
             groups = roll_out(rank_rows, self._engine, self._inputs, self._section, seed, sigterm_came)
         return groups, time.perf_counter() - started
 
@@ -304,7 +305,9 @@ class _Training:
         def work() -> torch.Tensor:
             return old_log_probabilities(self._policy, self._passes.of(groups, completions), self._section)
 
-        return self._passes.within_memory(work)
+        logprobs = self._passes.within_memory(work)
+        drop_gathered(self._policy)
+        return logprobs
 
     def _accumulated(self, groups: Sequence[RolloutGroup], old: torch.Tensor | None, limit: float) -> UpdateFigures:
         """Compute the gradient of one update."""
@@ -332,19 +335,21 @@ class _Training:
         return float(norm)
 
     def _validated(self) -> Validation:
-        with self._present_weights(), autocast(self._section, self._ranks.device):
+        with self._present_weights():
             return validate(self._validation, self._engine, self._section.max_completion_length, self._ranks)
 
     @contextmanager
     def _present_weights(self) -> Iterator[None]:
-        """The context in which the engine answers with the present weights."""
+        """The context in which the engine answers with the present weights; vLLM has a precision of its own."""
         if self._vllm:
             with self._ranks.all_or_none():  # nobody samples before the main rank has sent them
                 self._vllm.renew(self._state.step)
-        elif isinstance(self._engine, TransformersEngine):
-            self._engine.forget()
-        with self._copy.filled() if self._copy and not self._vllm else nullcontext():
             yield
+        else:
+            if isinstance(self._engine, TransformersEngine):
+                self._engine.forget()
+            with self._copy.filled() if self._copy else nullcontext(), autocast(self._section, self._ranks.device):
+                yield
 
     def _logged(self, row: LogRow) -> None:
         with self._ranks.all_or_none():
@@ -384,10 +389,12 @@ class _Training:
             ) from error
 
 
-def _network(folder: Path, recipe: Recipe, device: torch.device | None) -> Any:
-    """The network to train, on the device, or in main memory for `shard` to move it share by share."""
-    model = load_trainable(folder, recipe, "grpo").to(device)
+def _network(folder: Path, recipe: Recipe, device: torch.device, moved: bool) -> Any:
+    """The network to train on the device; not `moved` there if `shard` is to move it share by share."""
+    model = load_trainable(folder, recipe, "grpo").to(device if moved else None)
     use_shared_prefix(model)
+    if device.type != "cpu":
+        use_one_call(model.model.visual)
     if recipe.grpo.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.disable_input_require_grads()  # which only reentrant checkpointing needs

@@ -13,7 +13,6 @@ import json
 import logging
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError, MissingExtraError, RecipeError
@@ -69,21 +68,20 @@ def run(recipe: Recipe, data: Path, out: Path, progress: Callable[[int, int], No
 
     Resumes from the last checkpoint in `out`. `data` holds the recipe's sources, or is a corpus (`curate`). `progress`
     receives the optimizer steps done and their total, and replaces the trainer's own bar on a terminal. Raises
-    `RecipeError` if `out` holds another recipe, the recipe needs DeepSpeed and it is not installed, it leaves no layer
-    to train, or the devices cannot share a batch, `DataError` if no row can be trained on, the disk is full, another
-    process works in `out`, or the run there began with another model or other rows, `GuardError` if several GPUs are
-    visible and no launcher started this process.
+    `RecipeError` if `out` holds another recipe, the recipe needs DeepSpeed and it is not installed or no launcher
+    started this process, it leaves no layer to train, or the devices cannot share a batch, `DataError` if no row can be
+    trained on, the disk is full, another process works in `out`, or the run there began with another model or other
+    rows, `GuardError` if several GPUs are visible and no launcher started this process.
     """
     try:
-        from guardreasoner_vl.training.launch import check_launch
+        from guardreasoner_vl.training.launch import check_deepspeed, check_launch
         from guardreasoner_vl.training.sft_trainer import sft_config
         from guardreasoner_vl.training.trackers import check_installed
     except ImportError as error:
         raise MissingExtraError("trl", "train") from error
     check_launch()
     check_installed(recipe.tracker)
-    if recipe.sft.deepspeed and find_spec("deepspeed") is None:
-        raise RecipeError("sft.deepspeed needs `pip install deepspeed`; or set it to null if the model fits one GPU")
+    check_deepspeed(recipe.sft)
     folder = out / "sft"
     finished = folder / "model"
     config = sft_config(recipe.sft, folder, recipe.seed, use_cpu=not _accelerator(), show_bar=progress is None)

@@ -1,9 +1,11 @@
-"""The launch of a training stage: its number of processes, whether they share the weights, and what ends them."""
+"""The launch of a training stage: what it must be, its processes, whether they share the weights, what ends them."""
 
 from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.recipe import GrpoSection, SftSection
 
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for another: for the slowest one's rollouts, or for the first one to read all rows, measure
+their images and make the start model."""
+
 
 def process_count() -> int:
     """Processes of the launch by `accelerate launch` or `torchrun`; 1 without a launcher."""
@@ -22,18 +28,37 @@ def process_count() -> int:
 
 
 def check_launch() -> None:
-    """Raise `GuardError` if this process sees several GPUs and no launcher started it.
+    """Raise `GuardError` if this process sees several GPUs and no launcher started it, or accelerate gives DeepSpeed.
 
     SFT's trainer would wrap the model in `DataParallel`, which cuts a packed row apart, and RL would use one GPU.
+    DeepSpeed by accelerate's configuration would have other settings than the recipe, and RL has none.
     """
     import torch
 
+    if "ACCELERATE_CONFIG_DS_FIELDS" in os.environ:  # set by `accelerate launch` alone, and only for DeepSpeed
+        raise RecipeError(
+            "accelerate's configuration asks for DeepSpeed: launch without it, and give DeepSpeed's settings as "
+            "sft.deepspeed"
+        )
     count = torch.cuda.device_count()
     if count > 1 and "LOCAL_RANK" not in os.environ:
         raise GuardError(
             f"{count} GPUs are visible and no launcher started this process: start the stages sft and grpo with "
             f"`accelerate launch --num_processes {count} --no_python guardreasoner-vl ...` (`run RECIPE --plan --gpus "
             f"{count}` prints the commands), or set CUDA_VISIBLE_DEVICES=0 to train on one GPU"
+        )
+
+
+def check_deepspeed(section: SftSection) -> None:
+    """Raise `RecipeError` if SFT needs DeepSpeed and it is not installed, or no launcher started this process."""
+    if not section.deepspeed:
+        return
+    if find_spec("deepspeed") is None:
+        raise RecipeError("sft.deepspeed needs `pip install deepspeed`; or set it to null if the model fits one GPU")
+    if "LOCAL_RANK" not in os.environ:  # DeepSpeed would look for MPI
+        raise RecipeError(
+            "sft.deepspeed needs a launcher, on one GPU too: start the stage sft with `torchrun --nproc-per-node 1 "
+            "--no-python guardreasoner-vl ...`, or set it to null"
         )
 
 

@@ -26,7 +26,7 @@ from guardreasoner_vl.images.decode import checked_images
 from guardreasoner_vl.protocol import CANDIDATES
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, arguments, pack, use_shared_prefix
 from guardreasoner_vl.training.blank import BLANK, blank_branch, blank_image
-from guardreasoner_vl.training.launch import process_count, shards_weights
+from guardreasoner_vl.training.launch import PATIENCE, process_count, shards_weights
 from guardreasoner_vl.training.master_adamw import MasterAdamW
 from guardreasoner_vl.training.sft_data import IGNORED
 from guardreasoner_vl.training.vision_attention import use_one_call
@@ -263,7 +263,8 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool, show
         gradient_checkpointing=section.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=True,  # an all-text batch leaves the vision tower without gradients
-        deepspeed=section.deepspeed,
+        ddp_timeout=int(PATIENCE.total_seconds()),
+        deepspeed=deepspeed_settings(section),
         # A launch with FSDP by accelerate's configuration has its settings in the environment.
         fsdp=section.shard_weights and process_count() > 1,
         fsdp_config=dict(_SHARDING),
@@ -286,6 +287,14 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool, show
     )
 
 
+def deepspeed_settings(section: SftSection) -> dict[str, Any] | None:
+    """DeepSpeed's configuration; without the key that is added to ZeRO stage 3, no folder would hold the weights."""
+    if section.deepspeed is None or not section.zero_3:
+        return section.deepspeed
+    gathering = {"stage3_gather_16bit_weights_on_model_save": True}
+    return {**section.deepspeed, "zero_optimization": {**section.deepspeed["zero_optimization"], **gathering}}
+
+
 def build_trainer(
     model: Any,
     rows: Sequence[TokenRow],
@@ -294,7 +303,10 @@ def build_trainer(
     folder: Path,
     label_weight: float = 1.0,
 ) -> SupervisedOnlyTrainer:
-    """The trainer, ready to run; `folder` holds the tokenizer. Trainable weights held in bf16 get fp32 copies."""
+    """The trainer, ready to run; `folder` holds the tokenizer.
+
+    Trainable weights held in bf16 get fp32 copies; DeepSpeed has its own.
+    """
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
@@ -313,7 +325,8 @@ def build_trainer(
     if config.device.type != "cpu":
         use_one_call(model.model.visual)
     optimizer = None
-    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters() if parameter.requires_grad):
+    trainable = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    if not config.deepspeed and any(parameter.dtype == torch.bfloat16 for parameter in trainable):
         model.to(config.device)  # before its parameters are copied
         betas = (config.adam_beta1, config.adam_beta2)
         optimizer = MasterAdamW(model.parameters(), config.learning_rate, betas, config.weight_decay)

@@ -60,7 +60,8 @@ def main(model: Path, data: Path, out: Path) -> None:
     ends: dict[str, Any] = {}
     passes: list[tuple[int, bool]] = []
     shares: list[float] = []
-    make, step = grpo_update.Passes.of, FullyShardedAdamW.step
+    gathered: list[list[str]] = []
+    make, step, compute_old = grpo_update.Passes.of, FullyShardedAdamW.step, grpo._Training._old
 
     def of(*arguments: Any) -> Any:
         made_passes = make(*arguments)
@@ -73,6 +74,13 @@ def main(model: Path, data: Path, out: Path) -> None:
         shares.append(local / sum(map(torch.numel, self._parameters)))
         step(self)
 
+    def old(self: grpo._Training, groups: Any) -> torch.Tensor:
+        logprobs = compute_old(self, groups)
+        if self._copy:
+            parameters = self._model.named_parameters()
+            gathered.append([name for name, one in parameters if not isinstance(one, DTensor)])
+        return logprobs
+
     def run(name: str, recipe: Recipe, rows: str = "mixed", start: Path = model) -> None:
         try:
             ends[name] = str(grpo.run(recipe, start, data / rows, out / name).relative_to(out))
@@ -82,6 +90,7 @@ def main(model: Path, data: Path, out: Path) -> None:
     with toy_grpo.made_up() as patch:
         patch.setattr(grpo._Training, "_batch", in_order)
         patch.setattr(grpo_update.Passes, "of", of)
+        patch.setattr(grpo._Training, "_old", old)
         patch.setattr(FullyShardedAdamW, "step", stepped)
         for name in ("text", "image", "mixed"):
             passes.clear()
@@ -101,7 +110,7 @@ def main(model: Path, data: Path, out: Path) -> None:
         with patch.context() as inner:
             inner.setattr(grpo, "accumulate", _out_of_memory)
             run("too large", toy_grpo.recipe(**SHARDED))
-        (out / f"rank-{ranks.rank}.json").write_text(json.dumps({**ends, "shares": shares}))
+        (out / f"rank-{ranks.rank}.json").write_text(json.dumps({**ends, "shares": shares, "gathered": gathered}))
         if second:
             patch.setattr(grpo_rollouts, "judge_completion", _killing(13))
         grpo.run(toy_grpo.recipe(**SHARDED | {"steps": 2}), model, data / "mixed", out / "killed")

@@ -128,6 +128,13 @@ def test_every_rank_makes_as_many_passes_of_its_share(launch: Launch) -> None:
     assert all(share == pytest.approx(0.5, abs=0.02) for end in launch.ends for share in end["shares"])
 
 
+def test_nothing_stays_gathered_after_the_old_log_probabilities(launch: Launch) -> None:
+    """Updates without signal make no pass that would gather the weights anew after their steps."""
+    for end in launch.ends:
+        assert len(end["gathered"]) > 10
+        assert not any(end["gathered"])
+
+
 def test_a_sharded_run_resumes_what_one_process_began(launch: Launch) -> None:
     assert [end["resumed"] for end in launch.ends] == ["resumed/grpo/model"] * 2
     assert apart(weights(launch.out / "resumed", 2), weights(launch.alone / "two", 2)) < 2 * TOLERANCE

@@ -306,6 +306,23 @@ def test_vllm_in_the_process_gets_the_weights_as_tensors(
     assert_same_end(tmp_path, uninterrupted)
 
 
+def test_vllm_in_the_process_computes_in_its_own_precision(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`precision: bf16` has the trainer's passes cast; the rollouts are to be as the check at the start is."""
+    fake_vllm.install(monkeypatch)
+    casting, generate = list[bool](), fake_vllm.LLM.generate
+
+    def noting(llm: fake_vllm.LLM, *arguments: Any, **settings: Any) -> Any:
+        casting.append(torch.is_autocast_enabled("cpu"))
+        return generate(llm, *arguments, **settings)
+
+    monkeypatch.setattr(fake_vllm.LLM, "generate", noting)
+    section = {"rollouts": {"engine": "vllm-colocate"}, "precision": "bf16", "steps": 1, "evaluate_every": None}
+    grpo.run(toy_recipe(**section), tiny_model, data, tmp_path)
+    assert casting == [False, False]
+
+
 def test_two_ranks_ask_about_their_rows_and_one_sends_the_weights(
     uninterrupted: Path, served: FakeVLLMServer, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -10,19 +10,18 @@ import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from guardreasoner_vl.errors import GuardError, MissingExtraError, RecipeError
+from guardreasoner_vl.training.launch import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from guardreasoner_vl.recipe import GrpoSection
 
-_PATIENCE = timedelta(hours=6)  # a rank waits for the slowest one's rollouts
 _T = TypeVar("_T")
 
 
@@ -41,7 +40,7 @@ class DistributedContext:
             from accelerate import PartialState
         except ImportError as error:
             raise MissingExtraError("accelerate", "train") from error
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         return cls(state.process_index, state.num_processes, state.device)
 
     @property

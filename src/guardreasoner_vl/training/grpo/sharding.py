@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from guardreasoner_vl.training.grpo.optimizer import BETAS, MOMENTS, by_decay
@@ -69,6 +69,15 @@ def shard(policy: PolicyNetwork, section: GrpoSection, ranks: DistributedContext
     for unit in (*units, policy):
         fully_shard(unit, mesh=mesh, mp_policy=numbers)
     return whole_copy
+
+
+def drop_gathered(policy: PolicyNetwork) -> None:
+    """Drop what a pass without a backward pass leaves gathered if weights are sharded.
+
+    The next passes would compute with it even if steps have changed the shares since.
+    """
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
 
 
 class FullyShardedAdamW:

@@ -89,7 +89,8 @@ def load_checkpoint(folder: Path, model: Any, optimizer: ShardedAdamW | FullySha
         state = State(**json.loads((newest / _STATE).read_text("utf-8")))
         if state.begun_with == start.begun_with:
             load_weights(newest, model)
-            optimizer.restore(torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True))
+            # Mapped, as each rank reads its share of AdamW's state alone.
+            optimizer.restore(torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True, mmap=True))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         earlier = usable[-2].name if len(usable) > 1 else "the start"
         raise DataError(
