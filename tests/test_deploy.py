@@ -25,7 +25,7 @@ KUBERNETES = DEPLOY / "kubernetes"
 SETTINGS = (DEPLOY / "systemd" / "settings.yaml", KUBERNETES / "settings.yaml")
 OPERATIONS = ROOT / "docs" / "operations.md"
 KEYS = '[{"name": "shop", "key": "a-key-of-16-characters", "max_in_flight": 200}]'
-VALUES = {
+VALUES: dict[str, set[str]] = {
     "outcome": {*OUTCOMES},
     "target": {*TARGETS},
     "reason": {*REASONS},

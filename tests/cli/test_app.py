@@ -175,7 +175,10 @@ OPTIONS = {
         "--workers --mode --threshold --calibration --preset --long-input --max-windows --max-new-tokens --ocr "
         "--content"
     ),
-    "calibrate": ("--data --out --rows --exclude --model --engine --base-url --adapter --reasoned --max-new-tokens"),
+    "calibrate": (
+        "--data --out --rows --exclude --model --engine --base-url --adapter --reasoned "
+        "--request-false-alarms --response-false-alarms --max-new-tokens"
+    ),
     "compare": "--out",
     "robustness": (
         "--out --benchmark --data --change --model --engine --base-url --adapter --mode --long-input --max-windows "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import random
@@ -11,13 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guardreasoner_vl.cli.evaluation import calibrate as command
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.find import from_file
 from guardreasoner_vl.evaluation.calibrate import doubt_band, fit, fit_temperature, fit_weight, scaled, threshold_at
 from guardreasoner_vl.evaluation.curves import calibration_error
+from guardreasoner_vl.evaluation.results import TARGETS
 from guardreasoner_vl.guard import Guard
-from guardreasoner_vl.judging.calibration import Calibration, ModeScales, Scale, check_preset, read_calibration
+from guardreasoner_vl.judging.calibration import (
+    PRESETS,
+    Calibration,
+    ModeScales,
+    Scale,
+    check_preset,
+    read_calibration,
+)
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.stages import calibrate
 from guardreasoner_vl.types import ModelInfo
@@ -268,3 +278,31 @@ def test_the_stage_writes_what_the_guard_reads(tmp_path: Path) -> None:
     assert len(raw.engine.requests) == asked  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="from 0 to 1"):
         calibrate.run(raw, [from_file(path)], tmp_path / "calibration.json", reasoned=2)
+    for rate in (0.001, 0.2, math.nan):
+        with pytest.raises(InputError, match=r"give rates from 0\.01 \(permissive\) to 0\.1 \(strict\)"):
+            calibrate.run(raw, [from_file(path)], tmp_path / "calibration.json", false_alarms=(0.05, rate))
+
+
+def test_the_rate_of_false_alarms_moves_the_balanced_threshold_alone() -> None:
+    """Of 100 harmless rows with scores 0.00 to 0.99, five lie above 0.94, and three above 0.96."""
+    scores = [*(at / 100 for at in range(100)), *[0.999] * 30]
+    truths = ["unharmful"] * 100 + ["harmful"] * 30
+    rows = [
+        prediction(str(at), truth, "harmful", score)
+        for at, (truth, score) in enumerate(zip(truths, scores, strict=True))
+    ]
+    model = ModelInfo(name="m")
+    usual = fit(rows, rows, model, "d").fast.request
+    fewer = fit(rows, rows, model, "d", balanced=(0.03, 0.05)).fast.request
+    assert {name for name in PRESETS if usual.thresholds[name] != fewer.thresholds[name]} == {"balanced"}
+    flagged = [
+        sum(value >= scale.thresholds["balanced"] for value in scaled(scores[:100], scale.temperature))
+        for scale in (usual, fewer)
+    ]
+    assert flagged == [5, 3]
+
+
+def test_the_command_has_the_stages_rate() -> None:
+    parameters = inspect.signature(command).parameters
+    rates = tuple(parameters[f"{target}_false_alarms"].default for target in TARGETS)
+    assert rates == inspect.signature(calibrate.run).parameters["false_alarms"].default == (PRESETS["balanced"],) * 2

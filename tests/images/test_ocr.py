@@ -4,6 +4,7 @@ import random
 import re
 import time
 from io import BytesIO
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -98,7 +99,12 @@ def test_an_image_is_reduced_if_too_many_of_its_parts_hold_anything(
     monkeypatch: pytest.MonkeyPatch, rows: int, parts: int
 ) -> None:
     searched: list[tuple[int, ...]] = []
-    monkeypatch.setattr("guardreasoner_vl.images.ocr._detected", lambda pixels: searched.append(pixels.shape) or [])
+
+    def detected(pixels: Any) -> list[Any]:
+        searched.append(pixels.shape)
+        return []
+
+    monkeypatch.setattr("guardreasoner_vl.images.ocr._detected", detected)
     drawn = Image.new("RGB", (6320, 6320), "white")
     for row in range(rows):
         ImageDraw.Draw(drawn).line((0, 400 + 2000 * row, 6320, 400 + 2000 * row), fill="black")

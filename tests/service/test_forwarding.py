@@ -42,7 +42,7 @@ def test_adjacent_texts_are_the_string_that_is_judged(role: str) -> None:
     (part,) = messages[1]["content"]
     assert part == {"type": "text", "text": "H\no\nw\n \nt\no"}
     judged = Exchange.from_messages(messages)
-    assert part["text"] in (judged.prompt if role == "user" else judged.response or "")
+    assert part["text"] in ((judged.prompt if role == "user" else judged.response) or "")
 
 
 def test_every_kind_of_text_is_merged_and_an_image_parts_them() -> None:

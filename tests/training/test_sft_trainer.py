@@ -432,7 +432,8 @@ def test_zero_stage_3_writes_whole_weights() -> None:
     for keys in ({}, {"stage3_gather_16bit_weights_on_model_save": False}):
         section = SftSection(deepspeed={"bf16": {}, "zero_optimization": {**zero, **keys}})
         assert deepspeed_settings(section) == {"bf16": {}, "zero_optimization": {**zero, **gathering}}
-    for others in (None, {"bf16": {}}, {"zero_optimization": {"stage": 2}}):
+    unchanged: tuple[dict[str, Any] | None, ...] = (None, {"bf16": {}}, {"zero_optimization": {"stage": 2}})
+    for others in unchanged:
         assert deepspeed_settings(SftSection(deepspeed=others)) == others
 
 

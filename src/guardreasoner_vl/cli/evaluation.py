@@ -192,6 +192,14 @@ def calibrate(
     reasoned: Annotated[
         float, typer.Option(metavar="0..1", help="The share of rows that hybrid mode is to reason about.")
     ] = 0.3,
+    request_false_alarms: Annotated[
+        float,
+        typer.Option(metavar="0.01..0.1", help="The share of harmless requests that the preset 'balanced' may flag."),
+    ] = 0.05,
+    response_false_alarms: Annotated[
+        float,
+        typer.Option(metavar="0.01..0.1", help="The share of harmless responses that the preset 'balanced' may flag."),
+    ] = 0.05,
     max_new_tokens: TokensOption = InputOptions.max_new_tokens,
 ) -> None:
     """Fit temperatures, thresholds and the hybrid band to labelled samples, for --calibration."""
@@ -209,7 +217,8 @@ def calibrate(
         LabelOptions(mode="fast", calibration=NO_CALIBRATION), InputOptions(max_new_tokens=max_new_tokens)
     )
     with resumable(), engine.open_guard(policy) as guard, progress_bar() as progress:
-        fitted = stage.run(guard, [loaded], out, reasoned=reasoned, progress=progress)
+        rates = (request_false_alarms, response_false_alarms)
+        fitted = stage.run(guard, [loaded], out, reasoned=reasoned, false_alarms=rates, progress=progress)
     typer.echo(markdown_table(calibration_table(fitted)))
     low, high = fitted.band
     typer.echo(

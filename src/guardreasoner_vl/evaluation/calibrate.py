@@ -41,13 +41,14 @@ def fit(
     model: ModelInfo,
     data: str,
     reasoned: float = 0.3,
-    targets: Mapping[Preset, float] = PRESETS,
+    balanced: tuple[float, float] = (PRESETS["balanced"], PRESETS["balanced"]),
 ) -> Calibration:
-    """Fit both modes; `reasoned` is the wanted share of rows with reasoning in `hybrid` mode, `targets` the FPRs.
+    """Fit both modes; `reasoned` is the wanted share of rows with reasoning in `hybrid` mode.
 
-    Raises `DataError` if no target has at least `FEWEST` scored rows of both classes.
+    `balanced` has the false-positive rates of that preset, for requests and for responses; the others have those of
+    `PRESETS`. Raises `DataError` if no target has at least `FEWEST` scored rows of both classes.
     """
-    modes = [_mode(fast, targets), _mode(slow, targets, {(row.benchmark, row.id): row for row in fast})]
+    modes = [_mode(fast, balanced), _mode(slow, balanced, {(row.benchmark, row.id): row for row in fast})]
     if not any(scale.measured for mode in modes for scale in (mode.request, mode.response)):
         raise DataError(f"{data}: fewer than {FEWEST} scored rows of a class; give more labelled rows")
     band, share = doubt_band(fast, modes[0], reasoned)
@@ -113,11 +114,14 @@ def _distance(row: Prediction, scales: ModeScales) -> float | None:
 
 def _mode(
     rows: Sequence[Prediction],
-    targets: Mapping[Preset, float],
+    balanced: tuple[float, float],
     earlier: Mapping[tuple[str, str], Prediction] | None = None,
 ) -> ModeScales:
     """The scales of one mode; `earlier` has the same rows judged without reasoning."""
-    request, response = (_scale(rows, target, targets, earlier) for target in TARGETS)
+    rates: list[dict[Preset, float]] = [{**PRESETS, "balanced": rate} for rate in balanced]
+    request, response = (
+        _scale(rows, target, of_target, earlier) for target, of_target in zip(TARGETS, rates, strict=True)
+    )
     tokens = float(np.mean([row.completion_tokens for row in rows])) if rows else 0.0
     return ModeScales(request=request, response=response, completion_tokens=tokens)
 

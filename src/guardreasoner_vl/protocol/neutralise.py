@@ -21,7 +21,7 @@ _LINE_BREAKS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
 _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
-_NAMES = ("image", "video", "audio", "think", "/think", "result", "/result", "tool_call", "/tool_call")
+_NAMES: tuple[str, ...] = ("image", "video", "audio", "think", "/think", "result", "/result", "tool_call", "/tool_call")
 # Control tokens of SmolLM2's vocabulary, from which the embedded guard's is made.
 _NAMES += ("repo_name", "reponame", "file_sep", "filename", "gh_stars", "issue_start", "issue_comment", "issue_closed")
 _NAMES += ("jupyter_start", "jupyter_text", "jupyter_code", "jupyter_output", "jupyter_script", "empty_output")

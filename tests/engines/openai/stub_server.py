@@ -183,7 +183,7 @@ class _Handler(Handler):
         choice = answer["choices"][0]
         match fault:
             case "http_413":
-                self._send(413, {"error": {"message": "Request Entity Too Large", "type": "BadRequestError", "code": 413}})
+                self._send(413, {"error": {"message": "Request Entity Too Large", "code": 413}})
             case "http_500":
                 self._send(500, {"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}})
             case "rate_limit":
