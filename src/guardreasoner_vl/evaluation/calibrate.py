@@ -31,6 +31,9 @@ TRIED_WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 WORTH = 0.002
 """Nats by which the score before reasoning must lower the loss to be worth its extra forward pass."""
 
+BALANCED = (PRESETS["balanced"], PRESETS["balanced"])
+"""The usual false-positive rates of the preset `balanced`, for requests and for responses."""
+
 _STEPS = 80
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -41,7 +44,7 @@ def fit(
     model: ModelInfo,
     data: str,
     reasoned: float = 0.3,
-    balanced: tuple[float, float] = (PRESETS["balanced"], PRESETS["balanced"]),
+    balanced: tuple[float, float] = BALANCED,
 ) -> Calibration:
     """Fit both modes; `reasoned` is the wanted share of rows with reasoning in `hybrid` mode.
 

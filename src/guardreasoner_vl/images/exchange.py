@@ -30,8 +30,7 @@ def checked_exchange(
     are counted before the first is decoded. Raises `ImageError`.
     """
     limits = limits or DEFAULT_LIMITS
-    turns = (*exchange.history, exchange)
-    _check_pixels((pixels_to_decode(image, limits) for turn in turns for image in turn.images), limits)
+    _check_pixels((pixels_to_decode(image, limits) for image in exchange.all_images), limits)
     return _read(exchange, limits, checked_images)
 
 

@@ -1,4 +1,4 @@
-"""Letters of other alphabets that a reader takes for Latin ones."""
+"""Characters that stand for others: letters of other alphabets that look like Latin ones, and hidden ASCII."""
 
 LOOKALIKES = {
     "a": "\u0430\u03b1", "c": "\u0441", "d": "\u0501", "e": "\u0435", "h": "\u04bb", "i": "\u0456\u03b9",
@@ -10,3 +10,6 @@ LOOKALIKES = {
     "Y": "\u04ae\u03a5", "Z": "\u0396",
 }  # fmt: skip
 """Cyrillic, Greek and Armenian letters that look like Latin ones."""
+
+HIDDEN_ASCII = {chr(0xE0000 + code): chr(code) for code in range(0x20, 0x7F)}
+"""Tag characters, invisible copies of ASCII: some tokenizers drop them, others and larger models read them."""

@@ -11,7 +11,7 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.protocol.lookalikes import LOOKALIKES
+from guardreasoner_vl.protocol.lookalikes import HIDDEN_ASCII, LOOKALIKES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,10 +40,7 @@ _SIMPLE = re.compile(r"[\n -~]*")
 """Text in which only upper case can hide a marker."""
 
 _LATIN = str.maketrans({letter: latin for latin, letters in LOOKALIKES.items() for letter in letters})
-_SHOWN = {0xE0000 + code: chr(code) for code in range(0x20, 0x7F)}
-"""Invisible copies of ASCII, the tag characters, and what they stand for."""
-
-_HIDDEN = re.compile("[\U000e0020-\U000e007e]")
+_HIDDEN = re.compile(f"[{''.join(HIDDEN_ASCII)}]")
 
 
 def _plain(character: str) -> str:
@@ -82,7 +79,7 @@ def neutralise(text: str) -> str:
         before = text
         text = _broken(text, [_folded(character) for character in text])
         if _HIDDEN.search(text):
-            text = _broken(text, [_folded(_SHOWN.get(ord(character), character)) for character in text])
+            text = _broken(text, [_folded(HIDDEN_ASCII.get(character, character)) for character in text])
     return text
 
 

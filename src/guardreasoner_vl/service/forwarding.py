@@ -16,11 +16,10 @@ from guardreasoner_vl.images.decode import file_ending
 from guardreasoner_vl.images.encoded import encoded_bytes
 from guardreasoner_vl.service.chat_fields import OPERATORS
 from guardreasoner_vl.service.wire import url_of, with_url
+from guardreasoner_vl.types.exchange import TEXT_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-_TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
 def as_forwarded(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -56,7 +55,7 @@ def _one_text(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _text_of(part: Any) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get("refusal" if kind == "refusal" else "text") if kind in _TEXTS else None
+    text = part.get("refusal" if kind == "refusal" else "text") if kind in TEXT_PARTS else None
     return text if isinstance(text, str) else None
 
 

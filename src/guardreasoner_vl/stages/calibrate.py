@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.errors import EngineError, InputError
-from guardreasoner_vl.evaluation.calibrate import fit
+from guardreasoner_vl.evaluation.calibrate import BALANCED, fit
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.calibration import PRESETS
 from guardreasoner_vl.stages.evaluate import ENGINE_FAILED, judge
@@ -30,7 +30,7 @@ def run(
     out: Path,
     *,
     reasoned: float = 0.3,
-    false_alarms: tuple[float, float] = (PRESETS["balanced"], PRESETS["balanced"]),
+    false_alarms: tuple[float, float] = BALANCED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Write the calibration to `out`; the predictions are kept in `OUT.rows`, so that a stopped run resumes.

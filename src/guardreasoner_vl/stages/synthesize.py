@@ -59,8 +59,8 @@ class SynthesisReport:
     """The state of a corpus after a run: `rows` = `kept` + `skipped` + `remaining`, earlier runs included.
 
     `of_others` counts kept rows whose reasoning another teacher wrote, `faults` remaining rows whose teacher gave no
-    answer. `attempts`, `tokens` and `cost` (USD, None without a
-    price) are of all runs; `asked` is the number of this run's attempts.
+    answer. `attempts`, `tokens` and `cost` (USD, None without a price) are of all runs; `asked` is the number of this
+    run's attempts.
     """
 
     rows: int

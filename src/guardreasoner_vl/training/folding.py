@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from tokenizers import Regex, normalizers
 
-from guardreasoner_vl.protocol.lookalikes import LOOKALIKES
+from guardreasoner_vl.protocol.lookalikes import HIDDEN_ASCII, LOOKALIKES
 
 INVISIBLE = (
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
     "\U000e0100-\U000e01ef]"
 )
 """Characters without a glyph, as a regular expression: joiners, marks of direction, variation selectors, fillers."""
-
-_TAGS = {chr(0xE0000 + code): chr(code) for code in range(0x20, 0x7F)}
-"""Invisible copies of ASCII, which a larger model may read."""
 
 _REACH = 15  # letters of a word that are read ahead; without a limit a long word would take time squared
 _IN_CAPITALS = 10
@@ -33,7 +30,7 @@ _FOREIGN = r"[\p{Cyrillic}\p{Greek}\p{Armenian}]"
 def folding() -> normalizers.Normalizer:
     """A normaliser for `tokenizer.json`."""
     steps = [normalizers.NFKC(), normalizers.Replace(Regex(INVISIBLE), "")]
-    steps += [normalizers.Replace(hidden, plain) for hidden, plain in _TAGS.items()]
+    steps += [normalizers.Replace(hidden, plain) for hidden, plain in HIDDEN_ASCII.items()]
     for latin, lookalikes in LOOKALIKES.items():
         for letter in lookalikes:
             # `Replace` sees its steps' results: a word's Latin letters reach from one lookalike to the next. A pattern

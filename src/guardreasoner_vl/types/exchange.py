@@ -28,6 +28,9 @@ ImageSource: TypeAlias = "str | Path | bytes | Image | CheckedImage"
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of an assistant's message that hold its reasoning."""
 
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+"""Types of the parts of a message that hold text."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -176,7 +179,7 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
         raise InputError(f"message {number}: content must be a string or a list of parts")
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "input_text", "output_text", "refusal"):
+        if kind in TEXT_PARTS:
             if medium := unread_medium(part):
                 raise InputError(f"message {number}: {medium!a:.40} in a part of type {kind} cannot be judged")
             texts.append(_string(part.get("refusal" if kind == "refusal" else "text"), number))
