@@ -40,7 +40,7 @@ def test_a_calibration_stays_with_the_weights_that_it_was_measured_with(tmp_path
 def test_a_folder_generates_greedily_and_without_penalties_whatever_its_base_does(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
-    for place, (of_base, written) in enumerate([(QWEN, None), (None, QWEN), (QWEN, {"eos_token_id": [7, 8]})]):
+    for place, (of_base, written) in enumerate([(QWEN, None), (None, QWEN), (QWEN, {"eos_token_id": [7, 7, 8]})]):
         if of_base:
             (base / "generation_config.json").write_text(json.dumps(of_base))
         write_model(Model(written), {}, base, tmp_path / str(place))

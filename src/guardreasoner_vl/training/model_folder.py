@@ -100,9 +100,14 @@ def copy_texts(source: Path, folder: Path) -> None:
 def _make_generation_neutral(path: Path) -> None:
     """Set greedy decoding without penalties: servers read defaults here, and a repetition penalty changes labels."""
     generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    token_ids = {name: value for name, value in generation.items() if name.endswith("_token_id")}
+    token_ids = {name: _distinct(value) for name, value in generation.items() if name.endswith("_token_id")}
     neutral = {**token_ids, "do_sample": False, "repetition_penalty": 1.0}
     path.write_text(json.dumps(neutral, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _distinct(token_ids: Any) -> Any:
+    """A list of ids without repetitions (a trainer puts its own before those of the model); other values unchanged."""
+    return list(dict.fromkeys(token_ids)) if isinstance(token_ids, list) else token_ids
 
 
 def copy_processor(source: Path, folder: Path, budget: PixelBudget | None = None) -> None:
