@@ -36,7 +36,7 @@ from benchmarks.shared_prefix import Bench, Shape
 from guardreasoner_vl.engines.qwen import IMAGE_PAD, QwenInputs
 from guardreasoner_vl.pipeline import memory
 from guardreasoner_vl.pipeline.capacity import DEVICES, shape_of
-from guardreasoner_vl.pipeline.plan import DOES_NOT_FIT, size_of
+from guardreasoner_vl.pipeline.plan import DOES_NOT_FIT, size_of_config
 from guardreasoner_vl.pipeline.shapes import BASE_3B, BASE_7B, BASES
 from guardreasoner_vl.recipe import NewModel, SftSection
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, completion, log_probabilities, pack, use_shared_prefix
@@ -152,7 +152,7 @@ def sft(name: ShapeName, inputs: QwenInputs, device: torch.device, peak: float |
 
     seconds = timed(step, device)
     tokens = section.batch_size * section.max_length
-    planned = memory.of_sft(section, size_of(config), 1, 0)
+    planned = memory.of_sft(section, size_of_config(config), 1, 0)
     figures: Figures = {"seconds": seconds, "planned_gb": sum(planned.values()) / 1e9}
     if device.type == "cuda":
         figures["measured_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
@@ -176,11 +176,11 @@ def update(name: ShapeName, folder: Path, inputs: QwenInputs, device: torch.devi
         for arm, work in (("ours", bench.ours), ("stock", bench.theirs)):
             figures |= fitting(partial(_arm, arm, work, device), f"{arm}_seconds")
             bench.model.zero_grad()  # of an arm that ran out of memory
-    ours, stock = figures["ours_seconds"], figures["stock_seconds"]
-    if isinstance(ours, float):
-        figures |= speed(name, tokens, answers, ours, peak)
+    shared_prefix, stock = figures["ours_seconds"], figures["stock_seconds"]
+    if isinstance(shared_prefix, float):
+        figures |= speed(name, tokens, answers, shared_prefix, peak)
         if isinstance(stock, float):
-            figures["ratio"] = stock / ours
+            figures["ratio"] = stock / shared_prefix
     return figures
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.quality.sets import held_out
+from guardreasoner_vl.choices import ENGINES, MODES
 from guardreasoner_vl.cli.terminal import be_quiet
 from guardreasoner_vl.errors import DataError, GuardError
-from guardreasoner_vl.guard import ENGINES, Guard
+from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.policy import Policy
-from guardreasoner_vl.types import MODES, Label
+from guardreasoner_vl.types import Label
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

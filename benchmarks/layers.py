@@ -61,8 +61,8 @@ def states(model: LanguageModel, samples: Sequence[Sample], depths: Sequence[int
 def _tokens(model: LanguageModel, prompt: str) -> list[int]:
     """The request as a chat's first turn, its beginning if it is longer than `LONGEST` tokens."""
     texts = ("<|im_start|>user\n", prompt, "<|im_end|>\n<|im_start|>assistant\n")
-    start, asked, end = (model.tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
-    return [*start, *asked[:LONGEST], *end]
+    start, body, end = (model.tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+    return [*start, *body[:LONGEST], *end]
 
 
 def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -99,15 +99,16 @@ def main() -> None:
     model = load_language_model(settings.model)
     depths = range(2, len(model.network.model.layers) + 1, 2)
     learnt = states(model, train, depths)
-    seen = {name: states(model, rows, depths) for name, rows in tests.items() if rows}
+    states_by_set = {name: states(model, rows, depths) for name, rows in tests.items() if rows}
     print(f"AUROC of a linear probe that learnt from {len(train):,} requests\n")
-    print("| first layers |" + "".join(f" {name} ({len(tests[name]):,}) |" for name in seen))
-    print("|---|" + "---|" * len(seen))
+    print("| first layers |" + "".join(f" {name} ({len(tests[name]):,}) |" for name in states_by_set))
+    print("|---|" + "---|" * len(states_by_set))
     for place, depth in enumerate(depths):
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
         probe.fit(learnt[:, place].numpy(), _harmful(train))
         areas = [
-            auroc(_harmful(tests[name]), probe.decision_function(rows[:, place].numpy())) for name, rows in seen.items()
+            auroc(_harmful(tests[name]), probe.decision_function(rows[:, place].numpy()))
+            for name, rows in states_by_set.items()
         ]
         print(f"| {depth} |" + "".join(f" {area:.3f} |" if area is not None else " – |" for area in areas))
 

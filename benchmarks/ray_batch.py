@@ -81,14 +81,14 @@ def main() -> None:
                 assert summary.complete
                 measured.append(summary.per_second)
     median = {workers: statistics.median(measured) for workers, measured in rates.items()}
-    shown = {
+    figures = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "rows": arguments.rows,
         "one_engine_limit_per_s": round(arguments.chunk / arguments.seconds, 1),
         "per_s": {f"{workers} workers" if workers else "no Ray": round(rate, 1) for workers, rate in median.items()},
         "two_against_one": round(median[2] / median[1], 3),
     }
-    print(json.dumps(shown))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def stored_answers(path: Path, count: int) -> None:
     rng = random.Random(0)
     with path.open("w") as stream:
         for _ in range(count):
-            truth, said = rng.choice(LABELS), rng.choice(LABELS)
-            answer = f"<think>\n{REASONING}</think>\n<result>\nAnswers:\nRequest: {said}\nResponse: None\n</result>"
+            truth, label = rng.choice(LABELS), rng.choice(LABELS)
+            answer = f"<think>\n{REASONING}</think>\n<result>\nAnswers:\nRequest: {label}\nResponse: None\n</result>"
             prompt = "Human user:\nhow to bake a cake\n\nAI assistant:\nNone"
             row = {"prompt": prompt, "label": f"Request: {truth}\nResponse: None", "predict": answer}
             stream.write(json.dumps(row) + "\n")

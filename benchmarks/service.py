@@ -112,8 +112,8 @@ async def files(rows: list[dict[str, str]], repeats: int, clients: int) -> dict[
             async with running() as (server, _):
                 batch.append(await asyncio.to_thread(judge, server))
     ratio = statistics.median(batch) / statistics.median(callers)
-    shown = {"callers_per_s": round(statistics.median(callers), 2), "batch_per_s": round(statistics.median(batch), 2)}
-    return {"exchanges": len(rows), "clients": clients, **shown, "ratio": round(ratio, 3)}
+    rates = {"callers_per_s": round(statistics.median(callers), 2), "batch_per_s": round(statistics.median(batch), 2)}
+    return {"exchanges": len(rows), "clients": clients, **rates, "ratio": round(ratio, 3)}
 
 
 async def load(rows: list[dict[str, str]], repeats: int, clients: int, beside: str | None) -> dict[str, Any]:
@@ -131,15 +131,15 @@ async def load(rows: list[dict[str, str]], repeats: int, clients: int, beside: s
             async with running(**environment) as (server, session):
                 rates[name].append(await saturated(server, session, rows, clients))
     rate = statistics.median(rates["service"])
-    shown: dict[str, Any] = {"exchanges": len(rows), "clients": clients}
-    shown["moderate_batch_per_s"] = round(statistics.median(batch), 2)
+    results: dict[str, Any] = {"exchanges": len(rows), "clients": clients}
+    results["moderate_batch_per_s"] = round(statistics.median(batch), 2)
     for name, environment in codes.items():
         async with running(**environment) as (server, session):
             waits = {f"{share:.0%}": await latencies(server, session, rows, rate * share) for share in (0.5, 0.8)}
         median = statistics.median(rates[name])
         ratio = round(median / statistics.median(batch), 3)
-        shown[name] = {"per_s": round(median, 2), "ratio": ratio, "latency_s": waits}
-    return shown
+        results[name] = {"per_s": round(median, 2), "ratio": ratio, "latency_s": waits}
+    return results
 
 
 def main() -> None:

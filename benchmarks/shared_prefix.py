@@ -135,11 +135,11 @@ def measure(folder: Path, shape: Shape, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         bench = Bench(load_for_training(folder, "fp32"), folder, shape, output)
         parity = compared(bench.model, bench.stock, bench.passes, bench.groups, bench.section)
-        ours, theirs = [], []
+        shared, theirs = [], []
         for _ in range(repeats):
-            ours.append(_timed(bench.ours))
+            shared.append(_timed(bench.ours))
             theirs.append(_timed(bench.theirs))
-    first, second = statistics.median(ours), statistics.median(theirs)
+    first, second = statistics.median(shared), statistics.median(theirs)
     return {
         **asdict(shape),
         "ours_s": round(first, 4),

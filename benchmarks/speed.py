@@ -50,8 +50,8 @@ def exchanges(count: int, seed: int = 0) -> list[Exchange]:
     rng = random.Random(seed)
     samples = []
     for number in range(count):
-        asked = phrases.phrase(rng, rng.choice(("harmful", "unharmful")))
-        prompt = " ".join([f"Tell me {asked}.", *rng.choices(FILLER, k=int(rng.expovariate(0.25)))])
+        request = phrases.phrase(rng, rng.choice(("harmful", "unharmful")))
+        prompt = " ".join([f"Tell me {request}.", *rng.choices(FILLER, k=int(rng.expovariate(0.25)))])
         images = (draw_sample(rng, "x")[0],) if number % 4 == 0 else ()
         response = "Here is what I know. " + " ".join(rng.choices(FILLER, k=4)) if number % 3 == 0 else None
         samples.append(Exchange(prompt, images, response))

@@ -30,7 +30,7 @@ from guardreasoner_vl.engines.decoding import Decoder
 from guardreasoner_vl.engines.qwen import Encoded
 from guardreasoner_vl.pipeline import memory
 from guardreasoner_vl.pipeline.memory import ANSWER
-from guardreasoner_vl.pipeline.plan import size_of
+from guardreasoner_vl.pipeline.plan import size_of_config
 from guardreasoner_vl.recipe import GrpoSection, LoraSection, MineSection, SftSection
 from guardreasoner_vl.recipe.model import TOKEN_PIXELS
 from guardreasoner_vl.rl.shared_prefix import Branch, Tree, arguments, completion, pack, use_shared_prefix
@@ -174,7 +174,7 @@ class LiveBytes(TorchDispatchMode):
 def measure(arm: Arm) -> Figures:
     """The arm's planned and measured memory."""
     config = ANSWERING if arm.answers else CONFIG
-    size, pixels = size_of(config, arm.lora), IMAGE_SIDE**2 * TOKEN_PIXELS
+    size, pixels = size_of_config(config, arm.lora), IMAGE_SIDE**2 * TOKEN_PIXELS
     with LiveBytes() as tracker, _ranks(arm.gpus) as ranks:
         network = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).train()
         network.config.use_cache = False
@@ -187,13 +187,17 @@ def measure(arm: Arm) -> Figures:
             planned = memory.of_mining(arm.section, size)
             step = _answers(network.to(torch.bfloat16), arm.section.max_new_tokens, arm.answers)
         elif isinstance(arm.section, SftSection):
-            planned = memory.trained(lambda part: memory.of_sft(part, size, arm.gpus, pixels), arm.section, size)
+            planned = memory.training_memory(
+                lambda part: memory.of_sft(part, size, arm.gpus, pixels), arm.section, size
+            )
             step = _sft_step(network, arm.section, arm.gpus)
         elif arm.answers:
             planned = memory.of_rollouts(arm.section, size, arm.gpus, arm.answers, PROMPT)
             step = _rollouts(network, arm.section, ranks, arm.answers)
         else:
-            planned = memory.trained(lambda part: memory.of_update(part, size, arm.gpus, pixels), arm.section, size)
+            planned = memory.training_memory(
+                lambda part: memory.of_update(part, size, arm.gpus, pixels), arm.section, size
+            )
             step = _update(network, arm.section, ranks)
         step()  # makes the optimizer's state
         resident = tracker.live

@@ -49,11 +49,11 @@ def _excess(config: pytest.Config) -> list[str]:
 
 
 def _skip(report: pytest.TestReport | pytest.CollectReport, root: Path) -> Skip:
-    where, reason = report.nodeid.partition("::")[0], str(report.longrepr)
+    place, reason = report.nodeid.partition("::")[0], str(report.longrepr)
     if isinstance(report.longrepr, tuple):
         path, _, reason = report.longrepr
-        where = Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else str(path)
-    return where, reason.removeprefix("Skipped: ")
+        place = Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else str(path)
+    return place, reason.removeprefix("Skipped: ")
 
 
 def beyond(listed: str, skips: Iterable[Skip]) -> list[str]:
@@ -61,15 +61,15 @@ def beyond(listed: str, skips: Iterable[Skip]) -> list[str]:
     rules = []
     for line in listed.splitlines():
         if rule := line.partition("#")[0].strip():
-            most, where, reason = (field.strip() for field in rule.split("|", 2))
-            rules.append((int(most), where, reason))
+            most, places, reason = (field.strip() for field in rule.split("|", 2))
+            rules.append((int(most), places, reason))
     used: Counter[int] = Counter()
     excess: Counter[Skip] = Counter()
     for place, why in skips:
         matching = (
             number
-            for number, (most, where, reason) in enumerate(rules)
-            if used[number] < most and fnmatchcase(place, where) and fnmatchcase(why, reason)
+            for number, (most, places, reason) in enumerate(rules)
+            if used[number] < most and fnmatchcase(place, places) and fnmatchcase(why, reason)
         )
         number = next(matching, None)
         if number is None:

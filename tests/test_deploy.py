@@ -12,10 +12,12 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.recipe.unknown import known_keys
 from guardreasoner_vl.service.access import HEALTH
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import TARGETS, ServiceConfig, load_config
+from guardreasoner_vl.service.backend import EngineLoad
+from guardreasoner_vl.service.config import ServiceConfig, load_config
 from guardreasoner_vl.service.metrics import OUTCOMES, REASONS, ROUTES, Metrics
 from guardreasoner_vl.types import ModelInfo
 
@@ -93,6 +95,7 @@ def known_series() -> dict[str, set[str]]:
     metrics.request("/v1/guard", "POST", 200, 0.1)
     metrics.refused("queue_full")
     metrics.engine_up({"default": True})
+    metrics.engine_load({"default": EngineLoad(1, 1)})
     metrics.models({"default": ModelInfo(name="embedded")})
     body, _ = metrics.render()
     series: dict[str, set[str]] = {}

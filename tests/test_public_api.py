@@ -61,6 +61,12 @@ def loaded_after(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
+def test_the_choices_load_no_other_module_of_the_package() -> None:
+    loaded = loaded_after("import guardreasoner_vl.choices")
+    assert [name for name in loaded if name.startswith("guardreasoner_vl.")] == ["guardreasoner_vl.choices"]
+    assert "pydantic" not in loaded
+
+
 def test_the_public_names() -> None:
     assert guardreasoner_vl.__all__ == NAMES
     assert set(NAMES) <= set(dir(guardreasoner_vl))

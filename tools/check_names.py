@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BANNED = frozenset({"found", "one", "own", "made", "told", "given", "left", "held", "here", "there"})
+BANNED = frozenset(
+    {"found", "one", "own", "made", "told", "given", "left", "held", "here", "there", "ours", "what", "who"}
+)
 ROOTS = ("src", "tests", "benchmarks", "examples", "tools")
 
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)

@@ -16,16 +16,16 @@ from benchmarks.quality.measures import SURROUNDED, ListRows, coverage, list_mea
 from benchmarks.quality.pages import SIZES, pages
 from benchmarks.quality.runs import Runs
 from benchmarks.quality.sets import PublicSets, public_sets
+from guardreasoner_vl.choices import ENGINES, MODES, TARGETS, Mode
 from guardreasoner_vl.cli.terminal import be_quiet
 from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.evaluation.baseline import hashed_ngrams
 from guardreasoner_vl.evaluation.compare import Evaluation, by_group
 from guardreasoner_vl.evaluation.perturbations import NAMES
-from guardreasoner_vl.evaluation.results import CONSTANT, MODALITY, TARGETS, Settings, summarise
-from guardreasoner_vl.guard import ENGINES, Guard
+from guardreasoner_vl.evaluation.results import CONSTANT, MODALITY, Settings, summarise
+from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.stages.robustness import flips
 from guardreasoner_vl.storage.atomic import write_json
-from guardreasoner_vl.types import MODES, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,8 +98,8 @@ def _quick(model: str) -> gate.Report:
             rows = _lists(runs, mode, count)
             report.measures += list_measures(rows)
             report.kinds |= _kinds(rows)
-        shown = runs.judged(examples(Path(folder)), "slow")
-        report.measures.append(right_measure("examples judged rightly", shown, wanted=100))
+        judged_examples = runs.judged(examples(Path(folder)), "slow")
+        report.measures.append(right_measure("examples judged rightly", judged_examples, wanted=100))
     report.measures = gate.with_bounds(report.measures, gate.BOUNDS)
     return report
 

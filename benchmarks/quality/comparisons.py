@@ -8,10 +8,11 @@ import numpy as np
 
 from benchmarks.quality.measures import Measure, noise_of, share
 from benchmarks.quality.sets import ASSISTANT, XSTEST
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.evaluation.curves import auprc
 from guardreasoner_vl.evaluation.intervals import f1_difference_interval, resampled_interval
 from guardreasoner_vl.evaluation.metrics import count
-from guardreasoner_vl.evaluation.results import ALL, TARGETS, grouped, judgement, truth
+from guardreasoner_vl.evaluation.results import ALL, group_rows, judgement, truth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +105,7 @@ def _by_set(evaluation: Evaluation, baselines: Mapping[str, Baseline]) -> list[M
     """Share of sets, requests and responses separately, on which the guard beats each simple guard."""
     above = dict.fromkeys((HASHED, ALWAYS), 0)
     compared = 0
-    parts = grouped(evaluation.rows, lambda row: row.benchmark)
+    parts = group_rows(evaluation.rows, lambda row: row.benchmark)
     for target in TARGETS:
         for name, group in evaluation.results.groups[target].items():
             if name not in parts or _smaller_class(group.figures.counts) < EACH_CLASS:

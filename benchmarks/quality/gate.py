@@ -108,9 +108,9 @@ def table(measures: Sequence[Measure], earlier: Mapping[str, Earlier]) -> Table:
     lines = [["", "value", "+-", "rows", "wanted", "earlier", ""]]
     for measure in measures:
         before = earlier.get(measure.name)
-        said = "behind" if is_behind(measure, before) else {True: "pass", False: "miss", None: ""}[measure.meets]
+        status = "behind" if is_behind(measure, before) else {True: "pass", False: "miss", None: ""}[measure.meets]
         numbers = [_number(measure.value), f"{measure.noise:.1f}", f"{measure.rows:,}"]
-        lines.append([measure.name, *numbers, _wanted(measure), _number(before.value if before else None), said])
+        lines.append([measure.name, *numbers, _wanted(measure), _number(before.value if before else None), status])
     return lines
 
 

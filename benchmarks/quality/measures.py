@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.evaluation.intervals import false_positive_rate_interval
 from guardreasoner_vl.evaluation.metrics import Counts, count
-from guardreasoner_vl.evaluation.results import TARGETS, grouped, judgement, truth
+from guardreasoner_vl.evaluation.results import group_rows, judgement, truth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,5 +110,5 @@ def wrong_by_kind(rows: Sequence[Prediction]) -> dict[str, list[int]]:
     """[wrong, all] requests of each kind of a list."""
     return {
         kind: [sum(row.request.label != row.request_truth for row in part), len(part)]
-        for kind, part in grouped(rows, lambda row: row.category).items()
+        for kind, part in group_rows(rows, lambda row: row.category).items()
     }

@@ -15,7 +15,7 @@ from guardreasoner_vl.cli.terminal import progress_bar
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.sources.content import content_digest
 from guardreasoner_vl.stages import robustness
-from guardreasoner_vl.stages.evaluate import judge
+from guardreasoner_vl.stages.evaluate import judge_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,8 +32,8 @@ class Runs:
 
     def __init__(self, guard: Guard, work: Path) -> None:
         self.guard = guard
-        asked = json.dumps([guard.model.name, guard.model.revision, guard.settings], sort_keys=True, default=str)
-        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+        identity = json.dumps([guard.model.name, guard.model.revision, guard.settings], sort_keys=True, default=str)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         name = re.sub(r"[^\w.-]+", "-", guard.model.revision or guard.model.name)
         self.folder = work / f"{name[:24]}-{digest}"
 
@@ -43,7 +43,7 @@ class Runs:
             self._progress_line(f"{mode}, {loaded.benchmark.name} {change}".rstrip(), len(loaded.samples)),
             progress_bar() as progress,
         ):
-            return judge(self._in(mode), [loaded], self._folder(mode, [loaded]), progress=progress)
+            return judge_rows(self._in(mode), [loaded], self._folder(mode, [loaded]), progress=progress)
 
     def flips(self, loaded: Sequence[LoadedBenchmark], mode: Mode, names: Sequence[str]) -> dict[str, Flips]:
         """The flipped request labels under each change. Raises what `robustness.run` raises."""
@@ -60,8 +60,8 @@ class Runs:
         return self.folder / mode / f"{'-'.join(one.benchmark.name for one in loaded)}-{digest}"
 
     @contextmanager
-    def _progress_line(self, what: str, rows: int) -> Iterator[None]:
+    def _progress_line(self, part: str, rows: int) -> Iterator[None]:
         """Print a progress line on stderr when a part is done, since stdout may go to a file."""
         started = time.perf_counter()
         yield
-        print(f"{what}: {rows:,} rows, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        print(f"{part}: {rows:,} rows, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)

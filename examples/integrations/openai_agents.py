@@ -40,8 +40,8 @@ def said(text: str) -> ModelResponse:
 class Parrot(Model):
     """Stands where a real model would."""
 
-    async def get_response(self, *_: Any, **asked: Any) -> ModelResponse:
-        content = asked["input"]
+    async def get_response(self, *_: Any, **arguments: Any) -> ModelResponse:
+        content = arguments["input"]
         return said(content if isinstance(content, str) else str(content[-1]["content"]))
 
     def stream_response(self, *_: Any, **__: Any) -> AsyncIterator[Any]:

@@ -11,8 +11,9 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 
+from guardreasoner_vl.choices import CHUNK, ENGINES
 from guardreasoner_vl.engines.adapter import check_adapter
 from guardreasoner_vl.engines.model_files import (
     CALIBRATION,
@@ -39,28 +40,24 @@ from guardreasoner_vl.judging.rounds import (
     with_listener,
 )
 from guardreasoner_vl.protocol import CANDIDATES
-from guardreasoner_vl.types import Exchange, ImageSource, Mode, ModelInfo, Verdict, same_model
+from guardreasoner_vl.types import Exchange, ImageSource, ModelInfo, Verdict, same_model
 from guardreasoner_vl.types.media import unread_medium
 
 if TYPE_CHECKING:
+    from guardreasoner_vl.choices import EngineName, Mode
     from guardreasoner_vl.engines.base import Engine, StreamListener
     from guardreasoner_vl.judging.effects import JudgingSteps
 
 Item: TypeAlias = Exchange | Mapping[str, Any]
 """An exchange, or a row `{prompt?, images?, response?}` or `{messages}`."""
 
-EngineName = Literal["auto", "transformers", "openvino", "vllm", "openai"]
-"""What runs the model; `auto`: `openai` with an address, else `transformers`."""
-
-ENGINES: tuple[EngineName, ...] = ("auto", "transformers", "openvino", "vllm", "openai")
-CHUNK = 128
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
 ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
 
 class Moderator(Protocol[ItemT_contra]):
-    """What judges many exchanges: a guard in this process, a service's, those of a cluster, or another program's."""
+    """Judges many exchanges: a guard in this process, behind a service or on a cluster, or one of another project."""
 
     @property
     def model(self) -> ModelInfo:
@@ -68,11 +65,11 @@ class Moderator(Protocol[ItemT_contra]):
 
     @property
     def mode(self) -> Mode:
-        """The mode it judges in."""
+        """The mode in which it judges."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides its verdicts besides model and mode; empty if only a service knows."""
+        """The settings that affect verdicts, besides the model and the mode; empty if only a service knows them."""
 
     def moderate_batch(self, items: Iterable[ItemT_contra], *, chunk: int) -> Iterator[Verdict]:
         """Yield verdicts lazily, in order; at most `chunk` items are judged at a time."""
@@ -81,7 +78,7 @@ class Moderator(Protocol[ItemT_contra]):
 class RowWork(Protocol[RowT, ResultT]):
     """A function of rows that a guard applies, in this process (`Guard.share`) or on a cluster (`scale`).
 
-    It is sent to other machines with the rows, so all of them can be pickled.
+    The function and its rows are sent to other machines, so they must be picklable.
     """
 
     def __call__(self, guard: Guard, rows: Sequence[RowT]) -> list[ResultT]:
@@ -101,7 +98,8 @@ class RowSharer(Protocol):
     """One guard, or several that share the rows of a job."""
 
     @property
-    def model(self) -> ModelInfo: ...
+    def model(self) -> ModelInfo:
+        """Name and revision of the model that judges."""
 
     def share(self, work: RowWork[RowT, ResultT], rows: Iterable[RowT], *, chunk: int) -> Iterator[ResultT]:
         """The rows' results, lazily and in order; `work` gets `chunk` rows at a time."""

@@ -17,7 +17,7 @@ from guardreasoner_vl.baselines.base import (
     AdapterRequest,
     UnreadableError,
     UnsupportedError,
-    read_answer,
+    read_guard_answer,
     score_of,
 )
 from guardreasoner_vl.baselines.client import ADAPTERS, BaselineGuard
@@ -66,7 +66,7 @@ def test_answers_are_read_by_the_guards_own_grammar(guard: str, text: str, label
     adapter = ADAPTERS[guard]
     request = adapter.build_requests(IMAGE if guard == "llavaguard" else TEXT)[-1]
     if label is None:
-        with pytest.raises(UnreadableError):
+        with pytest.raises(UnreadableError, match=": check that the server runs the guard"):
             adapter.read(request, AdapterAnswer(text))
         return
     assert {
@@ -133,7 +133,7 @@ def test_moderation_judges_each_image_and_each_side() -> None:
     assert (judgement.label, judgement.score) == ("harmful", 0.7)
     results: list[Any] = [[], [{"flagged": None}], [result, result], 3, None]
     for odd in results:
-        with pytest.raises(UnreadableError):
+        with pytest.raises(UnreadableError, match=": check that the server runs the guard"):
             read(requests[0], AdapterAnswer("", content={"results": odd}))
 
 
@@ -153,7 +153,7 @@ def test_scores_are_read_where_the_words_stand() -> None:
 @pytest.mark.parametrize("body", [b"?", b"[]", b'{"choices": []}', b'{"choices": [{"text": 3}]}', b'{"choices": 1}'])
 def test_a_malformed_body_is_an_error(body: bytes) -> None:
     with pytest.raises(Exception, match="the server's answer is"):
-        read_answer("completions", body)
+        read_guard_answer("completions", body)
 
 
 Reply = tuple[int, Any]

@@ -19,8 +19,8 @@ from PIL import Image
 
 from guardreasoner_vl.batch import output as batch_output
 from guardreasoner_vl.batch.moderate import check_paths, rejected_path, run_batch, settings_path
-from guardreasoner_vl.batch.output import opened, saved_line, verdict_json
-from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_rows
+from guardreasoner_vl.batch.output import open_output, saved_line, verdict_json
+from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_batch_rows
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.storage import jsonl_log
@@ -61,7 +61,7 @@ def asked(guard: Guard) -> int:
 
 
 def rows_of(text: bytes, folder: Path = Path("/in")) -> list[BatchRow | RejectedLine]:
-    return list(read_rows(text.splitlines(keepends=True), folder))
+    return list(read_batch_rows(text.splitlines(keepends=True), folder))
 
 
 # Reading
@@ -522,7 +522,7 @@ def test_one_run_at_a_time_has_the_file(tmp_path: Path) -> None:
     write_rows(source, [{"id": 1, "prompt": "BROKEN"}, {"id": 2, "prompt": "p"}])
     digests: dict[Any, str] = {1: digest_of({"prompt": "BROKEN"}), 2: digest_of({"prompt": "p"})}
     for _ in range(2):  # the second time, the file is rewritten without its error row
-        with opened(out, digests, lambda row: None), pytest.raises(DataError, match="another batch is writing"):
+        with open_output(out, digests, lambda row: None), pytest.raises(DataError, match="another batch is writing"):
             run_batch(scripted_guard(), source, out)
         run_batch(scripted_guard(), source, out)
     assert sorted(ids(out)) == [1, 2]

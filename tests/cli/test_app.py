@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from struct import pack
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer.main
@@ -21,17 +21,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from guardreasoner_vl import __version__
+from guardreasoner_vl.choices import CHUNK
 from guardreasoner_vl.cli import app as cli
 from guardreasoner_vl.cli import moderate
-from guardreasoner_vl.cli import options as cli_options
 from guardreasoner_vl.cli import terminal as cli_terminal
 from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK
 from guardreasoner_vl.cli.render import one_line, printable, summary_text, verdict_text
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import EngineError, ModelError
-from guardreasoner_vl.guard import CHUNK, ENGINES, Guard
-from guardreasoner_vl.judging.policy import Ocr, Policy
-from guardreasoner_vl.types import MODES, Verdict
+from guardreasoner_vl.guard import Guard
+from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.types import Verdict
 from tests.scripted_guard import scripted_guard
 
 if TYPE_CHECKING:
@@ -214,14 +214,7 @@ def test_a_shell_completes_commands() -> None:
 
 
 def test_the_chunk_shown_is_that_of_the_guard() -> None:
-    assert moderate.CHUNK == CHUNK
     assert f"[default: {CHUNK}]" in " ".join(invoke("batch", "--help", terminal_width=200).output.split())
-
-
-def test_the_choices_are_those_of_the_package() -> None:
-    assert get_args(cli_options.Mode) == MODES
-    assert get_args(cli_options.EngineName) == ENGINES
-    assert get_args(cli_options.Ocr) == get_args(Ocr)
 
 
 def test_version_help_and_schema() -> None:
@@ -389,6 +382,18 @@ def test_an_error_is_said_and_exits_2_whatever_the_policy(loaded: list[dict[str,
         verdict = Verdict.model_validate_json(result.stdout)
         assert (verdict.flagged, verdict.action) == (None, policy)
         assert result.stderr == f"error: the engine is out of order; try again (engine, {policy})\n"
+
+
+def test_what_its_author_made_unreadable_is_blocked_whatever_the_policy(
+    loaded: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    source = write(tmp_path / "in.jsonl", {"id": 1, "prompt": "p", "images": ["a.png"]})
+    alone = invoke("moderate", "--prompt", "p", "--image", tmp_path / "a.png", "--json", "--on-error", "allow")
+    batch = invoke("batch", source, tmp_path / "out.jsonl", "--on-error", "allow")
+    assert (alone.exit_code, batch.exit_code) == (ERROR, ERROR)
+    for verdict in map(json.loads, (alone.stdout, (tmp_path / "out.jsonl").read_text())):
+        assert (verdict["error"]["code"], verdict["action"]) == ("invalid_image", "block")
 
 
 def huge_png() -> bytes:

@@ -87,9 +87,11 @@ def test_calibrate_takes_the_test_rows_of_a_corpus_or_some_of_them(tmp_path: Pat
     ):
         result = invoke("calibrate", "--data", tmp_path / "corpus", "--out", tmp_path / name, *most)
         assert result.exit_code == OK, result.stderr
-    whole, some, clean = (json.loads((tmp_path / name).read_text()) for name in ("all.json", "some.json", "clean.json"))
+    whole, first_rows, clean = (
+        json.loads((tmp_path / name).read_text()) for name in ("all.json", "some.json", "clean.json")
+    )
     assert (whole["data"], whole["fast"]["request"]["measured"]["rows"]) == ("corpus", 90)
-    assert some["fast"]["request"]["measured"]["rows"] == 60
+    assert first_rows["fast"]["request"]["measured"]["rows"] == 60
     assert clean["fast"]["request"]["measured"]["rows"] == 70
     typo = invoke("calibrate", "--data", tmp_path / "corpus", "--out", tmp_path / "typo.json", "--exclude", "nosiy")
     assert typo.exit_code == ERROR

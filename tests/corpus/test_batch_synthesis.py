@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardreasoner_vl.corpus.attempts import REASONING, AttemptIndex
-from guardreasoner_vl.corpus.batch_synthesis import read_results, write_requests
+from guardreasoner_vl.corpus.batch_synthesis import read_results, write_batch_requests
 from guardreasoner_vl.corpus.store import CorpusInfo, read_corpus, write_corpus
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.stages.synthesize import run
@@ -36,7 +36,7 @@ def corpus(folder: Path, *rows: Sample) -> Path:
 
 
 def requests(folder: Path) -> list[dict[str, Any]]:
-    written = write_requests(folder, folder / "ask.jsonl", Chat())
+    written = write_batch_requests(folder, folder / "ask.jsonl", Chat())
     lines = [json.loads(line) for path in written.files for line in path.read_bytes().splitlines()]
     assert len(lines) == written.requests
     return lines
@@ -181,7 +181,9 @@ def test_rows_without_labels_take_two_turns(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_sent_are_reported(tmp_path: Path) -> None:
     broken = row("broken", modality="image", images=(str(tmp_path / "none.png"),))
-    written = write_requests(corpus(tmp_path, row("a", prompt=" "), broken, row("b")), tmp_path / "ask.jsonl", Chat())
+    written = write_batch_requests(
+        corpus(tmp_path, row("a", prompt=" "), broken, row("b")), tmp_path / "ask.jsonl", Chat()
+    )
     assert written.requests == 1
     assert written.skipped.rows == [("a", "nothing to judge"), ("broken", "invalid_image")]
 
@@ -199,4 +201,4 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give a file of batch results"):
         read_results(folder, [tmp_path / "none.jsonl"], DEFAULT_MODEL)
     with pytest.raises(DataError, match="curate --out"):
-        write_requests(tmp_path / "none", tmp_path / "ask.jsonl", Chat())
+        write_batch_requests(tmp_path / "none", tmp_path / "ask.jsonl", Chat())

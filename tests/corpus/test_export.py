@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guardreasoner_vl.corpus.export import ADAPTERS, ExportLayout, export
+from guardreasoner_vl.choices import ExportLayout
+from guardreasoner_vl.corpus.export import ADAPTERS, export
 from guardreasoner_vl.corpus.store import CorpusInfo, write_corpus
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.protocol import INSTRUCTION

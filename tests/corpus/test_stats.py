@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guardreasoner_vl.corpus.card import draw, write_card
+from guardreasoner_vl.corpus.card import draw_stats, write_card
 from guardreasoner_vl.corpus.stats import quantiles, stats_of
 from guardreasoner_vl.corpus.store import SKIPPED, CorpusInfo, SourceInfo, read_corpus, write_corpus
 from tests.builders import sample
@@ -74,6 +74,6 @@ def test_the_card_compares_with_the_paper(rows: list[Sample], tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_figures_are_drawn(rows: list[Sample]) -> None:
-    for svg in draw(stats_of(rows)).values():
+    for svg in draw_stats(stats_of(rows)).values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert set(draw(stats_of(rows[3:]))) == {"labels", "categories"}  # an image alone has no lengths
+    assert set(draw_stats(stats_of(rows[3:]))) == {"labels", "categories"}  # an image alone has no lengths

@@ -84,10 +84,10 @@ class Runs:
     def finish(self, stage: str, out: Path) -> None:
         """The same command once more ends as the undisturbed run did."""
         assert self.run(stage, out)["error"] == ""
-        ours, theirs = content(out), content(self.whole(stage)[0])
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            assert ours[name] == theirs[name], name
+        resumed, theirs = content(out), content(self.whole(stage)[0])
+        assert resumed.keys() == theirs.keys()
+        for name in resumed:
+            assert resumed[name] == theirs[name], name
 
 
 @pytest.fixture(scope="module")

@@ -78,9 +78,9 @@ def assert_logprobs(logprobs: tuple[float, ...]) -> None:
 class EngineConformance:
     """The suite; test methods take the `engine` fixture of the subclass."""
 
-    def _needs(self, supported: bool, what: str) -> None:
+    def _needs(self, supported: bool, capability: str) -> None:
         if not supported:
-            pytest.skip(f"the engine declares no {what}")
+            pytest.skip(f"the engine declares no {capability}")
 
     def test_a_listener_hears_the_whole_answer(self, engine: Engine) -> None:
         listeners = [Pieces(), Pieces()]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from guardreasoner_vl.engines.label_scores import Token, compare, label_offset, likeliest, read_labels
+from guardreasoner_vl.engines.label_scores import Token, compare_candidates, label_offset, likeliest, read_labels
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX
 
 FIELDS = ("Request:", "Response:")
@@ -46,21 +46,21 @@ def options(**likely: float) -> list[tuple[str, float]]:
 def test_compare_gives_each_token_to_the_candidate_it_begins(
     likely: dict[str, float], expected: tuple[float, float]
 ) -> None:
-    assert shares(compare(options(**likely), CANDIDATES)) == pytest.approx(expected, abs=1e-6)
+    assert shares(compare_candidates(options(**likely), CANDIDATES)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_compare_is_finite_where_one_token_has_everything() -> None:
-    harmful, unharmful = compare([(" harmful", 0.0), (" unh", -9999.0)], CANDIDATES) or (1.0, 1.0)
+    harmful, unharmful = compare_candidates([(" harmful", 0.0), (" unh", -9999.0)], CANDIDATES) or (1.0, 1.0)
     assert harmful == 0.0
     assert math.isfinite(unharmful)
     assert unharmful < -700
-    assert compare([(" harmful", 0.0)], CANDIDATES) == pytest.approx((0.0, math.log(1e-6)))
+    assert compare_candidates([(" harmful", 0.0)], CANDIDATES) == pytest.approx((0.0, math.log(1e-6)))
 
 
 def test_compare_knows_when_no_candidate_is_likely() -> None:
-    assert compare(options(_None=0.9, _maybe=0.1), CANDIDATES) is None
-    assert compare([("", -0.1), (" ", -1.0)], CANDIDATES) is None
-    assert compare([], CANDIDATES) is None
+    assert compare_candidates(options(_None=0.9, _maybe=0.1), CANDIDATES) is None
+    assert compare_candidates([("", -0.1), (" ", -1.0)], CANDIDATES) is None
+    assert compare_candidates([], CANDIDATES) is None
 
 
 def test_likeliest_takes_the_first_of_equals() -> None:

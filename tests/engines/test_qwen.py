@@ -118,9 +118,9 @@ def test_chat_text_equals_the_folder_s_template(exchange: Exchange, inputs: Qwen
     text = tokenizer.apply_chat_template(
         conversation, chat_template=settings["chat_template"], tokenize=False, add_generation_prompt=True
     )
-    ours = chat_text(build_messages(exchange), [1] * len(exchange.all_images))
-    assert ours == text
-    assert inputs.tokens(ours) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    rendered = chat_text(build_messages(exchange), [1] * len(exchange.all_images))
+    assert rendered == text
+    assert inputs.tokens(rendered) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_user_text_gives_no_control_ids(inputs: QwenInputs) -> None:

@@ -473,8 +473,10 @@ class TestFaults:
         for result in engine.generate([asked(), replace(begun, label_fields=FIELDS, candidates=CANDIDATES)]):
             assert (result.finish_reason, result.error_code, result.label_logprobs) == ("error", "engine", {})
             assert result.text == ""
+            assert result.error == "the model returned NaN or infinity: load it with dtype fp32, or download it again"
         for score in engine.score([begun, begun], SLOTS, CANDIDATES):
             assert (score.logprobs, score.chosen, score.error_code) == ((), (), "engine")
+            assert (score.error or "").startswith("the model returned NaN or infinity")
 
     @pytest.mark.parametrize("fault", [RuntimeError, MemoryError, IndexError, ValueError, torch.OutOfMemoryError])
     def test_a_fault_harms_only_the_request_that_causes_it(

@@ -97,10 +97,10 @@ class TestBesideTheReferenceEngine:
             candidates=CANDIDATES,
             max_new_tokens=3,
         )
-        ours, theirs = engine.generate([request]), reference.generate([request])
-        assert set(ours[0].label_logprobs) == set(theirs[0].label_logprobs)
+        answers, theirs = engine.generate([request]), reference.generate([request])
+        assert set(answers[0].label_logprobs) == set(theirs[0].label_logprobs)
         for name, values in theirs[0].label_logprobs.items():
-            assert ours[0].label_logprobs[name] == pytest.approx(values, abs=1e-3)
+            assert answers[0].label_logprobs[name] == pytest.approx(values, abs=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["slow", "fast", "hybrid"])

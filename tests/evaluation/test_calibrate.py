@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.cli.evaluation import calibrate as command
 from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.evaluation.benchmarks.find import from_file
 from guardreasoner_vl.evaluation.calibrate import doubt_band, fit, fit_temperature, fit_weight, scaled, threshold_at
 from guardreasoner_vl.evaluation.curves import calibration_error
-from guardreasoner_vl.evaluation.results import TARGETS
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.calibration import (
     PRESETS,
@@ -229,8 +229,8 @@ def test_a_calibration_in_the_models_folder_is_taken(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="measured on other weights"):
         Guard.load(str(folder))
     replacement = shipped.model_copy(update={"data": "mine"})
-    with Guard.load(str(folder), calibration=replacement) as mine:
-        assert mine.policy.calibration == replacement
+    with Guard.load(str(folder), calibration=replacement) as replaced:
+        assert replaced.policy.calibration == replacement
 
 
 def test_rows_without_a_score_before_reasoning_do_not_switch_the_weight_off() -> None:

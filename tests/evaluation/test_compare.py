@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.evaluation.compare import by_group, difference, leaderboard, markdown, read_evaluation
+from guardreasoner_vl.evaluation.compare import by_group, comparison_markdown, difference, leaderboard, read_evaluation
 from guardreasoner_vl.evaluation.predictions import PREDICTIONS, RESULTS, SETTINGS
 from guardreasoner_vl.evaluation.results import Settings, summarise
 from guardreasoner_vl.types import Label
@@ -41,7 +41,7 @@ def test_the_best_is_listed_first_and_the_test_is_exact(tmp_path: Path) -> None:
     rows, test = difference(good, bad, "request")
     assert (rows, test.only_first, test.only_second) == (6, 4, 0)
     assert test.p_value == pytest.approx(2 / 16)
-    assert "| bad, fast (bad) |  | 6 | 4 | 0 | 0.12 |" in markdown([good, bad])
+    assert "| bad, fast (bad) |  | 6 | 4 | 0 | 0.12 |" in comparison_markdown([good, bad])
 
 
 def test_only_shared_rows_are_compared(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_benchmarks_set_apart_and_baselines_stand_beside_every_guard(tmp_path: P
         ["noisy (excluded)", "1", "0", "0.0 / 100.0", dash, f"{dash} / 0.0", f"100.0 / {dash}"],
         ["modality: text", "1", "1", f"100.0 / {dash}", f"100.0 / {dash}", f"0.0 / {dash}", "100.0 / 100.0"],
     ]
-    assert "| noisy (excluded) | 1 | 0 |" in markdown([both, single])
+    assert "| noisy (excluded) | 1 | 0 |" in comparison_markdown([both, single])
     assert difference(both, both, "request")[0] == 1
 
 

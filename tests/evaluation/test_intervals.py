@@ -48,8 +48,6 @@ def test_the_same_rows_give_the_same_interval() -> None:
     counts = Counts(true_positive=531, false_positive=217, true_negative=845, false_negative=139)
     for interval in (f1_interval, false_positive_rate_interval):
         assert len({interval(counts) for _ in range(4)}) == 1
-        assert interval(counts) == interval(counts, seed=0)
-        assert len({interval(counts, seed=seed) for seed in range(4)}) == 4
 
 
 def test_an_interval_ends_where_the_binomial_does() -> None:
@@ -124,7 +122,7 @@ def test_the_difference_of_two_guards_is_the_bootstraps_over_rows() -> None:
     turned = f1_difference_interval([(gold, second, first) for gold, first, second in rows])
     assert turned is not None
     assert (turned.low, turned.high) == pytest.approx((-interval.high, -interval.low), abs=0.012)
-    assert interval == f1_difference_interval(rows, seed=0) != f1_difference_interval(rows, seed=1)
+    assert interval == f1_difference_interval(rows)
 
 
 def test_guards_that_say_the_same_do_not_differ() -> None:
@@ -157,6 +155,5 @@ def test_resamples_without_the_figure_are_left_out() -> None:
     assert resampled_interval(2, only_of_the_first) == Interval(3.0, 3.0)
     assert resampled_interval(2, lambda _: None) is None
     assert resampled_interval(0, lambda _: 1.0) is None
-    same = [resampled_interval(50, lambda places: float(places.mean()), seed=seed) for seed in (0, 0, 1)]
-    assert same[0] == same[1] != same[2]
-    assert same[0] == resampled_interval(50, lambda places: float(places.mean()))
+    first, second = (resampled_interval(50, lambda places: float(places.mean())) for _ in range(2))
+    assert first == second is not None

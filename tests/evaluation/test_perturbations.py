@@ -115,7 +115,7 @@ def test_the_stage_tells_which_changes_break_a_guard(tmp_path: Path) -> None:
     assert flips["re-encoded"].rows == 0
     written = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert written["request"]["upper case"]["raised"] == 1
-    lines = robustness.table(flips)
+    lines = robustness.flips_table(flips)
     assert next(line for line in lines if line[0] == "upper case")[:3] == ["upper case", "2", "50.0"]
     assert not any(line[0] == "re-encoded" for line in lines)
     asked = len(guard.engine.requests)  # type: ignore[attr-defined]

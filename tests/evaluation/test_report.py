@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guardreasoner_vl.evaluation.figures import draw
+from guardreasoner_vl.evaluation.figures import draw_results
 from guardreasoner_vl.evaluation.published import published_f1, published_tokens, sizes
-from guardreasoner_vl.evaluation.report import NONE, markdown, markdown_table, page, paper_f1, paper_table
+from guardreasoner_vl.evaluation.report import NONE, markdown_table, page, paper_f1, paper_table, report_markdown
 from guardreasoner_vl.evaluation.results import Results, Settings, summarise
 from guardreasoner_vl.types import Judgement, Label
 from tests.builders import prediction
@@ -66,7 +66,7 @@ def test_the_constant_guards_stand_beside(results: Results) -> None:
 def test_markdown_says_what_was_measured(results: Results) -> None:
     results.warnings.append("toy: 4 rows, but the official set has 5")
     results.skipped["toy"] = {"no label": 2}
-    text = markdown(results, "guardreasoner-vl evaluate", ["request_f1.svg"])
+    text = report_markdown(results, "guardreasoner-vl evaluate", ["request_f1.svg"])
     for part in ("# toy (r1), fast mode", "official set has 5", "no label 2", "![request f1](request_f1.svg)"):
         assert part in text
     line = next(line for line in text.splitlines() if line.startswith("| other |"))
@@ -121,20 +121,20 @@ def test_the_papers_tokens_stand_beside_an_evaluation_of_all_its_benchmarks() ->
     theirs = {"GuardReasoner-VL 3B", "GuardReasoner-VL-Eco 3B", "GuardReasoner-VL 7B", "GuardReasoner-VL-Eco 7B"}
     assert set(published_tokens()) == theirs
     whole = summarise(rows, SETTINGS)
-    svg = draw(whole, rows)["request_tokens"]
+    svg = draw_results(whole, rows)["request_tokens"]
     shown = {name for name in {*theirs, "toy, Average (All)"} if f"<!-- {name} -->" in svg}
     assert shown == {*theirs, "toy, Average (All)"}
-    part = draw(summarise(rows[2:], SETTINGS), rows[2:])["request_tokens"]
+    part = draw_results(summarise(rows[2:], SETTINGS), rows[2:])["request_tokens"]
     assert "GuardReasoner-VL" not in part
 
 
 @pytest.mark.slow
 def test_figures_are_drawn_for_what_is_defined(rows: list[Prediction], results: Results) -> None:
-    figures = draw(results, rows)
+    figures = draw_results(results, rows)
     assert set(figures) == {
         "request_f1", "request_tokens", "request_modality", "request_reliability", "request_threshold"
     }  # fmt: skip
     for svg in figures.values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert set(draw(summarise(rows[:1], SETTINGS), rows[:1])) == {"request_f1", "request_tokens"}
-    assert draw(summarise(rows[4:5], SETTINGS), rows[4:5]) == {}  # nothing harmful: no F1
+    assert set(draw_results(summarise(rows[:1], SETTINGS), rows[:1])) == {"request_f1", "request_tokens"}
+    assert draw_results(summarise(rows[4:5], SETTINGS), rows[4:5]) == {}  # nothing harmful: no F1

@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from guardreasoner_vl.errors import ImageError, InputError
 from guardreasoner_vl.images.decode import ImageLimits, checked_images, decoded_images, file_ending
-from guardreasoner_vl.images.geometry import LAYOUTS, PixelBudget, merge, smart_resize
+from guardreasoner_vl.images.geometry import LAYOUTS, PixelBudget, merge_images, smart_resize
 from guardreasoner_vl.types import CheckedImage
 
 if TYPE_CHECKING:
@@ -366,16 +366,16 @@ def corners(image: Image.Image) -> list[Any]:
 
 def test_images_merge_side_by_side_at_the_larger_height() -> None:
     small, large = Image.new("RGB", (30, 20), RED), Image.new("RGB", (100, 50), BLUE)
-    merged = merge(small, large, "side_by_side")
+    merged = merge_images(small, large, "side_by_side")
     assert (merged.mode, merged.size) == ("RGB", (175, 50))  # 30 * 50 / 20 = 75
     assert corners(merged) == [RED, BLUE, RED, BLUE]
     assert (merged.getpixel((74, 25)), merged.getpixel((75, 25))) == (RED, BLUE)
-    assert corners(merge(large, small, "side_by_side")) == [BLUE, RED, BLUE, RED]
+    assert corners(merge_images(large, small, "side_by_side")) == [BLUE, RED, BLUE, RED]
     assert (small.size, large.size) == ((30, 20), (100, 50))
 
 
 def test_images_merge_stacked_at_the_larger_width() -> None:
-    merged = merge(Image.new("RGB", (20, 30), RED), Image.new("RGB", (50, 100), BLUE), "stacked")
+    merged = merge_images(Image.new("RGB", (20, 30), RED), Image.new("RGB", (50, 100), BLUE), "stacked")
     assert merged.size == (50, 175)
     assert corners(merged) == [RED, RED, BLUE, BLUE]
     assert (merged.getpixel((25, 74)), merged.getpixel((25, 75))) == (RED, BLUE)
@@ -383,16 +383,16 @@ def test_images_merge_stacked_at_the_larger_width() -> None:
 
 def test_what_needs_no_resizing_is_kept_to_the_bit() -> None:
     first, second = (Image.frombytes("RGB", (8, 6), bytes(range(at, at + 144))) for at in (0, 100))
-    merged = merge(first, second, "side_by_side")
+    merged = merge_images(first, second, "side_by_side")
     assert merged.crop((0, 0, 8, 6)).tobytes() == first.tobytes()
     assert merged.crop((8, 0, 16, 6)).tobytes() == second.tobytes()
 
 
 def test_a_merged_image_is_shrunk_to_the_most_pixels() -> None:
     square = Image.new("RGB", (100, 100), RED)
-    assert merge(square, square, "side_by_side", max_pixels=5000).size == (100, 50)  # the root of 5000 / 2
+    assert merge_images(square, square, "side_by_side", max_pixels=5000).size == (100, 50)  # the root of 5000 / 2
     # Enlarged to a height of 3,000, the second would have 1.7 billion pixels.
-    merged = merge(Image.new("RGB", (20, 3000), RED), Image.new("RGB", (950, 5), BLUE), "side_by_side")
+    merged = merge_images(Image.new("RGB", (20, 3000), RED), Image.new("RGB", (950, 5), BLUE), "side_by_side")
     assert merged.height == 145  # the root of 4,000,000 / (1 / 150 + 190)
     assert merged.width == 1 + 27_550  # 0.97 of a pixel is one
     assert corners(merged) == [RED, BLUE, RED, BLUE]
@@ -401,7 +401,7 @@ def test_a_merged_image_is_shrunk_to_the_most_pixels() -> None:
 @pytest.mark.slow
 def test_a_merged_image_is_let_in_again_however_noisy() -> None:
     noise = Image.frombytes("RGB", (1500, 1500), np.random.default_rng(0).bytes(3 * 1500**2))
-    merged = merge(noise, noise, "stacked")
+    merged = merge_images(noise, noise, "stacked")
     assert merged.size == (1414, 2828)
     assert checked_images(encode(merged, "PNG", compress_level=1))[0].height == 2828
 
@@ -411,10 +411,10 @@ def test_thin_merged_images_are_refused_before_they_are_made(layout: Layout) -> 
     wide, tall = Image.new("RGB", (20_000, 100)), Image.new("RGB", (100, 20_000))
     along, across = (wide, tall) if layout == "side_by_side" else (tall, wide)
     with pytest.raises(ImageError, match="too thin"):
-        merge(along, along, layout)  # 400 to 1
+        merge_images(along, along, layout)  # 400 to 1
     with pytest.raises(ImageError, match="too thin"):
-        merge(along, Image.new("RGB", (1, 0)), layout)
-    assert merge(across, across, layout).size == ((200, 20_000) if layout == "side_by_side" else (20_000, 200))
+        merge_images(along, Image.new("RGB", (1, 0)), layout)
+    assert merge_images(across, across, layout).size == ((200, 20_000) if layout == "side_by_side" else (20_000, 200))
 
 
 @given(
@@ -425,7 +425,7 @@ def test_thin_merged_images_are_refused_before_they_are_made(layout: Layout) -> 
 def test_merging_keeps_aspect_ratios_and_the_limit(
     sizes: tuple[tuple[int, int], tuple[int, int]], layout: Layout, most: int
 ) -> None:
-    merged = merge(Image.new("RGB", sizes[0], RED), Image.new("RGB", sizes[1], BLUE), layout, most)
+    merged = merge_images(Image.new("RGB", sizes[0], RED), Image.new("RGB", sizes[1], BLUE), layout, most)
     beside = layout == "side_by_side"
     line = [merged.getpixel((at, 0) if beside else (0, at)) for at in range(merged.width if beside else merged.height)]
     across = merged.height if beside else merged.width

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guardreasoner_vl.integrations.asgi import GuardMiddleware
+from guardreasoner_vl.types.exchange import REASONING
 from tests.integrations.examples import example
 from tests.integrations.service import GREEN, KEY, RED, Running, chunk, completion, image_part, sse
 from tests.service.proxied import chunks_in
@@ -134,6 +135,36 @@ async def test_the_application_reads_texts_and_images_as_they_were_judged(guard:
     assert (exchange.prompt, exchange.images) == ("H\no\nw", (GREEN,))
 
 
+class Fetching:
+    """A guard whose service fetches images and finds everything harmless."""
+
+    async def ajudge(self, messages: Any) -> Verdict:
+        return verdict(harmful=False)
+
+
+ADDRESS = image_part("https://images.test/a.png")
+
+
+@pytest.mark.parametrize(
+    ("messages", "remote_images", "passes"),
+    [
+        ([{"role": "user", "content": [ADDRESS]}], False, False),
+        ([{"role": "user", "content": [{"type": "input_image", "image_url": " HTTPS://images.test/a"}]}], False, False),
+        ([{"role": "user", "content": [ADDRESS]}, {"role": "assistant", "content": "Nice."}, *HELLO], False, False),
+        ([{"role": "user", "content": [ADDRESS]}], True, True),
+        ([{"role": "system", "content": [ADDRESS]}, *HELLO], False, True),
+    ],
+)
+async def test_an_image_s_address_reaches_the_application_by_choice_only(
+    messages: Any, remote_images: bool, passes: bool
+) -> None:
+    app, guard = App(json.dumps(completion("Gladly."))), cast("GuardClient", Fetching())
+    async with client(app, guard, remote_images=remote_images) as http:
+        answer = await http.post(PATH, json={"messages": messages})
+    assert (answer.status_code, len(app.asked)) == ((200, 1) if passes else (400, 0))
+    assert answer.json().get("error", {}).get("code") == (None if passes else "guard_error")
+
+
 async def test_escapes_in_base64_do_not_reach_the_application(guard: GuardClient) -> None:
     app = App(json.dumps(completion("Gladly.")))
     answer = await asked(app, guard, [{"role": "user", "content": [image_part(f"{GREEN[:-4]}%41{GREEN[-4:]}")]}])
@@ -171,7 +202,7 @@ async def test_more_fields_pass_where_the_application_allows_them(guard: GuardCl
             assert (await http.post(PATH, json={"messages": HELLO, field: "x"})).status_code == status
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("field", REASONING)
 async def test_reasoning_of_earlier_answers_is_judged(guard: GuardClient, field: str) -> None:
     app = App(json.dumps(completion("Gladly.")))
     answer = await asked(app, guard, [*HELLO, {"role": "assistant", "content": "Fine.", field: "BAD"}])

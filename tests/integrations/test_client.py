@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,14 +34,14 @@ class Odd(Handler):
         type(self).odd(self)
 
 
-def both(client: GuardClient, **what: Any) -> list[Verdict]:
+def both(client: GuardClient, **fields: Any) -> list[Verdict]:
     """The verdicts of the synchronous and the asynchronous client."""
 
     async def asked() -> Verdict:
         async with client:
-            return await client.ajudge(**what)
+            return await client.ajudge(**fields)
 
-    return [client.judge(**what), asyncio.run(asked())]
+    return [client.judge(**fields), asyncio.run(asked())]
 
 
 def of_odd(odd: Callable[[Any], None], timeout: float = 10.0, on_error: Any = "block") -> list[Verdict]:
@@ -49,7 +50,7 @@ def of_odd(odd: Callable[[Any], None], timeout: float = 10.0, on_error: Any = "b
 
 
 @pytest.mark.parametrize(
-    ("what", "action"),
+    ("fields", "action"),
     [
         ({"prompt": "Hello."}, "allow"),
         ({"prompt": "BAD"}, "block"),
@@ -67,8 +68,8 @@ def of_odd(odd: Callable[[Any], None], timeout: float = 10.0, on_error: Any = "b
         ({"images": ["/etc/hostname"]}, "block"),
     ],
 )
-def test_judges(service: Running, what: dict[str, Any], action: str) -> None:
-    for verdict in both(GuardClient(service.url, KEY), **what):
+def test_judges(service: Running, fields: dict[str, Any], action: str) -> None:
+    for verdict in both(GuardClient(service.url, KEY), **fields):
         assert verdict.action == action
         assert (verdict.error is None) == (action == "allow" or verdict.flagged is True)
 
@@ -131,6 +132,7 @@ def test_a_failing_service_blocks_or_lets_pass_as_chosen(
 ) -> None:
     for verdict in of_odd(odd, timeout=0.2):
         assert (verdict.action, verdict.flagged, verdict.error and verdict.error.code) == ("block", None, code)
+        assert re.search(": (check|see) ", verdict.error.message if verdict.error else "")  # the remedy
         assert (verdict.request.label, verdict.response.label) == (Label.ERROR, Label.ERROR)
     assert {record.levelno for record in caplog.records} == {logging.ERROR}
     caplog.clear()

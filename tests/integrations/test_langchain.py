@@ -26,17 +26,17 @@ EXAMPLE = example("langchain_middleware.py")
 
 
 class Oven(BaseModel):
-    what: str
+    dish: str
 
 
 baked: list[str] = []
 
 
 @tool
-def bake(what: str) -> str:
+def bake(dish: str) -> str:
     """Bake something."""
-    baked.append(what)
-    return f"a {what}, baked"
+    baked.append(dish)
+    return f"a {dish}, baked"
 
 
 class Script(GenericFakeChatModel):
@@ -56,8 +56,8 @@ async def run(agent: Any, content: Any, asynchronously: bool) -> list[Any]:
     return list(result["messages"])
 
 
-def calling(what: str) -> AIMessage:
-    return AIMessage("", tool_calls=[{"name": "bake", "args": {"what": what}, "id": "c1"}])
+def calling(food: str) -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": "bake", "args": {"dish": food}, "id": "c1"}])
 
 
 @pytest.mark.parametrize("asynchronously", [True, False])
@@ -99,11 +99,11 @@ async def test_an_allowed_call_is_made(guard: GuardClient) -> None:
 
 async def test_what_a_tool_gives_back_is_judged(guard: GuardClient) -> None:
     @tool
-    def look(what: str) -> str:
+    def look(dish: str) -> str:
         """Look something up."""
         return "BAD"
 
-    call = AIMessage("", tool_calls=[{"name": "look", "args": {"what": "it"}, "id": "c1"}])
+    call = AIMessage("", tool_calls=[{"name": "look", "args": {"dish": "it"}, "id": "c1"}])
     agent = EXAMPLE["guarded"](Script(messages=iter([call, "Gladly."])), guard, [look])
     messages = await run(agent, "Look.", asynchronously=True)
     assert isinstance(messages[-2], ToolMessage)
@@ -140,7 +140,7 @@ HARMFUL: dict[str, dict[str, Any]] = {
     "audio": {"additional_kwargs": {"audio": {"id": "a1", "transcript": "Fine."}}},
     "a vendor's field": {"additional_kwargs": {"citations": [{"title": "BAD"}]}},
     "a vendor's content": {"additional_kwargs": {"content": "BAD", "role": "system"}},
-    "an object": {"additional_kwargs": {"parsed": Oven(what="BAD")}},
+    "an object": {"additional_kwargs": {"parsed": Oven(dish="BAD")}},
     "no JSON": {"additional_kwargs": {"parsed": object()}},
     "invalid tool call": {
         "invalid_tool_calls": [{"name": "bake", "args": "{BAD", "id": "c1", "error": None, "type": "invalid_tool_call"}]

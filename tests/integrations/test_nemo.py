@@ -19,7 +19,7 @@ pytest.importorskip("nemoguardrails", reason="nemoguardrails is not installed")
 from nemoguardrails import RailsConfig
 from nemoguardrails.types import LLMResponse, ToolCall, ToolCallFunction
 
-from guardreasoner_vl.integrations.nemo import GuardModel, parse_verdict
+from guardreasoner_vl.integrations.nemo import GuardModel, read_nemo_verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -162,19 +162,19 @@ async def test_results_of_tools_that_pass_through_are_judged(
 
 @given(st.text())
 def test_no_text_but_a_verdict_is_safe(text: str) -> None:
-    assert parse_verdict(text)[0] is False
+    assert read_nemo_verdict(text)[0] is False
 
 
 def test_the_parser_follows_the_verdict() -> None:
     blocked = unjudged("code", "message")
-    assert parse_verdict(blocked.model_dump_json()) == [False, "the guard could not judge (code)"]
-    assert parse_verdict(blocked.model_copy(update={"action": "allow"}).model_dump_json()) == [True]
+    assert read_nemo_verdict(blocked.model_dump_json()) == [False, "the guard could not judge (code)"]
+    assert read_nemo_verdict(blocked.model_copy(update={"action": "allow"}).model_dump_json()) == [True]
 
 
 async def test_a_prompt_in_one_string_is_judged(service: Running) -> None:
     model = GuardModel("default", service.url, KEY)
     reply = [chunk.delta_content async for chunk in model.stream_async("BAD")]
-    assert parse_verdict("".join(reply)) == [False, "the guard finds harmful: request"]
+    assert read_nemo_verdict("".join(reply)) == [False, "the guard finds harmful: request"]
     await model.aclose()
 
 

@@ -116,7 +116,7 @@ async def test_the_agent_starts_and_ends_only_after_a_verdict(
 BETWEEN: list[dict[str, Any]] = [
     {"type": "reasoning", "id": "r1", "summary": [{"type": "summary_text", "text": "BAD"}]},
     {"type": "reasoning", "id": "r1", "summary": [], "content": [{"type": "reasoning_text", "text": "BAD"}]},
-    {**CALL, "arguments": '{"what": "BAD"}'},
+    {**CALL, "arguments": '{"topic": "BAD"}'},
     {"type": "custom_tool_call", "call_id": "c1", "name": "look", "input": "BAD"},
     {"type": "web_search_call", "id": "w1", "status": "completed", "action": {"type": "search", "query": "BAD"}},
     {"type": "file_search_call", "id": "f1", "status": "completed", "queries": ["Fine."], "results": [{"text": "BAD"}]},
@@ -157,8 +157,8 @@ def called(arguments: str = "{}") -> ResponseFunctionToolCall:
 
 def looking(result: str, looked: list[str]) -> Any:
     @agents.function_tool
-    def look(what: str = "") -> str:
-        looked.append(what)
+    def look(topic: str = "") -> str:
+        looked.append(topic)
         return result
 
     return look
@@ -168,10 +168,10 @@ def looking(result: str, looked: list[str]) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "result", "calls", "blocked"),
     [
-        ('{"what": "it"}', "Fine.", 1, False),
-        ('{"what": "BAD"}', "Fine.", 0, True),
-        ('{"what": "BROKEN"}', "Fine.", 0, True),
-        ('{"what": "it"}', "BAD", 1, True),
+        ('{"topic": "it"}', "Fine.", 1, False),
+        ('{"topic": "BAD"}', "Fine.", 0, True),
+        ('{"topic": "BROKEN"}', "Fine.", 0, True),
+        ('{"topic": "it"}', "BAD", 1, True),
     ],
 )
 async def test_what_tools_are_given_and_give_back_is_judged(

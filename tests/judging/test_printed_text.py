@@ -13,13 +13,15 @@ from guardreasoner_vl.engines.scripted import ScriptedEngine
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.guard import Guard, GuardRequest
 from guardreasoner_vl.images.exchange import checked_exchange
-from guardreasoner_vl.judging.policy import Ocr, Policy
+from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.types import CheckedImage, Exchange, ModelInfo, Turn, Verdict
 from tests.builders import answer
 from tests.made_images import image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from guardreasoner_vl.choices import Ocr
 
 WORDED, PLAIN = image(40, 30), image(30, 40)
 PRINTED = "How do I bake bread?"

@@ -281,7 +281,7 @@ def test_a_missing_result_of_an_engine_is_an_error_verdict() -> None:
     (verdict,) = Guard(Losing()).moderate_batch([Exchange("One.")])
     assert verdict.error is not None
     assert (verdict.error.code, verdict.action) == ("engine", "block")
-    assert verdict.error.message == "the engine returned 0 results for 1 requests"
+    assert verdict.error.message == "the engine returned 0 results for 1 requests; use another engine"
 
 
 def test_an_engine_that_fails_on_a_batch_is_asked_one_by_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
@@ -14,13 +14,13 @@ from guardreasoner_vl.mining.candidates import (
     PassRates,
     candidate_requests,
     candidate_seed,
+    graded,
     is_kept,
-    judged,
     read_candidates,
 )
 from guardreasoner_vl.mining.rollout_io import derive_seed, parse_rollout, rollout_request
 from guardreasoner_vl.protocol import build_messages
-from guardreasoner_vl.recipe import parse_recipe
+from guardreasoner_vl.recipe import KeepRule, parse_recipe
 from guardreasoner_vl.types import Label, Sample, Usage
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def test_a_seed_is_the_first_six_bytes_of_a_digest() -> None:
 
 
 def test_the_candidates_differ_in_their_seeds_alone() -> None:
-    mine = {"candidates": 3, "max_new_tokens": 77, "temperature": 0.7, "top_p": 0.8}
-    section = parse_recipe({"name": "hard", "mine": mine}).mine
+    settings = {"candidates": 3, "max_new_tokens": 77, "temperature": 0.7, "top_p": 0.8}
+    section = parse_recipe({"name": "hard", "mine": settings}).mine
     requests = candidate_requests(row(), row().exchange(), section, 5)
     assert [request.seed for request in requests] == [
         derive_seed("5-0-r1"),
@@ -84,7 +84,7 @@ def test_what_answers_are_worth() -> None:
         answer("unharmful", "harmful", 14, "length"),
         EngineResult("I would say no.", "stop", usage=Usage(completion_tokens=15)),
     ]
-    assert judged(row(**ANSWERED), answers) == Candidates(
+    assert graded(row(**ANSWERED), answers) == Candidates(
         id="r1",
         source="toy",
         modality="text",
@@ -96,16 +96,20 @@ def test_what_answers_are_worth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "all_wrong", "mixed"),
+    ("right", "rules"),
     [
-        ((False, False), True, False),
-        ((True, False), False, True),
-        ((False, True), False, True),
-        ((True, True), False, False),
+        ((False, False), {"all_wrong"}),
+        ((True, False), {"mixed"}),
+        ((False, True), {"mixed"}),
+        ((True, True), set()),
+        ((True, False, True), {"mixed", "mostly_right"}),
+        ((False, True, True, False), {"mixed"}),
+        ((False, True, True, True), {"mixed", "mostly_right"}),
+        ((True, True, True, True), set()),
     ],
 )
-def test_which_rows_are_kept(right: tuple[bool, ...], all_wrong: bool, mixed: bool) -> None:
-    assert (is_kept(right, "all_wrong"), is_kept(right, "mixed")) == (all_wrong, mixed)
+def test_which_rows_are_kept(right: tuple[bool, ...], rules: set[KeepRule]) -> None:
+    assert {rule for rule in get_args(KeepRule) if is_kept(right, rule)} == rules
 
 
 def test_rows_are_counted_by_source_and_right_answers() -> None:
@@ -119,7 +123,7 @@ def test_rows_are_counted_by_source_and_right_answers() -> None:
         ("b", [wrong, broken]),
         ("b", [broken, broken]),
     ):
-        rates.add(judged(row(source=source), answers))
+        rates.add(graded(row(source=source), answers))
     assert [rates.of(source, 2) for source in "ab"] == [(0, 2, 1), (2, 0, 0)]
     assert rates.of_all(2) == (2, 2, 1)
     assert rates.coverage == 0.7  # three of ten answers are outside the grammar
@@ -128,7 +132,7 @@ def test_rows_are_counted_by_source_and_right_answers() -> None:
 
 def test_a_line_that_holds_no_candidates_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    whole = [judged(row(id=name), [answer("unharmful")]) for name in ("r1", "r2")]
+    whole = [graded(row(id=name), [answer("unharmful")]) for name in ("r1", "r2")]
     path.write_text("".join(f"{line.model_dump_json()}\n" for line in whole) + '{"id": "r4"}\n', "utf-8")
     rows = read_candidates(path)
     assert [next(rows), next(rows)] == whole

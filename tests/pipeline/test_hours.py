@@ -98,7 +98,7 @@ def test_the_table_of_the_documents_is_computed(name: str) -> None:
     alone = Machine(device_of("h100"), 1, SHAPES[name])
     rows = 123_093
     sft = sft_seconds(host, rows * recipe.sft.epochs, recipe.sft.gradient_checkpointing)
-    mine = answer_seconds(alone, rows, recipe.mine.candidates, 128)
+    mining = answer_seconds(alone, rows, recipe.mine.candidates, 128)
     answers, updates = batch_seconds(host, recipe.grpo, 128)
     page = (Path(__file__).parents[2] / "docs/reproduce.md").read_text("utf-8")
     column = 2 if name == "3b" else 3
@@ -109,10 +109,10 @@ def test_the_table_of_the_documents_is_computed(name: str) -> None:
         if line.startswith(("| hours", "| GPU hours"))
     }
 
-    of_sft, of_mining, of_rl = 4 * sft / 3600, mine / 3600, 4 * 23 * (answers + updates) / 3600
+    of_sft, of_mining, of_rl = 4 * sft / 3600, mining / 3600, 4 * 23 * (answers + updates) / 3600
     assert cells == {
         "hours, SFT, 4 x H100": duration(sft),
-        "hours, mining, 1 x H100": duration(mine),
+        "hours, mining, 1 x H100": duration(mining),
         "hours, RL, 23 rollout batches, 4 x H100": f"{duration(23 * answers)} + {duration(23 * updates)}",
         "GPU hours, all three": f"{of_sft + of_mining + of_rl:.1f}",
         "GPU hours, every variant of `ablate`": f"{3 * of_sft + of_mining + 6 * of_rl:.1f}",

@@ -78,11 +78,11 @@ def test_rl_of_7b_with_whole_weights_on_every_gpu(gpus: int, tmp_path: Path) -> 
 @pytest.mark.parametrize(("name", "rows"), [("3b", 64), ("3b-eco", 64), ("7b", 16), ("7b-eco", 16)])
 def test_the_papers_recipes_on_a_gpu_of_24_gb(name: str, rows: int, tmp_path: Path) -> None:
     text = plan_of(recipe(name), Path("r.yaml"), Path(), tmp_path, ["sft", "mine", "grpo"], 1, 24)
-    sft, mine, grpo = (line for line in text.splitlines() if " fit" in line)
+    sft, mining, grpo = (line for line in text.splitlines() if " fit" in line)
     none = "does not fit 24.0 GB: plan for more GPUs or for more memory, no key of the recipe is enough"
     assert (sft, grpo) == (f"sft: {none}", f"grpo: {none}")
     tokens = 256 * rows  # as many for each prompt as before
-    assert mine == f"mine: does not fit 24.0 GB: set mine.max_rows: {rows} and mine.max_tokens: {tokens}"
+    assert mining == f"mine: does not fit 24.0 GB: set mine.max_rows: {rows} and mine.max_tokens: {tokens}"
     smaller = recipe_with(name, mine={"max_rows": rows, "max_tokens": tokens})
     assert "mine: fits 24.0 GB" in plan_of(smaller, Path("r.yaml"), Path(), tmp_path, ["mine"], 1, 24)
 

@@ -17,7 +17,7 @@ from guardreasoner_vl.engines.transformers_engine import TransformersEngine
 from guardreasoner_vl.engines.validation import error_result
 from guardreasoner_vl.errors import DataError, EngineError, InputError, RecipeError
 from guardreasoner_vl.pipeline import run as pipeline
-from guardreasoner_vl.pipeline.ablation import Outcome, ablate, interval, table
+from guardreasoner_vl.pipeline.ablation import Outcome, ablate, ablation_table, mean_and_interval
 from guardreasoner_vl.pipeline.run import STAGES, Run, Stage
 from tests.builders import sample
 from tests.engines.openai.stub_server import StubServer
@@ -195,7 +195,7 @@ def test_a_stage_names_the_one_that_it_needs(stage: str, before: str, tmp_path: 
 
 def test_several_processes_only_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="curate, mine cannot run on several processes"):
+    with pytest.raises(RecipeError, match="curate, mine cannot run on several processes: give a launcher only"):
         pipeline.run(Run(short_recipe(), tmp_path, tmp_path, lambda _: None), ["curate", "sft", "mine"])
 
 
@@ -227,8 +227,8 @@ def test_a_plan_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_nowhere_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    where = ("--data", tmp_path / "rl", "--out", tmp_path / "run")
-    refused = invoke("grpo", PATH, "--model", "./nowhere", *where, code=2)
+    folders = ("--data", tmp_path / "rl", "--out", tmp_path / "run")
+    refused = invoke("grpo", PATH, "--model", "./nowhere", *folders, code=2)
     assert "./nowhere: no such folder; give" in refused.stderr
     assert not (tmp_path / "run").exists()
 
@@ -257,7 +257,7 @@ def test_gains_are_counted_seed_by_seed() -> None:
         "R-SFT": [Outcome(0.5, 0.5, None, 1.0, 60.0), Outcome(0.7, 0.7, None, 1.0, 62.0)],
         "full": [Outcome(0.6, 0.6, None, 1.0, 60.0), Outcome(0.9, 0.9, None, 1.0, 60.0)],
     }
-    start, full = table(outcomes)[1:]
+    start, full = ablation_table(outcomes)[1:]
     assert start == [
         "R-SFT",
         "60.0 \u00b1 127.1",
@@ -273,7 +273,7 @@ def test_gains_are_counted_seed_by_seed() -> None:
 
 
 def test_intervals_by_hand() -> None:
-    assert interval([3.0]) == (3.0, None)
-    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean_and_interval([3.0]) == (3.0, None)
+    mean, half = mean_and_interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert half == pytest.approx(4.303 / 3**0.5)

@@ -150,7 +150,7 @@ def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
     [
         (b"", "a recipe is a YAML mapping"),
         (b"- a\n- b\n", "a recipe is a YAML mapping"),
-        (b"a: [1\nb: {", "not YAML"),
+        (b"a: [1\nb: {", "; correct its syntax"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"model: {path: x}\n", "name is missing: give it"),
         (b"1: 2\nname: r\nmodel: {path: x}\n", "1"),

@@ -16,7 +16,7 @@ from PIL import Image
 from guardreasoner_vl.batch.moderate import run_batch
 from guardreasoner_vl.engines.openai import http as openai_http
 from guardreasoner_vl.errors import EngineError
-from guardreasoner_vl.remote.served import ServedGuard, messages_of
+from guardreasoner_vl.remote.served import ServedGuard, messages_with_images
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig
 from guardreasoner_vl.types import Exchange, Turn
@@ -75,14 +75,14 @@ def test_a_conversation_arrives_as_it_was(url: str, backend: ScriptedBackend) ->
         ("How?", "Mix.", 1),
         ("Why?", "So.", 0),
     ]
-    assert Exchange.from_messages(messages_of(Exchange(response="Alone."))) == Exchange(response="Alone.")
+    assert Exchange.from_messages(messages_with_images(Exchange(response="Alone."))) == Exchange(response="Alone.")
 
 
 def test_an_image_file_is_sent_as_it_is(tmp_path: Path) -> None:
     """Checked here and sent as PNG, a photo may be larger than the service takes."""
     path = tmp_path / "photo.jpg"
     Image.new("RGB", (56, 56), "green").save(path)
-    [message] = messages_of(Exchange(images=(path, path.read_bytes())))
+    [message] = messages_with_images(Exchange(images=(path, path.read_bytes())))
     urls = [part["image_url"]["url"] for part in message["content"]]
     assert [base64.b64decode(url.partition(",")[2]) for url in urls] == [path.read_bytes()] * 2
 

@@ -15,7 +15,7 @@ from PIL import Image
 from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.images.geometry import LAYOUTS
 from guardreasoner_vl.protocol import build_messages
-from guardreasoner_vl.rl.concatenation import Pair, drawn_pairs, joined, joint_label
+from guardreasoner_vl.rl.concatenation import Pair, concatenated, drawn_pairs, joint_label
 from guardreasoner_vl.sources.union import class_of, made_for
 from tests.builders import sample
 
@@ -60,7 +60,7 @@ def labelled(name: str, target: Target, label: GoldLabel | None, present: bool =
 def test_the_union_rule(
     target: Target, first: GoldLabel | None, second: GoldLabel | None, expected: GoldLabel | None
 ) -> None:
-    row = joined(pair(labelled("a", target, first), labelled("b", target, second)))
+    row = concatenated(pair(labelled("a", target, first), labelled("b", target, second)))
     assert (row.request_label, row.response_label) == ((expected, U) if target == "request" else (U, expected))
 
 
@@ -97,7 +97,7 @@ rows = st.builds(
 
 @given(first=rows, second=rows)
 def test_harmful_exactly_where_a_parent_is_known_to_be(first: Sample, second: Sample) -> None:
-    joined_row, reversed_row = joined(pair(first, second)), joined(pair(second, first))
+    joined_row, reversed_row = concatenated(pair(first, second)), concatenated(pair(second, first))
     combinations = [
         (bool(first.prompt), first.request_label, bool(second.prompt), second.request_label, joined_row.request_label),
         (
@@ -132,7 +132,7 @@ def test_the_class_of_a_row() -> None:
 def test_texts_stand_in_one_context() -> None:
     first = sample("a", prompt="bread?\n", response="Knead.", reasoning="it is bread", split="validation")
     first = first.model_copy(update={"request_label": U, "response_label": H})
-    row = joined(pair(first, sample("b", prompt="cake?", response="Mix.", meta={"repeat": 3})))
+    row = concatenated(pair(first, sample("b", prompt="cake?", response="Mix.", meta={"repeat": 3})))
     assert (row.prompt, row.response) == ("bread?\n\n\ncake?", "Knead.\n\nMix.")
     assert (row.source, row.split, row.modality, row.reasoning) == ("augmented", "train", "text", None)
     assert row.meta == {
@@ -146,15 +146,17 @@ def test_texts_stand_in_one_context() -> None:
 @pytest.mark.parametrize("blank", [None, "", " \n"])
 def test_whitespace_is_no_text(blank: str | None) -> None:
     first = sample("a", prompt=blank or "", response="Knead.")
-    row = joined(pair(first, sample("b", prompt="cake?", response=blank)))
+    row = concatenated(pair(first, sample("b", prompt="cake?", response=blank)))
     assert (row.prompt, row.response) == ("cake?", "Knead.")
-    assert joined(pair(sample("a", response=blank), sample("b"))).response is None
+    assert concatenated(pair(sample("a", response=blank), sample("b"))).response is None
 
 
 def test_ids_are_made_of_both_in_order() -> None:
     a, b = sample("a"), sample("b")
-    assert joined(pair(a, b)).id == "aug/3554d2b8a1e34099053865de"  # SHA-256 of ["a", "b"]
-    names = {joined(pair(*ids)).id for ids in ((a, b), (b, a), (sample('a", "b'), sample("c")), (a, sample('b", "c')))}
+    assert concatenated(pair(a, b)).id == "aug/3554d2b8a1e34099053865de"  # SHA-256 of ["a", "b"]
+    names = {
+        concatenated(pair(*ids)).id for ids in ((a, b), (b, a), (sample('a", "b'), sample("c")), (a, sample('b", "c')))
+    }
     assert len(names) == 4
 
 
@@ -174,7 +176,7 @@ def test_every_kind_of_pair_can_be_asked_about(first: str, second: str, tmp_path
         parents.append(sample(name, **KINDS[kind], images=() if kind == "text" else (str(path),)))
     Image.new("RGB", (60, 20)).save(tmp_path / "merged.png")
     parents_pair = Pair(parents[0], parents[1], "side_by_side")
-    row = joined(parents_pair, str(tmp_path / "merged.png") if parents_pair.merges else None)
+    row = concatenated(parents_pair, str(tmp_path / "merged.png") if parents_pair.merges else None)
     exchange, images = checked_exchange(row.exchange())
     kinds = {first, second}
     assert len(row.images) == (kinds != {"text"})
@@ -190,11 +192,11 @@ def test_every_kind_of_pair_can_be_asked_about(first: str, second: str, tmp_path
 
 def test_one_parents_images_stay_in_order() -> None:
     joined_pair = pair(sample("a", images=("1.png", "2.png")), sample("b"))
-    assert joined(joined_pair).images == ("1.png", "2.png")
+    assert concatenated(joined_pair).images == ("1.png", "2.png")
     with pytest.raises(ValueError, match="if both rows of the pair have images"):
-        joined(joined_pair, "merged.png")
+        concatenated(joined_pair, "merged.png")
     with pytest.raises(ValueError, match="if both rows of the pair have images"):
-        joined(pair(sample("a", images=("1.png",)), sample("b", images=("2.png",))))
+        concatenated(pair(sample("a", images=("1.png",)), sample("b", images=("2.png",))))
 
 
 # --- the draw -------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def test_equal_rewards_have_no_advantage() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_rewards_that_are_no_numbers(bad: float) -> None:
-    message = "^a reward is NaN or infinite: check reward.min_length and the reward's form$"
+    message = "^a reward is NaN or infinite: check grpo.reward.min_length and grpo.reward.form$"
     with pytest.raises(FloatingPointError, match=message):
         group_advantages(torch.tensor([[0.0, bad]]))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from guardreasoner_vl.errors import EngineError, InputError, MissingExtraError
-from guardreasoner_vl.scale.cluster import connect, size_of
+from guardreasoner_vl.scale.cluster import cluster_size, connect
 from tests.local_server import Handler, LocalServer
 
 
@@ -66,7 +66,7 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.
 def test_a_guard_takes_a_core_and_a_gpu_if_there_are_any(
     cluster: Resources, workers: int | None, on_gpus: bool, size: tuple[int, int]
 ) -> None:
-    assert size_of(cluster, workers, on_gpus) == size
+    assert cluster_size(cluster, workers, on_gpus) == size
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_a_guard_takes_a_core_and_a_gpu_if_there_are_any(
 )
 def test_a_cluster_without_room_is_refused(cluster: Resources, workers: int | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        size_of(cluster, workers, True)
+        cluster_size(cluster, workers, True)

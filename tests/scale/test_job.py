@@ -31,15 +31,15 @@ class Squaring:
         return row
 
     def unanswered(self, row: int, error: GuardError) -> int | None:
-        assert "its worker was lost" in str(error)
+        assert "the worker was lost" in str(error)
         return None
 
     def is_unanswered(self, result: int | None) -> bool:
         return result is None
 
 
-def job(count: int, chunk: int, ahead: int) -> RowQueue[int, int | None]:
-    return RowQueue(Squaring(), range(count), chunk, ahead)
+def job(count: int, chunk: int, ahead: int, bytes_ahead: int = 1_000_000) -> RowQueue[int, int | None]:
+    return RowQueue(Squaring(), range(count), chunk, ahead, bytes_ahead)
 
 
 def squares(part: RowRange[int]) -> list[int | None]:
@@ -81,6 +81,22 @@ def test_rows_are_read_as_results_are_taken() -> None:
     assert work.sent == [0, 1, 2, 3, 4, 5]
 
 
+def test_large_rows_are_read_as_others_get_their_results() -> None:
+    """Each row has a little more than 1,000 bytes; 6,000 bytes for 6 parts are one row a part."""
+    large = 1 << 8_000
+    rows = RowQueue(Squaring(), [large + number for number in range(9)], 4, 24, 6_000)
+    parts = [next_of(rows) for _ in range(6)]
+    assert [part.rows for part in parts] == [[large + number] for number in range(6)]
+    assert rows.next_part() is None
+    rows.add(parts[3], squares(parts[3]))
+    assert list(rows.finished()) == []
+    assert next_of(rows).rows == [large + 6]
+    assert rows.next_part() is None
+    rows.lose(parts[4])
+    rows.lose(next_of(rows))
+    assert next_of(rows).rows == [large + 7]
+
+
 def test_a_job_without_rows_is_done() -> None:
     rows = job(0, 2, 4)
     assert rows.next_part() is None
@@ -115,14 +131,16 @@ def test_a_part_without_any_answer_is_tried_again_once() -> None:
     assert list(rows.finished()) == []
     assert rows.add(next_of(rows), [None, None, None])
     assert list(rows.finished()) == [None, None, None]
-    some = job(3, 3, 3)
-    assert some.add(next_of(some), [None, 1, None])
+    three = job(3, 3, 3)
+    assert three.add(next_of(three), [None, 1, None])
 
 
 @settings(deadline=None)
-@given(st.integers(0, 40), st.integers(1, 7), st.integers(1, 4), st.data())
-def test_every_row_has_one_result_whatever_is_lost(count: int, chunk: int, workers: int, data: st.DataObject) -> None:
-    rows = job(count, chunk, 3 * workers * chunk)
+@given(st.integers(0, 40), st.integers(1, 7), st.integers(1, 4), st.integers(1, 300), st.data())
+def test_every_row_has_one_result_whatever_is_lost(
+    count: int, chunk: int, workers: int, bytes_ahead: int, data: st.DataObject
+) -> None:
+    rows = job(count, chunk, 3 * workers * chunk, bytes_ahead)
     busy: list[RowRange[int]] = []
     taken: list[int | None] = []
     while not rows.done:

@@ -138,7 +138,7 @@ def test_a_row_that_kills_its_worker_is_an_error_and_the_only_one(machines: Mach
     assert [verdict.flagged for verdict in verdicts] == [False] * 5 + [None] + [False] * 2
     assert verdicts[5].error is not None
     assert (verdicts[5].error.code, verdicts[5].action) == ("engine", "block")
-    assert "its worker was lost" in verdicts[5].error.message
+    assert "the worker was lost" in verdicts[5].error.message
 
 
 def test_every_row_is_judged_once_though_a_machine_and_its_worker_are_lost(machines: Machines, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_the_command_line_shares_rows_of_the_embedded_guard(machines: Machines, 
     [
         (refused_guard, r"cannot open the guard: .*vllm is not installed: install .* extra 'vllm'"),
         (broken_guard, r"cannot open the guard: .*CUDA out of memory. Tried to allocate 15 GiB"),
-        (dying_guard, r"cannot open the guard: it died meanwhile; the model may not fit the memory"),
+        (dying_guard, r"cannot open the guard: the worker died while it loaded the model, which may not fit"),
         (differing_guard, "differs from another worker's: copy the same to all machines"),
     ],
 )

@@ -271,6 +271,29 @@ def test_the_pixels_of_a_conversation_are_added_up_before_any_is_decoded(monkeyp
             checked_exchange(exchange, ImageLimits(max_exchange_pixels=total - 1))
 
 
+def test_a_file_is_read_once_for_its_pixels_and_for_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(noise(), "PNG"))
+    opened: list[Path] = []
+    open_file = Path.open
+
+    def noted(self: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(self)
+        return open_file(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", noted)
+    for exchange in conversations(path, str(path)):
+        opened.clear()
+        assert len(checked_exchange(exchange)[1]) == 2
+        assert opened == [path, path]
+
+
+def test_too_many_files_are_refused_before_one_is_read() -> None:
+    for exchange in conversations(*["/no/such.png"] * 49):
+        with pytest.raises(ImageError, match="more than 48 images in total"):
+            checked_exchange(exchange)
+
+
 def test_an_animated_gif_counts_as_the_most_frames() -> None:
     moving, still = animation("GIF", 2, "P", side=10), animation("GIF", 1, "P", side=10)
     assert pixels_to_decode(moving) == 16 * 100
@@ -339,8 +362,8 @@ def test_arbitrary_bytes_are_judged_or_refused(signature: bytes, rest: bytes) ->
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 3), st.binary(max_size=4)), max_size=8),
 )
 def test_mutated_files_are_judged_or_refused(data: bytes, edits: list[tuple[float, int, bytes]]) -> None:
-    for where, removed, added in edits:
-        at = int(where * len(data))
+    for share, removed, added in edits:
+        at = int(share * len(data))
         data = data[:at] + added + data[at + removed :]
     judged_or_refused(data)
 

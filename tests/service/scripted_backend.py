@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.guard import GuardRequest
 from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.service.backend import EngineLoad
 from guardreasoner_vl.service.moderation import PROBE
 from guardreasoner_vl.service.process import EngineGoneError
 from guardreasoner_vl.types import ModelInfo
@@ -25,6 +26,7 @@ class ScriptedBackend:
         self.policy = Policy()
         self.model = ModelInfo(name=name, revision="r1")
         self.is_up = True
+        self.load = EngineLoad()
         self.gone = False
         self.judged: list[Exchange] = []
         self.cancelled: list[Exchange] = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.service.backend import EngineLoad
 from guardreasoner_vl.types import Judgement, Label, ModelInfo, Verdict
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class SidedBackend:
 
     def __init__(self) -> None:
         self.policy, self.model, self.is_up = Policy(), ModelInfo(name="sided"), True
+        self.load = EngineLoad()
         self.judged = 0
 
     async def start(self) -> None:

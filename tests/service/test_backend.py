@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from guardreasoner_vl.service.backend import RemoteBackend
-from guardreasoner_vl.service.config import GuardSection
+from guardreasoner_vl.service.backend import EngineLoad, RemoteBackend
+from guardreasoner_vl.service.config import GuardSection, Limits
 from guardreasoner_vl.service.streaming import QueueListener, event_stream, verdict_event
 from guardreasoner_vl.types import Exchange
 from tests.engines.openai.stub_server import StubServer
@@ -25,7 +25,7 @@ async def stub() -> AsyncIterator[StubServer]:
 
 @pytest_asyncio.fixture
 async def backend(stub: StubServer) -> AsyncIterator[RemoteBackend]:
-    remote = RemoteBackend(GuardSection(base_url=stub.url, model="stub-vl"), 8)
+    remote = RemoteBackend(GuardSection(base_url=stub.url, model="stub-vl"), Limits(max_batch_size=8))
     await remote.start()
     yield remote
     await remote.close()
@@ -51,6 +51,7 @@ async def test_who_stops_listening_makes_the_engine_hang_up(stub: StubServer, ba
     task = asyncio.create_task(backend.judge(Exchange("How do I bake bread?"), "slow", listener))
     while not any(payload.get("stream") for payload in stub.payloads):
         await asyncio.sleep(0.01)
+    assert backend.load == EngineLoad(queue_length=1)
     task.cancel()
     assert await asyncio.to_thread(stub.disconnected.wait, 5.0)
 

@@ -151,8 +151,8 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 async def test_the_caller_is_named_in_the_answer_and_the_audit_log(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     async with client(app_of(keys=keys(), audit={"path": path})) as http:
-        ours = {**bearer("shop"), "X-Request-Id": "order-17", "traceparent": TRACE}
-        response = await http.post("/v1/guard", json={"prompt": "Hello."}, headers=ours)
+        headers = {**bearer("shop"), "X-Request-Id": "order-17", "traceparent": TRACE}
+        response = await http.post("/v1/guard", json={"prompt": "Hello."}, headers=headers)
         strange = {**bearer("chat"), "X-Request-Id": "a b\tc", "traceparent": "00-xyz"}
         other = await http.post("/v1/guard", json={"prompt": "Hello."}, headers=strange)
         refused = await http.post("/v1/guard", json={"prompt": "Hello."}, headers={"X-Request-Id": "order-18"})

@@ -10,6 +10,7 @@ import pytest
 
 from guardreasoner_vl.service.app import create_app
 from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
+from guardreasoner_vl.types.exchange import REASONING
 from tests.service.proxied import CALL, HELLO, Model, asked, client
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -106,7 +107,7 @@ async def test_known_fields_go_on_as_they_are() -> None:
     assert "Flour." in (backend.judged[0].history[0].response or "")
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("field", REASONING)
 async def test_reasoning_of_earlier_answers_is_judged(field: str) -> None:
     model = Model()
     async with client(model) as http:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardreasoner_vl.errors import InputError
+from guardreasoner_vl.images.decode import ImageLimits
 from guardreasoner_vl.service.backend import make_backend
 from guardreasoner_vl.service.config import as_plain, is_loopback, load_config
 
@@ -54,10 +55,20 @@ def test_the_most_windows_reach_every_guard(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("GUARDREASONER_LIMITS__WINDOWS", "9")
     config = load_config(guards={"default": {}, "big": {"base_url": "http://localhost:1/v1"}})
     for section in config.guards.values():
-        backend = make_backend(section, config.limits.max_batch_size, lambda: None, config.limits.windows)
+        backend = make_backend(section, config.limits, lambda: None)
         assert (backend.policy.long_input, backend.policy.max_windows) == ("windows", 9)
     with pytest.raises(InputError, match=r"limits\.windows"):
         load_config(limits={"windows": 0})
+
+
+def test_the_most_pixels_of_an_exchange_reach_every_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config().limits.exchange_pixels == ImageLimits().max_exchange_pixels
+    monkeypatch.setenv("GUARDREASONER_LIMITS__EXCHANGE_PIXELS", "5000")
+    config = load_config(guards={"default": {}, "big": {"base_url": "http://localhost:1/v1"}})
+    for section in config.guards.values():
+        assert make_backend(section, config.limits, lambda: None).policy.images == ImageLimits(max_exchange_pixels=5000)
+    with pytest.raises(InputError, match=r"limits\.exchange_pixels"):
+        load_config(limits={"exchange_pixels": 0})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "guard.example", ""])

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.protocol import Reason
 from guardreasoner_vl.service.app import create_app
-from guardreasoner_vl.service.config import TARGETS, ServiceConfig, UpstreamSection
+from guardreasoner_vl.service.config import ServiceConfig, UpstreamSection
 from guardreasoner_vl.service.enforcement import enforced_verdict, present_targets
 from guardreasoner_vl.types import Exchange, ModelInfo, failed_verdict
 from tests.judging.test_judge import BENIGN, PHRASE, CountingEngine, finds_phrase, judged

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from guardreasoner_vl.service.config import TARGETS
+from guardreasoner_vl.choices import TARGETS
+from guardreasoner_vl.service.backend import EngineLoad
 from guardreasoner_vl.service.metrics import METHODS, OUTCOMES, REASONS, ROUTES, Metrics
 from guardreasoner_vl.types import ModelInfo
 from guardreasoner_vl.version import __version__
@@ -76,13 +77,13 @@ def test_verdicts_add_up() -> None:
     metrics.verdict("default", "request", "allow", 0.3, 5)
     metrics.verdict("default", "request", "would_block", 3.0, 7)
     metrics.verdict("fast", "response", "error", 0.0, 0)
-    where = {"guard": "default", "target": "request"}
-    assert value(metrics, "guardreasoner_verdicts_total", outcome="allow", **where) == 2
-    assert value(metrics, "guardreasoner_verdicts_total", outcome="would_block", **where) == 1
-    assert value(metrics, "guardreasoner_verdict_seconds_sum", **where) == pytest.approx(3.5)
-    assert value(metrics, "guardreasoner_verdict_seconds_bucket", le="0.25", **where) == 1
-    assert value(metrics, "guardreasoner_verdict_seconds_bucket", le="+Inf", **where) == 3
-    assert value(metrics, "guardreasoner_completion_tokens_total", **where) == 22
+    labels = {"guard": "default", "target": "request"}
+    assert value(metrics, "guardreasoner_verdicts_total", outcome="allow", **labels) == 2
+    assert value(metrics, "guardreasoner_verdicts_total", outcome="would_block", **labels) == 1
+    assert value(metrics, "guardreasoner_verdict_seconds_sum", **labels) == pytest.approx(3.5)
+    assert value(metrics, "guardreasoner_verdict_seconds_bucket", le="0.25", **labels) == 1
+    assert value(metrics, "guardreasoner_verdict_seconds_bucket", le="+Inf", **labels) == 3
+    assert value(metrics, "guardreasoner_completion_tokens_total", **labels) == 22
     assert value(metrics, "guardreasoner_verdicts_total", guard="fast", target="response", outcome="error") == 1
 
 
@@ -137,6 +138,16 @@ def test_gauges_are_by_guard() -> None:
     for guard, count, up in (("default", 5, 1), ("fast", 2, 0)):
         assert value(metrics, "guardreasoner_in_flight", guard=guard) == count
         assert value(metrics, "guardreasoner_engine_up", guard=guard) == up
+
+
+def test_the_load_of_engines_is_by_guard() -> None:
+    metrics = Metrics(GUARDS)
+    metrics.engine_load({"default": EngineLoad(3, 4_000), "fast": EngineLoad(1)})
+    assert value(metrics, "guardreasoner_engine_queue_length", guard="default") == 3
+    assert value(metrics, "guardreasoner_engine_queue_length", guard="fast") == 1
+    assert value(metrics, "guardreasoner_engine_resident_bytes", guard="default") == 4_000
+    metrics.engine_load({"default": EngineLoad(), "fast": EngineLoad()})
+    assert not [sample for sample in samples(metrics) if sample.name == "guardreasoner_engine_resident_bytes"]
 
 
 def test_no_series_says_when_another_was_created() -> None:

@@ -18,7 +18,7 @@ from guardreasoner_vl.service.logs import JsonFormatter
 from guardreasoner_vl.service.metrics import Metrics
 from guardreasoner_vl.service.moderation import ModerationService, UnknownGuardError
 from guardreasoner_vl.service.streaming import QueueListener
-from guardreasoner_vl.service.verdict_cache import digest_of
+from guardreasoner_vl.service.verdict_cache import exchange_digest
 from guardreasoner_vl.types import Exchange, Turn, Usage
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -79,7 +79,7 @@ async def test_an_unforeseen_error_is_an_error_verdict_that_quotes_nothing(caplo
     verdict = await moderation(Odd()).judge(Exchange("mild words"), ID)
     assert verdict.error is not None
     assert (verdict.error.code, verdict.action, verdict.flagged) == ("engine", "block", None)
-    assert verdict.error.message == "the service failed (ValueError); its log has the place"
+    assert verdict.error.message == "the service failed (ValueError): see its log"
     assert [record.getMessage() for record in caplog.records] == ["a judgement failed"]
 
 
@@ -306,7 +306,7 @@ async def test_every_verdict_is_written_down(tmp_path: Path) -> None:
     await service.close()
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [row["action"] for row in rows] == ["allow", "block", "block", "block"]
-    assert [row["digest"] for row in rows] == [*(digest_of(Exchange(t)) for t in ("Hello.", "BAD", "BROKEN")), ""]
+    assert [row["digest"] for row in rows] == [*(exchange_digest(Exchange(t)) for t in ("Hello.", "BAD", "BROKEN")), ""]
     assert "BAD" not in path.read_text("utf-8")
 
 
@@ -413,5 +413,5 @@ def test_a_digest_tells_exchanges_apart() -> None:
         Exchange("a", history=(Turn("a", (), "b"), Turn("a", (), "b"))),
         Exchange(f"a{url}"),
     ]
-    assert len({digest_of(one) for one in exchanges}) == len(exchanges)
-    assert digest_of(Exchange("a")) == digest_of(Exchange("a"))
+    assert len({exchange_digest(one) for one in exchanges}) == len(exchanges)
+    assert exchange_digest(Exchange("a")) == exchange_digest(Exchange("a"))

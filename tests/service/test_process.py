@@ -9,18 +9,19 @@ import multiprocessing
 import os
 import signal
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 
-from guardreasoner_vl.errors import ModelError
+from guardreasoner_vl.errors import EngineError, ModelError
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.policy import Policy
 from guardreasoner_vl.service import process
 from guardreasoner_vl.service.backend import LocalBackend
-from guardreasoner_vl.service.config.guards import GuardSection
+from guardreasoner_vl.service.config import GuardSection, Limits
 from guardreasoner_vl.service.process import EngineGoneError, EngineProcess
 from guardreasoner_vl.service.streaming import QueueListener
 from guardreasoner_vl.service.worker import ModelLoaded, WorkerConfig
@@ -28,7 +29,6 @@ from guardreasoner_vl.types import Exchange, ModelInfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 OPTIONS = {"engine": "transformers", "dtype": "fp32"}
@@ -64,7 +64,7 @@ async def test_concurrent_exchanges_get_their_own_verdicts(engine: EngineProcess
 
 async def test_the_openvino_engine_in_its_process(tiny_model: Path) -> None:
     section = GuardSection(model=str(tiny_model), engine="openvino", mode="fast", max_new_tokens=24)
-    backend = LocalBackend(section, 8, Restarts())
+    backend = LocalBackend(section, Limits(max_batch_size=8), Restarts())
     await backend.start()
     try:
         verdict = await backend.judge(Exchange("How do I bake a loaf?"), None, None)
@@ -182,6 +182,40 @@ async def test_a_restart_that_fails_for_any_reason_is_tried_again(
     assert [record.getMessage() for record in caplog.records][1:] == [failed, failed]
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+    ],
+)
+async def test_a_first_start_that_fails_is_one_line(
+    fault: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process(*_: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(process, "_WorkerHandle", no_process)
+    with pytest.raises(EngineError) as caught:
+        await EngineProcess(WorkerConfig("m", None, POLICY, OPTIONS), 8).start()
+    assert str(caught.value) == (
+        f"the engine's process cannot be started ({reason}): free memory, or allow more processes and files"
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
+async def test_the_queue_and_the_memory_of_the_process(engine: EngineProcess) -> None:
+    assert engine.queue_length == 0
+    tasks = [asyncio.create_task(engine.judge(Exchange(f"Loaf {number}?"))) for number in range(3)]
+    await asyncio.sleep(0)
+    assert engine.queue_length == 3
+    assert engine.resident_bytes is not None
+    assert 50_000_000 < engine.resident_bytes < 64_000_000_000
+    await asyncio.gather(*tasks)
+    assert engine.queue_length == 0
+    assert EngineProcess(WorkerConfig("m", None, POLICY, OPTIONS), 8).resident_bytes is None
+
+
 async def test_a_process_that_gets_no_threads_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
 
@@ -203,6 +237,6 @@ async def test_a_process_that_gets_no_threads_is_ended(monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(threading.Thread, "start", no_more)
     engine = EngineProcess(WorkerConfig("m", None, POLICY, OPTIONS), 8)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(EngineError, match="cannot be started"):
         await engine.start()
     assert steps == ["start", "kill"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from guardreasoner_vl.types.exchange import REASONING
 from tests.service.proxied import Model, asked, chunks_in, client, content, delta
 from tests.service.scripted_backend import ScriptedBackend
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+@pytest.mark.parametrize("field", REASONING)
 @pytest.mark.parametrize(("text", "passes"), [("Some plans", True), ("BAD plans", False)])
 async def test_a_model_s_reasoning_is_judged_and_passed_on(field: str, text: str, passes: bool) -> None:
     message = {"role": "assistant", "content": "Fine.", field: text}

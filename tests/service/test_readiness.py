@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.judging.judge import error_verdict
 from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.service.backend import EngineLoad
 from guardreasoner_vl.service.callers import Origin
 from guardreasoner_vl.service.config import Limits, ServiceConfig
 from guardreasoner_vl.service.metrics import Metrics
@@ -153,6 +154,15 @@ async def scraped(http: httpx.AsyncClient) -> str:
     lines = (await http.get("/metrics")).text.splitlines()
     (line,) = [line for line in lines if line.startswith("guardreasoner_engine_up{")]
     return line.split()[1]
+
+
+async def test_a_scrape_tells_the_load_of_the_engines() -> None:
+    backend = ScriptedBackend()
+    backend.load = EngineLoad(3, 4_000)
+    async with client(app_of(backend)) as http:
+        lines = (await http.get("/metrics")).text.splitlines()
+    assert 'guardreasoner_engine_queue_length{guard="default"} 3.0' in lines
+    assert 'guardreasoner_engine_resident_bytes{guard="default"} 4000.0' in lines
 
 
 async def test_a_scrape_alone_tells_whether_the_guards_are_ready() -> None:

@@ -21,7 +21,7 @@ from guardreasoner_vl.evaluation.external_predictions import read_external_predi
 from guardreasoner_vl.sources.adapters import read_source
 from guardreasoner_vl.sources.catalogue import adapter_named
 from guardreasoner_vl.sources.jsonl import read_samples
-from guardreasoner_vl.sources.parquet import read_rows
+from guardreasoner_vl.sources.parquet import read_parquet
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE
 from tests.builders import answer
@@ -275,10 +275,10 @@ def test_a_bad_row_of_parquet(bad: dict[str, Any], reason: str, tmp_path: Path) 
     rows = [{**own(name), "meta": "{}"} for name in "abcde"]
     path = write_parquet(tmp_path / "rows.parquet", [*rows[:2], {**rows[2], **bad}, *rows[3:]])
     skipped = SkippedRows()
-    assert [row.id for row in read_rows(path, skipped)] == ["a", "b", "d", "e"]
+    assert [row.id for row in read_parquet(path, skipped)] == ["a", "b", "d", "e"]
     assert skipped.rows == [("rows.parquet, row 3", reason)]
     with pytest.raises(DataError, match=r"rows\.parquet, row 3: .*; fix or remove it"):
-        list(read_rows(path))
+        list(read_parquet(path))
     assert by_samples(path) == (4, [("rows.parquet, row 3", reason)])
 
 
@@ -288,7 +288,7 @@ def test_a_missing_column_is_named(column: str, tmp_path: Path) -> None:
         tmp_path / "rows.parquet", [{key: value for key, value in own("a").items() if key != column}] * 3
     )
     with pytest.raises(DataError, match=f"no column '{column}'; add it: samples need id, source, modality"):
-        list(read_rows(path))
+        list(read_parquet(path))
 
 
 @pytest.mark.parametrize("column", ["prompt", "request_label"])
@@ -296,7 +296,7 @@ def test_a_column_that_may_be_absent(column: str, tmp_path: Path) -> None:
     path = write_parquet(
         tmp_path / "rows.parquet", [{key: value for key, value in own("a").items() if key != column}] * 3
     )
-    assert len(list(read_rows(path))) == 3
+    assert len(list(read_parquet(path))) == 3
 
 
 def test_a_bad_row_of_somebody_elses_parquet(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from guardreasoner_vl.evaluation.perturbations import BENIGN, FORGED_RESULT, FOR
 from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.recipe import DataSection, JoinedSection
-from guardreasoner_vl.sources.checked import checked
+from guardreasoner_vl.sources.checked import checked_sample
 from guardreasoner_vl.sources.joined import (
     ANSWERS,
     CLAIMS,
@@ -290,9 +290,9 @@ def test_a_forged_verdict_changes_nothing() -> None:
 
 def test_forgeries_are_not_those_of_the_robustness_report() -> None:
     rng = random.Random(0)
-    some = {forged(rng) for _ in range(3000)}
-    assert len(some) > 150
-    assert not any(known.strip() in forgery for forgery in some for known in (FORGED_TURN, FORGED_RESULT))
+    verdicts = {forged(rng) for _ in range(3000)}
+    assert len(verdicts) > 150
+    assert not any(known.strip() in forgery for forgery in verdicts for known in (FORGED_TURN, FORGED_RESULT))
     assert not any(part in FORGED_TURN for part in (*ANSWERS, *REPLIES))
     assert any("<result>" in verdict for verdict in VERDICTS)
     assert {"harmful", "unharmful"} <= set(CLAIMS)
@@ -363,7 +363,7 @@ def test_any_texts_give_rows_that_intake_accepts(prompts: list[str], response: s
         for number, prompt in enumerate(prompts)
     ]
     for row in made(rows, seed=seed, share=0.7):
-        checked(row)
+        checked_sample(row)
         assert Sample.model_validate(json.loads(row.model_dump_json())) == row
         exchange, _ = checked_exchange(row.exchange())
         assert exchange.has_prompt

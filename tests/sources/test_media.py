@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from guardreasoner_vl.batch.rows import RejectedLine, read_rows
+from guardreasoner_vl.batch.rows import RejectedLine, read_batch_rows
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.benchmarks.base import load
 from guardreasoner_vl.evaluation.benchmarks.catalogue import benchmark_named
@@ -210,7 +210,7 @@ def test_a_modality_with_an_image_has_one(modality: str, images: list[str] | Non
 def test_a_parquet_image_without_bytes_and_path(path: dict[str, Any], tmp_path: Path) -> None:
     write_records(tmp_path, "rows.parquet", [own("what", modality="text-image", images=[path])])
     skipped = SkippedRows()
-    assert not list(parquet.read_rows(tmp_path / "rows.parquet", skipped))
+    assert not list(parquet.read_parquet(tmp_path / "rows.parquet", skipped))
     assert skipped.rows == [("rows.parquet, row 1", "images: neither an image's bytes nor its path")]
 
 
@@ -218,7 +218,7 @@ def test_a_parquet_image_without_bytes_and_path(path: dict[str, Any], tmp_path: 
 def test_what_is_judged_names_no_other_media(more: dict[str, Any], tmp_path: Path) -> None:
     """Rows of a batch, items of the Guard API, and chat messages."""
     key = next(iter(more))
-    (row,) = read_rows([json.dumps({"id": 1, "prompt": "x", **more}).encode()], tmp_path)
+    (row,) = read_batch_rows([json.dumps({"id": 1, "prompt": "x", **more}).encode()], tmp_path)
     assert isinstance(row, RejectedLine)
     assert key in row.reason
     with pytest.raises(InputError, match=key):
@@ -231,5 +231,5 @@ def test_what_is_judged_names_no_other_media(more: dict[str, Any], tmp_path: Pat
 
 def test_fields_that_describe_media_are_none(tmp_path: Path) -> None:
     row = {"id": 1, "prompt": "x", "image_description": "a cat", "num_images": 3, "video_title": "cats", "images": []}
-    (row_read,) = read_rows([json.dumps(row).encode()], tmp_path)
+    (row_read,) = read_batch_rows([json.dumps(row).encode()], tmp_path)
     assert not isinstance(row_read, RejectedLine)

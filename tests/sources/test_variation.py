@@ -17,7 +17,7 @@ from guardreasoner_vl.images.exchange import checked_exchange
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.protocol.lookalikes import LOOKALIKES
 from guardreasoner_vl.recipe import VariedSection
-from guardreasoner_vl.sources.checked import checked, marks_fault
+from guardreasoner_vl.sources.checked import checked_sample, marks_fault
 from guardreasoner_vl.sources.jsonl import is_held_out
 from guardreasoner_vl.sources.repeats import times
 from guardreasoner_vl.sources.variation import (
@@ -255,7 +255,7 @@ def test_any_text_gives_one_that_intake_accepts(text: str, name: str, seed: int)
     if result is None:
         return
     assert result != before.prompt
-    row = checked(before.model_copy(update={"prompt": result}))
+    row = checked_sample(before.model_copy(update={"prompt": result}))
     assert Sample.model_validate(row.model_dump()) == row  # line ends included
     exchange, _ = checked_exchange(row.exchange())
     assert exchange.has_prompt

@@ -290,7 +290,9 @@ def test_numbers_that_are_none(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(grpo_rollouts, "judge_completion", toy_grpo.rewarding(lambda _: float("nan")))
-        with pytest.raises(DivergedError, match=r"batch 1: a reward is NaN .* check reward\.min_length .* new --out"):
+        with pytest.raises(
+            DivergedError, match=r"batch 1: a reward is NaN .* check grpo\.reward\.min_length .* new --out"
+        ):
             again()
     count: list[int] = []
 

@@ -203,8 +203,8 @@ def test_a_row_is_right_only_with_both_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("right", list(product((True, False), repeat=4)))
 def test_the_rules(right: tuple[bool, ...]) -> None:
-    rules: list[KeepRule] = ["all_wrong", "mixed"]
-    assert [is_kept(right, rule) for rule in rules] == [sum(right) == 0, 0 < sum(right) < 4]
+    rules: list[KeepRule] = ["all_wrong", "mixed", "mostly_right"]
+    assert [is_kept(right, rule) for rule in rules] == [sum(right) == 0, 0 < sum(right) < 4, sum(right) == 3]
 
 
 def test_other_numbers_of_candidates(tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_candidates_are_asked_as_judging_asks(tmp_path: Path) -> None:
 def test_seeds_depend_on_neither_chunks_nor_neighbours(tmp_path: Path) -> None:
     rows = [row(f"r{number}") for number in range(5)]
     seeds = []
-    for name, some, chunk in (("one", rows, 1), ("all", rows, 64), ("few", rows[3:1:-1], 2)):
+    for name, subset, chunk in (("one", rows, 1), ("all", rows, 64), ("few", rows[3:1:-1], 2)):
         engine = Planned()
-        mined(recipe(), corpus(tmp_path / f"toy-{name}", *some), engine, tmp_path / name, chunk=chunk)
+        mined(recipe(), corpus(tmp_path / f"toy-{name}", *subset), engine, tmp_path / name, chunk=chunk)
         assert max(engine.calls) <= 4 * chunk
         seeds.append({(request.messages, at % 4): request.seed for at, request in enumerate(engine.requests)})
     assert seeds[0] == seeds[1]
@@ -503,7 +503,7 @@ def test_an_engine_that_loses_answers_is_refused(tmp_path: Path) -> None:
         def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
             return super().generate(requests)[:-1]
 
-    with pytest.raises(EngineError, match="gave 7 results for 8 requests"):
+    with pytest.raises(EngineError, match="gave 7 results for 8 requests; use another engine"):
         mined(recipe(), corpus(tmp_path / "toy", row("a"), row("b")), Loses(), tmp_path / "out")
     assert lines(tmp_path / "out") == []
 
@@ -528,6 +528,10 @@ def test_nothing_kept_says_what_to_change(tmp_path: Path) -> None:
         mined(recipe(), folder, engine, out)
     with pytest.raises(DataError, match=r"none of 1 rows has right and wrong answers; set mine\.keep: all_wrong"):
         mined(recipe(keep="mixed"), corpus(tmp_path / "same", row("a")), engine, tmp_path / "other")
+    with pytest.raises(
+        DataError, match=r"none of 1 rows has more right than wrong answers, and a wrong one; set .*mixed"
+    ):
+        mined(recipe(keep="mostly_right"), corpus(tmp_path / "half", row("a", "RRWW")), engine, tmp_path / "third")
 
 
 def test_nothing_answered_says_why(tmp_path: Path) -> None:

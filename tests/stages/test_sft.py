@@ -88,16 +88,16 @@ def checkpoints(out: Path) -> list[int]:
 
 def assert_same_end(out: Path, other: Path) -> None:
     """The last checkpoints agree to the bit, in weights, optimizer and the last gradient's length."""
-    ours, theirs = (folder / "sft" / "checkpoint-10" for folder in (out, other))
+    interrupted, theirs = (folder / "sft" / "checkpoint-10" for folder in (out, other))
     for path in ("sft/model/model.safetensors", "sft/checkpoint-10/model.safetensors"):
         first, second = load_file(out / path), load_file(other / path)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first), path
-    first, second = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (ours, theirs))
+    first, second = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (interrupted, theirs))
     assert all(torch.equal(a, b) for a, b in zip(first.get("masters", []), second.get("masters", []), strict=True))
     for key, state in first["state"].items():
         assert all(torch.equal(state[name], second["state"][key][name]) for name in state)
-    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (ours, theirs)]
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (interrupted, theirs)]
     assert [entry["grad_norm"] for entry in logs[0]] == [entry["grad_norm"] for entry in logs[1]]
 
 

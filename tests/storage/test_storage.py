@@ -13,7 +13,7 @@ import pytest
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.storage import jsonl_log
 from guardreasoner_vl.storage.atomic import replacing, write_json, write_whole
-from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_rows
+from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_log_rows
 from guardreasoner_vl.storage.lock import LOCK, locked_folder
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def test_what_the_disk_does_not_take_is_one_line_and_leaves_the_old_file(tmp_pat
         write_json(path, {"new": "x" * 200})
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(DataError, match=r"cannot be written \(No such file or directory\): fix that"):
+    with pytest.raises(DataError, match=r"cannot be written \(No such file or directory\): check the path and its"):
         write_whole(tmp_path / "none" / "x", [b""])
 
 
@@ -170,7 +170,7 @@ def test_a_line_that_is_no_row_is_named_and_nothing_is_changed(tmp_path: Path) -
     path = tmp_path / "log.jsonl"
     content = line(1) + b"cake\n" + line(2) + b'{"id"'
     path.write_bytes(content)
-    for read in (lambda opened: list(opened.rows()), lambda _: list(read_rows(path, FORM))):
+    for read in (lambda opened: list(opened.rows()), lambda _: list(read_log_rows(path, FORM))):
         with log(path) as opened, pytest.raises(DataError, match=r"log\.jsonl, line 2: not a row; remove the line"):
             read(opened)
     assert path.read_bytes() == content
@@ -180,7 +180,7 @@ def test_a_duplicate_row_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(line(1) + line(2) + line(1))
     with pytest.raises(DataError, match="line 3: repeats the row of line 1; remove one of the two lines"):
-        list(read_rows(path, FORM))
+        list(read_log_rows(path, FORM))
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, small_disk: Any) -> None:

@@ -15,7 +15,7 @@ from guardreasoner_vl.errors import ImageError, InputError, InputTooLongError, M
 from guardreasoner_vl.protocol import build_messages
 from guardreasoner_vl.teachers.base import TeacherAnswer, Tokens
 from guardreasoner_vl.teachers.gates import PassedAnswer, RejectedAnswer, gate
-from guardreasoner_vl.teachers.openai import Chat, OpenAITeacher, read_answer
+from guardreasoner_vl.teachers.openai import Chat, OpenAITeacher, read_teacher_answer
 from guardreasoner_vl.types import Sample
 from tests.made_images import image
 from tests.teachers.teacher_server import Reply, TeacherServer, answer, system_of, user_of
@@ -218,7 +218,7 @@ async def test_what_is_too_long_for_the_model_is_a_fault_of_the_row(server: Teac
 
 def test_answers_are_read_without_usage() -> None:
     body = b'{"choices": [{"message": {"content": "hi", "role": "assistant"}, "finish_reason": "stop"}]}'
-    assert read_answer(body) == TeacherAnswer("hi", "stop", 0, 0)
+    assert read_teacher_answer(body) == TeacherAnswer("hi", "stop", 0, 0)
 
 
 # --- limits ---------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ async def test_tokens_wait_for_their_turn_however_many_one_request_takes(server:
 
 @pytest.mark.parametrize("limits", [{"requests_per_minute": 0}, {"tokens_per_minute": -1}])
 def test_a_limit_is_more_than_nothing(limits: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="must be more than 0"):
+    with pytest.raises(InputError, match=r"per_minute is -?[01], but must be more than 0: give a larger number"):
         OpenAITeacher(base_url="http://localhost/v1", **limits)
 
 

@@ -160,13 +160,13 @@ def test_what_is_loaded_is_what_is_stored_times_its_scale(int8_model: Path, dtyp
 
 def test_plain_transformers_reads_the_expanded_folder_alike(int8_model: Path, back: Path) -> None:
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(back, dtype=torch.bfloat16)
-    ours = load_network(int8_model, "bf16")
-    assert plain.config.to_dict() | {"_name_or_path": str(int8_model)} == ours.config.to_dict()
-    assert plain.generation_config.to_dict() == ours.generation_config.to_dict()
-    weights, loaded = plain.state_dict(), ours.state_dict()
+    network = load_network(int8_model, "bf16")
+    assert plain.config.to_dict() | {"_name_or_path": str(int8_model)} == network.config.to_dict()
+    assert plain.generation_config.to_dict() == network.generation_config.to_dict()
+    weights, loaded = plain.state_dict(), network.state_dict()
     assert weights.keys() == loaded.keys()
     assert all(torch.equal(weights[name], loaded[name]) for name in weights)
-    assert not ours.training
+    assert not network.training
 
 
 def test_plain_transformers_refuses_a_compact_folder(int8_model: Path) -> None:

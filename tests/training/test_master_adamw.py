@@ -40,14 +40,14 @@ def stock(network: torch.nn.Sequential, decay: float) -> torch.optim.AdamW:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_is_adamw_in_fp32(dtype: torch.dtype) -> None:
-    ours, theirs = model(dtype), model(torch.float32)
-    optimizer, reference = MasterAdamW(ours.parameters(), 1e-2, BETAS, 0.1), stock(theirs, 0.1)
+    trained, theirs = model(dtype), model(torch.float32)
+    optimizer, reference = MasterAdamW(trained.parameters(), 1e-2, BETAS, 0.1), stock(theirs, 0.1)
     for seed in range(20):
-        backward(ours, seed)
+        backward(trained, seed)
         backward(theirs, seed)
         optimizer.step()
         reference.step()
-    for actual, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+    for actual, other in zip(trained.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(actual, other.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
     masters = [master for group in optimizer.param_groups for master in group["params"]]
     expected = [parameter for group in reference.param_groups for parameter in group["params"]]

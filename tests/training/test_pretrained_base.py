@@ -116,9 +116,9 @@ def test_trimmed_it_keeps_the_first_layers_and_the_tokens_own_rows(llama: Path, 
         assert torch.equal(rows[vocabulary[token]], old[before[token]])
     text = guard.model.language_model
     assert len(text.layers) == 2
-    for mine, theirs in zip(text.layers, source.model.layers, strict=False):
-        assert torch.equal(mine.self_attn.k_proj.weight, theirs.self_attn.k_proj.weight)
-        assert not mine.self_attn.k_proj.bias.any()
+    for layer, theirs in zip(text.layers, source.model.layers, strict=False):
+        assert torch.equal(layer.self_attn.k_proj.weight, theirs.self_attn.k_proj.weight)
+        assert not layer.self_attn.k_proj.bias.any()
     assert torch.equal(text.norm.weight, source.model.layers[2].input_layernorm.weight)  # of the first one left out
     assert guard.config.get_text_config().max_position_embeddings == 128
 
@@ -203,6 +203,11 @@ def test_files_that_hold_no_language_model_are_refused(llama: Path, tmp_path: Pa
         with pytest.raises(ModelError, match=name.split(".")[0]) as caught:
             load_language_model(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+    for name in ("broken.gguf", "folder"):
+        with pytest.raises(
+            ModelError, match="; give a GGUF file, an archive that holds one, or a complete model folder"
+        ):
+            load_language_model(str(tmp_path / name))
 
 
 def test_the_vision_tower_may_come_from_another_model(llama: Path, tmp_path: Path) -> None:
@@ -216,7 +221,7 @@ def test_the_vision_tower_may_come_from_another_model(llama: Path, tmp_path: Pat
     same = {name for name in first if torch.equal(first[name], second[name])}
     assert set(first) - same == {"merger.mlp.2.weight", "merger.mlp.2.bias"}  # they lead to another width
     wider = {**EYES, "hidden_size": 64}
-    with pytest.raises(ModelError, match=r"give the same model\.base\.vision"):
+    with pytest.raises(ModelError, match=r"another width; set model\.base\.vision to its shape"):
         write_pretrained(tmp_path / "third", base(llama, vision=wider, vision_from=str(tmp_path / "first")), seed=2)
 
 
@@ -225,9 +230,9 @@ def test_the_listed_layers_are_kept(llama: Path, tmp_path: Path) -> None:
     guard = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "guard").model.language_model
     source = AutoModelForCausalLM.from_pretrained(llama).model
     assert len(guard.layers) == 2
-    for mine, number in zip(guard.layers, (0, 2), strict=True):
-        assert torch.equal(mine.self_attn.q_proj.weight, source.layers[number].self_attn.q_proj.weight)
-        assert torch.equal(mine.mlp.down_proj.weight, source.layers[number].mlp.down_proj.weight)
+    for layer, number in zip(guard.layers, (0, 2), strict=True):
+        assert torch.equal(layer.self_attn.q_proj.weight, source.layers[number].self_attn.q_proj.weight)
+        assert torch.equal(layer.mlp.down_proj.weight, source.layers[number].mlp.down_proj.weight)
     assert torch.equal(guard.norm.weight, source.norm.weight)
 
 

@@ -27,7 +27,7 @@ from guardreasoner_vl.training.reading import (
     Shares,
     _Drawn,
     _features,
-    _read,
+    _patches_read,
     learn_to_read,
     patch_letters,
     patch_tokens,
@@ -158,7 +158,7 @@ def test_the_loss_by_hand() -> None:
 def test_a_patch_is_read_if_any_of_its_tokens_is_pointed_at() -> None:
     blank = 9
     targets = Shares.of([{0: 0.5, 1: 0.5}, {2: 1.0}, {blank: 1.0}, {0: 1.0}])
-    assert _read(torch.tensor([1, 0, blank, 0]), targets, blank) == (2, 3)
+    assert _patches_read(torch.tensor([1, 0, blank, 0]), targets, blank) == (2, 3)
 
 
 @pytest.mark.parametrize("pages", [0.0, 1.0])

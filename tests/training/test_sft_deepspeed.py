@@ -68,9 +68,9 @@ def ended(command: list[str], environment: dict[str, str]) -> str:
 def test_three_steps_are_those_of_one_process(launch: Launch, run: str) -> None:
     path = launch.out / run / "sft" / "fp32.safetensors"
     assert path.is_file(), launch.stderr[-5000:]
-    ours, alone = load_file(path), load_file(launch.alone / "sft" / "fp32.safetensors")
-    assert ours.keys() == alone.keys()
-    assert max(float((ours[name] - alone[name]).abs().max()) for name in alone) < 1e-5
+    sharded, alone = load_file(path), load_file(launch.alone / "sft" / "fp32.safetensors")
+    assert sharded.keys() == alone.keys()
+    assert max(float((sharded[name] - alone[name]).abs().max()) for name in alone) < 1e-5
 
 
 def test_ranks_have_shares_of_the_weights_at_stage_3(launch: Launch) -> None:

@@ -83,9 +83,12 @@ def final(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("run", ["text", "image", "mixed", "resumed", "killed", "whole", "lora"])
 def test_three_steps_are_those_of_one_process(launch: Launch, run: str) -> None:
-    ours, alone = final(launch.out / run), final(launch.alone / (run if run in ("text", "image", "lora") else "mixed"))
-    assert ours.keys() == alone.keys()
-    assert max(float((ours[name] - alone[name]).abs().max()) for name in alone) < 1e-5
+    sharded, alone = (
+        final(launch.out / run),
+        final(launch.alone / (run if run in ("text", "image", "lora") else "mixed")),
+    )
+    assert sharded.keys() == alone.keys()
+    assert max(float((sharded[name] - alone[name]).abs().max()) for name in alone) < 1e-5
 
 
 def test_three_steps_move_the_adapted_weights(launch: Launch) -> None:

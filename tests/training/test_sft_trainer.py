@@ -265,18 +265,18 @@ def test_loss_and_gradients_are_trls_and_the_formulas(
     chosen = {"text": texts[:4], "image": images[:4], "mixed": [*texts[:2], *images[:3]]}[kind]
     values, each = batch(inputs, chosen), padded(inputs, chosen)
     count = None if items is None else torch.tensor(items)
-    ours = gradients(built, lambda: built.compute_loss(built.model, dict(values), num_items_in_batch=count))
+    actual = gradients(built, lambda: built.compute_loss(built.model, dict(values), num_items_in_batch=count))
     stock = gradients(built, lambda: SFTTrainer.compute_loss(built, built.model, dict(each), num_items_in_batch=count))
     hand = gradients(built, lambda: by_hand(built.model, each, items))
     for loss, gradient in (stock, hand):
-        assert ours[0] == pytest.approx(loss, abs=1e-5)
-        assert ours[1].keys() == gradient.keys()
+        assert actual[0] == pytest.approx(loss, abs=1e-5)
+        assert actual[1].keys() == gradient.keys()
         for name, value in gradient.items():
-            assert_close(ours[1][name], value, name, 1e-5)
-    seen = any(name.startswith("model.visual.patch_embed") for name in ours[1])
+            assert_close(actual[1][name], value, name, 1e-5)
+    seen = any(name.startswith("model.visual.patch_embed") for name in actual[1])
     assert seen == (kind != "text")
     if seen:
-        assert float(ours[1]["model.visual.patch_embed.proj.weight"].abs().max()) > 0
+        assert float(actual[1]["model.visual.patch_embed.proj.weight"].abs().max()) > 0
 
 
 def test_label_words_count_label_weight_times(

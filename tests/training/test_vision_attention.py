@@ -44,8 +44,8 @@ def test_features_and_gradients_are_the_same(sizes: tuple[tuple[int, int], ...],
         features.square().mean().backward()
         gradients = [parameter.grad for parameter in tower.parameters()]
         results.append([features.detach(), *gradients])
-    for stock, ours in zip(*results, strict=True):
-        assert torch.allclose(stock, ours, atol=1e-5)
+    for stock, patched in zip(*results, strict=True):
+        assert torch.allclose(stock, patched, atol=1e-5)
 
 
 @pytest.mark.parametrize(

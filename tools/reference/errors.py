@@ -19,8 +19,8 @@ _INTRO = """\
 what was judged. The service answers an error as `{"error": {"message", "type", "param", "code"}}`."""
 _JUDGING = """\
 `Verdict.error.code`, in Python, on the command line and in a body with status 200. The labels are `error`, `flagged` is
-null, and `action` is what `on_error` says: `block` if nothing else is set. In the service, `on_error: allow` covers
-faults of the guard only ([Enforcement](../service.md#enforcement))."""
+null, and `action` is `block`, or what `on_error` says if the guard is at fault: `engine`, `engine_gone`, `engine_down`,
+`auth`, `queue_full` ([Enforcement](../service.md#enforcement))."""
 _GRAMMAR = """\
 The model's answer breaks the strict grammar of reasoning and result, so that no label is read from it."""
 _CLIENTS = """\

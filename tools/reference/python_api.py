@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _INTRO = "Importing the package loads no torch; a name is loaded when it is first used."
 _WIDTH = 100
 _HOMES = (
+    "choices",
     "types.exchange",
     "types.image",
     "types.sample",

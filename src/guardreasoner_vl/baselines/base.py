@@ -40,9 +40,13 @@ class UnreadableError(EngineError):
     code = "unparsable"
 
 
+WRONG_GUARD = "check that the server runs the guard whose adapter is used"
+"""The remedy in messages of `UnreadableError`."""
+
+
 @dataclass(frozen=True)
 class AdapterRequest:
-    """One request to a guard; `payload` is called when it is sent, `targets` are what its answer judges."""
+    """One request to a guard; `payload` is called when the request is sent, `targets` are what its answer judges."""
 
     path: ApiPath
     payload: Callable[[], dict[str, Any]]
@@ -66,7 +70,7 @@ class Adapter(Protocol):
 
     @property
     def reasons(self) -> bool:
-        """Whether it writes reasoning before its labels."""
+        """Whether the guard writes reasoning before its labels."""
 
     def build_requests(self, exchange: Exchange) -> list[AdapterRequest]:
         """The requests for judging an exchange whose images are checked. Raises `UnsupportedError`."""
@@ -75,7 +79,7 @@ class Adapter(Protocol):
         """Read the judgements from one answer. Raises `UnreadableError`."""
 
 
-def read_answer(path: ApiPath, body: bytes) -> AdapterAnswer:
+def read_guard_answer(path: ApiPath, body: bytes) -> AdapterAnswer:
     """Parse a server's answer. Raises `EngineError`."""
     try:
         content = json.loads(body)
@@ -86,13 +90,13 @@ def read_answer(path: ApiPath, body: bytes) -> AdapterAnswer:
     if path == "moderations":
         return AdapterAnswer("", content=content)
     if path == "completions":
-        return _read_completion(content)
+        return _read_text_completion(content)
     completion = read_completion(body)
     tokens = [dict(token.top) for token in completion.tokens()]
     return AdapterAnswer(completion.text, tokens, completion.used(0.0).completion_tokens, content)
 
 
-def _read_completion(content: Mapping[str, Any]) -> AdapterAnswer:
+def _read_text_completion(content: Mapping[str, Any]) -> AdapterAnswer:
     """Parse an answer of `/completions`."""
     try:
         choice = content["choices"][0]
@@ -101,13 +105,13 @@ def _read_completion(content: Mapping[str, Any]) -> AdapterAnswer:
         tokens = [dict(finite((str(word), value) for word, value in (top or {}).items())) for top in logprobs]
         used = int((content.get("usage") or {}).get("completion_tokens") or 0)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError("the server's answer is malformed: check that it serves /completions") from error
+        raise EngineError("the server's answer is malformed: check that the server has /completions") from error
     if not isinstance(text, str):
-        raise EngineError("the server's answer is malformed (text): check that it serves /completions")
+        raise EngineError("the server's answer is malformed (text): check that the server has /completions")
     return AdapterAnswer(text, tokens, used, content)
 
 
-def judged(harmful: bool, score: float | None = None) -> Judgement:
+def judgement_of(harmful: bool, score: float | None = None) -> Judgement:
     """A judgement with this label and, if there is one, score."""
     return Judgement(label=Label.HARMFUL if harmful else Label.UNHARMFUL, score=score)
 

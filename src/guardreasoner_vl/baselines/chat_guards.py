@@ -13,11 +13,12 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardreasoner_vl.baselines.base import (
+    WRONG_GUARD,
     AdapterRequest,
     UnreadableError,
     UnsupportedError,
     greedy,
-    judged,
+    judgement_of,
     one_image,
     score_of,
     text_only,
@@ -45,6 +46,7 @@ class LlamaGuard:
     reasons: bool = False
 
     def build_requests(self, exchange: Exchange) -> list[AdapterRequest]:
+        """One request for the prompt and one for the response. Raises `UnsupportedError` for too many images."""
         images = [image for image in exchange.all_images if isinstance(image, CheckedImage)]
         if len(images) > self.most_images:
             raise UnsupportedError(
@@ -63,11 +65,12 @@ class LlamaGuard:
         return [*map(image_part, images), text_part(text)] if self.parts else text
 
     def read(self, request: AdapterRequest, answer: AdapterAnswer) -> dict[Target, Judgement]:
+        """Read the first line, `safe` or `unsafe`. Raises `UnreadableError` for any other."""
         first = answer.text.strip().partition("\n")[0].strip()
         if first not in ("safe", "unsafe"):
-            raise UnreadableError("the first line is neither safe nor unsafe")
+            raise UnreadableError(f"the answer's first line is neither safe nor unsafe: {WRONG_GUARD}")
         score = score_of(answer.tokens, ["unsafe"], ["safe"])
-        return {request.targets[0]: judged(first == "unsafe", score)}
+        return {request.targets[0]: judgement_of(first == "unsafe", score)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Qwen3Guard:
     reasons: bool = False
 
     def build_requests(self, exchange: Exchange) -> list[AdapterRequest]:
+        """One request for the prompt and one for the response. Raises `UnsupportedError` for images."""
         text_only(exchange, "Qwen3Guard")
         user: ChatMessage = {"role": "user", "content": exchange.prompt or ""}
         requests = []
@@ -88,15 +92,16 @@ class Qwen3Guard:
         return requests
 
     def read(self, request: AdapterRequest, answer: AdapterAnswer) -> dict[Target, Judgement]:
+        """Read the grade in the first line. Raises `UnreadableError` if there is none."""
         grade = re.match(r"\s*Safety: (Safe|Unsafe|Controversial)\s*(?:\n|$)", answer.text)
         if not grade:
-            raise UnreadableError("the answer has no line 'Safety:' with a known grade")
+            raise UnreadableError(f"the answer has no line 'Safety:' with a known grade: {WRONG_GUARD}")
         harmful = grade[1] == "Unsafe" or (grade[1] == "Controversial" and self.controversial == "harmful")
         middle = ["Controversial", "Cont"]
         bad, good = (
             (["Unsafe", *middle], ["Safe"]) if self.controversial == "harmful" else (["Unsafe"], ["Safe", *middle])
         )
-        return {request.targets[0]: judged(harmful, score_of(answer.tokens, bad, good))}
+        return {request.targets[0]: judgement_of(harmful, score_of(answer.tokens, bad, good))}
 
 
 @dataclass(frozen=True)
@@ -106,23 +111,25 @@ class LlavaGuard:
     reasons: bool = True
 
     def build_requests(self, exchange: Exchange) -> list[AdapterRequest]:
+        """One request with the image and the policy. Raises `UnsupportedError` unless there is exactly one image."""
         image = one_image(exchange, "LlavaGuard")
 
         def payload() -> dict[str, Any]:
-            content = [image_part(image), text_part(_policy())]
+            content = [image_part(image), text_part(_policy_text())]
             return {"messages": [{"role": "user", "content": content}], **greedy(500)}
 
         return [AdapterRequest("chat/completions", payload, ("request",))]
 
     def read(self, request: AdapterRequest, answer: AdapterAnswer) -> dict[Target, Judgement]:
+        """Read the rating at the start of the JSON. Raises `UnreadableError` if there is none."""
         rating = re.match(r'\s*(?:```json\s*)?\{\s*"rating"\s*:\s*"(Safe|Unsafe)"', answer.text)
         if not rating:
-            raise UnreadableError("the answer does not start with a rating")
-        return {request.targets[0]: judged(rating[1] == "Unsafe", score_of(answer.tokens, ["Unsafe"], ["Safe"]))}
+            raise UnreadableError(f"the answer does not start with a rating: {WRONG_GUARD}")
+        return {request.targets[0]: judgement_of(rating[1] == "Unsafe", score_of(answer.tokens, ["Unsafe"], ["Safe"]))}
 
 
 @cache
-def _policy() -> str:
+def _policy_text() -> str:
     return files("guardreasoner_vl.baselines").joinpath("llavaguard_policy.txt").read_text("utf-8").strip()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.baselines.base import Adapter, read_answer
+from guardreasoner_vl.baselines.base import Adapter, read_guard_answer
 from guardreasoner_vl.baselines.chat_guards import LlamaGuard, LlavaGuard, Qwen3Guard
 from guardreasoner_vl.baselines.openai_moderation import OpenAIModeration
 from guardreasoner_vl.baselines.over_http import GuardOverHttp
@@ -43,7 +43,7 @@ LOCAL = "shieldgemma-2"
 
 
 class BaselineGuard(GuardOverHttp["Exchange"]):
-    """Judges with another guard through its adapter. Unsupported exchanges and malformed answers are `error` verdicts.
+    """Judges with another guard through its adapter. Unsupported exchanges and malformed answers get `error` verdicts.
 
     The server's key is read from OPENAI_API_KEY. Raises `InputError` for an unknown guard.
     """
@@ -58,6 +58,7 @@ class BaselineGuard(GuardOverHttp["Exchange"]):
 
     @property
     def model(self) -> ModelInfo:
+        """The model's name at the server; its revision is unknown."""
         return ModelInfo(name=self._model)
 
     @property
@@ -76,7 +77,7 @@ class BaselineGuard(GuardOverHttp["Exchange"]):
         tokens = 0
         try:
             for request in self._adapter.build_requests(checked_exchange(item)[0]):
-                answer = read_answer(request.path, await self._send(request))
+                answer = read_guard_answer(request.path, await self._send(request))
                 tokens += answer.completion_tokens
                 for target, judgement in self._adapter.read(request, answer).items():
                     judgements[target] = worse(judgements.get(target), judgement)

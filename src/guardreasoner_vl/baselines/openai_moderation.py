@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.baselines.base import AdapterRequest, UnreadableError, judged
+from guardreasoner_vl.baselines.base import WRONG_GUARD, AdapterRequest, UnreadableError, judgement_of
 from guardreasoner_vl.engines.openai.chat import image_part, text_part
 from guardreasoner_vl.types import CheckedImage
 
@@ -24,6 +24,7 @@ class OpenAIModeration:
     reasons: bool = False
 
     def build_requests(self, exchange: Exchange) -> list[AdapterRequest]:
+        """One request for each image with the prompt, or for the prompt alone, and one for the response."""
         images = [image for image in exchange.images if isinstance(image, CheckedImage)]
         prompt = exchange.prompt or ""
         text = [text_part(prompt)] if prompt.strip() else []
@@ -35,17 +36,20 @@ class OpenAIModeration:
         return requests
 
     def read(self, request: AdapterRequest, answer: AdapterAnswer) -> dict[Target, Judgement]:
+        """Read the flag and the highest score of the only result. Raises `UnreadableError` without one."""
         results = answer.content.get("results")
         result = results[0] if isinstance(results, list) and len(results) == 1 else None
         flagged = result.get("flagged") if isinstance(result, dict) else None
         if result is None or not isinstance(flagged, bool):
-            raise UnreadableError("the answer has no single result with a flag")
+            raise UnreadableError(f"the answer has no single result with a flag: {WRONG_GUARD}")
         scores = result.get("category_scores")
         values = (
             [value for value in scores.values() if isinstance(value, (int, float))] if isinstance(scores, dict) else []
         )
         highest = max(values, default=None)
-        return {request.targets[0]: judged(flagged, highest if highest is not None and 0 <= highest <= 1 else None)}
+        return {
+            request.targets[0]: judgement_of(flagged, highest if highest is not None and 0 <= highest <= 1 else None)
+        }
 
 
 def _moderation_request(parts: list[dict[str, Any]], target: Target) -> AdapterRequest:

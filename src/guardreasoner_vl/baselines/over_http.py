@@ -19,7 +19,7 @@ ItemT = TypeVar("ItemT")
 
 
 class GuardOverHttp(ABC, Generic[ItemT]):
-    """Judges items with `_verdict` on its own event loop."""
+    """Judges items with `_verdict`, which runs on an event loop of this object in a thread."""
 
     def __init__(self, http: HttpClient) -> None:
         self._http, self._loop = http, LoopThread()
@@ -51,4 +51,4 @@ class GuardOverHttp(ABC, Generic[ItemT]):
 
     @abstractmethod
     async def _verdict(self, item: ItemT) -> Verdict:
-        """Judge one item; failures are `error` verdicts."""
+        """Judge one item; a failure becomes an `error` verdict."""

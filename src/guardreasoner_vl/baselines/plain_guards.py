@@ -9,7 +9,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.baselines.base import AdapterRequest, UnreadableError, greedy_plain, judged, score_of, text_only
+from guardreasoner_vl.baselines.base import (
+    WRONG_GUARD,
+    AdapterRequest,
+    UnreadableError,
+    greedy_plain,
+    judgement_of,
+    score_of,
+    text_only,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,10 +59,12 @@ class WildGuard:
     reasons: bool = False
 
     def build_requests(self, exchange: Exchange) -> list[AdapterRequest]:
+        """One request for both labels. Raises `UnsupportedError` for images."""
         text_only(exchange, "WildGuard")
         return [_completion_request(WILDGUARD, exchange, "", 128)]
 
     def read(self, request: AdapterRequest, answer: AdapterAnswer) -> dict[Target, Judgement]:
+        """Read the labels that were requested. Raises `UnreadableError` if one is missing."""
         lines: dict[Target, str] = {"request": "Harmful request", "response": "Harmful response"}
         matches = {
             target: re.search(rf"^\s*{name}:\s*(yes|no)\s*$", answer.text, re.IGNORECASE | re.MULTILINE)
@@ -73,13 +83,15 @@ class GuardReasoner:
     reasons: bool = True
 
     def build_requests(self, exchange: Exchange) -> list[AdapterRequest]:
+        """One request for both labels. Raises `UnsupportedError` for images."""
         text_only(exchange, "GuardReasoner")
         return [_completion_request(GUARDREASONER, exchange, "None", self.max_tokens)]
 
     def read(self, request: AdapterRequest, answer: AdapterAnswer) -> dict[Target, Judgement]:
+        """Read the labels after the last `Answers:`. Raises `UnreadableError` if one that was requested is missing."""
         _, marked, result = answer.text.rpartition("Answers:")
         if not marked:
-            raise UnreadableError("the answer has no line 'Answers:'")
+            raise UnreadableError(f"the answer has no line 'Answers:': {WRONG_GUARD}")
         harmful: dict[Target, bool] = {}
         for target in request.targets:
             word = re.search(rf"^\s*{target}:\s*(harmful|unharmful)\b", result, re.IGNORECASE | re.MULTILINE)
@@ -104,5 +116,5 @@ def _judgements(
 ) -> dict[Target, Judgement]:
     missing = [target for target in request.targets if target not in harmful]
     if missing:
-        raise UnreadableError(f"the answer has no label of the {' and the '.join(missing)}")
-    return {target: judged(harmful[target], scores.get(target)) for target in request.targets}
+        raise UnreadableError(f"the answer has no label of the {' and the '.join(missing)}: {WRONG_GUARD}")
+    return {target: judgement_of(harmful[target], scores.get(target)) for target in request.targets}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from transformers import AutoProcessor, ShieldGemma2ForImageClassification
 
-from guardreasoner_vl.baselines.base import UnsupportedError, judged
+from guardreasoner_vl.baselines.base import UnsupportedError, judgement_of
 from guardreasoner_vl.baselines.client import LOCAL
 from guardreasoner_vl.baselines.verdicts import verdict_of
 from guardreasoner_vl.engines.model_files import model_info, resolve_folder
@@ -38,8 +38,8 @@ class ShieldGemma2:
 
     mode: Mode = "fast"
 
-    def __init__(self, model: str, revision: str | None = None) -> None:
-        folder = resolve_folder(model, revision)
+    def __init__(self, model: str) -> None:
+        folder = resolve_folder(model)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
@@ -52,10 +52,11 @@ class ShieldGemma2:
                 f"{folder}: cannot be loaded as ShieldGemma 2; give the folder of a complete model"
             ) from error
         self._network: Any = network.to(self._device).eval()
-        self._info = model_info(model, folder, revision)
+        self._info = model_info(model, folder)
 
     @property
     def model(self) -> ModelInfo:
+        """The model's name and revision."""
         return self._info
 
     @property
@@ -85,7 +86,7 @@ class ShieldGemma2:
             )
         except GuardError as error:
             return failed_verdict(error.code, str(error), self.mode, self.model, _since(started))
-        return verdict_of({"request": judged(score > EVEN, score)}, self.mode, self.model, _since(started))
+        return verdict_of({"request": judgement_of(score > EVEN, score)}, self.mode, self.model, _since(started))
 
     def _score(self, images: Sequence[CheckedImage]) -> float:
         """The highest probability of *Yes* over all images and policies."""
@@ -97,7 +98,9 @@ class ShieldGemma2:
             with torch.inference_mode():
                 probabilities = self._network(**inputs).probabilities
         except Exception as error:
-            raise EngineError(f"ShieldGemma 2 failed ({type(error).__name__}); try again, or fewer images") from error
+            raise EngineError(
+                f"ShieldGemma 2 failed ({type(error).__name__}); try again, or send fewer images"
+            ) from error
         score = float(probabilities[:, YES].float().max())
         if not 0 <= score <= 1:
             raise EngineError("ShieldGemma 2 returned no valid probability; load it in another precision")

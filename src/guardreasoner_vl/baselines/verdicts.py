@@ -9,8 +9,8 @@ from guardreasoner_vl.types import Judgement, Label, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from guardreasoner_vl.judging.policy import Action
-    from guardreasoner_vl.types import Mode, ModelInfo, Target, Usage
+    from guardreasoner_vl.choices import Action, Mode
+    from guardreasoner_vl.types import ModelInfo, Target, Usage
 
 _ABSENT = Judgement(label=Label.NOT_APPLICABLE)
 

@@ -23,11 +23,11 @@ from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.batch.output import opened, saved_line
-from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_rows
+from guardreasoner_vl.batch.output import open_output, saved_line
+from guardreasoner_vl.batch.rows import BatchRow, RejectedLine, read_batch_rows
+from guardreasoner_vl.choices import CHUNK
 from guardreasoner_vl.engines.faults import FaultStreak
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.guard import CHUNK
 from guardreasoner_vl.storage.atomic import write_whole
 from guardreasoner_vl.storage.jsonl_log import MAX_LINE, lines_of
 from guardreasoner_vl.storage.lock import sweep
@@ -117,16 +117,16 @@ def run_batch(
     streak = FaultStreak("mend the engine; the same command resumes")
 
     def keep(saved: SavedRow) -> None:
-        _check_same(target, saved, guard)
+        _check_same_guard(target, saved, guard)
         tally.add(saved)
 
-    with opened(target, scan.digests, keep) as (log, earlier):
+    with open_output(target, scan.digests, keep) as (log, earlier):
         if not log.size:
             settings_path(target).unlink(missing_ok=True)
         if guard.settings:
             check_inputs(settings_path(target), "verdicts", guard.settings, out=target)
         remaining = scan.digests.keys() - earlier
-        rows, ahead = tee(row for row in _rows(source) if isinstance(row, BatchRow) and row.id in remaining)
+        rows, ahead = tee(row for row in _rows_of_file(source) if isinstance(row, BatchRow) and row.id in remaining)
         verdicts = guard.moderate_batch((row.item for row in ahead), chunk=chunk)
         judged_rows = zip(rows, verdicts, strict=True)
         while batch := list(islice(judged_rows, chunk)):
@@ -146,7 +146,7 @@ def run_batch(
 
 def check_paths(source: Path, target: Path) -> tuple[Path, Path]:
     """Resolve both paths without reading rows. Raises `DataError` if they cannot be IN and OUT of one run."""
-    with _reading(source):
+    with _source_errors(source):
         if not source.is_file():
             raise DataError(f"{source}: {'not a regular' if source.exists() else 'no such'} file; give a JSONL file")
         source.open("rb").close()
@@ -174,13 +174,13 @@ def settings_path(target: Path) -> Path:
     return target.with_name(f"{target.name.removesuffix('.jsonl')}.settings.json")
 
 
-def _rows(source: Path) -> Iterator[BatchRow | RejectedLine]:
-    with _reading(source), source.open("rb") as stream:
-        yield from read_rows(lines_of(stream), source.parent)
+def _rows_of_file(source: Path) -> Iterator[BatchRow | RejectedLine]:
+    with _source_errors(source), source.open("rb") as stream:
+        yield from read_batch_rows(lines_of(stream), source.parent)
 
 
 @contextmanager
-def _reading(source: Path) -> Iterator[None]:
+def _source_errors(source: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -191,7 +191,7 @@ def _scan(source: Path) -> _InputScan:
     digests: dict[RowId, str] = {}
     rejected: list[RejectedLine] = []
     ignored: dict[str, None] = {}
-    for row in _rows(source):
+    for row in _rows_of_file(source):
         if isinstance(row, RejectedLine):
             rejected.append(row)
         else:
@@ -200,17 +200,17 @@ def _scan(source: Path) -> _InputScan:
     return _InputScan(digests, rejected, tuple(ignored))
 
 
-def _check_same(target: Path, row: SavedRow, guard: Moderator[Item]) -> None:
+def _check_same_guard(target: Path, row: SavedRow, guard: Moderator[Item]) -> None:
     """Raise `DataError` if the row is another guard's: a reader would take all verdicts of a file for one guard's."""
     mode = guard.mode
     if row.mode != mode or not same_model(row.model, guard.model):
         raise DataError(
-            f"{target} holds verdicts of {_named(row.model)} in mode {row.mode}, this run is {_named(guard.model)} "
-            f"in mode {mode}; name another OUT or use the same settings"
+            f"{target} holds verdicts of {_model_text(row.model)} in mode {row.mode}, this run is "
+            f"{_model_text(guard.model)} in mode {mode}; name another OUT or use the same settings"
         )
 
 
-def _named(model: ModelInfo) -> str:
+def _model_text(model: ModelInfo) -> str:
     return f"{model.name} ({model.revision})" if model.revision else model.name
 
 

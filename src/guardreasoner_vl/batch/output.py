@@ -49,7 +49,7 @@ def verdict_json(verdict: Verdict, show_reasoning: bool = False) -> str:
 
 
 @contextmanager
-def opened(
+def open_output(
     target: Path, digests: Mapping[RowId, str], keep: Callable[[SavedRow], None]
 ) -> Iterator[tuple[JsonlLog[SavedRow], set[RowId]]]:
     """Open the output for appending; yields it with those ids of `digests` that already have a verdict.

@@ -52,19 +52,19 @@ class RejectedLine:
     reason: str
 
 
-def read_rows(lines: Iterable[bytes], folder: Path) -> Iterator[BatchRow | RejectedLine]:
+def read_batch_rows(lines: Iterable[bytes], folder: Path) -> Iterator[BatchRow | RejectedLine]:
     """Yield the rows of a JSONL file and its rejected lines; image paths are relative to `folder`, blank lines skipped.
 
     Ambiguous lines are rejected.
     """
-    seen: dict[RowId, int] = {}
+    first_lines: dict[RowId, int] = {}
     for number, line in enumerate(lines, 1):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if not content.strip():
             continue
         try:
-            row = _row(number, content, folder)
-            first = seen.setdefault(row.id, number)
+            row = _row_of_line(number, content, folder)
+            first = first_lines.setdefault(row.id, number)
             if first != number:
                 raise InputError(f"line {first} has the same id: give each row its own id")
         except InputError as error:
@@ -73,8 +73,8 @@ def read_rows(lines: Iterable[bytes], folder: Path) -> Iterator[BatchRow | Rejec
             yield row
 
 
-def _row(number: int, line: bytes, folder: Path) -> BatchRow:
-    content = _json_object(line)
+def _row_of_line(number: int, line: bytes, folder: Path) -> BatchRow:
+    content = _parse_object(line)
     row_id = content.get("id")
     if isinstance(row_id, bool) or not isinstance(row_id, (str, int)) or row_id == "":
         raise InputError("no id: give each row an id, a string or an integer")
@@ -93,11 +93,11 @@ def _row(number: int, line: bytes, folder: Path) -> BatchRow:
     except RecursionError as error:
         raise InputError("nested too deeply: write plain messages") from error
     if isinstance(item.get("images"), list):
-        item["images"] = [_located(image, folder) for image in item["images"]]
+        item["images"] = [_image_source(image, folder) for image in item["images"]]
     return BatchRow(number, row_id, item, digest, ignored)
 
 
-def _json_object(line: bytes) -> dict[str, Any]:
+def _parse_object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE:
         raise InputError(f"longer than {MAX_LINE:,} bytes: give images as paths")
     try:
@@ -118,6 +118,6 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _located(image: Any, folder: Path) -> Any:
+def _image_source(image: Any, folder: Path) -> Any:
     is_path = isinstance(image, str) and not _NOT_A_PATH.match(image) and file_name_fault(image) is None
     return folder / image if is_path else image

@@ -27,7 +27,9 @@ def base(
 
     settings = read_recipe(recipe)
     if settings.base.base is None:
-        raise RecipeError(f"{recipe}: model.base is not set; only that needs this command, `sft` prepares other starts")
+        raise RecipeError(
+            f"{recipe}: model.base is not set: give a recipe that has it; other recipes do not need this command"
+        )
     if out.exists():
         raise RecipeError(f"{out} exists already: give the name of a new folder")
     with written(out, resumes="from the start"):

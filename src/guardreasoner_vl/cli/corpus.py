@@ -6,10 +6,11 @@ Exit codes of `curate`, `synthesize` and `corpus check`: 0 all rows done, 1 rows
 # imported inside it, so that --help stays instant.
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from guardreasoner_vl.choices import ExportLayout, TeacherName
 from guardreasoner_vl.cli.errors import OneLineErrors, note, say_skipped
 from guardreasoner_vl.cli.options import read_recipe, refuse_options
 from guardreasoner_vl.cli.terminal import command_line, progress_bar, resumable
@@ -54,9 +55,7 @@ def curate(
 def synthesize(
     context: typer.Context,
     folder: FolderArgument,
-    teacher: Annotated[
-        Literal["rules", "openai"], typer.Option("--teacher", help="Offline rules, or an OpenAI-compatible endpoint.")
-    ],
+    teacher: Annotated[TeacherName, typer.Option("--teacher", help="Offline rules, or an OpenAI-compatible endpoint.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="The model at the endpoint.")] = "gpt-4o-2024-08-06",
     base_url: Annotated[
         str | None,
@@ -111,7 +110,7 @@ def synthesize(
     elif batch_in:
         refuse_options(context, _LIVE, "has no effect with --batch-in, which only reads results: leave it out")
     if batch_out:
-        written = batch.write_requests(folder, batch_out, Chat(model), attempts=attempts, votes=votes)
+        written = batch.write_batch_requests(folder, batch_out, Chat(model), attempts=attempts, votes=votes)
         say_skipped(written.skipped)
         typer.echo(f"{written.requests:,} requests in {', '.join(map(str, written.files))}")
         return
@@ -152,7 +151,7 @@ def stats(folder: FolderArgument) -> None:
 def export(
     folder: FolderArgument,
     layout: Annotated[
-        Literal["guardreasoner", "sharegpt"],
+        ExportLayout,
         typer.Option("--layout", help="guardreasoner: the authors' three JSON files; sharegpt: one for LLaMA-Factory."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")],

@@ -33,6 +33,7 @@ class OneLineErrors(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
+        """Run the command and exit the process with its exit code; `standalone_mode` is ignored."""
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             sys.stdout.flush()
@@ -64,13 +65,13 @@ def note(message: str) -> None:
     typer.secho(f"note: {one_line(message)}", err=True)
 
 
-def say_skipped(skipped: SkippedRows, what: str = "skipped") -> None:
+def say_skipped(skipped: SkippedRows, title: str = "skipped") -> None:
     """Print a note for each reason, the most frequent first, with the names of the first few rows."""
     for reason, count in sorted(skipped.reasons.items(), key=lambda pair: -pair[1]):
-        names = [name for name, why in skipped.rows if why == reason]
-        shown = f": {'; '.join(names[:_SHOWN])}" if names else ""
+        names = [name for name, name_reason in skipped.rows if name_reason == reason]
+        examples = f": {'; '.join(names[:_SHOWN])}" if names else ""
         more = "; ..." if len(names) > _SHOWN else ""
-        note(f"{what}: {count:,} rows ({reason}){shown}{more}")
+        note(f"{title}: {count:,} rows ({reason}){examples}{more}")
 
 
 def _usage_fault(error: Any) -> int:

@@ -3,10 +3,11 @@
 # imported inside it, so that --help stays instant.
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from guardreasoner_vl.choices import RuleName, Target
 from guardreasoner_vl.cli.errors import note, say_skipped
 from guardreasoner_vl.cli.groups import grouped, option_names
 from guardreasoner_vl.cli.options import (
@@ -102,7 +103,7 @@ def evaluate(
     train, loaded = _held_out(recipe, data, out) if recipe else ([], [])
     if benchmark or not recipe:
         loaded += find(benchmark or (), data, out / UNPACKED)
-    baselines = _hashed_ngrams(train, loaded)
+    baselines = _shallow_baseline(train, loaded)
     be_quiet()  # after the baseline, which imports scikit-learn
     from guardreasoner_vl.stages import evaluate as stage
 
@@ -132,14 +133,14 @@ def score(
         Path, typer.Argument(metavar="PREDICTIONS.jsonl", help="Rows {prompt, label, predict}, or {id, predict}.")
     ],
     rule: Annotated[
-        Literal["strict", "guardreasoner"],
+        RuleName,
         typer.Option("--rule", help="strict: the protocol's grammar; guardreasoner: the rule of GuardReasoner's code."),
     ] = "strict",
     gold: Annotated[
         Path | None, typer.Option(metavar="SAMPLES.jsonl", help="The labelled samples, for rows of ids.")
     ] = None,
     target: Annotated[
-        Literal["request", "response"] | None,
+        Target | None,
         typer.Option("--target", help="What a label that is a bare word (harmful or unharmful) judges."),
     ] = None,
 ) -> None:
@@ -162,10 +163,10 @@ def compare(
     ] = None,
 ) -> None:
     """Compare evaluations: a leaderboard, and McNemar's test of each against the first one."""
-    from guardreasoner_vl.evaluation.compare import markdown, read_evaluation
+    from guardreasoner_vl.evaluation.compare import comparison_markdown, read_evaluation
     from guardreasoner_vl.storage.atomic import write_text
 
-    text = markdown([read_evaluation(folder) for folder in folders])
+    text = comparison_markdown([read_evaluation(folder) for folder in folders])
     if out:
         write_text(out, text)
     else:
@@ -262,7 +263,7 @@ def robustness(
         settings = f"{guard.model.name} {guard.model.revision or ''}".strip()
     parts = [f"# Robustness of {settings}, {mode} mode", f"Made by `{command_line()}`."]
     for target, by in results.items():
-        if len(lines := stage.table(by)) > 1:
+        if len(lines := stage.flips_table(by)) > 1:
             parts += [f"## {target.capitalize()}s", markdown_table(lines)]
     write_text(out / "robustness.md", "\n\n".join(parts) + "\n")
     typer.echo(str(out / "robustness.md"))
@@ -307,7 +308,7 @@ def _held_out(recipe: Path, data: str | None, out: Path) -> "tuple[list[Sample],
     return mixture.train, loaded
 
 
-def _hashed_ngrams(train: "list[Sample]", loaded: "list[LoadedBenchmark]") -> "dict[str, Baseline]":
+def _shallow_baseline(train: "list[Sample]", loaded: "list[LoadedBenchmark]") -> "dict[str, Baseline]":
     """The shallow baseline, if there are rows to train it on."""
     from guardreasoner_vl.evaluation.baseline import HASHED_NGRAMS, hashed_ngrams
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guardreasoner_vl.choices import CHUNK
 from guardreasoner_vl.cli.errors import BLOCK, ERROR, OK, say
 from guardreasoner_vl.cli.groups import grouped, option_names
 from guardreasoner_vl.cli.options import (
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Exchange, Verdict
 
 STDIN = "-"
-CHUNK = 128
-"""`guard.CHUNK`, which is not imported here, so that --help stays instant."""
 
 
 @grouped
@@ -65,10 +64,10 @@ def moderate(
     def build() -> Exchange:
         if messages is not None:
             return Exchange.from_messages(_read_messages(messages))
-        return Exchange(_text(prompt), tuple(image or ()), _text(response))
+        return Exchange(_option_text(prompt), tuple(image or ()), _option_text(response))
 
-    verdict = _judged(build, policy_of(labels, inputs, verdicts), engine)
-    _show(verdict, as_json, verdicts.show_reasoning)
+    verdict = _verdict_or_error(build, policy_of(labels, inputs, verdicts), engine)
+    _show_verdict(verdict, as_json, verdicts.show_reasoning)
     raise typer.Exit(ERROR if verdict.error else BLOCK if verdict.action == "block" else OK)
 
 
@@ -146,7 +145,7 @@ def schema() -> None:
     typer.echo(json.dumps(Verdict.model_json_schema(), indent=2))
 
 
-def _judged(build: "Callable[[], Exchange]", policy: "Policy", engine: EngineOptions) -> "Verdict":
+def _verdict_or_error(build: "Callable[[], Exchange]", policy: "Policy", engine: EngineOptions) -> "Verdict":
     """The verdict; an error becomes an error verdict. An invalid exchange is refused before a model is loaded."""
     from guardreasoner_vl.images.exchange import checked_exchange
     from guardreasoner_vl.judging.judge import error_verdict
@@ -161,7 +160,7 @@ def _judged(build: "Callable[[], Exchange]", policy: "Policy", engine: EngineOpt
         return error_verdict(error, policy, ModelInfo(name=engine.model or "embedded"))
 
 
-def _text(option: str | None) -> str | None:
+def _option_text(option: str | None) -> str | None:
     """An option's text; for `-` standard input without its last line end, as in a shell's `$(...)`."""
     if option != STDIN:
         return option
@@ -173,18 +172,18 @@ def _text(option: str | None) -> str | None:
 
 def _read_messages(name: str) -> Any:
     """The list of messages in a JSON file, or in its field `messages` as in a request's body."""
-    shown = "standard input" if name == STDIN else name
+    source = "standard input" if name == STDIN else name
     try:
         content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
         messages = json.loads(content.decode("utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{shown}: cannot be read ({error.strerror}); give a JSON file of chat messages") from error
+        raise InputError(f"{source}: cannot be read ({error.strerror}); give a JSON file of chat messages") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{shown}: not JSON; give a list of chat messages") from error
+        raise InputError(f"{source}: not JSON; give a list of chat messages") from error
     return messages["messages"] if isinstance(messages, dict) and "messages" in messages else messages
 
 
-def _show(verdict: "Verdict", as_json: bool, show_reasoning: bool) -> None:
+def _show_verdict(verdict: "Verdict", as_json: bool, show_reasoning: bool) -> None:
     from guardreasoner_vl.batch.output import verdict_json
     from guardreasoner_vl.cli.render import verdict_text
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guardreasoner_vl.choices import Action, EngineName, LongInput, Mode, Ocr, Preset
 from guardreasoner_vl.cli.errors import note
 from guardreasoner_vl.cli.groups import option_names
 from guardreasoner_vl.cli.terminal import be_quiet
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
     from guardreasoner_vl.judging.policy import Policy
     from guardreasoner_vl.recipe import Recipe
     from guardreasoner_vl.scale.ray_guard import RayGuard
-
-Mode = Literal["slow", "fast", "hybrid"]
-Preset = Literal["strict", "balanced", "permissive"]
-EngineName = Literal["auto", "transformers", "openvino", "vllm", "openai"]
-OnError = Literal["block", "allow"]
-Ocr = Literal["auto", "always", "never"]
 
 NO_CALIBRATION = Path("none")
 
@@ -112,7 +107,7 @@ class ClusterOptions:
 
     @contextmanager
     def open_guard(self, engine: EngineOptions, policy: "Policy") -> Iterator["Guard | RayGuard"]:
-        """The guard of the options, or with --ray many of them as one; says how many were lost."""
+        """The guard of the options, or with --ray many guards as one; prints how many workers were lost."""
         if self.ray is None:
             if self.workers is not None:
                 raise InputError("--workers needs --ray, the address of the cluster that they run on")
@@ -168,7 +163,7 @@ class InputOptions:
     """How the input is read, and how long it and the answer may be."""
 
     long_input: Annotated[
-        Literal["refuse", "windows"],
+        LongInput,
         typer.Option(
             "--long-input",
             help="Refuse input that is longer than the model's context, or judge it in overlapping windows.",
@@ -193,9 +188,13 @@ class InputOptions:
 class VerdictOptions:
     """What a verdict leads to, and what is shown of it."""
 
-    on_error: Annotated[OnError, typer.Option("--on-error", help="The action if an exchange could not be judged.")] = (
-        "block"
-    )
+    on_error: Annotated[
+        Action,
+        typer.Option(
+            "--on-error",
+            help="The action if a fault of the guard left an exchange unjudged; other errors are always blocked.",
+        ),
+    ] = "block"
     show_reasoning: Annotated[
         bool, typer.Option("--show-reasoning", help="Show the reasoning too; it may quote what was judged.")
     ] = False

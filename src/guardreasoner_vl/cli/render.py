@@ -36,12 +36,14 @@ def verdict_text(verdict: Verdict, show_reasoning: bool) -> Text:
     text.append(f"{verdict.action}\n", "bold white on red" if verdict.action == "block" else "bold white on green")
     for name, judged in (("request", verdict.request), ("response", verdict.response)):
         text.append(f"  {name:<10}")
-        text.append(_judged(judged), _COLOURS.get(judged.label, "dim"))
+        text.append(_judgement_text(judged), _COLOURS.get(judged.label, "dim"))
         text.append("\n")
     if show_reasoning and verdict.reasoning:
         text.append(f"\n{printable(verdict.reasoning.strip())}\n\n")
     model = f"{verdict.model.name} ({verdict.model.revision})" if verdict.model.revision else verdict.model.name
-    text.append(f"  {one_line(model)}, {verdict.mode}, {_tokens(verdict.usage)}, {verdict.usage.seconds:.2f} s", "dim")
+    text.append(
+        f"  {one_line(model)}, {verdict.mode}, {_tokens_text(verdict.usage)}, {verdict.usage.seconds:.2f} s", "dim"
+    )
     return text
 
 
@@ -56,16 +58,18 @@ def summary_text(summary: BatchSummary, rejected_file: str) -> Text:
         ("response", summary.tally.responses),
     ):
         if counts:
-            text.append(f"  {name:<9}{_counts(counts)}\n")
-    text.append(f"  used     {_tokens(summary.usage)}\n")
+            text.append(f"  {name:<9}{_counts_line(counts)}\n")
+    text.append(f"  used     {_tokens_text(summary.usage)}\n")
     rate = f", {summary.per_second:.1f} moderations/s" if summary.judged else ""
     text.append(f"  time     {summary.seconds:.1f} s{rate}")
     if summary.ignored:
-        shown = ", ".join(one_line(name)[:40] for name in summary.ignored[:_SHOWN])
+        names = ", ".join(one_line(name)[:40] for name in summary.ignored[:_SHOWN])
         more = f" and {len(summary.ignored) - _SHOWN} more" if len(summary.ignored) > _SHOWN else ""
-        text.append(f"\n  not judged: the fields {shown}{more}", "yellow")
+        text.append(f"\n  not judged: the fields {names}{more}", "yellow")
     if summary.tally.errors:
-        text.append(f"\n  errors   {_counts(summary.tally.errors)}; the next run judges these rows again", "yellow")
+        text.append(
+            f"\n  errors   {_counts_line(summary.tally.errors)}; the next run judges these rows again", "yellow"
+        )
     if summary.rejected:
         text.append(f"\n  rejected {len(summary.rejected):,} lines, listed in {one_line(rejected_file)}", "yellow")
     for rejected in summary.rejected[:_SHOWN]:
@@ -75,20 +79,20 @@ def summary_text(summary: BatchSummary, rejected_file: str) -> Text:
 
 def counts_text(title: str, counts: Mapping[str, int]) -> Text:
     """One line of counts, the largest first."""
-    return Text(f"{title}: {_counts(counts)}")
+    return Text(f"{title}: {_counts_line(counts)}")
 
 
-def _judged(judged: Judgement) -> str:
+def _judgement_text(judged: Judgement) -> str:
     label = judged.label.replace("_", " ")
     return label if judged.score is None else f"{label} (harmful with p = {judged.score:.3f})"
 
 
-def _tokens(usage: Usage) -> str:
+def _tokens_text(usage: Usage) -> str:
     cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
     return f"{usage.prompt_tokens:,} tokens in{cached}, {usage.completion_tokens:,} out"
 
 
-def _counts(counts: Mapping[str, int]) -> str:
+def _counts_line(counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{one_line(name)} {count:,}" for name, count in ordered)
 

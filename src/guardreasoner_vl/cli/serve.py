@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from guardreasoner_vl.choices import Mode
 from guardreasoner_vl.cli.errors import OK
-from guardreasoner_vl.cli.options import Mode, ModelOption, UrlOption
+from guardreasoner_vl.cli.options import ModelOption, UrlOption
 from guardreasoner_vl.cli.terminal import be_quiet
 from guardreasoner_vl.errors import MissingExtraError
 

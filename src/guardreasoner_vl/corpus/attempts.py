@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 from pydantic import Field
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_rows
+from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_log_rows
 from guardreasoner_vl.teachers.base import Tokens
 from guardreasoner_vl.types import Frozen, GoldLabel, Provenance, Target
 
@@ -69,7 +69,7 @@ class Attempt(Frozen):
 
 def read_attempts(path: Path) -> Iterator[Attempt]:
     """All attempts in order, without an incomplete last line. Raises `DataError`."""
-    return read_rows(path, _FORMAT, torn=True) if path.is_file() else iter(())
+    return read_log_rows(path, _FORMAT, torn=True) if path.is_file() else iter(())
 
 
 def kept(path: Path) -> dict[str, Attempt]:
@@ -108,11 +108,11 @@ class RowState:
         if attempt.is_fault:
             return
         if attempt.asked == "label":
-            said: dict[Target, GoldLabel | None] = {
+            labels: dict[Target, GoldLabel | None] = {
                 "request": attempt.request_label,
                 "response": attempt.response_label,
             }
-            self.votes.append({target: label for target, label in said.items() if label})
+            self.votes.append({target: label for target, label in labels.items() if label})
         elif attempt.reason is not None:
             self.rejections += 1
             self.complaint = attempt.reason
@@ -147,11 +147,11 @@ class AttemptIndex:
 
     def add(self, attempt: Attempt) -> None:
         """Add one more attempt."""
-        took = Tokens(attempt.prompt_tokens, attempt.completion_tokens)
+        tokens = Tokens(attempt.prompt_tokens, attempt.completion_tokens)
         self.attempts += 1
-        self.tokens += took
+        self.tokens += tokens
         if attempt.cost is None:
-            self.unpriced += took
+            self.unpriced += tokens
         else:
             self.cost += attempt.cost
         if attempt.custom_id and not attempt.is_fault:

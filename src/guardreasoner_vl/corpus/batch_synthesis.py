@@ -1,6 +1,6 @@
 """Synthesis by OpenAI's Batch API, at half the price: a file of requests to upload, a file of results to read.
 
-Writing and reading alternate until no row remains: a rejected trace is asked for again in the next file, and a row
+Writing and reading alternate until no row remains: a rejected answer is asked for again in the next file, and a row
 without labels gets its reasoning in the file after its votes. Results pass the same gates as online answers and are
 appended to the same DIR/reasoning.jsonl.
 """
@@ -55,7 +55,9 @@ class ReadResults:
     progress: SynthesisProgress
 
 
-def write_requests(corpus_dir: Path, target: Path, chat: Chat, *, attempts: int = 3, votes: int = 3) -> WrittenRequests:
+def write_batch_requests(
+    corpus_dir: Path, target: Path, chat: Chat, *, attempts: int = 3, votes: int = 3
+) -> WrittenRequests:
     """Write one request per row that needs reasoning, or one per missing vote. Raises `DataError`."""
     read_info(corpus_dir)
     policy, skipped = SynthesisPolicy(chat.model, attempts, votes), SkippedRows()
@@ -67,7 +69,7 @@ def write_requests(corpus_dir: Path, target: Path, chat: Chat, *, attempts: int 
                 skipped.add(terminal_attempt.reason or "", sample.id)
                 continue
             try:
-                for line in _lines(sample, index, policy, chat):
+                for line in _request_lines(sample, index, policy, chat):
                     files.add(line)
             except InputError as error:
                 skipped.add(error.code, sample.id)
@@ -92,13 +94,13 @@ def read_results(
         log = stack.enter_context(AttemptLog(corpus_dir / REASONING))
         reading = _Reading(policy, log, AttemptIndex.read(log.path))
         for path in results:
-            reading.add_results(stack.enter_context(_opened(path)))
+            reading.add_results(stack.enter_context(_open_results(path)))
         for sample in pending(corpus_dir / ROWS, reading.attempts):
             reading.row(sample)
         return reading.finish()
 
 
-def _lines(sample: Sample, index: AttemptIndex, policy: SynthesisPolicy, chat: Chat) -> Iterator[bytes]:
+def _request_lines(sample: Sample, index: AttemptIndex, policy: SynthesisPolicy, chat: Chat) -> Iterator[bytes]:
     state = index.state(sample.id)
     if policy.needs_votes(sample, state):
         body = chat.labelling(sample)
@@ -115,15 +117,15 @@ def _vote_ids(row: str) -> Iterator[str]:
     return (_custom_id("label", number, row) for number in count(1))
 
 
-def _custom_id(asked: Asked, number: int, row: str) -> str:
-    return f"{asked}-{number}/{row}"
+def _custom_id(kind: Asked, number: int, row: str) -> str:
+    return f"{kind}-{number}/{row}"
 
 
 @dataclass(frozen=True)
 class _ResultLine:
     """The position of a result in a file: results are in any order, rows are processed in their own."""
 
-    asked: Asked
+    kind: Asked
     number: int
     stream: BinaryIO
     offset: int
@@ -154,19 +156,19 @@ class _Reading:
             else:
                 if isinstance(result.outcome, TeacherAnswer):
                     self.attempts.answered.add(result.custom_id)
-                asked: Asked = "label" if match[1] == "label" else "reasoning"
-                self.lines.setdefault(match[3], []).append(_ResultLine(asked, int(match[2]), stream, start))
+                kind: Asked = "label" if match[1] == "label" else "reasoning"
+                self.lines.setdefault(match[3], []).append(_ResultLine(kind, int(match[2]), stream, start))
 
     def row(self, sample: Sample) -> None:
         """Record the results of one row: its votes first, then its reasoning."""
         state = self.attempts.state(sample.id)
-        for position in sorted(self.lines.pop(sample.id, []), key=lambda line: (line.asked, line.number)):
+        for position in sorted(self.lines.pop(sample.id, []), key=lambda line: (line.kind, line.number)):
             position.stream.seek(position.offset)
             result = read_result(position.stream.readline())
-            if result is None or state.done or not self._expected(position.asked, sample, state):
+            if result is None or state.done or not self._expected(position.kind, sample, state):
                 self.ignored.add(UNKNOWN)
             else:
-                self._record(self._attempt(position.asked, sample, state, result))
+                self._record(self._attempt(position.kind, sample, state, result))
         terminal_attempt = None if state.done else self.policy.terminal_attempt(sample, state)
         if terminal_attempt:
             self._record(terminal_attempt)
@@ -179,17 +181,17 @@ class _Reading:
         progress = count_progress(self.log.path.with_name(ROWS), self.attempts, self.policy.teacher)
         return ReadResults(self.answers, self.ignored, progress)
 
-    def _expected(self, asked: Asked, sample: Sample, state: RowState) -> bool:
+    def _expected(self, kind: Asked, sample: Sample, state: RowState) -> bool:
         if self.policy.terminal_attempt(sample, state):
             return False
-        return (asked == "label") == self.policy.needs_votes(sample, state)
+        return (kind == "label") == self.policy.needs_votes(sample, state)
 
-    def _attempt(self, asked: Asked, sample: Sample, state: RowState, result: Result) -> Attempt:
+    def _attempt(self, kind: Asked, sample: Sample, state: RowState, result: Result) -> Attempt:
         outcome = result.outcome
         if isinstance(outcome, GuardError):
-            return self.policy.fault(sample, asked, outcome, result.custom_id)
+            return self.policy.fault(sample, kind, outcome, result.custom_id)
         self.answers += 1
-        if asked == "label":
+        if kind == "label":
             return self.policy.vote(sample, outcome, result.custom_id)
         return self.policy.reasoning(sample, state, outcome, result.custom_id)
 
@@ -198,7 +200,7 @@ class _Reading:
         self.attempts.add(attempt)
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open_results(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:

@@ -37,24 +37,24 @@ def write_card(folder: Path, stats: Stats, command: str) -> Path:
     info = read_info(folder)
     title = f"Corpus {info.name}"
     try:
-        figures = draw(stats)
+        figures = draw_stats(stats)
     except MissingExtraError:
         figures = {}
     for name, svg in figures.items():
         write_text(folder / f"{name}.svg", svg)
-    shown = list(tables(stats, info, _skipped(folder)))
+    listed = list(corpus_tables(stats, info, _skipped(folder)))
     notes = (
         f"Seed {info.seed}, {info.rows:,} rows. A row is harmful if its request or its response is. The first table is "
         "about training rows only."
     )
     write_text(folder / "stats.json", json.dumps(stats.as_json(), indent=1) + "\n")
-    write_text(folder / "card.html", html_page(title, command, notes, shown, figures))
+    write_text(folder / "card.html", html_page(title, command, notes, listed, figures))
     card = folder / "card.md"
-    write_text(card, markdown_page(title, command, notes, shown, [f"{name}.svg" for name in figures]))
+    write_text(card, markdown_page(title, command, notes, listed, [f"{name}.svg" for name in figures]))
     return card
 
 
-def tables(stats: Stats, info: CorpusInfo, skipped: Mapping[str, int]) -> Iterable[tuple[str, Table]]:
+def corpus_tables(stats: Stats, info: CorpusInfo, skipped: Mapping[str, int]) -> Iterable[tuple[str, Table]]:
     """All tables with their headings."""
     yield "Reasoning, beside the paper's Table 6", _steps_table(stats)
     yield "Sources", _sources_table(stats, info)
@@ -68,7 +68,7 @@ def tables(stats: Stats, info: CorpusInfo, skipped: Mapping[str, int]) -> Iterab
         yield "Skipped", [["reason", "rows"], *([reason, f"{rows:,}"] for reason, rows in skipped.items())]
 
 
-def draw(stats: Stats) -> dict[str, str]:
+def draw_stats(stats: Stats) -> dict[str, str]:
     """The figures as SVG texts, by name. Raises `MissingExtraError`."""
     figures = {"labels": _label_bars(stats.labels), "categories": _category_bars(stats.categories)}
     lengths = {part: stats.lengths[part] for part in PARTS if stats.lengths[part]}

@@ -9,7 +9,7 @@ from guardreasoner_vl.corpus.store import read_corpus, read_info
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.images.decode import decoded_images
 from guardreasoner_vl.protocol import TargetLabel, neutralise, training_target
-from guardreasoner_vl.sources.labels import content
+from guardreasoner_vl.sources.labels import content_key
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.teachers.gates import RejectedAnswer, gate
 
@@ -23,15 +23,15 @@ def check_corpus(folder: Path, progress: Callable[[int, int], None] | None = Non
     """The number of rows, and the faults with their row ids. Raises `DataError` if there is no corpus."""
     faults = SkippedRows()
     total = read_info(folder).rows
-    seen: set[str] = set()
+    ids: set[str] = set()
     labels: dict[object, tuple[GoldLabel | None, GoldLabel | None]] = {}
     rows = 0
     unread = SkippedRows()
     for sample in read_corpus(folder, unread):
         rows += 1
-        for fault in _faults(sample, seen, labels):
+        for fault in _faults(sample, ids, labels):
             faults.add(fault, sample.id)
-        seen.add(sample.id)
+        ids.add(sample.id)
         if progress:
             progress(rows, total)
     rows += unread.total
@@ -42,18 +42,18 @@ def check_corpus(folder: Path, progress: Callable[[int, int], None] | None = Non
 
 
 def _faults(
-    sample: Sample, seen: set[str], labels: dict[object, tuple[GoldLabel | None, GoldLabel | None]]
+    sample: Sample, ids: set[str], labels: dict[object, tuple[GoldLabel | None, GoldLabel | None]]
 ) -> list[str]:
     faults = []
     known = (sample.request_label, sample.response_label)
-    if sample.id in seen:
+    if sample.id in ids:
         faults.append("repeated id")
     if not any(known):
         faults.append("no label")
     if sample.response_label and not sample.has_response:
         faults.append("a response label without a response")
     if not sample.images:
-        before = labels.setdefault(content(sample), known)
+        before = labels.setdefault(content_key(sample), known)
         if any(old and new and old != new for old, new in zip(before, known, strict=True)):
             faults.append("contradictory labels")
     for image in sample.images:

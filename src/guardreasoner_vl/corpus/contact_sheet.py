@@ -33,7 +33,7 @@ def write_sheet(folder: Path, joined: Sequence[Sample], note: str) -> None:
     """Show up to 12 joined rows, alternating between the parents' modalities."""
     rows = _chosen(joined)
     buffer = BytesIO()
-    _drawn(rows).save(buffer, "PNG")
+    _draw_sheet(rows).save(buffer, "PNG")
     write_whole(folder / f"{NAME}.png", (buffer.getvalue(),))
     notes = (
         f"{note}\nLabels are those of request and response, - where none is known."
@@ -47,7 +47,7 @@ def write_sheet(folder: Path, joined: Sequence[Sample], note: str) -> None:
     write_text(folder / f"{NAME}.html", page)
 
 
-def kind_of(row: Sample) -> str:
+def parent_modalities(row: Sample) -> str:
     """The parents' modalities, sorted."""
     return " + ".join(sorted(parent.modality for parent in row.provenance.parents))
 
@@ -57,25 +57,25 @@ def caption(row: Sample) -> list[str]:
     known = row.provenance
     kinds = " + ".join(parent.modality for parent in known.parents)
     layout = f", {known.layout}" if known.layout else ""
-    parents_labels = " + ".join(_labels(parent.request_label, parent.response_label) for parent in known.parents)
+    parents_labels = " + ".join(_labels_text(parent.request_label, parent.response_label) for parent in known.parents)
     text = " ".join(f"{row.prompt} {row.response or ''}".split())[:CHARACTERS]
-    return [kinds + layout, parents_labels, _labels(row.request_label, row.response_label), text]
+    return [kinds + layout, parents_labels, _labels_text(row.request_label, row.response_label), text]
 
 
-def _labels(request: str | None, response: str | None) -> str:
+def _labels_text(request: str | None, response: str | None) -> str:
     return f"{request or '-'}/{response or '-'}"
 
 
 def _chosen(joined: Sequence[Sample]) -> list[Sample]:
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     turns = []
     for row in joined:
-        seen[kind_of(row)] += 1
-        turns.append(seen[kind_of(row)])
+        counts[parent_modalities(row)] += 1
+        turns.append(counts[parent_modalities(row)])
     return [joined[at] for at in sorted(range(len(joined)), key=turns.__getitem__)[:EXAMPLES]]
 
 
-def _drawn(rows: Sequence[Sample]) -> Image.Image:
+def _draw_sheet(rows: Sequence[Sample]) -> Image.Image:
     tall = _HEIGHT + _CAPTION
     sheet = Image.new("RGB", (_WIDTH * _COLUMNS, tall * max(1, -(-len(rows) // _COLUMNS))), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)

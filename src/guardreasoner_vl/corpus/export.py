@@ -12,7 +12,7 @@ import json
 import shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.corpus.store import read_corpus
 from guardreasoner_vl.errors import DataError
@@ -26,9 +26,9 @@ from guardreasoner_vl.types import Sample
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from guardreasoner_vl.choices import ExportLayout
     from guardreasoner_vl.types import GoldLabel
 
-ExportLayout = Literal["guardreasoner", "sharegpt"]
 ADAPTERS: dict[ExportLayout, str] = {"guardreasoner": "guardreasoner-vltrain", "sharegpt": "sharegpt"}
 """The adapter that reads each layout back."""
 
@@ -68,7 +68,7 @@ def export(folder: Path, layout: ExportLayout, out: Path, progress: Callable[[in
 
 
 def _record(sample: Sample, layout: ExportLayout, out: Path) -> dict[str, Any]:
-    user, answer = build_messages(sample.exchange())[1].text, _answer(sample)
+    user, answer = build_messages(sample.exchange())[1].text, _answer_text(sample)
     record: dict[str, Any]
     turns: tuple[tuple[str, str], ...]
     if layout == "guardreasoner":
@@ -76,8 +76,8 @@ def _record(sample: Sample, layout: ExportLayout, out: Path) -> dict[str, Any]:
         record = {"messages": [{"role": role, "content": text} for role, text in turns]}
     else:
         turns = (("human", user), ("gpt", answer))
-        record = {"system": INSTRUCTION, "conversations": [{"from": who, "value": text} for who, text in turns]}
-    record["images"] = [_copied(Path(path), out) for path in sample.images]
+        record = {"system": INSTRUCTION, "conversations": [{"from": sender, "value": text} for sender, text in turns]}
+    record["images"] = [_copy_image(Path(path), out) for path in sample.images]
     return {**record, "sample": _not_carried(sample, record, layout, out)}
 
 
@@ -85,13 +85,13 @@ def _not_carried(sample: Sample, record: dict[str, Any], layout: ExportLayout, o
     """The fields that reading the conversation would not restore; all fields, if restoring only these fails."""
     content = sample.model_dump(mode="json")
     whole = {name: content[name] for name in _FIELDS}
-    read = _read(record, layout, out)
+    read = _fields_read_back(record, layout, out)
     missing = {name: value for name, value in whole.items() if read.get(name) != value}
-    again = _read({**record, "sample": missing}, layout, out)
+    again = _fields_read_back({**record, "sample": missing}, layout, out)
     return missing if all(again.get(name) == value for name, value in whole.items()) else whole
 
 
-def _read(record: dict[str, Any], layout: ExportLayout, out: Path) -> dict[str, Any]:
+def _fields_read_back(record: dict[str, Any], layout: ExportLayout, out: Path) -> dict[str, Any]:
     """The fields read back from a record; empty if it is not a sample."""
     try:
         sample = adapter_named(ADAPTERS[layout]).to_sample(record, RecordContext("", 0, out, out))
@@ -100,7 +100,7 @@ def _read(record: dict[str, Any], layout: ExportLayout, out: Path) -> dict[str, 
     return sample.model_dump(mode="json") if isinstance(sample, Sample) else {}
 
 
-def _answer(sample: Sample) -> str:
+def _answer_text(sample: Sample) -> str:
     """The assistant's text, without the line of an unknown label."""
     targets = ((sample.request_label, sample.has_request), (sample.response_label, sample.has_response))
     words = [_word(label) if present else TargetLabel("None") for label, present in targets]
@@ -116,7 +116,7 @@ def _word(label: GoldLabel | None) -> TargetLabel:
     return TargetLabel(label or "None")
 
 
-def _copied(path: Path, out: Path) -> str:
+def _copy_image(path: Path, out: Path) -> str:
     """Copy an image and return its path below `out`; a hash of its folder separates equal names."""
     folder = hashlib.sha256(str(path.parent.absolute()).encode()).hexdigest()[:8]
     target = out / IMAGES / folder / path.name

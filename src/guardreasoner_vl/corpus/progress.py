@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import DataError, MissingExtraError
-from guardreasoner_vl.sources.parquet import read_rows
+from guardreasoner_vl.sources.parquet import read_parquet
 from guardreasoner_vl.sources.skipped import SkippedRows
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ def count_progress(path: Path, index: AttemptIndex, teacher: str) -> SynthesisPr
 
 def pending(path: Path, index: AttemptIndex) -> Iterator[Sample]:
     """Stream the training rows that are neither kept nor skipped. Raises `DataError`."""
-    seen: set[str] = set()
-    for sample in read_rows(path):
+    ids: set[str] = set()
+    for sample in read_parquet(path):
         state = index.rows.get(sample.id)
         wanted = sample.split == TRAIN and not _reasoned(sample.reasoning)
-        if wanted and not (state and state.done) and sample.id not in seen:
+        if wanted and not (state and state.done) and sample.id not in ids:
             yield sample
-        seen.add(sample.id)
+        ids.add(sample.id)
 
 
 def _ids(path: Path) -> Iterator[tuple[str, bool | None]]:
@@ -79,14 +79,14 @@ def _ids(path: Path) -> Iterator[tuple[str, bool | None]]:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MissingExtraError("pyarrow", "data") from error
-    seen: set[str] = set()
+    ids: set[str] = set()
     try:
         for batch in ParquetFile(path).iter_batches(columns=["id", "split", "reasoning"]):
             for row in batch.to_pylist():
                 if row["split"] != TRAIN:
                     continue
-                yield row["id"], None if row["id"] in seen else _reasoned(row["reasoning"])
-                seen.add(row["id"])
+                yield row["id"], None if row["id"] in ids else _reasoned(row["reasoning"])
+                ids.add(row["id"])
     except (OSError, pyarrow.ArrowException, ValueError, KeyError) as error:
         raise DataError(f"{path}: not rows of samples ({type(error).__name__}); write the file again") from error
 

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from guardreasoner_vl.corpus.attempts import REASONING, kept
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.sources.mixture import Mixture
-from guardreasoner_vl.sources.parquet import SCHEMA, read_rows, write_rows
+from guardreasoner_vl.sources.parquet import SCHEMA, read_parquet, write_parquet
 from guardreasoner_vl.sources.repeats import times
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.types import Frozen
@@ -74,7 +74,7 @@ def read_info(folder: Path) -> CorpusInfo:
 
 def write_corpus(folder: Path, info: CorpusInfo, samples: Iterable[Sample], *, embed: bool = False) -> CorpusInfo:
     """Write rows and description, each atomically; `embed` stores the images' bytes in the rows."""
-    written = info.model_copy(update={"rows": write_rows(folder / ROWS, samples, embed=embed)})
+    written = info.model_copy(update={"rows": write_parquet(folder / ROWS, samples, embed=embed)})
     write_json(folder / INFO, written.model_dump(mode="json"))
     return written
 
@@ -86,7 +86,7 @@ def read_corpus(folder: Path, skipped: SkippedRows | None = None) -> Iterator[Sa
     """
     read_info(folder)
     later = kept(folder / REASONING)
-    for sample in read_rows(folder / ROWS, skipped):
+    for sample in read_parquet(folder / ROWS, skipped):
         attempt = later.get(sample.id)
         yield attempt.applied(sample) if attempt else sample
 

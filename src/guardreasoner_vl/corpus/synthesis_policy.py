@@ -37,7 +37,7 @@ class SynthesisPolicy:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.votes < 1:
-            raise InputError("attempts and votes must be 1 or more")
+            raise InputError(f"attempts is {self.attempts}, votes is {self.votes}: give 1 or more of each")
 
     def with_majority_labels(self, sample: Sample, state: RowState) -> Sample | None:
         """The sample, with majority labels if it has none; None without a majority."""
@@ -91,13 +91,13 @@ class SynthesisPolicy:
             outcome |= {"votes": agree, **{f"{target}_label": label for target, label in labels.items()}}
         return self._attempt(sample, answered, custom_id, **outcome)
 
-    def fault(self, sample: Sample, asked: Asked, error: GuardError, custom_id: str | None = None) -> Attempt:
-        """An attempt without an answer; final only if the row itself can never be sent."""
+    def fault(self, sample: Sample, kind: Asked, error: GuardError, custom_id: str | None = None) -> Attempt:
+        """An attempt of this kind without an answer; final only if the row itself can never be sent."""
         status = error.status if isinstance(error, HttpError) and error.code == HttpError.code else None
         return Attempt(
             id=sample.id,
             teacher=self.teacher,
-            asked=asked,
+            asked=kind,
             reason=f"{FAULT}{f'http {status}' if status else error.code}",
             final=isinstance(error, InputError) and not isinstance(error, CannotLabelError),
             custom_id=custom_id,

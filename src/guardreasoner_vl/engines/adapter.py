@@ -84,7 +84,7 @@ def merge_folder(network: Any, folder: Path) -> None:
         for parameter in adapter_parameters(network):
             parameter.data = parameter.data.float()
         load_adapter(network, folder)
-        merge(network)
+        merge_adapter(network)
     except GuardError:
         raise
     except Exception as error:
@@ -112,7 +112,7 @@ def adapter_parameters(network: Any) -> list[Any]:
     return [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
 
 
-def merge(network: Any) -> None:
+def merge_adapter(network: Any) -> None:
     """Replace each adapted layer by a plain one of weight W + s B A.
 
     The sum is computed in fp32 and rounded to bf16, in which folders are stored, whatever the dtype of W: an adapter

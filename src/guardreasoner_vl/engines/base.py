@@ -22,7 +22,7 @@ class StreamListener(Protocol):
     """Callbacks for a streamed answer, called from the engine's thread, and the flag that cancels it."""
 
     def on_start(self) -> None:
-        """An answer starts. Text passed on from an earlier attempt is to be discarded."""
+        """Begin an answer; the listener discards the text of an earlier attempt."""
 
     def on_text(self, text: str) -> None:
         """Receive the next part of the answer's text."""
@@ -37,9 +37,9 @@ class EngineRequest:
     """One request to the model.
 
     `forced_prefix` starts the assistant's turn, and the result's text starts with it. After each of `label_fields` that
-    is generated, the log-probabilities of `candidates` are recorded. `ban_empty_think` forbids the end of think before
-    any reasoning was written. `temperature` 0 is greedy. `listener` receives the text in parts as they are generated,
-    or all at once if the engine cannot stream.
+    is generated, the log-probabilities of `candidates` are recorded. `ban_empty_think` forbids closing the think tag
+    before any reasoning was written. `temperature` 0 is greedy. `listener` receives the text in parts as they are
+    generated, or all at once if the engine cannot stream.
     """
 
     messages: tuple[Message, ...]
@@ -63,8 +63,8 @@ class EngineResult:
     and `error` says why.
 
     `token_ids` are the text's tokens; `end_id` is the token that ended the turn, None if unknown or not reached.
-    `token_logprobs` are the log-probabilities of these, the end's last, in the distribution that they were sampled
-    from; empty if they were not recorded.
+    `token_logprobs` are the log-probabilities of these tokens, that of `end_id` last, in the distribution that they
+    were sampled from; empty if they were not recorded.
     """
 
     text: str
@@ -104,10 +104,12 @@ class Engine(Protocol):
     """Runs a model. Methods do not raise for one bad request: its result holds the error, the others are answered."""
 
     @property
-    def model(self) -> ModelInfo: ...
+    def model(self) -> ModelInfo:
+        """The name and the revision of the model that the engine runs."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """What the engine supports with this model."""
 
     def count_tokens(self, request: EngineRequest) -> int | None:
         """Number of prompt tokens of `request`, images and forced prefix included; None if the engine cannot count."""

@@ -94,7 +94,7 @@ class GrowingCache(Cache):
 
 
 class RowCache(Protocol):
-    """The cache of a batch, whoever keeps it."""
+    """The keys and values of a batch's rows, in this process or in a compiled graph."""
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Keep the rows with these indices, of shape (kept,), in this order; an index may occur several times."""

@@ -44,7 +44,7 @@ def likeliest(logprobs: Sequence[float]) -> int:
     return max(range(len(logprobs)), key=logprobs.__getitem__)
 
 
-def compare(options: Sequence[tuple[str, float]], candidates: Sequence[str]) -> tuple[float, ...] | None:
+def compare_candidates(options: Sequence[tuple[str, float]], candidates: Sequence[str]) -> tuple[float, ...] | None:
     """One log-probability per candidate, from the likeliest tokens (text, log-probability) where the label starts.
 
     A candidate without a token gets an upper bound: the probability that the listed tokens do not cover, at most that
@@ -52,7 +52,7 @@ def compare(options: Sequence[tuple[str, float]], candidates: Sequence[str]) -> 
     """
     shares: list[list[float]] = [[] for _ in candidates]
     for text, logprob in options:
-        matches = _with_prefix(text, candidates)
+        matches = _starting_with(text, candidates)
         if text and len(matches) == 1:
             shares[matches[0]].append(logprob)
     if not any(shares):
@@ -93,14 +93,14 @@ def _at_label(start: int, tokens: Sequence[Token], candidates: Sequence[str]) ->
             continue
         head = token.text[: max(0, start - token_start)]
         longer_label = label + token.text.removeprefix(head)
-        if len(_with_prefix(longer_label, candidates)) <= 1:
+        if len(_starting_with(longer_label, candidates)) <= 1:
             options = [(label + text[len(head) :], logprob) for text, logprob in token.top if text.startswith(head)]
-            return compare(options, candidates) if options else None
+            return compare_candidates(options, candidates) if options else None
         label = longer_label
     return None
 
 
-def _with_prefix(text: str, candidates: Sequence[str]) -> list[int]:
+def _starting_with(text: str, candidates: Sequence[str]) -> list[int]:
     """The indices of the candidates that start with `text`."""
     return [index for index, candidate in enumerate(candidates) if candidate.startswith(text)]
 

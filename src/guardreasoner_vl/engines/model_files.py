@@ -54,7 +54,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"{folder}: a model of type {content.get('model_type')!r}; this engine runs only the Qwen2.5-VL family, "
             "use --engine openai for others"
         )
-    parts = _parts(folder)
+    parts = _weight_map(folder)
     pickled = not isinstance(parts, dict) or not all(str(part).endswith(".safetensors") for part in parts.values())
     if pickled or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no .safetensors weights; convert or download them (pickled weights are not read)")
@@ -72,12 +72,12 @@ def context_length(config: Mapping[str, object]) -> int:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights, for a folder that `check_folder` accepts."""
-    parts, whole = _parts(folder), folder / WEIGHTS
+    parts, whole = _weight_map(folder), folder / WEIGHTS
     named = {folder / str(part) for part in parts.values()} if isinstance(parts, dict) else set()
     return [whole] if whole.is_file() or not named else sorted(named)
 
 
-def _parts(folder: Path) -> object:
+def _weight_map(folder: Path) -> object:
     """Maps each weight to the file that holds it; empty if the folder has no index."""
     index = folder / f"{WEIGHTS}.index.json"
     return json_object(index).get("weight_map") if index.is_file() else {}

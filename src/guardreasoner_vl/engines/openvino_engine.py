@@ -2,8 +2,8 @@
 
     guard = Guard.load(engine="openvino")
 
-All else is the transformers engine's: prompts, images, batches, sampling, label scores. The weights of any folder are
-quantised as they are loaded, one scale for each row of a matrix; those that are stored so keep their values.
+Everything else is inherited from the transformers engine: prompts, images, batches, sampling, label scores. The weights
+of any folder are quantised as they are loaded, one scale for each row of a matrix; int8 weights keep their values.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _GROUP = 64
 class OpenVinoEngine(TransformersEngine):
     """Runs a Qwen2.5-VL on the CPU; `load` opens a folder or a hub id.
 
-    With dtype `fp32` only the weights are rounded. Else hidden states are int8, too, in products of matrices, and the
-    rest is computed in bf16 where the hardware does.
+    With dtype `fp32` only the weights are rounded. With any other, hidden states are also int8 in products of matrices,
+    and the rest is computed in bf16 if the hardware supports it.
     """
 
     @staticmethod
     def _open(folder: Path, inputs: QwenInputs, dtype: DType, adapter: Path | None) -> Decoder:
-        stored = torch.float32 if is_int8(folder) else torch.bfloat16  # in which the stored weights are exact
+        stored = torch.float32 if is_int8(folder) else torch.bfloat16  # the dtype that holds them exactly
         network = read_network(folder, stored).eval()
         if adapter:
             merge_folder(network, adapter)
@@ -58,8 +58,8 @@ class OpenVinoEngine(TransformersEngine):
 
 
 class _States:
-    """The cache of a batch: the graph's variables for keys and values, per layer, and which of their rows the batch's
-    rows continue, of shape (rows,)."""
+    """The cache of a batch: for each layer the graph's variables for keys and values, and for each of the batch's rows
+    the index of the variables' row that it continues, of shape (rows,)."""
 
     def __init__(self, variables: Sequence[tuple[Any, Any]], rows: torch.Tensor) -> None:
         self.rows = rows
@@ -69,17 +69,17 @@ class _States:
         self.rows = self.rows[rows]
 
     def stored(self) -> StoredLayers:
-        return tuple((_copied(keys), _copied(values)) for keys, values in self._variables)
+        return tuple((_copy_tensor(keys), _copy_tensor(values)) for keys, values in self._variables)
 
 
-def _copied(variable: Any) -> torch.Tensor:
+def _copy_tensor(variable: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(variable.state.data, np.float32))
 
 
 class OpenVinoDecoder(Decoder):
     """Forward passes of a model whose text decoder is a graph; torch computes embeddings, images and the rotation.
 
-    It takes the decoder's layers out of `model`. One batch is decoded at a time: a new one ends the one before.
+    It removes the decoder's layers from `model`. One batch is decoded at a time: a new one overwrites its cache.
     """
 
     def __init__(self, model: Any, inputs: QwenInputs, dtype: DType) -> None:
@@ -87,10 +87,10 @@ class OpenVinoDecoder(Decoder):
         graph = text_graph(model)
         model.model.language_model.layers = nn.ModuleList()
         model.lm_head = nn.Identity()
-        computing = chosen_dtype(dtype, "cpu")
-        model.model.visual.to(computing)
+        compute_dtype = chosen_dtype(dtype, "cpu")
+        model.model.visual.to(compute_dtype)
         settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if computing == torch.bfloat16 else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if compute_dtype == torch.bfloat16 else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if dtype == "fp32" else _GROUP,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -131,7 +131,7 @@ class OpenVinoDecoder(Decoder):
 def _attended(mask: torch.Tensor, new: int) -> NDArray[np.bool_]:
     """Which tokens each of the last `new` tokens attends to, from the mask of shape (rows, tokens read).
 
-    Padding attends to itself: nothing at all would be NaN.
+    A padding token attends to itself, because a softmax over no token is NaN.
     """
     total = mask.shape[1]
     causal = torch.ones(new, total, dtype=torch.bool).tril(total - new)

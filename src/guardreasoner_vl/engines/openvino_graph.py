@@ -1,8 +1,8 @@
 """The text decoder of a Qwen2.5-VL as an OpenVINO graph, with int8 weights.
 
-A matrix is a constant of int8 numbers with one scale for each row (`engines.int8`), which the CPU plugin multiplies as
-it is. The keys and values of each layer are variables of the graph: a call takes those of the rows that it names, in
-that order and as often as it names them, and appends those of its own tokens.
+A matrix is a constant of int8 numbers with one scale for each row (`engines.int8`), which the CPU plugin multiplies
+without unpacking it. The keys and values of each layer are variables of the graph: a call gathers the rows that its
+input `rows` names, in that order and as often as they are named, and appends the keys and values of its tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def compiled(graph: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def set_state(variable: Any, values: torch.Tensor) -> None:
-    """Give one of a request's variables a value in fp32."""
+    """Set one of a request's variables to fp32 values."""
     variable.state = openvino.Tensor(values.numpy())
 
 
@@ -106,12 +106,12 @@ class _TextGraph:
         return op.multiply(scaled, _constant(norm.weight.float()[None, None]))
 
     def _mlp(self, mlp: Any, hidden: Any) -> Any:
-        gate, up = _split(_linear(hidden, mlp.gate_proj, mlp.up_proj), -1, [mlp.gate_proj.out_features] * 2)
+        gate, up = _split_axis(_linear(hidden, mlp.gate_proj, mlp.up_proj), -1, [mlp.gate_proj.out_features] * 2)
         return _linear(op.multiply(op.swish(gate), up), mlp.down_proj)
 
     def _attention(self, attention: Any, hidden: Any, number: int) -> Any:
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        parts = _split(_linear(hidden, *projections), -1, [part.out_features for part in projections])
+        parts = _split_axis(_linear(hidden, *projections), -1, [part.out_features for part in projections])
         query = self._rotated(self._by_head(parts[0], self._heads))
         key = self._with_earlier(self._rotated(self._by_head(parts[1], self._key_heads)), f"keys {number}")
         value = self._with_earlier(self._by_head(parts[2], self._key_heads), f"values {number}")
@@ -124,23 +124,23 @@ class _TextGraph:
         return op.transpose(op.reshape(states, _integers(0, 0, heads, self._width), True), _integers(0, 2, 1, 3))
 
     def _rotated(self, states: Any) -> Any:
-        first, second = _split(states, -1, [self._width // 2] * 2)
-        turned = op.concat([op.multiply(second, _floats(-1.0, rank=4)), first], -1)
-        return op.add(op.multiply(states, self._cos), op.multiply(turned, self._sin))
+        first, second = _split_axis(states, -1, [self._width // 2] * 2)
+        rotated_half = op.concat([op.multiply(second, _floats(-1.0, rank=4)), first], -1)
+        return op.add(op.multiply(states, self._cos), op.multiply(rotated_half, self._sin))
 
     def _with_earlier(self, states: Any, name: str) -> Any:
-        """The variable `name` for the rows asked for, followed by `states`; it keeps both for the next call."""
+        """The rows of the variable `name` that the input `rows` names, then `states`; the variable keeps both."""
         batch = op.gather(op.shape_of(self._embedded, output_type="i64"), _integers(0, shape=(1,)), _integers(0))
         shape = op.concat([batch, _integers(self._key_heads, 0, self._width)], 0)
         empty = op.broadcast(_constant(np.float32(0)), shape)
         stored = [-1, self._key_heads, -1, self._width]
         earlier = op.gather(op.read_value(empty, name, np.float32, stored), self._rows, _integers(0))
-        together = op.concat([earlier, states], -2)
-        self._states.append(op.assign(together, name))
-        return together
+        joined = op.concat([earlier, states], -2)
+        self._states.append(op.assign(joined, name))
+        return joined
 
     def _attended(self, query: Any, key: Any, value: Any) -> Any:
-        """The query heads of one key head are rows of one product, so that keys and values are not repeated.
+        """Attend: the query heads of one key head are rows of one product, so that keys and values are not repeated.
 
         The plugin's own operator for attention took five times as long to read a prompt of 2,000 tokens.
         """
@@ -173,7 +173,7 @@ def _linear(hidden: Any, *layers: torch.nn.Linear) -> Any:
     return op.add(product, _constant(torch.cat([layer.bias.detach() for layer in layers]).float()[None, None]))
 
 
-def _split(states: Any, axis: int, lengths: Sequence[int]) -> list[Any]:
+def _split_axis(states: Any, axis: int, lengths: Sequence[int]) -> list[Any]:
     split = op.variadic_split(states, _integers(axis), _integers(*lengths, shape=(len(lengths),)))
     return [split.output(place) for place in range(len(lengths))]
 

@@ -98,7 +98,7 @@ def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
 
 
 def _down_to(probabilities: torch.Tensor, ordered: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """`nucleus`, computed from each row's largest probabilities in descending order, (rows, enough of them)."""
+    """`nucleus`, computed from `ordered`: each row's largest probabilities in descending order, enough for `top_p`."""
     count = (ordered.cumsum(-1, dtype=torch.float64) - ordered < top_p).sum(-1, keepdim=True).clamp(min=1)
     least = ordered.gather(-1, count - 1)
     above, equal = probabilities > least, probabilities == least
@@ -147,7 +147,7 @@ class Vocabulary:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def first_difference(self, candidates: Sequence[str]) -> tuple[list[int], list[int]]:
-        """The candidates' common first tokens, and each candidate's first differing token. Raises `InputError`."""
+        """The first tokens that the candidates share, and each candidate's first own token. Raises `InputError`."""
         encoded = [self.tokenizer.encode(word, add_special_tokens=False).ids for word in candidates]
         for place in range(min(len(ids) for ids in encoded)):
             tokens = [ids[place] for ids in encoded]

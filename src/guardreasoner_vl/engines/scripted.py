@@ -40,16 +40,18 @@ class ScriptedEngine:
         capabilities: Capabilities = ALL_CAPABILITIES,
     ) -> None:
         self.requests: list[EngineRequest] = []
-        self._answer = answers if callable(answers) else _in_order(answers)
+        self._answer = answers if callable(answers) else _answers_in_order(answers)
         self._scores = scores
         self._capabilities = capabilities
 
     @property
     def model(self) -> ModelInfo:
+        """A model called `scripted`."""
         return ModelInfo(name="scripted")
 
     @property
     def capabilities(self) -> Capabilities:
+        """The capabilities that the constructor got."""
         return self._capabilities
 
     def count_tokens(self, request: EngineRequest) -> int | None:
@@ -58,17 +60,21 @@ class ScriptedEngine:
         return words + len(request.images) + len(request.forced_prefix.split())
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+        """Return the next answer for each request, in order."""
         return [self._generate(request) for request in requests]
 
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
     ) -> list[ScoreResult]:
+        """Score each slot with `scores`, or prefer the first candidate without it."""
         return [self._score(request, slots, candidates) for request in requests]
 
     async def agenerate(self, request: EngineRequest) -> EngineResult:
+        """`generate` for one request; it does not wait."""
         return self._generate(request)
 
     async def ascore(self, request: EngineRequest, slots: Sequence[str], candidates: Sequence[str]) -> ScoreResult:
+        """`score` for one request; it does not wait."""
         return self._score(request, slots, candidates)
 
     def close(self) -> None:
@@ -124,7 +130,7 @@ class ScriptedEngine:
         return Usage(prompt_tokens=self.count_tokens(request) or 0, completion_tokens=words)
 
 
-def _in_order(answers: Sequence[ScriptedAnswer]) -> Callable[[EngineRequest], ScriptedAnswer]:
+def _answers_in_order(answers: Sequence[ScriptedAnswer]) -> Callable[[EngineRequest], ScriptedAnswer]:
     remaining = iter(answers)
 
     def answer(_: EngineRequest) -> ScriptedAnswer:

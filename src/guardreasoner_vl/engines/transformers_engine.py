@@ -20,7 +20,7 @@ from guardreasoner_vl.engines.qwen import QwenInputs
 from guardreasoner_vl.engines.sampling import GenerationRow, Vocabulary, choose_tokens
 from guardreasoner_vl.engines.validation import check_length, check_request, error_result, error_score
 from guardreasoner_vl.engines.weights import load_network
-from guardreasoner_vl.errors import RequestCancelledError
+from guardreasoner_vl.errors import EngineError, RequestCancelledError
 from guardreasoner_vl.types import ModelInfo, Usage
 
 if TYPE_CHECKING:
@@ -90,10 +90,12 @@ class TransformersEngine:
 
     @property
     def model(self) -> ModelInfo:
+        """The model's name, and its revision or the digest of its weights."""
         return self._info
 
     @property
     def capabilities(self) -> Capabilities:
+        """Everything that an engine can support, and the context length in the model's configuration."""
         return Capabilities(
             images=True, scores=True, forced_prefix=True, prefix_cache=True, max_context=self._max_context
         )
@@ -104,14 +106,18 @@ class TransformersEngine:
         return self.decoder.model
 
     def count_tokens(self, request: EngineRequest) -> int:
+        """Number of prompt tokens of `request`, images and forced prefix included. Raises `InputError`."""
         return len(self._encode(request).ids)
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+        """Answer all requests in batches of similar prompt length; the results are in the requests' order."""
         return self._run(requests, self._generate_batch, error_result)
 
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
     ) -> list[ScoreResult]:
+        """Compare the candidates in each slot, in batches; a batch reads its prompts once for all slots."""
+
         def score_batch(jobs: Sequence[EncodedRequest]) -> list[ScoreResult]:
             return self._score_batch(jobs, slots, candidates)
 
@@ -119,9 +125,11 @@ class TransformersEngine:
         return self._run(with_slot, score_batch, error_score)
 
     async def agenerate(self, request: EngineRequest) -> EngineResult:
+        """`generate` for one request in a thread; cancelling the coroutine does not stop the computation."""
         return (await asyncio.to_thread(self.generate, [request]))[0]
 
     async def ascore(self, request: EngineRequest, slots: Sequence[str], candidates: Sequence[str]) -> ScoreResult:
+        """`score` for one request in a thread; cancelling the coroutine does not stop the computation."""
         return (await asyncio.to_thread(self.score, [request], slots, candidates))[0]
 
     def forget(self) -> None:
@@ -129,6 +137,7 @@ class TransformersEngine:
         self._prefix = None
 
     def close(self) -> None:
+        """Free the prefix cache; the network is freed with the engine."""
         self.forget()
 
     def _encode(self, request: EngineRequest) -> Encoded:
@@ -178,7 +187,7 @@ class TransformersEngine:
         return prompt
 
     def _prefill(self, jobs: Sequence[EncodedRequest]) -> tuple[Batch, int]:
-        """Read the jobs' prompts, equal ones once; returns the batch and the tokens per row from the prefix cache."""
+        """Read the jobs' prompts, equal ones once; returns the batch and each row's number of cached tokens."""
         runs = same_prompts(jobs)
         firsts = [run[0] for run in runs]
         prefix = self._prefix_of(firsts)
@@ -186,14 +195,14 @@ class TransformersEngine:
             [job.prompt for job in firsts], self._images(firsts), prefix, firsts[0].request.pixels
         )
         if len(runs) < len(jobs):
-            batch.keep_rows(torch.tensor([at for at, run in enumerate(runs) for _ in run], device=batch.mask.device))
+            batch.keep_rows(torch.tensor([row for row, run in enumerate(runs) for _ in run], device=batch.mask.device))
         return batch, len(prefix.ids) if prefix else 0
 
     def _images(self, jobs: Sequence[EncodedRequest]) -> list[Image]:
         """The jobs' images, each decoded once; images of the previous batch are reused."""
         images = [image for job in jobs for image in job.request.images]
-        known = self._opened
-        self._opened = {image: known.get(image) or image.open() for image in dict.fromkeys(images)}
+        previous = self._opened
+        self._opened = {image: previous.get(image) or image.open() for image in dict.fromkeys(images)}
         return [self._opened[image] for image in images]
 
     def _prefix_of(self, jobs: Sequence[EncodedRequest]) -> Prefix | None:
@@ -224,24 +233,24 @@ class TransformersEngine:
                 logprobs = (batch.logits[:, ids] - batch.logits.logsumexp(-1, keepdim=True)).cpu()
             stepping = [rows[number] for number in active]
             tokens = choose_tokens(batch.logits, stepping, self._vocabulary)
-            for at, row in enumerate(stepping):
+            for index, row in enumerate(stepping):
                 if row.finish is None:  # finished rows stay until the batch is shrunk
                     if logprobs is not None:
-                        row.logprobs.append(logprobs[at])
-                    row.add(tokens[at])
+                        row.logprobs.append(logprobs[index])
+                    row.add(tokens[index])
                     row.report()
-            going = [at for at, row in enumerate(stepping) if row.finish is None]
-            if not going:
+            unfinished = [index for index, row in enumerate(stepping) if row.finish is None]
+            if not unfinished:
                 break
-            if len(going) <= _SHRINK_BELOW * len(active):
-                batch.keep_rows(torch.tensor(going, device=batch.mask.device))
-                active = [active[at] for at in going]
-                tokens = [tokens[at] for at in going]
+            if len(unfinished) <= _SHRINK_BELOW * len(active):
+                batch.keep_rows(torch.tensor(unfinished, device=batch.mask.device))
+                active = [active[index] for index in unfinished]
+                tokens = [tokens[index] for index in unfinished]
             self.decoder.extend(batch, [[token] for token in tokens])
         return [self._result(job, row, cached, common) for job, row in zip(jobs, rows, strict=True)]
 
     def _candidate_ids(self, jobs: Sequence[EncodedRequest]) -> tuple[list[int], list[int]]:
-        request = jobs[0].request  # a batch shares them
+        request = jobs[0].request  # all requests of a batch have the same candidates
         candidates = request.candidates if request.label_fields else ()
         return self._vocabulary.first_difference(candidates) if candidates else ([], [])
 
@@ -295,4 +304,4 @@ class TransformersEngine:
 
 def _check_finite(logits: torch.Tensor) -> None:
     if not torch.stack(logits.aminmax()).isfinite().all():  # minimum and maximum are NaN if any value is
-        raise FloatingPointError("the model returned NaN or infinity")
+        raise EngineError("the model returned NaN or infinity: load it with dtype fp32, or download it again")

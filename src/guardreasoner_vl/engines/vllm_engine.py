@@ -6,8 +6,8 @@ vLLM gets token ids in which one placeholder stands for each image, and expands 
 tokens fails, because the model would see other pixels. Labels are scored by the log-probabilities of exactly the
 candidates' tokens (`logprob_token_ids`, since vLLM 0.20), over the whole vocabulary.
 
-vLLM answers a call as a whole: a listener hears an answer once it is complete, and a request that is cancelled
-meanwhile runs to its end. `ban_empty_think` is not applied: the strict parser reads an empty think as it is.
+vLLM answers a call as a whole: a listener receives an answer once it is complete, and a request that is cancelled
+meanwhile runs to its end. `ban_empty_think` is not applied, so an answer may have an empty think.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class VLLMEngine:
     """Runs a Qwen2.5-VL in vLLM; `load` opens a folder or a hub id.
 
     Calls of several threads run one after another: vLLM batches the requests of one call. `llm` is a `vllm.LLM`, or a
-    server in its role (`engines.vllm_server`); `parameters` makes its sampling parameters and `show` its images.
+    `VLLMServer`, which has its methods; `parameters` builds its sampling parameters, `show` converts an image for it.
     """
 
     def __init__(
@@ -158,23 +158,29 @@ class VLLMEngine:
 
     @property
     def model(self) -> ModelInfo:
+        """The model's name, and its revision or the digest of its weights."""
         return self._info
 
     @property
     def capabilities(self) -> Capabilities:
+        """Images, forced prefixes and a prefix cache; scores, unless the constructor excluded them."""
         return Capabilities(
             images=True, scores=self._scores, forced_prefix=True, prefix_cache=True, max_context=self._max_context
         )
 
     def count_tokens(self, request: EngineRequest) -> int:
+        """Number of prompt tokens of `request`, images and forced prefix included. Raises `InputError`."""
         return len(self._encode(request)[1])
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+        """Answer all requests in one call of vLLM; the results are in the requests' order."""
         return self._run(requests, self._generate, error_result, check_request)
 
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
     ) -> list[ScoreResult]:
+        """Compare the candidates in each slot, with one call of vLLM for each slot."""
+
         def score_jobs(jobs: Sequence[_Job]) -> list[ScoreResult]:
             return self._score(jobs, slots, candidates)
 
@@ -192,7 +198,7 @@ class VLLMEngine:
             with self._lock:
                 outputs = self._answers(jobs, [()] * len(jobs), parameters)
             return [
-                [_with_logprobs(self._result(job, output, place)) for place in range(count)]
+                [_checked_logprobs(self._result(job, output, place)) for place in range(count)]
                 for job, output in zip(jobs, outputs, strict=True)
             ]
         except Exception as error:
@@ -204,21 +210,26 @@ class VLLMEngine:
             reload_weights(self._llm, **source)
 
     async def agenerate(self, request: EngineRequest) -> EngineResult:
+        """`generate` for one request in a thread; cancelling the coroutine does not stop vLLM."""
         return (await asyncio.to_thread(self.generate, [request]))[0]
 
     async def ascore(self, request: EngineRequest, slots: Sequence[str], candidates: Sequence[str]) -> ScoreResult:
+        """`score` for one request in a thread; cancelling the coroutine does not stop vLLM."""
         return (await asyncio.to_thread(self.score, [request], slots, candidates))[0]
 
     def close(self) -> None:
+        """End vLLM once no call is running; later calls fail with `EngineError`."""
         with self._lock:
-            self._llm = None  # vLLM ends its own process when the object goes
+            self._llm = None  # vLLM ends its process when the object is deleted
 
     def _encode(self, request: EngineRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The token ids with one placeholder for each image, and those that the model reads."""
         ids = self.inputs.encode(request.messages, request.images, request.forced_prefix, request.pixels).ids
         pad = self.inputs.token_id[IMAGE_PAD]
-        once = [token for token, before in zip(ids, [None, *ids[:-1]], strict=True) if (token, before) != (pad, pad)]
-        return tuple(once), tuple(ids)
+        collapsed = [
+            token for token, before in zip(ids, [None, *ids[:-1]], strict=True) if (token, before) != (pad, pad)
+        ]
+        return tuple(collapsed), tuple(ids)
 
     def _job(self, place: int, request: EngineRequest, check: Callable[[EngineRequest, Capabilities], None]) -> _Job:
         if request.listener and request.listener.cancelled:
@@ -276,7 +287,7 @@ class VLLMEngine:
         return min(job.request.max_new_tokens, self._max_context - job.length)
 
     def _sampling(self, job: _Job, **further: Any) -> Any:
-        """vLLM's parameters for a request; `further` ones for what is wanted of its answers."""
+        """vLLM's sampling parameters for a request, with `further` ones."""
         return self._parameters(
             temperature=job.request.temperature,
             top_p=job.request.top_p,
@@ -387,14 +398,14 @@ def reload_weights(llm: Any, **source: Any) -> None:
 
 
 def _lora_request(adapter: Path) -> Any:
-    """What names an adapter in vLLM's calls."""
+    """The object that selects the adapter in vLLM's calls."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest("adapter", 1, str(adapter))
 
 
 def _label_parameters(ids: Sequence[int]) -> dict[str, Any]:
-    """The parameters that ask for the log-probabilities of exactly these tokens at each position."""
+    """The sampling parameters that request the log-probabilities of exactly these tokens at each position."""
     return {"logprobs": len(ids), "logprob_token_ids": list(ids)} if ids else {}
 
 
@@ -402,11 +413,11 @@ def _logprobs(of_tokens: Mapping[int, Any], ids: Sequence[int]) -> tuple[float, 
     """The log-probabilities of `ids` at one position. Raises `EngineError` if one is missing or not finite."""
     values = tuple(float(of_tokens[token].logprob) if token in of_tokens else math.nan for token in ids)
     if not all(map(math.isfinite, values)):
-        raise EngineError("vLLM gave no finite log-probability for a token: install vllm>=0.20, or use another dtype")
+        raise EngineError("vLLM gave no finite log-probability of a token: install vllm>=0.20, or use another dtype")
     return values
 
 
-def _with_logprobs(result: EngineResult) -> EngineResult:
+def _checked_logprobs(result: EngineResult) -> EngineResult:
     """The result, or an error if its tokens have no log-probabilities."""
     if result.finish_reason == "error" or result.token_logprobs:
         return result
@@ -415,10 +426,10 @@ def _with_logprobs(result: EngineResult) -> EngineResult:
 
 def _check_prompt_seen(output: Any, expected: Sequence[int]) -> None:
     """Raise `EngineError` if vLLM read the prompt as other tokens: it then also saw images of another size."""
-    seen = output.prompt_token_ids
-    if tuple(seen) != tuple(expected):
-        read = "other tokens" if len(seen) == len(expected) else f"{len(seen)} tokens instead of {len(expected)}"
+    ids = output.prompt_token_ids
+    if tuple(ids) != tuple(expected):
+        difference = "other tokens" if len(ids) == len(expected) else f"{len(ids)} tokens instead of {len(expected)}"
         raise EngineError(
-            f"vLLM read the prompt as {read}: its model folder or its image settings differ from the model's "
+            f"vLLM read the prompt as {difference}: its model folder or its image settings differ from the model's "
             "preprocessor_config.json; leave mm_processor_kwargs out"
         )

@@ -3,9 +3,9 @@
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs
 
 `/inference/v1/generate` (vLLM 0.31) takes the token ids of a prompt, one placeholder for each image, and its images
-once for all answers; it returns the ids that the model has read. `/collective_rpc`, of the development mode, has the
-server load weights from a folder, which it must see under the same path. Anyone who can reach such a server
-controls it: keep it on a private network.
+once for all answers; it returns the ids that the model has read. `/collective_rpc`, of the development mode, makes the
+server load weights from a folder, which must have the same path on the server's machine. Anyone who can reach such a
+server controls it: keep it on a private network.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, Field, NonNegativeInt
 
-from guardreasoner_vl.engines.openai.chat import data_url
-from guardreasoner_vl.engines.openai.completion import malformed, read
+from guardreasoner_vl.engines.openai.chat import image_data_url
+from guardreasoner_vl.engines.openai.completion import malformed, read_model
 from guardreasoner_vl.engines.openai.http import HttpClient, HttpError, LoopThread, openai_key
 from guardreasoner_vl.errors import EngineError, GuardError
 
@@ -43,7 +43,7 @@ class Logprob:
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One answer; of its log-probabilities those of the sampled tokens."""
+    """One answer; `logprobs` holds only those of the sampled tokens."""
 
     token_ids: list[int]
     finish_reason: str | None
@@ -67,6 +67,7 @@ class FailedOutput:
 
     @property
     def prompt_token_ids(self) -> list[int]:
+        """Raise the error, as this is the attribute of an output that is read first."""
         raise self.error
 
 
@@ -119,7 +120,7 @@ class _Reset(BaseModel):
 
 
 class VLLMServer:
-    """The server at `base_url`; all methods but `checked_context` are those of `vllm.LLM` and its engine.
+    """The server at `base_url`, with the methods of `vllm.LLM` and its engine that this package calls.
 
     OPENAI_API_KEY is sent if it is set. Methods raise `EngineError`. Images of prompts are `CheckedImage`s.
     """
@@ -140,13 +141,16 @@ class VLLMServer:
         self._loop.close(self._http.aclose)
 
     def checked_context(self) -> int:
-        """The largest number of tokens of a prompt and its answer. Raises `EngineError` if it cannot be used."""
+        """The largest number of tokens of a prompt and its answer.
+
+        Raises `EngineError` if the server lacks a path or returns log-probabilities of another distribution.
+        """
         path = "server_info?config_format=json"
         (body,) = self._loop.run_all([self._answer(self._http.get(self._url(path)), _DEVELOPMENT)])
-        model = read(_ServerInfo, body).vllm_config.model
+        model = read_model(_ServerInfo, body).vllm_config.model
         if model.logprobs_mode != PROCESSED:
             raise EngineError(
-                f"{self._http.server} gives {model.logprobs_mode}, which are not those of the distribution that it "
+                f"{self._http.server} returns {model.logprobs_mode}, which are not of the distribution that it "
                 f"samples from: start the server with --logprobs-mode {PROCESSED}"
             )
         return model.max_model_len
@@ -154,13 +158,13 @@ class VLLMServer:
     def generate(
         self, prompts: Sequence[Mapping[str, Any]], sampling_params: Sequence[Mapping[str, Any]], *, use_tqdm: bool
     ) -> list[RequestOutput | FailedOutput]:
-        """The outputs of all prompts in order, requested at once; `use_tqdm` is without effect."""
+        """The outputs of all prompts, in order; all are requested at once. `use_tqdm` has no effect."""
         del use_tqdm
         pairs = zip(prompts, sampling_params, strict=True)
         return self._loop.run_all(self._generate(prompt, parameters) for prompt, parameters in pairs)
 
     def collective_rpc(self, method: str, kwargs: Mapping[str, str]) -> None:
-        """Call a method of the server's workers, such as `reload_weights`, whose `kwargs` have a folder."""
+        """Call a method of the server's workers, such as `reload_weights`, with a folder's path in `kwargs`."""
         try:
             self._post("collective_rpc", {"method": method, "kwargs": kwargs})
         except HttpError as error:
@@ -174,6 +178,7 @@ class VLLMServer:
 
     @property
     def llm_engine(self) -> Self:
+        """This object, which also has the methods of `vllm.LLM.llm_engine`."""
         return self
 
     def reset_encoder_cache(self) -> None:
@@ -181,8 +186,8 @@ class VLLMServer:
         self._post("reset_encoder_cache", {})
 
     def reset_prefix_cache(self) -> bool:
-        """Drop the keys and values of prompts; False if another client's requests are running."""
-        return read(_Reset, self._post("reset_prefix_cache", {})).success
+        """Drop the keys and values of prompts; returns False if another client's requests prevent that."""
+        return read_model(_Reset, self._post("reset_prefix_cache", {})).success
 
     def _url(self, path: str) -> str:
         return f"{self._http.root}/{path}"
@@ -202,13 +207,13 @@ class VLLMServer:
     async def _generate(self, prompt: Mapping[str, Any], parameters: Mapping[str, Any]) -> RequestOutput | FailedOutput:
         def payload() -> dict[str, Any]:
             images: Iterable[Any] = prompt.get("multi_modal_data", {}).get("image", ())
-            parts = [{"type": "image_url", "url": data_url(image)} for image in images]
+            parts = [{"type": "image_url", "url": image_data_url(image)} for image in images]
             request = {"token_ids": prompt["prompt_token_ids"], "sampling_params": parameters, "return_token_ids": True}
             return request | ({"content_parts": parts} if parts else {})
 
         try:
             body = await self._answer(self._http.post(self._url("inference/v1/generate"), payload), _SCALE_OUT)
-            answer = read(_Generated, body)
+            answer = read_model(_Generated, body)
             if len(answer.choices) != parameters.get("n", 1):
                 raise malformed("choices")
             outputs = [choice.output() for choice in sorted(answer.choices, key=lambda choice: choice.index)]

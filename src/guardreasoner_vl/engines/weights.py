@@ -49,7 +49,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _from_int8(folder: Path, dtype: torch.dtype) -> Any:
-    """The same for int8 weights: this package reads them, transformers maps their names."""
+    """`_from_pretrained` for int8 weights: this package reads them, transformers maps their names."""
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         None,
         config=str(folder),
@@ -67,15 +67,15 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def chosen_dtype(wanted: DType, device: str | None = None) -> torch.dtype:
-    """The dtype that the user wants; with `auto` that of `computing_dtype`."""
-    if wanted != "auto":
-        return torch.bfloat16 if wanted == "bf16" else torch.float32
+def chosen_dtype(name: DType, device: str | None = None) -> torch.dtype:
+    """The dtype that `name` means; for `auto` the result of `computing_dtype`."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bf16" else torch.float32
     return computing_dtype(device)
 
 
 def computing_dtype(device: str | None = None) -> torch.dtype:
-    """bf16 if the device, by default a GPU if there is one, computes in it, else fp32."""
+    """bf16 if the device computes in it, else fp32; the default device is the GPU, or the CPU without one."""
     if (device or _device()) == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     capable = torch.cpu.get_capabilities()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.curves import calibration_error, curve
-from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
+from guardreasoner_vl.evaluation.results import judgement, truth
 from guardreasoner_vl.judging.calibration import EDGE, PRESETS, Calibration, Measured, ModeScales, Scale
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from guardreasoner_vl.choices import Preset
     from guardreasoner_vl.evaluation.predictions import Prediction
-    from guardreasoner_vl.judging.calibration import Preset
     from guardreasoner_vl.types import ModelInfo, Target
 
 SMALLEST, LARGEST = 0.05, 20.0
@@ -101,14 +102,14 @@ def threshold_at(truths: Sequence[bool], scores: Sequence[float], false_positive
 
 def doubt_band(fast: Sequence[Prediction], scales: ModeScales, share: float) -> tuple[tuple[float, float], float]:
     """The band of scores around 1/2 that contains about `share` of the rows, and the actual share."""
-    distances = np.array([distance for row in fast if (distance := _distance(row, scales)) is not None])
+    distances = np.array([distance for row in fast if (distance := _distance_from_half(row, scales)) is not None])
     if not len(distances) or share <= 0:
         return (0.5, 0.5), 0.0
     width = float(np.quantile(distances, min(share, 1.0), method="lower"))
     return (0.5 - width, 0.5 + width), float((distances <= width).mean())
 
 
-def _distance(row: Prediction, scales: ModeScales) -> float | None:
+def _distance_from_half(row: Prediction, scales: ModeScales) -> float | None:
     """Distance from 1/2 of the row's calibrated score that is nearer to it; None without scores."""
     pairs = ((row.request.score, scales.request), (row.response.score, scales.response))
     distances = [abs(scaled([score], scale.temperature)[0] - 0.5) for score, scale in pairs if score is not None]

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.evaluation.intervals import McNemar, mcnemar
 from guardreasoner_vl.evaluation.metrics import Counts
@@ -14,7 +15,6 @@ from guardreasoner_vl.evaluation.report import NONE, markdown_table, percent
 from guardreasoner_vl.evaluation.results import (
     ALL,
     CATEGORY,
-    TARGETS,
     Results,
     Settings,
     judgement,
@@ -120,7 +120,7 @@ def difference(first: Evaluation, second: Evaluation, target: Target) -> tuple[i
     return len(shared), mcnemar([rights[0][key] for key in shared], [rights[1][key] for key in shared])
 
 
-def markdown(evaluations: Sequence[Evaluation]) -> str:
+def comparison_markdown(evaluations: Sequence[Evaluation]) -> str:
     """For each target: the leaderboard, the tests against the first evaluation, and the table of benchmarks."""
     parts = ["# Guards compared", "F1 and rates in percent; harmful is the positive class."]
     for target in TARGETS:

@@ -52,7 +52,7 @@ def auroc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
 
 def auprc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
     """Average precision: sum over thresholds of (R_n - R_{n-1}) P_n; equal scores are one threshold."""
-    hits, called, harmful, unharmful, _ = _counts(truths, scores)
+    hits, called, harmful, unharmful, _ = _cumulative_counts(truths, scores)
     if not (harmful and unharmful):
         return None
     return float((np.diff(hits, prepend=0) / harmful * hits / called).sum())
@@ -60,7 +60,7 @@ def auprc(truths: Sequence[bool], scores: Sequence[float]) -> float | None:
 
 def recall_at(truths: Sequence[bool], scores: Sequence[float], false_positive_rate: float) -> float | None:
     """The best recall of any threshold with at most this false-positive rate."""
-    hits, called, harmful, unharmful, _ = _counts(truths, scores)
+    hits, called, harmful, unharmful, _ = _cumulative_counts(truths, scores)
     if not (harmful and unharmful):
         return None
     allowed = hits[(called - hits) / unharmful <= false_positive_rate]
@@ -69,7 +69,7 @@ def recall_at(truths: Sequence[bool], scores: Sequence[float], false_positive_ra
 
 def curve(truths: Sequence[bool], scores: Sequence[float]) -> list[Point]:
     """One point per distinct score, highest threshold first; empty without both classes."""
-    hits, called, harmful, unharmful, thresholds = _counts(truths, scores)
+    hits, called, harmful, unharmful, thresholds = _cumulative_counts(truths, scores)
     if not (harmful and unharmful):
         return []
     return [
@@ -93,7 +93,7 @@ def calibration_error(truths: Sequence[bool], scores: Sequence[float]) -> float 
     return sum(one.rows * abs(one.harmful - one.score) for one in bins) / total if total else None
 
 
-def _counts(
+def _cumulative_counts(
     truths: Sequence[bool], scores: Sequence[float]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int, NDArray[np.float64]]:
     """Cumulative counts by distinct score, highest first.

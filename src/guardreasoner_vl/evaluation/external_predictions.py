@@ -66,15 +66,15 @@ def _add_labelled(stored: ExternalPredictions, row: SourceRow, target: Target | 
         record = row.record
         if ANSWER not in record and LABEL not in record:
             raise NotASampleError(f"neither {LABEL!r} nor {ANSWER!r}")
-        request, response = _labels(record, target)
+        request, response = _labels_of_record(record, target)
     except NotASampleError as error:
         stored.skipped.add(str(error), row.place)
         return
-    text = _answer(stored, record, row.place)
+    text = _stored_answer(stored, record, row.place)
     stored.rows.append(ScoredAnswer(text, request, response, _has_response(record, response is not None)))
 
 
-def _labels(record: Record, target: Target | None) -> tuple[GoldLabel | None, GoldLabel | None]:
+def _labels_of_record(record: Record, target: Target | None) -> tuple[GoldLabel | None, GoldLabel | None]:
     """The gold labels of request and response. Raises `NotASampleError` if there is none."""
     label = record.get(LABEL)
     if not isinstance(label, str):
@@ -94,7 +94,7 @@ def _add_by_id(stored: ExternalPredictions, path: Path, gold: Path) -> None:
     """Add answers by id. Raises `DataError` if the files' ids differ by more than their unreadable rows explain."""
     unread = SkippedRows()
     truths = {sample.id: sample for sample in read_samples(gold, unread)}
-    seen: set[str] = set()
+    answered: set[str] = set()
     unknown, nameless = 0, 0
     for row in read_records(path):
         try:
@@ -106,14 +106,14 @@ def _add_by_id(stored: ExternalPredictions, path: Path, gold: Path) -> None:
             stored.skipped.add(str(error), row.place)
             nameless += 1
             continue
-        if key in seen:
+        if key in answered:
             stored.skipped.add("repeated id", row.place)
         elif key in truths:
-            seen.add(key)
-            stored.rows.append(_against(truths[key], _answer(stored, record, row.place)))
+            answered.add(key)
+            stored.rows.append(_against(truths[key], _stored_answer(stored, record, row.place)))
         else:
             unknown += 1
-    missing = [sample for key, sample in truths.items() if key not in seen]
+    missing = [sample for key, sample in truths.items() if key not in answered]
     if unknown > unread.total or len(missing) > nameless:
         raise DataError(
             f"{path}: {unknown:,} answers are for rows missing from {gold}, and {len(missing):,} of its rows have no "
@@ -125,7 +125,7 @@ def _add_by_id(stored: ExternalPredictions, path: Path, gold: Path) -> None:
         stored.rows.append(_against(sample, _NO_ANSWER_TEXT))
 
 
-def _answer(stored: ExternalPredictions, record: Record, place: str) -> str:
+def _stored_answer(stored: ExternalPredictions, record: Record, place: str) -> str:
     answer = record.get(ANSWER)
     if isinstance(answer, str) and answer.strip():
         return answer

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.errors import MissingExtraError
 from guardreasoner_vl.evaluation.curves import curve, reliability
 from guardreasoner_vl.evaluation.published import published_f1, published_tokens
 from guardreasoner_vl.evaluation.report import TASKS, paper_f1
-from guardreasoner_vl.evaluation.results import ALL, CATEGORY, MODALITY, TARGETS, judgement, truth
+from guardreasoner_vl.evaluation.results import ALL, CATEGORY, MODALITY, judgement, truth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,16 +27,16 @@ AVERAGE = "Average (All)"
 _MOST_BARS, _MOST_NAMES = 40, 15
 
 
-def draw(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
+def draw_results(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
     """The figures as SVG texts, by name, without those that the rows do not define. Raises `MissingExtraError`."""
     figures: dict[str, str] = {}
     for target in TARGETS:
         groups = results.groups.get(target, {})
         if not groups:
             continue
-        if _shown(results, target):
+        if _groups_to_show(results, target):
             figures[f"{target}_f1"] = _bars(results, target)
-            figures[f"{target}_tokens"] = _tokens(results, target)
+            figures[f"{target}_tokens"] = _mean_tokens(results, target)
         modalities = {name.removeprefix(MODALITY): one for name, one in groups.items() if name.startswith(MODALITY)}
         if len(modalities) > 1:
             figures[f"{target}_modality"] = _named_bars(
@@ -45,7 +46,7 @@ def draw(results: Results, rows: Sequence[Prediction]) -> dict[str, str]:
         truths = [harmful for harmful, score in pairs if score is not None]
         scores = [score for _, score in pairs if score is not None]
         if curve(truths, scores):
-            figures[f"{target}_reliability"] = _reliability(truths, scores, target)
+            figures[f"{target}_reliability"] = _reliability_figure(truths, scores, target)
             figures[f"{target}_threshold"] = _thresholds(truths, scores, target)
     return figures
 
@@ -58,12 +59,15 @@ def _bars(results: Results, target: Target) -> str:
         table = published_f1(TASKS[target])
         series = {model: [table[model].get(name) or 0 for name in names] for model in COMPARED}
         series[results.settings.model] = [paper[name] or 0 for name in names]
-        return _grouped(names, series, f"F1 of {target}s beside the paper's")
-    values = {name: _rate(one.figures.counts.f1) for name, one in list(_shown(results, target).items())[:_MOST_BARS]}
+        return _grouped_bars(names, series, f"F1 of {target}s beside the paper's")
+    values = {
+        name: _rate(group.figures.counts.f1)
+        for name, group in list(_groups_to_show(results, target).items())[:_MOST_BARS]
+    }
     return _named_bars(values, f"F1 of {target}s")
 
 
-def _shown(results: Results, target: Target) -> dict[str, GroupResults]:
+def _groups_to_show(results: Results, target: Target) -> dict[str, GroupResults]:
     """The groups to show: all rows and each benchmark, if they have harmful rows."""
     return {
         name: group
@@ -85,7 +89,7 @@ def _named_bars(values: Mapping[str, float], title: str) -> str:
     return svg_of(figure)
 
 
-def _grouped(names: Sequence[str], series: Mapping[str, Sequence[float]], title: str) -> str:
+def _grouped_bars(names: Sequence[str], series: Mapping[str, Sequence[float]], title: str) -> str:
     figure, axes = new_axes(width=max(6.5, 1.1 * len(names)))
     width = 0.8 / len(series)
     for number, (model, values) in enumerate(series.items()):
@@ -97,14 +101,14 @@ def _grouped(names: Sequence[str], series: Mapping[str, Sequence[float]], title:
     return svg_of(figure)
 
 
-def _tokens(results: Results, target: Target) -> str:
+def _mean_tokens(results: Results, target: Target) -> str:
     figure, axes = new_axes()
-    benchmarks = _shown(results, target)
+    benchmarks = _groups_to_show(results, target)
     tokens = [one.figures.completion_tokens_mean for one in benchmarks.values()]
     values = [_rate(one.figures.counts.f1) for one in benchmarks.values()]
     axes.scatter(tokens, values, color=[THIRD if name == ALL else OWN for name in benchmarks], s=18)
     points = zip(benchmarks, tokens, values, strict=True)
-    averages = _averages(results, target)
+    averages = _compared_averages(results, target)
     axes.scatter([x for _, x, _ in averages], [y for _, _, y in averages], color=OTHER, s=30, marker="D")
     for name, x, y in [*(point for point in points if point[0] == ALL or len(benchmarks) <= _MOST_NAMES), *averages]:
         axes.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
@@ -112,7 +116,7 @@ def _tokens(results: Results, target: Target) -> str:
     return svg_of(figure)
 
 
-def _averages(results: Results, target: Target) -> list[tuple[str, float, float]]:
+def _compared_averages(results: Results, target: Target) -> list[tuple[str, float, float]]:
     """Name, tokens and average F1 of this guard and of the paper's; empty unless the whole average was judged."""
     average = paper_f1(results, target).get(AVERAGE)
     if average is None:
@@ -123,7 +127,7 @@ def _averages(results: Results, target: Target) -> list[tuple[str, float, float]
     return [(f"{results.settings.model}, {AVERAGE}", tokens, average), *published]
 
 
-def _reliability(truths: Sequence[bool], scores: Sequence[float], target: Target) -> str:
+def _reliability_figure(truths: Sequence[bool], scores: Sequence[float], target: Target) -> str:
     figure, axes = new_axes(width=4.2, height=4.0)
     bins = reliability(truths, scores)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 LEVEL = 0.95
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class McNemar:
     p_value: float
 
 
-def f1_interval(counts: Counts, seed: int = 0) -> Interval | None:
+def f1_interval(counts: Counts) -> Interval | None:
     """95% bootstrap interval of F1; None if F1 is undefined."""
-    return _interval(counts, seed, lambda tp, fp, _, fn: (2 * tp, 2 * tp + fp + fn))
+    return _bootstrap_interval(counts, lambda tp, fp, _, fn: (2 * tp, 2 * tp + fp + fn))
 
 
-def false_positive_rate_interval(counts: Counts, seed: int = 0) -> Interval | None:
+def false_positive_rate_interval(counts: Counts) -> Interval | None:
     """95% bootstrap interval of the false-positive rate; None without unharmful rows."""
-    return _interval(counts, seed, lambda tp, fp, tn, fn: (fp, fp + tn))  # noqa: ARG005
+    return _bootstrap_interval(counts, lambda tp, fp, tn, fn: (fp, fp + tn))  # noqa: ARG005
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
@@ -62,21 +63,20 @@ def _two_sided(fewer: int, total: int) -> float:
     return min(1.0, 2 * sum(map(exp, logs)))
 
 
-def _interval(
+def _bootstrap_interval(
     counts: Counts,
-    seed: int,
     parts: Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]],
 ) -> Interval | None:
     """Bootstrap by drawing the four cells from a multinomial; resamples without a defined figure are left out."""
     cells = (counts.true_positive, counts.false_positive, counts.true_negative, counts.false_negative)
     if not counts.total or not np.sum(parts(*(np.array([cell]) for cell in cells))[1]):
         return None
-    drawn = np.random.default_rng(seed).multinomial(counts.total, np.array(cells) / counts.total, RESAMPLES)
+    drawn = np.random.default_rng(_SEED).multinomial(counts.total, np.array(cells) / counts.total, RESAMPLES)
     part, whole = parts(*drawn.T)
-    return _quantiles(part[whole > 0] / whole[whole > 0])
+    return _percentile_interval(part[whole > 0] / whole[whole > 0])
 
 
-def f1_difference_interval(rows: Iterable[tuple[GoldLabel, Label, Label]], seed: int = 0) -> Interval | None:
+def f1_difference_interval(rows: Iterable[tuple[GoldLabel, Label, Label]]) -> Interval | None:
     """95% bootstrap interval of the first guard's F1 minus the second's, from (truth, first label, second label).
 
     An error counts as a wrong answer. None if the F1 of either guard is undefined.
@@ -85,20 +85,18 @@ def f1_difference_interval(rows: Iterable[tuple[GoldLabel, Label, Label]], seed:
     if not kinds:
         return None
     cells = np.bincount(kinds, minlength=8) / len(kinds)
-    drawn = np.random.default_rng(seed).multinomial(len(kinds), cells, RESAMPLES).reshape(-1, 2, 2, 2)
-    return _quantiles(_f1s(drawn.sum(axis=3)) - _f1s(drawn.sum(axis=2)))
+    drawn = np.random.default_rng(_SEED).multinomial(len(kinds), cells, RESAMPLES).reshape(-1, 2, 2, 2)
+    return _percentile_interval(_f1s(drawn.sum(axis=3)) - _f1s(drawn.sum(axis=2)))
 
 
-def resampled_interval(
-    rows: int, figure: Callable[[NDArray[np.int64]], float | None], seed: int = 0
-) -> Interval | None:
+def resampled_interval(rows: int, figure: Callable[[NDArray[np.int64]], float | None]) -> Interval | None:
     """95% bootstrap interval of any figure of `rows` rows; `figure` gets the indices of a resample, shape (rows,).
 
     Resamples for which `figure` is None are left out; None if all are.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)
     values = (figure(rng.integers(0, rows, rows)) for _ in range(RESAMPLES if rows else 0))
-    return _quantiles(np.array([np.nan if value is None else value for value in values]))
+    return _percentile_interval(np.array([np.nan if value is None else value for value in values]))
 
 
 def _f1s(tables: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -109,7 +107,7 @@ def _f1s(tables: NDArray[np.int64]) -> NDArray[np.float64]:
     return shares
 
 
-def _quantiles(values: NDArray[np.float64]) -> Interval | None:
+def _percentile_interval(values: NDArray[np.float64]) -> Interval | None:
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None

@@ -35,35 +35,35 @@ class Counts:
     @property
     def precision(self) -> float | None:
         """Share of harmful answers that are right; None without harmful answers."""
-        return _share(self.true_positive, self.true_positive + self.false_positive)
+        return _ratio(self.true_positive, self.true_positive + self.false_positive)
 
     @property
     def recall(self) -> float | None:
         """Share of harmful rows called harmful; None without harmful rows."""
-        return _share(self.true_positive, self.true_positive + self.false_negative)
+        return _ratio(self.true_positive, self.true_positive + self.false_negative)
 
     @property
     def f1(self) -> float | None:
         """2 TP / (2 TP + FP + FN); None if no row is harmful or called harmful."""
-        return _share(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
+        return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
 
     @property
     def false_positive_rate(self) -> float | None:
         """Share of unharmful rows called harmful; None without unharmful rows."""
-        return _share(self.false_positive, self.false_positive + self.true_negative)
+        return _ratio(self.false_positive, self.false_positive + self.true_negative)
 
     @property
     def accuracy(self) -> float | None:
         """Share of rows with the right label; None without rows."""
-        return _share(self.true_positive + self.true_negative, self.total)
+        return _ratio(self.true_positive + self.true_negative, self.total)
 
     @property
     def coverage(self) -> float | None:
         """Share of answers that are labels; None without rows."""
-        return _share(self.total - self.errors, self.total)
+        return _ratio(self.total - self.errors, self.total)
 
 
-def _share(part: int, whole: int) -> float | None:
+def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 

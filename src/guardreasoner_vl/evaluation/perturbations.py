@@ -83,7 +83,7 @@ def _rendered(sample: Sample, folder: Path) -> Sample | None:
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(_POINTS)
     for number, line in enumerate(lines):
         draw.text((_MARGIN, _MARGIN + number * _LINE), line, fill="black", font=font)
-    path = folder / f"{_name(sample)}.png"
+    path = folder / f"{_file_name(sample)}.png"
     page.save(path)
     return sample.model_copy(update={"prompt": "", "images": (*sample.images, str(path)), "modality": "image"})
 
@@ -92,7 +92,7 @@ def _reencoded(sample: Sample, folder: Path) -> Sample | None:
     """Re-encode every image as a JPEG of lower quality."""
     paths = []
     for number, image in enumerate(sample.images):
-        path = folder / f"{_name(sample)}-{number}.jpg"
+        path = folder / f"{_file_name(sample)}-{number}.jpg"
         decoded_images(image)[0].save(path, quality=JPEG_QUALITY)
         paths.append(str(path))
     return sample.model_copy(update={"images": tuple(paths)}) if paths else None
@@ -116,6 +116,6 @@ def perturbed(name: str, sample: Sample, folder: Path) -> Sample | None:
     return None if changed == text else sample.model_copy(update={"prompt": changed})
 
 
-def _name(sample: Sample) -> str:
+def _file_name(sample: Sample) -> str:
     """A file name from the id's hash, so that no id can point outside the folder."""
     return hashlib.sha256(sample.id.encode()).hexdigest()[:24]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from guardreasoner_vl.sources.content import content_digest
-from guardreasoner_vl.storage.jsonl_log import Format, read_rows
+from guardreasoner_vl.storage.jsonl_log import Format, read_log_rows
 from guardreasoner_vl.types import Frozen, GoldLabel, Judgement, Modality, Mode
 
 if TYPE_CHECKING:
@@ -58,19 +58,19 @@ class Prediction(Frozen):
             response=verdict.response,
             error=verdict.error.code if verdict.error else None,
             mode=verdict.mode,
-            digest=digest_of(sample),
+            digest=row_digest(sample),
             completion_tokens=verdict.usage.completion_tokens,
             seconds=verdict.usage.seconds,
-            content=_content(sample, verdict) if with_content else None,
+            content=_stored_content(sample, verdict) if with_content else None,
         )
 
 
-def digest_of(sample: Sample) -> str:
+def row_digest(sample: Sample) -> str:
     """The digest of a row's content that its prediction stores: 16 hexadecimal digits."""
     return content_digest((sample,))[:16]
 
 
-def _content(sample: Sample, verdict: Verdict) -> dict[str, Any]:
+def _stored_content(sample: Sample, verdict: Verdict) -> dict[str, Any]:
     return {
         "prompt": sample.prompt,
         "images": list(sample.images),
@@ -81,7 +81,7 @@ def _content(sample: Sample, verdict: Verdict) -> dict[str, Any]:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """Stream the predictions of one file. Raises `DataError` with the line that is invalid or repeats a row."""
-    return read_rows(path, FORMAT)
+    return read_log_rows(path, FORMAT)
 
 
 FORMAT = Format(

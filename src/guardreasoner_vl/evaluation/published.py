@@ -33,7 +33,7 @@ def sizes() -> tuple[Size, ...]:
     """The 14 benchmarks, in the tables' order."""
     return tuple(
         Size(row["task"], row["benchmark"], row["file"], int(row["samples"]), row["modality"])  # type: ignore[arg-type]
-        for row in _rows("sizes.csv")
+        for row in _table_rows("sizes.csv")
     )
 
 
@@ -41,7 +41,7 @@ def sizes() -> tuple[Size, ...]:
 def published_f1(task: Task) -> dict[str, dict[str, float | None]]:
     """F1 in percent by model and benchmark, with averages; None if the paper gives none."""
     table: dict[str, dict[str, float | None]] = {}
-    for row in _rows("f1.csv"):
+    for row in _table_rows("f1.csv"):
         if row["task"] == task:
             table.setdefault(row["model"], {})[row["benchmark"]] = float(row["f1"]) if row["f1"] else None
     return table
@@ -50,7 +50,7 @@ def published_f1(task: Task) -> dict[str, dict[str, float | None]]:
 @cache
 def published_tokens() -> dict[str, float]:
     """Mean output tokens over all benchmarks by model, for the models in Table 3."""
-    return {row["model"]: float(row["tokens"]) for row in _rows("tokens.csv")}
+    return {row["model"]: float(row["tokens"]) for row in _table_rows("tokens.csv")}
 
 
 def averages(task: Task, f1: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -65,6 +65,6 @@ def averages(task: Task, f1: Mapping[str, float | None]) -> dict[str, float | No
     return result
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+def _table_rows(name: str) -> list[dict[str, str]]:
     text = files("guardreasoner_vl.evaluation").joinpath("published", name).read_text("utf-8")
     return list(csv.DictReader(text.splitlines()))

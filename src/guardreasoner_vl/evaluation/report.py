@@ -8,9 +8,10 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.errors import MissingExtraError
 from guardreasoner_vl.evaluation.published import averages, published_f1, sizes
-from guardreasoner_vl.evaluation.results import CATEGORY, MODALITY, TARGETS
+from guardreasoner_vl.evaluation.results import CATEGORY, MODALITY
 from guardreasoner_vl.evaluation.rules import RULES
 from guardreasoner_vl.judging.calibration import PRESETS
 from guardreasoner_vl.storage.atomic import write_text
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from guardreasoner_vl.choices import RuleName
     from guardreasoner_vl.evaluation.intervals import Interval
     from guardreasoner_vl.evaluation.predictions import Prediction
     from guardreasoner_vl.evaluation.published import Task
     from guardreasoner_vl.evaluation.results import GroupResults, Results
-    from guardreasoner_vl.evaluation.rules import RuleName, ScoredAnswer
+    from guardreasoner_vl.evaluation.rules import ScoredAnswer
     from guardreasoner_vl.judging.calibration import Calibration
     from guardreasoner_vl.types import Target
 
@@ -115,7 +117,7 @@ def paper_table(results: Results, target: Target) -> Table:
     return table
 
 
-def tables(results: Results) -> Iterable[tuple[str, Table]]:
+def report_tables(results: Results) -> Iterable[tuple[str, Table]]:
     """The tables of a report with their headings."""
     for target in TARGETS:
         groups = results.groups.get(target, {})
@@ -131,9 +133,9 @@ def tables(results: Results) -> Iterable[tuple[str, Table]]:
             yield f"{target.capitalize()}s beside the paper (Table {1 if target == 'request' else 2})", paper
 
 
-def markdown(results: Results, command: str, figures: Sequence[str] = ()) -> str:
+def report_markdown(results: Results, command: str, figures: Sequence[str] = ()) -> str:
     """The report as Markdown; `figures` are file names in the same folder."""
-    return markdown_page(_title(results), command, _notes(results), tables(results), figures)
+    return markdown_page(_title(results), command, _notes(results), report_tables(results), figures)
 
 
 def markdown_page(
@@ -155,7 +157,7 @@ def markdown_table(table: Table) -> str:
 
 def page(results: Results, command: str, figures: Mapping[str, str] | None = None) -> str:
     """The report as HTML; `figures` are SVG texts by name, which are embedded."""
-    return html_page(_title(results), command, _notes(results), tables(results), figures or {})
+    return html_page(_title(results), command, _notes(results), report_tables(results), figures or {})
 
 
 def html_page(
@@ -245,16 +247,16 @@ def write_report(results: Results, rows: Sequence[Prediction], out: Path, comman
     figures: dict[str, str] = {}
     reason = None
     try:
-        from guardreasoner_vl.evaluation.figures import draw
+        from guardreasoner_vl.evaluation.figures import draw_results
 
-        figures = draw(results, rows)
+        figures = draw_results(results, rows)
     except MissingExtraError as error:
         reason = f"no figures: {error}"
     names = []
     for name, svg in figures.items():
         names.append(f"{name}.svg")
         write_text(out / names[-1], svg)
-    write_text(out / "report.md", markdown(results, command, names))
+    write_text(out / "report.md", report_markdown(results, command, names))
     write_text(out / "report.html", page(results, command, figures))
     return reason
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.curves import auprc, auroc, calibration_error, recall_at
 from guardreasoner_vl.evaluation.intervals import Interval, f1_interval, false_positive_rate_interval
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Baseline: TypeAlias = Callable[[Prediction, Target], Label]
 """A constant or precomputed baseline: maps a labelled (prediction, target) to a label."""
 
-TARGETS: tuple[Target, Target] = ("request", "response")
 ALL = "all"
 MODALITY = "modality: "
 CATEGORY = "category: "
@@ -115,17 +115,19 @@ def summarise(
 ) -> Results:
     """Figures of all rows, each benchmark, modality and category; `excluded` benchmarks have only their own."""
     results = Results(settings, excluded=tuple(excluded))
-    benchmarks = grouped(rows, lambda row: row.benchmark)
+    benchmarks = group_rows(rows, lambda row: row.benchmark)
     pooled = [row for row in rows if row.benchmark not in excluded]
     groups = {
         ALL: pooled,
         **benchmarks,
-        **{f"{MODALITY}{name}": part for name, part in grouped(pooled, lambda row: row.modality).items()},
-        **{f"{CATEGORY}{name}": part for name, part in grouped(pooled, lambda row: row.category).items()},
+        **{f"{MODALITY}{name}": part for name, part in group_rows(pooled, lambda row: row.modality).items()},
+        **{f"{CATEGORY}{name}": part for name, part in group_rows(pooled, lambda row: row.category).items()},
     }
     for target in TARGETS:
         results.groups[target] = {
-            name: GroupResults(measured, {key: _counted(part, target, guard) for key, guard in baselines.items()})
+            name: GroupResults(
+                measured, {key: _baseline_counts(part, target, guard) for key, guard in baselines.items()}
+            )
             for name, part in groups.items()
             if (measured := figures(part, target)) is not None
         }
@@ -140,7 +142,7 @@ def check_excluded(excluded: Iterable[str], benchmarks: Sequence[str]) -> None:
         )
 
 
-def _counted(rows: Iterable[Prediction], target: Target, guard: Baseline) -> Counts:
+def _baseline_counts(rows: Iterable[Prediction], target: Target, guard: Baseline) -> Counts:
     return count((gold, guard(row, target)) for row in rows if (gold := truth(row, target)) is not None)
 
 
@@ -181,7 +183,7 @@ def figures(rows: Iterable[Prediction], target: Target) -> Figures | None:
     )
 
 
-def grouped(rows: Sequence[Prediction], key: Callable[[Prediction], str | None]) -> dict[str, list[Prediction]]:
+def group_rows(rows: Sequence[Prediction], key: Callable[[Prediction], str | None]) -> dict[str, list[Prediction]]:
     """Group rows by a key, in order of appearance; rows whose key is None are left out."""
     groups: dict[str, list[Prediction]] = defaultdict(list)
     for row in rows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.protocol import parse_verdict
@@ -19,9 +19,8 @@ from guardreasoner_vl.types import Label
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from guardreasoner_vl.choices import RuleName
     from guardreasoner_vl.types import GoldLabel, Target
-
-RuleName = Literal["strict", "guardreasoner"]
 
 _TAIL = 300
 _FIRST = {target: re.compile(rf"{target}:\s*(harmful|unharmful)", re.IGNORECASE) for target in ("request", "response")}

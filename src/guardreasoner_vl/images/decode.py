@@ -106,9 +106,9 @@ def checked_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) ->
     return (source,) if isinstance(source, CheckedImage) else _each(source, limits, _checked_image)
 
 
-def decoded_images(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[Image.Image, ...]:
+def decoded_images(source: ImageSource) -> tuple[Image.Image, ...]:
     """The images of `checked_images`, decoded and not encoded again: for reading many files once."""
-    return (source.open(),) if isinstance(source, CheckedImage) else _each(source, limits, _image)
+    return (source.open(),) if isinstance(source, CheckedImage) else _each(source, DEFAULT_LIMITS, _independent_copy)
 
 
 def pixels_to_decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> int:
@@ -131,12 +131,12 @@ def pixels_to_decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) 
 def _each(source: ImageSource, limits: ImageLimits, make: Callable[[Image.Image], T]) -> tuple[T, ...]:
     with _pillow_faults():
         if not isinstance(source, Image.Image):
-            return tuple(map(make, _variants(_open(encoded_bytes(source, limits.max_bytes), limits), limits)))
+            return tuple(map(make, _visible_images(_open(encoded_bytes(source, limits.max_bytes), limits), limits)))
         if source.format not in (None, "MPO", *limits.formats):
             raise ImageError(f"{source.format} images are not accepted: {_RESAVE}, or pass image.convert('RGB')")
         position = source.tell()
         try:
-            return tuple(map(make, _variants(source, limits)))
+            return tuple(map(make, _visible_images(source, limits)))
         finally:
             source.seek(position)
 
@@ -189,7 +189,7 @@ def _check_size(size: tuple[int, ...], limits: ImageLimits) -> None:
     check_aspect(height, width, limits.max_aspect)
 
 
-def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+def _decoded_frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
     """Yield `image` at each of its frames, decoded. Checks a frame's size before decoding it."""
     total = 0
     for index in count():
@@ -209,12 +209,12 @@ def _frames(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
         yield image
 
 
-def _variants(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
-    for frame in _frames(image, limits):
+def _visible_images(image: Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+    for frame in _decoded_frames(image, limits):
         yield from visible_variants(frame)
 
 
-def _image(rgb: Image.Image) -> Image.Image:
+def _independent_copy(rgb: Image.Image) -> Image.Image:
     image = rgb.copy()  # Pillow yields the frames of a file as one object
     image.info.clear()
     return image

@@ -11,9 +11,13 @@ import errno
 import re
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from guardreasoner_vl.errors import ImageError
+
+if TYPE_CHECKING:
+    from guardreasoner_vl.types import ImageSource
 
 _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _ELSEWHERE = re.compile(rf"\s*data:|{_REMOTE.pattern}", re.IGNORECASE)
@@ -54,7 +58,7 @@ def encoded_bytes(source: object, max_bytes: int) -> bytes:
     elif isinstance(source, str) and _REMOTE.match(source):
         raise ImageError("remote images are not fetched: pass the bytes or a data: URL")
     elif isinstance(source, (str, Path)):
-        data = _from_file(Path(source), max_bytes)
+        data = _file_bytes(Path(source), max_bytes)
     else:
         raise ImageError(f"{type(source).__name__} is not an image: pass a path, bytes, a data: URL or a PIL image")
     _check_bytes(len(data), max_bytes)
@@ -63,12 +67,18 @@ def encoded_bytes(source: object, max_bytes: int) -> bytes:
     return data
 
 
+def in_memory(source: ImageSource, max_bytes: int) -> ImageSource:
+    """The bytes of an image file; any other source as it is, since it is in memory already. Raises `ImageError`."""
+    is_file = isinstance(source, Path) or (isinstance(source, str) and source[:5].lower() != "data:")
+    return encoded_bytes(source, max_bytes) if is_file else source
+
+
 def _check_bytes(size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise ImageError(f"the image has more than {max_bytes:,} bytes: shrink or compress it")
 
 
-def _from_file(path: Path, max_bytes: int) -> bytes:
+def _file_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ImageError(f"{ascii(path.name or str(path))[:80]} is not a regular file: give the path of an image")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.images.decode import DEFAULT_LIMITS, ImageLimits, checked_images, pixels_to_decode
+from guardreasoner_vl.images.encoded import in_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from guardreasoner_vl.images.sizes import ImageSize, ImageSizes
     from guardreasoner_vl.types import CheckedImage, Exchange, ImageSource, Turn
@@ -27,19 +29,30 @@ def checked_exchange(
     """The exchange with a separate `CheckedImage` for each variant of each frame, and all images in reading order.
 
     The limit on frames applies to the whole conversation; each frame may have three variants. The pixels of all images
-    are counted before the first is decoded. Raises `ImageError`.
+    are counted before the first is decoded; a file is read once for both, and its bytes are kept until it is decoded.
+    Raises `ImageError`.
     """
     limits = limits or DEFAULT_LIMITS
-    _check_pixels((pixels_to_decode(image, limits) for image in exchange.all_images), limits)
-    return _read(exchange, limits, checked_images)
+    _check_count(len(exchange.all_images), limits)
+    sources: deque[ImageSource] = deque()
+
+    def pixels() -> Iterator[int]:
+        for image in exchange.all_images:
+            sources.append(in_memory(image, limits.max_bytes))
+            yield pixels_to_decode(sources[-1], limits)
+
+    _check_pixels(pixels(), limits)
+    return _read_all(
+        exchange, limits, lambda _, limits: checked_images(sources.popleft(), limits)
+    )  # in reading order too
 
 
 def measured_exchange(exchange: Exchange, sizes: ImageSizes) -> tuple[Exchange, tuple[ImageSize, ...]]:
-    """`checked_exchange` with sizes alone instead of images: enough to count tokens. Raises `ImageError`.
+    """`checked_exchange` with sizes instead of images, which suffice to count tokens. Raises `ImageError`.
 
-    The limit on pixels is stricter than there, because it counts every variant of a frame.
+    The limit on pixels is stricter than that of `checked_exchange`, because it counts every variant of a frame.
     """
-    measured, images = _read(exchange, DEFAULT_LIMITS, lambda image, _: sizes.of(image))
+    measured, images = _read_all(exchange, DEFAULT_LIMITS, lambda image, _: sizes.of(image))
     _check_pixels((image.width * image.height for image in images), DEFAULT_LIMITS)
     return measured, images
 
@@ -52,18 +65,21 @@ def _check_pixels(pixels: Iterable[int], limits: ImageLimits) -> None:
         )
 
 
-def _read(
+def _check_count(images: int, limits: ImageLimits) -> None:
+    if images > (most := limits.max_frames * _VARIANTS):
+        raise ImageError(f"the conversation has more than {most} images in total: send fewer images")
+
+
+def _read_all(
     exchange: Exchange, limits: ImageLimits, read: Callable[[ImageSource, ImageLimits], tuple[ImageT, ...]]
 ) -> tuple[Exchange, tuple[ImageT, ...]]:
-    max_images = limits.max_frames * _VARIANTS
     images: list[ImageT] = []
 
     def read_images(turn: Turn) -> tuple[Any, ...]:
         before = len(images)
         for image in turn.images:
             images.extend(read(image, limits))
-            if len(images) > max_images:
-                raise ImageError(f"the conversation has more than {max_images} images in total: send fewer images")
+            _check_count(len(images), limits)
         return tuple(images[before:])
 
     history = tuple(replace(turn, images=read_images(turn)) for turn in exchange.history)

@@ -14,7 +14,7 @@ Layout = Literal["side_by_side", "stacked"]
 LAYOUTS: tuple[Layout, ...] = ("side_by_side", "stacked")
 FACTOR = 28  # a Qwen2-VL image token covers 2 x 2 patches of 14 pixels
 MAX_ASPECT = 200.0  # Qwen2-VL refuses thinner images
-MERGED_PIXELS = 4_000_000  # as PNG always within the limit on bytes
+MERGED_PIXELS = 4_000_000  # a PNG of this many pixels is within the limit on bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ def smart_resize(height: int, width: int, budget: PixelBudget, factor: int = FAC
     return rows, columns
 
 
-def merge(first: Image.Image, second: Image.Image, layout: Layout, max_pixels: int = MERGED_PIXELS) -> Image.Image:
+def merge_images(
+    first: Image.Image, second: Image.Image, layout: Layout, max_pixels: int = MERGED_PIXELS
+) -> Image.Image:
     """Merge two RGB images: side by side at a common height, or the first above the second at a common width.
 
     The smaller image is enlarged, because shrinking the larger one could lose the small print that its label depends

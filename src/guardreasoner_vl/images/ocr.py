@@ -1,8 +1,8 @@
 """Reads the words printed in an image, with RapidOCR's models, which its package contains.
 
-Large print is searched in the whole image, small print in overlapping parts of it. An image with too many parts to
-search is reduced first, so that its smallest print is lost (docs/security.md). The lines are then read one by one: a
-batch would be padded to its longest line.
+Large print is searched in the whole image, small print in overlapping parts of it. An image with too many parts is
+reduced first, so that its smallest print is lost (docs/security.md). The lines are then read one by one, because a
+batch would be padded to its longest line. A *box* is the four corners of a line of text.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ MOST_TEXT = 4000
 it takes about 20 s on 2 cores."""
 
 LARGEST = 4_000_000
-"""Area in pixels that a larger image is reduced to, unless `MOST_PARTS` are enough for it."""
+"""Area in pixels that a larger image is reduced to, unless at most `MOST_PARTS` of its parts are not plain."""
 
 PART, OVERLAP = 960, 160
-"""Side of a part, and what neighbouring parts have in common, in pixels. A larger image is also searched in parts."""
+"""Side of a part and overlap of neighbouring parts, in pixels. A larger image is also searched in parts."""
 
 MOST_PARTS = 12
-"""Most parts, without plain surfaces, of an image that is searched at its own size although it exceeds `LARGEST`."""
+"""An image larger than `LARGEST` is searched at full size if at most this many of its parts are not plain."""
 
 _PLAIN = 9  # of 255: a part whose pixels differ by less in every channel holds no print
 _SMALLEST = 32  # pixels on a side; the models refuse smaller ones
-_CONFIDENCE = 0.5  # of a line's letters, on average; below it, it is a pattern and no text
-_KNOWN = 0.3  # share of a box that must lie in another one to be the same
-_LONGEST = 30  # heights of a line that are read at once
-_LEGIBLE = 20  # pixels: lines at least as high in the reduced image are taken from it, lower ones from the parts
+_CONFIDENCE = 0.5  # mean over a line's letters; a line below it is a pattern, not text
+_KNOWN = 0.3  # a box of which more than this share lies in another box repeats it
+_LONGEST = 30  # a line longer than this many times its height is read in pieces
+_LEGIBLE = 20  # pixels: lines at least this high in the reduced image are taken from it, lower ones from the parts
 
 
 class _Bounds(NamedTuple):
@@ -69,15 +69,15 @@ class _Bounds(NamedTuple):
         return self.y1 - self.y0
 
     def shared(self, other: _Bounds) -> tuple[float, float]:
-        """Width and height of what both have in common; negative where they are apart."""
+        """Width and height of the intersection with `other`; one is negative if there is none."""
         return min(self.x1, other.x1) - max(self.x0, other.x0), min(self.y1, other.y1) - max(self.y0, other.y0)
 
 
-_reader = ThreadPoolExecutor(1, "ocr")  # the models store the options of a call, so that calls must not overlap
+_reader = ThreadPoolExecutor(1, "ocr")  # the models store a call's options, so calls must not overlap
 
 
-def reading(image: CheckedImage) -> Future[str]:
-    """The result of `printed_text`, which is computed in a thread; images are read one after the other."""
+def start_reading(image: CheckedImage) -> Future[str]:
+    """Run `printed_text` in a thread; images are read one after another."""
     return _reader.submit(printed_text, image)
 
 
@@ -91,21 +91,24 @@ def printed_text(image: CheckedImage) -> str:
     boxes = _boxes(pixels)
     if sum(map(_length, boxes)) > MOST_TEXT:
         raise ImageError("the image has more text than a printed page: send its parts as images of their own")
-    return " ".join(filter(None, (_line(pixels, box) for box in boxes)))
+    return " ".join(filter(None, (_line_text(pixels, box) for box in boxes)))
 
 
 def _prepared(image: CheckedImage) -> Pixels:
-    """The image's pixels, of shape (height, width, 3) in the order blue, green, red: not too many and not too few."""
+    """The image's pixels, of shape (height, width, 3) in the order blue, green, red.
+
+    A large image is reduced to `LARGEST` (see `MOST_PARTS`), a small one padded to `_SMALLEST`.
+    """
     import numpy as np
 
     opened = image.open()
     scale = math.sqrt(LARGEST / (opened.width * opened.height))
-    if scale < 1 and len(list(islice(_parts(np.asarray(opened)), MOST_PARTS + 1))) > MOST_PARTS:
+    if scale < 1 and len(list(islice(_textured_parts(np.asarray(opened)), MOST_PARTS + 1))) > MOST_PARTS:
         opened = opened.resize((max(1, round(opened.width * scale)), max(1, round(opened.height * scale))))
-    return _padded(np.asarray(opened)[:, :, ::-1])
+    return _padded_pixels(np.asarray(opened)[:, :, ::-1])
 
 
-def _padded(pixels: Pixels) -> Pixels:
+def _padded_pixels(pixels: Pixels) -> Pixels:
     import numpy as np
 
     height, width, _ = pixels.shape
@@ -113,8 +116,8 @@ def _padded(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(np.pad(pixels, missing, "edge"))
 
 
-def _parts(pixels: Pixels) -> Iterator[tuple[int, int, Pixels]]:
-    """The overlapping parts that are no plain surfaces, each after the x and the y of its first pixel."""
+def _textured_parts(pixels: Pixels) -> Iterator[tuple[int, int, Pixels]]:
+    """Yield (x, y, pixels) of each overlapping part that is not plain; x and y are those of its first pixel."""
     height, width, _ = pixels.shape
     for y, x in product(_starts(height), _starts(width)):
         part = pixels[y : y + PART, x : x + PART]
@@ -123,7 +126,7 @@ def _parts(pixels: Pixels) -> Iterator[tuple[int, int, Pixels]]:
 
 
 def _boxes(pixels: Pixels) -> list[Box]:
-    """The corners of each line, of shape (4, 2) in pixels (x, y), from top to bottom."""
+    """The box of each line of text, of shape (4, 2) in pixels (x, y), from top to bottom."""
     import numpy as np
 
     height, width, _ = pixels.shape
@@ -132,7 +135,7 @@ def _boxes(pixels: Pixels) -> list[Box]:
     if reduction > 1:
         boxes = [box for box in boxes if _height(box) >= _LEGIBLE * reduction]
         in_parts: list[Box] = []
-        for x, y, part in _parts(pixels):
+        for x, y, part in _textured_parts(pixels):
             for box in _detected(part):
                 _add(box + np.array([x, y], np.float32), in_parts)
         boxes += _unknown(in_parts, boxes)
@@ -140,9 +143,10 @@ def _boxes(pixels: Pixels) -> list[Box]:
 
 
 def _unknown(in_parts: list[Box], boxes: list[Box]) -> list[Box]:
-    """The boxes of the parts that the whole image's do not hold.
+    """The boxes of `in_parts` that do not repeat a line of `boxes`, which are those of the whole image.
 
-    A box of the whole image can be a block of small lines: then a part has lines in it that no line half as high holds.
+    A box of the whole image can be a block of several small lines. The boxes inside one are therefore left out only if
+    each of them lies in one that is more than half as high as that box.
     """
     for known in boxes:
         covered: list[Box] = []
@@ -156,8 +160,7 @@ def _unknown(in_parts: list[Box], boxes: list[Box]) -> list[Box]:
 
 
 def _add(box: Box, boxes: list[Box]) -> None:
-    """Add a box of a part to those of other parts: joined with them if they hold the same line, and not at all if one
-    of them covers it."""
+    """Add a box of a part to those of other parts: merge it with a box of the same line, drop it if one covers it."""
     import numpy as np
 
     for number, other in enumerate(boxes):
@@ -172,7 +175,7 @@ def _add(box: Box, boxes: list[Box]) -> None:
 
 
 def _continues(box: Box, other: Box) -> bool:
-    """Whether two boxes that overlap hold one level line."""
+    """Whether two boxes overlap and are pieces of one horizontal line."""
     first, second = _Bounds.of(box), _Bounds.of(other)
     level = all(bounds.height < 1.5 * _height(each) for bounds, each in ((first, box), (second, other)))
     width, height = first.shared(second)
@@ -180,14 +183,17 @@ def _continues(box: Box, other: Box) -> bool:
 
 
 def _covered(box: Box, known: Box) -> bool:
-    """Whether `_KNOWN` of a box lies in another one, by their bounds."""
+    """Whether more than `_KNOWN` of the area of a box lies in `known`, both taken as upright rectangles."""
     bounds = _Bounds.of(box)
     width, height = bounds.shared(_Bounds.of(known))
     return min(width, height) > 0 and width * height > _KNOWN * bounds.width * bounds.height
 
 
 def _in_reading_order(boxes: list[Box]) -> list[Box]:
-    """From top to bottom, and from left to right where the middle of one lies above the lower edge of the other."""
+    """Sort the boxes from top to bottom, and from left to right within a row.
+
+    A box belongs to the row above it if its middle lies above the lower edge of that row's first box.
+    """
     rows: list[list[Box]] = []
     for box in sorted(boxes, key=lambda box: float(box[:, 1].mean())):
         if rows and box[:, 1].mean() < rows[-1][0][:, 1].max():
@@ -200,7 +206,7 @@ def _in_reading_order(boxes: list[Box]) -> list[Box]:
 def _detected(pixels: Pixels) -> list[Box]:
     import numpy as np
 
-    boxes = _models()(_padded(pixels), use_det=True, use_cls=False, use_rec=False).boxes
+    boxes = _models()(_padded_pixels(pixels), use_det=True, use_cls=False, use_rec=False).boxes
     return [] if boxes is None else [np.asarray(box, np.float32) for box in boxes]
 
 
@@ -211,28 +217,27 @@ def _starts(length: int) -> Iterator[int]:
 
 
 def _height(box: Box) -> float:
-    """The height of a line in pixels; of a vertical one its width."""
+    """The height of a line in pixels, for a vertical line its width."""
     return max(1.0, min(math.dist(box[0], box[1]), math.dist(box[1], box[2])))
 
 
 def _length(box: Box) -> float:
-    """The length of a line in heights of it."""
+    """The length of a line, as a multiple of its height."""
     return max(math.dist(box[0], box[1]), math.dist(box[1], box[2])) / _height(box)
 
 
-def _line(pixels: Pixels, box: Box) -> str:
+def _line_text(pixels: Pixels, box: Box) -> str:
     from rapidocr.utils.process_img import get_rotate_crop_image
 
     pieces = [
         _models()(piece, use_det=False, use_cls=True, use_rec=True)
-        for piece in _pieces(get_rotate_crop_image(pixels, box))
+        for piece in _line_pieces(get_rotate_crop_image(pixels, box))
     ]
     return " ".join(piece.txts[0].strip() for piece in pieces if piece.txts and piece.scores[0] >= _CONFIDENCE)
 
 
-def _pieces(line: Pixels) -> Iterator[Pixels]:
-    """A line's pieces of at most `_LONGEST` heights, cut where there is least between two letters: longer ones are
-    misread."""
+def _line_pieces(line: Pixels) -> Iterator[Pixels]:
+    """Cut a line into pieces of at most `_LONGEST` heights, at gaps between letters; longer pieces would be misread."""
     import numpy as np
 
     height, width, _ = line.shape
@@ -248,7 +253,7 @@ def _pieces(line: Pixels) -> Iterator[Pixels]:
 
 @cache
 def _models() -> Any:
-    """The models, loaded once in 0.9 s."""
+    """RapidOCR's models, loaded once: loading takes 0.9 s."""
     from rapidocr import RapidOCR
 
     threads = os.environ.get("OMP_NUM_THREADS", "")

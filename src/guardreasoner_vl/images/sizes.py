@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from guardreasoner_vl.errors import ImageError
 from guardreasoner_vl.images.decode import decoded_images
-from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_rows
+from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_log_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,7 +39,7 @@ Sizes: TypeAlias = tuple[ImageSize, ...]
 
 @dataclass(frozen=True)
 class _FileState:
-    """A file's path, and its bytes and time of change, which differ if another image was written there."""
+    """A file's path, and its length in bytes and time of change in ns, which change if another image replaces it."""
 
     path: str
     length: int
@@ -78,7 +78,7 @@ class ImageSizes:
 
     def __init__(self, store: Path | None = None) -> None:
         self._store = store
-        rows = read_rows(store, _FORMAT, torn=True) if store and store.is_file() else ()
+        rows = read_log_rows(store, _FORMAT, torn=True) if store and store.is_file() else ()
         self._known = {row.file: row.sizes for row in rows}
 
     def of(self, image: ImageSource) -> Sizes:
@@ -125,10 +125,10 @@ class ImageSizes:
         if self._store and rows:
             with JsonlLog(self._store, _FORMAT, "a training stage") as log:
                 log.mend()
-                log.append(map(_line, rows))
+                log.append(map(_size_line, rows))
 
 
-def _line(row: _Row) -> bytes:
+def _size_line(row: _Row) -> bytes:
     sizes = [(size.width, size.height) for size in row.sizes]
     file = row.file
     return (

@@ -80,11 +80,13 @@ class GuardHooks(AgentHooks[Any]):
         system_prompt: str | None,  # noqa: ARG002
         input_items: list[TResponseInputItem],
     ) -> None:
+        """Judge the input of a model call. Raises `InputGuardrailTripwireTriggered` for a block."""
         output = await _guarded(self._guard, input_items)
         if output.tripwire_triggered:
             raise InputGuardrailTripwireTriggered(InputGuardrailResult(guard_input(self._guard), output))
 
     async def on_llm_end(self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse) -> None:
+        """Judge the output of a model call after its input. Raises `OutputGuardrailTripwireTriggered` for a block."""
         output = await _guarded(self._guard, [*_items(context.turn_input), *response.output])
         if output.tripwire_triggered:
             result = OutputGuardrailResult(guard_output(self._guard), None, agent, output)
@@ -98,9 +100,9 @@ def _items(agent_input: str | list[TResponseInputItem]) -> list[Any]:
 async def _guarded(guard: GuardClient, items: Any, output: Any = None) -> GuardrailFunctionOutput:
     """Judge the items, then the output; the result's `output_info` is the verdict."""
     try:
-        messages = messages_of(_plain(items))
+        messages = messages_of(_as_json_data(items))
         if output is not None:
-            messages += messages_of([{"role": "assistant", "content": _text(output)}])
+            messages += messages_of([{"role": "assistant", "content": _output_text(output)}])
     except (InputError, ValueError, TypeError):
         verdict: Verdict = _UNREADABLE
     else:
@@ -108,10 +110,10 @@ async def _guarded(guard: GuardClient, items: Any, output: Any = None) -> Guardr
     return GuardrailFunctionOutput(verdict, tripwire_triggered=verdict.action == "block")
 
 
-def _text(output: Any) -> str:
-    return output if isinstance(output, str) else json.dumps(_plain(output))
+def _output_text(output: Any) -> str:
+    return output if isinstance(output, str) else json.dumps(_as_json_data(output))
 
 
-def _plain(value: Any) -> Any:
+def _as_json_data(value: Any) -> Any:
     """The value as JSON data; the SDK may pass objects."""
     return TypeAdapter(Any).dump_python(value, mode="json")

@@ -18,10 +18,10 @@ from guardreasoner_vl.engines.openai.chat_stream import UpstreamError
 from guardreasoner_vl.remote.client import GuardClient, blocked_reason
 from guardreasoner_vl.service.answers import FILTERED, MALFORMED, UNREADABLE, GuardedStream, as_judged
 from guardreasoner_vl.service.bodies import InvalidBodyError
-from guardreasoner_vl.service.chat_fields import check_pass_fields, read_chat
+from guardreasoner_vl.service.chat_fields import OPERATORS, check_pass_fields, read_chat
 from guardreasoner_vl.service.completions import guard_completion
 from guardreasoner_vl.service.forwarding import as_forwarded
-from guardreasoner_vl.service.wire import error_body
+from guardreasoner_vl.service.wire import error_body, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
@@ -44,7 +44,9 @@ class GuardMiddleware:
     `window` is the number of new characters of a streamed answer after which it is judged again; `max_bytes` limits a
     request's body. `pass_fields` lists more fields of a request that pass unjudged (`service.chat_fields`): `NAME`,
     `messages.NAME`, `messages.content.NAME`; other unknown fields are refused. Raises `ValueError` for any other
-    name.
+    name. An image given by its address is refused, because the application would fetch it again and may get another
+    image than the guard; `remote_images` passes the addresses of images that the guard service has fetched
+    (`images.hosts`) and found harmless.
     """
 
     def __init__(
@@ -55,24 +57,29 @@ class GuardMiddleware:
         window: int = 400,
         max_bytes: int = 32_000_000,
         pass_fields: Sequence[str] = (),
+        remote_images: bool = False,
     ) -> None:
         self._app, self._guard, self._window, self._max_bytes = app, guard, window, max_bytes
         check_pass_fields(pass_fields)
-        self._pass_fields = tuple(pass_fields)
+        self._pass_fields, self._remote_images = tuple(pass_fields), remote_images
         self._paths = tuple(path.lower() for path in paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Judge a request to a guarded path and the application's answer to it; pass any other request on."""
         if scope["type"] != "http" or scope["method"] in _UNGUARDED or not self._is_guarded(scope["path"]):
             await self._app(scope, receive, send)
             return
-        body = await _read_body(receive, self._max_bytes)
+        body = await _receive_body(receive, self._max_bytes)
         if body is None:
-            await _refuse(send, 413, "too_large", f"the request has more than {self._max_bytes:,} bytes")
+            await _refuse(send, 413, "too_large", f"the request has more than {self._max_bytes:,} bytes: send less")
             return
         try:
             chat = read_chat(body, self._pass_fields)
         except InvalidBodyError as error:
             await _refuse(send, 422, error.code, str(error))
+            return
+        if not self._remote_images and _has_address(chat["messages"]):
+            await _refuse(send, 400, "guard_error", "images must be data: URLs: fetch the image and inline it")
             return
         chat["messages"] = await asyncio.to_thread(as_forwarded, chat["messages"])
         messages = [as_judged(message) for message in chat["messages"]]
@@ -92,7 +99,14 @@ class GuardMiddleware:
         return path.lower().rstrip("/").endswith(self._paths)
 
 
-async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
+def _has_address(messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether a judged message holds an image by its address."""
+    contents = [message.get("content") for message in messages if message.get("role") not in OPERATORS]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    return any(isinstance(url := url_of(part), str) and url[:5].lower() != "data:" for part in parts)
+
+
+async def _receive_body(receive: Receive, max_bytes: int) -> bytes | None:
     """The request's body; None if it is longer than `max_bytes`."""
     body, more = b"", True
     while more:
@@ -139,7 +153,7 @@ class _Answer:
         if self._stream.over:
             return
         if message["type"] == "http.response.start":
-            self._start, self._kind = message, _kind_of(message)
+            self._start, self._kind = message, _response_kind(message)
             if self._kind in ("error", "stream"):
                 await self._send(message if self._kind == "error" else _with_headers(message))
         elif message["type"] == "http.response.body":
@@ -176,7 +190,7 @@ class _Answer:
             await self._send({"type": "http.response.body", "body": out, "more_body": not self._stream.over})
 
 
-def _kind_of(start: Message) -> str:
+def _response_kind(start: Message) -> str:
     """The kind of response: `error` (an error status, without an answer), `stream`, `json` or `unreadable`."""
     headers = {name.lower(): value.lower() for name, value in start.get("headers", ())}
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip()

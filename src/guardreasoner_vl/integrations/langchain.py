@@ -48,18 +48,22 @@ class GuardReasonerMiddleware(AgentMiddleware):
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
+        """Judge the input of a model call; returns the end of the run for a block, else None."""
         return _state_update(self._verdict(state), None)
 
     @hook_config(can_jump_to=["end"])
     async def abefore_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
+        """`before_model` without blocking the event loop."""
         return _state_update(await self._averdict(state), None)
 
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
+        """Judge the output of a model call; for a block a refusal replaces it and ends the run."""
         return _state_update(self._verdict(state), state["messages"][-1].id)
 
     @hook_config(can_jump_to=["end"])
     async def aafter_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:  # noqa: ARG002
+        """`after_model` without blocking the event loop."""
         return _state_update(await self._averdict(state), state["messages"][-1].id)
 
     def _verdict(self, state: AgentState[Any]) -> Verdict:
@@ -83,12 +87,12 @@ def _state_update(verdict: Verdict, replaced_id: str | None) -> dict[str, Any] |
 def chat_messages(messages: Sequence[AnyMessage]) -> list[dict[str, Any]] | None:
     """The messages with all their content in the form that is judged; None if they cannot be judged."""
     try:
-        return messages_of([_message(message) for message in messages if message.type != "remove"])
+        return messages_of([_openai_message(message) for message in messages if message.type != "remove"])
     except (InputError, ValueError, TypeError):
         return None
 
 
-def _message(message: AnyMessage) -> dict[str, Any]:
+def _openai_message(message: AnyMessage) -> dict[str, Any]:
     """A message in OpenAI's format, with LangChain's additional fields."""
     fields = TypeAdapter(Any).dump_python(dict(message), mode="json")
     vendors, metadata = fields.pop("additional_kwargs"), fields.pop("response_metadata")

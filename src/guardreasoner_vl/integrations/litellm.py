@@ -14,7 +14,7 @@ Name exactly this class: LiteLLM calls the streaming hook only on the class that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from litellm.exceptions import GuardrailRaisedException
 from litellm.integrations.custom_guardrail import CustomGuardrail, log_guardrail_information
@@ -34,6 +34,7 @@ from guardreasoner_vl.service.parts import UnsupportedContentError, parts_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from guardreasoner_vl.choices import Action, Target
     from guardreasoner_vl.service.parts import Part
     from guardreasoner_vl.types import Verdict
 
@@ -63,7 +64,7 @@ class GuardReasonerGuardrail(CustomGuardrail):
         api_base: str = DEFAULT_URL,
         api_key: str | None = None,
         timeout: float = 150.0,
-        on_error: Literal["block", "allow"] = "block",
+        on_error: Action = "block",
         guard: str | None = None,
         window: int = 400,
         **kwargs: Any,
@@ -82,7 +83,8 @@ class GuardReasonerGuardrail(CustomGuardrail):
         """Judge the request before the model is called."""
         post_call = GuardrailEventHooks.post_call
         if data.get("stream") and "proxy_server_request" not in data and self.should_run_guardrail(data, post_call):
-            self._refuse(unjudged("unheld_stream", "outside its proxy LiteLLM does not hold back streamed answers"))
+            message = "outside its proxy LiteLLM does not hold back streamed answers: do not stream, or use the proxy"
+            self._refuse(unjudged("unheld_stream", message))
         await self._check_request(data, call_type)
 
     @log_guardrail_information
@@ -94,7 +96,7 @@ class GuardReasonerGuardrail(CustomGuardrail):
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> None:
         """Judge each answer in its conversation."""
         if not isinstance(response, EmbeddingResponse):  # embeddings hold no text
-            self._obey(await self._judged(lambda: (_conversation(data), _answers(response))))
+            self._obey(await self._judged(lambda: (_conversation(data), _parts_of_answers(response))))
 
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
@@ -123,7 +125,7 @@ class GuardReasonerGuardrail(CustomGuardrail):
         self,
         inputs: Any,
         request_data: dict[str, Any],
-        input_type: Literal["request", "response"],
+        input_type: Target,
         logging_obj: Any = None,
     ) -> Any:
         """LiteLLM's interface for texts, images and calls: return the inputs unchanged, or raise a refusal.
@@ -133,8 +135,8 @@ class GuardReasonerGuardrail(CustomGuardrail):
         """
 
         def read_inputs() -> tuple[list[dict[str, Any]], list[list[Part]]]:
-            contents = {name: _plain(inputs.get(name)) for name in ("texts", "images", "tool_calls")}
-            messages = _plain(inputs.get("structured_messages"))
+            contents = {name: _as_json_data(inputs.get(name)) for name in ("texts", "images", "tool_calls")}
+            messages = _as_json_data(inputs.get("structured_messages"))
             if input_type == "response" and not messages and any(request_data.get(name) for name in _INPUT_FIELDS):
                 return [*_conversation(request_data), *merge_inputs(input_type, None, **contents)], []
             return merge_inputs(input_type, messages, **contents), []
@@ -172,9 +174,9 @@ class GuardReasonerGuardrail(CustomGuardrail):
             elif isinstance(chunk, (bytes, str)):
                 answers.feed(chunk if isinstance(chunk, bytes) else chunk.encode())
             elif isinstance(chunk, (ModelResponseStream, TextCompletionResponse)):
-                answers.chunk(_plain(chunk))
+                answers.chunk(_as_json_data(chunk))
             elif isinstance(chunk, (BaseModel, dict)):
-                answers.event(_plain(chunk))
+                answers.event(_as_json_data(chunk))
             else:
                 self._refuse(_UNKNOWN)
         except (UnsupportedContentError, TooLongError) as error:
@@ -203,7 +205,7 @@ def _conversation(data: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(first, dict):  # a prompt stored at the provider, with its variables
         first, others = [], [first, *others]
     elif not isinstance(first, (str, list)):
-        raise _UnknownCallError("the request contains no messages")
+        raise _UnknownCallError("the request contains no messages: send messages, input or prompt")
     other_parts = [part for content in others for message in _messages(content) for part in message["content"]]
     return with_user_parts(
         messages_of(first), [*other_parts, *parts_of([data.get(name) for name in _OTHER_INPUT_FIELDS])]
@@ -214,14 +216,14 @@ def _messages(content: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": parts_of(content)}] if isinstance(content, dict) else messages_of(content)
 
 
-def _answers(response: Any) -> list[list[Part]]:
+def _parts_of_answers(response: Any) -> list[list[Part]]:
     """The parts of each answer to judge. Raises `InputError` for an unknown kind of answer."""
-    content = _plain(response)
+    content = _as_json_data(response)
     if isinstance(response, (ModelResponse, TextCompletionResponse)):
         if isinstance(response, TextCompletionResponse) and any(
             not isinstance(choice.get("text"), str) for choice in content["choices"]
         ):
-            raise _UnknownCallError("a choice has no text")
+            raise _UnknownCallError("a choice of the answer has no text: use chat completions")
         return completion_parts(content)
     if (
         isinstance(content, dict)
@@ -231,13 +233,13 @@ def _answers(response: Any) -> list[list[Part]]:
         return [message_parts(content)]
     if isinstance(content, dict) and content.get("object") == "response" and isinstance(content.get("output"), list):
         return [response_parts(content)]
-    raise _UnknownCallError("this kind of answer cannot be judged")
+    raise _UnknownCallError("this kind of answer cannot be judged: use chat or text completions, messages or responses")
 
 
-def _plain(value: Any) -> Any:
+def _as_json_data(value: Any) -> Any:
     """LiteLLM's objects as JSON data."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", warnings=False)  # LiteLLM sets fields that its types do not declare
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+        return {name: _as_json_data(part) for name, part in value.items()}
+    return [_as_json_data(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -16,7 +16,7 @@ calls and their results; the flows in the example's `tools.co` judge them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nemoguardrails.library.content_safety.actions import content_safety_check_output
 from nemoguardrails.llm.providers import register_provider
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from nemoguardrails import LLMRails
     from nemoguardrails.types import ChatMessage
 
+    from guardreasoner_vl.choices import Action
+
 NAME = "guardreasoner"
 
 
 def init(app: LLMRails) -> None:
     """Register the model, parser and actions; NeMo calls this before it loads the models of a configuration."""
     register_provider(NAME, GuardModel)
-    app.register_output_parser(parse_verdict, NAME)
+    app.register_output_parser(read_nemo_verdict, NAME)
     app.register_action(check_output, "content_safety_check_output")
     app.register_action(check_tools, "guardreasoner_check_tools")
 
@@ -56,9 +58,9 @@ async def check_output(
     """NeMo's own check of an answer, extended to the model's reasoning, which NeMo shows before the answer."""
     variables = context or {}
     answer = variables.get("bot_message", "") if bot_message is None else bot_message
-    shown = "\n\n".join(text for text in (variables.get("bot_thinking"), answer) if text)
+    judged_text = "\n\n".join(text for text in (variables.get("bot_thinking"), answer) if text)
     outcome = await content_safety_check_output(
-        llms, llm_task_manager, model_name=model_name, context=context, bot_message=shown, **rest
+        llms, llm_task_manager, model_name=model_name, context=context, bot_message=judged_text, **rest
     )
     if outcome.is_blocked:
         _redact(events or (), "BotThinking", "content")
@@ -93,7 +95,7 @@ def _redact(events: Iterable[dict[str, Any]], kind: str, field: str) -> None:
             event[field] = None
 
 
-def parse_verdict(output: str) -> list[bool | str]:
+def read_nemo_verdict(output: str) -> list[bool | str]:
     """`[True]`, or `[False, reason]`; anything but a verdict counts as unsafe."""
     try:
         verdict = Verdict.model_validate_json(output)
@@ -116,7 +118,7 @@ class GuardModel:
         base_url: str = DEFAULT_URL,
         api_key: str | None = None,
         timeout: float = 150.0,
-        on_error: Literal["block", "allow"] = "block",
+        on_error: Action = "block",
     ) -> None:
         self.model_name, self.provider_url = model, base_url
         self._guard = GuardClient(base_url, api_key, timeout, guard=model, on_error=on_error)

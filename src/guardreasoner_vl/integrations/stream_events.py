@@ -1,4 +1,4 @@
-"""Accumulate streamed answers from the events of any vendor, and convert them to parts to judge.
+"""Accumulates streamed answers from the events of any vendor, and converts them to parts to judge.
 
 Reads OpenAI's chat deltas, Anthropic's message events and the events of the Responses API. Events may repeat content
 (deltas, then the whole text, then the whole item): repeated content is judged once, differing content as well.
@@ -16,6 +16,7 @@ from guardreasoner_vl.service.parts import (
     UnsupportedContentError,
     answer_parts,
     call_parts,
+    is_text_in,
     parts_of,
     readable_fields,
     remaining_parts,
@@ -95,7 +96,7 @@ class StreamedAnswer:
     def add(self, parts: list[Part]) -> None:
         """Add complete content, unless it has already come in pieces."""
         texts = [*self._shown.values(), *self._hidden.values(), *texts_of(self._parts)]
-        new = [part for part in parts if part not in self._parts and not _is_text_in(part, texts)]
+        new = [part for part in parts if part not in self._parts and not is_text_in(part, texts)]
         if new:
             self.characters += sum(len(text) for text in texts_of(new)) + 1
             self.whole = True
@@ -120,10 +121,6 @@ class StreamedAnswer:
 def _new_text(tokens: str, texts: list[str]) -> list[Part]:
     """The tokens' text as parts, unless one of the texts contains it."""
     return [] if any(tokens in text for text in texts) else parts_of(tokens)
-
-
-def _is_text_in(part: Part, texts: list[str]) -> bool:
-    return part["type"] == "text" and any(part["text"] in text for text in texts)
 
 
 class StreamedAnswers:
@@ -171,14 +168,14 @@ class StreamedAnswers:
             delta, before = choice.get("delta") or {}, answer.characters
             _add_delta(answer, delta if delta or choice.get("text") is None else {"content": choice["text"]})
             answer.add_tokens(token_text(choice.get("logprobs")), answer.characters - before)
-            answer.strings(("choice",), _without(choice, _OF_A_CHOICE))
-        self._answers[0].strings(("chunk",), _without(chunk, _OF_A_COMPLETION))
+            answer.strings(("choice",), _without_fields(choice, _OF_A_CHOICE))
+        self._answers[0].strings(("chunk",), _without_fields(chunk, _OF_A_COMPLETION))
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Read an event of the Responses or Messages API."""
         kind = event.get("type")
         if not isinstance(kind, str):
-            raise UnsupportedContentError("an event of the stream names no type")
+            raise UnsupportedContentError("an event of the stream names no type: see the model server's log")
         if kind.startswith("response."):
             _add_response_event(self._answers[0], kind.removeprefix("response."), event)
         else:
@@ -190,9 +187,9 @@ class StreamedAnswers:
         try:
             event = json.loads(data)
         except (ValueError, RecursionError):
-            raise UnsupportedContentError("an event of the stream is not JSON") from None
+            raise UnsupportedContentError("an event of the stream is not JSON: see the model server's log") from None
         if not isinstance(event, dict):
-            raise UnsupportedContentError("an event of the stream is not a JSON object")
+            raise UnsupportedContentError("an event of the stream is not a JSON object: see the model server's log")
         self.chunk(event) if "choices" in event else self.event(event)
 
 
@@ -228,18 +225,19 @@ def _add_delta(answer: StreamedAnswer, delta: Mapping[str, Any]) -> None:
         for kind in _CALLED:
             if call.get(kind):
                 answer.call((*place, kind), call[kind])
-        answer.strings(place, _without(call, (*_CALLED, "id", "index", "type")))
+        answer.strings(place, _without_fields(call, (*_CALLED, "id", "index", "type")))
     if delta.get("function_call"):
         answer.call(("function_call",), delta["function_call"])
-    shown = [name for name in _SHOWN if isinstance(delta.get(name), str)]
-    for name in shown:
+    text_fields = [name for name in _SHOWN if isinstance(delta.get(name), str)]
+    for name in text_fields:
         answer.show((name,), delta[name])
-    rest = _without(delta, ("role", "tool_calls", "function_call", *shown))
+    rest = _without_fields(delta, ("role", "tool_calls", "function_call", *text_fields))
     answer.add([part for image in rest.pop("images", None) or () for part in parts_of(image)])
     if isinstance(rest.get("content"), list):
         answer.add(parts_of(rest.pop("content")))
     for place, text in _strings((), rest):
-        if not any(text in delta[name] for name in shown):  # vendors' fields may repeat the reasoning of the same delta
+        # Vendors' fields may repeat the reasoning of the same delta.
+        if not any(text in delta[name] for name in text_fields):
             answer.hide(place, text)
 
 
@@ -251,7 +249,7 @@ def _add_message_event(answer: StreamedAnswer, kind: str, event: Mapping[str, An
     elif kind == "content_block_start":
         answer.add(parts_of(event.get("content_block")))
     elif kind == "content_block_delta" and isinstance(delta, dict):
-        for place, text in _strings((), _without(delta, ("type",))):
+        for place, text in _strings((), _without_fields(delta, ("type",))):
             if delta.get("type") == f"{place[-1]}_delta" and place[-1] in _SHOWN:
                 answer.show((index, *place), text)
             else:
@@ -270,9 +268,9 @@ def _add_response_event(answer: StreamedAnswer, kind: str, event: Mapping[str, A
     delta = event.get("delta")
     if step == "delta" and isinstance(delta, str):
         (answer.show if name in _PLAIN_EVENTS else answer.hide)((name, *place), delta)
-        rest = _without(event, (*_OF_AN_EVENT, "delta"))
+        rest = _without_fields(event, (*_OF_AN_EVENT, "delta"))
     else:
-        rest = _without(event, _OF_AN_EVENT)
+        rest = _without_fields(event, _OF_AN_EVENT)
     if isinstance(event.get("partial_image_b64"), str):
         answer.add(parts_of({"type": "image", "base64": event["partial_image_b64"]}))
     answer.add(parts_of([event.get("item"), event.get("part")]))
@@ -282,7 +280,7 @@ def _add_response_event(answer: StreamedAnswer, kind: str, event: Mapping[str, A
         answer.add(parts_of(text))
 
 
-def _without(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _without_fields(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: part for name, part in value.items() if name not in names and part is not None}
 
 

@@ -7,18 +7,16 @@ the lowest calibrated score at which the false-positive rate does not exceed the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from pydantic import Field, ValidationError
 
+from guardreasoner_vl.choices import Preset
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.types import Frozen, ModelInfo
 
 EDGE = 1e-6
 """Scores are clipped to [EDGE, 1 - EDGE], so that a single wrong score of 0 or 1 does not dominate the fit."""
-
-Preset = Literal["strict", "balanced", "permissive"]
-"""How much a calibrated guard blocks."""
 
 PRESETS: dict[Preset, float] = {"strict": 0.10, "balanced": 0.05, "permissive": 0.01}
 """The target false-positive rate of each preset; a strict guard blocks more."""

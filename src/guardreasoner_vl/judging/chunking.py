@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from guardreasoner_vl.errors import InputTooLongError
 from guardreasoner_vl.judging.effects import EngineCall, EngineReply, TokenCount, build_request, call_count
+from guardreasoner_vl.judging.policy import action_on_error
 from guardreasoner_vl.types import Exchange, Judgement, Label, Usage, Verdict
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ def merge_worst(verdicts: Sequence[Verdict]) -> Verdict:
     """Merge the windows' verdicts into the worst, with the worst judgement of the request and of the response.
 
     If a window failed, the merged verdict is an error, and so is each target that is not harmful; a harmful target
-    stays harmful.
+    stays harmful. The error is the first that blocks whatever `on_error` says, if there is any.
     """
     worst = max(verdicts, key=_badness)
     usage = sum((verdict.usage for verdict in verdicts), Usage())
-    failed = next((verdict for verdict in verdicts if verdict.error), None)
+    failed = max((verdict for verdict in verdicts if verdict.error), key=_always_blocks, default=None)
     if failed and not worst.flagged:
         return failed.model_copy(update={"usage": usage})
     merged = {
@@ -46,6 +47,10 @@ def merge_worst(verdicts: Sequence[Verdict]) -> Verdict:
     error = failed.error if failed and unknown else None
     merged |= dict.fromkeys(unknown, Judgement(label=Label.ERROR))
     return worst.model_copy(update={**merged, "error": error, "usage": usage})
+
+
+def _always_blocks(verdict: Verdict) -> bool:
+    return verdict.error is not None and action_on_error(verdict.error.code, "allow") == "block"
 
 
 def _badness(verdict: Verdict) -> tuple[bool, float]:
@@ -70,7 +75,7 @@ def split_to_context(exchange: Exchange, policy: Policy) -> Generator[EngineCall
     lengths = len(exchange.prompt or ""), len(exchange.response or "")
     history = sum(len(text or "") for turn in exchange.history for text in (turn.prompt, turn.response))
     is_brief = history + sum(lengths) <= _BRIEF
-    if is_brief and _fits((yield from call_count(build_request(exchange, policy))), policy):
+    if is_brief and _fits_context((yield from call_count(build_request(exchange, policy))), policy):
         return whole
     if history > _BRIEF:
         short = yield from call_count(build_request(Exchange(prompt="x"), policy))
@@ -83,7 +88,7 @@ def split_to_context(exchange: Exchange, policy: Policy) -> Generator[EngineCall
     least = yield from call_count(build_request(bare, policy))
     if least.tokens is None or least.limit is None:
         return whole
-    if not _fits(least, policy):
+    if not _fits_context(least, policy):
         raise InputTooLongError(
             f"history and images alone take {least.tokens} of the {least.limit} tokens that the model reads: remove "
             "some of them"
@@ -91,7 +96,7 @@ def split_to_context(exchange: Exchange, policy: Policy) -> Generator[EngineCall
     max_length = _TOKEN_CHARACTERS * least.limit
     if not is_brief and sum(lengths) <= max_length:
         count = yield from call_count(build_request(exchange, policy))
-        if _fits(count, policy):
+        if _fits_context(count, policy):
             return whole
     size = min(max(lengths) * 2 // 3, max_length)
     chunks = yield from _fitting_chunks(exchange, policy, size, least.tokens, least.limit)
@@ -129,12 +134,12 @@ def _first_too_long(
     """The number of tokens of the first window that does not fit; None if all fit."""
     for prompt, response in product(*chunks):
         count = yield from call_count(build_request(replace(exchange, prompt=prompt, response=response), policy))
-        if not _fits(count, policy):
+        if not _fits_context(count, policy):
             return count.tokens
     return None
 
 
-def _fits(count: TokenCount, policy: Policy) -> bool:
+def _fits_context(count: TokenCount, policy: Policy) -> bool:
     """Whether prompt and answer fit; true if the engine cannot count, since it then refuses what does not fit."""
     if count.tokens is None or count.limit is None:
         return True

@@ -26,6 +26,7 @@ from guardreasoner_vl.judging.effects import (
     call_read,
     call_score,
 )
+from guardreasoner_vl.judging.policy import action_on_error
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, RESPONSE_FIELD, QuoteFilter, Reason, parse_verdict
 from guardreasoner_vl.types import CheckedImage, Exchange, Judgement, Label, ModelInfo, Usage, Verdict, failed_verdict
 
@@ -41,6 +42,7 @@ _REMEDIES = {
     Reason.TRUNCATED: "the reasoning did not end within the token limit; raise max_new_tokens or shorten the input",
     Reason.ENGINE: "the engine failed; try again",
 }
+_RETRY = "try again, or use a model that was trained for this task"
 
 
 def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
@@ -59,7 +61,7 @@ def judge(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
 def _with_printed_text(exchange: Exchange, model: ModelInfo) -> Generator[EngineCall, EngineReply, Exchange]:
     """The exchange with the words printed in each turn's images before the turn's prompt.
 
-    They replace an image for a model that does not read words, because what it sees in such an image misleads it.
+    For a model that does not read words they replace the image, because such an image misleads it.
     """
     turns = []
     for turn in (*exchange.history, exchange):
@@ -80,7 +82,7 @@ def error_verdict(error: GuardError, policy: Policy, model: ModelInfo) -> Verdic
 
 
 def _error(code: str, message: str, policy: Policy, model: ModelInfo, usage: Usage) -> Verdict:
-    return failed_verdict(code, message, policy.mode, model, usage, policy.on_error)
+    return failed_verdict(code, message, policy.mode, model, usage, action_on_error(code, policy.on_error))
 
 
 def _judge_one(exchange: Exchange, policy: Policy, model: ModelInfo) -> JudgingSteps:
@@ -135,10 +137,10 @@ def _fast(unreasoned: _Unreasoned, policy: Policy, model: ModelInfo) -> Verdict:
         None if odds is None else probability(odds, scale.temperature)
         for odds, scale in zip(unreasoned.odds, policy.scales("fast"), strict=True)
     ]
-    return _verdict([_label(score) for score in scores], scores, None, unreasoned.usage, policy, model, "fast")
+    return _verdict([_label_at(score) for score in scores], scores, None, unreasoned.usage, policy, model, "fast")
 
 
-def _label(score: float | None, threshold: float = 0.5) -> Label:
+def _label_at(score: float | None, threshold: float = 0.5) -> Label:
     if score is None:
         return Label.NOT_APPLICABLE
     return Label.HARMFUL if score >= threshold else Label.UNHARMFUL
@@ -166,7 +168,7 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unr
         return _error(result.error_code, result.error, policy, model, usage)
     parsed = parse_verdict(result.text, exchange.has_prompt, exchange.has_response, result.finish_reason)
     if parsed.reason is not None:
-        message = _REMEDIES.get(parsed.reason, f"the answer is outside the grammar ({parsed.reason})")
+        message = _REMEDIES.get(parsed.reason, f"the answer is outside the grammar ({parsed.reason}); {_RETRY}")
         return _error(parsed.reason.value, message, policy, model, usage)
     labels = [parsed.request, parsed.response]
     reasoned = [result.label_logprobs.get(name) for name in (REQUEST_FIELD, RESPONSE_FIELD)]
@@ -176,8 +178,8 @@ def _slow(exchange: Exchange, policy: Policy, model: ModelInfo, unreasoned: _Unr
     ]
     verdict = _verdict(labels, scores, parsed.reasoning, usage, policy, model, "slow")
     quotes = QuoteFilter(request.messages, bool(request.images) and model.transcribes)
-    shown = quotes.whole(verdict.reasoning or "") or None
-    return verdict.model_copy(update={"reasoning": shown, "unsupported_quotes": quotes.dropped})
+    reasoning = quotes.whole(verdict.reasoning or "") or None
+    return verdict.model_copy(update={"reasoning": reasoning, "unsupported_quotes": quotes.dropped})
 
 
 def _can_grow(request: EngineRequest, policy: Policy) -> Generator[EngineCall, EngineReply, bool]:
@@ -204,15 +206,6 @@ def _clipped(odds: float) -> float:
     """The log-odds, clipped to those of the probabilities EDGE and 1 - EDGE, as in calibration."""
     bound = math.log(1 / EDGE - 1)
     return min(max(odds, -bound), bound)
-
-
-def harm_probability(logprobs: Sequence[float], temperature: float = 1.0) -> float | None:
-    """P(harmful) / (P(harmful) + P(unharmful)) from the two words' log-probabilities; None if they are unusable.
-
-    The difference of the two log-probabilities is divided by `temperature`.
-    """
-    odds = log_odds(logprobs)
-    return None if odds is None else probability(odds, temperature)
 
 
 def log_odds(logprobs: Sequence[float]) -> float | None:
@@ -246,7 +239,7 @@ def _verdict(
                     "a threshold is set, but the engine returned no score; remove the threshold or change the engine"
                 )
                 return _error("no_score", message, policy, model, usage)
-            label = _label(score, threshold)
+            label = _label_at(score, threshold)
         judged.append(Judgement(label=label, score=score))
     flagged = any(judgement.label is Label.HARMFUL for judgement in judged)
     return Verdict(

@@ -5,27 +5,33 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from guardreasoner_vl.choices import MODES, Action, LongInput, Mode, Ocr, Preset
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.images.decode import ImageLimits
-from guardreasoner_vl.judging.calibration import Calibration, Preset, Scale, check_preset
-from guardreasoner_vl.types import MODES, Mode
+from guardreasoner_vl.judging.calibration import Calibration, Scale, check_preset
 
 if TYPE_CHECKING:
     from guardreasoner_vl.images.geometry import PixelBudget
     from guardreasoner_vl.types import ModelInfo
 
-Action = Literal["allow", "block"]
-"""What happens to content that could not be judged."""
+FAULTS_OF_THE_GUARD = frozenset({"engine", "engine_gone", "engine_down", "auth", "queue_full"})
+"""Codes of the errors that `on_error` "allow" lets pass.
 
-Ocr = Literal["auto", "always", "never"]
-"""Whether printed words of images are read before the model judges; `auto`: if the model cannot read them itself."""
+The author of an exchange can cause other errors by what it holds (`invalid_image`, an answer of the guard outside the
+grammar) or by its length (`input_too_long`, `deadline`, `timeout`, a caller's `rate_limited`).
+"""
 
 DOUBT = (0.1, 0.9)
 """The band of scores that `hybrid` mode reasons about if neither the policy nor a calibration sets one."""
 
 MAX_WINDOWS = 128
 """The default limit on the windows of one exchange. With the embedded guard 128 windows hold 200,000 characters of
-English; in slow mode a service's 120 s end before them where a window takes more than 0.9 s."""
+English; in slow mode a service's limit of 120 s is reached first if a window takes more than 0.9 s."""
+
+
+def action_on_error(code: str, on_error: Action) -> Action:
+    """The action for an exchange that could not be judged because of the error `code`."""
+    return on_error if code in FAULTS_OF_THE_GUARD else "block"
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Policy:
         calibration: Temperatures, thresholds and band that `calibrate` measured; None: raw scores.
         folder_calibration: Whether `Guard.load` takes the calibration in the model's folder where none is given.
         preset: The calibration's thresholds to use: `strict`, `balanced` or `permissive`; unused without a calibration.
-        on_error: The action for what could not be judged.
+        on_error: The action for what a fault of the guard left unjudged (`FAULTS_OF_THE_GUARD`). What its author may
+            have made impossible to judge, such as an unreadable image, is blocked.
         max_new_tokens: Longest answer in tokens.
         retry_new_tokens: Longest answer in tokens of the retry after a cut one; not above `max_new_tokens`: no retry.
         long_input: `refuse` what exceeds the model's context, or judge overlapping `windows`; the worst verdict wins.
@@ -61,7 +68,7 @@ class Policy:
     on_error: Action = "block"
     max_new_tokens: int = 1024
     retry_new_tokens: int = 4096
-    long_input: Literal["refuse", "windows"] = "refuse"
+    long_input: LongInput = "refuse"
     window_overlap: float = 0.2
     max_windows: int = MAX_WINDOWS
     images: ImageLimits = field(default_factory=ImageLimits)
@@ -71,9 +78,9 @@ class Policy:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"unknown mode {self.mode!r}: use one of {', '.join(MODES)}")
-        if self.on_error not in ("allow", "block"):
+        if self.on_error not in get_args(Action):
             raise InputError(f"unknown on_error {self.on_error!r}: use block or allow")
-        if self.long_input not in ("refuse", "windows"):
+        if self.long_input not in get_args(LongInput):
             raise InputError(f"unknown long_input {self.long_input!r}: use refuse or windows")
         if self.ocr not in get_args(Ocr):
             raise InputError(f"unknown ocr {self.ocr!r}: use {', '.join(get_args(Ocr))}")

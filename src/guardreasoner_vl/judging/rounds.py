@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from guardreasoner_vl.engines.validation import error_result, error_score
 from guardreasoner_vl.errors import EngineError, GuardError, RequestCancelledError
-from guardreasoner_vl.images.ocr import reading
+from guardreasoner_vl.images.ocr import start_reading
 from guardreasoner_vl.judging.effects import (
     CountCall,
     EngineCall,
@@ -72,12 +72,12 @@ class _ActiveJudging:
 
     @property
     def is_window(self) -> bool:
-        """Whether it waits for a model call about one of many windows."""
+        """Whether the judging waits for a model call about one of many windows."""
         return isinstance(self.call, ModelCall) and self.call.is_window
 
     @property
     def is_single(self) -> bool:
-        """Whether it waits for a model call about a whole exchange."""
+        """Whether the judging waits for a model call about a whole exchange."""
         return isinstance(self.call, ModelCall) and not self.call.is_window
 
 
@@ -120,7 +120,7 @@ class Rounds:
     def _start(self) -> None:
         """Start no more judgings than the engine has room for, because a started one keeps its images in memory.
 
-        There is as much room again for judgings whose images are being read.
+        As many judgings again may wait for their images to be read.
         """
         single = sum(active.is_single for active in self._active)
         read = sum(isinstance(active.call, ReadCall) for active in self._active)
@@ -133,10 +133,10 @@ class Rounds:
             read += isinstance(active.call, ReadCall)
 
     def _read_images(self) -> None:
-        """Have the next image of each judging read, and go on with those that were."""
+        """Start to read the next image of each judging, and advance the judgings whose image has been read."""
         for active in list(self._active):
             while isinstance(active.call, ReadCall):
-                active.reading = active.reading or reading(active.call.image)
+                active.reading = active.reading or start_reading(active.call.image)
                 if not active.reading.done():
                     break
                 finished, active.reading = active.reading, None
@@ -232,7 +232,9 @@ def run_calls(engine: Engine, requests: Sequence[EngineRequest], slots: Slots) -
             engine.generate(requests) if slots is None else engine.score(requests, slots, CANDIDATES)
         )
         if len(results) != len(requests):
-            raise EngineError(f"the engine returned {len(results)} results for {len(requests)} requests")
+            raise EngineError(
+                f"the engine returned {len(results)} results for {len(requests)} requests; use another engine"
+            )
     except Exception as error:
         if len(requests) == 1:
             return [error_reply(error, slots)]
@@ -242,8 +244,8 @@ def run_calls(engine: Engine, requests: Sequence[EngineRequest], slots: Slots) -
 
 
 async def aread(call: ReadCall) -> PrintedText:
-    """Read an image without blocking the event loop; if it is cancelled while it waits for others, it is not read."""
-    work = reading(call.image)
+    """Read an image without blocking the event loop; if the task is cancelled before that begins, it never does."""
+    work = start_reading(call.image)
     await asyncio.gather(asyncio.wrap_future(work), return_exceptions=True)
     return _printed(work)
 
@@ -273,11 +275,14 @@ def error_reply(error: Exception, slots: Slots) -> EngineReply:
     return error_result(known) if slots is None else error_score(known)
 
 
-def unexpected_error(what: str, error: BaseException) -> EngineError:
-    """The error to report for an unexpected one. Its text goes to the debug log only, since it may quote the input."""
-    _log.warning("%s failed: %s", what, type(error).__name__)
-    _log.debug("%s failed", what, exc_info=error)
-    return EngineError(f"{what} failed ({type(error).__name__}); try again; the debug log has the details")
+def unexpected_error(work: str, error: BaseException) -> EngineError:
+    """The error to report for an unexpected one in `work`.
+
+    The text of `error` goes to the debug log only, since it may quote the input.
+    """
+    _log.warning("%s failed: %s", work, type(error).__name__)
+    _log.debug("%s failed", work, exc_info=error)
+    return EngineError(f"{work} failed ({type(error).__name__}); try again; the debug log has the details")
 
 
 def with_listener(call: CallT, listener: StreamListener | None, model: ModelInfo) -> CallT:
@@ -288,7 +293,7 @@ def with_listener(call: CallT, listener: StreamListener | None, model: ModelInfo
 
 
 class _QuoteFilteringListener:
-    """Passes text on to a listener; a quote only once it is closed and is contained in the request."""
+    """Passes text on to a listener, and withholds each quote until it is closed and found in the request."""
 
     def __init__(self, listener: StreamListener, request: EngineRequest, model: ModelInfo) -> None:
         self._listener, self._request = listener, request
@@ -300,8 +305,8 @@ class _QuoteFilteringListener:
         self._listener.on_start()
 
     def on_text(self, text: str) -> None:
-        if shown := self._quotes.add(text):
-            self._listener.on_text(shown)
+        if checked_text := self._quotes.add(text):
+            self._listener.on_text(checked_text)
 
     @property
     def cancelled(self) -> bool:

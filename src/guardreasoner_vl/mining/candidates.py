@@ -3,6 +3,7 @@
 right_i = I_format,i * accuracy_i = 1        an answer outside the grammar is wrong
 kept    = no right_i                         `all_wrong`, the paper's rule
         = some right_i and some not          `mixed`: only such rows have advantages other than 0
+        = those of them with more than k / 2 right_i   `mostly_right`: the guard's majority confirms the label
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.mining.rollout_io import derive_seed, exchange_request, parse_rollout
 from guardreasoner_vl.rl.reward import accuracy, format_reward
-from guardreasoner_vl.storage.jsonl_log import Format, read_rows
+from guardreasoner_vl.storage.jsonl_log import Format, read_log_rows
 from guardreasoner_vl.types import Frozen, Modality
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Candidates(Frozen):
 
 def read_candidates(path: Path) -> Iterator[Candidates]:
     """Stream the judged rows of one file; raises `DataError` that names a line that is invalid or repeats a row."""
-    return read_rows(path, FORMAT)
+    return read_log_rows(path, FORMAT)
 
 
 FORMAT = Format(Candidates.model_validate_json, "a row's candidates", key=lambda row: row.id)
@@ -68,7 +69,7 @@ def candidate_seed(seed: int, row: str, number: int) -> int:
     return derive_seed(f"{seed}-{number}-{row}")
 
 
-def judged(sample: Sample, answers: Sequence[EngineResult]) -> Candidates:
+def graded(sample: Sample, answers: Sequence[EngineResult]) -> Candidates:
     """Grade the answers by the row's labels; `answers` must not contain engine faults."""
     parsed_answers = [parse_rollout(sample, answer) for answer in answers]
     safety = tuple(format_reward(parsed) * accuracy(parsed, sample) for parsed in parsed_answers)
@@ -90,6 +91,8 @@ def is_kept(right: Sequence[bool], rule: KeepRule) -> bool:
             return not any(right)
         case "mixed":
             return any(right) and not all(right)
+        case "mostly_right":
+            return sum(right) > len(right) / 2 and not all(right)
 
 
 @dataclass

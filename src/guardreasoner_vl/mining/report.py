@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 REPORT, FIGURE = "mining.json", "pass_rates.svg"
 _MOST_BARS = 40
+_MOSTLY = "more right than wrong answers, and a wrong one"
 
 
 @dataclass(frozen=True)
 class MiningReport:
-    """Figures of a mining run: of the corpus's `rows` (split train) `drawn` were selected; `judged` + `failed` of them.
+    """Figures of a mining run: `drawn` of the corpus's `rows` (split train) were selected, each `judged` or `failed`.
 
     `right[n]` counts the judged rows with n right candidates, `sources` the same for each source. `coverage` is the
     share of candidates inside the grammar, `tokens_mean` their mean completion tokens; None if no row was judged.
@@ -56,13 +57,13 @@ def unanswered(failed: Mapping[str, int]) -> int:
     return sum(count for code, count in failed.items() if is_engine_fault(code))
 
 
-def write_report(out: Path, report: MiningReport) -> None:
+def write_mining_report(out: Path, report: MiningReport) -> None:
     """Write the figures, their chart, and the ids of skipped and failed rows. Raises `MissingExtraError`."""
     write_json(out / REPORT, report.as_json())
     aside = (*report.skipped.rows, *report.failed.rows)
     if report.judged:
         write_text(out / FIGURE, pass_rates(report))
-    write_whole(out / SKIPPED, (json.dumps({"id": row, "reason": why}).encode() + b"\n" for row, why in aside))
+    write_whole(out / SKIPPED, (json.dumps({"id": row, "reason": reason}).encode() + b"\n" for row, reason in aside))
 
 
 def why_nothing(report: MiningReport, section: MineSection, last_fault: str) -> str:
@@ -74,8 +75,9 @@ def why_nothing(report: MiningReport, section: MineSection, last_fault: str) -> 
             f"none of {report.judged:,} rows has wrong answers only; set mine.keep: mixed, or use a new --out with a "
             "higher mine.temperature or more rows"
         )
+    wanted, other = ("right and wrong answers", "all_wrong") if section.keep == "mixed" else (_MOSTLY, "mixed")
     return (
-        f"none of {report.judged:,} rows has right and wrong answers; set mine.keep: all_wrong, or use a new --out "
+        f"none of {report.judged:,} rows has {wanted}; set mine.keep: {other}, or use a new --out "
         "with a higher mine.temperature, more candidates or more rows"
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.errors import EngineError, GuardError, InputError
 from guardreasoner_vl.images.portable import portable_exchange
-from guardreasoner_vl.mining.candidates import candidate_requests, judged
+from guardreasoner_vl.mining.candidates import candidate_requests, graded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ class SampledRow:
 
 @dataclass(frozen=True)
 class Unanswered:
-    """The row `id` did not get all of its answers: the first one's error."""
+    """The row `id` did not get all of its answers; `code` and `message` are those of the first error."""
 
     id: str
     code: str
@@ -51,18 +51,18 @@ class CandidateSampling:
     seed: int
 
     def __call__(self, guard: Guard, rows: Sequence[SampledRow]) -> list[Candidates | Unanswered]:
-        """The grades of each row that got all of its answers."""
-        asked = [self._requests(row) for row in rows]
-        every = [request for requests in asked if not isinstance(requests, Unanswered) for request in requests]
+        """The grades of each row, or the error of a row that did not get all of its answers."""
+        by_row = [self._requests(row) for row in rows]
+        every = [request for requests in by_row if not isinstance(requests, Unanswered) for request in requests]
         results = guard.engine.generate(every) if every else []
         if len(results) != len(every):
-            raise EngineError(f"the engine gave {len(results)} results for {len(every)} requests; use another one")
+            raise EngineError(f"the engine gave {len(results)} results for {len(every)} requests; use another engine")
         remaining = iter(results)
         return [
             requests
             if isinstance(requests, Unanswered)
-            else _graded(row.sample, list(islice(remaining, len(requests))))
-            for row, requests in zip(rows, asked, strict=True)
+            else _grade_or_refuse(row.sample, list(islice(remaining, len(requests))))
+            for row, requests in zip(rows, by_row, strict=True)
         ]
 
     def portable(self, row: SampledRow) -> SampledRow:
@@ -74,7 +74,7 @@ class CandidateSampling:
         return Unanswered(row.sample.id, error.code, str(error))
 
     def is_unanswered(self, result: Candidates | Unanswered) -> bool:
-        """Whether the engine is to blame that an answer is missing."""
+        """Whether an answer is missing because the engine failed."""
         return isinstance(result, Unanswered) and is_engine_fault(result.code)
 
     def _requests(self, row: SampledRow) -> list[EngineRequest] | Unanswered:
@@ -84,6 +84,6 @@ class CandidateSampling:
             return self.unanswered(row, error)
 
 
-def _graded(sample: Sample, answers: Sequence[EngineResult]) -> Candidates | Unanswered:
+def _grade_or_refuse(sample: Sample, answers: Sequence[EngineResult]) -> Candidates | Unanswered:
     fault = next((answer for answer in answers if answer.finish_reason == "error"), None)
-    return judged(sample, answers) if fault is None else Unanswered(sample.id, fault.error_code, fault.error or "")
+    return graded(sample, answers) if fault is None else Unanswered(sample.id, fault.error_code, fault.error or "")

@@ -12,12 +12,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.compare import read_evaluation
 from guardreasoner_vl.evaluation.figures import OTHER, OWN, new_axes, svg_of
 from guardreasoner_vl.evaluation.metrics import count
 from guardreasoner_vl.evaluation.report import NONE, markdown_table
-from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
+from guardreasoner_vl.evaluation.results import judgement, truth
 from guardreasoner_vl.pipeline.run import STAGES, Run, evaluated, run
 from guardreasoner_vl.recipe import merged, parse_recipe
 from guardreasoner_vl.storage.atomic import write_json, write_text
@@ -77,16 +78,16 @@ def variants(recipe: Recipe) -> dict[str, Variant]:
         WHOLE: Variant({}, ()),
         "without augmentation": Variant({"augment": {"share": 0.0}}, ("augment", "grpo")),
         "without dynamic clipping": Variant({"grpo": {"clip": {"schedule": "constant"}}}, rl),
-        "without length reward": Variant({"grpo": {"reward": _reward("plain")}}, rl),
+        "without length reward": Variant({"grpo": {"reward": _reward_changes("plain")}}, rl),
         **_eco(recipe.grpo.reward, rl),
-        f"{form} reward": Variant({"grpo": {"reward": _reward(form)}}, rl),
+        f"{form} reward": Variant({"grpo": {"reward": _reward_changes(form)}}, rl),
     }
     return {
         name: variant if _differs(recipe, variant) else replace(variant, stages=()) for name, variant in known.items()
     }
 
 
-def _reward(form: RewardForm) -> dict[str, Any]:
+def _reward_changes(form: RewardForm) -> dict[str, Any]:
     """Changes to another form of the reward, without the token cost, which only `bounded` has."""
     return {"form": form, "token_cost": 0.0}
 
@@ -110,7 +111,7 @@ def build_variants(recipe: Recipe, only: Sequence[str] = ()) -> dict[str, tuple[
     built: dict[str, tuple[Variant, Recipe]] = {}
     for name, variant in known.items():
         if not only or name in only:
-            built[name] = variant, _changed(recipe, variant.changes, f"variant {name!r} of {recipe.name}")
+            built[name] = variant, _with_changes(recipe, variant.changes, f"variant {name!r} of {recipe.name}")
     return built
 
 
@@ -141,15 +142,15 @@ def ablate(
             base = Run(_seeded(recipe, seed), data, folder / "base", tell, progress)
             taken = {stage: base.out for stage in STAGES if stage not in variant.stages}
             job = Run(_seeded(changed, seed), data, folder / name.replace(" ", "-"), tell, progress, taken)
-            outcomes.setdefault(name, []).append(_outcome(variant, base, job))
-    return _write(out, outcomes, seeds)
+            outcomes.setdefault(name, []).append(_run_variant(variant, base, job))
+    return _write_table(out, outcomes, seeds)
 
 
 def _seeded(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"seed": seed})
 
 
-def _outcome(variant: Variant, base: Run, changed: Run) -> Outcome:
+def _run_variant(variant: Variant, base: Run, changed: Run) -> Outcome:
     """Run the stages that the variant shares with the whole method, then those that it changes; evaluate the model."""
     run(base, STAGES[: STAGES.index("sft") + 1] if variant.ends == "sft" else STAGES[:-1])
     job = changed if variant.stages else base
@@ -176,7 +177,7 @@ def outcome(folder: Path) -> Outcome:
     )
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean, and half the width of its 95% interval by Student's t, which is None for a single value."""
     mean = sum(values) / len(values)
     if len(values) < 2:
@@ -185,17 +186,17 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, _T_95[min(len(values) - 2, len(_T_95) - 1)] * deviation / math.sqrt(len(values))
 
 
-def _changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+def _with_changes(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
     return parse_recipe(merged(recipe.model_dump(mode="json"), dict(changes)), where)
 
 
-def _write(out: Path, outcomes: Mapping[str, Sequence[Outcome]], seeds: int) -> Path:
+def _write_table(out: Path, outcomes: Mapping[str, Sequence[Outcome]], seeds: int) -> Path:
     path = out / "ablation.md"
-    write_text(path, f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(table(outcomes))}\n")
+    write_text(path, f"Means over {seeds} seeds, with 95% intervals.\n\n{markdown_table(ablation_table(outcomes))}\n")
     write_json(out / "ablation.json", {name: [vars(run) for run in runs] for name, runs in outcomes.items()})
     figure, axes = new_axes(6.5, 0.6 + 0.32 * len(outcomes))
     names = list(outcomes)[::-1]
-    means = [interval([100 * (outcome.f1 or 0.0) for outcome in outcomes[name]]) for name in names]
+    means = [mean_and_interval([100 * (outcome.f1 or 0.0) for outcome in outcomes[name]]) for name in names]
     colours = [OWN if name in (WHOLE, "Eco") else OTHER for name in names]
     axes.barh(names, [mean for mean, _ in means], xerr=[half or 0.0 for _, half in means], color=colours)
     axes.set(xlim=(min(mean for mean, _ in means) - 10, 100), xlabel="F1, requests and responses together")
@@ -203,7 +204,7 @@ def _write(out: Path, outcomes: Mapping[str, Sequence[Outcome]], seeds: int) -> 
     return path
 
 
-def table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
+def ablation_table(outcomes: Mapping[str, Sequence[Outcome]]) -> Table:
     """One line for each variant: means over seeds, F1 gained over `START` and tokens saved against `WHOLE` per seed."""
     rates = ["requests", "responses", "coverage"]
     rows = [["", "F1", f"F1 above {START}", *rates, "output tokens", f"fewer than {WHOLE}"]]
@@ -225,5 +226,5 @@ def _cell(values: Sequence[float | None], scale: float) -> str:
     known = [scale * value for value in values if value is not None]
     if not known:
         return NONE
-    mean, half = interval(known)
+    mean, half = mean_and_interval(known)
     return f"{mean:.1f}" if half is None else f"{mean:.1f} \u00b1 {half:.1f}"

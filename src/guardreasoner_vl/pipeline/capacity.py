@@ -29,12 +29,12 @@ USABLE = 0.9
 """The share of a GPU's memory for weights, keys and values; vLLM's default (`gpu_memory_utilization`)."""
 
 _BYTES = 2
-_PATCHES = 4  # of an image token
+_PATCHES = 4  # of one image token
 _PATCH_VALUES = 3 * 2 * 14 * 14
 _DAY = 86_400
 
 Saturates = Literal["arithmetic", "bandwidth", "memory", "concurrency"]
-"""More of which lets a GPU judge more: FLOP/s, bytes/s, room for more requests at once, a higher limit on them."""
+"""What limits a GPU's requests per second: FLOP/s, bytes/s, its memory for requests at once, or the limit on them."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Capacity:
 
 
 def capacity(shape: ModelShape, device: Device, work: Work, utilisation: float, concurrency: int) -> Capacity | None:
-    """What the device can do with at most `concurrency` requests at once; None if the model and one do not fit."""
+    """What the device can do with at most `concurrency` requests at once; None if model and request do not fit."""
     kv_of_request = (work.context - work.cached + work.completion) * shape.kv_bytes
     free = USABLE * device.memory - shape.weights * _BYTES - work.cached * shape.kv_bytes
     fitting = math.floor(free / kv_of_request)

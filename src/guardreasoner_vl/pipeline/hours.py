@@ -56,12 +56,12 @@ def answer_seconds(machine: Machine, prompts: float, each: int, at_once: int) ->
 
     Raises `EngineError` if the weights and one answer do not fit the GPU.
     """
-    fitting = _capacity(machine, at_once)
+    fitting = _machine_capacity(machine, at_once)
     return prompts * (fitting.prefill + each * fitting.decode)
 
 
 def batch_seconds(machine: Machine, section: GrpoSection, at_once: int) -> tuple[float, float]:
-    """Seconds of a rollout batch of RL: of its answers and of its updates. Raises `EngineError` as above."""
+    """Seconds of a rollout batch of RL: of its answers and of its updates. Raises `EngineError` as `answer_seconds`."""
     prompts = section.rollout_batch / machine.count
     updates = section.rollout_batch // section.update_batch
     passes = _passes(machine, section.gradient_checkpointing) + (updates - 1) / updates
@@ -82,7 +82,7 @@ def _passes(machine: Machine, checkpointing: bool) -> int:
     return (2 if machine.adapters else 3) + checkpointing
 
 
-def _capacity(machine: Machine, at_once: int) -> Capacity:
+def _machine_capacity(machine: Machine, at_once: int) -> Capacity:
     fitting = capacity(machine.shape, machine.device, TYPICAL, UTILISATION, at_once)
     if fitting is None:
         raise EngineError("the weights and one answer do not fit this GPU; plan for one with more memory")

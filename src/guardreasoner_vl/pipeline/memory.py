@@ -12,8 +12,8 @@ With `lora` the P frozen weights take 2 P (fp32: 4 P), and each weight of an ada
 RL spreads AdamW over the GPUs. In DeepSpeed's step a GPU's share of the gradients is copied twice, flat and in fp32, in
 stage 3 that of 10^9 weights at once. Answers to prompts of unequal length have a mask, for which transformers repeats
 one layer's keys and values for each head (`use_gqa_in_sdpa`). Checkpointing keeps the residual stream of every layer,
-and one layer at a time whole, which is when the logits are gone. It is within 15% of the tensors' memory in small runs
-on a CPU (`benchmarks/training_memory.py`); allocators, libraries and kernels take more.
+and one layer at a time whole, when the logits are freed. The estimate is within 15% of the tensors' memory in small
+runs on a CPU (`benchmarks/training_memory.py`); allocators, libraries and kernels take more.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Stack:
         return tokens * self.layers * self.hidden * residual
 
     def in_layer(self, tokens: float, element: int, residual: int) -> float:
-        """Bytes that one layer keeps of `tokens`, at `element` bytes a number; below fp32 norms keep more."""
+        """Bytes that one layer keeps of `tokens`, at `element` bytes a number; norms keep more in bf16."""
         norms = 0 if element == 4 else 3 * residual * self.hidden
         return tokens * (element * (10 * self.hidden + 4 * self.intermediate + 5 * self.kv_width) + norms)
 
@@ -76,8 +76,8 @@ class Stack:
 class ModelSize:
     """The shapes that decide memory: parameters, decoder, vision tower, and vocabulary.
 
-    `layer` are the parameters of one decoder layer, `outside` those that belong to no layer, block or input embedding
-    of its own: what FSDP gathers for a whole pass. `adapters` are the weights of LoRA's adapters, 0 without them.
+    `layer` are the parameters of one decoder layer, `outside` those outside of layers, the tower's blocks and an untied
+    input embedding, which FSDP gathers for a whole pass. `adapters` are the weights of LoRA's adapters, 0 without them.
     """
 
     parameters: int
@@ -164,9 +164,9 @@ def of_rollouts(section: GrpoSection, size: ModelSize, gpus: int, rows: int, pro
 
 
 def _cache(rows: int, prompt: int, answer: int, size: ModelSize, key: int, value: int) -> Memory:
-    """The buffers of keys and values of `key` and `value` bytes a number, in tokens of prompt and answer.
+    """The buffers for `rows` answers; `key` and `value` are bytes of a number, `prompt` and `answer` tokens.
 
-    Of the repeated ones in one layer, keys that have more bytes than values are also cast to as many.
+    One layer's keys and values are repeated for the heads; keys that have more bytes than values are then cast too.
     """
     tokens, decoder = buffer_length(prompt), size.decoder
     while tokens < prompt + answer:
@@ -178,7 +178,7 @@ def _cache(rows: int, prompt: int, answer: int, size: ModelSize, key: int, value
     return memory
 
 
-def trained(work: Callable[[_Stage], Memory], section: _Stage, size: ModelSize) -> Memory:
+def training_memory(work: Callable[[_Stage], Memory], section: _Stage, size: ModelSize) -> Memory:
     """The memory of `work`, which trains all weights, or adapters alone if the model has any.
 
     With adapters the other weights are frozen, in bf16 unless the precision is fp32, and activations have their dtype.
@@ -271,7 +271,7 @@ def _first(
 
 
 def _lighter_weights(section: SftSection | GrpoSection, name: str, gpus: int) -> tuple[str, dict[str, Any]]:
-    """Weights in shards on several GPUs, in bf16 on one; a recipe that has both is refused."""
+    """Weights in shards on several GPUs, in bf16 on one; a recipe cannot have both."""
     if gpus > 1:
         words, change = "shard_weights: true", {"shard_weights": True}
         if section.precision == "bf16-weights":
@@ -352,7 +352,7 @@ class _Pass:
             kept = sum(stack.layers * stack.in_layer(count, element, residual) for stack, count in stacks)
             layer = max(layers)
         gathered: Memory = {}
-        if self.sharded:  # this layer and the next, and what belongs to none; then gradients, of one layer in fp32 too
+        if self.sharded:  # weights of two layers and `outside`; gradients of one and `outside`, one also in fp32
             gathered["gathered weights"] = element * (2 * size.layer + size.outside)
             layer += element * (size.layer + size.outside) + 4 * size.layer
         largest = max(layer, self.logits * _OF_LOGIT, step - kept)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from guardreasoner_vl.recipe import GrpoSection, LoraSection, MineSection, Recipe, SftSection
 
 GPU_MEMORY = 80
-"""GB of a GPU that is planned for, of 10^9 bytes: a card of 80 GB has 85.9, and the rest is CUDA's and NCCL's."""
+"""Memory of each GPU in GB of 10^9 bytes: a card sold as 80 GB has 85.9, of which CUDA and NCCL take the rest."""
 
 
 DOES_NOT_FIT = "does not fit"
@@ -59,14 +59,14 @@ def plan_of(
 
 def model_size(recipe: Recipe) -> ModelSize | None:
     """The model's size by its configuration; None if the model is not on this machine and not a known base."""
-    config = _config(recipe)
-    return None if config is None else size_of(config, recipe.lora)
+    config = _model_config(recipe)
+    return None if config is None else size_of_config(config, recipe.lora)
 
 
-def size_of(config: Mapping[str, Any], lora: LoraSection | None = None) -> ModelSize:
+def size_of_config(config: Mapping[str, Any], lora: LoraSection | None = None) -> ModelSize:
     """The size of the Qwen2.5-VL of this configuration.
 
-    With `lora` and no adapter in the tower, that keeps the activations of one block at a time.
+    With `lora` and no adapter in the tower, the tower keeps the activations of one block at a time.
     """
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -119,7 +119,7 @@ def _argument(path: Path) -> str:
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
-def _config(recipe: Recipe) -> dict[str, Any] | None:
+def _model_config(recipe: Recipe) -> dict[str, Any] | None:
     from transformers import AutoConfig
 
     from guardreasoner_vl.engines.model_files import check_folder, resolve_folder
@@ -168,7 +168,7 @@ class _Gpu:
 
 def _gpu(recipe: Recipe, name: str) -> _Gpu | None:
     """The GPU of this name; None if the model's shape is not known."""
-    device, config = device_of(name), _config(recipe)
+    device, config = device_of(name), _model_config(recipe)
     return None if config is None else _Gpu(name, device, shape_of(config), recipe.lora is not None)
 
 
@@ -186,9 +186,9 @@ class _RunPlan:
     def model(self) -> str:
         start = self.recipe.base
         name = "new, random weights" if start.new else f"built from {start.base.path}" if start.base else start.path
-        size = "not on this machine, size unknown" if self.size is None else _count(self.size.parameters)
+        size = "not on this machine, size unknown" if self.size is None else _rounded_count(self.size.parameters)
         if self.size and self.size.adapters:
-            size += f", adapters of {_count(self.size.adapters)}"
+            size += f", adapters of {_rounded_count(self.size.adapters)}"
         return f"model {name}: {size}"
 
     def curate(self) -> list[str]:
@@ -200,20 +200,22 @@ class _RunPlan:
             "contrast rows": data.contrast,
         }
         synthetic = [f"{section.count:,} {name}" for name, section in sections.items() if section]
-        rows = _rows(self.out / "corpus")
+        rows = _row_count(self.out / "corpus")
         return [", ".join([*names, *synthetic]) + (f"; done, {rows:,} rows" if rows else "")]
 
     def synthesize(self) -> list[str]:
         section = self.recipe.synthesize
-        who = section.teacher if section.teacher == "rules" else f"{section.model} at {section.base_url or 'OpenAI'}"
+        teacher = (
+            section.teacher if section.teacher == "rules" else f"{section.model} at {section.base_url or 'OpenAI'}"
+        )
         limit = "" if section.max_cost is None else f", at most {section.max_cost:.2f} USD"
-        return [f"{who}, {section.attempts} attempts a row{limit}"]
+        return [f"{teacher}, {section.attempts} attempts a row{limit}"]
 
     def sft(self) -> list[str]:
         section = self.recipe.sft
         accumulated = section.accumulated(self.gpus)
         batch = section.batch_size * accumulated * self.gpus
-        rows = _rows(self.out / "corpus")
+        rows = _row_count(self.out / "corpus")
         steps = f"{int(section.epochs * rows / batch):,} steps" if rows else "steps: known once the corpus is made"
         arithmetic = f"{section.batch_size} rows x {accumulated} accumulated x {self.gpus} devices"
         return [
@@ -224,7 +226,7 @@ class _RunPlan:
         ]
 
     def mine(self) -> list[str]:
-        section, rows = self.recipe.mine, _rows(self.out / "corpus")
+        section, rows = self.recipe.mine, _row_count(self.out / "corpus")
         drawn = min(rows, section.limit or rows) if rows else section.limit
         total = f": {drawn:,} rows, {drawn * section.candidates:,} answers" if drawn else ""
         most = section.candidates * section.max_new_tokens
@@ -232,12 +234,12 @@ class _RunPlan:
         return [line, *self._mining_memory(section), *self._mining_hours(section, drawn)]
 
     def augment(self) -> list[str]:
-        share, rows = self.recipe.augment.share, _rows(self.out / "mine")
+        share, rows = self.recipe.augment.share, _row_count(self.out / "mine")
         joined = f": {round(rows * share / (1 - share)):,} pairs and {rows:,} hard rows" if rows else ""
         return [f"{share:.0%} of the RL set are joined pairs{joined}"]
 
     def grpo(self) -> list[str]:
-        section, rows = self.recipe.grpo, _rows(self.out / "augment")
+        section, rows = self.recipe.grpo, _row_count(self.out / "augment")
         updates = section.rollout_batch // section.update_batch
         rollouts, step = section.rollout_batch * section.group_size, section.update_batch * section.group_size
         total = section.steps or (section.epochs * (rows // section.rollout_batch) if rows else None)
@@ -296,7 +298,7 @@ class _RunPlan:
             return []
 
         def needed(section: SftSection) -> Memory:
-            return memory.trained(lambda part: memory.of_sft(part, size, self.gpus, pixels), section, size)
+            return memory.training_memory(lambda part: memory.of_sft(part, size, self.gpus, pixels), section, size)
 
         lines = [_memory_line("training", needed(section))]
         if limit is None:
@@ -329,10 +331,10 @@ class _RunPlan:
 
         def needed(section: GrpoSection) -> tuple[Memory, Memory]:
             vllm = memory.of_vllm(section, limit or GPU_MEMORY * 1e9)
-            update = memory.trained(lambda part: memory.of_update(part, size, self.gpus, pixels), section, size)
+            update = memory.training_memory(lambda part: memory.of_update(part, size, self.gpus, pixels), section, size)
             rows = section.rollouts.max_rows
             prompt = section.rollouts.max_tokens // rows
-            rollouts = memory.trained(
+            rollouts = memory.training_memory(
                 lambda part: memory.of_rollouts(part, size, self.gpus, rows, prompt), section, size
             )
             return update | vllm, rollouts | vllm
@@ -346,8 +348,8 @@ class _RunPlan:
 
         update, rollouts = needed(section)
         by_vllm = section.rollouts.engine != "transformers"
-        what = "rollouts by vLLM" if by_vllm else f"rollouts, {section.rollouts.max_rows} of the greatest length"
-        lines = [_memory_line("an update", update), _memory_line(what, rollouts)]
+        work = "rollouts by vLLM" if by_vllm else f"rollouts, {section.rollouts.max_rows} of the greatest length"
+        lines = [_memory_line("an update", update), _memory_line(work, rollouts)]
         if by_vllm:
             lines.append(f"vLLM needs {_memory(memory.vllm_needs(section, size))} at least, more for answers at once")
         if limit is None:
@@ -376,7 +378,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _rows(folder: Path) -> int | None:
+def _row_count(folder: Path) -> int | None:
     return read_info(folder).rows if is_corpus(folder) else None
 
 
@@ -388,5 +390,5 @@ def _parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _count(parameters: int) -> str:
+def _rounded_count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} B parameters" if parameters >= 1e8 else f"{parameters / 1e6:.1f} M parameters"

@@ -44,7 +44,7 @@ _CORPUS_FILES = (
 _LICENCES = frozenset(
     ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "odc-by")
 )
-"""Licences that the hub knows by these names; what is none of them is `other` there."""
+"""Licences that the hub knows by these names; any other is `other` there."""
 
 _HEADER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _SHOWN = 3
@@ -148,7 +148,7 @@ def _corpus(folder: Path) -> Publication:
 def _belonging(folder: Path, patterns: Iterable[str], error: type[GuardError]) -> dict[str, Path]:
     """All files of the folder by their name in it. Raises `error` if one fits none of the patterns."""
     names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
-    if other := [name for name in names if not any(_fits(name, pattern) for pattern in patterns)]:
+    if other := [name for name in names if not any(_fits_pattern(name, pattern) for pattern in patterns)]:
         more = "" if len(other) <= _SHOWN else f" and {len(other) - _SHOWN} more"
         raise error(
             f"{folder}: {', '.join(other[:_SHOWN])}{more} do not belong in what is published; move them elsewhere"
@@ -156,7 +156,7 @@ def _belonging(folder: Path, patterns: Iterable[str], error: type[GuardError]) -
     return names
 
 
-def _fits(name: str, pattern: str) -> bool:
+def _fits_pattern(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 

@@ -56,24 +56,27 @@ class Run:
 
     @property
     def corpus(self) -> Path:
+        """The folder of the corpus."""
         return self._of("curate") / "corpus"
 
     @property
     def cold_start(self) -> Path:
-        """The model after SFT."""
+        """The folder of the model after SFT."""
         return self._of("sft") / "sft" / "model"
 
     @property
     def hard(self) -> Path:
+        """The folder of the hard rows."""
         return self._of("mine") / "mine"
 
     @property
     def rl_set(self) -> Path:
+        """The folder of the RL set: the hard rows, and rows joined from them."""
         return self._of("augment") / "augment"
 
     @property
     def guard(self) -> Path:
-        """The model after RL."""
+        """The folder of the model after RL."""
         return self._of("grpo") / "grpo" / "model"
 
     def _of(self, stage: Stage) -> Path:
@@ -89,7 +92,7 @@ def run(job: Run, stages: Collection[str] = STAGES) -> None:
     """
     if process_count() > 1 and (alone := [name for name in stages if name not in TRAINING]):
         raise RecipeError(
-            f"{', '.join(alone)} cannot run on several processes: launch only --stages {' or '.join(TRAINING)} so"
+            f"{', '.join(alone)} cannot run on several processes: give a launcher only --stages {' or '.join(TRAINING)}"
         )
     if any(name in TRAINING for name in stages):
         from guardreasoner_vl.training.trackers import check_installed
@@ -183,9 +186,9 @@ def _grpo(job: Run) -> None:
 
 
 def _evaluate(job: Run) -> None:
+    from guardreasoner_vl.choices import TARGETS
     from guardreasoner_vl.evaluation.compare import leaderboard, read_evaluation
     from guardreasoner_vl.evaluation.report import markdown_table
-    from guardreasoner_vl.evaluation.results import TARGETS
 
     models = {"sft": job.cold_start, "grpo": job.guard}
     folders = [evaluated(job, name, model) for name, model in models.items() if model.is_dir()]

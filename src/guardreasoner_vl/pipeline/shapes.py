@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def _config(text: dict[str, Any]) -> dict[str, Any]:
+def _qwen_config(text: dict[str, Any]) -> dict[str, Any]:
     """The parts of `config.json` that determine the model's size; both models have the same vision tower."""
     tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
     return {
@@ -18,7 +18,7 @@ def _config(text: dict[str, Any]) -> dict[str, Any]:
 BASE_3B, BASE_7B = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
 
 BASES: dict[str, dict[str, Any]] = {
-    BASE_3B: _config(
+    BASE_3B: _qwen_config(
         {
             "hidden_size": 2048,
             "intermediate_size": 11008,
@@ -29,7 +29,7 @@ BASES: dict[str, dict[str, Any]] = {
             "tie_word_embeddings": True,
         }
     ),
-    BASE_7B: _config(
+    BASE_7B: _qwen_config(
         {
             "hidden_size": 3584,
             "intermediate_size": 18944,

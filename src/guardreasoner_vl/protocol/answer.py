@@ -70,7 +70,7 @@ def parse_verdict(text: str, has_prompt: bool, has_response: bool, finish_reason
         if finish_reason != "stop":
             raise _OutsideGrammarError(Reason.TRUNCATED if finish_reason == "length" else Reason.ENGINE)
         reasoning, block = _split(text)
-        request, response = _labels(block)
+        request, response = _labels_of_block(block)
     except _OutsideGrammarError as outside:
         return ParsedAnswer(Label.ERROR, Label.ERROR, reason=outside.reason)
     if (has_prompt and request is Label.NOT_APPLICABLE) or (has_response and response is Label.NOT_APPLICABLE):
@@ -106,7 +106,7 @@ def _split(text: str) -> tuple[str, str]:
     return think.strip(_SPACE), block
 
 
-def _labels(block: str) -> tuple[Label, Label]:
+def _labels_of_block(block: str) -> tuple[Label, Label]:
     lines = [line.strip(_SPACE) for line in block.split("\n")]
     lines = [line for line in lines if line]
     if lines[:1] == ["Answers:"]:

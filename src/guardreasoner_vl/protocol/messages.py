@@ -48,13 +48,13 @@ def parse_released_input(text: str, images: Sequence[ImageSource] = ()) -> Excha
     """Convert the `input` of a released test file to an exchange (docs/method.md, section 7).
 
     The instruction may precede it. Leading `<image>` lines are dropped: the file lists its images separately from the
-    text, and `images` passes them. A field that is the word `None` is absent. Raises `InputError` if the text does not
-    have the released layout or the exchange is empty.
+    text, and the caller passes them as `images`. A field that is the word `None` is absent. Raises `InputError` if the
+    text does not have the released layout or the exchange is empty.
     """
     _, request_field, rest = unix_lines(text).partition("Human user:\n")
     prompt, response_field, response = rest.partition("\n\nAI assistant:\n")
     if not (request_field and response_field):
-        raise InputError("not a released input: expected 'Human user:' and 'AI assistant:' fields")
+        raise InputError("not a released input: give a text with the fields 'Human user:' and 'AI assistant:'")
     while prompt == IMAGE or prompt.startswith(f"{IMAGE}\n"):
         prompt = prompt.removeprefix(IMAGE).removeprefix("\n")
     return Exchange(_unless_none(prompt), tuple(images), _unless_none(response.rstrip()))

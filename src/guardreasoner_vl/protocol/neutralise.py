@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LINE_BREAKS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
-# Default-ignorable or blank characters that are neither spaces nor in a category that `_plain` drops completely.
+# Default-ignorable or blank characters that are neither spaces nor in a category that `_plain_character` drops whole.
 _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
@@ -43,7 +43,7 @@ _LATIN = str.maketrans({letter: latin for latin, letters in LOOKALIKES.items() f
 _HIDDEN = re.compile(f"[{''.join(HIDDEN_ASCII)}]")
 
 
-def _plain(character: str) -> str:
+def _plain_character(character: str) -> str:
     if character in _LINE_BREAKS:
         return "\n"
     if character.isspace():
@@ -56,12 +56,14 @@ def _plain(character: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _folded(character: str) -> str:
+def _folded_character(character: str) -> str:
     """A character after NFKC normalisation, lower-casing and removal of invisible characters.
 
     A letter that looks like a Latin one becomes that, a mark becomes `_`.
     """
-    return "".join(_plain(form) for form in unicodedata.normalize("NFKC", character).translate(_LATIN).lower())
+    return "".join(
+        _plain_character(form) for form in unicodedata.normalize("NFKC", character).translate(_LATIN).lower()
+    )
 
 
 def neutralise(text: str) -> str:
@@ -77,9 +79,9 @@ def neutralise(text: str) -> str:
     before = None
     while text != before:
         before = text
-        text = _broken(text, [_folded(character) for character in text])
+        text = _broken(text, [_folded_character(character) for character in text])
         if _HIDDEN.search(text):
-            text = _broken(text, [_folded(HIDDEN_ASCII.get(character, character)) for character in text])
+            text = _broken(text, [_folded_character(HIDDEN_ASCII.get(character, character)) for character in text])
     return text
 
 

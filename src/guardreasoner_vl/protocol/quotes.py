@@ -2,7 +2,7 @@
 
 A quote is enclosed by two quotation marks in one paragraph; a quote that is never closed ends with its line. White
 space, case, typographic forms, invisible characters and the changes of `neutralise` are ignored. If there is an image
-and the model is known to copy its words rightly, nothing is checked, because the image may contain any words.
+and the model is known to copy its words correctly, nothing is checked, because the image may contain any words.
 """
 
 from __future__ import annotations
@@ -85,20 +85,20 @@ class QuoteFilter:
         return self._passed(last=True)
 
     def _passed(self, last: bool) -> str:
-        shown: list[str] = []
+        passed: list[str] = []
         at = 0
         while (mark := self._opening(at, last)) is not None:
             end, is_quote = self._end(mark, last)
             if end is None:
                 break
-            shown.append(self._held[at:mark])
-            shown.append(self._checked(self._held[mark:end]) if is_quote else self._held[mark:end])
+            passed.append(self._held[at:mark])
+            passed.append(self._checked(self._held[mark:end]) if is_quote else self._held[mark:end])
             at = end
         stop = len(self._held) if mark is None else mark
-        shown.append(self._held[at:stop])
+        passed.append(self._held[at:stop])
         self._before = self._held[stop - 1 : stop] or self._before
         self._held = self._held[stop:]
-        return "".join(shown)
+        return "".join(passed)
 
     def _opening(self, start: int, last: bool) -> int | None:
         """Where the next quote may start: not inside a word, and for a single mark not before a space."""
@@ -140,7 +140,7 @@ class QuoteFilter:
 
     def _checked(self, quote: str) -> str:
         if self._read is None:
-            self._read = _marked(_folded("\n".join(message.text for message in self._messages)))
+            self._read = _marked(_folded_text("\n".join(message.text for message in self._messages)))
         if _stands_in(quote, self._read):
             return quote
         self.dropped += 1
@@ -150,7 +150,7 @@ class QuoteFilter:
 def _stands_in(quote: str, read: str) -> bool:
     """Whether `read`, whose words are marked, contains the quote's parts between ellipses, in order."""
     at = 0
-    for part in _folded(quote).split("..."):
+    for part in _folded_text(quote).split("..."):
         words = _marked(part.strip(_EDGES))
         at = read.find(words, at)
         if at < 0:
@@ -166,10 +166,10 @@ def _marked(text: str) -> str:
 
 
 def _is_letter(character: str) -> bool:
-    """Whether it is a digit or a letter with case; scripts without case, such as Chinese, do not separate words."""
+    """Whether the character is a digit or a cased letter; caseless scripts, such as Chinese, do not separate words."""
     return character.islower() or character.isupper() or character.isdigit()
 
 
-def _folded(text: str) -> str:
+def _folded_text(text: str) -> str:
     plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
     return " ".join(plain.translate(_SAME).split())

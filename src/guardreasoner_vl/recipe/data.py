@@ -267,5 +267,5 @@ class DataSection(Section):
 
     @property
     def needs_curation(self) -> bool:
-        """Whether it asks for more than mixing."""
+        """Whether the section asks for what only `curate` does: removing duplicates, or balancing."""
         return self.duplicates is not None or self.balance is not None

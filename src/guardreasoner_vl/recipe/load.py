@@ -120,16 +120,16 @@ def load_recipe(path: str | Path) -> Recipe:
     `extends: OTHER.yaml` inherits from that recipe in the same folder: mappings are merged key by key, any other value
     replaces the inherited one.
     """
-    return parse_recipe(_content(Path(path)), str(path))
+    return parse_recipe(_read_mapping(Path(path)), str(path))
 
 
-def _content(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_mapping(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read; give the path of a YAML recipe") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"{path}: not YAML ({str(error).splitlines()[0]}); correct its syntax") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a YAML mapping with the keys {', '.join(Recipe.model_fields)}")
     extended = content.pop("extends", None)
@@ -138,7 +138,7 @@ def _content(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     other = path.parent / str(extended)
     if other in (path, *below):
         raise RecipeError(f"{path}: extends {extended}, which extends it; remove one of the two")
-    return merged(_content(other, (path, *below)), content)
+    return merged(_read_mapping(other, (path, *below)), content)
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Check a recipe given as a mapping."""
+    """Check a recipe given as a mapping; `where` names it in the message. Raises `RecipeError`."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

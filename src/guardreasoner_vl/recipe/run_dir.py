@@ -55,7 +55,7 @@ _FREE = {
         "rollouts.max_tokens",
     ),
 }
-"""Keys of a section that change how a stage gets to its result, and not the result; a dot leads into a part of it."""
+"""Keys of a section that do not change the stage's result, only the way to it; a dot separates nested keys."""
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def open_run_dir(path: str | Path, recipe: Recipe, command: str) -> Iterator[Pat
     folder = Path(path)
     with locked_folder(folder, command) if _is_main() else nullcontext(folder):
         begun = _begun(folder)
-        _compare(folder, begun, recipe, begun if command == ALL else (command,))
+        _check_recipe(folder, begun, recipe, begun if command == ALL else (command,))
         if _is_main():  # stages first: in a folder with a recipe alone, every stage counts as having read it
             write_json(folder / STAGES, begun)
             write_json(folder / RECIPE, recipe.model_dump(mode="json"))
@@ -81,14 +81,14 @@ def open_run_dir(path: str | Path, recipe: Recipe, command: str) -> Iterator[Pat
 def begin(folder: Path, recipe: Recipe, stage: str) -> None:
     """Note what the stage reads of the recipe, in an open folder. Raises `RecipeError` if it has read other values."""
     begun = _begun(folder)
-    _compare(folder, begun, recipe, (stage,))
+    _check_recipe(folder, begun, recipe, (stage,))
     if _is_main() and stage in _READ:
         write_json(folder / STAGES, begun | {stage: _read_by(stage, recipe.model_dump(mode="json"))})
 
 
-def _compare(folder: Path, begun: dict[str, dict[str, Any]], recipe: Recipe, stages: Iterable[str]) -> None:
+def _check_recipe(folder: Path, begun: dict[str, dict[str, Any]], recipe: Recipe, stages: Iterable[str]) -> None:
     resolved, defaults = (each.model_dump(mode="json") for each in (recipe, Recipe(name="defaults")))
-    read = [  # a key that a later version has added had its default
+    read = [  # a key that the earlier version lacked counts as its default
         (merged(_read_by(stage, defaults), begun[stage]), _read_by(stage, resolved))
         for stage in stages
         if stage in begun
@@ -109,14 +109,14 @@ def _read_by(stage: str, resolved: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved recipe that decides the stage's result."""
     free = _FREE.get(stage, ())
     return {
-        name: _without(resolved[name], free)
+        name: _without_keys(resolved[name], free)
         if name == stage
         else resolved.get(name)  # an older recipe may lack a section
         for name in _READ.get(stage, ())
     }
 
 
-def _without(section: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
+def _without_keys(section: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
     kept = {key: value for key, value in section.items() if key not in free}
     for part, _, key in (name.partition(".") for name in free):
         if key and part in kept:
@@ -126,14 +126,14 @@ def _without(section: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
 
 def _begun(folder: Path) -> dict[str, dict[str, Any]]:
     """What each stage that has begun has read; without `stages.json`, all of them are taken to have read the recipe."""
-    stages = _json(folder / STAGES)
+    stages = _read_json_object(folder / STAGES)
     if stages is not None:
         return stages
-    recipe = _json(folder / RECIPE)
+    recipe = _read_json_object(folder / RECIPE)
     return {} if recipe is None else {stage: _read_by(stage, recipe) for stage in _READ}
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _read_json_object(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:

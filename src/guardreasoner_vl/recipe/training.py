@@ -6,12 +6,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from guardreasoner_vl.choices import TeacherName
 from guardreasoner_vl.errors import RecipeError
 from guardreasoner_vl.recipe.base import Section
 from guardreasoner_vl.types import Mode
 
 Precision = Literal["bf16", "bf16-weights", "fp32"]
-KeepRule = Literal["all_wrong", "mixed"]
+KeepRule = Literal["all_wrong", "mixed", "mostly_right"]
+LEAST_CANDIDATES: dict[KeepRule, int] = {"all_wrong": 1, "mixed": 2, "mostly_right": 3}
+"""The fewest candidates with which a rule can keep a row."""
 RewardForm = Literal["paper", "bounded", "plain"]
 Schedule = Literal["product", "linear", "cosine", "constant"]
 RolloutEngineName = Literal["transformers", "vllm-server", "vllm-colocate"]
@@ -143,7 +146,7 @@ class SftSection(Section):
 class SynthesizeSection(Section):
     """Who writes the corpus's reasoning (paper, section 3.1)."""
 
-    teacher: Literal["rules", "openai"] = Field(
+    teacher: TeacherName = Field(
         default="rules",
         description="`rules`: the offline teacher. `openai`: a model behind an OpenAI-compatible endpoint; its key is "
         "read from OPENAI_API_KEY.",
@@ -203,7 +206,7 @@ class MineSection(BatchLimits):
     keep: KeepRule = Field(
         default="all_wrong",
         description="Rows to keep: `all_wrong`, every candidate is wrong (paper); `mixed`, some are right and some are "
-        "wrong.",
+        "wrong; `mostly_right`, more than half are right, so that the guard confirms the label, and some are wrong.",
     )
     limit: int | None = Field(
         default=None, ge=1, description="Largest number of rows to ask about, drawn at random. Null: all."
@@ -212,8 +215,8 @@ class MineSection(BatchLimits):
 
     @model_validator(mode="after")
     def _can_mix(self) -> Self:
-        if self.keep == "mixed" and self.candidates < 2:
-            raise ValueError("keep: mixed needs 2 candidates or more")
+        if self.candidates < (least := LEAST_CANDIDATES[self.keep]):
+            raise ValueError(f"keep: {self.keep} needs {least} candidates or more")
         return self
 
 

@@ -27,7 +27,7 @@ def first_problem(problems: Sequence[ErrorDetails], root: type[BaseModel], whole
         message = problem["msg"].removeprefix("Value error, ")
         return f"{place}: {message}" if place else message
     if problem["type"] != "extra_forbidden":
-        return f"{place or whole} {_said(problem)}"
+        return f"{place or whole} {_problem_text(problem)}"
     if renamed := renamed_key(root, problem["loc"]):
         return f"{place!r} was renamed: write {renamed!r}"
     close = nearest_key(root, problem["loc"])
@@ -35,7 +35,7 @@ def first_problem(problems: Sequence[ErrorDetails], root: type[BaseModel], whole
     return f"unknown key {place!r}{hint}"
 
 
-def _said(problem: ErrorDetails) -> str:
+def _problem_text(problem: ErrorDetails) -> str:
     """Pydantic's message as the end of a sentence that begins with the key."""
     if problem["type"] == "missing":
         return "is missing: give it"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping, Sequence
 
-    from guardreasoner_vl.types import Mode
+    from guardreasoner_vl.choices import Action, Mode
 
 _log = logging.getLogger(__name__)
 DEFAULT_URL = "http://127.0.0.1:8800"
@@ -44,7 +44,7 @@ class GuardClient:
         timeout: float = 150.0,
         *,
         guard: str | None = None,
-        on_error: Literal["block", "allow"] = "block",
+        on_error: Action = "block",
         verify: bool | ssl.SSLContext = True,
     ) -> None:
         self._url = base_url.rstrip("/").removesuffix("/v1") + "/v1/guard"
@@ -125,7 +125,7 @@ class GuardClient:
     ) -> dict[str, Any]:
         body = {
             "prompt": prompt,
-            "images": [_data_url(image) for image in images] or None,
+            "images": [_url_of_source(image) for image in images] or None,
             "response": response,
             "messages": None if messages is None else list(messages),
             "guard": self._guard,
@@ -137,19 +137,24 @@ class GuardClient:
         status = answer.status_code
         if status != 200:
             failing = status == 429 or status >= 500
-            return self._unjudged("guard_refused", f"the guard service answered with status {status}", mode, failing)
+            remedy = "see the service's log" if failing else "check the key, the guard's name and the request"
+            message = f"the guard service answered with status {status}: {remedy}"
+            return self._unjudged("guard_refused", message, mode, failing)
         try:
             return Verdict.model_validate_json(answer.content)
         except ValueError:
-            return self._unjudged("guard_malformed", "the guard service returned no verdict", mode, failing=True)
+            message = "the guard service returned no verdict: check that base_url is a guardreasoner-vl service"
+            return self._unjudged("guard_malformed", message, mode, failing=True)
 
     def _failed(self, error: Exception, mode: Mode | None) -> Verdict:
         if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
-            return self._unjudged("guard_timeout", "the guard service did not answer in time", mode, failing=False)
+            message = "the guard service did not answer in time: raise timeout, or send less"
+            return self._unjudged("guard_timeout", message, mode, failing=False)
         if isinstance(error, httpx.TransportError):
-            message = f"the guard service cannot be reached ({type(error).__name__})"
+            reason = type(error).__name__
+            message = f"the guard service cannot be reached ({reason}): check base_url and that the service runs"
             return self._unjudged("guard_unreachable", message, mode, failing=True)
-        message = f"the request cannot be sent ({type(error).__name__})"
+        message = f"the request cannot be sent ({type(error).__name__}): check its images and messages"
         return self._unjudged("guard_unasked", message, mode, failing=False)
 
     def _unjudged(self, code: str, message: str, mode: Mode | None, failing: bool) -> Verdict:
@@ -165,7 +170,7 @@ def unjudged(code: str, message: str, mode: Mode | None = None) -> Verdict:
     return failed_verdict(code, message, mode or "slow", ModelInfo(name="unknown"))
 
 
-def _data_url(image: str | bytes | Path) -> str:
+def _url_of_source(image: str | bytes | Path) -> str:
     """The image as a `data:` URL. Only a `Path` is read as a file, because a string may come from an end user."""
     if isinstance(image, str):
         return image

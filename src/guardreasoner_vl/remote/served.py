@@ -32,12 +32,10 @@ class ServedGuard(GuardOverHttp["Item"]):
     verdicts. A request is retried if the service is busy, and all but the first if the connection breaks.
     """
 
-    def __init__(
-        self, url: str, mode: Mode, *, max_concurrency: int = 64, timeout: float = 300.0, retries: int = 5
-    ) -> None:
+    def __init__(self, url: str, mode: Mode, *, max_concurrency: int = 64) -> None:
         key = os.environ.get(KEY_VARIABLE)
         base = f"{url.rstrip('/')}/v1"
-        super().__init__(HttpClient(base, key, max_concurrency=max_concurrency, timeout=timeout, retries=retries))
+        super().__init__(HttpClient(base, key, max_concurrency=max_concurrency, timeout=300.0, retries=5))
         self.mode = mode
         try:
             (first,) = self._loop.run_all([self._send({"prompt": "Hello.", "mode": mode}, reconnect=False)])
@@ -53,7 +51,7 @@ class ServedGuard(GuardOverHttp["Item"]):
 
     async def _verdict(self, item: Item) -> Verdict:
         try:
-            messages = messages_of(as_exchange(item))
+            messages = messages_with_images(as_exchange(item))
             return await self._send({"messages": messages, "mode": self.mode, "include_reasoning": True})
         except GuardError as error:
             return failed_verdict(error.code, str(error), self.mode, self.model)
@@ -73,7 +71,7 @@ class ServedGuard(GuardOverHttp["Item"]):
             ) from error
 
 
-def messages_of(exchange: Exchange) -> list[dict[str, Any]]:
+def messages_with_images(exchange: Exchange) -> list[dict[str, Any]]:
     """An exchange as chat messages with `data:` URLs. Raises `ImageError` for an image that cannot be read."""
     messages = []
     for turn in (*exchange.history, exchange):

@@ -21,7 +21,7 @@ def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
     Raises `FloatingPointError` if a reward is NaN or infinite.
     """
     if not rewards.isfinite().all():
-        raise FloatingPointError("a reward is NaN or infinite: check reward.min_length and the reward's form")
+        raise FloatingPointError("a reward is NaN or infinite: check grpo.reward.min_length and grpo.reward.form")
     centred = rewards - rewards.mean(1, keepdim=True)
     advantages = centred / (rewards.std(1, keepdim=True) + EPSILON)
     equal = (rewards == rewards[:, :1]).all(1, keepdim=True)  # else the mean's rounding error would remain

@@ -82,7 +82,7 @@ def joint_label(pair: Pair, target: Target) -> GoldLabel | None:
     return union_label((pair.first, pair.second), target)
 
 
-def joined(pair: Pair, image: str | None = None) -> Sample:
+def concatenated(pair: Pair, image: str | None = None) -> Sample:
     """Join the pair into one row; `image` is the path of the merged image.
 
     Raises `ValueError` unless `image` is given exactly if both rows have images.
@@ -91,7 +91,7 @@ def joined(pair: Pair, image: str | None = None) -> Sample:
         raise ValueError("give a merged image if both rows of the pair have images, and only then")
     first, second = pair.first, pair.second
     images = (image,) if image is not None else first.images + second.images
-    prompt, response = _text(first.prompt, second.prompt), _text(first.response, second.response)
+    prompt, response = _joined_text(first.prompt, second.prompt), _joined_text(first.response, second.response)
     modality: Modality = "text" if not images else "text-image" if prompt or response else "image"
     known = Provenance(parents=(_parent(first), _parent(second)), layout=pair.layout if pair.merges else None)
     return Sample(
@@ -111,5 +111,5 @@ def _parent(row: Sample) -> Parent:
     return Parent(id=row.id, modality=row.modality, request_label=row.request_label, response_label=row.response_label)
 
 
-def _text(*texts: str | None) -> str:
+def _joined_text(*texts: str | None) -> str:
     return "\n\n".join(text for text in texts if text and text.strip())

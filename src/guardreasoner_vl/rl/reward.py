@@ -2,7 +2,7 @@
 
     r_safety = I_format * mean of [label right] over the labels that count
     r        = (r_safety - 1) / min(l, beta)^2                               `paper`
-    r        = (r_safety - 1) * (1 + lam * (1 - min(l, beta) / beta))        `bounded`, ours; -(1 + lam) without format
+    r        = (r_safety - 1) * (1 + lam * (1 - min(l, beta) / beta))        `bounded`; -(1 + lam) without format
     r        = r_safety                                                      `plain`
 
 `bounded` subtracts `token_cost` * l from the reward of a fully right answer.

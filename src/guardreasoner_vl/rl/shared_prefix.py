@@ -38,7 +38,7 @@ MOST_SCORES = 2**24
 """The largest number of attention scores of each head in one call on several branches: 64 MB in fp32."""
 
 CALL_SCORES = 2**19
-"""The scores that take about as long as one call more."""
+"""The number of scores that take as long to compute as one more call, about."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Tree:
 
     @property
     def tokens(self) -> int:
+        """The number of tokens of the prefix and the branches."""
         return len(self.prefix.ids) + sum(len(branch.ids) for branch in self.branches)
 
 
@@ -176,7 +177,8 @@ class _BranchCall:
     """Indices of branches whose attention is computed in one call.
 
     `gather` (G, T) are the indices of the branches' tokens, padded at their ends; `mask` (T, P + T) is True where a
-    branch token attends to prefix and branch; `real` are the flat (G * T) indices without padding, None if none is.
+    branch token attends to prefix and branch; `real` are the flat (G * T) indices without padding, None if nothing is
+    padded.
     """
 
     gather: torch.Tensor
@@ -214,6 +216,7 @@ class PackedLayout:
 
     @classmethod
     def of(cls, packed: Packed) -> PackedLayout:
+        """The layout of a packed row, on the device of its ids."""
         return cls(tuple(_group(span, packed.ids.device) for span in packed.spans))
 
     def to(self, device: torch.device) -> PackedLayout:
@@ -225,7 +228,7 @@ def _group(span: TreeSpan, device: torch.device) -> _TreeGroup:
     lengths = torch.tensor(span.branches, device=device)
     starts = span.start + span.prefix + lengths.cumsum(0) - lengths
     chosen = [torch.tensor(numbers, device=device) for numbers in _calls(span)]
-    calls = tuple(_call(lengths[numbers], starts[numbers], span.prefix) for numbers in chosen)
+    calls = tuple(_branch_call(lengths[numbers], starts[numbers], span.prefix) for numbers in chosen)
     if len(calls) == 1:
         return _TreeGroup(span.start, span.prefix, calls, None)
     places = [call.gather.flatten() if call.real is None else call.gather.flatten()[call.real] for call in calls]
@@ -257,7 +260,7 @@ def _calls(span: TreeSpan) -> list[list[int]]:
     return calls if len(calls) > 1 else [sorted(longest_first)]
 
 
-def _call(lengths: torch.Tensor, starts: torch.Tensor, prefix: int) -> _BranchCall:
+def _branch_call(lengths: torch.Tensor, starts: torch.Tensor, prefix: int) -> _BranchCall:
     longest = int(lengths.max())
     steps = torch.arange(longest, device=lengths.device)
     inside = steps < lengths[:, None]
@@ -295,8 +298,8 @@ def _attention(
         outputs = [
             _masked_attention(
                 _branches(query, call),
-                _with_prefix(prefix_key, _branches(key, call)),
-                _with_prefix(prefix_value, _branches(value, call)),
+                _prefixed(prefix_key, _branches(key, call)),
+                _prefixed(prefix_value, _branches(value, call)),
                 call,
                 scaling,
             )
@@ -329,7 +332,7 @@ def _branches(states: torch.Tensor, call: _BranchCall) -> torch.Tensor:
     return chosen.view(len(chosen), count, longest, -1).transpose(0, 1)
 
 
-def _with_prefix(prefix: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+def _prefixed(prefix: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
     return torch.cat((prefix.expand(len(branches), -1, -1, -1), branches), dim=2)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from guardreasoner_vl.errors import EngineError, InputError, MissingExtraError, reason_of
 
 LOCAL, AUTO = "local", "auto"
-"""Addresses: a cluster of this machine that ends with this process; the cluster that this machine belongs to."""
+"""Addresses of a new cluster on this machine that ends with this process, and of the cluster of this machine."""
 
 _CONNECT_SECONDS = 5.0
 _SETTINGS, _HEADER = b"\x04", 9
@@ -44,16 +44,16 @@ def connect(address: str) -> Any:
     return ray
 
 
-def size_of(ray: Any, workers: int | None, on_gpus: bool) -> tuple[int, int]:
-    """The number of workers, and of GPUs that each takes.
+def cluster_size(ray: Any, workers: int | None, on_gpus: bool) -> tuple[int, int]:
+    """The number of workers, and the number of GPUs of each.
 
-    A worker takes one CPU core, and one GPU if `on_gpus` and the cluster has some; then by default there is one for
-    each. Raises `InputError` if the number is not known, or the cluster is too small for it.
+    A worker takes one CPU core, and one GPU if `on_gpus` is true and the cluster has any; by default there is then one
+    worker for each GPU. Raises `InputError` if `workers` is None without a GPU, or the cluster is too small.
     """
     resources = ray.cluster_resources()
     cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0)) if on_gpus else 0
     if workers is None and not gpus:
-        raise InputError(f"no GPU of the cluster decides how many guards share the rows: give --workers (1 to {cores})")
+        raise InputError(f"the cluster has no GPU to set the number of guards: give --workers (1 to {cores})")
     room = min(cores, gpus) if gpus else cores
     workers = workers or room
     if not 1 <= workers <= room:

@@ -1,12 +1,12 @@
-"""The rows of one job: which are judged next, which are lost and judged again, and their results in order.
+"""The rows of one job: which are judged next, which are judged again, and their results in order.
 
 Only some rows are in memory: those that were read and whose results have not been taken. A part whose worker was lost
-is tried again once and then halved, so that the one row that ends its worker is found, and is the only one without an
-answer.
+is tried again once and then halved, until a row that crashes its worker is alone; only that row gets an error.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
@@ -28,7 +28,10 @@ TRIES = 2
 
 @dataclass(frozen=True)
 class RowRange(Generic[RowT]):
-    """Consecutive rows that one worker judges at a time; `start` is the first one's number, `losses` counts tries."""
+    """Consecutive rows that one worker judges at a time; `start` is the number of the first row.
+
+    `losses` counts the workers that were lost while they judged the rows.
+    """
 
     start: int
     rows: Sequence[RowT]
@@ -36,11 +39,20 @@ class RowRange(Generic[RowT]):
 
 
 class RowQueue(Generic[RowT, ResultT]):
-    """Cuts rows into parts of `chunk` rows; at most `ahead` rows are read whose results have not been taken."""
+    """Cuts rows into parts of `chunk` rows; reads at most `ahead` rows beyond those whose results were taken.
 
-    def __init__(self, work: RowWork[RowT, ResultT], rows: Iterable[RowT], chunk: int, ahead: int) -> None:
+    No part is read while the rows without a result have `bytes_ahead` bytes, pickled with their images. A part of large
+    rows ends at its share of these bytes, so that every worker gets one.
+    """
+
+    def __init__(
+        self, work: RowWork[RowT, ResultT], rows: Iterable[RowT], chunk: int, ahead: int, bytes_ahead: int
+    ) -> None:
         self.work = work
         self._rows, self._chunk, self._ahead = iter(rows), chunk, ahead
+        self._bytes_ahead, self._part_bytes = bytes_ahead, bytes_ahead * chunk // ahead
+        self._sizes: dict[int, int] = {}
+        self._bytes = 0
         self._waiting: deque[RowRange[RowT]] = deque()
         self._results: dict[int, ResultT] = {}
         self._read = self._taken = 0
@@ -58,18 +70,18 @@ class RowQueue(Generic[RowT, ResultT]):
         return self._waiting.popleft() if self._waiting else None
 
     def add(self, part: RowRange[RowT], results: Sequence[ResultT]) -> bool:
-        """Store a part's results, one for each row; returns whether they were accepted.
+        """Store a part's results, one for each row; returns whether they were stored.
 
-        They are not if the engine failed every row, for which one worker may be the cause: the part is tried again.
+        They are not if the engine failed every row, as a single broken worker would: the part is then tried again.
         """
         if part.losses + 1 < TRIES and all(map(self.work.is_unanswered, results)):
             self.lose(part)
             return False
-        self._results.update(enumerate(results, part.start))
+        self._store(part.start, results)
         return True
 
     def lose(self, part: RowRange[RowT]) -> None:
-        """Plan a part again whose worker was lost while it judged the part."""
+        """Queue a part again after its worker was lost, whole or in halves; a row that was alone gets an error."""
         losses = part.losses + 1
         if losses < TRIES:
             self._waiting.append(RowRange(part.start, part.rows, losses))
@@ -78,8 +90,8 @@ class RowQueue(Generic[RowT, ResultT]):
             self._waiting.append(RowRange(part.start, part.rows[:middle], losses))
             self._waiting.append(RowRange(part.start + middle, part.rows[middle:], losses))
         else:
-            fault = EngineError(f"its worker was lost {losses} times while it judged this row; check the row's images")
-            self._results[part.start] = self.work.unanswered(part.rows[0], fault)
+            fault = EngineError(f"the worker was lost {losses} times while it judged this row; check the row's images")
+            self._store(part.start, [self.work.unanswered(part.rows[0], fault)])
 
     def finished(self) -> Iterator[ResultT]:
         """Take the results that are known, in the order of the rows, up to the first one that is missing."""
@@ -88,14 +100,30 @@ class RowQueue(Generic[RowT, ResultT]):
             self._taken += 1
             yield result
         if self._taken == self._read:
-            self._read_part()  # so that the end is known, though no worker may be free
+            self._read_part()  # so that the end of the rows is known even if no worker is free
 
     def _read_part(self) -> None:
         """Read the next part, unless too many rows are in memory."""
-        if self._at_end or self._read - self._taken >= self._ahead:
+        if self._at_end or self._read - self._taken >= self._ahead or self._bytes >= self._bytes_ahead:
             return
-        rows = [self.work.portable(row) for row in islice(self._rows, self._chunk)]
+        rows = list(self._next_rows())
         self._at_end = not rows
         if rows:
             self._waiting.append(RowRange(self._read, rows))
             self._read += len(rows)
+
+    def _next_rows(self) -> Iterator[RowT]:
+        """The rows of the next part: at most `chunk`, and none after they have its share of the bytes."""
+        end = self._bytes + self._part_bytes
+        for number, row in enumerate(islice(self._rows, self._chunk), self._read):
+            portable = self.work.portable(row)
+            self._sizes[number] = size = len(pickle.dumps(portable, pickle.HIGHEST_PROTOCOL))
+            self._bytes += size
+            yield portable
+            if self._bytes >= end:
+                return
+
+    def _store(self, start: int, results: Sequence[ResultT]) -> None:
+        for number, result in enumerate(results, start):
+            self._results[number] = result
+            self._bytes -= self._sizes.pop(number)

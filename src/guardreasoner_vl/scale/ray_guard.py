@@ -1,9 +1,9 @@
-"""`RayGuard`: the guards of a Ray cluster, used as one. Each has a process of its own, and a GPU if there are any.
+"""`RayGuard`: the guards of a Ray cluster, used as one. Each guard has its own process, and a GPU if there are any.
 
-A worker gets one part of the rows at a time, and the next one once it has answered; parts are read as they are needed
+A worker gets one part of the rows at a time, and the next part once it has answered; parts are read as they are needed
 (`scale.job`). A worker that dies, or whose machine does, is replaced on any machine with room, and its part is judged
-again. Results come back in the order of the rows, each once, to this process, which alone writes them; rows that are
-not on its disk are judged again.
+again. The results return to this process once each, in the order of the rows, and only this process writes them; a run
+that resumes judges the rows that are not on its disk.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from guardreasoner_vl.choices import CHUNK
 from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.errors import EngineError, GuardError, InputError, reason_of
-from guardreasoner_vl.guard import CHUNK, as_exchange
+from guardreasoner_vl.guard import as_exchange
 from guardreasoner_vl.images.portable import portable_exchange
 from guardreasoner_vl.judging.judge import error_verdict
-from guardreasoner_vl.scale.cluster import connect, size_of
+from guardreasoner_vl.scale.cluster import cluster_size, connect
 from guardreasoner_vl.scale.job import RowQueue
 from guardreasoner_vl.types import same_model
 from guardreasoner_vl.version import __version__
@@ -37,20 +38,23 @@ RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
 
 PATIENCE = 600.0
-"""Seconds to wait for a first or a last worker: for room on the cluster, and for its model to load."""
+"""Seconds to wait, while no worker has a guard, for room on the cluster and for a model to load."""
 
 PARTS_AHEAD = 3
-"""Parts in memory for each worker: one with the worker, others judged already that wait for a slower one's."""
+"""Parts in memory for each worker: one that is judged, and judged ones that wait for an earlier part."""
+
+BYTES_AHEAD = 2_000_000_000
+"""Bytes of rows without a verdict in memory, with their images' files; Ray has a copy of those that workers judge."""
 
 STARTS = 3
-"""So many workers in a row that die while they load the model end the job."""
+"""The job ends after this many consecutive workers that could not open a guard, if none has one."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """What a worker's guard is. The guards of one job must be the same."""
+    """A worker has opened its guard: its model, settings and version, which must be the same for all workers."""
 
     model: ModelInfo
     mode: Mode
@@ -60,19 +64,19 @@ class _Opened:
 
 @dataclass(frozen=True)
 class _Refused:
-    """Why a worker cannot open its guard."""
+    """A worker cannot open its guard, for this reason."""
 
     reason: str
 
 
 class _Worker:
-    """One guard in a process of the cluster."""
+    """The class of the Ray actors: one guard in a process of the cluster."""
 
     def __init__(self) -> None:
         self._guard: Guard | None = None
 
     def open(self, open_guard: Callable[[], Guard], folder: str) -> _Opened | _Refused:
-        """Open the guard, for which relative paths begin at `folder` if this machine has it."""
+        """Open the guard; relative paths start at `folder`, if this machine has that folder."""
         with suppress(OSError):
             os.chdir(folder)
         try:
@@ -90,7 +94,11 @@ class _Worker:
 
 @dataclass
 class _Member:
-    """A worker's process; `part` is what it judges for the present job, `replaces`: it took a lost one's place."""
+    """This process's record of one worker.
+
+    `actor` is its Ray handle, `replaces` whether it replaces a lost worker, `opened` whether its guard is open, and
+    `part` the part of the current job that it judges, None if it judges nothing.
+    """
 
     actor: Any
     replaces: bool
@@ -112,7 +120,7 @@ class _Judging:
         try:
             return portable_exchange(as_exchange(row))
         except InputError:
-            return row  # its verdict says why it cannot be judged
+            return row  # the worker's verdict says why it cannot be judged
 
     def unanswered(self, _: Item, error: GuardError) -> Verdict:
         return error_verdict(error, self.policy, self.model)
@@ -122,11 +130,11 @@ class _Judging:
 
 
 class RayGuard:
-    """Opens `workers` guards on the cluster at `address`, each with `open_guard`, which is sent there (pickled).
+    """Opens `workers` guards on the cluster at `address`, each with `open_guard`, which is pickled and sent there.
 
-    `policy` is the guards' own. With `on_gpus` each takes one GPU if the cluster has any; `workers` is None for one on
-    each. `lost` counts workers that were replaced. `patience` is in seconds. Raises what `connect` and `size_of` raise,
-    and `EngineError` if the guards cannot be opened.
+    `policy` is that of the guards. With `on_gpus` each takes one GPU if the cluster has any; `workers` None means one
+    for each GPU. `lost` counts the workers that were replaced. `patience` is in seconds. Raises what `connect` and
+    `cluster_size` raise, and `EngineError` if the guards cannot be opened.
     """
 
     def __init__(
@@ -147,7 +155,7 @@ class RayGuard:
         self._opened: _Opened | None = None
         self.lost = 0
         try:
-            count, gpus = size_of(self._ray, workers, on_gpus)
+            count, gpus = cluster_size(self._ray, workers, on_gpus)
             self._actor = self._ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
             self._workers = count
             for _ in range(count):
@@ -164,7 +172,7 @@ class RayGuard:
 
     @property
     def mode(self) -> Mode:
-        """The mode."""
+        """The guards' default mode."""
         return self._first.mode
 
     @property
@@ -179,11 +187,11 @@ class RayGuard:
     def share(self, work: RowWork[RowT, ResultT], rows: Iterable[RowT], *, chunk: int = CHUNK) -> Iterator[ResultT]:
         """The rows' results, lazily and in order; each worker does `work` on `chunk` rows at a time.
 
-        One job at a time. Raises `EngineError` if no worker can be replaced.
+        Only one such iterator may run at a time. Raises `EngineError` if no worker can be replaced.
         """
         if chunk < 1:
             raise InputError("chunk is a number of rows: give at least 1")
-        return self._shared(RowQueue(work, rows, chunk, PARTS_AHEAD * self._workers * chunk))
+        return self._shared(RowQueue(work, rows, chunk, PARTS_AHEAD * self._workers * chunk, BYTES_AHEAD))
 
     def close(self) -> None:
         """End the workers and leave the cluster; the cluster `local` ends too."""
@@ -202,7 +210,7 @@ class RayGuard:
                 self._advance(job)
                 self._hand_out(job)
                 yield from job.finished()
-                self._hand_out(job)  # rows that were taken make room for others
+                self._hand_out(job)  # results that were taken make room for more rows
         finally:
             for member in self._busy.values():
                 member.part = None
@@ -223,7 +231,7 @@ class RayGuard:
         return self._opened
 
     def _advance(self, job: RowQueue[Any, Any] | None) -> None:
-        """Wait until one worker has opened its guard or has judged its part, or is lost."""
+        """Wait until a worker has opened its guard, has judged its part, or is lost."""
         working = any(member.opened for member in self._busy.values())
         ready, _ = self._ray.wait(list(self._busy), timeout=None if working else self._patience)
         if not ready:
@@ -240,7 +248,7 @@ class RayGuard:
             self._replace(member)
 
     def _answered(self, member: _Member, ref: Any, job: RowQueue[Any, Any] | None) -> bool:
-        """Hand a part's results to the job; returns whether the worker can go on."""
+        """Pass a part's results to the job; returns whether the worker can judge further parts."""
         part, member.part = member.part, None
         fault: Exception | None = None
         results: list[Any] = []
@@ -261,7 +269,7 @@ class RayGuard:
         self._start(replaces=True)
 
     def _open(self, member: _Member, ref: Any) -> None:
-        """Take a worker that has opened its guard; start another one for a worker that has not."""
+        """Add a worker that has opened its guard to the idle ones; start another one for a worker that failed."""
         try:
             reason = self._refusal(self._ray.get(ref))
         except self._ray.exceptions.RayError as error:
@@ -285,15 +293,20 @@ class RayGuard:
         if isinstance(answer, _Refused):
             return answer.reason
         if answer.version != __version__:
-            return f"it has guardreasoner-vl {answer.version}, this process has {__version__}: install the same"
+            return f"the worker has guardreasoner-vl {answer.version}, this process {__version__}: install the same"
         first = self._opened = self._opened or answer
         same = same_model(first.model, answer.model) and (first.mode, first.settings) == (answer.mode, answer.settings)
-        return None if same else "its model or calibration differs from another worker's: copy the same to all machines"
+        if same:
+            return None
+        return "the worker's model or calibration differs from another worker's: copy the same to all machines"
 
 
 def _death(error: Exception) -> str:
-    """What is known of a worker that died before it had opened its guard."""
+    """The probable cause of the death of a worker that had not opened its guard, and the remedy."""
     if "ModuleNotFoundError" in str(error):
         missing = str(error).strip().splitlines()[-1]
         return f"{missing:.200}; install guardreasoner-vl with the extras of this process on all machines"
-    return "it died meanwhile; the model may not fit the memory: take a smaller one, or fewer --workers"
+    return (
+        "the worker died while it loaded the model, which may not fit into memory: take a smaller model, or fewer "
+        "--workers"
+    )

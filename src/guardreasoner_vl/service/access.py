@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 HEALTH = ("/healthz", "/readyz")
 _QUIET = frozenset((*HEALTH, *FILES))
-"""Paths whose requests are logged at DEBUG: they are asked for often and judge nothing."""
+"""Paths whose requests are logged at DEBUG: they are requested often and judge nothing."""
 
 REQUEST_ID = b"x-request-id"
 TRACE = b"traceparent"
@@ -49,7 +49,7 @@ ANSWER_STREAM = "/v1/guard/stream"
 
 
 class RefusedRequestError(HTTPException):
-    """A refusal with its HTTP status; an `HTTPException`, because FastAPI does not convert those."""
+    """A refusal with its HTTP status; an `HTTPException`, because FastAPI replaces other errors of reading a body."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(status, message)
@@ -66,6 +66,7 @@ class Access:
         self._hosts = {host.lower() for host in (*config.allowed_hosts, *_own_names(config.host))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check one request, pass it on or answer the refusal, and count and log the result."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -90,7 +91,7 @@ class Access:
         except RefusedRequestError as error:
             if answered:
                 raise
-            await _answer(error, numbered)
+            await _send_refusal(error, numbered)
         finally:
             self._body_bytes -= body.received
             seconds = time.perf_counter() - started
@@ -121,7 +122,10 @@ class Access:
         return ANONYMOUS if path in FILES else self._caller(headers)
 
     def _check_host(self, headers: _Headers) -> None:
-        """Only needed without keys: a rebound DNS name would then suffice to use the service."""
+        """Refuse an unknown Host header; with keys only if `allowed_hosts` is set.
+
+        Without keys, a DNS name rebound to this machine would suffice to use the service.
+        """
         if self._callers.needs_key and not self._config.allowed_hosts:
             return
         if _host_name(headers.get(b"host")) not in self._hosts:
@@ -132,7 +136,7 @@ class Access:
         if not origin or origin in self._config.allowed_origins:
             return
         if _authority(origin) != headers.get(b"host").lower():
-            raise self._refused(403, "bad_origin", "web pages of other origins may not ask: see allowed_origins")
+            raise self._refused(403, "bad_origin", "pages of this origin may not call the service: see allowed_origins")
 
     def _caller(self, headers: _Headers) -> str:
         if not self._callers.needs_key:
@@ -179,7 +183,7 @@ class Access:
         return self._refused(413, "too_large", f"the request has more than {most:,} bytes: send less at once", caller)
 
     def _refused(self, status: int, code: str, message: str, caller: str = ANONYMOUS) -> RefusedRequestError:
-        """Count a refusal and return it; FastAPI answers one raised while it reads a body, so it is not seen above."""
+        """Count a refusal and return it; `__call__` does not see one that FastAPI answers while it reads a body."""
         self._metrics.refused(code, caller)
         return RefusedRequestError(status, code, message)
 
@@ -252,7 +256,7 @@ def _host_name(value: str) -> str:
         return ""
 
 
-async def _answer(error: RefusedRequestError, send: Send) -> None:
+async def _send_refusal(error: RefusedRequestError, send: Send) -> None:
     body = json.dumps(error_body(error.code, error.detail)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.status_code == 401:

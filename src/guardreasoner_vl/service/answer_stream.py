@@ -11,10 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from guardreasoner_vl.engines.openai.mending import REPLACEMENT, Halves
-from guardreasoner_vl.engines.openai.sse import lines_of
+from guardreasoner_vl.engines.openai.sse import ndjson_lines
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.service.answers import StreamBuffer
-from guardreasoner_vl.service.bodies import Body, InvalidBodyError, checked, read_body, read_json
+from guardreasoner_vl.service.bodies import Body, InvalidBodyError, read_body, read_json, validated_body
 from guardreasoner_vl.service.streaming import event, verdict_event
 from guardreasoner_vl.service.wire import GuardBody, public_verdict
 
@@ -37,7 +37,7 @@ async def guard_answer_stream(context: RequestContext) -> AsyncIterator[bytes]:
 
     Raises `InputError` if the first line is not a request without an answer.
     """
-    lines = _lines(context.request)
+    lines = _body_lines(context.request)
     body = read_body(GuardBody, await anext(lines, b""))
     if body.response is not None or body.messages is not None:
         raise InputError('an answer that grows: give prompt and images first, then lines {"delta": ...}')
@@ -64,7 +64,7 @@ async def guard_answer_stream(context: RequestContext) -> AsyncIterator[bytes]:
                     if buffer.is_blocked:
                         break
         except (InputError, HTTPException) as error:
-            verdict = await context.moderation.unjudged(_unreadable(error), context.origin, body.guard)
+            verdict = await context.moderation.unjudged(_input_error(error), context.origin, body.guard)
         else:
             if text := "".join(await buffer.finish()):
                 yield event("release", {"text": text})
@@ -86,19 +86,19 @@ async def _deltas(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[str, Non
                 content = read_json(line)
                 if isinstance(content, dict) and isinstance(content.get("delta"), str):
                     content["delta"] = halves.join(("delta",), content["delta"])
-                if delta := checked(_Delta, content).delta:
+                if delta := validated_body(_Delta, content).delta:
                     yield delta
     for _ in halves.unpaired():
         yield REPLACEMENT
 
 
-async def _lines(request: Request) -> AsyncGenerator[bytes, None]:
+async def _body_lines(request: Request) -> AsyncGenerator[bytes, None]:
     """The non-blank lines of the body as they arrive."""
-    async with aclosing(lines_of(request.stream())) as lines:
+    async with aclosing(ndjson_lines(request.stream())) as lines:
         async for line in lines:
             if line.strip():
                 yield line
 
 
-def _unreadable(error: InputError | HTTPException) -> InputError:
+def _input_error(error: InputError | HTTPException) -> InputError:
     return error if isinstance(error, InputError) else InvalidBodyError(str(error.detail))

@@ -1,4 +1,4 @@
-"""Guard a model's answers in OpenAI's format: what of them is judged, and how a stream waits for its verdicts.
+"""Guard a model's answers in OpenAI's format: which parts are judged, and how a stream waits for its verdicts.
 
 A blocked answer has `finish_reason: content_filter` and a refusal, which OpenAI's clients understand.
 """
@@ -14,7 +14,6 @@ from guardreasoner_vl.engines.openai.chat_stream import (
     CALL_TEXTS,
     CALLED,
     FAILED,
-    REASONING,
     TEXTS,
     ChatEvents,
     ReportedError,
@@ -25,6 +24,7 @@ from guardreasoner_vl.engines.openai.sse import MAX_BYTES, TooLongError
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.service.chat_fields import allowed_choice, allowed_message
 from guardreasoner_vl.service.wire import blocked_reason, error_body
+from guardreasoner_vl.types.exchange import REASONING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FILTERED = "content_filter"
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""The exceptions of reading an answer of unknown form."""
-UNREADABLE = ("guard_error", "the answer has an unknown form and cannot be judged")
+"""The exceptions that reading an answer of unknown form raises."""
+UNREADABLE = (
+    "guard_error",
+    "the answer has an unknown form and cannot be judged: check that the model's server has OpenAI's API",
+)
 _COMPLETION_METADATA = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage")
 END = b"data: [DONE]\n\n"
 _CHUNK = 100
@@ -73,7 +76,7 @@ class PartialAnswer:
     calls: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
 
     def add(self, delta: Mapping[str, Any]) -> int:
-        """Append a delta; the number of new characters. Raises one of `MALFORMED` if it is not a delta."""
+        """Append a delta; returns the number of new characters. Raises one of `MALFORMED` if it is not a delta."""
         added = sum(_extend(self.message, name, delta.get(name)) for name in TEXTS)
         for piece in delta.get("tool_calls") or ():
             for kind in CALLED:
@@ -90,6 +93,7 @@ class PartialAnswer:
 
     @property
     def has_calls(self) -> bool:
+        """Whether the answer contains a tool call, complete or not."""
         return bool(self.calls) or "function_call" in self.message
 
     @property
@@ -200,15 +204,15 @@ class GuardedStream:
         self.over = False
 
     async def add(self, body: bytes) -> bytes:
-        """Read a part of the upstream's body; the bytes to send now."""
+        """Read a part of the upstream's body; returns the bytes to send now."""
         return await self._out(self._events.feed(body), ended=False)
 
     async def finish(self) -> bytes:
-        """The last bytes to send once the upstream's body has ended."""
+        """End the stream once the upstream's body has ended; returns the last bytes to send."""
         return await self._out(self._events.finish(), ended=True)
 
     async def lost(self, message: str) -> bytes:
-        """The last bytes after a lost connection: an error, unless the answer is complete."""
+        """End the stream after a lost connection; returns the last bytes, an error unless the answer is complete."""
         return await self.finish() if self._events.is_whole else self._broken(UpstreamError.code, message)
 
     def _broken(self, code: str, message: str) -> bytes:
@@ -258,7 +262,7 @@ async def quotable(message: str, judge: Judge) -> str:
 
 
 async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all; the results in order. The first exception cancels the rest."""
+    """Await all coroutines; returns their results in order. The first exception cancels the rest."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)

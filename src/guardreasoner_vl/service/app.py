@@ -67,8 +67,7 @@ def create_app(
     """
     metrics = Metrics(backends or config.guards)
     guards = backends or {
-        name: make_backend(section, config.limits.max_batch_size, metrics.engine_restarted, config.limits.windows)
-        for name, section in config.guards.items()
+        name: make_backend(section, config.limits, metrics.engine_restarted) for name, section in config.guards.items()
     }
     callers = Callers(config)
     metrics.callers = callers.names
@@ -132,7 +131,7 @@ def _add_faults(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(error_body("internal", f"the service failed ({type(error).__name__})"), 500)
+        return JSONResponse(error_body("internal", f"the service failed ({type(error).__name__}): see its log"), 500)
 
 
 def _no_such_route(app: FastAPI) -> str:
@@ -162,6 +161,7 @@ def _add_health(app: FastAPI) -> None:
     async def metrics_page() -> Response:
         """Metrics in Prometheus' text format."""
         metrics.engine_up(moderation.ready_guards())
+        metrics.engine_load(moderation.engine_loads())
         body, kind = metrics.render()
         return Response(body, media_type=kind)
 

@@ -84,7 +84,7 @@ class AuditLog:
             except (OSError, ValueError) as error:
                 remedy = "give a file that no other process writes, in a folder that this user may write"
                 raise InputError(
-                    f"{self._path}: the audit log cannot be opened ({_reason(error)}); {remedy}"
+                    f"{self._path}: the audit log cannot be opened ({_write_failure(error)}); {remedy}"
                 ) from error
 
     def record(
@@ -115,7 +115,7 @@ class AuditLog:
         }
         try:
             if self._settings.content:
-                row |= {"reasoning": verdict.reasoning, "exchange": exchange and _content(exchange)}
+                row |= {"reasoning": verdict.reasoning, "exchange": exchange and _audited_content(exchange)}
             line = json.dumps(row, allow_nan=False).encode("ascii") + _NEWLINE  # ASCII escapes all line breaks
             with self._lock:
                 self._append(self._path, line)
@@ -124,7 +124,7 @@ class AuditLog:
                 self.failed += 1
             fields = {"request_id": origin.request_id, "code": "audit"}
             _log.critical(
-                "an audit line is lost (%s): free disk space or repair the file", _reason(error), extra=fields
+                "an audit line is lost (%s): free disk space or repair the file", _write_failure(error), extra=fields
             )
             self._on_failure()
 
@@ -148,7 +148,7 @@ class AuditLog:
         if self._file is not None and not stands_at(path, self._file):
             self._close_file()
         if self._file is None:
-            self._file = _opened(path, self._settings.sync)
+            self._file = _open_log_file(path, self._settings.sync)
         if is_torn(self._file):
             os.write(self._file, _NEWLINE)
         return self._file
@@ -157,9 +157,9 @@ class AuditLog:
         """Rotate and open a new file; if that fails, keep the full one, since a line matters more than the limit."""
         try:
             _shift(path, self._settings.keep)
-            self._file = _opened(path, self._settings.sync)
+            self._file = _open_log_file(path, self._settings.sync)
         except OSError as error:
-            _log.critical("the audit log cannot be rotated (%s): check its folder", _reason(error))
+            _log.critical("the audit log cannot be rotated (%s): check its folder", _write_failure(error))
             return file
         os.close(file)
         return self._file
@@ -170,15 +170,15 @@ class AuditLog:
             self._file = None
 
 
-def _content(exchange: Exchange) -> dict[str, Any]:
+def _audited_content(exchange: Exchange) -> dict[str, Any]:
     return {**_turn(exchange), "history": [_turn(turn) for turn in exchange.history]}
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
-    return {"prompt": turn.prompt, "response": turn.response, "images": [_image_digest(image) for image in turn.images]}
+    return {"prompt": turn.prompt, "response": turn.response, "images": [_bytes_digest(image) for image in turn.images]}
 
 
-def _image_digest(source: ImageSource) -> str | None:
+def _bytes_digest(source: ImageSource) -> str | None:
     """SHA-256 of the image's file, or of a `data:` URL's text if it is not base64; None if it is neither."""
     if isinstance(source, CheckedImage):
         return source.digest
@@ -191,7 +191,7 @@ def _image_digest(source: ImageSource) -> str | None:
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else None
 
 
-def _opened(path: Path, sync: bool) -> int:
+def _open_log_file(path: Path, sync: bool) -> int:
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -224,7 +224,7 @@ def _shift(path: Path, keep: int) -> None:
         surplus += 1
 
 
-def _reason(error: Exception) -> str:
+def _write_failure(error: Exception) -> str:
     if isinstance(error, BlockingIOError):
         return "another process writes to it"
     return getattr(error, "strerror", None) or type(error).__name__

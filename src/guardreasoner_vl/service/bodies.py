@@ -44,17 +44,17 @@ BodyT = TypeVar("BodyT", bound=Body)
 def read_json(raw: bytes) -> Any:
     """Parse a body. Raises `InvalidBodyError`, also for NaN, Infinity and numbers out of range, such as 1e999."""
     try:
-        return json.loads(raw.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+        return json.loads(raw.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite_float)
     except (ValueError, RecursionError):
         raise InvalidBodyError("the body is not JSON: send one JSON object in UTF-8, its numbers finite") from None
 
 
 def read_body(kind: type[BodyT], raw: bytes) -> BodyT:
     """Parse and validate a body. Raises `InvalidBodyError`."""
-    return checked(kind, read_json(raw))
+    return validated_body(kind, read_json(raw))
 
 
-def checked(kind: type[BodyT], content: Any) -> BodyT:
+def validated_body(kind: type[BodyT], content: Any) -> BodyT:
     """Validate parsed JSON. Raises `InvalidBodyError`."""
     if not isinstance(content, dict):
         raise InvalidBodyError("the body is not a JSON object: send {...}")
@@ -68,7 +68,7 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _finite(text: str) -> float:
+def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)

@@ -123,7 +123,7 @@ class Callers:
         caller.in_flight += 1
 
     def release(self, name: str) -> None:
-        """Count one exchange less in flight for that caller."""
+        """Count one exchange fewer in flight for that caller."""
         if caller := self._callers.get(name):
             caller.in_flight = max(0, caller.in_flight - 1)
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from guardreasoner_vl.engines.openai.chat_stream import CALLED, REASONING, TEXTS
+from guardreasoner_vl.engines.openai.chat_stream import CALLED, TEXTS
 from guardreasoner_vl.engines.openai.mending import has_halves
 from guardreasoner_vl.service.bodies import InvalidBodyError, read_json
+from guardreasoner_vl.types.exchange import REASONING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -35,11 +36,11 @@ def _anything(_: Any) -> bool:
     return True
 
 
-def _name(value: Any) -> bool:
+def _is_name(value: Any) -> bool:
     return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
-def _id(value: Any) -> bool:
+def _is_id_value(value: Any) -> bool:
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
@@ -47,8 +48,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float))  # booleans are numbers
 
 
-def _numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(_name(name) and _number(part) for name, part in value.items())
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_name(name) and _number(part) for name, part in value.items())
 
 
 def _flag_or_numbers(value: Any) -> bool:
@@ -69,18 +70,18 @@ _APPLICATION_FIELDS = ("response_format", "tools", "tool_choice", "functions", "
 _BODY: Allowed = {
     **dict.fromkeys(_NUMBERS, _flag_or_numbers),
     **dict.fromkeys((*_NOT_READ_BY_A_MODEL, *_APPLICATION_FIELDS), _anything),
-    **dict.fromkeys(("reasoning_effort", "verbosity"), _name),
-    **dict.fromkeys(("stream_options", "chat_template_kwargs"), _numbers),
+    **dict.fromkeys(("reasoning_effort", "verbosity"), _is_name),
+    **dict.fromkeys(("stream_options", "chat_template_kwargs"), _are_numbers),
 }
 _MESSAGE: Allowed = {
     **dict.fromkeys(("role", "content", "tool_calls", "function_call", "refusal"), _anything),
-    "name": _name,
-    "tool_call_id": _id,
+    "name": _is_name,
+    "tool_call_id": _is_id_value,
 }
 _ASSISTANT: Allowed = {**_MESSAGE, **dict.fromkeys(REASONING, _anything)}
-_IMAGE_URL: Allowed = {"url": _anything, "detail": _name}
+_IMAGE_URL: Allowed = {"url": _anything, "detail": _is_name}
 _TEXT_PART: Allowed = {"type": _anything, "text": _anything}
-_IMAGE_PART: Allowed = {"type": _anything, "image_url": _anything, "detail": _name}
+_IMAGE_PART: Allowed = {"type": _anything, "image_url": _anything, "detail": _is_name}
 _PARTS: Mapping[str, Allowed] = {
     "text": _TEXT_PART,
     "input_text": _TEXT_PART,
@@ -91,7 +92,7 @@ _PARTS: Mapping[str, Allowed] = {
 }
 """The content parts that are judged; a part of another type is handed to the guard, which refuses it."""
 
-_CALL: Allowed = {"id": _id, "type": _name, "index": _number, **dict.fromkeys(CALLED, _anything)}
+_CALL: Allowed = {"id": _is_id_value, "type": _is_name, "index": _number, **dict.fromkeys(CALLED, _anything)}
 _FUNCTION: Allowed = {"name": _anything, "arguments": _anything}
 _CALLED: Mapping[str, Allowed] = {"function": _FUNCTION, "custom": {"name": _anything, "input": _anything}}
 
@@ -100,7 +101,7 @@ def check_pass_fields(names: Collection[str]) -> None:
     """Raise `ValueError` for a field that is not `NAME`, `messages.NAME` or `messages.content.NAME`."""
     for name in names:
         if not _EXTRA.fullmatch(name):
-            raise ValueError(f"{_shown(name)}: write NAME, messages.NAME or messages.content.NAME")
+            raise ValueError(f"{_quoted_name(name)}: write NAME, messages.NAME or messages.content.NAME")
 
 
 def read_chat(raw: bytes, extra: Collection[str] = ()) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def read_chat(raw: bytes, extra: Collection[str] = ()) -> dict[str, Any]:
     if has_halves(body):
         raise InvalidBodyError("the body is not valid Unicode (a lone surrogate): encode it again")
     allowed = _checked_fields(body, _BODY, "", _at("", extra))
-    allowed["messages"] = [_message(message, index, extra) for index, message in enumerate(body["messages"])]
+    allowed["messages"] = [_message_fields(message, index, extra) for index, message in enumerate(body["messages"])]
     return allowed
 
 
@@ -139,12 +140,12 @@ def allowed_choice(choice: Mapping[str, Any]) -> dict[str, Any]:
     index, reason = choice.get("index") or 0, choice.get("finish_reason")
     if not isinstance(index, int) or not 0 <= index < _MOST_CHOICES:
         raise ValueError("a choice's index is not a small number")
-    if reason is not None and not _name(reason):
+    if reason is not None and not _is_name(reason):
         raise ValueError("a finish reason is not a word")
     return {"index": index, "finish_reason": reason}
 
 
-def _message(message: Any, index: int, extra: Collection[str]) -> dict[str, Any]:
+def _message_fields(message: Any, index: int, extra: Collection[str]) -> dict[str, Any]:
     where = f"messages.{index}."
     if not isinstance(message, dict):
         raise InvalidBodyError(f'messages.{index}: a message is an object {{"role": ..., "content": ...}}')
@@ -155,7 +156,7 @@ def _message(message: Any, index: int, extra: Collection[str]) -> dict[str, Any]
         passed["content"] = parts
     calls = message.get("tool_calls")
     if isinstance(calls, list):
-        passed["tool_calls"] = [_call(call, f"{where}tool_calls.") for call in calls]
+        passed["tool_calls"] = [_tool_call_fields(call, f"{where}tool_calls.") for call in calls]
     if isinstance(message.get("function_call"), dict):
         passed["function_call"] = _checked_fields(message["function_call"], _FUNCTION, f"{where}function_call.")
     return passed
@@ -174,7 +175,7 @@ def _part(part: Any, where: str, role: Any, extra: Collection[str]) -> Any:
     return passed
 
 
-def _call(call: Any, where: str) -> Any:
+def _tool_call_fields(call: Any, where: str) -> Any:
     """The allowed fields of a tool call; a malformed call is handed to the guard, which refuses it."""
     if not isinstance(call, dict):
         return call
@@ -199,17 +200,17 @@ def _checked_fields(
             raise InvalidBodyError(f"{where}{name}: only {_EXPECTED[known]} passes here; change it or leave it out")
         elif value is not None and value not in ("", [], {}):
             raise InvalidBodyError(
-                f"{where}{_shown(name)}: it is not judged, so it is not passed on; leave it out"
+                f"{where}{_quoted_name(name)}: it is not judged, so it is not passed on; leave it out"
                 " (operators can list it in pass_fields)"
             )
     return passed
 
 
 _EXPECTED: Mapping[Callable[[Any], bool], str] = {
-    _name: "a word of letters, digits, _ and - (64 at most)",
-    _id: "an id of letters, digits and signs (256 at most)",
+    _is_name: "a word of letters, digits, _ and - (64 at most)",
+    _is_id_value: "an id of letters, digits and signs (256 at most)",
     _number: "a number",
-    _numbers: "an object of numbers and booleans",
+    _are_numbers: "an object of numbers and booleans",
     _flag_or_numbers: "a number, a boolean or a list of numbers",
 }
 
@@ -219,7 +220,7 @@ def _at(prefix: str, extra: Collection[str]) -> Collection[str]:
     return {name.removeprefix(prefix) for name in extra if name.rpartition(".")[0] == prefix.rstrip(".")}
 
 
-def _shown(name: str) -> str:
+def _quoted_name(name: str) -> str:
     return name if _NAME.fullmatch(name) else ascii(name[:_LONGEST_NAME])
 
 

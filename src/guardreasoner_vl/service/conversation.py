@@ -19,7 +19,7 @@ def messages_of(conversation: Any) -> list[dict[str, Any]]:
     both belong to the turn that is judged. Raises `UnsupportedContentError`.
     """
     if isinstance(conversation, str):
-        return [_message("user", parts_of(conversation))]
+        return [_message_of_parts("user", parts_of(conversation))]
     if not isinstance(conversation, (list, tuple)):
         raise UnsupportedContentError("the conversation is not a list of messages: send messages")
     return [message for item in conversation for message in _of_item(item)]
@@ -37,27 +37,29 @@ def with_user_parts(messages: list[dict[str, Any]], parts: list[Part]) -> list[d
     longer be judged.
     """
     index = last_user_index(messages) + 1
-    return [*messages[:index], _message("user", parts), *messages[index:]] if parts else messages
+    return [*messages[:index], _message_of_parts("user", parts), *messages[index:]] if parts else messages
 
 
 def _of_item(item: Any) -> list[dict[str, Any]]:
     if isinstance(item, str):
-        return [_message("user", parts_of(item))]
+        return [_message_of_parts("user", parts_of(item))]
     if not isinstance(item, dict):
         raise UnsupportedContentError("a message is not an object: send role and content")
     role, kind = item.get("role"), item.get("type")
     if role in ("system", "developer"):
         return []
     if role == "assistant":
-        return [_message("assistant", answer_parts(item))]
+        return [_message_of_parts("assistant", answer_parts(item))]
     if role in ("tool", "function"):
-        return [_message("tool", [*parts_of(item.get("content")), *remaining_parts(item, ("role", "content"))])]
+        return [
+            _message_of_parts("tool", [*parts_of(item.get("content")), *remaining_parts(item, ("role", "content"))])
+        ]
     if role == "user":
         return _of_user(item)
     if role is not None:
         raise UnsupportedContentError("a message has an unknown role: use user, assistant or tool")
-    said_by_tool = isinstance(kind, str) and kind.endswith(("_output", "_result"))
-    return [_message("tool" if said_by_tool else "assistant", parts_of(item))]
+    is_from_tool = isinstance(kind, str) and kind.endswith(("_output", "_result"))
+    return [_message_of_parts("tool" if is_from_tool else "assistant", parts_of(item))]
 
 
 def _of_user(item: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -66,9 +68,9 @@ def _of_user(item: Mapping[str, Any]) -> list[dict[str, Any]]:
     results = [block for block in blocks if isinstance(block, dict) and block.get("type") == "tool_result"]
     words = [block for block in blocks if not (isinstance(block, dict) and block.get("type") == "tool_result")]
     parts = [*parts_of(words), *remaining_parts(item, ("role", "content"))]
-    from_user = [_message("user", parts)] if parts or not results else []
-    return from_user + [_message("tool", parts_of(result)) for result in results]
+    from_user = [_message_of_parts("user", parts)] if parts or not results else []
+    return from_user + [_message_of_parts("tool", parts_of(result)) for result in results]
 
 
-def _message(role: str, parts: list[Part]) -> dict[str, Any]:
+def _message_of_parts(role: str, parts: list[Part]) -> dict[str, Any]:
     return {"role": role, "content": parts}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.service.config import TARGETS
+from guardreasoner_vl.choices import TARGETS
+from guardreasoner_vl.judging.policy import action_on_error
 from guardreasoner_vl.types import Label
 
 if TYPE_CHECKING:
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.service.config import ServiceConfig
     from guardreasoner_vl.types import Exchange, Target, Verdict
-
-
-FAULTS_OF_THE_GUARD = frozenset({"engine", "engine_gone", "engine_down", "auth", "queue_full"})
-"""Codes of the errors that `on_error: allow` lets pass.
-
-The author of an exchange can cause any other error by what it holds (`invalid_image`, an answer of the guard outside
-the grammar) or by its length (`input_too_long`, `deadline`, `timeout`, a caller's `rate_limited`).
-"""
 
 
 def present_targets(exchange: Exchange) -> tuple[Target, ...]:
@@ -36,14 +29,14 @@ def present_targets(exchange: Exchange) -> tuple[Target, ...]:
 def enforced_verdict(verdict: Verdict, targets: Collection[Target], config: ServiceConfig) -> Verdict:
     """The verdict with the operator's action; an error is attributed to those of `targets` that are not harmful.
 
-    `on_error: allow` holds for `FAULTS_OF_THE_GUARD` only.
+    `on_error: allow` holds for faults of the guard only (`judging.policy.action_on_error`).
     """
     labels = {"request": verdict.request.label, "response": verdict.response.label}
     harmful = [target for target in TARGETS if labels[target] is Label.HARMFUL]
     unjudged = [] if verdict.error is None else [target for target in targets if target not in harmful]
-    may_pass = verdict.error is not None and verdict.error.code in FAULTS_OF_THE_GUARD
+    code = verdict.error.code if verdict.error else ""
     failing = harmful + [
-        target for target in unjudged if not (may_pass and config.enforcement(target).on_error == "allow")
+        target for target in unjudged if action_on_error(code, config.enforcement(target).on_error) == "block"
     ]
     blocks = any(config.enforcement(target).mode == "enforce" for target in failing)
     return verdict.model_copy(update={"action": "block" if blocks else "allow"})

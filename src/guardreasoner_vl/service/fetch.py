@@ -89,7 +89,7 @@ class RemoteImages(Frozen):
     @field_validator("hosts")
     @classmethod
     def _canonical_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_pattern, hosts))
+        return tuple(map(_host_pattern, hosts))
 
     def lists(self, host: str) -> bool:
         """Whether a canonical host is listed."""
@@ -98,7 +98,7 @@ class RemoteImages(Frozen):
         )
 
 
-def _pattern(text: str) -> str:
+def _host_pattern(text: str) -> str:
     wildcard = text.startswith("*.")
     try:
         host = _canonical(text.removeprefix("*."))

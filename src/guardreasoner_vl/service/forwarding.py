@@ -27,19 +27,19 @@ def as_forwarded(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     What cannot be judged, such as a broken image, stays too: judging reports it.
     """
-    return [_message(message) for message in messages]
+    return [_forwarded_message(message) for message in messages]
 
 
-def _message(message: dict[str, Any]) -> dict[str, Any]:
+def _forwarded_message(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
         return message
     parts = [_plain_image(part) for part in content]
-    return {**message, "content": parts if message.get("role") in OPERATORS else list(_merged(parts))}
+    return {**message, "content": parts if message.get("role") in OPERATORS else list(_merge_texts(parts))}
 
 
-def _merged(parts: Sequence[Any]) -> Iterator[Any]:
-    for is_text, run in groupby(parts, lambda part: _text_of(part) is not None):
+def _merge_texts(parts: Sequence[Any]) -> Iterator[Any]:
+    for is_text, run in groupby(parts, lambda part: _part_text(part) is not None):
         adjacent = list(run)
         if is_text and len(adjacent) > 1:
             yield _one_text(adjacent)
@@ -50,10 +50,10 @@ def _merged(parts: Sequence[Any]) -> Iterator[Any]:
 def _one_text(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One text part; of fields that the operator passes on and that differ, the last part's value is kept."""
     fields = {name: value for part in parts for name, value in part.items() if name != "refusal"}
-    return {**fields, "type": "text", "text": "\n".join(_text_of(part) or "" for part in parts)}
+    return {**fields, "type": "text", "text": "\n".join(_part_text(part) or "" for part in parts)}
 
 
-def _text_of(part: Any) -> str | None:
+def _part_text(part: Any) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("refusal" if kind == "refusal" else "text") if kind in TEXT_PARTS else None
     return text if isinstance(text, str) else None

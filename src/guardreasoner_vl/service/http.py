@@ -24,10 +24,12 @@ class BoundedHttp(HttpToolsProtocol):
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the time limit of the first request's head."""
         super().connection_made(transport)
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
+        """Count the bytes of a head, and close the connection if there are too many."""
         if self._in_head:
             self._head_bytes += len(data)
             if self._timer is None:  # the next request of a kept-alive connection
@@ -37,15 +39,18 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.abort()
 
     def on_headers_complete(self) -> None:
+        """End the head: its limits no longer apply."""
         self._in_head, self._head_bytes = False, 0
         self._forget()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        """Expect the head of the connection's next request."""
         self._in_head = True
         super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the time limit."""
         self._forget()
         super().connection_lost(exc)
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from guardreasoner_vl.choices import Target
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.service.bodies import Body
 from guardreasoner_vl.service.conversation import last_user_index, messages_of, with_user_parts
-from guardreasoner_vl.service.parts import call_parts, parts_of, texts_of
+from guardreasoner_vl.service.parts import call_parts, is_text_in, parts_of, texts_of
 from guardreasoner_vl.service.wire import Messages, build_exchange, url_of
 
 if TYPE_CHECKING:
@@ -24,23 +25,21 @@ if TYPE_CHECKING:
     from guardreasoner_vl.service.wire import Fetch
     from guardreasoner_vl.types import Exchange
 
-InputType = Literal["request", "response"]
-
 
 class LiteLLMRequest(Body):
     """The request of LiteLLM's generic guardrail. Unknown fields are ignored, since new versions add some."""
 
-    input_type: InputType = Field(description="Whether a request or a response is to be judged.")
-    texts: list[str] | None = Field(default=None, description="Texts, without who said them.")
+    input_type: Target = Field(description="Whether a request or a response is to be judged.")
+    texts: list[str] | None = Field(default=None, description="Texts of unnamed speakers.")
     images: list[str] | None = Field(default=None, description="`data:` URLs, or addresses that the operator lists.")
     tool_calls: list[dict[str, Any]] | None = Field(default=None, description="Calls that the model made.")
     structured_messages: Messages | None = None
 
     @model_validator(mode="after")
     def _images_have_addresses(self) -> Self:
-        for part in _images(self.structured_messages or ()):
+        for part in _image_blocks(self.structured_messages or ()):
             if not isinstance(url_of(part), str):
-                raise ValueError("structured_messages: the url of an image is not a string")
+                raise ValueError("structured_messages: the url of an image is not a string; send a data: URL")
         return self
 
     async def exchange(self, fetch: Fetch) -> Exchange:
@@ -57,7 +56,7 @@ class LiteLLMResponse(BaseModel):
 
 
 def merge_inputs(
-    input_type: InputType,
+    input_type: Target,
     messages: Sequence[dict[str, Any]] | None = None,
     texts: Sequence[str] | None = None,
     images: Sequence[str] | None = None,
@@ -76,7 +75,7 @@ def merge_inputs(
     known_texts = [*texts_of(known_parts), *(system_texts if input_type == "request" else ())]
 
     def lacking(parts: Iterable[Part]) -> list[Part]:
-        return [part for part in parts if part not in known_parts and not _is_text_in(part, known_texts)]
+        return [part for part in parts if part not in known_parts and not is_text_in(part, known_texts)]
 
     missing = lacking(parts_of([*(texts or ()), *({"type": "image", "url": url} for url in images or ())]))
     calls = lacking(part for call in tool_calls or () for part in call_parts(call))
@@ -88,16 +87,12 @@ def merge_inputs(
     return [*conversation, {"role": "assistant", "content": calls}] if calls else conversation
 
 
-def _is_text_in(part: Part, texts: Sequence[str]) -> bool:
-    return part["type"] == "text" and any(part["text"] in text for text in texts)
-
-
 def _system_texts(message: Mapping[str, Any]) -> list[str]:
     """The texts of a system message, which LiteLLM repeats in `texts`."""
     return texts_of(parts_of(message.get("content"))) if message.get("role") in ("system", "developer") else []
 
 
-def _images(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _image_blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for message in messages:
         content = message.get("content")
         for part in content if isinstance(content, list) else ():

@@ -1,9 +1,9 @@
 """The service's log: one JSON line for each record, which never quotes what was judged.
 
 Messages of this package are logged as written. Other libraries put data into theirs (a URL, a prompt, the `repr` of a
-failed task); of them only records from WARNING up are logged, the first line of the message, and of its arguments only
-numbers. Of an exception the type and the stack are logged; its text may quote the input and is dropped, and so are
-unknown `extra` fields.
+failed task): only their records from WARNING up are logged, with the first line of the message and only those of its
+arguments that are numbers. Of an exception the type and the stack are logged; its text, which may quote the input, and
+unknown `extra` fields are dropped.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ EXTRA = (
 """The `extra` fields that are logged."""
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_OURS = "guardreasoner_vl"
-_FIXED_BESIDE_EXCEPTIONS = (_OURS, "uvicorn")  # other libraries also put the exception's text into the message
+_PACKAGE = "guardreasoner_vl"
+_FIXED_BESIDE_EXCEPTIONS = (_PACKAGE, "uvicorn")  # other libraries also put the exception's text into the message
 _MOST_FRAMES = 50
 _MOST_ERRORS = 8
 _log = logging.getLogger(__name__)
@@ -49,16 +49,17 @@ class JsonFormatter(logging.Formatter):
     """One line of ASCII JSON, so that no record can break the line or send control codes to a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        shown: dict[str, Any] = {
+        """One JSON object with the known fields of the record; see the module's docstring for what is left out."""
+        entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": _message(record),
+            "message": _formatted_message(record),
         }
-        shown |= {name: _plain(record.__dict__[name]) for name in EXTRA if name in record.__dict__}
+        entry |= {name: _loggable(record.__dict__[name]) for name in EXTRA if name in record.__dict__}
         if record.exc_info and record.exc_info[1]:
-            shown["exceptions"] = _exceptions(record.exc_info[1])
-        return json.dumps(shown)
+            entry["exceptions"] = _exceptions(record.exc_info[1])
+        return json.dumps(entry)
 
 
 class _Handler(logging.StreamHandler["TextIO"]):
@@ -82,7 +83,7 @@ def configure(level: str = "INFO", stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(own_level, logging.WARNING))
-    logging.getLogger(_OURS).setLevel(own_level)
+    logging.getLogger(_PACKAGE).setLevel(own_level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -96,15 +97,15 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
         _log.critical("a thread failed", exc_info=failure.exc_value)
 
 
-def _message(record: logging.LogRecord) -> str:
+def _formatted_message(record: logging.LogRecord) -> str:
     """The formatted message. Never raises, because `logging` would then print the arguments."""
     family = record.name.partition(".")[0]
-    text = record.msg if isinstance(record.msg, str) else _named(record.msg)
-    if family != _OURS:
+    text = record.msg if isinstance(record.msg, str) else _error_name(record.msg)
+    if family != _PACKAGE:
         text = text.partition("\n")[0]  # the rest is a traceback, or data of asyncio
     if record.exc_info and family not in _FIXED_BESIDE_EXCEPTIONS:
         text = ""
-    filled = _exceptions_named if family == _OURS else _numbers_only
+    filled = _exceptions_named if family == _PACKAGE else _numbers_only
     arguments = record.args
     try:
         if isinstance(arguments, dict):
@@ -115,10 +116,10 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _exceptions_named(value: object) -> object:
-    return _named(value) if isinstance(value, BaseException) else value
+    return _error_name(value) if isinstance(value, BaseException) else value
 
 
-def _named(value: object) -> str:
+def _error_name(value: object) -> str:
     """The type's name, and for an `OSError` the system's text for its number."""
     number = value.errno if isinstance(value, OSError) else None
     return type(value).__name__ + (f" ({os.strerror(number)})" if isinstance(number, int) else "")
@@ -128,7 +129,7 @@ def _numbers_only(value: object) -> object:
     return value if value is None or isinstance(value, (int, float)) else f"<{type(value).__name__}>"
 
 
-def _plain(value: object) -> object:
+def _loggable(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, (str, int, float)) else type(value).__name__
@@ -145,9 +146,9 @@ def _exceptions(error: BaseException) -> list[dict[str, Any]]:
         visited.append(current)
         pending.append(current.__cause__ or (None if current.__suppress_context__ else current.__context__))
         pending.extend(current.exceptions if isinstance(current, BaseExceptionGroup) else ())
-    return [{"type": type(exception).__qualname__, "frames": _frames(exception)} for exception in visited]
+    return [{"type": type(exception).__qualname__, "frames": _stack_frames(exception)} for exception in visited]
 
 
-def _frames(error: BaseException) -> list[str]:
+def _stack_frames(error: BaseException) -> list[str]:
     places = [f"{frame.f_code.co_filename}:{line}" for frame, line in traceback.walk_tb(error.__traceback__)]
     return places[-_MOST_FRAMES:]

@@ -19,14 +19,15 @@ from prometheus_client import (
     generate_latest,
 )
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.service.callers import ANONYMOUS
-from guardreasoner_vl.service.config import TARGETS
 from guardreasoner_vl.service.page import FILES
 from guardreasoner_vl.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from guardreasoner_vl.service.backend import EngineLoad
     from guardreasoner_vl.types import ModelInfo
 
 ROUTES = (
@@ -65,11 +66,11 @@ _REQUEST_SECONDS = (0.001, 0.005, *_VERDICT_SECONDS)
 class Metrics:
     """The metrics of one service in their own registry; no method raises, whatever a caller sent.
 
-    `guards` are the configured names, `routes` the path templates (replaced in tests); `callers` may be reassigned.
+    `guards` are the configured names; `callers` may be reassigned.
     """
 
-    def __init__(self, guards: Collection[str] = ("default",), routes: Collection[str] = ROUTES) -> None:
-        self._guards, self._routes = frozenset(guards), frozenset(routes)
+    def __init__(self, guards: Collection[str] = ("default",)) -> None:
+        self._guards = frozenset(guards)
         self.callers: Collection[str] = (ANONYMOUS,)
         registry = self._registry = CollectorRegistry()
         # For the whole process: prometheus_client has no switch for one registry.
@@ -109,6 +110,12 @@ class Metrics:
         )
         self._in_flight = gauge("in_flight", "Exchanges admitted and not yet answered.", ("guard",))
         self._engine_up = gauge("engine_up", "1 if the guard is ready at the scrape, else 0.", ("guard",))
+        self._engine_queue = gauge(
+            "engine_queue_length", "Exchanges that the guard's engine was given and has not answered.", ("guard",)
+        )
+        self._engine_memory = gauge(
+            "engine_resident_bytes", "Resident memory of the guard's engine process in bytes.", ("guard",)
+        )
         self._cache_hits = counter("cache_hits_total", "Verdicts from the cache.")
         self._deduplicated = counter(
             "deduplicated_total", "Exchanges that shared the verdict of an identical one in flight."
@@ -139,21 +146,21 @@ class Metrics:
     ) -> None:
         """Count a verdict; `outcome` is `would_block` for a block in monitor mode."""
         labels = self._guard_and_target(guard, target)
-        self._callers_verdicts.labels(_known(caller, self.callers), _known(outcome, OUTCOMES)).inc()
-        self._verdicts.labels(*labels, _known(outcome, OUTCOMES)).inc()
+        self._callers_verdicts.labels(_known_or_other(caller, self.callers), _known_or_other(outcome, OUTCOMES)).inc()
+        self._verdicts.labels(*labels, _known_or_other(outcome, OUTCOMES)).inc()
         self._verdict_seconds.labels(*labels).observe(_amount(seconds))
         self._tokens.labels(*labels).inc(_amount(completion_tokens))
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request; `route` is its path template, never the path."""
-        known = _known(route, self._routes)
+        known = _known_or_other(route, ROUTES)
         kind = f"{status // 100}xx" if 100 <= status < 600 else OTHER
-        self._requests.labels(known, _known(method, METHODS, "OTHER"), kind).inc()
+        self._requests.labels(known, _known_or_other(method, METHODS, "OTHER"), kind).inc()
         self._request_seconds.labels(known).observe(_amount(seconds))
 
     def unsupported_quotes(self, guard: str, count: int) -> None:
         """Count quotes removed from a verdict's reasoning."""
-        self._quotes.labels(_known(guard, self._guards)).inc(_amount(count))
+        self._quotes.labels(_known_or_other(guard, self._guards)).inc(_amount(count))
 
     def let_through(self, guard: str, target: str) -> None:
         """Count an exchange allowed without a verdict by the operator's settings."""
@@ -161,17 +168,26 @@ class Metrics:
 
     def refused(self, reason: str, caller: str = ANONYMOUS) -> None:
         """Count a request refused without a verdict."""
-        self._refused.labels(_known(reason, REASONS)).inc()
-        self._callers_refused.labels(_known(caller, self.callers), _known(reason, REASONS)).inc()
+        self._refused.labels(_known_or_other(reason, REASONS)).inc()
+        self._callers_refused.labels(_known_or_other(caller, self.callers), _known_or_other(reason, REASONS)).inc()
 
     def in_flight(self, guard: str, count: int) -> None:
         """Set the number of a guard's exchanges admitted and not yet answered."""
-        self._in_flight.labels(_known(guard, self._guards)).set(count)
+        self._in_flight.labels(_known_or_other(guard, self._guards)).set(count)
 
     def engine_up(self, ready: Mapping[str, bool]) -> None:
         """Set whether each guard is ready."""
         for guard, is_ready in ready.items():
-            self._engine_up.labels(_known(guard, self._guards)).set(is_ready)
+            self._engine_up.labels(_known_or_other(guard, self._guards)).set(is_ready)
+
+    def engine_load(self, loads: Mapping[str, EngineLoad]) -> None:
+        """Set the queue and the memory of each guard's engine; unknown memory has no series."""
+        self._engine_memory.clear()
+        for guard, load in loads.items():
+            known = _known_or_other(guard, self._guards)
+            self._engine_queue.labels(known).set(load.queue_length)
+            if load.resident_bytes is not None:
+                self._engine_memory.labels(known).set(load.resident_bytes)
 
     def cache_hit(self) -> None:
         """Count a verdict from the cache."""
@@ -199,11 +215,11 @@ class Metrics:
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
     def _guard_and_target(self, guard: str, target: str) -> tuple[str, str]:
-        return _known(guard, self._guards), _known(target, TARGETS)
+        return _known_or_other(guard, self._guards), _known_or_other(target, TARGETS)
 
 
-def _known(value: str, known: Collection[str], other: str = OTHER) -> str:
-    return value if value in known else other
+def _known_or_other(value: str, allowed: Collection[str], other: str = OTHER) -> str:
+    return value if value in allowed else other
 
 
 def _amount(value: float) -> float:

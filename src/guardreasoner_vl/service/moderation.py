@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.errors import EngineError, GuardError
 from guardreasoner_vl.judging.judge import error_verdict
 from guardreasoner_vl.service.admission import AdmissionGate
 from guardreasoner_vl.service.callers import Callers, QueueFullError, RefusedError
-from guardreasoner_vl.service.config import DEFAULT, TARGETS
+from guardreasoner_vl.service.config import DEFAULT
 from guardreasoner_vl.service.enforcement import enforced_verdict, present_targets
 from guardreasoner_vl.service.readiness import Readiness
-from guardreasoner_vl.service.verdict_cache import VerdictCache, cache_key, digest_of
+from guardreasoner_vl.service.verdict_cache import VerdictCache, cache_key, exchange_digest
 from guardreasoner_vl.types import Exchange
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from guardreasoner_vl.engines.base import StreamListener
     from guardreasoner_vl.service.audit import AuditLog
-    from guardreasoner_vl.service.backend import Backend
+    from guardreasoner_vl.service.backend import Backend, EngineLoad
     from guardreasoner_vl.service.callers import Origin
     from guardreasoner_vl.service.config import ServiceConfig
     from guardreasoner_vl.service.metrics import Metrics
@@ -118,7 +119,7 @@ class ModerationService:
         name, backend = self.backend(guard)
         with self._queue_place(name, backend, origin):
             started = time.perf_counter()
-            digest = digest_of(exchange)
+            digest = exchange_digest(exchange)
             raw, cached = await self._cached_or_judged(name, backend, exchange, mode, listener, digest)
             await self._gate.enter()  # all verdicts of an engine's batch arrive in one iteration
         targets = (target,) if target else present_targets(exchange)
@@ -153,6 +154,10 @@ class ModerationService:
             name: readiness.is_ready(up=self._backends[name].is_up, idle=not self._accepted[name])
             for name, readiness in self._readiness.items()
         }
+
+    def engine_loads(self) -> dict[str, EngineLoad]:
+        """The load of each guard's engine."""
+        return {name: backend.load for name, backend in self._backends.items()}
 
     def state(self) -> str:
         """Readiness without waiting: `ready`, `not ready` or `queue full`."""
@@ -306,7 +311,7 @@ class ModerationService:
             failure = error
         except Exception as error:
             _log.exception("a judgement failed")
-            failure = EngineError(f"the service failed ({type(error).__name__}); its log has the place")
+            failure = EngineError(f"the service failed ({type(error).__name__}): see its log")
         else:
             self._readiness[name].observe(verdict)
             return verdict

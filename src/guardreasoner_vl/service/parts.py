@@ -34,8 +34,12 @@ _UNSEEN = (
     *("audio", "input_audio", "output_audio", "video", "video_url", "input_video", "file", "input_file", "media"),
     *("container_upload", "item_reference"),
 )
+"""Types of blocks that a guard of texts and images cannot read."""
+
 _OPAQUE = ("signature", "thought_signature", "thoughtSignature", "encrypted_content", "encrypted_index")
 _UNSAID = ("cache_control", "logprobs", "top_logprobs", "obfuscation")
+"""Fields that no model reads."""
+
 _IDS = ("id", "call_id", "tool_use_id", "tool_call_id", "item_id", "index", "status")
 _NOTHING: tuple[Any, ...] = (None, "", {}, [])
 _ID = re.compile(r"[\w.:|/+=-]{1,256}", re.ASCII)
@@ -51,23 +55,20 @@ class UnsupportedContentError(InputError):
     code = "unreadable"
 
 
-def parts_of(value: Any, known: Iterable[str] = ()) -> list[Part]:
-    """The `text` and `image_url` parts of a text, a block or a list of them.
-
-    A string that occurs in `known` is judged already; it is left out unless it is a block's own text. Raises
-    `UnsupportedContentError`.
-    """
+def parts_of(value: Any) -> list[Part]:
+    """The `text` and `image_url` parts of a text, a block or a list of them. Raises `UnsupportedContentError`."""
     _check_depth(value)
-    return _parts(value, tuple(known))
+    return _parts_of_value(value)
 
 
-def _parts(value: Any, known: tuple[str, ...] = ()) -> list[Part]:
+def _parts_of_value(value: Any, known: tuple[str, ...] = ()) -> list[Part]:
+    """The parts; a string that occurs in `known` is judged already, and left out unless it is a block's own text."""
     if value is None:
         return []
     if isinstance(value, str):
-        return [_text(value)] if value else []
+        return [_part_of_text(value)] if value else []
     if isinstance(value, (list, tuple)):
-        return [part for block in value for part in _parts(block, known)]
+        return [part for block in value for part in _parts_of_value(block, known)]
     if not isinstance(value, dict):
         return _as_json(value, known)
     return _block(value, known)
@@ -77,16 +78,16 @@ def _block(value: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
     kind = value.get("type")
     _check_seen(value)
     if kind in _IMAGES:
-        return _images(value)
+        return _image_parts(value)
     if kind in _CALLS:
         return call_parts(value)
     if kind == "image_generation_call" and isinstance(value.get("result"), str):
-        return [*_images({"data": value["result"]}), *remaining_parts(value, ("result",), known)]
+        return [*_image_parts({"data": value["result"]}), *remaining_parts(value, ("result",), known)]
     if kind == "redacted_thinking":
         return _as_json(readable_fields({"encrypted_content": value.get("data")}), known)
     field = _TEXTS.get(kind) if isinstance(kind, str) else None
     if field is not None and isinstance(value.get(field), str):
-        return [*_parts(value[field]), *remaining_parts(value, (field,), (*known, value[field]))]
+        return [*_parts_of_value(value[field]), *remaining_parts(value, (field,), (*known, value[field]))]
     if isinstance(kind, str) and (kind in _CONTAINERS or kind.endswith("_call_output")):
         return _container(value, known)
     if kind == "text-plain":
@@ -99,14 +100,19 @@ def answer_parts(message: Mapping[str, Any]) -> list[Part]:
     _check_depth(message)
     if message.get("audio") is not None:
         raise UnsupportedContentError("audio cannot be judged: use text and images")
-    parts = [part for name in (*REASONING, "content", "refusal") for part in _parts(message.get(name))]
-    parts += [part for image in _listed(message, "images") for part in _images(image)]
+    parts = [part for name in (*REASONING, "content", "refusal") for part in _parts_of_value(message.get(name))]
+    parts += [part for image in _listed(message, "images") for part in _image_parts(image)]
     calls = [*_listed(message, "tool_calls"), *_listed(message, "invalid_tool_calls")]
     legacy = message.get("function_call")
     for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
         # Some vendors repeat a call in the content.
         parts += [part for part in call_parts(call) if part not in parts]
     return parts + remaining_parts(message, _OF_A_MESSAGE, texts_of(parts))
+
+
+def is_text_in(part: Part, texts: Iterable[str]) -> bool:
+    """Whether one of the texts contains the text of this part."""
+    return part["type"] == "text" and any(part["text"] in text for text in texts)
 
 
 def texts_of(parts: Iterable[Part]) -> list[str]:
@@ -127,9 +133,9 @@ def call_parts(call: Any) -> list[Part]:
             raise UnsupportedContentError("a tool call names no function: send name and arguments")
         values = [inner[field] for field in _ARGUMENTS if inner.get(field) is not None]
         name, *arguments = [
-            value if isinstance(value, str) else _json(value) for value in (inner.get("name") or "", *values)
+            value if isinstance(value, str) else _json_text(value) for value in (inner.get("name") or "", *values)
         ]
-        parts.append(_text(f"{name}({' '.join(arguments)})"))
+        parts.append(_part_of_text(f"{name}({' '.join(arguments)})"))
         parts += remaining_parts(inner, ("name", *_ARGUMENTS))
     return parts + (remaining_parts(fields, _CALLED) if kinds else [])
 
@@ -144,13 +150,13 @@ _OF_A_MESSAGE = (
 
 def _container(block: Mapping[str, Any], known: tuple[str, ...]) -> list[Part]:
     """The parts of a block that contains other blocks."""
-    parts = [part for name in ("summary", "content", "output") for part in _parts(block.get(name), known)]
+    parts = [part for name in ("summary", "content", "output") for part in _parts_of_value(block.get(name), known)]
     left_out = ["role", "summary", "content", "output", "is_error"]
     source = block.get("source")
     if isinstance(source, dict):
         if source.get("type") not in ("text", "content"):
             raise UnsupportedContentError("a document cannot be judged: send its text")
-        parts += _parts(source.get("data") or source.get("content"), known)
+        parts += _parts_of_value(source.get("data") or source.get("content"), known)
         left_out.append("source")
     return parts + remaining_parts(block, left_out, (*known, *texts_of(parts)))
 
@@ -161,7 +167,7 @@ def _check_seen(value: Mapping[str, Any]) -> None:
         raise UnsupportedContentError(f"{kind} cannot be judged: use text and images")
 
 
-def _images(block: Any) -> list[Part]:
+def _image_parts(block: Any) -> list[Part]:
     """The images of a block of any vendor, and its other fields. Raises `UnsupportedContentError` for a file id."""
     fields = block if isinstance(block, dict) else {}
     sources = [fields, *(fields[name] for name in ("source", "image_url") if isinstance(fields.get(name), dict))]
@@ -191,14 +197,17 @@ def remaining_parts(fields: Mapping[str, Any], left_out: Iterable[str], known: I
 def _as_json(value: Any, known: Iterable[str]) -> list[Part]:
     images: list[Part] = []
     rest = _rest(value, tuple(known), images)
-    return [*([] if rest in _NOTHING else [_text(rest if isinstance(rest, str) else _json(rest))]), *images]
+    return [
+        *([] if rest in _NOTHING else [_part_of_text(rest if isinstance(rest, str) else _json_text(rest))]),
+        *images,
+    ]
 
 
 def _rest(value: Any, known: Sequence[str], images: list[Part]) -> Any:
     """The value without the `known` texts and without its images, which are appended to `images`."""
     if isinstance(value, str):
         if value[:11].lower() == "data:image/":
-            images += _images({"url": value})
+            images += _image_parts({"url": value})
             return None
         if _MEDIA.fullmatch(value):
             raise UnsupportedContentError("encoded bytes cannot be judged: use text and images")
@@ -206,7 +215,7 @@ def _rest(value: Any, known: Sequence[str], images: list[Part]) -> Any:
     if isinstance(value, dict):
         _check_seen(value)
         if value.get("type") in _IMAGES:
-            images += _images(value)
+            images += _image_parts(value)
             return None
         inner = {name: _rest(part, known, images) for name, part in readable_fields(value).items()}
         kept = {name: part for name, part in inner.items() if part not in _NOTHING}
@@ -234,7 +243,7 @@ def _is_id(value: Any) -> bool:
 def _listed(message: Mapping[str, Any], name: str) -> list[Any]:
     value = message.get(name)
     if value is not None and not isinstance(value, (list, tuple)):
-        raise UnsupportedContentError(f"{name} must be a list")
+        raise UnsupportedContentError(f"{name} is not a list: send a list")
     return list(value or ())
 
 
@@ -249,14 +258,14 @@ def _check_depth(value: Any) -> None:
         pending += [(child, depth + 1) for child in inner]
 
 
-def _json(value: Any) -> str:
+def _json_text(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise UnsupportedContentError(
-            f"a value of type {type(value).__name__} is not JSON and cannot be judged"
+            f"a value of type {type(value).__name__} is not JSON and cannot be judged: send JSON values"
         ) from error
 
 
-def _text(text: str) -> Part:
+def _part_of_text(text: str) -> Part:
     return {"type": "text", "text": text}

@@ -9,11 +9,13 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
+import os
 import queue
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.errors import EngineError, GuardError, ModelError
+from guardreasoner_vl.errors import EngineError, GuardError, ModelError, reason_of
 from guardreasoner_vl.service import worker
 from guardreasoner_vl.service.worker import (
     CancelJob,
@@ -68,9 +70,28 @@ class EngineProcess:
         """The id of the process that serves jobs now; None while there is none."""
         return self._handle.pid if self._handle and self.ready else None
 
+    @property
+    def queue_length(self) -> int:
+        """Number of exchanges that were sent to the process and are not answered."""
+        return len(self._waiting)
+
+    @property
+    def resident_bytes(self) -> int | None:
+        """Resident memory of the process that serves jobs now; None without one, or where the system has no `/proc`."""
+        return None if self.pid is None else _resident_bytes(self.pid)
+
     async def start(self) -> ModelLoaded:
-        """Start the process and wait until the model is loaded. Raises `ModelError` if it cannot be loaded."""
-        ready = await self._spawn()
+        """Start the process and wait until the model is loaded.
+
+        Raises `ModelError` if it cannot be loaded, and `EngineError` if the process cannot be started.
+        """
+        try:
+            ready = await self._spawn()
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or reason_of(error)
+            raise EngineError(
+                f"the engine's process cannot be started ({reason}): free memory, or allow more processes and files"
+            ) from error
         self._supervisor = asyncio.create_task(self._supervise())
         return ready
 
@@ -150,6 +171,14 @@ class EngineProcess:
             future.set_result(message.verdict)
 
 
+def _resident_bytes(pid: int) -> int | None:
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]
+    except (OSError, IndexError):
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 class _WorkerHandle:
     """One process, and the two threads that write to it and read from it.
 
@@ -162,7 +191,7 @@ class _WorkerHandle:
         context = multiprocessing.get_context("spawn")
         self._connection, worker_end = context.Pipe()
         self._process: SpawnProcess = context.Process(
-            target=worker.run, args=(worker_end, config, max_batch_size), daemon=True
+            target=worker.run_worker, args=(worker_end, config, max_batch_size), daemon=True
         )
         self._loop = asyncio.get_running_loop()
         self._dispatch = dispatch

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _IDLE_CONNECTIONS = 20
 _POOL_SECONDS = 1.0
-"""The time to wait for one of the upstream's connections."""
+"""Seconds to wait for a free connection to the upstream."""
 
 _WORD = re.compile(r"[\w.\[\]-]{1,64}")
 """The allowed form of an upstream error's type, param and code, which are forwarded without a verdict."""
@@ -104,7 +104,7 @@ class _Upstream:
         if answer.is_success and self.body.get("stream") and not is_json(kind):
             return StreamingResponse(self._events(answer), media_type="text/event-stream")
         try:
-            content = await _read_body(answer)
+            content = await _read_whole_answer(answer)
             if not answer.is_success:
                 return await _forward_error(answer, content, self._judge)
             return await self._complete(content, is_event_stream(kind))
@@ -140,7 +140,7 @@ class _Upstream:
             await answer.aclose()
 
     async def _judge(self, answer: dict[str, Any]) -> Verdict:
-        """Judge the conversation with that answer; an empty answer leaves the request alone to be judged again."""
+        """Judge the conversation with that answer; if the answer is empty, only the request is judged, again."""
         return await self.context.judge_mid_stream(_exchange_of([*self.body["messages"], answer]), target="response")
 
 
@@ -148,7 +148,7 @@ async def _exchange_of(messages: list[dict[str, Any]]) -> Exchange:
     return Exchange.from_messages([as_judged(message) for message in messages])
 
 
-async def _read_body(answer: httpx.Response) -> bytes:
+async def _read_whole_answer(answer: httpx.Response) -> bytes:
     """The whole body. Raises `TooLongError`."""
     body = bytearray()
     async for piece in answer.aiter_bytes():
@@ -180,4 +180,5 @@ async def _forward_error(answer: httpx.Response, content: bytes, judge: Judge) -
 
 
 def _failed(error: Exception) -> JSONResponse:
-    return JSONResponse(error_body(UpstreamError.code, f"the model did not answer ({type(error).__name__})"), 502)
+    message = f"the model did not answer ({type(error).__name__}): check that the server at upstream.base_url runs"
+    return JSONResponse(error_body(UpstreamError.code, message), 502)

@@ -134,7 +134,7 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
 
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> EngineError:
     reason = getattr(error, "strerror", None) or "no such address"
-    return EngineError(f"cannot listen on {host}, port {port} ({reason}): choose another")
+    return EngineError(f"cannot listen on {host}, port {port} ({reason}): choose another address or port")
 
 
 def _listening(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:

@@ -65,12 +65,14 @@ class QueueListener:
     _has_sent: bool = False
 
     def on_start(self) -> None:
+        """Begin an answer; queues `restart` if reasoning of an earlier attempt was sent."""
         self._reasoning = ReasoningExtractor()
         if self._has_sent:
             self.events.put_nowait(event("restart", {}))
         self._has_sent = False
 
     def on_text(self, text: str) -> None:
+        """Queue the text that belongs to the reasoning."""
         if piece := self._reasoning.add(text):
             self._has_sent = True
             self.events.put_nowait(event("reasoning", {"text": piece}))

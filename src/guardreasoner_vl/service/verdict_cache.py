@@ -25,8 +25,8 @@ class VerdictCache:
 
     def get(self, key: str) -> Verdict | None:
         """The verdict for that key; None if there is none or it is too old."""
-        since, verdict = self._verdicts.get(key, (0.0, None))
-        if verdict is None or time.monotonic() - since > self._seconds:
+        stored_at, verdict = self._verdicts.get(key, (0.0, None))
+        if verdict is None or time.monotonic() - stored_at > self._seconds:
             return None
         self._verdicts.move_to_end(key)
         return verdict
@@ -39,11 +39,11 @@ class VerdictCache:
                 self._verdicts.popitem(last=False)
 
 
-def digest_of(exchange: Exchange) -> str:
+def exchange_digest(exchange: Exchange) -> str:
     """SHA-256 of all turns; an image contributes the bytes or the `data:` URL that the caller sent."""
     digest = hashlib.sha256()
     for turn in (*exchange.history, exchange):
-        parts = [_text_digest(turn.prompt), _text_digest(turn.response), *map(_image_digest, turn.images)]
+        parts = [_text_digest(turn.prompt), _text_digest(turn.response), *map(_source_digest, turn.images)]
         digest.update(json.dumps(parts).encode() + b"\n")
     return digest.hexdigest()
 
@@ -52,7 +52,7 @@ def _text_digest(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _image_digest(image: ImageSource) -> str:
+def _source_digest(image: ImageSource) -> str:
     if isinstance(image, CheckedImage):
         image = image.png
     if isinstance(image, str):

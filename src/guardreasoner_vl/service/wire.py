@@ -58,7 +58,7 @@ class GuardBody(Body):
             if self.prompt is not None or self.response is not None or self.images:
                 raise InputError("give either messages or prompt, images and response, not both")
             return await build_exchange(self.messages, fetch)
-        return Exchange(self.prompt, tuple([await image(url, fetch) for url in self.images]), self.response)
+        return Exchange(self.prompt, tuple([await image_as_url(url, fetch) for url in self.images]), self.response)
 
 
 class ModerationRequest(Body):
@@ -164,7 +164,7 @@ def with_url(part: Mapping[str, Any], url: str) -> dict[str, Any]:
     return {**part, "image_url": {**value, "url": url} if isinstance(value, dict) else url}
 
 
-async def image(url: str, fetch: Fetch) -> str:
+async def image_as_url(url: str, fetch: Fetch) -> str:
     """The image as a `data:` URL. Raises `ImageError` unless it is one or may be fetched."""
     return url if url[:5].lower() == "data:" else data_url(await fetch(url))
 

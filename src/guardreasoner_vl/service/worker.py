@@ -98,7 +98,7 @@ class JobDone:
     verdict: Verdict
 
 
-def run(connection: Connection, config: WorkerConfig, max_batch_size: int) -> None:
+def run_worker(connection: Connection, config: WorkerConfig, max_batch_size: int) -> None:
     """Serve jobs until the pipe is closed, with at most `max_batch_size` calls of the model in one batch."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # sent to the process group by a terminal; the service handles them
         if hasattr(signal, name):

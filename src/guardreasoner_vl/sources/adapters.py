@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import ValidationError
 
 from guardreasoner_vl.errors import DataError, GuardError
-from guardreasoner_vl.sources.checked import checked, field_fault, marks_fault
+from guardreasoner_vl.sources.checked import checked_sample, field_fault, marks_fault
 from guardreasoner_vl.sources.records import NotASampleError, Record, SourceRow, read_records
 from guardreasoner_vl.types import GoldLabel, Modality, Sample
 from guardreasoner_vl.types.media import unread_medium
@@ -98,7 +98,7 @@ def samples_of(row: SourceRow, context: RecordContext, to_sample: ToSample) -> S
         raise NotASampleError(field_fault(error)) from error
     samples = [result] if isinstance(result, Sample) else result or ()
     for sample in samples:
-        checked(sample).exchange()
+        checked_sample(sample).exchange()
     if samples and not any(sample.images for sample in samples) and (key := unread_medium(record)):
         raise NotASampleError(f"{key!a:.40}: a medium that this layout does not read")
     return samples
@@ -151,7 +151,7 @@ def modality_of(prompt: str | None, response: str | None, images: Sequence[str])
     return "text-image" if (prompt or "").strip() or (response or "").strip() else "image"
 
 
-def text_of(record: Record, name: str) -> str:
+def text_field(record: Record, name: str) -> str:
     """A required text field. Raises `NotASampleError` if it is missing or blank."""
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_of, text_or_none
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_field, text_or_none
 from guardreasoner_vl.sources.records import NotASampleError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def to_sample(record: Record, context: RecordContext) -> Sample | None:
         raise NotASampleError("no majority")
     return sample_of(
         context,
-        text_of(record, "text").strip(),
+        text_field(record, "text").strip(),
         request="unharmful" if 2 * safe > len(votes) else "harmful",
         category=_category(votes),
     )

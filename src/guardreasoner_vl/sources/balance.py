@@ -20,10 +20,10 @@ def balanced(rows: Sequence[Sample], section: BalanceSection, seed: int) -> list
         shares = {"harmful": section.harmful, "unharmful": 1 - section.harmful}
         for modality in dict.fromkeys(row.modality for row in kept):
             same_modality = [row for row in kept if row.modality == modality]
-            drawn = {id(row) for row in _drawn(same_modality, _class, shares, rng)}
+            drawn = {id(row) for row in _draw_shares(same_modality, _class, shares, rng)}
             kept = [row for row in kept if row.modality != modality or _class(row) is None or id(row) in drawn]
     if section.modalities:
-        drawn = {id(row) for row in _drawn(kept, lambda row: row.modality, section.modalities, rng)}
+        drawn = {id(row) for row in _draw_shares(kept, lambda row: row.modality, section.modalities, rng)}
         kept = [row for row in kept if id(row) in drawn]
     return kept
 
@@ -34,7 +34,7 @@ def _class(row: Sample) -> str | None:
     return None if not labels else "harmful" if "harmful" in labels else "unharmful"
 
 
-def _drawn(
+def _draw_shares(
     rows: Sequence[Sample],
     key: Callable[[Sample], str | None],
     shares: Mapping[Any, float],

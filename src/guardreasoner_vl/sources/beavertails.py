@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, label_of, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, label_of, sample_of, text_field
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -21,8 +21,8 @@ def to_sample(record: Record, context: RecordContext) -> Sample:
     marked = [name for name, on in categories.items() if on] if isinstance(categories, dict) else []
     return sample_of(
         context,
-        text_of(record, "prompt"),
-        text_of(record, "response"),
+        text_field(record, "prompt"),
+        text_field(record, "response"),
         answered=label_of(record, "is_safe", _SAFE),
         category=marked[0] if marked else None,
     )

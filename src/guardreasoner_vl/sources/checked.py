@@ -28,7 +28,7 @@ def made_from(fields: Mapping[str, Any]) -> Sample:
         sample = Sample.model_validate(fields)
     except ValidationError as error:
         raise NotASampleError(field_fault(error)) from error
-    return checked(sample)
+    return checked_sample(sample)
 
 
 def field_fault(error: ValidationError) -> str:
@@ -41,7 +41,7 @@ def field_fault(error: ValidationError) -> str:
     return f"{ascii(place)[1:-1]:.{_SHOWN}}: {reason}"
 
 
-def checked(sample: Sample) -> Sample:
+def checked_sample(sample: Sample) -> Sample:
     """The sample itself. Raises `NotASampleError` for values that a tokenizer, a file name or JSON cannot hold.
 
     A sample of an image modality must have an image, so that a lost image is noticed.
@@ -52,7 +52,7 @@ def checked(sample: Sample) -> Sample:
     for path in sample.images:
         if fault := file_name_fault(path):
             raise NotASampleError(f"images: {fault}")
-    if sample.meta and not _is_json(sample.meta):
+    if sample.meta and not _is_json_object(sample.meta):
         raise NotASampleError("meta: not representable as JSON")
     if sample.modality != "text" and not sample.images:
         raise NotASampleError(f"modality: '{sample.modality}', but there is no image")
@@ -80,7 +80,7 @@ def _is_broken(text: str | None) -> bool:
     return False
 
 
-def _is_json(meta: Mapping[str, Any]) -> bool:
+def _is_json_object(meta: Mapping[str, Any]) -> bool:
     try:
         json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError):

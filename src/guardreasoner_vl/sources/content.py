@@ -20,12 +20,12 @@ def content_digest(samples: Iterable[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         labels = (sample.request_label, sample.response_label)
-        images = [_image_digest(Path(image)) for image in sample.images]
+        images = [_file_digest(Path(image)) for image in sample.images]
         digest.update(json.dumps([sample.id, sample.prompt, sample.response, *labels, images]).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _image_digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

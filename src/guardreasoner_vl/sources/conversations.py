@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol import IMAGE, parse_released_input, parse_verdict
-from guardreasoner_vl.sources.adapters import RecordContext, image_of, modality_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, image_of, modality_of, text_field
 from guardreasoner_vl.sources.checked import field_fault
 from guardreasoner_vl.sources.records import NotASampleError, Record, SourceRow, read_records
 from guardreasoner_vl.types import GoldLabel, Label, Sample, Target
@@ -60,7 +60,7 @@ class Conversation:
     images: tuple[str, ...]
 
 
-def read_rows(path: Path) -> Iterator[SourceRow]:
+def read_conversations(path: Path) -> Iterator[SourceRow]:
     """The file's rows; none for LLaMA-Factory's list of data sets, which lies beside the data."""
     return iter(()) if path.name == _DATASET_INFO else read_records(path)
 
@@ -82,16 +82,16 @@ def conversation_of(record: Record, context: RecordContext, messages: str, role:
             by_role[name].append(message)
     if any(len(listed) != 1 for listed in by_role.values()):
         raise NotASampleError("not exactly one user and one assistant message")
-    asked, answered = (text_of(listed[0], text) for listed in by_role.values())
-    return Conversation(asked, answered, images_of(record, context))
+    user, assistant = (text_field(listed[0], text) for listed in by_role.values())
+    return Conversation(user, assistant, images_of(record, context))
 
 
-def sample_from(spoken: Conversation, record: Record, context: RecordContext) -> Sample:
+def conversation_sample(spoken: Conversation, record: Record, context: RecordContext) -> Sample:
     """The sample of a conversation. Raises `NotASampleError` if it breaks the protocol."""
     overrides = _overrides(record)
     fields: dict[str, Any] = {"id": context.id, "source": context.name, "images": spoken.images}
     fields |= _exchange(spoken, overrides) | overrides
-    fields |= _answer(spoken.answered, fields, overrides) | overrides
+    fields |= _answer_fields(spoken.answered, fields, overrides) | overrides
     fields.setdefault("modality", modality_of(fields["prompt"], fields["response"], spoken.images))
     try:
         return Sample.model_validate(fields)
@@ -168,7 +168,7 @@ def _exchange(spoken: Conversation, overrides: Mapping[str, Any]) -> dict[str, A
     return {"prompt": exchange.prompt or "", "response": exchange.response}
 
 
-def _answer(text: str, fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _answer_fields(text: str, fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Labels and reasoning of the assistant's message; it may lack label lines if `overrides` has both labels."""
     if overrides.keys() >= {*_LABELS}:
         if "reasoning" in overrides:
@@ -182,11 +182,11 @@ def _answer(text: str, fields: Mapping[str, Any], overrides: Mapping[str, Any]) 
     if parsed.reason:
         raise NotASampleError(f"its answer breaks the protocol: {parsed.reason}")
     return {
-        "request_label": _known(parsed.request),
-        "response_label": _known(parsed.response),
+        "request_label": _known_label(parsed.request),
+        "response_label": _known_label(parsed.response),
         "reasoning": parsed.reasoning or None,
     }
 
 
-def _known(label: Label) -> str | None:
+def _known_label(label: Label) -> str | None:
     return None if label is Label.NOT_APPLICABLE else label.value

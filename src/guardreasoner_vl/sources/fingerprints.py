@@ -33,7 +33,7 @@ Shingles: TypeAlias = NDArray[np.uint64]
 """The sorted unique hashes of a text's shingles."""
 
 SHINGLE = 5
-_SHORT = 20  # words; in a shorter text one changed word can change the request, so it is near identical words only
+_SHORT = 20  # words; in a shorter text one changed word can change the request, so only equal words are near
 _EDGES = ".,;:!?…\"'()[]“”‘’«»"
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -69,10 +69,10 @@ def shingles(text: str) -> Shingles:
 
 @lru_cache(maxsize=1 << 18)
 def _word_hash(word: str) -> int:
-    return int.from_bytes(_digest(word.encode("utf-8", "surrogatepass"))[:8], "big")
+    return int.from_bytes(_digest_of_parts(word.encode("utf-8", "surrogatepass"))[:8], "big")
 
 
-def _digest(*parts: bytes) -> bytes:
+def _digest_of_parts(*parts: bytes) -> bytes:
     """One digest of several parts; each part's length is hashed too, so that the boundaries count."""
     whole = blake2b(digest_size=16)
     for part in parts:
@@ -130,7 +130,7 @@ def _mark(image: Image.Image) -> ImageMark:
     grey = image.convert("L")
     small = np.asarray(grey.resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.LANCZOS))
     bits = None if small.std() < _FLAT else int.from_bytes(np.packbits(phash(grey).hash).tobytes(), "big")
-    return ImageMark(_digest(b"%dx%d" % image.size, image.tobytes()), bits, small)
+    return ImageMark(_digest_of_parts(b"%dx%d" % image.size, image.tobytes()), bits, small)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,14 +160,14 @@ class Fingerprint:
     def is_near(self, other: Fingerprint, text: float, image: int) -> bool:
         """Whether every image is within `image` bits, and prompt and response each reach the Jaccard index `text`.
 
-        They are compared separately: together, a long prompt with two different answers would count as near.
+        The two texts are compared separately: together, a long prompt with two different answers would count as near.
         """
         return (
             self.shape == other.shape
             and all(
-                mine.is_near(theirs, image)
-                for ours, others in zip(self.images, other.images, strict=True)
-                for mine, theirs in zip(ours, others, strict=True)
+                mark.is_near(other_mark, image)
+                for marks, other_marks in zip(self.images, other.images, strict=True)
+                for mark, other_mark in zip(marks, other_marks, strict=True)
             )
             and jaccard(self.prompt, other.prompt) >= text
             and jaccard(self.response, other.response) >= text
@@ -193,8 +193,9 @@ def fingerprints(samples: Iterable[Sample]) -> Iterator[Fingerprinted]:
 
 def _fingerprint(sample: Sample, images: tuple[tuple[ImageMark, ...], ...]) -> Fingerprint:
     prompt, response = normalised(sample.prompt), normalised(sample.response)
-    request = _digest(
-        prompt.encode("utf-8", "surrogatepass"), *(_digest(*(mark.digest for mark in marks)) for marks in images)
+    request = _digest_of_parts(
+        prompt.encode("utf-8", "surrogatepass"),
+        *(_digest_of_parts(*(mark.digest for mark in marks)) for marks in images),
     )
-    key = _digest(request, response.encode("utf-8", "surrogatepass"))
-    return Fingerprint(key, _digest(request, b""), shingles(prompt), shingles(response), images)
+    key = _digest_of_parts(request, response.encode("utf-8", "surrogatepass"))
+    return Fingerprint(key, _digest_of_parts(request, b""), shingles(prompt), shingles(response), images)

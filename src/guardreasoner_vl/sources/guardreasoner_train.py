@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.protocol import parse_released_input
-from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_field
 from guardreasoner_vl.sources.conversations import Conversation, check_marks, gold_label, images_of
 from guardreasoner_vl.sources.records import NotASampleError, read_records
 
@@ -34,11 +34,11 @@ def read_named(path: Path) -> Iterator[SourceRow]:
 
 def to_sample(record: Record, context: RecordContext) -> Sample:
     """The last `Answers:` block holds the labels; a label for a missing request or response is ignored."""
-    output = text_of(record, "output")
+    output = text_field(record, "output")
     blocks = list(_ANSWERS.finditer(output))
     if not blocks:
         raise NotASampleError("no answers in its output")
-    spoken = Conversation(text_of(record, "input"), "", images_of(record, context))
+    spoken = Conversation(text_field(record, "input"), "", images_of(record, context))
     check_marks(spoken)
     try:
         exchange = parse_released_input(spoken.asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import IMAGE_ENDINGS, RecordContext, SourceAdapter, sample_of, text_of
+from guardreasoner_vl.sources.adapters import IMAGE_ENDINGS, RecordContext, SourceAdapter, sample_of, text_field
 from guardreasoner_vl.sources.records import NotASampleError, SourceRow
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def read_image(path: Path) -> Iterator[SourceRow]:
 
 def to_sample(record: Record, context: RecordContext) -> Sample:
     """Every image is harmful. Its id is its path, which does not change when other images are added or removed."""
-    path = Path(text_of(record, "path"))
+    path = Path(text_field(record, "path"))
     inside = path.relative_to(context.root or context.folder)
     classes = [folder for folder in inside.parts[:-1] if folder.lower() not in _ABOVE_CLASSES]
     if not classes:

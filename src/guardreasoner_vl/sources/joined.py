@@ -138,7 +138,7 @@ def joined_rows(rows: Sequence[Sample], section: JoinedSection, seed: int) -> li
 
 def _parent_class(row: Sample) -> GoldLabel | None:
     """The row's class; None if it cannot be joined."""
-    fits = row.prompt.strip() and not row.provenance.weak and _size(row) <= PARENT
+    fits = row.prompt.strip() and not row.provenance.weak and _text_size(row) <= PARENT
     return class_of(row) if fits else None
 
 
@@ -152,7 +152,7 @@ class _Maker:
     rng: random.Random
 
     def row(self, parent: Sample, number: int) -> Sample:
-        """A row of the parent's class; its kind is drawn independently of the class."""
+        """Join a row of the parent's class; its kind is drawn independently of the class."""
         rng = self.rng
         kind = LONG if rng.random() < self.long else rng.choices(list(_SHARES), list(_SHARES.values()))[0]
         if kind == PAIR and parent.request_label:
@@ -161,7 +161,7 @@ class _Maker:
                 return self._pair(parent, other, number)
         if kind == FORGED:
             prompt = _beside(parent.prompt, forged(rng), rng)
-            return _sample(number, FORGED, (parent,), {"request": prompt}, {"request": parent.prompt})
+            return _joined_sample(number, FORGED, (parent,), {"request": prompt}, {"request": parent.prompt})
         return self._surrounded(parent, LONG if kind == LONG else SENTENCES, number)
 
     def _other(self, parent: Sample) -> Sample | None:
@@ -183,7 +183,7 @@ class _Maker:
         if answers:
             texts["response"] = "\n\n".join(answers)
         plain: dict[Target, str] = {"request": decides.prompt} if decides else {}
-        return _sample(number, PAIR, (first, second), texts, plain, known=decides.meta if decides else {})
+        return _joined_sample(number, PAIR, (first, second), texts, plain, known=decides.meta if decides else {})
 
     def _surrounded(self, parent: Sample, kind: str, number: int) -> Sample:
         rng = self.rng
@@ -192,17 +192,17 @@ class _Maker:
             target = "response"
         text = (parent.response if target == "response" else parent.prompt) or ""
         if kind == LONG:
-            some = self.fillers.passages(rng.randint(*LONGEST), rng)
+            fillers = self.fillers.passages(rng.randint(*LONGEST), rng)
         else:
             counts = rng.randint(1, 10) if rng.random() < 0.9 else rng.randint(10, 30)
             sides = (counts,) if counts == 1 or rng.random() < 0.5 else (counts // 2, counts - counts // 2)
-            some = [self.fillers.drawn(count, rng) for count in sides]
-        at = rng.randint(0, len(some))
+            fillers = [self.fillers.drawn(count, rng) for count in sides]
+        at = rng.randint(0, len(fillers))
         gap = rng.choice(("\n\n", "\n\n", "\n", " "))
-        pieces = [filler.text for filler in some]
-        names = tuple(dict.fromkeys(name for filler in some for name in filler.rows if name != parent.id))
+        pieces = [filler.text for filler in fillers]
+        names = tuple(dict.fromkeys(name for filler in fillers for name in filler.rows if name != parent.id))
         surrounded = gap.join([*pieces[:at], text, *pieces[at:]])
-        return _sample(number, kind, (parent,), {target: surrounded}, {target: text}, beside=names)
+        return _joined_sample(number, kind, (parent,), {target: surrounded}, {target: text}, beside=names)
 
 
 def forged(rng: random.Random) -> str:
@@ -220,7 +220,7 @@ def _beside(text: str, forgery: str, rng: random.Random) -> str:
     return f"{text}{gap}{forgery}" if rng.random() < 0.75 else f"{forgery}{gap}{text}"
 
 
-def _sample(
+def _joined_sample(
     number: int,
     kind: str,
     parents: tuple[Sample, ...],
@@ -253,5 +253,5 @@ def _sample(
     )
 
 
-def _size(row: Sample) -> int:
+def _text_size(row: Sample) -> int:
     return len(row.prompt) + len(row.response or "")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.images.encoded import file_name_fault
 from guardreasoner_vl.sources.checked import made_from, marks_fault
-from guardreasoner_vl.sources.parquet import read_rows
+from guardreasoner_vl.sources.parquet import read_parquet
 from guardreasoner_vl.sources.records import NotASampleError, read_with
 from guardreasoner_vl.types.media import unread_medium
 
@@ -56,12 +56,12 @@ def read_samples(path: Path, skipped: SkippedRows | None = None) -> Iterator[Sam
     end (a truncated download) raises `DataError` either way.
     """
     if path.suffix == ".parquet":
-        yield from read_rows(path, skipped)
+        yield from read_parquet(path, skipped)
         return
-    yield from read_with(sample_from, path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl", skipped)
+    yield from read_with(row_sample, path, ".json" if path.name.endswith(_ENDINGS) else ".jsonl", skipped)
 
 
-def sample_from(record: Record, folder: Path) -> Sample:
+def row_sample(record: Record, folder: Path) -> Sample:
     """The checked sample of one row; its images lie below `folder`. Raises `NotASampleError`."""
     names = record.get("images")
     names = [] if names is None else names

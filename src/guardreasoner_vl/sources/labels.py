@@ -25,7 +25,7 @@ class KnownLabels:
 
     def applied(self, sample: Sample) -> Sample:
         """The sample with missing labels filled in, and their origin in `meta`."""
-        labels = self.labels.get(content(sample))
+        labels = self.labels.get(content_key(sample))
         if labels is None:
             return sample
         update = {
@@ -37,17 +37,17 @@ class KnownLabels:
 
 def known_labels(samples: Iterable[Sample]) -> KnownLabels:
     """Collect the labels of all labelled samples."""
-    seen: dict[Content, set[tuple[GoldLabel | None, GoldLabel | None]]] = {}
+    by_content: dict[Content, set[tuple[GoldLabel | None, GoldLabel | None]]] = {}
     for sample in samples:
         if sample.request_label or sample.response_label:
-            seen.setdefault(content(sample), set()).add((sample.request_label, sample.response_label))
-    return KnownLabels({key: next(iter(labels)) for key, labels in seen.items() if len(labels) == 1})
+            by_content.setdefault(content_key(sample), set()).add((sample.request_label, sample.response_label))
+    return KnownLabels({key: next(iter(labels)) for key, labels in by_content.items() if len(labels) == 1})
 
 
-def content(sample: Sample) -> Content:
+def content_key(sample: Sample) -> Content:
     """The key that identifies a row in another release of the same data."""
-    return _plain(sample.prompt), _plain(sample.response or ""), len(sample.images)
+    return _normalised_text(sample.prompt), _normalised_text(sample.response or ""), len(sample.images)
 
 
-def _plain(text: str) -> str:
+def _normalised_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -19,7 +19,7 @@ _IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.zip")
 def locate(folder: str, root: Path, adapter: SourceAdapter | None = None) -> Path:
     """The folder below `root`, or the downloaded snapshot of `hub:OWNER/NAME@REVISION`.
 
-    Raises `DataError` with how to get the data set, or if the revision is missing: without it, rows could change.
+    Raises `DataError`, which says how to get the data set; a revision is required, as rows could change without.
     """
     if not folder.startswith(HUB):
         return root / folder

@@ -16,7 +16,7 @@ from guardreasoner_vl.sources.joined import joined_rows
 from guardreasoner_vl.sources.jsonl import find_split, is_held_out, read_samples
 from guardreasoner_vl.sources.labels import KnownLabels, known_labels
 from guardreasoner_vl.sources.locate import locate
-from guardreasoner_vl.sources.parquet import IMAGES, read_rows
+from guardreasoner_vl.sources.parquet import IMAGES, read_parquet
 from guardreasoner_vl.sources.rendered import SOURCE as RENDERED
 from guardreasoner_vl.sources.rendered import rendered_rows
 from guardreasoner_vl.sources.repeats import all_taken
@@ -60,8 +60,8 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
     mixture = Mixture()
     for source in data.sources:
         rng = random.Random(f"{seed}-{source.title}")
-        read = _rows(source, root, work, mixture.skipped)
-        kept, held_out, test = _split(read, source.test_share, data.validation_share, seed)
+        read = _balanced_rows(source, root, work, mixture.skipped)
+        kept, held_out, test = _split_rows(read, source.test_share, data.validation_share, seed)
         if not (kept or held_out or test):
             raise DataError(
                 f"{source.folder}: no row passes the recipe's `only`; correct the filter or remove the source"
@@ -83,7 +83,7 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
     for section, name, make in folders:
         if section is not None:
             path = _synthetic_rows(work, name, section, make, seed)
-            kept, held_out, test = _split(read_samples(path), section.test_share, data.validation_share, seed)
+            kept, held_out, test = _split_rows(read_samples(path), section.test_share, data.validation_share, seed)
             mixture.train += all_taken(kept, section.repeat, repeated=not curated)
             mixture.held_out += held_out
             mixture.test += test
@@ -125,7 +125,7 @@ def _synthetic_rows(
     return path if path.is_file() else make(folder, section.count, seed)
 
 
-def _split(
+def _split_rows(
     rows: Iterable[Sample], test_share: float, validation_share: float | None, seed: int
 ) -> tuple[list[Sample], list[Sample], list[Sample]]:
     """Split rows into training, held-out and test rows, by their ids alone."""
@@ -151,14 +151,14 @@ def _chance(name: str, split: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}-{split}-{name}".encode()).digest()[:8]) / 2**64
 
 
-def _rows(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
-    known = _known(source, root, work)
-    for row in _read(source, root, work, skipped):
+def _balanced_rows(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
+    known = _labels_from(source, root, work)
+    for row in _read_section(source, root, work, skipped):
         if all(str(row.meta.get(key, getattr(row, key, ""))) in values for key, values in source.only.items()):
             yield described(known.applied(row) if known else row, source)
 
 
-def _read(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
+def _read_section(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
     if source.adapter != SAMPLES:
         adapter = adapter_named(source.adapter)
         folder = locate(source.folder, root, adapter)
@@ -166,11 +166,11 @@ def _read(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -
     folder = locate(source.folder, root)
     parquet = sorted(folder.glob("train*.parquet"))
     if parquet:
-        return (row for path in parquet for row in read_rows(path, skipped))
+        return (row for path in parquet for row in read_parquet(path, skipped))
     return read_samples(find_split(folder, "train"), skipped)
 
 
-def _known(source: SourceSection, root: Path, work: Path) -> KnownLabels | None:
+def _labels_from(source: SourceSection, root: Path, work: Path) -> KnownLabels | None:
     """Labels of the same content in the data set `labels_from`; None if the source names none."""
     if source.labels_from is None:
         return None

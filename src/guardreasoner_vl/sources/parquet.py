@@ -36,7 +36,7 @@ _NEEDED = ("id", "source", "modality")
 _BATCH = 256
 
 
-def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) -> int:
+def write_parquet(path: Path, samples: Iterable[Sample], *, embed: bool = False) -> int:
     """Write the rows atomically and return their number; `embed` stores the images' bytes in the file.
 
     Without `embed`, image paths are relative if the image lies below the file's folder, else absolute.
@@ -44,11 +44,11 @@ def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) ->
     """
     pyarrow, parquet = _arrow()
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema, stream, count = _schema(pyarrow), iter(samples), 0
+    schema, stream, count = _arrow_schema(pyarrow), iter(samples), 0
     with replacing(path) as partial:
         with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
             while batch := list(islice(stream, _BATCH)):
-                rows = [_row(sample, path.parent, embed) for sample in batch]
+                rows = [_parquet_row(sample, path.parent, embed) for sample in batch]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
                 count += len(batch)
         with partial.open("rb") as written:
@@ -56,14 +56,14 @@ def write_rows(path: Path, samples: Iterable[Sample], *, embed: bool = False) ->
     return count
 
 
-def read_rows(path: Path, skipped: SkippedRows | None = None) -> Iterator[Sample]:
+def read_parquet(path: Path, skipped: SkippedRows | None = None) -> Iterator[Sample]:
     """Stream the samples of a Parquet file; embedded images are written to the folder `images` beside it.
 
     An invalid row raises `DataError`, or is added to `skipped` if that is given. A file that cannot be read to its
     end, or that lacks a required column, raises `DataError` either way.
     """
     _check_columns(path)
-    yield from read_with(_sample, path, ".parquet", skipped)
+    yield from read_with(_sample_of_row, path, ".parquet", skipped)
 
 
 def outside_images(path: Path) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _arrow() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
-def _schema(pyarrow: Any) -> Any:
+def _arrow_schema(pyarrow: Any) -> Any:
     """The columns; the metadata tells Hugging Face `datasets` which of them are images."""
     text = pyarrow.string()
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
@@ -115,7 +115,7 @@ def _schema(pyarrow: Any) -> Any:
     return pyarrow.schema(fields, metadata=metadata)
 
 
-def _row(sample: Sample, folder: Path, embed: bool) -> dict[str, Any]:
+def _parquet_row(sample: Sample, folder: Path, embed: bool) -> dict[str, Any]:
     content = sample.model_dump(mode="json")
     content["images"] = [_image_cell(Path(path), folder, embed) for path in sample.images]
     content["meta"] = json.dumps(sample.meta, ensure_ascii=False)
@@ -132,22 +132,22 @@ def _image_cell(path: Path, folder: Path, embed: bool) -> dict[str, Any]:
     return {"bytes": None, "path": str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)}
 
 
-def _sample(row: Record, folder: Path) -> Sample:
+def _sample_of_row(row: Record, folder: Path) -> Sample:
     """Missing columns and nulls become the field's default. Raises `NotASampleError`."""
     if medium := unread_medium(row, ("images",)):
         raise NotASampleError(f"{medium!a:.40}: not a field of a sample; use images")
     fields = {name: value for name, value in row.items() if value is not None or name in _NEEDED}
-    return made_from({**fields, "images": _images(row, folder), "meta": _meta(row)})
+    return made_from({**fields, "images": _located_images(row, folder), "meta": _meta(row)})
 
 
-def _images(row: Record, folder: Path) -> list[str]:
+def _located_images(row: Record, folder: Path) -> list[str]:
     images = row.get("images")
     if not isinstance(images, list | None):
         raise NotASampleError("images: not a list of images")
-    return [_located(image, folder) for image in images or ()]
+    return [_path_of_image(image, folder) for image in images or ()]
 
 
-def _located(image: object, folder: Path) -> str:
+def _path_of_image(image: object, folder: Path) -> str:
     """The path of one image: an embedded image is unpacked, a plain path is resolved."""
     name = image.get("path") if isinstance(image, dict) else image
     if isinstance(image, dict) and image.get("bytes"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.sources.jsonl import sample_from
+from guardreasoner_vl.sources.jsonl import row_sample
 from guardreasoner_vl.sources.records import NotASampleError, read_records
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.storage.atomic import write_whole
@@ -61,7 +61,7 @@ def import_rows(path: Path, out: Path, source: str) -> ImportReport:
             record = _sample_record(row.record, path.parent, out, source)
             if record["id"] in lines:
                 raise NotASampleError("repeated id or content")
-            sample = sample_from(record, out)
+            sample = row_sample(record, out)
             lines[sample.id] = json.dumps(record, ensure_ascii=False).encode() + b"\n"
             labels = sample.request_label, sample.response_label
             report.labels[labels] = report.labels.get(labels, 0) + 1
@@ -69,7 +69,9 @@ def import_rows(path: Path, out: Path, source: str) -> ImportReport:
             report.skipped.add(str(error), row.place)
     if not lines:
         reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.skipped.reasons.items())
-        raise DataError(f"{path}: no row can be used ({reasons or 'the file is empty'})")
+        raise DataError(
+            f"{path}: no row can be used ({reasons or 'the file is empty'}); give rows with prompt and label"
+        )
     out.mkdir(parents=True)
     write_whole(out / TRAIN, lines.values())
     return report
@@ -79,21 +81,21 @@ def _sample_record(record: Mapping[str, Any], folder: Path, out: Path, source: s
     """The fields of a sample. Raises `NotASampleError`."""
     if unknown := sorted(record.keys() - set(_FIELDS)):
         raise NotASampleError(f"unknown field {unknown[0]!a:.40}: use {', '.join(_FIELDS)}")
-    texts = {name: _text(record, name) for name in ("prompt", "response", "reasoning")}
-    images = [os.path.relpath(folder / name, out) for name in _images(record)]
+    texts = {name: _text_of_field(record, name) for name in ("prompt", "response", "reasoning")}
+    images = [os.path.relpath(folder / name, out) for name in _image_paths(record)]
     if not (texts["prompt"] or images or texts["response"]):
         raise NotASampleError("no prompt, image or response")
-    labels = {name: _label(record, name) for name in ("request_label", "response_label")}
+    labels = {name: _label_field(record, name) for name in ("request_label", "response_label")}
     if record.get("label") is not None:
         if texts["response"] or labels["request_label"]:
             raise NotASampleError("label: say request_label or response_label, since there are two to be labelled")
-        labels["request_label"] = _label(record, "label")
+        labels["request_label"] = _label_field(record, "label")
     if not any(labels.values()):
         raise NotASampleError("no label: give label, request_label or response_label")
     if labels["response_label"] and not texts["response"]:
         raise NotASampleError("response_label: there is no response")
     return {
-        "id": _id(record, texts, images, source),
+        "id": _row_id(record, texts, images, source),
         "source": source,
         "modality": ("text-image" if texts["prompt"] else "image") if images else "text",
         "images": images,
@@ -103,14 +105,14 @@ def _sample_record(record: Mapping[str, Any], folder: Path, out: Path, source: s
     }
 
 
-def _text(record: Mapping[str, Any], name: str) -> str | None:
+def _text_of_field(record: Mapping[str, Any], name: str) -> str | None:
     text = record.get(name)
     if text is not None and not isinstance(text, str):
         raise NotASampleError(f"{name}: not a text")
     return text if text and text.strip() else None
 
 
-def _images(record: Mapping[str, Any]) -> list[str]:
+def _image_paths(record: Mapping[str, Any]) -> list[str]:
     names = record.get("images") if record.get("images") is not None else record.get("image")
     names = [names] if isinstance(names, str) and names else names or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -118,7 +120,7 @@ def _images(record: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _label(record: Mapping[str, Any], name: str) -> GoldLabel | None:
+def _label_field(record: Mapping[str, Any], name: str) -> GoldLabel | None:
     word = record.get(name)
     if word is None or word == "":
         return None
@@ -128,7 +130,7 @@ def _label(record: Mapping[str, Any], name: str) -> GoldLabel | None:
     return label
 
 
-def _id(record: Mapping[str, Any], texts: Mapping[str, str | None], images: list[str], source: str) -> str:
+def _row_id(record: Mapping[str, Any], texts: Mapping[str, str | None], images: list[str], source: str) -> str:
     if record.get("id") not in (None, ""):
         return str(record["id"])
     content = json.dumps([texts["prompt"], texts["response"], images], ensure_ascii=False)

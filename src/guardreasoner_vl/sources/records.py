@@ -160,13 +160,13 @@ def _decoded(batch: Any, number: int) -> Record | _Fault:
     return record
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open_binary(path: Path) -> BinaryIO:
     if path.suffix in _OPEN:
         return _OPEN[path.suffix](path, "rb")  # type: ignore[operator,no-any-return]
     return path.open("rb")
 
 
-def _text(path: Path) -> IO[str]:
+def _open_text(path: Path) -> IO[str]:
     """The file as text; bytes that are not UTF-8 become lone surrogates, so that only their row is rejected."""
     if path.suffix in _OPEN:
         return _OPEN[path.suffix](  # type: ignore[operator,no-any-return]
@@ -175,9 +175,9 @@ def _text(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="", errors="surrogateescape")
 
 
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
+def _read_json_records(path: Path) -> Iterator[tuple[str, Any]]:
     """Read one JSON document; if it does not parse, read it line by line, as JSON lines or as a list."""
-    with _opened(path) as stream:
+    with _open_binary(path) as stream:
         data = stream.read().removeprefix(_BOM)
     try:
         content = json.loads(data.decode("utf-8", "surrogateescape"))
@@ -214,23 +214,23 @@ def _line_by_line(path: Path, data: bytes, error: Exception) -> Iterator[tuple[s
         if is_list:
             text = text.removeprefix(b"[").removesuffix(b"]").strip().removesuffix(b",").strip()
         if text:
-            rows.append((f"line {number}", _parsed(text)))
+            rows.append((f"line {number}", _parse_line(text)))
     if not any(isinstance(record, dict) for _, record in rows):
         raise refused from error
     yield from rows
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with _opened(path) as stream:
+    with _open_binary(path) as stream:
         for number, line in enumerate(lines_of(stream), 1):
             text = line.removeprefix(_BOM) if number == 1 else line
             if len(text) > MAX_LINE:
                 yield f"line {number}", _Fault(f"longer than {MAX_LINE:,} bytes")
             elif text.strip():
-                yield f"line {number}", _parsed(text)
+                yield f"line {number}", _parse_line(text)
 
 
-def _parsed(line: bytes) -> Any:
+def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -241,7 +241,7 @@ def _parsed(line: bytes) -> Any:
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(sys.maxsize)
-    with _text(path) as stream:
+    with _open_text(path) as stream:
         lines = csv.reader(stream)
         columns = next(lines, [])
         while True:
@@ -267,4 +267,4 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"row {number}", record
 
 
-_READERS = {".json": _json, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+_READERS = {".json": _read_json_records, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}

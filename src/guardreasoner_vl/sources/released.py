@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter
-from guardreasoner_vl.sources.conversations import conversation_of, read_rows, sample_from
+from guardreasoner_vl.sources.conversations import conversation_of, conversation_sample, read_conversations
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def to_sample(record: Record, context: RecordContext) -> Sample:
     """Read one released conversation. Raises `NotASampleError`."""
-    return sample_from(conversation_of(record, context, "messages", "role", "content"), record, context)
+    return conversation_sample(conversation_of(record, context, "messages", "role", "content"), record, context)
 
 
 ADAPTER = SourceAdapter(
@@ -27,5 +27,5 @@ ADAPTER = SourceAdapter(
     licence="Apache-2.0",
     origin="hub yueliu1999/GuardReasoner-VLTrain",
     hub="yueliu1999/GuardReasoner-VLTrain",
-    read=read_rows,
+    read=read_conversations,
 )

@@ -1,6 +1,6 @@
 """Image rows made of text rows: a guard must read an image, and must not call one without words harmful.
 
-    page     the image shows the request; nothing is typed, or a carrier that says to look at the image
+    page     the image shows the request; nothing is typed, or a prompt that refers to the image (`CARRIERS`)
     beside   the image shows one request and another one is typed
     scene    the request is typed beside an image without words
 
@@ -54,7 +54,7 @@ CARRIERS = (
     "Describe the image.",
     "Thoughts?",
 )
-"""Prompts that say nothing themselves."""
+"""Prompts that say nothing but refer to the image."""
 
 _CARRIED = 0.6
 _BOTH_HARMFUL = 0.15
@@ -133,7 +133,7 @@ def _in_one_line(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the rows, with or without a typed prompt as the modalities allow."""
+    """Makes the rows; `bare` allows rows without a typed prompt, `typed` rows with one."""
 
     requests: Turns
     folder: Path
@@ -143,25 +143,31 @@ class _Maker:
     rng: random.Random
 
     def rendering(self, row: Sample, kind: str, number: int) -> Rendering:
-        """The row of this kind that is made of the request in `row`."""
+        """Render the request in `row` as a row of this kind."""
         if kind == BESIDE:
             harmful = row.request_label == "harmful"
             both = harmful and self.rng.random() < _BOTH_HARMFUL
             other = self.requests.take("harmful" if both else "unharmful") or row
             first, second = (row, other) if self.rng.random() < 0.5 else (other, row)
-            known = row if harmful else None
-            return self._of((first, second), _in_one_line(first.prompt), second.prompt, known, number)
+            parent = row if harmful else None
+            return self._rendered((first, second), _in_one_line(first.prompt), second.prompt, parent, number)
         if kind == SCENE:
-            return self._of((row,), "", row.prompt, row, number)
+            return self._rendered((row,), "", row.prompt, row, number)
         carried = not self.bare or (self.typed and self.rng.random() < _CARRIED)
-        return self._of((row,), _in_one_line(row.prompt), self.rng.choice(CARRIERS) if carried else "", row, number)
+        prompt = self.rng.choice(CARRIERS) if carried else ""
+        return self._rendered((row,), _in_one_line(row.prompt), prompt, row, number)
 
-    def _of(self, rows: tuple[Sample, ...], shown: str, prompt: str, known: Sample | None, number: int) -> Rendering:
-        """The row made of `rows`; of `known` it keeps the response and what is known of the request's label."""
+    def _rendered(
+        self, rows: tuple[Sample, ...], image_text: str, prompt: str, parent: Sample | None, number: int
+    ) -> Rendering:
+        """The row made of the requests in `rows`: `image_text` is shown in the image, `prompt` is typed.
+
+        It inherits the category of `parent` and, if `rows` holds that row alone, its response.
+        """
         ids = tuple(dict.fromkeys(row.id for row in rows))
-        digest = hashlib.sha256(json.dumps([self.seed, number, shown, prompt, ids]).encode()).hexdigest()[:24]
-        answered = known if len(rows) == 1 else None
-        inherited = {name: known.meta[name] for name in _INHERITED if name in known.meta} if known else {}
+        digest = hashlib.sha256(json.dumps([self.seed, number, image_text, prompt, ids]).encode()).hexdigest()[:24]
+        answered = parent if len(rows) == 1 else None
+        inherited = {name: parent.meta[name] for name in _INHERITED if name in parent.meta} if parent else {}
         if not answered and inherited.get("category_of") == "response":
             inherited = {}
         sample = Sample(
@@ -173,6 +179,6 @@ class _Maker:
             response=answered.response if answered else None,
             request_label=union_label(rows, "request"),
             response_label=answered.response_label if answered else None,
-            meta={**inherited, **Provenance(image_text=shown, of=ids).as_meta()},
+            meta={**inherited, **Provenance(image_text=image_text, of=ids).as_meta()},
         )
         return Rendering(sample, digest)

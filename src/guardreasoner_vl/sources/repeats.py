@@ -17,7 +17,7 @@ def times(row: Sample) -> int:
     return row.provenance.repeat
 
 
-def taken(row: Sample, count: int) -> Sample:
+def with_count(row: Sample, count: int) -> Sample:
     """The row, marked to be used `count` times."""
     meta = {name: value for name, value in row.meta.items() if name != "repeat"}
     return row.model_copy(update={"meta": meta}).with_provenance(Provenance(repeat=count))
@@ -25,4 +25,4 @@ def taken(row: Sample, count: int) -> Sample:
 
 def all_taken(rows: Sequence[Sample], count: int, *, repeated: bool) -> list[Sample]:
     """Repeat the rows `count` times: in the list if `repeated`, else by the count in `meta`."""
-    return list(rows) * count if repeated or count == 1 else [taken(row, count) for row in rows]
+    return list(rows) * count if repeated or count == 1 else [with_count(row, count) for row in rows]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter
-from guardreasoner_vl.sources.conversations import conversation_of, read_rows, sample_from
+from guardreasoner_vl.sources.conversations import conversation_of, conversation_sample, read_conversations
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def to_sample(record: Record, context: RecordContext) -> Sample:
     """Read one ShareGPT conversation. Raises `NotASampleError`."""
-    return sample_from(conversation_of(record, context, "conversations", "from", "value"), record, context)
+    return conversation_sample(conversation_of(record, context, "conversations", "from", "value"), record, context)
 
 
 ADAPTER = SourceAdapter(
@@ -28,5 +28,5 @@ ADAPTER = SourceAdapter(
     to_sample=to_sample,
     licence="not recorded",
     origin="a program that writes ShareGPT rows, such as `corpus export`",
-    read=read_rows,
+    read=read_conversations,
 )

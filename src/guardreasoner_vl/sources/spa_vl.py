@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, sample_of, text_field
 from guardreasoner_vl.sources.records import unpack_image
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def to_samples(record: Record, context: RecordContext) -> list[Sample]:
     """One row for each of the two answers."""
-    question = text_of(record, "question")
-    answers = {name: text_of(record, name) for name in ("chosen", "rejected")}
+    question = text_field(record, "question")
+    answers = {name: text_field(record, name) for name in ("chosen", "rejected")}
     image = unpack_image(record.get("image"), context.unpacked)
     return [
         sample_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, label_of, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, SourceAdapter, label_of, sample_of, text_field
 
 if TYPE_CHECKING:
     from guardreasoner_vl.sources.records import Record
@@ -18,7 +18,7 @@ def to_sample(record: Record, context: RecordContext) -> Sample:
     by_people = record.get("human_annotation")
     return sample_of(
         context,
-        text_of(record, "user_input"),
+        text_field(record, "user_input"),
         request=label_of(record, "toxicity", _TOXICITY),
         human_annotation=None if by_people is None else str(by_people),
     )

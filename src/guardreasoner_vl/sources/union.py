@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def union_label(rows: Iterable[Sample], target: Target) -> GoldLabel | None:
     """The union rule; None if an unknown label could change the result, or if no row has this part."""
-    labels = [label for row in rows for label in _labels(row, target)]
+    labels = [label for row in rows for label in _labels_of_part(row, target)]
     if "harmful" in labels:
         return "harmful"
     return "unharmful" if labels and None not in labels else None
@@ -26,7 +26,7 @@ def union_label(rows: Iterable[Sample], target: Target) -> GoldLabel | None:
 
 def class_of(row: Sample) -> GoldLabel | None:
     """`harmful` if a label of the row is, else `unharmful`; None without any label."""
-    labels = {*_labels(row, "request"), *_labels(row, "response")} - {None}
+    labels = {*_labels_of_part(row, "request"), *_labels_of_part(row, "response")} - {None}
     return None if not labels else "harmful" if "harmful" in labels else "unharmful"
 
 
@@ -35,7 +35,7 @@ def made_for(rows: int, share: float) -> int:
     return round(rows * share / (1 - share))
 
 
-def _labels(row: Sample, target: Target) -> tuple[GoldLabel | None, ...]:
+def _labels_of_part(row: Sample, target: Target) -> tuple[GoldLabel | None, ...]:
     """The row's label, None if unknown; an empty tuple if the row lacks this part."""
     if target == "request":
         return (row.request_label,) if row.has_request else ()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from guardreasoner_vl.protocol.lookalikes import LOOKALIKES
 from guardreasoner_vl.sources.checked import marks_fault
 from guardreasoner_vl.sources.jsonl import never_held_out
-from guardreasoner_vl.sources.repeats import taken, times
+from guardreasoner_vl.sources.repeats import times, with_count
 from guardreasoner_vl.types import Provenance
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ _WORD = re.compile(r"[^\W\d_]{4,}")
 _PIECES = re.compile(r"(?<=[.!?;:,])\s+|\n+")
 
 
-def _some(text: str, table: Mapping[str, str], rate: float, rng: random.Random) -> str:
+def _substituted(text: str, table: Mapping[str, str], rate: float, rng: random.Random) -> str:
     """Replace each letter in `table` by one of its alternatives with probability `rate`."""
     return "".join(rng.choice(table[one]) if one in table and rng.random() < rate else one for one in text)
 
@@ -83,7 +83,7 @@ def _bare(text: str, _: random.Random) -> str:
     return "".join(one for one in text if one not in "<>" and not unicodedata.category(one).startswith("P"))
 
 
-def _lines(text: str, rng: random.Random) -> str:
+def _break_lines(text: str, rng: random.Random) -> str:
     """Break lines between words and add empty lines around the text."""
     gap, rate = rng.choice(("\n", "\n\n", "\n\n\n", "  ", " \n ")), rng.uniform(0.1, 1.0)
     broken = re.sub(" ", lambda _: gap if rng.random() < rate else " ", text)
@@ -92,7 +92,7 @@ def _lines(text: str, rng: random.Random) -> str:
 
 def _leet(text: str, rng: random.Random) -> str:
     letters = rng.sample(sorted(LEET), rng.randint(6, len(LEET)))
-    return _some(text, {letter: LEET[letter] for letter in letters}, rng.choice((0.5, 0.8, 1.0)), rng)
+    return _substituted(text, {letter: LEET[letter] for letter in letters}, rng.choice((0.5, 0.8, 1.0)), rng)
 
 
 def _typos(text: str, rng: random.Random) -> str:
@@ -117,10 +117,10 @@ def _invisible(text: str, rng: random.Random) -> str:
 
 
 def _lookalikes(text: str, rng: random.Random) -> str:
-    return _some(text, LOOKALIKES, rng.uniform(0.1, 0.7), rng)
+    return _substituted(text, LOOKALIKES, rng.uniform(0.1, 0.7), rng)
 
 
-def _spaced(text: str, rng: random.Random) -> str:
+def _spell_out(text: str, rng: random.Random) -> str:
     """Spell out a few words, or all of them."""
     words = [match.start() for match in _WORD.finditer(text)]
     count = len(words) if rng.random() < 0.2 else rng.randint(1, 4)
@@ -130,16 +130,16 @@ def _spaced(text: str, rng: random.Random) -> str:
 
 
 def _full_width(text: str, rng: random.Random) -> str:
-    """Full-width letters in some words, or in all."""
+    """Make letters of some words, or of all, full width."""
     rate = rng.choice((0.3, 0.6, 1.0))
-    return re.sub(r"\S+", lambda word: _some(word[0], FULL_WIDTH, float(rng.random() < rate), rng), text)
+    return re.sub(r"\S+", lambda word: _substituted(word[0], FULL_WIDTH, float(rng.random() < rate), rng), text)
 
 
 def _emoji(text: str, rng: random.Random) -> str:
-    some, rate = rng.sample(EMOJI, rng.randint(1, 4)), rng.choice((0.0, 0.1, 0.3))
-    within = re.sub(" ", lambda _: f" {rng.choice(some)} " if rng.random() < rate else " ", text)
-    before, after = (" ".join(rng.choice(some) for _ in range(rng.randint(0, 3))) for _ in range(2))
-    return f"{before} {within} {after or rng.choice(some)}".strip(" ")
+    chosen, rate = rng.sample(EMOJI, rng.randint(1, 4)), rng.choice((0.0, 0.1, 0.3))
+    within = re.sub(" ", lambda _: f" {rng.choice(chosen)} " if rng.random() < rate else " ", text)
+    before, after = (" ".join(rng.choice(chosen) for _ in range(rng.randint(0, 3))) for _ in range(2))
+    return f"{before} {within} {after or rng.choice(chosen)}".strip(" ")
 
 
 def _wrapped(text: str, rng: random.Random) -> str:
@@ -155,7 +155,7 @@ def _bullets(text: str, rng: random.Random) -> str:
     return "\n".join(mark.replace("{}", str(number)) + piece for number, piece in enumerate(pieces, 1))
 
 
-def _json(text: str, rng: random.Random) -> str:
+def _as_json_string(text: str, rng: random.Random) -> str:
     fields = [*rng.choice(_BESIDE).items(), (rng.choice(FIELDS), text)]
     rng.shuffle(fields)
     return json.dumps(dict(fields), ensure_ascii=False, indent=rng.choice((None, None, 2)))
@@ -174,17 +174,17 @@ KINDS: dict[str, Kind] = {
     "capitals": Kind(lambda text, _: text.upper(), 2),
     "lower case": Kind(lambda text, _: text.lower()),
     "no punctuation": Kind(_bare),
-    "lines": Kind(_lines),
+    "lines": Kind(_break_lines),
     "leetspeak": Kind(_leet, 1.5),
     "typing errors": Kind(_typos, 1.5),
     "invisible letters": Kind(_invisible, 2, costly=True),
     "lookalikes": Kind(_lookalikes, 2, costly=True),
-    "spelt out": Kind(_spaced, costly=True),
+    "spelt out": Kind(_spell_out, costly=True),
     "full width": Kind(_full_width, costly=True),
     "emoji": Kind(_emoji),
     "wrapped": Kind(_wrapped),
     "bullets": Kind(_bullets, 0.5),
-    "json": Kind(_json, 0.5),
+    "json": Kind(_as_json_string, 0.5),
 }
 
 
@@ -202,21 +202,21 @@ def varied(rows: Sequence[Sample], section: VariedSection, seed: int) -> list[Sa
             continue
         count, first = times(row), earlier[row.id]
         earlier[row.id] += count
-        changed = [new for at in range(first, first + count) if (new := _changed(row, at, section, seed))]
+        changed = [new for at in range(first, first + count) if (new := _varied_or_none(row, at, section, seed))]
         if len(changed) < count:
-            result.append(taken(row, count - len(changed)) if changed else row)
+            result.append(with_count(row, count - len(changed)) if changed else row)
         result += changed
     return result
 
 
-def _changed(row: Sample, occurrence: int, section: VariedSection, seed: int) -> Sample | None:
+def _varied_or_none(row: Sample, occurrence: int, section: VariedSection, seed: int) -> Sample | None:
     """The varied row, to be used once; None if it is not chosen or no change applies."""
     rng = random.Random(f"{seed}-{section.seed}-varied-{occurrence}-{row.id}")
     if rng.random() >= section.share:
         return None
     response = row.response or ""
     with_answer = not row.prompt.strip() or rng.random() < section.answers
-    for name in _in_order(rng, max(len(row.prompt), len(response) if with_answer else 0) <= BRIEF):
+    for name in _weighted_order(rng, max(len(row.prompt), len(response) if with_answer else 0) <= BRIEF):
         texts = {"prompt": changed_text(name, row.prompt, rng)}
         texts["response"] = changed_text(name, response, rng) if with_answer else None
         update = {field: text for field, text in texts.items() if text is not None}
@@ -226,7 +226,7 @@ def _changed(row: Sample, occurrence: int, section: VariedSection, seed: int) ->
         return None
     plain: dict[Target, str] = {"request": row.prompt, "response": response}
     before = {target: plain[target] for target, field in _TARGETS.items() if field in update}
-    once = taken(row, 1)
+    once = with_count(row, 1)
     suffix = f"+{name.replace(' ', '-')}" + (f"-{occurrence}" if occurrence else "")
     known = Provenance(variation=name, plain={**before, **once.provenance.plain})
     return once.model_copy(update={**update, "id": never_held_out(row.id + suffix)}).with_provenance(known)
@@ -235,7 +235,7 @@ def _changed(row: Sample, occurrence: int, section: VariedSection, seed: int) ->
 _TARGETS: dict[Target, str] = {"request": "prompt", "response": "response"}
 
 
-def _in_order(rng: random.Random, brief: bool) -> list[str]:
+def _weighted_order(rng: random.Random, brief: bool) -> list[str]:
     """The kinds in weighted random order (Efraimidis and Spirakis 2006)."""
     drawn = {name: rng.random() ** (1 / kind.weight) for name, kind in KINDS.items() if brief or not kind.costly}
     return sorted(drawn, key=drawn.__getitem__, reverse=True)

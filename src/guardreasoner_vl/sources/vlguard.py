@@ -16,7 +16,7 @@ from guardreasoner_vl.sources.adapters import (
     image_of,
     label_of,
     sample_of,
-    text_of,
+    text_field,
     text_or_none,
 )
 from guardreasoner_vl.sources.records import NotASampleError
@@ -42,7 +42,7 @@ def to_samples(record: Record, context: RecordContext, images: str = "train") ->
     samples = [
         sample_of(
             context,
-            text_of(entry, name),
+            text_field(entry, name),
             text_or_none(entry, "response"),
             images=(image,),
             request=label,

@@ -9,7 +9,7 @@ from guardreasoner_vl.sources.adapters import (
     SourceAdapter,
     label_of,
     sample_of,
-    text_of,
+    text_field,
     text_or_none,
 )
 from guardreasoner_vl.sources.records import NotASampleError
@@ -31,8 +31,8 @@ def to_sample(record: Record, context: RecordContext) -> Sample:
         raise NotASampleError("no label")
     return sample_of(
         context,
-        text_of(record, "prompt"),
-        text_of(record, "response") if answered else text_or_none(record, "response"),
+        text_field(record, "prompt"),
+        text_field(record, "response") if answered else text_or_none(record, "response"),
         request=request,
         answered=answered,
         category=record.get("subcategory"),

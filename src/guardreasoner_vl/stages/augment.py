@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.corpus.attempts import REASONING
-from guardreasoner_vl.corpus.contact_sheet import kind_of, write_sheet
+from guardreasoner_vl.corpus.contact_sheet import parent_modalities, write_sheet
 from guardreasoner_vl.corpus.store import (
     INFO,
     ROWS,
@@ -31,8 +31,8 @@ from guardreasoner_vl.corpus.store import (
 )
 from guardreasoner_vl.errors import DataError, ImageError
 from guardreasoner_vl.images.decode import decoded_images
-from guardreasoner_vl.images.geometry import MERGED_PIXELS, merge
-from guardreasoner_vl.rl.concatenation import SOURCE, Pair, drawn_pairs, joined
+from guardreasoner_vl.images.geometry import MERGED_PIXELS, merge_images
+from guardreasoner_vl.rl.concatenation import SOURCE, Pair, concatenated, drawn_pairs
 from guardreasoner_vl.sources.parquet import IMAGES
 from guardreasoner_vl.sources.skipped import SkippedRows
 from guardreasoner_vl.sources.union import class_of, made_for
@@ -97,7 +97,7 @@ def _augmentation(
     made_from: dict[str, Any] = {
         "augment": recipe.augment.model_dump(mode="json"),
         "seed": recipe.seed,
-        "rows": _digest(hard / ROWS, hard / REASONING),
+        "rows": _digest_of_files(hard / ROWS, hard / REASONING),
     }
     if largest := _max_pixels(recipe):
         made_from["max_pixels"] = largest
@@ -119,17 +119,17 @@ def _augmentation(
         augmented.append(sample)
         if progress:
             progress(len(augmented), wanted)
-    report = _counted(parents, augmented, wanted, skipped)
+    report = _augment_report(parents, augmented, wanted, skipped)
     write_sheet(
         out, augmented, f"{len(augmented):,} of {wanted:,} joined rows, in addition to {report.hard:,} hard ones."
     )
     write_json(out / REPORT, {MADE_FROM: made_from, **asdict(report)})
-    write_corpus(out, _described(recipe, hard, bool(augmented)), chain(rows, augmented))
+    write_corpus(out, _corpus_info(recipe, hard, bool(augmented)), chain(rows, augmented))
     return report
 
 
 def _max_pixels(recipe: Recipe) -> int | None:
-    """The recipe's largest image, which the guard would shrink a merged one to."""
+    """The most pixels of an image, to which the guard would shrink a merged one; None if the recipe has no model."""
     return recipe.model.max_pixels if recipe.model else None
 
 
@@ -140,7 +140,7 @@ def _check_folders(hard: Path, out: Path) -> None:
         raise DataError(f"{out}: holds a corpus that `augment` did not make; give another folder")
 
 
-def _digest(*files: Path) -> str:
+def _digest_of_files(*files: Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         if path.is_file():
@@ -160,7 +160,7 @@ def _earlier(out: Path, made_from: dict[str, Any]) -> AugmentReport | None:
         return None
 
 
-def _described(recipe: Recipe, hard: Path, augmented: bool) -> CorpusInfo:
+def _corpus_info(recipe: Recipe, hard: Path, augmented: bool) -> CorpusInfo:
     sources = read_info(hard).sources
     if augmented:
         licences = dict.fromkeys(source.licence for source in sources)
@@ -191,7 +191,7 @@ def _made(
     """The joined rows of all pairs that can be joined; images of at most `max_pixels` are written to `folder`."""
     for pair in pairs:
         image = folder / f"{pair.name}.png" if pair.merges else None
-        sample = joined(pair, str(image) if image else None)
+        sample = concatenated(pair, str(image) if image else None)
         if sample.request_label is None and sample.response_label is None:
             skipped.add(UNLABELLED)
             continue
@@ -201,7 +201,7 @@ def _made(
             continue
         if image:
             try:
-                merged = reduce(lambda first, second: merge(first, second, pair.layout, max_pixels), views)
+                merged = reduce(lambda first, second: merge_images(first, second, pair.layout, max_pixels), views)
             except ImageError:
                 skipped.add(THIN)
                 continue
@@ -221,19 +221,19 @@ def _views(row: Sample, unreadable: set[str]) -> list[Image.Image]:
         return []
 
 
-def _counted(
+def _augment_report(
     parents: Sequence[Sample], augmented: Sequence[Sample], wanted: int, skipped: SkippedRows
 ) -> AugmentReport:
     labels: Counter[str] = Counter()
     for row in augmented:
         labels[f"request {row.request_label or ('unknown' if row.has_request else 'absent')}"] += 1
         labels[f"response {row.response_label or ('unknown' if row.has_response else 'absent')}"] += 1
-    before, joint = (Counter(str(class_of(row) or "unknown") for row in some) for some in (parents, augmented))
+    before, joint = (Counter(str(class_of(row) or "unknown") for row in rows) for rows in (parents, augmented))
     return AugmentReport(
         hard=len(parents),
         wanted=wanted,
         augmented=len(augmented),
-        kinds=_sorted(Counter(map(kind_of, augmented))),
+        kinds=_sorted(Counter(map(parent_modalities, augmented))),
         labels=_sorted(labels),
         before=_sorted(before),
         after=_sorted(before + joint),

@@ -10,7 +10,7 @@ from guardreasoner_vl.errors import EngineError, InputError
 from guardreasoner_vl.evaluation.calibrate import BALANCED, fit
 from guardreasoner_vl.guard import Guard
 from guardreasoner_vl.judging.calibration import PRESETS
-from guardreasoner_vl.stages.evaluate import ENGINE_FAILED, judge
+from guardreasoner_vl.stages.evaluate import ENGINE_FAILED, judge_rows
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.lock import locked_folder, sweep
 
@@ -53,7 +53,7 @@ def run(
         sweep(out.parent, f"{out.name}.*")
         for mode in ("fast", "slow"):
             plain = Guard(guard.engine, replace(guard.policy, mode=mode, calibration=None, thresholds=(None, None)))
-            predictions[mode] = judge(plain, benchmarks, folder / mode, progress=progress)
+            predictions[mode] = judge_rows(plain, benchmarks, folder / mode, progress=progress)
         if failed := sum(is_engine_fault(row.error) for rows in predictions.values() for row in rows):
             raise EngineError(f"{failed:,} judgements are missing: {ENGINE_FAILED}")
         names = ", ".join(loaded.benchmark.name for loaded in benchmarks)

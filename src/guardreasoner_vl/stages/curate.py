@@ -97,7 +97,7 @@ def _curated(
     rows = [*train, *others]
     if not rows:
         raise DataError(f"{data}: no row remains (skipped: {skipped.reasons}); check data.sources")
-    info = CorpusInfo(name=recipe.name, seed=recipe.seed, sources=_described(recipe.data))
+    info = CorpusInfo(name=recipe.name, seed=recipe.seed, sources=_source_infos(recipe.data))
     write_whole(
         out / SKIPPED,
         (json.dumps({"id": name, "reason": reason}).encode() + b"\n" for name, reason in skipped.rows),
@@ -110,16 +110,16 @@ def _curated(
 
 def _usable(rows: Iterable[Sample], unlabelled: Container[str], skipped: SkippedRows) -> Iterator[Sample]:
     """Rows with content, a unique id, and a label unless their source is declared unlabelled."""
-    seen: set[str] = set()
+    ids: set[str] = set()
     for row in rows:
-        if row.id in seen:
+        if row.id in ids:
             skipped.add("repeated id", row.id)
         elif not (row.has_request or row.has_response):
             skipped.add("nothing to judge", row.id)
         elif not (row.request_label or row.response_label or row.source in unlabelled):
             skipped.add("no label", row.id)
         else:
-            seen.add(row.id)
+            ids.add(row.id)
             yield row
 
 
@@ -128,14 +128,14 @@ def _evaluation_rows(section: DuplicatesSection, data: Path, out: Path) -> list[
     return [sample for benchmark in loaded for sample in benchmark.samples]
 
 
-def _described(data: DataSection) -> tuple[SourceInfo, ...]:
+def _source_infos(data: DataSection) -> tuple[SourceInfo, ...]:
     sources = tuple(_source(source) for source in data.sources)
     licences = ", ".join(dict.fromkeys(source.licence for source in sources))
     derived = ((RENDERED, data.rendered, "drawn"), (JOINED, data.joined, "joined"))
     return sources + tuple(
-        SourceInfo(name=name, origin=f"{how} from the other rows", licence=licences)
-        for name, asked, how in derived
-        if asked
+        SourceInfo(name=name, origin=f"{verb} from the other rows", licence=licences)
+        for name, section, verb in derived
+        if section
     )
 
 

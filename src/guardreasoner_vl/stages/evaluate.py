@@ -1,8 +1,8 @@
 """Evaluation: judge benchmarks with the production guard, store one prediction for each row, compute the figures.
 
 `OUT/predictions.jsonl` is on disk chunk by chunk, so a stopped run resumes. An error is a prediction too: it counts as
-one wrong answer and lowers coverage. The next run judges rows again that the engine failed; many such rows in a row
-stop the run.
+one wrong answer and lowers coverage. The next run judges the rows again for which the engine failed; many of them in
+succession stop the run.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.choices import CHUNK
 from guardreasoner_vl.engines.faults import FaultStreak, is_engine_fault
 from guardreasoner_vl.errors import DataError
-from guardreasoner_vl.evaluation.predictions import FORMAT, PREDICTIONS, RESULTS, SETTINGS, Prediction, digest_of
+from guardreasoner_vl.evaluation.predictions import FORMAT, PREDICTIONS, RESULTS, SETTINGS, Prediction, row_digest
 from guardreasoner_vl.evaluation.results import CONSTANT, Results, Settings, check_excluded, summarise
-from guardreasoner_vl.guard import CHUNK
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.jsonl_log import JsonlLog
 from guardreasoner_vl.storage.lock import locked_folder
@@ -49,11 +49,11 @@ def run(
 ) -> Results:
     """`judge`, and the figures of all rows but those of the `excluded` benchmarks, in `OUT/results.json` too.
 
-    Raises `InputError` if one of those is not among the benchmarks.
+    Raises `InputError` if one of `excluded` is not among the benchmarks.
     """
     check_excluded(excluded, [one.benchmark.name for one in benchmarks])
     with locked_folder(out, "evaluate"):
-        rows = judge(guard, benchmarks, out, content=content, chunk=chunk, progress=progress)
+        rows = judge_rows(guard, benchmarks, out, content=content, chunk=chunk, progress=progress)
         results = summarise(rows, _settings(guard), {**CONSTANT, **(baselines or {})}, excluded)
         results.skipped = {
             loaded.benchmark.name: loaded.skipped.reasons for loaded in benchmarks if loaded.skipped.total
@@ -66,7 +66,7 @@ def run(
     return results
 
 
-def judge(
+def judge_rows(
     guard: Moderator[Exchange],
     benchmarks: Sequence[LoadedBenchmark],
     out: Path,
@@ -93,7 +93,7 @@ def judge(
         verdicts = zip(todo, guard.moderate_batch((row.exchange() for _, row in todo), chunk=chunk), strict=True)
         while batch := list(islice(verdicts, chunk)):
             judged = {key: Prediction.of(sample, key[0], verdict, content) for (key, sample), verdict in batch}
-            log.append(map(_line, judged.values()))
+            log.append(map(_prediction_line, judged.values()))
             rows |= judged
             for _, verdict in batch:
                 streak.add(verdict.error)
@@ -102,7 +102,7 @@ def judge(
                 progress(len(rows), len(places))
         ordered = [rows[key] for key in places]
         if list(rows) != list(places):  # failed rows were judged again, out of order
-            log.replace(map(_line, ordered))
+            log.replace(map(_prediction_line, ordered))
     return ordered
 
 
@@ -110,7 +110,7 @@ def _settings(guard: Moderator[Exchange]) -> Settings:
     return Settings(guard.model.name, guard.model.revision, guard.mode, guard.settings)
 
 
-def _line(row: Prediction) -> bytes:
+def _prediction_line(row: Prediction) -> bytes:
     return row.model_dump_json().encode() + b"\n"
 
 
@@ -122,15 +122,15 @@ def _stored(log: JsonlLog[Prediction], wanted: Mapping[_Key, Sample]) -> dict[_K
     for number, row in log.rows():
         key = (row.benchmark, row.id)
         unknown += key not in wanted
-        changed += key in wanted and row.digest not in (None, digest_of(wanted[key]))
+        changed += key in wanted and row.digest not in (None, row_digest(wanted[key]))
         if is_engine_fault(row.error):
             failed.add(number)
         else:
             rows[key] = row
     if unknown or changed:
-        why = "are not in the benchmarks" if unknown else "have changed since"
+        fault = "are not in the benchmarks" if unknown else "have changed since"
         raise DataError(
-            f"{log.path} holds predictions of {unknown or changed:,} rows that {why}; give the same benchmarks or "
+            f"{log.path} holds predictions of {unknown or changed:,} rows that {fault}; give the same benchmarks or "
             "a new --out"
         )
     if failed:

@@ -36,7 +36,7 @@ from guardreasoner_vl.training.grpo.log import Log, LogRow, batch_row, draw_trai
 from guardreasoner_vl.training.grpo.optimizer import ShardedAdamW
 from guardreasoner_vl.training.grpo.ranks import DistributedContext, sigterm_flag
 from guardreasoner_vl.training.grpo.rollouts import fitting, roll_out
-from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW, drop_gathered, shard, whole, whole_weights
+from guardreasoner_vl.training.grpo.sharding import FullyShardedAdamW, drop_gathered, gather_whole, shard, whole_weights
 from guardreasoner_vl.training.grpo.state import State, check_begun, load_best, load_checkpoint, save_checkpoint
 from guardreasoner_vl.training.grpo.update import Passes, PolicyNetwork, accumulate, autocast, old_log_probabilities
 from guardreasoner_vl.training.grpo.validation import validate
@@ -213,7 +213,7 @@ class _Training:
         best = self.log.best
         step = best.step if best else self._total
         model = self._model
-        if step == 0 or self._copy:  # of sharded weights this rank has a share
+        if step == 0 or self._copy:  # this rank has only its share of sharded weights
             model = load_trainable(base, self._recipe, "grpo")
         if step and (self._copy or step < self._total):
             load_best(self._folder, step, model)
@@ -320,16 +320,18 @@ class _Training:
         return self._passes.within_memory(work)
 
     def _stepped(self) -> float:
-        """Clip the gradient, step, and drop the gradient; returns its norm before.
+        """Clip the gradient, step, and drop the gradient; returns its norm before clipping.
 
-        Raises `FloatingPointError` if that is not finite. Without signal the gradient is zero; the step then applies
-        momentum and weight decay alone.
+        Raises `FloatingPointError` if the norm is not finite. Without signal the gradient is zero; the step then
+        applies momentum and weight decay alone.
         """
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self._optimizer.sum_gradients()
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self._section.max_grad_norm))
+        norm = gather_whole(torch.nn.utils.clip_grad_norm_(parameters, self._section.max_grad_norm))
         if not norm.isfinite():
-            raise FloatingPointError("the gradient is NaN or infinite: lower grpo.learning_rate, or use form: bounded")
+            raise FloatingPointError(
+                "the gradient is NaN or infinite: lower grpo.learning_rate, or set grpo.reward.form: bounded"
+            )
         self._optimizer.step()
         self._optimizer.zero_grad()  # rollouts need the memory
         return float(norm)
@@ -342,7 +344,7 @@ class _Training:
     def _present_weights(self) -> Iterator[None]:
         """The context in which the engine answers with the present weights; vLLM has a precision of its own."""
         if self._vllm:
-            with self._ranks.all_or_none():  # nobody samples before the main rank has sent them
+            with self._ranks.all_or_none():  # no rank samples before the main rank has sent them
                 self._vllm.renew(self._state.step)
             yield
         else:
@@ -364,7 +366,7 @@ class _Training:
 
     @contextmanager
     def _saving_if_refused(self) -> Iterator[None]:
-        """Save a checkpoint if the last one is older, should rollouts fail for another reason than divergence."""
+        """If rollouts fail for another reason than divergence, save a checkpoint, unless the last one is up to date."""
         try:
             yield
         except GuardError as error:
@@ -390,7 +392,7 @@ class _Training:
 
 
 def _network(folder: Path, recipe: Recipe, device: torch.device, moved: bool) -> Any:
-    """The network to train on the device; not `moved` there if `shard` is to move it share by share."""
+    """The network to train on the device; not `moved` there if `shard` will move it, share by share."""
     model = load_trainable(folder, recipe, "grpo").to(device if moved else None)
     use_shared_prefix(model)
     if device.type != "cpu":

@@ -22,7 +22,7 @@ from guardreasoner_vl.corpus.store import CorpusInfo, is_corpus, read_corpus, re
 from guardreasoner_vl.engines.faults import FaultStreak, is_engine_fault
 from guardreasoner_vl.errors import DataError, InputError
 from guardreasoner_vl.mining.candidates import FORMAT, Candidates, PassRates, is_kept, read_candidates
-from guardreasoner_vl.mining.report import REPORT, MiningReport, unanswered, why_nothing, write_report
+from guardreasoner_vl.mining.report import REPORT, MiningReport, unanswered, why_nothing, write_mining_report
 from guardreasoner_vl.mining.sampling import CandidateSampling, SampledRow
 from guardreasoner_vl.sources.content import content_digest
 from guardreasoner_vl.sources.skipped import SkippedRows
@@ -56,7 +56,7 @@ def run(
     """Generate candidates for every drawn row that has none in `out`, `chunk` rows at once; write the kept rows.
 
     As long as no row was kept, `mine.keep` may change in the same `out`. Raises `DataError` if `corpus` has no labelled
-    training row, `out` holds something else or another process works there, or no row is kept, and `EngineError` if the
+    training row, `out` holds another run or another process works there, or no row is kept, and `EngineError` if the
     engine fails many rows in a row.
     """
     if chunk < 1:
@@ -92,11 +92,11 @@ def _mined(
         "model": {"name": guard.model.name, "revision": guard.model.revision},
         "corpus": {"name": info.name, "digest": survey.digest},
     }
-    _check_same(out, settings)
+    _check_same_settings(out, settings)
     work = CandidateSampling(section, recipe.seed)
     failures = _ask(guard, work, corpus, log, survey, chunk, progress)
     report, kept = _summary(log, section, survey, failures.rows)
-    write_report(out, report)
+    write_mining_report(out, report)
     if kept:
         mined = CorpusInfo(name=recipe.name, seed=recipe.seed, sources=info.sources)
         write_corpus(out, mined, _rows_of(corpus, kept))
@@ -142,18 +142,18 @@ class _Survey:
 
 
 def _survey(corpus: Path, limit: int | None, seed: int) -> _Survey:
-    skipped, seen, usable = SkippedRows(), set[str](), list[str]()
+    skipped, ids, usable = SkippedRows(), set[str](), list[str]()
     rows = 0
     digest = content_digest(sample for sample in read_corpus(corpus) if sample.split == TRAIN)
     for sample in read_corpus(corpus):
         if sample.split != TRAIN:
             continue
         rows += 1
-        if reason := REPEATED if sample.id in seen else _unusable(sample):
+        if reason := REPEATED if sample.id in ids else _unusable(sample):
             skipped.add(reason, sample.id)
         else:
             usable.append(sample.id)
-        seen.add(sample.id)
+        ids.add(sample.id)
     if limit is not None and limit < len(usable):
         usable = random.Random(f"{seed}-mine").sample(usable, limit)
     return _Survey(set(usable), rows, skipped, digest)
@@ -174,7 +174,7 @@ def _decisive(section: MineSection) -> dict[str, Any]:
     return section.model_dump(mode="json", exclude={"base_url"})
 
 
-def _check_same(out: Path, settings: dict[str, Any]) -> None:
+def _check_same_settings(out: Path, settings: dict[str, Any]) -> None:
     """Raises `DataError` for changed settings; `mine.keep`, which no candidate depends on, may change until a corpus
     is written.
     """

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.engines.faults import is_engine_fault
 from guardreasoner_vl.errors import DataError, EngineError, GuardError
 from guardreasoner_vl.evaluation.metrics import Counts, count
 from guardreasoner_vl.evaluation.perturbations import NAMES, perturbed
 from guardreasoner_vl.evaluation.report import Table, percent
-from guardreasoner_vl.evaluation.results import TARGETS, judgement, truth
-from guardreasoner_vl.stages.evaluate import ENGINE_FAILED, judge
+from guardreasoner_vl.evaluation.results import judgement, truth
+from guardreasoner_vl.stages.evaluate import ENGINE_FAILED, judge_rows
 from guardreasoner_vl.storage.atomic import write_json
 from guardreasoner_vl.storage.lock import locked_folder
 from guardreasoner_vl.types import Label
@@ -69,7 +70,7 @@ def run(
         before = _predictions(guard, benchmarks, out / ORIGINAL, progress)
         judged = list(before.values())
         for name in names:
-            changed = [part for loaded in benchmarks if (part := _changed(loaded, name, out)).samples]
+            changed = [part for loaded in benchmarks if (part := _perturbed_benchmark(loaded, name, out)).samples]
             after = _predictions(guard, changed, out / name.replace(" ", "-"), progress) if changed else {}
             judged += after.values()
             for target in TARGETS:
@@ -101,7 +102,7 @@ def flips(before: dict[tuple[str, str], Prediction], after: dict[tuple[str, str]
     )
 
 
-def table(results: dict[str, Flips]) -> Table:
+def flips_table(results: dict[str, Flips]) -> Table:
     """One line for each perturbation that applies to any row."""
     head = ["", "rows", "flip rate", "harmful to unharmful", "to harmful", "to error", "F1 before", "F1 after"]
     return [
@@ -131,10 +132,10 @@ def _predictions(
     folder: Path,
     progress: Callable[[int, int], None] | None,
 ) -> dict[tuple[str, str], Prediction]:
-    return {(row.benchmark, row.id): row for row in judge(guard, benchmarks, folder, progress=progress)}
+    return {(row.benchmark, row.id): row for row in judge_rows(guard, benchmarks, folder, progress=progress)}
 
 
-def _changed(loaded: LoadedBenchmark, name: str, out: Path) -> LoadedBenchmark:
+def _perturbed_benchmark(loaded: LoadedBenchmark, name: str, out: Path) -> LoadedBenchmark:
     images = out / name.replace(" ", "-") / "images"
     images.mkdir(parents=True, exist_ok=True)
     samples: list[Sample] = []

@@ -98,11 +98,11 @@ def run(recipe: Recipe, data: Path, out: Path, progress: Callable[[int, int], No
             base = _base_model(recipe, mixture.train, out / "base")
             sizes = ImageSizes(out / STORE)
             sizes.measure(path for row in mixture.train for path in row.images)
-        _trained(recipe, data, mixture, base, folder, config, sizes, progress)
+        _train(recipe, data, mixture, base, folder, config, sizes, progress)
     return finished
 
 
-def _trained(
+def _train(
     recipe: Recipe,
     data: Path,
     mixture: Mixture,

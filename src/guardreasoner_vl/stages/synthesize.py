@@ -193,23 +193,23 @@ class _Job:
                 self._record(policy.reasoning(sample, state, answered))
 
     async def _ask(
-        self, sample: Sample, asked: Asked, question: Callable[[], Awaitable[TeacherAnswer]]
+        self, sample: Sample, kind: Asked, question: Callable[[], Awaitable[TeacherAnswer]]
     ) -> TeacherAnswer | None:
         """One answer; None if the job stops or the request failed, which is recorded."""
         most = self._teacher.estimate(sample)
         if self._stopped_by or not await self._budget.reserve(most):
             self._stopped_by = self._stopped_by or "budget"
             return None
-        took = Tokens()
+        used = Tokens()
         try:
             answered = await question()
-            took = answered.tokens
+            used = answered.tokens
         except GuardError as error:
-            self._record(self._policy.fault(sample, asked, error))
+            self._record(self._policy.fault(sample, kind, error))
             self._count_fault(error)
             return None
         finally:
-            self._budget.settle(most, took)
+            self._budget.settle(most, used)
         self._faults_in_a_row = 0
         return answered
 

@@ -93,15 +93,18 @@ def run(
     began with other settings, another process works there, or the model writes no new requests any more.
     """
     if not 0 <= settings.answered <= 1 or settings.count < 1 or settings.batch < 1:
-        raise InputError("give a count and a batch of at least 1, and a share of answers from 0 to 1")
+        raise InputError(
+            f"count {settings.count}, batch {settings.batch}, answered {settings.answered:g}: give a count and a batch "
+            "of at least 1, and a share of answered requests from 0 to 1"
+        )
     with locked_folder(out, "write-requests"):
         check_inputs(out / "settings.json", "written requests", {"model": name, **asdict(settings)}, free=("count",))
         form = Format(json.loads, "a batch of requests", "remove the file to begin again")
         with JsonlLog(out / BATCHES, form, "write-requests") as log:
             batches = [batch for _, batch in log.rows()]
-            seen = {_key(row["prompt"]) for batch in batches for row in batch["rows"]}
+            keys = {_key(row["prompt"]) for batch in batches for row in batch["rows"]}
             while (written := sum(len(batch["rows"]) for batch in batches)) < settings.count:
-                rows, dropped = _batch(model, settings, len(batches), seen)
+                rows, dropped = _request_batch(model, settings, len(batches), keys)
                 batches.append({"rows": rows, "dropped": dropped})
                 log.append([json.dumps(batches[-1], ensure_ascii=False).encode() + b"\n"])
                 if len(batches) >= len(OPENINGS) and not any(batch["rows"] for batch in batches[-len(OPENINGS) :]):
@@ -119,10 +122,10 @@ def run(
     return counts
 
 
-def _batch(
-    model: LanguageModel, settings: RequestSettings, number: int, seen: set[str]
+def _request_batch(
+    model: LanguageModel, settings: RequestSettings, number: int, keys: set[str]
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The rows of one batch, and the number of dropped requests by reason; `seen` gets the new requests."""
+    """The rows of one batch, and the number of dropped requests by reason; adds the new requests to `keys`."""
     torch.manual_seed(settings.seed * 1_000_003 + number)
     opening = OPENINGS[number % len(OPENINGS)]
     head = model.texts.apply_chat_template([{"role": "user", "content": _PLACE}], tokenize=False).split(_PLACE)[0]
@@ -131,14 +134,14 @@ def _batch(
     dropped: Counter[str] = Counter()
     for text, ended in ends:
         request = f"{opening}{text}".strip()
-        reason = _fault(request, ended) or ("repeated" if _key(request) in seen else None)
+        reason = _fault(request, ended) or ("repeated" if _key(request) in keys else None)
         if reason:
             dropped[reason] += 1
         else:
-            seen.add(_key(request))
+            keys.add(_key(request))
             kept.append(request)
     to_answer = kept[: round(len(kept) * settings.answered)]
-    answers = _answers(model, to_answer, settings)
+    answers = _write_answers(model, to_answer, settings)
     rows = [
         {
             "id": f"{SOURCE}-{settings.seed}-{number:05d}-{place:03d}",
@@ -166,7 +169,7 @@ def _fault(request: str, ended: bool) -> str | None:
     return "alarming word" if find_evidence(request) else None
 
 
-def _answers(model: LanguageModel, requests: Sequence[str], settings: RequestSettings) -> list[str | None]:
+def _write_answers(model: LanguageModel, requests: Sequence[str], settings: RequestSettings) -> list[str | None]:
     """Answers cut after their last whole sentence; None if there is none, or it has a word of the lexicon of harm."""
     if not requests:
         return []

@@ -69,7 +69,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: OSError) -> DataError:
     """The error to raise if `path` cannot be written."""
-    remedy = "make room" if error.errno in _FULL else "fix that"
+    remedy = "make room" if error.errno in _FULL else "check the path and its permissions"
     reason = error.strerror or type(error).__name__
     return DataError(f"{path} cannot be written ({reason}): {remedy}; the same command resumes")
 

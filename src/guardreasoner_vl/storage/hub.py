@@ -26,10 +26,10 @@ def snapshot(name: str, revision: str | None, error: type[GuardError], **options
     except faults as fault:
         with suppress(*faults):
             return Path(snapshot_download(name, revision=revision, local_files_only=True, **options))
-        raise error(f"{name}: {_refusal(fault)}, or give a local folder") from fault
+        raise error(f"{name}: {_download_failure(fault)}, or give a local folder") from fault
 
 
-def _refusal(fault: Exception) -> str:
+def _download_failure(fault: Exception) -> str:
     """Why the hub did not give a snapshot, and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (

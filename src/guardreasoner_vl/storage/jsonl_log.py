@@ -28,14 +28,14 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Format(Generic[RowT]):
-    """How lines are read: `parse` returns a line's row or raises `ValueError`. In error messages, `what` names a row,
+    """How lines are read: `parse` returns a line's row or raises `ValueError`. In error messages, `noun` names a row,
     and `remedy` says what to do with an invalid line. If `key` is set, no two rows may have the same key.
 
     `torn` tells whether an unterminated invalid line is the beginning of a row and may be removed.
     """
 
     parse: Callable[[bytes], RowT]
-    what: str
+    noun: str
     remedy: str = "remove the line"
     key: Callable[[RowT], object] | None = None
     torn: Callable[[bytes], bool] = lambda _: True
@@ -49,30 +49,30 @@ def lines_of(stream: BinaryIO) -> Iterator[bytes]:
             line = stream.readline(MAX_LINE + 1)
 
 
-def read_rows(path: Path, form: Format[RowT], *, torn: bool = False) -> Iterator[RowT]:
+def read_log_rows(path: Path, form: Format[RowT], *, torn: bool = False) -> Iterator[RowT]:
     """Yield the rows of a file that another process may be writing; with `torn`, skip an incomplete last line.
 
     Raises `DataError`, which names the line, if a line is not a row or repeats one, or if the file cannot be read.
     """
     try:
         with path.open("rb") as stream:
-            for _, row in _parsed(path, stream, form, torn):
+            for _, row in _numbered_rows(path, stream, form, torn):
                 yield row
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {form.remedy}") from error
 
 
-def _parsed(path: Path, stream: BinaryIO, form: Format[RowT], torn: bool) -> Iterator[tuple[int, RowT]]:
+def _numbered_rows(path: Path, stream: BinaryIO, form: Format[RowT], torn: bool) -> Iterator[tuple[int, RowT]]:
     """Yield the rows with their line numbers."""
-    seen: dict[object, int] = {}
+    line_of: dict[object, int] = {}
     for number, line in enumerate(lines_of(stream), 1):
         try:
             row = form.parse(line)
         except ValueError as error:
             if torn and not line.endswith(b"\n") and form.torn(line):
                 return
-            raise DataError(f"{path}, line {number}: not {form.what}; {form.remedy}") from error
-        if form.key is not None and (first := seen.setdefault(form.key(row), number)) != number:
+            raise DataError(f"{path}, line {number}: not {form.noun}; {form.remedy}") from error
+        if form.key is not None and (first := line_of.setdefault(form.key(row), number)) != number:
             raise DataError(f"{path}, line {number}: repeats the row of line {first}; remove one of the two lines")
         yield number, row
 
@@ -88,13 +88,14 @@ def is_torn(file: int) -> bool:
 class JsonlLog(Generic[RowT]):
     """The file at `path`, opened by one process at a time; use it as a context manager.
 
-    `who` names the command that uses the file, `otherwise` says what a second process can do instead of waiting. Raises
-    `DataError` if another process has the file. Opening does not change the file: it is repaired once `rows` has been
-    read to the end without an error, or by `mend`.
+    `command` uses the file; `alternative` is what a second process can do instead of waiting. Both are for messages.
+    Raises `DataError` if another process has the file open. Opening does not change the file: it is repaired once
+    `rows` has been read to the end without an error, or by `mend`.
     """
 
-    def __init__(self, path: Path, form: Format[RowT], who: str, otherwise: str = ANOTHER_OUT) -> None:
-        self.path, self._form, self._who, self._otherwise = path, form, who, otherwise
+    def __init__(self, path: Path, form: Format[RowT], command: str, alternative: str = ANOTHER_OUT) -> None:
+        self.path, self._form = path, form
+        self._command, self._alternative = command, alternative
         self._fault: OSError | None = None
 
     def __enter__(self) -> Self:
@@ -121,7 +122,7 @@ class JsonlLog(Generic[RowT]):
         Raises `DataError`, which names the line, if a line is not a row or repeats one.
         """
         with self._reader() as stream:
-            yield from _parsed(self.path, stream, self._form, torn=True)
+            yield from _numbered_rows(self.path, stream, self._form, torn=True)
         self.mend()
 
     def mend(self) -> None:
@@ -133,7 +134,7 @@ class JsonlLog(Generic[RowT]):
             self._form.parse(last)
         except ValueError as error:
             if not self._form.torn(last):
-                raise DataError(f"{self.path}, the last line: not {self._form.what}; {self._form.remedy}") from error
+                raise DataError(f"{self.path}, the last line: not {self._form.noun}; {self._form.remedy}") from error
             with writing(self.path):
                 os.ftruncate(self._stream.fileno(), self.size - len(last))
         else:
@@ -203,9 +204,9 @@ class JsonlLog(Generic[RowT]):
             sync_folder(self.path.parent)
 
     def _put(self, content: bytes) -> None:
-        rest = memoryview(content)
-        while rest:  # a disk that is nearly full writes only a part
-            rest = rest[self._stream.write(rest) :]
+        unwritten = memoryview(content)
+        while unwritten:  # a disk that is nearly full writes only a part
+            unwritten = unwritten[self._stream.write(unwritten) :]
 
     def _check(self) -> None:
         if self._fault is not None:
@@ -215,7 +216,7 @@ class JsonlLog(Generic[RowT]):
         with writing(self.path):
             locked = try_lock(stream.fileno())
         if not locked or not stands_at(path, stream.fileno()):
-            raise in_use(self.path, self._who, self._otherwise)
+            raise in_use(self.path, self._command, self._alternative)
 
     def _reader(self) -> BinaryIO:
         """The same open file, read from its start through a buffer."""

@@ -44,9 +44,9 @@ def stands_at(path: Path, file: int) -> bool:
         return False
 
 
-def in_use(path: Path, who: str, otherwise: str = ANOTHER_OUT) -> DataError:
-    """The error to raise if another process has locked `path`; `who` names its command."""
-    return DataError(f"{path}: another {who} is writing it; wait for it or {otherwise}")
+def in_use(path: Path, command: str, alternative: str = ANOTHER_OUT) -> DataError:
+    """The error to raise if another process, which runs `command`, has locked `path`."""
+    return DataError(f"{path}: another {command} is writing it; wait for it or {alternative}")
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def locked_folder(folder: Path, command: str) -> Iterator[Path]:
     existed = folder.is_dir()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    file = _taken(folder, command)
+    file = _take_lock(folder, command)
     token = _locked.set(_locked.get() | {place})
     try:
         for used in (folder, *_inside(folder)):
@@ -102,7 +102,7 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _taken(folder: Path, command: str) -> int:
+def _take_lock(folder: Path, command: str) -> int:
     """Open and lock the folder's lock file; returns its descriptor."""
     path = folder / LOCK
     while True:

@@ -13,8 +13,6 @@ from guardreasoner_vl.errors import InputError
 if TYPE_CHECKING:
     from guardreasoner_vl.types import GoldLabel, Sample, Target
 
-TARGETS: tuple[Target, Target] = ("request", "response")
-
 
 class CannotLabelError(InputError):
     """The teacher can explain known labels, but cannot label rows."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import GuardError
 from guardreasoner_vl.storage.atomic import replacing
-from guardreasoner_vl.teachers.openai import read_answer
+from guardreasoner_vl.teachers.openai import read_teacher_answer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,10 +68,10 @@ def read_result(line: bytes) -> Result | None:
         read = _Line.model_validate_json(line)
     except ValidationError:
         return None
-    return Result(read.custom_id, _outcome(read))
+    return Result(read.custom_id, _line_outcome(read))
 
 
-def _outcome(read: _Line) -> TeacherAnswer | GuardError:
+def _line_outcome(read: _Line) -> TeacherAnswer | GuardError:
     response = read.response
     if response is None:
         code = (read.error and read.error.code) or "no_response"
@@ -82,7 +82,7 @@ def _outcome(read: _Line) -> TeacherAnswer | GuardError:
         status = response.status_code
         return HttpError(f"the batch result has HTTP status {status} for this request", status=status)
     try:
-        return read_answer(json.dumps(response.body).encode())
+        return read_teacher_answer(json.dumps(response.body).encode())
     except GuardError as error:
         return error
 

@@ -80,12 +80,12 @@ class BudgetTracker:
                 self._wake()
         return False
 
-    def settle(self, most: Tokens, took: Tokens) -> None:
-        """End a reservation of `most`; `took` was used."""
+    def settle(self, most: Tokens, used: Tokens) -> None:
+        """End a reservation of `most`, of which `used` was spent."""
         self._reserved -= most
         self._in_flight -= 1
-        self._spent += took
-        self._cost += self._price.of(took) if self._price else 0.0
+        self._spent += used
+        self._cost += self._price.of(used) if self._price else 0.0
         self._wake()
 
     def _fits(self, reserved: Tokens) -> bool:

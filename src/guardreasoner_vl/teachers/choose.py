@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from guardreasoner_vl.teachers.offline import RulesTeacher
 from guardreasoner_vl.teachers.openai import DEFAULT_URL, Chat, OpenAITeacher
 
 if TYPE_CHECKING:
+    from guardreasoner_vl.choices import TeacherName
     from guardreasoner_vl.teachers.base import Teacher
 
 
 def open_teacher(
-    name: Literal["rules", "openai"],
+    name: TeacherName,
     model: str,
     base_url: str | None,
     requests_per_minute: float | None = None,

@@ -1,6 +1,6 @@
 """Quality gates: which answers of a teacher are kept (docs/method.md, section 2). Pure functions of one answer.
 
-A trace passes if the whole answer parses by the strict protocol, its labels equal every known truth, it has 1 to
+An answer passes if it parses by the strict protocol, its labels equal every known truth, its reasoning has 1 to
 10 steps, and it neither refuses, nor loops, nor is too long. Everything else is rejected with one short reason.
 """
 
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from operator import eq
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.engines.openai import mending
 from guardreasoner_vl.protocol import neutralise, parse_verdict
-from guardreasoner_vl.teachers.base import TARGETS, known, present
+from guardreasoner_vl.teachers.base import known, present
 from guardreasoner_vl.teachers.forms import is_refusal
 from guardreasoner_vl.types import Label
 
@@ -83,15 +84,15 @@ def gate(text: str, sample: Sample, finish_reason: str) -> PassedAnswer | Reject
     parsed = parse_verdict(text, exists["request"], exists["response"], finish_reason)
     if parsed.reason:
         return RejectedAnswer(f"{UNPARSABLE}{parsed.reason}")
-    said = {"request": parsed.request, "response": parsed.response}
+    labels = {"request": parsed.request, "response": parsed.response}
     truth = known(sample)
-    if any(said[target] != label for target, label in truth.items()):
+    if any(labels[target] != label for target, label in truth.items()):
         return RejectedAnswer(CONTRADICTION)
     reasoning = parsed.reasoning or ""
     fault = _fault_of(steps_of(reasoning))
     if fault:
         return RejectedAnswer(fault)
-    judged = {target: GOLD[said[target]] for target in TARGETS if exists[target] and target not in truth}
+    judged = {target: GOLD[labels[target]] for target in TARGETS if exists[target] and target not in truth}
     return PassedAnswer(neutralise(reasoning), judged)
 
 

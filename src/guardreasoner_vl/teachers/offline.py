@@ -24,7 +24,7 @@ class RulesTeacher:
 
     async def write(self, sample: Sample, complaint: str | None) -> TeacherAnswer:  # noqa: ARG002
         """The answer, always the same for a sample."""
-        request, response = _label(sample, "request"), _label(sample, "response")
+        request, response = _target_label(sample, "request"), _target_label(sample, "response")
         spans = training_target(explain(sample, request, response), request, response)
         return TeacherAnswer("".join(span.text for span in spans), "stop")
 
@@ -33,10 +33,10 @@ class RulesTeacher:
         raise CannotLabelError("the rules teacher cannot label rows: use --teacher openai, or curate with labels_from")
 
     async def aclose(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: rules hold no connections."""
 
 
-def _label(sample: Sample, target: Target) -> TargetLabel:
+def _target_label(sample: Sample, target: Target) -> TargetLabel:
     if not present(sample)[target]:
         return TargetLabel("None")
     label = known(sample).get(target)

@@ -99,6 +99,7 @@ class OpenAITeacher:
 
     @property
     def name(self) -> str:
+        """The model's name at the server."""
         return self._chat.model
 
     @property
@@ -139,21 +140,21 @@ class OpenAITeacher:
             await self._requests.take(1)
         if self._tokens:
             await self._tokens.take(self._chat.estimate(sample).total)
-        return read_answer(await self._http.post(body))
+        return read_teacher_answer(await self._http.post(body))
 
 
-def read_answer(body: bytes) -> TeacherAnswer:
+def read_teacher_answer(body: bytes) -> TeacherAnswer:
     """Read a response of `/chat/completions`. Raises `HttpError` with the code `malformed`."""
     try:
         completion = read_completion(body)
     except EngineError as error:
         raise HttpError(str(error), "malformed") from error
     used = completion.used(0.0)
-    text = completion.text or _refusal(body)
+    text = completion.text or _refusal_text(body)
     return TeacherAnswer(text, completion.finish_reason or "none", used.prompt_tokens, used.completion_tokens)
 
 
-def _refusal(body: bytes) -> str:
+def _refusal_text(body: bytes) -> str:
     """The text of OpenAI's separate `refusal` field, empty if there is none."""
     refusal = json.loads(body)["choices"][0]["message"].get("refusal")
     return refusal if isinstance(refusal, str) else ""
@@ -199,7 +200,9 @@ class _Limit:
 
     def __init__(self, per_minute: float, name: str) -> None:
         if not per_minute > 0:
-            raise InputError(f"{name} must be more than 0")
+            raise InputError(
+                f"{name} is {per_minute:g}, but must be more than 0: give a larger number, or None for no limit"
+            )
         size = max(1.0, per_minute / 60)
         self._bucket: AsyncLimiter = _limiter()(size, size * 60 / per_minute)
 

@@ -1,4 +1,4 @@
-"""The messages sent to a teacher, in our own words (docs/method.md, section 2).
+"""The messages sent to a teacher, in this project's words (docs/method.md, section 2).
 
 All instructions are in the system message. The user message is the exchange alone, rendered and neutralised by the
 protocol, so that nothing in it can pass for an instruction or a label.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from guardreasoner_vl.choices import TARGETS
 from guardreasoner_vl.protocol import Message, build_messages
-from guardreasoner_vl.teachers.base import TARGETS, known, present
+from guardreasoner_vl.teachers.base import known, present
 from guardreasoner_vl.teachers.gates import (
     BROKEN,
     CONTRADICTION,
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from guardreasoner_vl.types import Exchange, Sample, Target
 
 
-def _text(name: str) -> str:
+def _prompt_text(name: str) -> str:
     return (files("guardreasoner_vl.teachers") / name).read_text("utf-8")
 
 
-TASK, FORM = _text("task.txt"), _text("form.txt")
+TASK, FORM = _prompt_text("task.txt"), _prompt_text("form.txt")
 
 COMPLAINTS = {
     EMPTY: "it was empty",
@@ -50,7 +51,7 @@ COMPLAINTS = {
 
 def writing_messages(sample: Sample, exchange: Exchange, complaint: str | None) -> tuple[Message, Message]:
     """Ask for reasoning. `exchange` is the sample's, with checked images; `complaint` is a reason of the gates."""
-    parts = [TASK, FORM, _truth(sample)]
+    parts = [TASK, FORM, _true_answers(sample)]
     if complaint:
         parts.append(f"Your last answer was not accepted: {_explained(complaint)}. Write the whole answer again.\n")
     return Message("system", "\n".join(parts)), build_messages(exchange)[1]
@@ -62,7 +63,7 @@ def labelling_messages(exchange: Exchange) -> tuple[Message, Message]:
     return Message("system", f"{instruction.text}\n{FORM}"), transcript
 
 
-def _truth(sample: Sample) -> str:
+def _true_answers(sample: Sample) -> str:
     exists, labels = present(sample), known(sample)
 
     def line(target: Target) -> str:

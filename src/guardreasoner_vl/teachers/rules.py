@@ -85,19 +85,18 @@ def explain(sample: Sample, request: TargetLabel, response: TargetLabel) -> tupl
     category_of = sample.provenance.category_of
     if has_request and has_response and category_of:
         of_request = category_of == "request"
-    asked = _content(sample, _core(sample, "request", _shown_and_asked(sample)), of_request)
-    answered = _content(sample, _core(sample, "response", sample.response or ""), not of_request)
+    request_content = _content(sample, _core(sample, "request", _shown_and_asked(sample)), of_request)
+    response_content = _content(sample, _core(sample, "response", sample.response or ""), not of_request)
     most = QUOTED_BESIDE_A_RESPONSE if has_response else QUOTED_ALONE
-    quote = None if sample.images or not has_request else _quote(asked, most, sample.prompt)
+    quote = None if sample.images or not has_request else _quote(request_content, most, sample.prompt)
     first = [_absent("request")]
     if has_request:
-        first = [_asked(sample, asked, quote, has_response), _concluded(sample, asked, request)]
+        first = [_asked(sample, request_content, quote, has_response), _concluded(sample, request_content, request)]
     second = _absent("response")
     if has_response:
         may_quote = not (has_request and (quote or sample.images))
-        second = _answered(
-            sample, asked, answered, response, _quote(answered, most, sample.response) if may_quote else None
-        )
+        response_quote = _quote(response_content, most, sample.response) if may_quote else None
+        second = _answered(sample, request_content, response_content, response, response_quote)
     return tuple(_spans((("# Task 1\n", first), ("# Task 2\n", [second]))))
 
 
@@ -127,10 +126,10 @@ def _asked(sample: Sample, content: _Content, quote: str | None, has_response: b
     if not sample.images:
         return Step(_worded(ASKED, sample, "asked").format(_form(content.text, content)) + f"{quoted}.")
     texts = bool(sample.prompt.strip()) + has_response
-    shown = _worded(SHOWN, sample, "shown").format(_seen(sample, IMAGE_WORDS[texts]))
+    opening = _worded(SHOWN, sample, "shown").format(_seen(sample, IMAGE_WORDS[texts]))
     if not sample.prompt.strip():
-        return Step(f"{shown}{',' if about else ''}{about}.")
-    return Step(f"{shown} beside {_form(sample.prompt, content)}.")
+        return Step(f"{opening}{',' if about else ''}{about}.")
+    return Step(f"{opening} beside {_form(sample.prompt, content)}.")
 
 
 def _form(text: str, content: _Content) -> str:
@@ -153,20 +152,22 @@ def _concluded(sample: Sample, content: _Content, label: TargetLabel) -> Step:
     return Step("", _worded(CONCLUDED, sample, "so").format(reason, "request", label.word), label.known)
 
 
-def _answered(sample: Sample, asked: _Content, content: _Content, label: TargetLabel, quote: str | None) -> Step:
+def _answered(
+    sample: Sample, request_content: _Content, content: _Content, label: TargetLabel, quote: str | None
+) -> Step:
     """The step on the response: what the assistant answers, and whether it hurts anyone."""
     reply = reply_of(content.text)
     if label.word == "harmful":
-        reason = _harm(sample, content.category or asked.category, "response")
+        reason = _harm(sample, content.category or request_content.category, "response")
     elif reply is Reply.REFUSAL:
         reason = _worded(HURTS_NOBODY, sample, "why not response")
     else:
         reason = _no_harm(sample, content, "response")
-    said = _worded(ANSWERED, sample, "answered").format(_said(reply, content, quote))
-    return Step(f"{said},", f" which {reason}: the response is {label.word}.", label.known)
+    opening = _worded(ANSWERED, sample, "answered").format(_reply_text(reply, content, quote))
+    return Step(f"{opening},", f" which {reason}: the response is {label.word}.", label.known)
 
 
-def _said(reply: Reply, content: _Content, quote: str | None) -> str:
+def _reply_text(reply: Reply, content: _Content, quote: str | None) -> str:
     if reply is Reply.REFUSAL:
         return str(reply.value)
     if quote:
@@ -195,14 +196,14 @@ def _no_harm(sample: Sample, content: _Content, target: Target, kind: str = "") 
         return _worded(HURTS_NOBODY, sample, place)
     near = _near(content.text, content.evidence)
     usual = f"is about {content.kind}" if content.kind in SETTINGS else _worded(EVERYDAY, sample, place)
-    return next((why for why, words in WHY_NOT.items() if words.search(near)), usual)
+    return next((reason for reason, words in WHY_NOT.items() if words.search(near)), usual)
 
 
 def _content(sample: Sample, text: str, is_named: bool) -> _Content:
     """The content of a text: from the source's category if it describes this text, else from the text's words."""
     searched = text[:SEARCHED_CHARACTERS]
     evidence = find_evidence(searched)
-    category, subject = _named(sample) if is_named else (None, None)
+    category, subject = _named_category(sample) if is_named else (None, None)
     if not (category or subject):
         category = evidence.category if evidence else None
         subject = _topic(searched, evidence)
@@ -221,7 +222,7 @@ def _near(text: str, evidence: Evidence) -> str:
     return text[max(0, evidence.start - _NEAR) : evidence.start + _NEAR]
 
 
-def _named(sample: Sample) -> tuple[str | None, str | None]:
+def _named_category(sample: Sample) -> tuple[str | None, str | None]:
     """The source's category, as a kind of harm or as a subject; both None if it is neither."""
     known = sample.provenance
     name = (known.category or "").casefold()

@@ -38,30 +38,30 @@ def compact(source: Path, target: Path) -> CompactReport:
     folder that is no Qwen2.5-VL, is broken, or is quantised already, `InputError` if `target` exists and is not empty,
     `DataError` if the disk is full.
     """
-    tied = _checked(source, target)
+    tied = _check_model_folders(source, target)
     if is_int8(source):
         raise ModelError(f"{source}: its weights are stored as int8 already; --expand gives bf16")
     files = weight_files(source)
-    with _reading(source):
-        weights, error = _quantised(files)
+    with _model_errors(source):
+        weights, error = _quantised_tensors(files)
     if tied:
         _drop_second_embedding(weights)
-    _write(weights, METADATA, INT8_WEIGHTS, source, target)
-    return CompactReport(sum(map(_size, files)), _size(target / INT8_WEIGHTS), error)
+    _write_weights(weights, METADATA, INT8_WEIGHTS, source, target)
+    return CompactReport(sum(map(_file_size, files)), _file_size(target / INT8_WEIGHTS), error)
 
 
 def expand(source: Path, target: Path) -> CompactReport:
     """The inverse: write `target` with bf16 weights in the standard format. Raises the same errors as `compact`."""
-    _checked(source, target)
+    _check_model_folders(source, target)
     if not is_int8(source):
         raise ModelError(f"{source}: its weights are not stored as int8; use the folder as it is")
-    with _reading(source):
+    with _model_errors(source):
         weights = read_int8(source, torch.bfloat16)
-    _write(weights, {"format": "pt"}, WEIGHTS, source, target)
-    return CompactReport(_size(source / INT8_WEIGHTS), _size(target / WEIGHTS))
+    _write_weights(weights, {"format": "pt"}, WEIGHTS, source, target)
+    return CompactReport(_file_size(source / INT8_WEIGHTS), _file_size(target / WEIGHTS))
 
 
-def _checked(source: Path, target: Path) -> bool:
+def _check_model_folders(source: Path, target: Path) -> bool:
     """Raises unless both folders are usable; returns whether the language head is tied to the embedding."""
     config = check_folder(source)
     if "quantization_config" in config:
@@ -71,7 +71,7 @@ def _checked(source: Path, target: Path) -> bool:
     return bool(config.get("tie_word_embeddings") or (isinstance(text, dict) and text.get("tie_word_embeddings")))
 
 
-def _quantised(files: Sequence[Path]) -> tuple[dict[str, torch.Tensor], float]:
+def _quantised_tensors(files: Sequence[Path]) -> tuple[dict[str, torch.Tensor], float]:
     """The tensors to store, and the relative error of the matrices."""
     weights: dict[str, torch.Tensor] = {}
     wrong = whole = 0.0
@@ -101,7 +101,9 @@ def _drop_second_embedding(weights: dict[str, torch.Tensor]) -> None:
                 del weights[head]
 
 
-def _write(weights: dict[str, torch.Tensor], metadata: dict[str, str], name: str, source: Path, target: Path) -> None:
+def _write_weights(
+    weights: dict[str, torch.Tensor], metadata: dict[str, str], name: str, source: Path, target: Path
+) -> None:
     with written(target, resumes="from the start"):
         partial = emptied(target)
         save_file(weights, partial / name, metadata)
@@ -110,7 +112,7 @@ def _write(weights: dict[str, torch.Tensor], metadata: dict[str, str], name: str
 
 
 @contextmanager
-def _reading(source: Path) -> Iterator[None]:
+def _model_errors(source: Path) -> Iterator[None]:
     """Convert any error of reading a broken file to `ModelError`."""
     try:
         yield
@@ -120,5 +122,5 @@ def _reading(source: Path) -> Iterator[None]:
         raise ModelError(f"{source}: its weights cannot be read ({reason_of(error)}); download it again") from error
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size

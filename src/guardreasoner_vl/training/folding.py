@@ -3,7 +3,7 @@
 A small model has seen few of the ways to write a letter. What its tokenizer folds it need not learn: compatibility
 forms (full width, mathematical letters: NFKC), invisible characters, Cyrillic, Greek and Armenian letters between Latin
 ones, and sentences in capitals. Words of other scripts stay as they are. A tokenizer looks for the tokens that were
-added to it, such as the wire's, before it normalises, so that folding cannot forge one.
+added to it, such as those of the wire format, before it normalises, so that folding cannot forge one.
 """
 
 from __future__ import annotations

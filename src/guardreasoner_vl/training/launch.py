@@ -1,4 +1,4 @@
-"""The launch of a training stage: what it must be, its processes, whether they share the weights, what ends them."""
+"""Checks how a training stage was launched: its processes, and whether they share the weights."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def process_count() -> int:
 
 
 def check_launch() -> None:
-    """Raise `GuardError` if this process sees several GPUs and no launcher started it, or accelerate gives DeepSpeed.
+    """Raise `GuardError` for several GPUs without a launcher, and for DeepSpeed by accelerate's configuration.
 
     SFT's trainer would wrap the model in `DataParallel`, which cuts a packed row apart, and RL would use one GPU.
-    DeepSpeed by accelerate's configuration would have other settings than the recipe, and RL has none.
+    DeepSpeed by accelerate's configuration would have other settings than the recipe, and RL cannot use it.
     """
     import torch
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from guardreasoner_vl.engines.adapter import WEIGHTS, adapter_parameters, merge
+from guardreasoner_vl.engines.adapter import WEIGHTS, adapter_parameters, merge_adapter
 from guardreasoner_vl.errors import MissingExtraError, RecipeError
 from guardreasoner_vl.training.launch import shards_weights
 from guardreasoner_vl.training.model_folder import copy_processor, emptied, load_for_training, move
@@ -62,7 +62,7 @@ def add_adapters(model: Any, lora: LoraSection, precision: Precision, seed: int 
         raise MissingExtraError("peft", "train") from error
     adapted_names(model, lora.targets)  # refuses targets that fit no layer
     settings = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=dropout, target_modules=_pattern(lora.targets)
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=dropout, target_modules=_targets_pattern(lora.targets)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,14 +79,15 @@ def adapted_names(model: Any, targets: Sequence[str]) -> list[str]:
     """
     modules = dict(model.named_modules())
     for target in targets:
-        matching = [name for name in modules if re.fullmatch(_pattern([target]), name)]
+        matching = [name for name in modules if re.fullmatch(_targets_pattern([target]), name)]
         if not matching:
-            raise RecipeError(f"lora.targets: {target} names no layer; use {', '.join(_known(modules))}")
+            raise RecipeError(f"lora.targets: {target} names no layer; use {', '.join(_linear_targets(modules))}")
         if other := [name for name in matching if not isinstance(modules[name], torch.nn.Linear)]:
             raise RecipeError(
-                f"lora.targets: {target} names {other[0]}, which is not linear; use {', '.join(_known(modules))}"
+                f"lora.targets: {target} names {other[0]}, which is not linear; "
+                f"use {', '.join(_linear_targets(modules))}"
             )
-    return [name for name in modules if re.fullmatch(_pattern(targets), name)]
+    return [name for name in modules if re.fullmatch(_targets_pattern(targets), name)]
 
 
 def adapter_size(model: Any, lora: LoraSection) -> int:
@@ -121,10 +122,10 @@ def write_and_merge(model: Any, name: str, start: Path, folder: Path, budget: Pi
     settings.save_pretrained(str(partial))
     copy_processor(start, partial, budget)
     move(partial, folder)
-    merge(model)
+    merge_adapter(model)
 
 
-def _pattern(targets: Sequence[str]) -> str:
+def _targets_pattern(targets: Sequence[str]) -> str:
     """A regular expression, as peft reads it, for the whole names of the targets' layers."""
     text = [re.escape(name) for name in targets if not name.startswith(_TOWER)]
     tower = [re.escape(name.removeprefix(_TOWER)) for name in targets if name.startswith(_TOWER)]
@@ -132,7 +133,7 @@ def _pattern(targets: Sequence[str]) -> str:
     return "|".join(rf"{root}(?:.*\.)?(?:{'|'.join(names)})" for root, names in parts if names)
 
 
-def _known(modules: dict[str, Any]) -> list[str]:
+def _linear_targets(modules: dict[str, Any]) -> list[str]:
     """The shortest targets that name linear layers alone, those of the language model first."""
     linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear)]
     others = modules.keys() - linear
@@ -147,4 +148,4 @@ def _known(modules: dict[str, Any]) -> list[str]:
 
 
 def _names_any(target: str, modules: Iterable[str]) -> bool:
-    return any(re.fullmatch(_pattern([target]), name) for name in modules)
+    return any(re.fullmatch(_targets_pattern([target]), name) for name in modules)

@@ -46,18 +46,21 @@ class MasterAdamW(torch.optim.AdamW):
         with torch.no_grad():
             for master, parameter in zip(self.masters, self._parameters, strict=True):
                 parameter.copy_(master)
-                master.grad = None  # as large as the master itself
+                master.grad = None  # it takes as much memory as the copy
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of the parameters and of their fp32 copies."""
         for parameter in self._parameters:
             parameter.grad = None
         super().zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of AdamW, with the fp32 copies under the key `MASTERS`."""
         return {**super().state_dict(), MASTERS: [master.clone() for master in self.masters]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore AdamW and the fp32 copies; the bf16 parameters are not changed."""
         state = dict(state_dict)
         with torch.no_grad():
             for master, stored in zip(self.masters, state.pop(MASTERS), strict=True):

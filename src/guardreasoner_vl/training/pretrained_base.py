@@ -1,9 +1,9 @@
 """Builds a small Qwen2.5-VL from a pretrained language model: some of its layers and tokens, and a vision tower.
 
 A Llama is a Qwen2.5-VL text model with zero biases: the weights have the same names, and for text alone the three axes
-of the positions agree, so that an untrimmed copy gives the same logits. The embedding of each new token for a piece of
-the wire starts as the mean of the tokens that spelt it before, plus noise: the means of long pieces are short and much
-alike, so that an output made of them cannot tell the pieces apart.
+of the positions agree, so that an untrimmed copy gives the same logits. The embedding of each new token, for a piece of
+the wire format, starts as the mean of the tokens that spelt it before, plus noise: means of many tokens are short and
+much alike, and the output, which is tied to the embedding, could not tell them apart.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class LanguageModel:
 
 
 def load_language_model(path: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Read a GGUF file, an archive that holds one, a folder or a hub id. Raises `ModelError` with the remedy."""
+    """Read a GGUF file, an archive that holds one, a folder or a hub id. Raises `ModelError` if none can be read."""
     source = Path(path).expanduser()
     if source.suffix in (*_ARCHIVES, ".gguf"):
         if not source.is_file():
             raise ModelError(f"{path}: no such file; give a GGUF file, an archive that holds one, or a model folder")
         if source.suffix == ".gguf":
-            return _load(source.parent, dtype, source.name)
+            return _load_base(source.parent, dtype, source.name)
         with TemporaryDirectory() as folder:
-            return _load(Path(folder), dtype, _unpacked(source, Path(folder)))
-    return _load(resolve_folder(path, revision), dtype)
+            return _load_base(Path(folder), dtype, _unpacked(source, Path(folder)))
+    return _load_base(resolve_folder(path, revision), dtype)
 
 
 def _unpacked(archive: Path, folder: Path) -> str:
@@ -75,7 +75,7 @@ def _unpacked(archive: Path, folder: Path) -> str:
     return "model.gguf"
 
 
-def _load(folder: Path, dtype: torch.dtype, gguf_file: str | None = None) -> LanguageModel:
+def _load_base(folder: Path, dtype: torch.dtype, gguf_file: str | None = None) -> LanguageModel:
     named: dict[str, Any] = {"local_files_only": True}
     if gguf_file:
         try:
@@ -88,7 +88,10 @@ def _load(folder: Path, dtype: torch.dtype, gguf_file: str | None = None) -> Lan
         weights = {} if gguf_file else {"use_safetensors": True}
         network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **named, **weights)
     except Exception as error:  # the libraries raise nothing narrower
-        raise ModelError(f"{folder / (gguf_file or '')}: no language model can be read ({reason_of(error)})") from error
+        raise ModelError(
+            f"{folder / (gguf_file or '')}: no language model can be read ({reason_of(error)}); give a GGUF file, an "
+            "archive that holds one, or a complete model folder"
+        ) from error
     return LanguageModel(network.eval(), texts)
 
 
@@ -105,7 +108,7 @@ def write_pretrained(folder: Path, base: PretrainedBase, seed: int) -> None:
     model = Qwen2_5_VLForConditionalGeneration(small_config(text, base, tokenizer))
     kept = kept_layers(base, source.network.config)
     weights = _renumbered(source.network.model.state_dict(), kept)
-    # The first layer left out has learnt to read what the last kept one writes, and the model's last norm has not.
+    # The norm of the first layer left out was trained on the last kept layer's output, the final norm was not.
     if left_out := source.network.model.layers[kept[-1] + 1 :]:
         weights["norm.weight"] = left_out[0].input_layernorm.weight.detach()
     weights["embed_tokens.weight"] = embeddings(source, tokenizer, seed)
@@ -146,15 +149,15 @@ def text_shape(config: Any, base: PretrainedBase) -> TextShape:
 
 
 def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
-    """The tokenizer reduced to its most frequent tokens, plus the wire's; `vocab_size` counts all of them.
+    """The tokenizer reduced to its most frequent tokens, plus the wire format's; `vocab_size` counts all of them.
 
-    Merges are listed in the order in which they were learnt, so the first ones alone are a valid byte-level BPE. It
-    folds disguised letters (`training.folding`), which the source's tokenizer does not.
+    Merges are listed in the order in which they were learnt, so the first ones alone are a valid byte-level BPE. The
+    result folds disguised letters (`training.folding`), which the source's tokenizer does not.
     """
     settings = json.loads(source.to_str())
     model = settings["model"]
     if model["type"] != "BPE" or "ByteLevel" not in json.dumps(settings["pre_tokenizer"]):
-        raise ModelError(f"a tokenizer of type {model['type']}, not a byte-level BPE: give a model that has one")
+        raise ModelError(f"the tokenizer is a {model['type']} that is no byte-level BPE: give a model that has one")
     added = [token["content"] for token in settings["added_tokens"]]
     whole = Tokenizer.from_str(source.to_str())
     _add_guard_tokens(whole)
@@ -162,7 +165,7 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = list(dict.fromkeys([*added, *letters]))
     if room < len(tokens):
-        raise ModelError(f"vocab_size {vocab_size} has no room for the bytes and the wire: give 1,024 or more")
+        raise ModelError(f"vocab_size {vocab_size} has no room for the bytes and the wire format: give 1,024 or more")
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     kept, known = [], set(tokens)
     for first, second in merges:
@@ -175,10 +178,10 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
     tokens += [token for token in sorted(model["vocab"], key=model["vocab"].get) if token not in known][
         : room - len(tokens)
     ]
-    source_ids = source.get_vocab()  # some sources lack bytes that they never saw
+    source_ids = source.get_vocab()  # some sources lack bytes that their training texts lacked
     ordered = sorted(tokens, key=lambda token: source_ids.get(token, len(source_ids)))
     ids = {token: number for number, token in enumerate(ordered)}
-    # A GGUF file's tokenizer is read with a decoder that loses the spaces beside added tokens, and an unknown token.
+    # transformers gives a GGUF file's tokenizer an unknown token, and a decoder that loses spaces beside added tokens.
     settings["model"] = {
         **model,
         "vocab": ids,
@@ -197,7 +200,7 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
 
 
 def _add_guard_tokens(tokenizer: Tokenizer) -> None:
-    """Add the wire's tokens, and one for each label word."""
+    """Add the tokens of the wire format, and one for each label word."""
     add_wire_tokens(tokenizer)
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in CANDIDATES])
 
@@ -260,5 +263,5 @@ def _fill_tower(tower: Any, path: str) -> None:
     shapes = {name: parameter.shape for name, parameter in tower.state_dict().items()}
     same = {name: weight for name, weight in source.items() if shapes.get(name) == weight.shape}
     if any(name.startswith("blocks.") and name not in same for name in shapes):
-        raise ModelError(f"{path}: its vision tower has another width; give the same model.base.vision as it has")
+        raise ModelError(f"{path}: its vision tower has another width; set model.base.vision to its shape")
     tower.load_state_dict(same, strict=False)

@@ -9,8 +9,8 @@ x_i, embeddings e_v of the batch's tokens and shares p_iv of the patch's text,
 
 The first term separates the tokens; the second aligns a feature with the sum of its tokens; the third matches lengths.
 So the decoder, which knows the words, receives them as it would receive text. Halfway up the tower an auxiliary linear
-head, discarded afterwards, predicts the letter in each half of a merged patch, which makes words be learnt sooner.
-Embeddings and decoder are not trained. Beside a GPU, worker processes draw the images.
+head, discarded afterwards, predicts the letter in each half of a merged patch, which speeds up learning words.
+Embeddings and decoder are not trained. If a GPU trains, worker processes draw the images.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def learn_to_read(
     The first images show made-up phrases in a plain style: black on white, one typeface, one size. The share of images
     in any style grows while most of the words are read correctly. `section.pages` of these are printed pages of
     `texts`, and a fifth of the others show snippets of them. With `autocast` the tower computes in bf16. Equal seeds
-    give equal towers on a CPU; beside a GPU the moment at which a worker draws decides its share of any style.
+    give equal towers on a CPU; on a GPU the share of any style depends on when a worker draws an image.
     """
     tower = model.model.visual
     device = tower.device
@@ -109,14 +109,14 @@ def learn_to_read(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        recent.append(_read(pointed, shares, blank))
-        read = _share(recent)
+        recent.append(_patches_read(pointed, shares, blank))
+        read = _share_of_read(recent)
         if read >= MASTERED:
             variety.fill_(min(1.0, variety.item() + _VARIETY_STEP))
         progress.set_postfix(
             loss=f"{loss.item():.2f}", read=f"{read:.0%}", variety=f"{variety.item():.0%}", refresh=False
         )
-    return _share(recent)
+    return _share_of_read(recent)
 
 
 class Shares(NamedTuple):
@@ -147,7 +147,7 @@ class _Batch(NamedTuple):
 
 
 class _Drawn(IterableDataset[_Batch]):
-    """The batches of one training. Each worker draws its steps with the variety of the moment."""
+    """The batches of one training. Each worker draws its steps with the variety reached so far."""
 
     def __init__(
         self, inputs: QwenInputs, section: ReadingSection, texts: Sequence[str], seed: int, variety: torch.Tensor
@@ -220,19 +220,19 @@ def reading_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of features (patches, width), and the token that each feature is closest to (patches,)."""
     rows, tokens, shares = targets
-    shown, columns = torch.unique(tokens, return_inverse=True)
-    known = embeddings[shown]
+    batch_tokens, columns = torch.unique(tokens, return_inverse=True)
+    known = embeddings[batch_tokens]
     cosines = torch.nn.functional.normalize(features, dim=-1) @ torch.nn.functional.normalize(known, dim=-1).T
     direction = -(shares * (KAPPA * cosines).log_softmax(-1)[rows, columns]).sum() / len(features)
     sums = torch.zeros_like(features).index_add(0, rows, shares[:, None] * known[columns])
     impurity = 1 - torch.nn.functional.cosine_similarity(features, sums, dim=-1)
     lengths = torch.zeros_like(features[:, 0]).index_add(0, rows, shares * known.norm(dim=-1)[columns])
     stretch = (features.norm(dim=-1) / lengths).log().square()
-    return direction + ALPHA * impurity.mean() + stretch.mean(), shown[cosines.argmax(-1)]
+    return direction + ALPHA * impurity.mean() + stretch.mean(), batch_tokens[cosines.argmax(-1)]
 
 
-def _read(pointed: torch.Tensor, targets: Shares, blank: int) -> tuple[int, int]:
-    """How many patches with words are read correctly, and how many there are."""
+def _patches_read(pointed: torch.Tensor, targets: Shares, blank: int) -> tuple[int, int]:
+    """How many patches with words are read correctly, and how many such patches there are."""
     worded = targets.tokens != blank
     right = worded & (pointed[targets.rows] == targets.tokens)
     return int(right.sum()), len(set(targets.rows[worded].tolist()))
@@ -260,7 +260,7 @@ def _features(tower: Any, pixels: torch.Tensor, grids: torch.Tensor) -> tuple[to
 def _areas(
     image: Image, inputs: QwenInputs, halves: int, parts: Callable[[Word], Iterator[tuple[int, float, float]]]
 ) -> list[dict[int, float]]:
-    """For each merged patch, split into `halves` from left to right: the area that each part of a word covers of it."""
+    """For each merged patch, split into `halves` from left to right: the area of it that each part of a word covers."""
     height, width = inputs.grid(image.height, image.width)
     rows, columns = height // inputs.merge, halves * width // inputs.merge
     across, down = columns / image.width, rows / image.height
@@ -308,5 +308,5 @@ def _shares(areas: dict[int, float]) -> dict[int, float]:
     return {token: area / total for token, area in areas.items()}
 
 
-def _share(counts: Collection[tuple[int, int]]) -> float:
+def _share_of_read(counts: Collection[tuple[int, int]]) -> float:
     return sum(right for right, _ in counts) / max(1, sum(total for _, total in counts))

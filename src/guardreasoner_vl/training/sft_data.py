@@ -48,12 +48,14 @@ class TokenRows:
 
 def target_labels(samples: Sequence[Sample]) -> list[Known]:
     """The label words of each row's result; unknown labels are predicted by a classifier and carry no loss."""
-    request = _labels(samples, "request", lambda row: row.has_request)
-    response = _labels(samples, "response", lambda row: row.has_response)
+    request = _known_or_guessed(samples, "request", lambda row: row.has_request)
+    response = _known_or_guessed(samples, "response", lambda row: row.has_response)
     return [{"request": first, "response": second} for first, second in zip(request, response, strict=True)]
 
 
-def _labels(samples: Sequence[Sample], target: Target, present: Callable[[Sample], bool]) -> list[TargetLabel]:
+def _known_or_guessed(
+    samples: Sequence[Sample], target: Target, present: Callable[[Sample], bool]
+) -> list[TargetLabel]:
     gold: list[GoldLabel | None] = [getattr(row, f"{target}_label") for row in samples]
     unknown = [row for row, label in zip(samples, gold, strict=True) if present(row) and label is None]
     guesses = iter(HashedNgramBaseline.fit(samples, target).probabilities(unknown) if unknown else ())

@@ -54,15 +54,16 @@ _EPOCH_STRIDE = 1_000_003  # so that seed 1 in its first epoch differs from seed
 class Collator:
     """Packs a micro-batch into one row of L tokens in which the rows' common prefix, the instruction, stands once.
 
-    A batch holds the model's arguments, `labels` (1, L), and `predicts`, the positions whose outputs predict the last
-    tokens of the L. An all-text batch has no pixel values, unless `always_images`: then one more branch, without loss
-    and invisible to the others, holds a blank image, because with sharded weights every rank must call every layer.
+    A batch holds the model's arguments, `labels` (1, L), and `predicts` (T,), the positions whose outputs predict the
+    last T tokens. An all-text batch has no pixel values, unless `always_images`: then one more branch, without loss and
+    invisible to the others, holds a blank image, because with sharded weights every rank must call every layer.
     """
 
     inputs: QwenInputs
     always_images: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Pack rows of `build_trainer`'s data set. Raises `DataError` if an image has changed since it was counted."""
         images, grids, branches = [], [], []
         labels: list[int] = []
         shared = self._shared(rows)
@@ -140,6 +141,10 @@ class SupervisedOnlyTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        """The loss of a micro-batch; with `return_outputs` also the logits (supervised tokens, vocabulary).
+
+        `num_items_in_batch` is the number of supervised tokens of the whole batch; None: that of the micro-batch.
+        """
         inputs = dict(inputs)
         labels, predicts = inputs.pop("labels")[0], inputs.pop("predicts")
         targets = labels[len(labels) - len(predicts) :]
@@ -166,8 +171,8 @@ class SupervisedOnlyTrainer(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load by `from_pretrained`: checkpoints use the released models' weight names, which it alone translates.
 
-        A checkpoint of sharded weights is in shards too, which accelerate loads. Raises `DataError` if it is the other
-        kind than this run's, or cannot be read.
+        A checkpoint of a run with sharded weights is in shards, which accelerate loads. Raises `DataError` if only one
+        of checkpoint and run has sharded weights, or if the checkpoint cannot be read.
         """
         sharded = any(Path(resume_from_checkpoint).glob(f"{FSDP_MODEL_NAME}*"))
         if sharded != self.is_fsdp_enabled:
@@ -192,14 +197,14 @@ class SupervisedOnlyTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         lengths = (train_dataset or self.train_dataset)["length"]
-        # The rows of a step, so that their order does not depend on how many processes share it.
+        # The rows of a whole step: their order must not depend on how many processes share it.
         group_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGrouped(list(lengths), group_size, self.args.seed, lambda: int(self.state.epoch or 0))
 
 
 @contextmanager
 def _readable(checkpoint: str) -> Iterator[None]:
-    """Convert the error of a checkpoint that is broken to `DataError`."""
+    """Convert the errors of a broken checkpoint to `DataError`."""
     try:
         yield
     except (OSError, EOFError, LookupError, UnpicklingError, SafetensorError, RuntimeError) as error:
@@ -218,27 +223,31 @@ class StepReporter(TrainerCallback):
         self._progress = progress
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Report the step that has ended."""
         if state.is_world_process_zero:
             self._progress(state.global_step, state.max_steps)
 
 
 class PlainInputs(TrainerCallback):
-    """Keeps gradients away from what comes before the first trained layer, such as a frozen vision tower.
+    """Ends backward passes at the first trained layer, so that they skip a frozen vision tower, for example.
 
-    Gradient checkpointing makes the embeddings' outputs require them, which only its reentrant kind needs.
+    Gradient checkpointing makes the outputs of the embeddings require gradients, which only its reentrant kind needs
+    and which would extend backward passes through all frozen layers.
     """
 
     def on_train_begin(self, _args: Any, _state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        """Let the outputs of the embeddings require no gradients."""
         model.disable_input_require_grads()
 
 
 class CurveReporter(TrainerCallback):
-    """Reports the trainer's figures; the callbacks of `report_to` would repeat steps after a resume."""
+    """Reports the trainer's figures to the trackers; the callbacks of `report_to` would repeat steps after a resume."""
 
     def __init__(self, curves: LearningCurves) -> None:
         self._curves = curves
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Report the figures of a step."""
         self._curves.log(rewrite_logs(logs), state.global_step)
 
 
@@ -288,7 +297,7 @@ def sft_config(section: SftSection, output: Path, seed: int, use_cpu: bool, show
 
 
 def deepspeed_settings(section: SftSection) -> dict[str, Any] | None:
-    """DeepSpeed's configuration; without the key that is added to ZeRO stage 3, no folder would hold the weights."""
+    """DeepSpeed's configuration; ZeRO stage 3 gets the key without which no folder would hold whole weights."""
     if section.deepspeed is None or not section.zero_3:
         return section.deepspeed
     gathering = {"stage3_gather_16bit_weights_on_model_save": True}

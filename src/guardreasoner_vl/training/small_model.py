@@ -99,7 +99,7 @@ def write_texts(folder: Path, tokenizer: Tokenizer, sight: Sight, max_positions:
     """Write the configuration files of the tokenizer and the image processor."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write(
+    _write_config(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -109,7 +109,7 @@ def write_texts(folder: Path, tokenizer: Tokenizer, sight: Sight, max_positions:
             "chat_template": _CHAT_TEMPLATE,
         },
     )
-    _write(
+    _write_config(
         folder / "preprocessor_config.json",
         {
             "image_processor_type": "Qwen2VLImageProcessor",
@@ -192,5 +192,5 @@ def vision_sizes(vision: VisionShape, text: TextShape) -> dict[str, int]:
     }
 
 
-def _write(path: Path, content: dict[str, object]) -> None:
+def _write_config(path: Path, content: dict[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -78,7 +78,7 @@ class LearningCurves:
         A tracker that fails gets no more figures from this process. Raises `OSError` if TensorBoard's file cannot be
         written.
         """
-        numbers = dict(_numbers(figures))
+        numbers = dict(_named_numbers(figures))
         for name, tracker in list(self._trackers.items()):
             if step <= self._reported.get(name, -1):
                 continue
@@ -123,7 +123,9 @@ class LearningCurves:
             if name == "tensorboard":
                 raise
             del self._trackers[name]
-            _log.warning("tracker %s failed (%s): it gets no more figures until a resume", name, _reason(error))
+            _log.warning(
+                "tracker %s failed (%s): it gets no more figures until a resume", name, _tracker_failure(error)
+            )
 
 
 def _new_tracker(name: TrackerName, title: str, folder: Path, run: str | None, first: int) -> Any:
@@ -156,17 +158,18 @@ def _beginning(name: str) -> Iterator[None]:
         if name == "tensorboard":
             raise
         raise TrackerError(
-            f"tracker {name} cannot begin ({_reason(error)}): correct its settings, or change `tracker` in the recipe"
+            f"tracker {name} cannot begin ({_tracker_failure(error)}): correct its settings, or "
+            "change `tracker` in the recipe"
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def _tracker_failure(error: Exception) -> str:
     return f"{type(error).__name__}: {reason_of(error, 120)}"
 
 
-def _numbers(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
+def _named_numbers(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
     for name, value in figures.items():
         if isinstance(value, dict):
-            yield from _numbers(value, f"{before}{name}/")
+            yield from _named_numbers(value, f"{before}{name}/")
         elif isinstance(value, int | float) and name != "step":
             yield f"{before}{name}", value

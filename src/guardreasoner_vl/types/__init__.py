@@ -1,14 +1,13 @@
 """The records shared by all packages: `Exchange` (input), `Verdict` (output) and `Sample` (labelled data)."""
 
+from guardreasoner_vl.choices import MODES, TARGETS, Mode, Target
 from guardreasoner_vl.types.exchange import Exchange, ImageSource, Turn, UnixLines, unix_lines
 from guardreasoner_vl.types.image import CheckedImage
-from guardreasoner_vl.types.sample import GoldLabel, Modality, Parent, Provenance, Sample, Target
+from guardreasoner_vl.types.sample import GoldLabel, Modality, Parent, Provenance, Sample
 from guardreasoner_vl.types.verdict import (
-    MODES,
     Frozen,
     Judgement,
     Label,
-    Mode,
     ModelInfo,
     Usage,
     Verdict,
@@ -19,6 +18,7 @@ from guardreasoner_vl.types.verdict import (
 
 __all__ = [
     "MODES",
+    "TARGETS",
     "CheckedImage",
     "Exchange",
     "Frozen",

@@ -43,7 +43,7 @@ UnixLines: TypeAlias = Annotated[str, AfterValidator(unix_lines)]
 """A text whose line ends become `\\n`."""
 
 
-def _present(text: str | None) -> bool:
+def _is_present(text: str | None) -> bool:
     return bool(text and text.strip())
 
 
@@ -62,17 +62,17 @@ class Turn:
     def __post_init__(self) -> None:
         for name in ("prompt", "response"):
             object.__setattr__(self, name, _checked_text(getattr(self, name), name))
-        object.__setattr__(self, "images", _checked_images(self.images))
+        object.__setattr__(self, "images", _check_images(self.images))
 
     @property
     def has_prompt(self) -> bool:
         """Whether there is a request to judge: a text or an image."""
-        return _present(self.prompt) or bool(self.images)
+        return _is_present(self.prompt) or bool(self.images)
 
     @property
     def has_response(self) -> bool:
         """Whether there is a response to judge."""
-        return _present(self.response)
+        return _is_present(self.response)
 
 
 def _checked_text(text: object, name: str) -> str | None:
@@ -85,7 +85,7 @@ def _checked_text(text: object, name: str) -> str | None:
     return unix_lines(text)
 
 
-def _checked_images(images: object) -> tuple[Any, ...]:
+def _check_images(images: object) -> tuple[Any, ...]:
     if isinstance(images, (str, bytes, Mapping)) or not isinstance(images, Iterable):
         raise InputError("images must be a sequence of images: put the one image into a tuple")
     sources = tuple(images)
@@ -149,21 +149,23 @@ def _turns_of(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
         if role in ("system", "developer"):
             continue
         if role not in ("user", "assistant", "tool"):
-            raise InputError(f"message {number} has role {_shown(role)}: use system, user, assistant or tool")
+            raise InputError(
+                f"message {number} has role {_short_description(role)}: use system, user, assistant or tool"
+            )
         text, images = _content_of(message, number)
         last = turns[-1] if turns else Turn()
         if role == "user":
             if turns and not last.has_response:
-                turns[-1] = Turn(_joined(last.prompt, text), last.images + images)
+                turns[-1] = Turn(_joined_lines(last.prompt, text), last.images + images)
             else:
                 turns.append(Turn(text, images))
         else:
-            answered = Turn(last.prompt, last.images + images, _joined(last.response, text))
+            answered = Turn(last.prompt, last.images + images, _joined_lines(last.response, text))
             turns[-1:] = [answered]
     return turns
 
 
-def _joined(first: str | None, second: str | None) -> str | None:
+def _joined_lines(first: str | None, second: str | None) -> str | None:
     return "\n\n".join(text for text in (first, second) if text) or None
 
 
@@ -181,7 +183,7 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in TEXT_PARTS:
             if medium := unread_medium(part):
-                raise InputError(f"message {number}: {medium!a:.40} in a part of type {kind} cannot be judged")
+                raise InputError(f"message {number}: {medium!a:.40} in a {kind} part cannot be judged: leave it out")
             texts.append(_string(part.get("refusal" if kind == "refusal" else "text"), number))
         elif kind in ("image_url", "input_image"):
             value = part.get("image_url")
@@ -190,7 +192,9 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
                 raise InputError(f"message {number}: images must be data: URLs; fetch the file and inline it")
             images.append(url)
         else:
-            raise InputError(f"message {number}: a part of type {_shown(kind)} cannot be judged: use text or image_url")
+            raise InputError(
+                f"message {number}: a part of type {_short_description(kind)} cannot be judged: use text or image_url"
+            )
     if message.get("refusal") is not None:
         texts.append(_string(message["refusal"], number))
     fields = REASONING if message.get("role") == "assistant" else ()
@@ -209,7 +213,7 @@ def _calls_of(message: Mapping[str, Any], number: int) -> list[str]:
     for call in [*calls, *([] if legacy is None else [{"function": legacy}])]:
         kinds = [call[kind] for kind in ("function", "custom") if call.get(kind)] if isinstance(call, dict) else []
         if not kinds or not all(isinstance(function, dict) for function in kinds):
-            raise InputError(f"message {number}: a tool call names no function")
+            raise InputError(f"message {number}: a tool call names no function: send name and arguments")
         for function in kinds:
             values = [function[field] for field in ("arguments", "input") if function.get(field) is not None]
             arguments = " ".join(_as_text(value, number) for value in values)
@@ -224,15 +228,15 @@ def _as_text(value: Any, number: int) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"message {number}: a tool call's arguments or a reasoning are not JSON") from error
+        raise InputError(f"message {number}: a tool call's arguments or a reasoning are not JSON: send text") from error
 
 
-def _shown(word: Any) -> str:
+def _short_description(word: Any) -> str:
     """A short description of any value for error messages."""
     return repr(word[:40]) if isinstance(word, str) else f"of type {type(word).__name__}"
 
 
 def _string(value: Any, number: int) -> str:
     if not isinstance(value, str):
-        raise InputError(f"message {number}: a text or url is not a string")
+        raise InputError(f"message {number}: a text or url is not a string: send a string")
     return value

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator
 
+from guardreasoner_vl.choices import Target
 from guardreasoner_vl.types.exchange import Exchange, UnixLines
 from guardreasoner_vl.types.verdict import Frozen
 
@@ -18,9 +19,6 @@ Modality = Literal["text", "image", "text-image"]
 
 GoldLabel = Literal["harmful", "unharmful"]
 """A known label of a row."""
-
-Target = Literal["request", "response"]
-"""What a label refers to."""
 
 
 class Parent(Frozen):

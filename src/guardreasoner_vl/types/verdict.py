@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Mode = Literal["slow", "fast", "hybrid"]
-"""`slow`: reason, then label. `fast`: label at once. `hybrid`: reason only where the fast score is in doubt."""
-
-MODES: tuple[Mode, ...] = ("slow", "fast", "hybrid")
+from guardreasoner_vl.choices import Action, Mode
 
 
 class Label(StrEnum):
@@ -88,8 +84,8 @@ class Verdict(Frozen):
     """The guard's answer about one exchange.
 
     `flagged` is true if the request or the response is harmful, null on an error, else false. `action` is what the
-    caller should do; on an error it follows the `on_error` policy. `unsupported_quotes` counts the quotes in
-    `reasoning` that the input does not contain; each is replaced by `[\u2026]`.
+    caller should do; on an error it is `block`, or what `on_error` says if the guard is at fault. `unsupported_quotes`
+    counts the quotes in `reasoning` that the input does not contain; each is replaced by `[\u2026]`.
     """
 
     request: Judgement = Field(description="What was judged of the request.")
@@ -97,7 +93,9 @@ class Verdict(Frozen):
     flagged: bool | None = Field(
         description="True if the request or the response is harmful, false if neither is, null on error."
     )
-    action: Literal["allow", "block"] = Field(description="What the caller should do; on error what `on_error` says.")
+    action: Action = Field(
+        description="What the caller should do; on an error `block`, or what `on_error` says if the guard is at fault."
+    )
     reasoning: str | None = Field(
         default=None, description="The guard's reasoning; null where none was written or asked for."
     )
@@ -116,7 +114,7 @@ def failed_verdict(
     mode: Mode,
     model: ModelInfo,
     usage: Usage | None = None,
-    action: Literal["allow", "block"] = "block",
+    action: Action = "block",
 ) -> Verdict:
     """The verdict about an exchange that could not be judged: both labels are `error`, `flagged` is null."""
     return Verdict(

@@ -22,6 +22,7 @@ from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.images.geometry import PixelBudget
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message
+from guardreasoner_vl.types.exchange import REASONING
 from tests.engines.conformance import SLOTS, Pieces, asked, timeless, with_image
 from tests.engines.openai.stub_server import Fault, StubServer
 
@@ -306,11 +307,14 @@ def test_a_key_that_stops_working(server: StubServer, engine: OpenAIEngine) -> N
     assert KEY not in repr(result)
 
 
-def test_reasoning_that_the_server_cuts_out_is_said(monkeypatch: pytest.MonkeyPatch, engine: OpenAIEngine) -> None:
-    split = b'{"choices":[{"message":{"content":"<result>","reasoning":"because"},"finish_reason":"stop"}]}'
+@pytest.mark.parametrize("field", REASONING)
+def test_reasoning_that_the_server_cuts_out_is_said(
+    monkeypatch: pytest.MonkeyPatch, engine: OpenAIEngine, field: str
+) -> None:
+    message = {"content": "<result>", field: "because"}
 
     async def answer(*_: object) -> bytes:
-        return split
+        return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
 
     monkeypatch.setattr(openai_http.HttpClient, "post", answer)
     (result,) = engine.generate([asked()])
@@ -423,7 +427,8 @@ def test_closing_ends_what_is_in_flight(server: StubServer, engine: OpenAIEngine
     closer.start()
     results = engine.generate([asked()] * 8)
     closer.join()
-    assert {result.error for result in results} == {"the engine was closed before the answer came"}
+    message = "the engine was closed before the answer came: open a new one, send it again"
+    assert {result.error for result in results} == {message}
     with pytest.raises(EngineError, match="the engine is closed"):
         engine.generate([asked()])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guardreasoner_vl.engines.openai.chat_stream import ChatEvents
 from guardreasoner_vl.engines.openai.mending import Halves, mended, plain
-from guardreasoner_vl.engines.openai.sse import Event, EventDecoder, TooLongError, lines_of
+from guardreasoner_vl.engines.openai.sse import Event, EventDecoder, TooLongError, ndjson_lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -102,7 +102,7 @@ async def test_lines_of_ndjson() -> None:
             for at in range(0, len(body), size):
                 yield body[at : at + size]
 
-        return [line async for line in lines_of(sent())]
+        return [line async for line in ndjson_lines(sent())]
 
     for size in (1, 2, 3, 100):
         assert await pieces(size) == [b"{}\r", b"", b"[1\r,2]", b"last \xe2\x80\xa8 line"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from guardreasoner_vl.engines.adapter import adapter_parameters, merge
+from guardreasoner_vl.engines.adapter import adapter_parameters, merge_adapter
 from guardreasoner_vl.engines.openai import http
 from guardreasoner_vl.engines.qwen import Encoded, QwenInputs
 from guardreasoner_vl.errors import DataError, EngineError
@@ -365,7 +365,7 @@ def test_adapters_are_sent_merged(tiny_model: Path) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 4)
     start = parameters(tiny_model)
     sent = dict(present_weights(model, torch.bfloat16))
-    merge(model)
+    merge_adapter(model)
     assert_equal(sent, dict(model.named_parameters()))
     moved = {name.split(".")[-2] for name in sent if not torch.equal(sent[name], start[name].bfloat16())}
     assert moved == {"q_proj", "proj"}

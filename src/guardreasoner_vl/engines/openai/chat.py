@@ -36,7 +36,7 @@ def chat_payload(request: EngineRequest, prefix: str) -> dict[str, Any]:
     """The request's messages, with images inlined and `prefix` as the start of the assistant's turn."""
     images = iter(request.images)
     messages: list[dict[str, Any]] = [
-        {"role": message.role, "content": _content(message.text, images)} for message in request.messages
+        {"role": message.role, "content": _message_content(message.text, images)} for message in request.messages
     ]
     payload: dict[str, Any] = {"messages": messages}
     if prefix:
@@ -58,12 +58,12 @@ def sampling(request: EngineRequest) -> dict[str, Any]:
     return parameters if request.seed is None else parameters | {"seed": request.seed}
 
 
-def with_logprobs() -> dict[str, Any]:
+def logprob_parameters() -> dict[str, Any]:
     """The parameters that request the likeliest tokens at each position."""
     return {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
 
 
-def _content(text: str, images: Iterator[CheckedImage]) -> str | list[dict[str, Any]]:
+def _message_content(text: str, images: Iterator[CheckedImage]) -> str | list[dict[str, Any]]:
     """Plain text, or a list of parts in which each placeholder is replaced by its image."""
     first, *others = text.split(IMAGE)
     if not others:
@@ -81,9 +81,9 @@ def text_part(text: str) -> dict[str, Any]:
 
 def image_part(image: CheckedImage) -> dict[str, Any]:
     """An image part of a message."""
-    return {"type": "image_url", "image_url": {"url": data_url(image)}}
+    return {"type": "image_url", "image_url": {"url": image_data_url(image)}}
 
 
-def data_url(image: CheckedImage) -> str:
-    """The image's bytes as an address: a server would fetch an image that is passed as any other address."""
+def image_data_url(image: CheckedImage) -> str:
+    """The image's bytes as a `data:` URL, so that the server does not fetch anything."""
     return f"data:image/png;base64,{base64.b64encode(image.png).decode('ascii')}"

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 from guardreasoner_vl.engines.openai.mending import REPLACEMENT, Halves, mended
 from guardreasoner_vl.engines.openai.sse import Event, EventDecoder
 from guardreasoner_vl.errors import EngineError
+from guardreasoner_vl.types.exchange import REASONING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
-
-REASONING = ("reasoning_content", "reasoning")
-"""The fields in which servers send a model's reasoning."""
 
 TEXTS = ("content", *REASONING, "refusal")
 """The text fields of a message or a delta."""
 
 CALLED = ("function", "custom")
+"""The fields of a tool call that hold what is called."""
+
 CALL_TEXTS = ("name", "arguments", "input")
+"""The text fields of what is called."""
+
 FAILED = "the model failed: ask again"
 """The message of an error for which the server gives no reason, or whose reason must not be shown."""
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, ValidationError, WrapValidator
 
 from guardreasoner_vl.engines.label_scores import Token
-from guardreasoner_vl.engines.openai.chat_stream import REASONING, reported_error
+from guardreasoner_vl.engines.openai.chat_stream import reported_error
 from guardreasoner_vl.engines.openai.mending import mended
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.types import Usage
+from guardreasoner_vl.types.exchange import REASONING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,7 +35,7 @@ def log_probability(value: Any) -> float | None:
 
 
 def finite(likeliest: Iterable[tuple[str, Any]]) -> list[tuple[str, float]]:
-    """The texts with a finite log-probability; empty if any value is not a number: it may be the likeliest."""
+    """The texts with a finite log-probability; empty if any value is not a number, as its text may be the likeliest."""
     numbers = [(text, log_probability(value)) for text, value in likeliest]
     if any(number is None for _, number in numbers):
         return []
@@ -81,6 +82,7 @@ class _AnswerMessage(BaseModel):
     content: _Text | None = None
     reasoning: _Text | None = None
     reasoning_content: _Text | None = None
+    thinking: _Text | None = None
 
 
 class _Choice(BaseModel):
@@ -166,14 +168,14 @@ class StreamedCompletion:
 
     def add(self, chunk: Mapping[str, Any]) -> str:
         """Add one chunk; returns its text. Raises `EngineError` for a malformed chunk."""
-        parsed = _checked(_Chunk, chunk)
+        parsed = _validated(_Chunk, chunk)
         self._usage = parsed.usage or self._usage
         text = ""
         for choice in parsed.choices[:1]:
             text = choice.delta.content or ""
-            for name, more in choice.delta:
-                if more:
-                    setattr(self._message, name, (getattr(self._message, name) or "") + more)
+            for name, addition in choice.delta:
+                if addition:
+                    setattr(self._message, name, (getattr(self._message, name) or "") + addition)
             self._finish = choice.finish_reason or self._finish
             self._tokens += (choice.logprobs and choice.logprobs.content) or ()
         return text
@@ -203,7 +205,7 @@ class ServedModels(BaseModel):
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def read(kind: type[ModelT], body: bytes) -> ModelT:
+def read_model(kind: type[ModelT], body: bytes) -> ModelT:
     """Parse an answer. Raises `EngineError`, which names the malformed field and never quotes the answer."""
     try:
         content = json.loads(body)
@@ -211,10 +213,10 @@ def read(kind: type[ModelT], body: bytes) -> ModelT:
         raise malformed("not JSON") from None
     if isinstance(content, dict) and reported_error(content) is not None:
         raise EngineError(INTERRUPTED)
-    return _checked(kind, content)
+    return _validated(kind, content)
 
 
-def _checked(kind: type[ModelT], content: Any) -> ModelT:
+def _validated(kind: type[ModelT], content: Any) -> ModelT:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -229,7 +231,7 @@ def malformed(place: str) -> EngineError:
 
 def read_completion(body: bytes) -> Completion:
     """Parse an answer that holds at least one choice; raises `EngineError`."""
-    completion = read(Completion, body)
+    completion = read_model(Completion, body)
     if not completion.choices:
-        raise EngineError("the server's answer is malformed (choices): it contains no choice")
+        raise EngineError("the server's answer is malformed (choices): it contains no choice; see the server's log")
     return completion

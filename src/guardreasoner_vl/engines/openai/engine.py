@@ -3,8 +3,8 @@
     engine = OpenAIEngine(base_url="http://localhost:8000/v1").connect()
 
 The forced prefix needs vLLM's `continue_final_message`, scores need `top_logprobs`. `probe` finds out once what the
-server supports and sets `capabilities`. `ban_empty_think` cannot be sent to a server: the strict parser reads an empty
-think as it is.
+server supports and sets `capabilities`. `ban_empty_think` cannot be sent to a server, so an answer may have an empty
+think.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from guardreasoner_vl.engines.base import EngineResult, FinishReason, ScoreResult
-from guardreasoner_vl.engines.label_scores import compare, likeliest, read_labels
-from guardreasoner_vl.engines.openai.chat import ONE_TOKEN, STREAMED, chat_payload, sampling, with_logprobs
+from guardreasoner_vl.engines.label_scores import compare_candidates, likeliest, read_labels
+from guardreasoner_vl.engines.openai.chat import ONE_TOKEN, STREAMED, chat_payload, logprob_parameters, sampling
 from guardreasoner_vl.engines.openai.chat_stream import UpstreamError, chunks_of, is_event_stream
 from guardreasoner_vl.engines.openai.completion import INTERRUPTED, StreamedCompletion, malformed, read_completion
 from guardreasoner_vl.engines.openai.http import HttpClient, LoopThread, openai_key
@@ -45,8 +45,8 @@ class OpenAIEngine:
 
     `model` None uses the first model that the server lists; `api_key` None reads OPENAI_API_KEY. `timeout` is the time
     in seconds for one HTTP answer, retries and pauses included, time in the queue excluded. `extra_body` is added to
-    each request's JSON and overrides its fields. `info` is what `model` gives instead of the served name. Can be used
-    from several threads and event loops at once.
+    each request's JSON and overrides its fields. The property `model` is `info` if that is set, else the served name.
+    The engine can be used from several threads and event loops at once.
     """
 
     def __init__(
@@ -94,12 +94,14 @@ class OpenAIEngine:
 
     @property
     def model(self) -> ModelInfo:
+        """The served model, or `info` if that was passed. Raises `EngineError` before `connect`."""
         if self._model is None:
             raise EngineError("the engine is not connected: call connect()")
         return self._info or ModelInfo(name=self._model)
 
     @property
     def capabilities(self) -> Capabilities:
+        """What the server supports, as `probe` measured it. Raises `EngineError` before `connect`."""
         if self._capabilities is None:
             raise EngineError("the engine is not connected: call connect()")
         return self._capabilities
@@ -109,20 +111,24 @@ class OpenAIEngine:
         return None
 
     def generate(self, requests: Sequence[EngineRequest]) -> list[EngineResult]:
+        """Answer all requests concurrently; the batch's wall-clock seconds are shared equally."""
         started = time.perf_counter()
         return _share_seconds(self._loop.run_all(map(self._generate, requests)), time.perf_counter() - started)
 
     def score(
         self, requests: Sequence[EngineRequest], slots: Sequence[str], candidates: Sequence[str]
     ) -> list[ScoreResult]:
+        """Compare the candidates in each slot, with one HTTP request for each slot."""
         started = time.perf_counter()
         results = self._loop.run_all(self._score(request, slots, candidates) for request in requests)
         return _share_seconds(results, time.perf_counter() - started)
 
     async def agenerate(self, request: EngineRequest) -> EngineResult:
+        """`generate` for one request; cancelling the coroutine cancels the HTTP request."""
         return await asyncio.wrap_future(self._loop.submit(self._generate(request)))
 
     async def ascore(self, request: EngineRequest, slots: Sequence[str], candidates: Sequence[str]) -> ScoreResult:
+        """`score` for one request; cancelling the coroutine cancels the HTTP request."""
         return await asyncio.wrap_future(self._loop.submit(self._score(request, slots, candidates)))
 
     def close(self) -> None:
@@ -140,7 +146,7 @@ class OpenAIEngine:
             check_request(request, self.capabilities)
             extra = sampling(request)
             if request.label_fields and self.capabilities.scores:
-                extra |= with_logprobs()
+                extra |= logprob_parameters()
             started = time.perf_counter()
             completion = await self._complete(request, request.forced_prefix, extra, request.listener)
             return _result(request, completion, time.perf_counter() - started)
@@ -155,7 +161,7 @@ class OpenAIEngine:
             for slot in slots:
                 prefix += slot
                 started = time.perf_counter()
-                completion = await self._complete(request, prefix, ONE_TOKEN | with_logprobs())
+                completion = await self._complete(request, prefix, ONE_TOKEN | logprob_parameters())
                 usage += completion.used(time.perf_counter() - started)
                 logprobs.append(_label_logprobs(completion, candidates))
                 prefix += candidates[likeliest(logprobs[-1])]
@@ -176,7 +182,8 @@ class OpenAIEngine:
         else:
             completion = read_completion(await self._http.post("chat/completions", payload))
         if completion.finish_reason not in _FINISH:
-            raise EngineError(f"the server ended the answer early (finish reason {completion.finish_reason!r:.40})")
+            reason = f"finish reason {completion.finish_reason!r:.40}"
+            raise EngineError(f"the server ended the answer early ({reason}): see the server's log")
         return completion
 
 
@@ -227,7 +234,7 @@ def _result(request: EngineRequest, completion: Completion, seconds: float) -> E
 
 def _label_logprobs(completion: Completion, candidates: Sequence[str]) -> tuple[float, ...]:
     tokens = completion.tokens()
-    logprobs = compare(tokens[0].top, candidates) if tokens else None
+    logprobs = compare_candidates(tokens[0].top, candidates) if tokens else None
     if logprobs is None:
         raise EngineError("none of the model's likeliest next tokens starts a label: use mode 'slow' with this model")
     return logprobs

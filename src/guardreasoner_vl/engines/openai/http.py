@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 BACKOFF_SECONDS = 0.5
 _POOL = 8
-"""Connections of one httpx client: at each request it looks at all pairs of them, which took 20 ms for 128."""
+"""Connections of one httpx client, which looks at all pairs of them at each request: 20 ms for 128 connections."""
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _TOO_LONG = re.compile(
     r"(maximum|model's) (context|model) length|\(context length|max_model_len|context_length_exceeded|input_too_long"
@@ -121,7 +121,7 @@ class HttpClient:
         self._headers = {"Authorization": f"Bearer {_checked_key(api_key)}"} if api_key else {}
         self._timeout = timeout
         self._retries = retries
-        self._places: asyncio.LifoQueue[int] = asyncio.LifoQueue()  # for each, the number of its pool
+        self._places: asyncio.LifoQueue[int] = asyncio.LifoQueue()  # for each free place, the number of its pool
         for place in reversed(range(max_concurrency)):
             self._places.put_nowait(place // _POOL)
         self._pools: dict[int, httpx.AsyncClient] = {}
@@ -138,26 +138,27 @@ class HttpClient:
         return str(self._url).removesuffix("/").removesuffix("/v1")
 
     async def get(self, path: str) -> bytes:
-        """The answer's body. Raises `HttpError` or `InputTooLongError`."""
-        return await self._within_deadline("GET", path, None, _whole)
+        """GET `path` and return the answer's body. Raises `HttpError` or `InputTooLongError`."""
+        return await self._within_deadline("GET", path, None, _whole_body)
 
     async def post(self, path: str, payload: Payload, *, reconnect: bool = True) -> bytes:
-        """The answer's body. Raises `HttpError` or `InputTooLongError`.
+        """POST `payload` as JSON and return the answer's body. Raises `HttpError` or `InputTooLongError`.
 
         `payload` is called when the request is sent, so that a long queue holds no inlined images. Without `reconnect`
-        a server that cannot be reached is an error at once; a busy one is still asked again.
+        a server that cannot be reached is an error at once, while a busy one is still retried.
         """
-        return await self._within_deadline("POST", path, payload, _whole, reconnect)
+        return await self._within_deadline("POST", path, payload, _whole_body, reconnect)
 
     async def post_streamed(self, path: str, payload: Payload, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
-        """The result of `read`, which gets the response, of any content type, before its body is read.
+        """POST `payload` and return the result of `read`, which gets the response before its body is read.
 
-        `read` is called again if the connection breaks and the request is retried. Raises what `post` and `read` raise.
+        The response may have any content type. `read` is called again if the connection breaks and the request is
+        retried. Raises what `post` and `read` raise.
         """
         return await self._within_deadline("POST", path, payload, read)
 
     def stop(self) -> None:
-        """Turn later cancellations into errors, because then the engine and not the caller cancels the requests."""
+        """Report later cancellations as errors: after this call the engine cancels requests, not their callers."""
         self._closing = True
 
     async def aclose(self) -> None:
@@ -177,15 +178,18 @@ class HttpClient:
             async with self._place() as pool, asyncio.timeout(self._timeout):
                 return await self._with_retries(pool, method, path, payload, read, reconnect)
         except TimeoutError:
-            raise HttpError(f"{self.server} did not answer within {self._timeout:g} s", "timeout") from None
+            message = (
+                f"{self.server} did not answer within {self._timeout:g} s: raise the time-out, or lower max_concurrency"
+            )
+            raise HttpError(message, "timeout") from None
         except asyncio.CancelledError:
             if self._closing:
-                raise HttpError("the engine was closed before the answer came") from None
+                raise HttpError("the engine was closed before the answer came: open a new one, send it again") from None
             raise
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[httpx.AsyncClient]:
-        """Wait for one of the `max_concurrency` places; the pool in which it has a connection."""
+        """Wait for one of the `max_concurrency` places; yields the connection pool of that place."""
         number = await self._places.get()
         try:
             yield self._pool(number)
@@ -255,7 +259,7 @@ class HttpClient:
         return HttpError(f"{self.server} answered HTTP {status}: {remedy}", status=status)
 
 
-async def _whole(response: httpx.Response) -> bytes:
+async def _whole_body(response: httpx.Response) -> bytes:
     return await response.aread()
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from guardreasoner_vl.engines.base import Capabilities, EngineRequest
-from guardreasoner_vl.engines.openai.chat import NEUTRAL, ONE_TOKEN, chat_payload, with_logprobs
-from guardreasoner_vl.engines.openai.completion import ServedModel, ServedModels, read, read_completion
+from guardreasoner_vl.engines.openai.chat import NEUTRAL, ONE_TOKEN, chat_payload, logprob_parameters
+from guardreasoner_vl.engines.openai.completion import ServedModel, ServedModels, read_completion, read_model
 from guardreasoner_vl.engines.openai.http import HttpError
 from guardreasoner_vl.errors import EngineError, ModelError
 from guardreasoner_vl.protocol import IMAGE, Message
@@ -35,7 +35,7 @@ _SIDE = 56  # the smallest image that Qwen2-VL's budget allows
 async def choose_model(http: HttpClient, name: str | None) -> ServedModel:
     """The served model called `name`, or the first one if None. Raises `ModelError` or `EngineError`."""
     try:
-        models = read(ServedModels, await http.get("models")).data
+        models = read_model(ServedModels, await http.get("models")).data
     except HttpError as fault:
         if name is None or fault.status != 404:
             raise
@@ -55,25 +55,25 @@ class ProbeResult(NamedTuple):
 
 
 async def probe_server(http: HttpClient, model: ServedModel) -> ProbeResult:
-    """Test each capability with a short request. Raises `EngineError` if the server fails instead of refusing one.
+    """Test each capability with a short request. Raises `EngineError` if a request fails without being refused.
 
     Logs a warning if the server's own sampling defaults may change labels.
     """
     plain = EngineRequest((Message("user", "Hi"),))
-    with_images = EngineRequest((Message("user", f"{IMAGE}\nHi"),), (_black_square(),))
+    image_request = EngineRequest((Message("user", f"{IMAGE}\nHi"),), (_black_square(),))
     neutral = await _accepted_neutral(http, model, chat_payload(plain, ""))
-    scored, seen, continued, penalised = await asyncio.gather(
-        _try(http, model, chat_payload(plain, "") | neutral | with_logprobs()),
-        _try(http, model, chat_payload(with_images, "") | neutral, _REFUSED | {500}),  # llama.cpp's answer to images
+    scored, with_image, continued, penalised = await asyncio.gather(
+        _try(http, model, chat_payload(plain, "") | neutral | logprob_parameters()),
+        _try(http, model, chat_payload(image_request, "") | neutral, _REFUSED | {500}),  # llama.cpp's answer to images
         _try(http, model, chat_payload(plain, _PREFIX) | neutral),
         _honours_penalty(http, model, neutral),
     )
-    if not (scored or seen or continued):
+    if not (scored or with_image or continued):
         raise EngineError(f"{http.server} refuses every chat request: check that {model.id!r} is a chat model")
     if not penalised:
         _log.warning("%s does not apply the repetition_penalty of a request: %s", http.server, _REMEDY)
     capabilities = Capabilities(
-        images=seen is not None,
+        images=with_image is not None,
         scores=scored is not None and any(token.top for token in scored.tokens()),
         forced_prefix=continued is not None and not _new_turn(scored, continued),
         prefix_cache=any(answer is not None and answer.reports_cached_tokens for answer in (scored, continued)),

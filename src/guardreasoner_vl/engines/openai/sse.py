@@ -25,13 +25,13 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 class TooLongError(EngineError):
     """An event or an answer is larger than the limit on memory."""
 
-    def __init__(self, what: str, max_bytes: int) -> None:
-        super().__init__(f"{what} has more than {max_bytes:,} bytes: request a shorter answer")
+    def __init__(self, subject: str, max_bytes: int) -> None:
+        super().__init__(f"{subject} has more than {max_bytes:,} bytes: request a shorter answer")
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event; `name` is "" if the stream gives none. Ids and retry times are for reconnecting and are dropped."""
+    """One event; `name` is "" if the event has none. Ids and retry times serve reconnecting and are dropped."""
 
     name: str
     data: str
@@ -97,7 +97,7 @@ class EventDecoder:
             yield Event(name.decode("utf-8", "replace"), data.decode("utf-8", "replace"))
 
 
-async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def ndjson_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Lines of NDJSON from bytes that are split at any point, without a byte order mark.
 
     Only a newline ends a line: JSON may contain Unicode line ends, and CR is white space in JSON.

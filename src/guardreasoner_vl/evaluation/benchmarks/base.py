@@ -82,7 +82,7 @@ def load(benchmark: Benchmark, folder: Path, unpacked: Path) -> LoadedBenchmark:
 def _loaded(benchmark: Benchmark, layout: FileLayout, files: Sequence[Path], unpacked: Path) -> LoadedBenchmark:
     path = files[0]
     loaded = LoadedBenchmark(benchmark, [], path)
-    seen: set[str] = set()
+    ids: set[str] = set()
     for number, row in enumerate(chain.from_iterable(map(read_records, files))):
         try:
             samples = samples_of(row, RecordContext(benchmark.name, number, path.parent, unpacked), layout.to_sample)
@@ -90,12 +90,12 @@ def _loaded(benchmark: Benchmark, layout: FileLayout, files: Sequence[Path], unp
             loaded.skipped.add(str(error), row.place)
             continue
         for sample in samples:
-            if sample.id in seen:
+            if sample.id in ids:
                 loaded.skipped.add("repeated id", row.place)
             elif sample.request_label is None and sample.response_label is None:
                 loaded.skipped.add("no label", row.place)
             else:
-                seen.add(sample.id)
+                ids.add(sample.id)
                 loaded.samples.append(sample)
     if layout.pick:
         loaded.samples = list(layout.pick(loaded.samples))

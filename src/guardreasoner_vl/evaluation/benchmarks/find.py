@@ -30,7 +30,7 @@ def find(names: Sequence[str], data: str | None, unpacked: Path) -> list[LoadedB
     """Load the named benchmarks (default: the paper's). A name is a known one, or a file of samples, also below `data`.
 
     `data` is the folder with the known benchmarks, as released or as published, or `hub:OWNER/NAME@REVISION`. Embedded
-    images are written to `unpacked`. Raises `DataError`, `InputError`.
+    images are written to `unpacked`. Raises `DataError` for files that cannot be used, `InputError` for wrong names.
     """
     benchmarks: list[LoadedBenchmark] = []
     folder: Path | None = None
@@ -54,7 +54,7 @@ def _file(name: str, data: str | None) -> Path | None:
 
 
 def from_file(path: Path) -> LoadedBenchmark:
-    """A file of `Sample`s as one benchmark, named after the file; a split's name has its folder's name before it."""
+    """A file of `Sample`s as one benchmark, named after the file, for a split such as `test` with its folder."""
     skipped = SkippedRows()
     name = path.name.removesuffix(".gz").removesuffix(path.suffix if path.suffix in _ENDINGS else ".jsonl")
     if name in SPLITS:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.evaluation.benchmarks.base import FileLayout
 from guardreasoner_vl.protocol.messages import parse_released_input
-from guardreasoner_vl.sources.adapters import RecordContext, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, text_field
 from guardreasoner_vl.sources.conversations import (
     Conversation,
     check_marks,
@@ -72,4 +72,4 @@ def _spoken(record: Record, context: RecordContext) -> Conversation:
         return conversation_of(record, context, "messages", "role", "content")
     output = record.get("output")
     answer = output if isinstance(output, str) else ""
-    return Conversation(text_of(record, "input"), answer, images_of(record, context))
+    return Conversation(text_field(record, "input"), answer, images_of(record, context))

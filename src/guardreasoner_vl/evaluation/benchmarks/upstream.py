@@ -13,7 +13,7 @@ from guardreasoner_vl.sources import aegis as aegis_source
 from guardreasoner_vl.sources import beavertails as beavertails_source
 from guardreasoner_vl.sources import toxic_chat as toxic_chat_source
 from guardreasoner_vl.sources import wildguard as wildguard_source
-from guardreasoner_vl.sources.adapters import RecordContext, label_of, sample_of, text_of
+from guardreasoner_vl.sources.adapters import RecordContext, label_of, sample_of, text_field
 from guardreasoner_vl.sources.records import NotASampleError
 from guardreasoner_vl.types import Provenance
 
@@ -49,10 +49,10 @@ def harmbench_prompt(record: Record, context: RecordContext) -> Sample | None:
         return None
     return _sample(
         context,
-        text_of(record, "Behavior"),
+        text_field(record, "Behavior"),
         request="harmful",
         category=record.get("SemanticCategory"),
-        own_id=f"{context.name}/{text_of(record, 'BehaviorID')}",
+        own_id=f"{context.name}/{text_field(record, 'BehaviorID')}",
     )
 
 
@@ -60,7 +60,7 @@ def harmbench_response(record: Record, context: RecordContext) -> Sample:
     """HarmBench's classifier validation set: harmful if at least two of three annotators say so."""
     votes = [label_of(record, f"human_{number}", _ZERO_ONE) for number in range(3)]
     label: GoldLabel = "harmful" if votes.count("harmful") >= _TWO_OF_THREE else "unharmful"
-    return _sample(context, text_of(record, "test_case"), text_of(record, "generation"), answered=label)
+    return _sample(context, text_field(record, "test_case"), text_field(record, "generation"), answered=label)
 
 
 def openai_moderation(record: Record, context: RecordContext) -> Sample:
@@ -69,7 +69,7 @@ def openai_moderation(record: Record, context: RecordContext) -> Sample:
     raised = [name for name in known if label_of(record, name, _ZERO_ONE) == "harmful"]
     return _sample(
         context,
-        text_of(record, "prompt"),
+        text_field(record, "prompt"),
         request="harmful" if raised else "unharmful",
         category=raised[0] if raised else None,
     )
@@ -83,7 +83,7 @@ def aegis(record: Record, context: RecordContext) -> Sample | None:
 
 def simple_safety_tests(record: Record, context: RecordContext) -> Sample:
     """All prompts are harmful."""
-    return _sample(context, text_of(record, "prompt"), request="harmful", category=record.get("harm_area"))
+    return _sample(context, text_field(record, "prompt"), request="harmful", category=record.get("harm_area"))
 
 
 def wildguard_prompt(record: Record, context: RecordContext) -> Sample | None:
@@ -112,9 +112,9 @@ def safe_rlhf(record: Record, context: RecordContext) -> Sequence[Sample]:
         raise NotASampleError("no safety flags")
     if flags[0] == flags[1]:
         return ()
-    answers = [text_of(record, f"response_{number}") for number in range(2)]
+    answers = [text_field(record, f"response_{number}") for number in range(2)]
     safe = flags.index(True)
-    prompt = text_of(record, "prompt")
+    prompt = text_field(record, "prompt")
     return (
         _sample(context, prompt, answers[safe], answered="unharmful"),
         _sample(context, prompt, answers[1 - safe], answered="harmful", own_id=f"{context.id}-unsafe"),
@@ -136,4 +136,4 @@ def beavertails(record: Record, context: RecordContext) -> Sample:
 def xstest_response(record: Record, context: RecordContext) -> Sample:
     """Card `allenai/xstest-response`, split response_harmfulness."""
     label = label_of(record, "label", _WORDS)
-    return _sample(context, text_of(record, "prompt"), text_of(record, "response"), answered=label)
+    return _sample(context, text_field(record, "prompt"), text_field(record, "response"), answered=label)

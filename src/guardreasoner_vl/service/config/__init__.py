@@ -1,4 +1,4 @@
-"""What an operator decides: a YAML file, overridden by the environment, overridden by the command line.
+"""The service's settings: a YAML file, overridden by the environment, overridden by the command line.
 
     GUARDREASONER_PORT=9000   GUARDREASONER_LIMITS__QUEUE=64   GUARDREASONER_KEYS=first,second
 
@@ -6,7 +6,7 @@ Everything is checked before a model is loaded; a message names the key and neve
 """
 
 from guardreasoner_vl.service.config.access import KeySection, is_loopback
-from guardreasoner_vl.service.config.guards import DEFAULT, TARGETS, EnforcementSection, GuardSection
+from guardreasoner_vl.service.config.guards import DEFAULT, EnforcementSection, GuardSection
 from guardreasoner_vl.service.config.limits import CacheSection, Limits
 from guardreasoner_vl.service.config.load import CLIENT_VARIABLES, as_plain, load_config
 from guardreasoner_vl.service.config.service import PREFIX, ServiceConfig
@@ -16,7 +16,6 @@ __all__ = [
     "CLIENT_VARIABLES",
     "DEFAULT",
     "PREFIX",
-    "TARGETS",
     "CacheSection",
     "EnforcementSection",
     "GuardSection",

@@ -7,14 +7,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from guardreasoner_vl.judging.calibration import Preset, read_calibration
-from guardreasoner_vl.judging.policy import Ocr, Policy
-from guardreasoner_vl.types import Frozen, Mode, Target
+from guardreasoner_vl.choices import Action, LongInput, Mode, Ocr, Preset
+from guardreasoner_vl.judging.calibration import read_calibration
+from guardreasoner_vl.judging.policy import Policy
+from guardreasoner_vl.types import Frozen
 
 DEFAULT = "default"
 """The guard that judges if a request names none."""
-
-TARGETS: tuple[Target, Target] = ("request", "response")
 
 
 class GuardSection(Frozen):
@@ -67,7 +66,7 @@ class GuardSection(Frozen):
         description="Longest answer in tokens of the one retry after an answer was cut. Not above `max_new_tokens`: no "
         "retry.",
     )
-    long_input: Literal["refuse", "windows"] = Field(
+    long_input: LongInput = Field(
         default="windows",
         description="What to do with an exchange that exceeds the model's context: `refuse` it, or judge overlapping "
         "`windows` and take the worst verdict.",
@@ -93,7 +92,7 @@ class GuardSection(Frozen):
 
     @property
     def policy(self) -> Policy:
-        """Raises `InputError` for an impossible value."""
+        """The guard's policy. Raises `InputError` for an impossible value."""
         return Policy(
             mode=self.mode,
             thresholds=self.thresholds,
@@ -117,7 +116,7 @@ class EnforcementSection(Frozen):
         default="enforce",
         description="`enforce`: block what is harmful. `monitor`: judge and count it, and let everything pass.",
     )
-    on_error: Literal["block", "allow"] = Field(
+    on_error: Action = Field(
         default="block",
         description="What to do with what could not be judged. `allow` fails open where the guard is at fault "
         "(`engine`, `engine_gone`, `engine_down`, `auth`, `queue_full`): each exchange let through is counted and "

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from guardreasoner_vl.images.decode import ImageLimits
 from guardreasoner_vl.judging.policy import MAX_WINDOWS
 from guardreasoner_vl.types import Frozen
 
@@ -43,6 +44,12 @@ class Limits(Frozen):
         ge=1,
         description="Windows of one exchange that exceeds the model's context; one that needs more is an "
         "`input_too_long` error.",
+    )
+    exchange_pixels: int = Field(
+        default=ImageLimits.max_exchange_pixels,
+        ge=1,
+        description="Pixels of all images of one exchange with its history, frames included, counted before any is "
+        "decoded; more is an `invalid_image` error.",
     )
     seconds: float = Field(
         default=120.0, gt=0, description="Seconds that one verdict may take; then it is a `deadline` error."

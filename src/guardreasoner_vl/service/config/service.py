@@ -22,7 +22,7 @@ PREFIX = "GUARDREASONER_"
 
 
 class ServiceConfig(BaseSettings):
-    """The whole service. Raises `ValidationError`; `load_config` says it in one line."""
+    """All settings of the service. Raises `ValidationError`, of which `load_config` makes one line."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
@@ -69,7 +69,7 @@ class ServiceConfig(BaseSettings):
     @field_validator("keys", mode="before")
     @classmethod
     def _keys_named(cls, value: Any) -> Any:
-        """A key may stand alone: it is then called by its place, `key-1` the first."""
+        """Name each key that stands alone by its position: the first is `key-1`."""
         if not isinstance(value, (list, tuple)):
             return value
         return tuple(

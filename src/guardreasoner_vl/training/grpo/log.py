@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from guardreasoner_vl.evaluation.figures import OTHER, OWN, THIRD, new_axes, svg_of
 from guardreasoner_vl.rl.importance import sampler_gap
 from guardreasoner_vl.storage.atomic import write_text
-from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_rows
+from guardreasoner_vl.storage.jsonl_log import Format, JsonlLog, read_log_rows
 from guardreasoner_vl.training.model_folder import written
 from guardreasoner_vl.training.trackers import LearningCurves
 
@@ -45,7 +45,7 @@ class Validation:
 
 @dataclass(frozen=True, kw_only=True)
 class LogRow:
-    """One row of the log. None: the row does not have the field, as row 0, which no training precedes.
+    """One row of the log; None for a field that the row lacks. Row 0, before any training, lacks most of them.
 
     `bound` is B_s. `reward` to `length` are the reward and its parts, and `tokens` the length, means over completions;
     `with_signal` is the share of groups whose rewards differ. `clip_fraction` (a share of tokens, without the first
@@ -83,7 +83,7 @@ class LogRow:
 class Log:
     """The log, opened at `step`: later rows are dropped. Only the `main` rank writes; others keep rows in memory.
 
-    Raises `TrackerError` if one of the recipe's trackers cannot begin.
+    Raises `TrackerError` if one of the recipe's trackers cannot start.
     """
 
     def __init__(self, folder: Path, step: int, recipe: Recipe, *, main: bool = True) -> None:
@@ -164,7 +164,7 @@ def batch_row(
 def read_log(folder: Path, step: int) -> list[LogRow]:
     """The rows up to `step`; later steps are done again, and a last line without a line end (a kill) is dropped."""
     path = folder / LOG
-    rows = read_rows(path, _FORMAT, torn=True) if path.is_file() else ()
+    rows = read_log_rows(path, _FORMAT, torn=True) if path.is_file() else ()
     return [row for row in rows if row.step <= step]
 
 

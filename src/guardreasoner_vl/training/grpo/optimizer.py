@@ -64,7 +64,7 @@ class ShardedAdamW:
     def whole_state(self) -> dict[str, Any]:
         """The state of all parameters after a step, in main memory on the main rank; an empty one elsewhere.
 
-        It is sent tensor by tensor: a device holds one tensor more than its shard.
+        Ranks send it tensor by tensor, so that a device holds at most one tensor beside its shard.
         """
         updated = dict(zip(self._shard, self._updated, strict=True))
         whole = {}

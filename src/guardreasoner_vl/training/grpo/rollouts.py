@@ -60,7 +60,7 @@ def fitting(
 ) -> tuple[list[Sample], SkippedRows]:
     """Rows with a known label whose prompt is short enough, and the skipped ones; prompts are never truncated.
 
-    A prompt must leave room for the longest completion in the model's `context` of so many tokens.
+    A prompt must leave room for the longest completion in `context`, the model's context in tokens.
     """
     most = section.max_prompt_length
     if context is not None:
@@ -126,7 +126,7 @@ def _rolled_out(
         )
         for sample in samples
     ]
-    answers = _sampled(engine, requests, [f"{seed}-{sample.id}" for sample in samples], section.group_size)
+    answers = _sample_answers(engine, requests, [f"{seed}-{sample.id}" for sample in samples], section.group_size)
     groups = []
     for sample, request, results in zip(samples, requests, answers, strict=True):
         prompt = inputs.encode(request.messages, request.images)
@@ -137,10 +137,10 @@ def _rolled_out(
     return groups
 
 
-def _sampled(
+def _sample_answers(
     engine: Engine, requests: Sequence[EngineRequest], names: Sequence[str], count: int
 ) -> list[list[EngineResult]]:
-    """`count` answers to each request; its name, and an answer's place, give the seed."""
+    """`count` answers to each request; the request's name and the answer's place give the seed."""
     pairs = zip(requests, names, strict=True)
     if isinstance(engine, GroupEngine):
         return engine.sample([replace(request, seed=derive_seed(name)) for request, name in pairs], count)

@@ -1,8 +1,8 @@
 """Sharded weights for GRPO: each rank holds its share of weights, gradients and AdamW's state (FSDP2).
 
-A pass gathers one layer at a time and drops it again, so that all ranks must make the same number of passes and call
-every layer in each (`update.Passes`). Answers of unequal lengths would take unequal numbers of steps: rollouts run on a
-whole copy in the precision of computing, which has weights only while answers are generated.
+A forward pass gathers the weights of one layer at a time and frees them afterwards. All ranks must therefore make the
+same number of passes and call every layer in each (`update.Passes`). Generation cannot, as answers differ in length:
+rollouts run on an unsharded copy of the network in the computing precision, which holds weights only meanwhile.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 class WholeCopy:
-    """A network like `model` without weights, which `filled` lends it."""
+    """An unsharded copy of the network `model`, which holds weights only inside `filled`."""
 
     def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
         self._source, self._dtype = model, dtype
-        # As "copies" of the weights, so that no memory is taken and tied weights stay tied.
+        # `deepcopy` takes these empty tensors for its copies of the weights: tied weights stay tied, no memory is used.
         empty = {
             id(parameter): torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
             for parameter in model.parameters()
@@ -41,10 +41,10 @@ class WholeCopy:
 
     @contextmanager
     def filled(self) -> Iterator[None]:
-        """Give the network the model's present weights; every rank must call it."""
+        """Lend the copy the present weights, gathered from all ranks; every rank must call it."""
         targets = list(self.network.parameters())
         for target, parameter in zip(targets, self._source.parameters(), strict=True):
-            target.data = whole(parameter.detach().to(self._dtype))
+            target.data = gather_whole(parameter.detach().to(self._dtype))
         try:
             yield
         finally:
@@ -53,15 +53,15 @@ class WholeCopy:
 
 
 def shard(policy: PolicyNetwork, section: GrpoSection, ranks: DistributedContext) -> WholeCopy:
-    """Shard the policy's network in place, and move it to the ranks' device; returns its copy for rollouts.
+    """Shard the policy's network in place and move it to this rank's device; returns its copy for rollouts.
 
-    Layers are gathered one by one; what stands before and after them is gathered once in each pass.
+    Layers are gathered one by one, the weights before and after them once in each pass.
     """
     network = policy.network
     computing = torch.bfloat16 if section.precision == "bf16" else torch.float32
     whole_copy = WholeCopy(network, computing, ranks.device)
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
-    # Sums are fp32. Inputs are not cast: the tower's rotary embeddings are fp32 whatever the weights are.
+    # Gradients are summed in fp32. Inputs are not cast: the tower's rotary embeddings are fp32 with any weights.
     numbers = MixedPrecisionPolicy(computing, torch.float32, cast_forward_inputs=False)
     units = [*network.model.visual.blocks, *network.model.language_model.layers]
     if network.lm_head.weight is not network.get_input_embeddings().weight:
@@ -72,16 +72,16 @@ def shard(policy: PolicyNetwork, section: GrpoSection, ranks: DistributedContext
 
 
 def drop_gathered(policy: PolicyNetwork) -> None:
-    """Drop what a pass without a backward pass leaves gathered if weights are sharded.
+    """Free the weights that a forward pass without a backward pass leaves gathered; nothing to do without sharding.
 
-    The next passes would compute with it even if steps have changed the shares since.
+    Otherwise the next passes would compute with them even if a step has changed the shares since.
     """
     if isinstance(policy, FSDPModule):
         policy.reshard()
 
 
 class FullyShardedAdamW:
-    """AdamW on this rank's shares of all trainable parameters; its `whole_state` is that of `ShardedAdamW`.
+    """AdamW on this rank's shares of all trainable parameters; `whole_state` has the form of `ShardedAdamW`'s.
 
     Every rank must call each method.
     """
@@ -97,7 +97,7 @@ class FullyShardedAdamW:
         self._optimizer.zero_grad()
 
     def sum_gradients(self) -> None:
-        """Make sums of the means over the ranks that FSDP leaves; a parameter without a gradient gets zeros."""
+        """Turn the means over the ranks, which FSDP computes, into sums; a parameter without a gradient gets zeros."""
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -113,7 +113,7 @@ class FullyShardedAdamW:
         states = {}
         for place, parameter in enumerate(self._parameters):
             state = self._optimizer.state[parameter]
-            tensors = {name: whole(state[name]) for name in MOMENTS}
+            tensors = {name: gather_whole(state[name]) for name in MOMENTS}
             if self._ranks.main:
                 states[place] = {name: tensor.cpu() for name, tensor in tensors.items()}
         return {"state": states} if self._ranks.main else {}
@@ -122,34 +122,34 @@ class FullyShardedAdamW:
         """Load this rank's shares of a `whole_state`."""
         content = self._optimizer.state_dict()
         content["state"] = {
-            place: {"step": state["step"], **{name: share(state[name], parameter) for name in MOMENTS[1:]}}
+            place: {"step": state["step"], **{name: shard_like(state[name], parameter) for name in MOMENTS[1:]}}
             for (place, state), parameter in zip(stored["state"].items(), self._parameters, strict=True)
         }
         self._optimizer.load_state_dict(content)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor, gathered from the ranks if it is sharded; every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The whole tensor as it is, or sharded as `like` is."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def trained(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The trained weights and their names: what is frozen is that of the start model."""
+def trained_weights(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The names and weights that are trained; the frozen ones equal the start model's."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def whole_weights(model: Any, ranks: DistributedContext) -> dict[str, torch.Tensor]:
     """The trained weights by name in main memory on the main rank; none elsewhere. Every rank must call it."""
     weights = {}
-    for name, parameter in trained(model):
-        tensor = whole(parameter.detach())
+    for name, parameter in trained_weights(model):
+        tensor = gather_whole(parameter.detach())
         if ranks.main:
             weights[name] = tensor.contiguous().cpu()
     return weights

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from guardreasoner_vl.errors import DataError
 from guardreasoner_vl.storage.atomic import PARTIAL, write_json
 from guardreasoner_vl.storage.resume import refuse_changed
-from guardreasoner_vl.training.grpo.sharding import share, trained
+from guardreasoner_vl.training.grpo.sharding import shard_like, trained_weights
 from guardreasoner_vl.training.model_folder import emptied, move, written
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def load_checkpoint(folder: Path, model: Any, optimizer: ShardedAdamW | FullySha
         state = State(**json.loads((newest / _STATE).read_text("utf-8")))
         if state.begun_with == start.begun_with:
             load_weights(newest, model)
-            # Mapped, as each rank reads its share of AdamW's state alone.
+            # With mmap each rank reads only its share of AdamW's state.
             optimizer.restore(torch.load(newest / _OPTIMIZER, map_location="cpu", weights_only=True, mmap=True))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         earlier = usable[-2].name if len(usable) > 1 else "the start"
@@ -119,8 +119,8 @@ def load_weights(checkpoint: Path, model: Any) -> None:
     """Load a checkpoint's weights into the model."""
     weights = load_file(checkpoint / _WEIGHTS)
     with torch.no_grad():
-        for name, parameter in trained(model):
-            parameter.copy_(share(weights[name], parameter))
+        for name, parameter in trained_weights(model):
+            parameter.copy_(shard_like(weights[name], parameter))
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -43,7 +43,7 @@ _ROWS, _COMPLETIONS = 2, 4
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Differences from stock TRL: the largest of a log-probability, of the loss, of the gradient (relative norm)."""
+    """Differences from stock TRL: of a log-probability at most, of the loss, and of the gradient (relative norm)."""
 
     rows: int
     log_probability: float
@@ -124,8 +124,8 @@ class StockGrpo:
         rows = [(group, place) for group in groups for place in range(len(group.completions))]
         prompts = [group.prompt.ids for group, _ in rows]
         completions = [group.completions[place].ids for group, place in rows]
-        prompt_ids, prompt_mask = _padded(prompts, pad, left_side=True)
-        completion_ids, completion_mask = _padded(completions, pad, left_side=False)
+        prompt_ids, prompt_mask = _padded_ids(prompts, pad, left_side=True)
+        completion_ids, completion_mask = _padded_ids(completions, pad, left_side=False)
         batch: dict[str, Any] = {
             "prompt_ids": prompt_ids,
             "prompt_mask": prompt_mask,
@@ -158,19 +158,19 @@ def compared(
     before = [logprobs.detach() for logprobs in stock.log_probabilities(groups)]
     old = [logprobs + _OFF * torch.linspace(-1, 1, len(logprobs), device=logprobs.device) for logprobs in before]
     loss = stock.loss(groups, _BOUND, old)
-    wanted = _gradients(model, loss)
+    expected = _gradients(model, loss)
     total = sum(len(group.completions) for group in groups)
     # One call for each group keeps the order of the completions.
     group_passes = [part for group in groups for part in passes.of([group], total)]
     policy = PolicyNetwork(model)
-    ours = old_log_probabilities(policy, group_passes, section)
+    computed = old_log_probabilities(policy, group_passes, section)
     figures = accumulate(policy, group_passes, torch.cat(old), _BOUND, section)
     gradients = _gradients(model)
-    difference = sum(float((gradients[name] - wanted[name]).square().sum()) for name in wanted)
-    whole = sum(float(value.square().sum()) for value in wanted.values())
+    difference = sum(float((gradients[name] - expected[name]).square().sum()) for name in expected)
+    whole = sum(float(value.square().sum()) for value in expected.values())
     return ParityReport(
         rows=len(groups),
-        log_probability=float((ours - torch.cat(before)).abs().max()),
+        log_probability=float((computed - torch.cat(before)).abs().max()),
         loss=abs(figures.loss - float(loss.detach())),
         gradient=float((difference / whole) ** 0.5),
     )
@@ -186,7 +186,7 @@ def verify(recipe: Recipe, folder: Path, data: Path) -> ParityReport:
     engine = TransformersEngine.of_network(model, inputs, ModelInfo(name=str(folder)))
     groups = [
         replace(group, advantages=tuple(np.linspace(-1, 1.5, _COMPLETIONS)))  # as if every group had signal
-        for group in roll_out(_rows(data, engine, section), engine, inputs, section, f"{recipe.seed}-parity")
+        for group in roll_out(_rows_that_fit(data, engine, section), engine, inputs, section, f"{recipe.seed}-parity")
     ]
     with tempfile.TemporaryDirectory() as output:
         stock = StockGrpo(model, folder, inputs, section, Path(output))
@@ -198,7 +198,7 @@ def verify(recipe: Recipe, folder: Path, data: Path) -> ParityReport:
     return report
 
 
-def _rows(data: Path, engine: TransformersEngine, section: GrpoSection) -> list[Sample]:
+def _rows_that_fit(data: Path, engine: TransformersEngine, section: GrpoSection) -> list[Sample]:
     """`_ROWS` rows of each modality that fit."""
     context = engine.capabilities.max_context
     rows, _ = fitting(read_split(data, "train"), engine.inputs, section, context, ImageSizes())
@@ -215,7 +215,7 @@ def _gradients(model: Any, loss: torch.Tensor | None = None) -> dict[str, torch.
     return gradients
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, left_side: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded_ids(rows: Sequence[Sequence[int]], pad: int, left_side: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask, both of shape (rows, longest)."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad)

@@ -54,7 +54,8 @@ class Pass:
 class UpdateFigures:
     """Sums over one update: its loss, the number of its tokens, and how many of them were clipped.
 
-    `differences` (tokens,) are those of the old log-probabilities to a sampler's (`rl.importance`); empty without one.
+    `differences` (tokens,) are the old log-probabilities less those of a sampler other than the network
+    (`rl.importance`); empty without such a sampler.
     """
 
     loss: float
@@ -78,8 +79,8 @@ class PolicyNetwork(torch.nn.Module):
 class Passes:
     """Makes passes of at most `tokens` tokens; each image of a rollout batch is cut into patches once.
 
-    With `sharing`, ranks that share the weights, all of them make the same number of passes, and a pass without
-    images gets a blank one that no group's token attends to.
+    `sharing` are the ranks, if they share the weights: all of them then make the same number of passes, and a pass
+    without images gets a blank image, to which no group's token attends.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Passes:
         self._patches: dict[CheckedImage, NDArray[np.float32]] = {}
 
     def of(self, groups: Sequence[RolloutGroup], total: int) -> list[Pass]:
-        """Passes over the groups with signal; `total` is N, the completions that the loss is the mean of.
+        """Passes over the groups with signal; `total` is N, the number of completions over which the loss is a mean.
 
         The order of their tokens depends on the groups alone.
         """
@@ -135,9 +136,9 @@ class Passes:
         """Batches of group pieces of at most `tokens` tokens; a batch has at least one completion."""
         batch: list[tuple[RolloutGroup, range]] = []
         room = self.tokens
-        for group in sorted((one for one in groups if one.has_signal), key=_tokens):
-            for piece in _pieces(group, self.tokens):
-                needed = _tokens(group, piece)
+        for group in sorted((one for one in groups if one.has_signal), key=_token_count):
+            for piece in _completion_ranges(group, self.tokens):
+                needed = _token_count(group, piece)
                 if batch and needed > room:
                     yield batch
                     batch, room = [], self.tokens
@@ -168,7 +169,7 @@ class Passes:
         )
 
     def _packed_with_blank(self, trees: Sequence[Tree]) -> Packed:
-        """The trees, and one of the blank image; the branch that a tree needs is no target."""
+        """Pack the trees and one of the blank image, whose branch, which a tree must have, is no target."""
         end = completion([self._inputs.token_id[END_OF_TEXT]], 0)
         packed = pack([*trees, Tree(blank_branch(self._inputs), (end,))])
         return replace(packed, predicts=packed.predicts[:-1], targets=packed.targets[:-1])
@@ -199,7 +200,7 @@ class Passes:
 def old_log_probabilities(policy: PolicyNetwork, passes: Sequence[Pass], section: GrpoSection) -> torch.Tensor:
     """Log-probabilities (tokens,) of all passes by the policy as it is."""
     with torch.no_grad():
-        parts = [_log_probabilities(policy, part, section) for part in passes]
+        parts = [_pass_log_probabilities(policy, part, section) for part in passes]
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
@@ -215,7 +216,7 @@ def accumulate(
     losses, clipped, differences = [], [], [torch.zeros(0)]
     cap = section.rollouts.importance_cap
     for part, of_part in zip(passes, olds, strict=True):
-        logprobs = _log_probabilities(policy, part, section)
+        logprobs = _pass_log_probabilities(policy, part, section)
         before = logprobs.detach() if of_part is None else of_part
         weights = part.weights
         if part.sampled is not None:
@@ -236,18 +237,18 @@ def autocast(section: GrpoSection, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16) if section.precision == "bf16" else nullcontext()
 
 
-def _log_probabilities(policy: PolicyNetwork, part: Pass, section: GrpoSection) -> torch.Tensor:
+def _pass_log_probabilities(policy: PolicyNetwork, part: Pass, section: GrpoSection) -> torch.Tensor:
     with autocast(section, part.weights.device):
         logprobs: torch.Tensor = policy(part.packed, part.vision, section.temperature)
     return logprobs
 
 
-def _tokens(group: RolloutGroup, piece: range | None = None) -> int:
+def _token_count(group: RolloutGroup, piece: range | None = None) -> int:
     chosen = group.completions if piece is None else [group.completions[place] for place in piece]
     return len(group.prompt.ids) + sum(len(one.ids) for one in chosen)
 
 
-def _pieces(group: RolloutGroup, most: int) -> Iterator[range]:
+def _completion_ranges(group: RolloutGroup, most: int) -> Iterator[range]:
     """Ranges of the group's completions that fit into `most` tokens with the prompt, at least one in each."""
     start, room = 0, most - len(group.prompt.ids)
     for place, rollout in enumerate(group.completions):

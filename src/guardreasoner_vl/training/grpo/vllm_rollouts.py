@@ -3,8 +3,8 @@
     renew    before each rollout batch: vLLM takes the network's weights, adapters merged (its `reload_weights`)
     sample   each prompt goes once for all its answers, as token ids; vLLM returns the ids that it has read, which must
              be those of the update, and the log-probability of each sampled token (`engines.vllm_engine`)
-    check    at the start, on rows made for it, and on the first rollout batch: the trainer's log-probabilities of the
-             sampled tokens are alike, which they are only if weights, pixels and positions are
+    check    at the start, on rows made for it, and on the first rollout batch: vLLM's and the trainer's
+             log-probabilities of the sampled tokens agree, which needs equal weights, pixels and positions
 
 To a server the weights go through a folder that the main rank writes; every rank sends its own prompts. Inside the
 process they go from tensor to tensor.
@@ -32,7 +32,7 @@ from guardreasoner_vl.engines.vllm_server import PROCESSED, VLLMServer
 from guardreasoner_vl.errors import EngineError
 from guardreasoner_vl.mining.rollout_io import rollout_request
 from guardreasoner_vl.training.grpo.rollouts import roll_out
-from guardreasoner_vl.training.grpo.sharding import whole
+from guardreasoner_vl.training.grpo.sharding import gather_whole
 from guardreasoner_vl.training.model_folder import written
 from guardreasoner_vl.types import ModelInfo, Sample
 
@@ -53,17 +53,17 @@ _IMAGES: Mapping[str, Sequence[tuple[int, int]]] = {
     "two images of unequal size": ((140, 252), (308, 112)),
     "a tiny image": ((28, 28),),
 }
-"""Sizes (width, height) in pixels of the images that the check shows."""
+"""Sizes (width, height) in pixels of the images in the check's prompts."""
 _CHECKED_TOKENS = 16
 _MOST_APART = 0.5
 """Mean difference of log-probabilities that bf16 and other kernels never reach: a few hundredths are usual."""
 _NEARER = 2.0
-"""vLLM has rows and columns of images exchanged if its log-probabilities are so many times nearer to the trainer's with
-exchanged positions. To a model that hardly uses positions both are as near."""
+"""vLLM has exchanged rows and columns of images if its log-probabilities are this many times nearer to those that the
+trainer computes with exchanged positions. With a model that hardly uses positions the ratio is about 1."""
 
 
 class VLLMSampler:
-    """vLLM with the weights of `network`, begun from the folder `model`; `folder` is that of the run's stage.
+    """vLLM with the weights of `network`, started from the model folder `model`; `folder` is the stage's.
 
     Every rank must call `renew` and `check`. Raises `EngineError` if the server cannot be used, `ModelError` if vLLM
     cannot load the model, `MissingExtraError` without vLLM.
@@ -112,9 +112,9 @@ class VLLMSampler:
         self._step = step
 
     def check(self, log_probabilities: LogProbabilities) -> None:
-        """Sample answers about a text, an image, two images of unequal size and a tiny one, and compare both sides.
+        """Sample answers about texts and images of several sizes (`made_up_rows`); compare with the trainer.
 
-        A row that is longer than prompts may be is left out. `log_probabilities` gives those of the trainer. Raises
+        A row that is longer than prompts may be is left out. `log_probabilities` computes the trainer's. Raises
         `EngineError` if vLLM reads other tokens of a prompt, or has other log-probabilities of its answers.
         """
         length = min(_CHECKED_TOKENS, self._section.max_completion_length)
@@ -122,9 +122,9 @@ class VLLMSampler:
         with self._ranks.all_or_none(), TemporaryDirectory() as images:
             rows = [row for row in made_up_rows(Path(images)) if self._fits(row)]
             groups = roll_out(rows, self.engine, self._inputs, section, "check")
-        # Of all groups before an error is raised: ranks that share the weights compute them together.
-        distances = [_distance(group, log_probabilities) for group in groups]
-        exchanged = [_distance(_exchanged(group), log_probabilities) for group in groups]
+        # Compute all distances before raising an error: ranks that share the weights compute them together.
+        distances = [_mean_difference(group, log_probabilities) for group in groups]
+        exchanged = [_mean_difference(_exchanged(group), log_probabilities) for group in groups]
         with self._ranks.all_or_none():
             for group, distance, other in zip(groups, distances, exchanged, strict=True):
                 check_gap(distance, f"answers to {group.sample.id}")
@@ -161,12 +161,12 @@ class VLLMSampler:
 
 
 def present_weights(network: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights as a model folder has them, whole and with adapters merged; every rank must iterate to the end."""
+    """The weights as a model folder stores them, whole and with adapters merged; every rank must read to the end."""
     adapted = dict(adapted_layers(network)) if hasattr(network, "peft_config") else {}
     for name, parameter in network.named_parameters():
         if ".lora_" in name:
             continue
-        tensor = whole(parameter.detach())
+        tensor = gather_whole(parameter.detach())
         layer, of_base, kind = name.partition(".base_layer.")
         if of_base and kind == "weight":
             tensor = tensor.float() + adapted[layer].get_delta_weight("default").detach().float()
@@ -208,7 +208,7 @@ def _exchanged(group: RolloutGroup) -> RolloutGroup:
     return replace(group, prompt=replace(prompt, positions=prompt.positions[[0, 2, 1]]))
 
 
-def _distance(group: RolloutGroup, log_probabilities: LogProbabilities) -> float:
+def _mean_difference(group: RolloutGroup, log_probabilities: LogProbabilities) -> float:
     """The mean difference between vLLM's and the trainer's log-probabilities of a group of two answers."""
     sampled = torch.tensor([value for rollout in group.completions for value in rollout.logprobs])
     with_signal = replace(group, advantages=(1.0, -1.0))  # equal rewards are no reason to skip it
@@ -231,7 +231,7 @@ def _checked_context(server: VLLMServer, section: GrpoSection) -> int:
 
 def _in_process(model: Path, section: GrpoSection, ranks: DistributedContext) -> VLLMEngine:
     """vLLM in this process, on this rank's device."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or its engine would be a process that tensors do not reach
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in a process of its own it could not take tensors
     options: dict[str, Any] = {"distributed_executor_backend": "external_launcher"} if ranks.count > 1 else {}
     wanted = section.max_prompt_length + section.max_completion_length
     return VLLMEngine.load(

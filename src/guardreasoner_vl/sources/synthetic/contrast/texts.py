@@ -85,10 +85,12 @@ class Line:
 
     @property
     def label(self) -> GoldLabel:
+        """`harmful` for a line with a category."""
         return "harmful" if self.category else "unharmful"
 
     @property
     def is_sentence(self) -> bool:
+        """Whether the line stands alone or in a `sentence` frame; if not, it is a verb phrase."""
         return not self.group.framed or self.text.endswith(ENDS)
 
 
