@@ -237,7 +237,7 @@ def test_without_arguments_the_help_is_shown_and_it_is_an_error() -> None:
     [
         (["moderate", "--mode", "deep"], ("--mode", "'deep'", "'slow', 'fast', 'hybrid'", "moderate --help")),
         (["moderate", "--engine", "magic"], ("--engine", "'auto', 'transformers', 'openvino', 'vllm', 'openai'")),
-        (["moderate", "--on-error", "shrug"], ("'block', 'allow'",)),
+        (["moderate", "--on-error", "shrug"], ("'allow', 'block'",)),
         (["moderate", "--long-input", "cut"], ("'refuse', 'windows'",)),
         (["moderate", "--threshold", "high"], ("--threshold",)),
         (["moderate", "--max-new-tokens", "0"], ("--max-new-tokens",)),
