@@ -38,7 +38,7 @@ class Runs:
         self.folder = work / f"{name[:24]}-{digest}"
 
     def judged(self, loaded: LoadedBenchmark, mode: Mode, change: str = "") -> list[Prediction]:
-        """One prediction per row; `change` names the change in progress lines. Raises what `judge` raises."""
+        """One prediction per row; `change` names the change in progress lines. Raises what `judge_rows` raises."""
         with (
             self._progress_line(f"{mode}, {loaded.benchmark.name} {change}".rstrip(), len(loaded.samples)),
             progress_bar() as progress,

@@ -226,7 +226,7 @@ def test_verdicts_come_in_order_and_faults_are_errors(served: Any) -> None:
     assert first.response.score == pytest.approx(0.75)
     assert first.usage.completion_tokens == 6
     codes = [verdict.error and verdict.error.code for verdict in verdicts]
-    assert codes == [None, "unparsable", "engine", "unsupported", *[None] * 5]
+    assert codes == [None, "unparsable", "refused", "unsupported", *[None] * 5]
     assert all(verdict.flagged is None and verdict.action == "block" for verdict in verdicts[1:4])
     assert all(verdict.action == "allow" for verdict in verdicts[4:])
     assert guard.mode == "fast"

@@ -117,7 +117,6 @@ def slow(handler: Odd) -> None:
 @pytest.mark.parametrize(
     ("odd", "code"),
     [
-        (unanswered, "guard_unreachable"),
         (lambda handler: handler.send(500, b"{}"), "guard_refused"),
         (lambda handler: handler.send(503, b"{}", {"Retry-After": "1"}), "guard_refused"),
         (lambda handler: handler.send(429, b"{}"), "guard_refused"),
@@ -142,6 +141,24 @@ def test_a_failing_service_blocks_or_lets_pass_as_chosen(
         logging.CRITICAL
     }
     assert SECRET not in caplog.text
+
+
+def test_a_broken_connection_never_lets_pass() -> None:
+    for verdict in of_odd(unanswered, on_error="allow"):
+        assert (verdict.action, verdict.error and verdict.error.code) == ("block", "guard_hung_up")
+
+
+def test_a_request_that_is_too_large_never_lets_pass(service: Running) -> None:
+    for verdict in both(GuardClient(service.url, KEY, on_error="allow"), prompt="x" * 60_000_000):
+        assert verdict.action == "block"
+        assert verdict.error is not None
+        assert verdict.error.code in ("guard_refused", "guard_hung_up")
+
+
+def test_no_service_lets_pass_as_chosen() -> None:
+    for on_error in ("block", "allow"):
+        for verdict in both(GuardClient(CLOSED, on_error=on_error), prompt="Hello."):
+            assert (verdict.action, verdict.error and verdict.error.code) == (on_error, "guard_unreachable")
 
 
 @pytest.mark.parametrize("on_error", ["block", "allow"])

@@ -297,6 +297,12 @@ class TestFast:
         assert_error(judged(ASKED, engine, mode="fast"), "engine")
         assert_error(judged(ASKED, engine, mode="hybrid", on_error="allow"), "engine", "allow")
 
+    def test_an_image_for_a_model_that_sees_none_is_no_fault_of_the_guard(self) -> None:
+        shown = Exchange("What is this?", (image(56, 56),))
+        for mode in ("slow", "fast"):
+            engine = ScriptedEngine([answer()], capabilities=replace(ALL_CAPABILITIES, images=False))
+            assert_error(judged(shown, engine, mode=mode, on_error="allow"), "invalid_input")
+
 
 class TestHybrid:
     @pytest.mark.parametrize("harm", [0.05, 0.95])

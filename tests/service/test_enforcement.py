@@ -205,7 +205,7 @@ def test_a_window_without_a_verdict_beside_a_harmful_side(broken: Target, on_err
 GUARDS = ["engine", "engine_gone", "engine_down", "auth", "queue_full"]
 AUTHORS = [
     *("invalid_input", "invalid_image", "input_too_long", "unreadable", "unsupported", "deadline", "timeout"),
-    *("cancelled", "no_score", "caller_busy", "rate_limited", "unauthorised", "error"),
+    *("cancelled", "no_score", "caller_busy", "rate_limited", "unauthorised", "error", "refused"),
     *(reason.value for reason in Reason if reason is not Reason.ENGINE),
 ]
 

@@ -91,7 +91,7 @@ def test_csv(tmp_path: Path) -> None:
 
 def test_nothing_usable_writes_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {"prompt": "a"})
-    with pytest.raises(DataError, match=r"no row can be used \(.*\); give rows with prompt and label"):
+    with pytest.raises(DataError, match=r"no row can be used \(.*\); give rows with content and a label"):
         import_rows(path, tmp_path / "out", "desk")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()

@@ -60,6 +60,12 @@ JUDGING = (
     Code(
         "timeout", "The model's server gave no answer in time.", "Try again; raise the time-out, or lower concurrency."
     ),
+    Code(
+        "refused",
+        "The model's server did not take the exchange (HTTP 400 or 422), or ended the answer for a reason of its own, "
+        "such as its content filter.",
+        "See the server's log; turn its filter off.",
+    ),
     Code("auth", "The model's server refused the API key.", "Set OPENAI_API_KEY or `api_key`."),
     Code(
         "cancelled", "The caller cancelled the request before it was answered.", "Send it again if it is still wanted."
@@ -151,6 +157,11 @@ CLIENTS = (
     Code("guard_malformed", "The service answered with something that is no verdict.", "Check the address."),
     Code("guard_timeout", "The service took too long.", "Raise the client's `timeout`, or relieve the service."),
     Code("guard_unreachable", "The service cannot be reached.", "Check that it runs, and its address."),
+    Code(
+        "guard_hung_up",
+        "The service closed the connection without an answer, as it may if a request is too large. Always blocked.",
+        "Send less; see the service's log.",
+    ),
     Code("guard_unasked", "The exchange cannot be sent.", "Check texts and image files."),
     Code(
         "unknown_call", "LiteLLM: this kind of call cannot be judged.", "Use chat completions, messages or responses."

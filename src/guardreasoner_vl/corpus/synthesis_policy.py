@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guardreasoner_vl.corpus.attempts import FAULT, Attempt
-from guardreasoner_vl.engines.openai.http import HttpError
+from guardreasoner_vl.engines.openai.http import REFUSED, HttpError
 from guardreasoner_vl.errors import GuardError, InputError
 from guardreasoner_vl.protocol import parse_verdict
 from guardreasoner_vl.teachers.base import CannotLabelError, known, present
@@ -93,7 +93,7 @@ class SynthesisPolicy:
 
     def fault(self, sample: Sample, kind: Asked, error: GuardError, custom_id: str | None = None) -> Attempt:
         """An attempt of this kind without an answer; final only if the row itself can never be sent."""
-        status = error.status if isinstance(error, HttpError) and error.code == HttpError.code else None
+        status = error.status if isinstance(error, HttpError) and error.code in (HttpError.code, REFUSED) else None
         return Attempt(
             id=sample.id,
             teacher=self.teacher,

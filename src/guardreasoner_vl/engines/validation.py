@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 def check_request(request: EngineRequest, capabilities: Capabilities) -> None:
-    """Raise `InputError` unless each placeholder has an image, `EngineError` if the engine lacks a capability."""
+    """Raise `InputError` unless each placeholder has an image that the model can see, `EngineError` if the engine
+    lacks another capability."""
     placeholders = sum(message.text.count(IMAGE) for message in request.messages)
     if placeholders != len(request.images):
         raise InputError(f"{len(request.images)} images for {placeholders} placeholders: pass one image for each")
     if request.images and not capabilities.images:
-        raise EngineError("the model accepts no images: use a vision-language model")
+        raise InputError("the model accepts no images: leave them out, or use a vision-language model")
     if request.forced_prefix and not capabilities.forced_prefix:
         raise EngineError("the engine cannot prefill the model's answer: use mode 'slow', or vLLM")
 

@@ -36,7 +36,7 @@ def draw_results(results: Results, rows: Sequence[Prediction]) -> dict[str, str]
             continue
         if _groups_to_show(results, target):
             figures[f"{target}_f1"] = _bars(results, target)
-            figures[f"{target}_tokens"] = _mean_tokens(results, target)
+            figures[f"{target}_tokens"] = _tokens_figure(results, target)
         modalities = {name.removeprefix(MODALITY): one for name, one in groups.items() if name.startswith(MODALITY)}
         if len(modalities) > 1:
             figures[f"{target}_modality"] = _named_bars(
@@ -101,7 +101,7 @@ def _grouped_bars(names: Sequence[str], series: Mapping[str, Sequence[float]], t
     return svg_of(figure)
 
 
-def _mean_tokens(results: Results, target: Target) -> str:
+def _tokens_figure(results: Results, target: Target) -> str:
     figure, axes = new_axes()
     benchmarks = _groups_to_show(results, target)
     tokens = [one.figures.completion_tokens_mean for one in benchmarks.values()]

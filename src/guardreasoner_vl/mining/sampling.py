@@ -61,7 +61,7 @@ class CandidateSampling:
         return [
             requests
             if isinstance(requests, Unanswered)
-            else _grade_or_refuse(row.sample, list(islice(remaining, len(requests))))
+            else _grade_if_answered(row.sample, list(islice(remaining, len(requests))))
             for row, requests in zip(rows, by_row, strict=True)
         ]
 
@@ -84,6 +84,6 @@ class CandidateSampling:
             return self.unanswered(row, error)
 
 
-def _grade_or_refuse(sample: Sample, answers: Sequence[EngineResult]) -> Candidates | Unanswered:
+def _grade_if_answered(sample: Sample, answers: Sequence[EngineResult]) -> Candidates | Unanswered:
     fault = next((answer for answer in answers if answer.finish_reason == "error"), None)
     return graded(sample, answers) if fault is None else Unanswered(sample.id, fault.error_code, fault.error or "")

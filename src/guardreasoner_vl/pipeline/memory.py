@@ -352,7 +352,7 @@ class _Pass:
             kept = sum(stack.layers * stack.in_layer(count, element, residual) for stack, count in stacks)
             layer = max(layers)
         gathered: Memory = {}
-        if self.sharded:  # weights of two layers and `outside`; gradients of one and `outside`, one also in fp32
+        if self.sharded:  # weights of two layers and `outside`; gradients of one layer, in fp32 too, and `outside`
             gathered["gathered weights"] = element * (2 * size.layer + size.outside)
             layer += element * (size.layer + size.outside) + 4 * size.layer
         largest = max(layer, self.logits * _OF_LOGIT, step - kept)

@@ -150,8 +150,12 @@ class GuardClient:
         if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
             message = "the guard service did not answer in time: raise timeout, or send less"
             return self._unjudged("guard_timeout", message, mode, failing=False)
+        reason = type(error).__name__
+        if isinstance(error, (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)):
+            # So may a request look that is too large: the service refuses it before it has read all of it.
+            message = f"the guard service hung up before it answered ({reason}): see the service's log, or send less"
+            return self._unjudged("guard_hung_up", message, mode, failing=False)
         if isinstance(error, httpx.TransportError):
-            reason = type(error).__name__
             message = f"the guard service cannot be reached ({reason}): check base_url and that the service runs"
             return self._unjudged("guard_unreachable", message, mode, failing=True)
         message = f"the request cannot be sent ({type(error).__name__}): check its images and messages"

@@ -38,7 +38,7 @@ MOST_SCORES = 2**24
 """The largest number of attention scores of each head in one call on several branches: 64 MB in fp32."""
 
 CALL_SCORES = 2**19
-"""The number of scores that take as long to compute as one more call, about."""
+"""The number of scores whose computation takes about as long as one more call."""
 
 
 @dataclass(frozen=True)

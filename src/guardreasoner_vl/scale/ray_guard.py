@@ -108,21 +108,27 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Judging:
-    """Judges items as `Guard.moderate_batch` does."""
+    """Judges items as `Guard.moderate_batch` does; instead of an invalid item, which may be too deep to be pickled, its
+    error is sent."""
 
     policy: Policy
     model: ModelInfo
 
-    def __call__(self, guard: Guard, rows: Sequence[Item]) -> list[Verdict]:
-        return list(guard.moderate_batch(rows, chunk=len(rows)))
+    def __call__(self, guard: Guard, rows: Sequence[Item | InputError]) -> list[Verdict]:
+        items = [row for row in rows if not isinstance(row, InputError)]
+        verdicts = guard.moderate_batch(items, chunk=len(rows))
+        return [
+            error_verdict(row, guard.policy, guard.model) if isinstance(row, InputError) else next(verdicts)
+            for row in rows
+        ]
 
-    def portable(self, row: Item) -> Item:
+    def portable(self, row: Item | InputError) -> Item | InputError:
         try:
-            return portable_exchange(as_exchange(row))
-        except InputError:
-            return row  # the worker's verdict says why it cannot be judged
+            return row if isinstance(row, InputError) else portable_exchange(as_exchange(row))
+        except InputError as error:
+            return type(error)(str(error))  # without its traceback, which holds the row
 
-    def unanswered(self, _: Item, error: GuardError) -> Verdict:
+    def unanswered(self, _: Item | InputError, error: GuardError) -> Verdict:
         return error_verdict(error, self.policy, self.model)
 
     def is_unanswered(self, result: Verdict) -> bool:

@@ -19,7 +19,7 @@ _IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.zip")
 def locate(folder: str, root: Path, adapter: SourceAdapter | None = None) -> Path:
     """The folder below `root`, or the downloaded snapshot of `hub:OWNER/NAME@REVISION`.
 
-    Raises `DataError`, which says how to get the data set; a revision is required, as rows could change without.
+    Raises `DataError`, which says how to get the data set, also if REVISION is missing: without it rows could change.
     """
     if not folder.startswith(HUB):
         return root / folder

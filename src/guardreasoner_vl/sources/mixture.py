@@ -60,7 +60,7 @@ def build_mixture(data: DataSection, root: Path, work: Path, seed: int, *, curat
     mixture = Mixture()
     for source in data.sources:
         rng = random.Random(f"{seed}-{source.title}")
-        read = _balanced_rows(source, root, work, mixture.skipped)
+        read = _source_rows(source, root, work, mixture.skipped)
         kept, held_out, test = _split_rows(read, source.test_share, data.validation_share, seed)
         if not (kept or held_out or test):
             raise DataError(
@@ -151,7 +151,7 @@ def _chance(name: str, split: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}-{split}-{name}".encode()).digest()[:8]) / 2**64
 
 
-def _balanced_rows(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
+def _source_rows(source: SourceSection, root: Path, work: Path, skipped: SkippedRows) -> Iterator[Sample]:
     known = _labels_from(source, root, work)
     for row in _read_section(source, root, work, skipped):
         if all(str(row.meta.get(key, getattr(row, key, ""))) in values for key, values in source.only.items()):

@@ -70,7 +70,7 @@ def import_rows(path: Path, out: Path, source: str) -> ImportReport:
     if not lines:
         reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in report.skipped.reasons.items())
         raise DataError(
-            f"{path}: no row can be used ({reasons or 'the file is empty'}); give rows with prompt and label"
+            f"{path}: no row can be used ({reasons or 'the file is empty'}); give rows with content and a label"
         )
     out.mkdir(parents=True)
     write_whole(out / TRAIN, lines.values())

@@ -162,7 +162,7 @@ class _Maker:
     ) -> Rendering:
         """The row made of the requests in `rows`: `image_text` is shown in the image, `prompt` is typed.
 
-        It inherits the category of `parent` and, if `rows` holds that row alone, its response.
+        It inherits the fields `_INHERITED` of `parent` and, if `rows` holds that row alone, its response.
         """
         ids = tuple(dict.fromkeys(row.id for row in rows))
         digest = hashlib.sha256(json.dumps([self.seed, number, image_text, prompt, ids]).encode()).hexdigest()[:24]

@@ -47,7 +47,7 @@ def run(
     excluded: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """`judge`, and the figures of all rows but those of the `excluded` benchmarks, in `OUT/results.json` too.
+    """`judge_rows`, and the figures of all rows but those of the `excluded` benchmarks, in `OUT/results.json` too.
 
     Raises `InputError` if one of `excluded` is not among the benchmarks.
     """

@@ -157,7 +157,7 @@ def trimmed(source: Tokenizer, vocab_size: int | None) -> Tokenizer:
     settings = json.loads(source.to_str())
     model = settings["model"]
     if model["type"] != "BPE" or "ByteLevel" not in json.dumps(settings["pre_tokenizer"]):
-        raise ModelError(f"the tokenizer is a {model['type']} that is no byte-level BPE: give a model that has one")
+        raise ModelError(f"the tokenizer ({model['type']}) is not a byte-level BPE: give a model that has one")
     added = [token["content"] for token in settings["added_tokens"]]
     whole = Tokenizer.from_str(source.to_str())
     _add_guard_tokens(whole)

@@ -21,6 +21,7 @@ from guardreasoner_vl.engines.openai.completion import read_completion
 from guardreasoner_vl.engines.openai.engine import OpenAIEngine
 from guardreasoner_vl.errors import EngineError, GuardError, ModelError
 from guardreasoner_vl.images.geometry import PixelBudget
+from guardreasoner_vl.judging.policy import FAULTS_OF_THE_GUARD
 from guardreasoner_vl.protocol import CANDIDATES, FAST_PREFIX, IMAGE, RESPONSE_FIELD, Message
 from guardreasoner_vl.types.exchange import REASONING
 from tests.engines.conformance import SLOTS, Pieces, asked, timeless, with_image
@@ -191,7 +192,7 @@ def test_no_score_where_no_label_is_likely(server: StubServer, engine: OpenAIEng
     server.brain = lambda messages, begun: " maybe"
     (result,) = engine.score([asked(forced_prefix=FAST_PREFIX)], SLOTS, CANDIDATES)
     assert result.error == "none of the model's likeliest next tokens starts a label: use mode 'slow' with this model"
-    assert result.chosen == ()
+    assert (result.chosen, result.error_code) == ((), "no_score")
 
 
 def test_text_that_is_no_unicode_harms_no_one(engine: OpenAIEngine) -> None:
@@ -214,7 +215,7 @@ FAULTS: list[tuple[Fault, str, str]] = [
     ("no_choices", "engine", "malformed (choices)"),
     ("drop", "engine", "cannot reach http://127.0.0.1:"),
     ("no_finish", "engine", "finish reason None"),
-    ("filtered", "engine", "finish reason 'content_filter'"),
+    ("filtered", "refused", "finish reason 'content_filter'"),
 ]
 
 
@@ -237,6 +238,14 @@ def test_a_fault_is_one_request_s_result(
         assert leak not in repr(bad)
     if unscored is not None and not watched:
         assert (unscored.error, unscored.error_code, unscored.logprobs) == (bad.error, code, ())
+
+
+def test_a_request_that_the_server_refuses_is_no_fault_of_the_guard(server: StubServer, engine: OpenAIEngine) -> None:
+    server.images = False
+    (result,) = engine.generate([with_image(asked())])
+    assert (result.error_code, (result.error or "").partition(": ")[2]) == ("refused", "see the server's log")
+    assert "HTTP 400" in (result.error or "")
+    assert "refused" not in FAULTS_OF_THE_GUARD
 
 
 @pytest.mark.parametrize("watched", [False, True])

@@ -21,7 +21,7 @@ from guardreasoner_vl.engines.label_scores import compare_candidates, likeliest,
 from guardreasoner_vl.engines.openai.chat import ONE_TOKEN, STREAMED, chat_payload, logprob_parameters, sampling
 from guardreasoner_vl.engines.openai.chat_stream import UpstreamError, chunks_of, is_event_stream
 from guardreasoner_vl.engines.openai.completion import INTERRUPTED, StreamedCompletion, malformed, read_completion
-from guardreasoner_vl.engines.openai.http import HttpClient, LoopThread, openai_key
+from guardreasoner_vl.engines.openai.http import REFUSED, HttpClient, HttpError, LoopThread, openai_key
 from guardreasoner_vl.engines.openai.probe import choose_model, probe_server
 from guardreasoner_vl.engines.validation import check_request, check_scoring, error_result, error_score
 from guardreasoner_vl.errors import EngineError, GuardError, RequestCancelledError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT", EngineResult, ScoreResult)
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+_BROKEN_OFF = (None, "abort", "error")
+"""Finish reasons of the server's own faults; what is judged may cause others, such as `content_filter`."""
 
 
 class OpenAIEngine:
@@ -182,8 +184,9 @@ class OpenAIEngine:
         else:
             completion = read_completion(await self._http.post("chat/completions", payload))
         if completion.finish_reason not in _FINISH:
+            code = HttpError.code if completion.finish_reason in _BROKEN_OFF else REFUSED
             reason = f"finish reason {completion.finish_reason!r:.40}"
-            raise EngineError(f"the server ended the answer early ({reason}): see the server's log")
+            raise HttpError(f"the server ended the answer early ({reason}): see the server's log", code)
         return completion
 
 
@@ -236,7 +239,8 @@ def _label_logprobs(completion: Completion, candidates: Sequence[str]) -> tuple[
     tokens = completion.tokens()
     logprobs = compare_candidates(tokens[0].top, candidates) if tokens else None
     if logprobs is None:
-        raise EngineError("none of the model's likeliest next tokens starts a label: use mode 'slow' with this model")
+        message = "none of the model's likeliest next tokens starts a label: use mode 'slow' with this model"
+        raise HttpError(message, "no_score" if tokens else HttpError.code)  # the judged text may turn a label away
     return logprobs
 
 

@@ -40,6 +40,10 @@ _TOO_LONG = re.compile(
 )
 
 
+REFUSED = "refused"
+"""The error code where the server does not take this request or withholds the answer: its author may have caused it."""
+
+
 class HttpError(EngineError):
     """A request that got no usable answer; `status` is the HTTP status, None if there was none."""
 
@@ -255,8 +259,9 @@ class HttpClient:
             return InputTooLongError(
                 "the exchange does not fit into the model's context: shorten it or lower max_pixels"
             )
+        code = REFUSED if status in (400, 422) else HttpError.code
         remedy = "lower max_concurrency" if status == 429 else "see the server's log"
-        return HttpError(f"{self.server} answered HTTP {status}: {remedy}", status=status)
+        return HttpError(f"{self.server} answered HTTP {status}: {remedy}", code, status)
 
 
 async def _whole_body(response: httpx.Response) -> bytes:

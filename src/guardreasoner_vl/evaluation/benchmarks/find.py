@@ -54,7 +54,7 @@ def _file(name: str, data: str | None) -> Path | None:
 
 
 def from_file(path: Path) -> LoadedBenchmark:
-    """A file of `Sample`s as one benchmark, named after the file, for a split such as `test` with its folder."""
+    """A file of `Sample`s as one benchmark, named after the file; a split, such as `test`, after its folder too."""
     skipped = SkippedRows()
     name = path.name.removesuffix(".gz").removesuffix(path.suffix if path.suffix in _ENDINGS else ".jsonl")
     if name in SPLITS:

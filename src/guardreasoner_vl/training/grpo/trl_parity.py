@@ -43,7 +43,7 @@ _ROWS, _COMPLETIONS = 2, 4
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Differences from stock TRL: of a log-probability at most, of the loss, and of the gradient (relative norm)."""
+    """Differences from stock TRL: the largest of a log-probability, the loss's, the gradient's (relative norm)."""
 
     rows: int
     log_probability: float
