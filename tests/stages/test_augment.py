@@ -316,7 +316,7 @@ def test_a_kill_leaves_nothing_that_counts_as_finished(tmp_path: Path, monkeypat
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("merge", "write_sheet", "write_json", "write_corpus"):
+    for name in ("merge_images", "write_sheet", "write_json", "write_corpus"):
         augment.run(recipe(seed=5), hard, out)  # an older set stands there
         with monkeypatch.context() as patch:
             patch.setattr(augment, name, killed)
