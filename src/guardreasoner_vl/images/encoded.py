@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from guardreasoner_vl.errors import ImageError
+from guardreasoner_vl.types.media import is_data_url
 
 if TYPE_CHECKING:
     from guardreasoner_vl.types import ImageSource
@@ -53,7 +54,7 @@ def encoded_bytes(source: object, max_bytes: int) -> bytes:
     """The bytes of an image from a path, a `data:` URL or bytes. Raises `ImageError`."""
     if isinstance(source, bytes):
         data = source
-    elif isinstance(source, str) and source[:5].lower() == "data:":
+    elif isinstance(source, str) and is_data_url(source):
         data = _from_data_url(source, max_bytes)
     elif isinstance(source, str) and _REMOTE.match(source):
         raise ImageError("remote images are not fetched: pass the bytes or a data: URL")
@@ -69,7 +70,7 @@ def encoded_bytes(source: object, max_bytes: int) -> bytes:
 
 def in_memory(source: ImageSource, max_bytes: int) -> ImageSource:
     """The bytes of an image file; any other source as it is, since it is in memory already. Raises `ImageError`."""
-    is_file = isinstance(source, Path) or (isinstance(source, str) and source[:5].lower() != "data:")
+    is_file = isinstance(source, Path) or (isinstance(source, str) and not is_data_url(source))
     return encoded_bytes(source, max_bytes) if is_file else source
 
 

@@ -41,10 +41,11 @@ def checked_exchange(
             sources.append(in_memory(image, limits.max_bytes))
             yield pixels_to_decode(sources[-1], limits)
 
+    def read(_: ImageSource, limits: ImageLimits) -> tuple[CheckedImage, ...]:
+        return checked_images(sources.popleft(), limits)  # `_read_all` reads in the order of `all_images`
+
     _check_pixels(pixels(), limits)
-    return _read_all(
-        exchange, limits, lambda _, limits: checked_images(sources.popleft(), limits)
-    )  # in reading order too
+    return _read_all(exchange, limits, read)
 
 
 def measured_exchange(exchange: Exchange, sizes: ImageSizes) -> tuple[Exchange, tuple[ImageSize, ...]]:

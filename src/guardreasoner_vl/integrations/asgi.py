@@ -22,6 +22,7 @@ from guardreasoner_vl.service.chat_fields import OPERATORS, check_pass_fields, r
 from guardreasoner_vl.service.completions import guard_completion
 from guardreasoner_vl.service.forwarding import as_forwarded
 from guardreasoner_vl.service.wire import error_body, url_of
+from guardreasoner_vl.types.media import is_data_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
@@ -103,7 +104,7 @@ def _has_address(messages: Sequence[dict[str, Any]]) -> bool:
     """Whether a judged message holds an image by its address."""
     contents = [message.get("content") for message in messages if message.get("role") not in OPERATORS]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return any(isinstance(url := url_of(part), str) and url[:5].lower() != "data:" for part in parts)
+    return any(isinstance(url := url_of(part), str) and not is_data_url(url) for part in parts)
 
 
 async def _receive_body(receive: Receive, max_bytes: int) -> bytes | None:

@@ -32,6 +32,7 @@ from guardreasoner_vl.storage.atomic import sync_folder
 from guardreasoner_vl.storage.jsonl_log import is_torn
 from guardreasoner_vl.storage.lock import stands_at, try_lock
 from guardreasoner_vl.types import CheckedImage, Frozen
+from guardreasoner_vl.types.media import is_data_url
 from guardreasoner_vl.version import __version__
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _bytes_digest(source: ImageSource) -> str | None:
     """SHA-256 of the image's file, or of a `data:` URL's text if it is not base64; None if it is neither."""
     if isinstance(source, CheckedImage):
         return source.digest
-    if isinstance(source, str) and source[:5].lower() == "data:":
+    if isinstance(source, str) and is_data_url(source):
         head, _, payload = source.partition(",")
         source = source.encode()
         if head.rstrip().lower().endswith(";base64"):

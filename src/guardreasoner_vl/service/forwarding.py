@@ -17,6 +17,7 @@ from guardreasoner_vl.images.encoded import encoded_bytes
 from guardreasoner_vl.service.chat_fields import OPERATORS
 from guardreasoner_vl.service.wire import url_of, with_url
 from guardreasoner_vl.types.exchange import TEXT_PARTS
+from guardreasoner_vl.types.media import is_data_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +62,7 @@ def _part_text(part: Any) -> str | None:
 
 def _plain_image(part: Any) -> Any:
     url = url_of(part) if isinstance(part, dict) else None
-    return with_url(part, _plain_url(url)) if isinstance(url, str) and url[:5].lower() == "data:" else part
+    return with_url(part, _plain_url(url)) if isinstance(url, str) and is_data_url(url) else part
 
 
 def _plain_url(url: str) -> str:

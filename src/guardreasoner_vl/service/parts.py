@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from guardreasoner_vl.errors import InputError
 from guardreasoner_vl.types.exchange import REASONING
+from guardreasoner_vl.types.media import is_data_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -174,7 +175,7 @@ def _image_parts(block: Any) -> list[Part]:
     addresses = [source.get(name) for source in sources for name in ("image_url", "url")]
     encoded = [source[name] for source in sources for name in ("base64", "data") if isinstance(source.get(name), str)]
     urls = [url for url in addresses if isinstance(url, str) and url]
-    urls += [text if text[:5].lower() == "data:" else f"data:;base64,{text}" for text in encoded if text]
+    urls += [text if is_data_url(text) else f"data:;base64,{text}" for text in encoded if text]
     if not urls:
         raise UnsupportedContentError("an image cannot be judged without its bytes: send a data: URL")
     rest = [part for source in sources for part in remaining_parts(source, _OF_AN_IMAGE)]

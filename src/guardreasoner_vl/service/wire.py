@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from guardreasoner_vl.errors import ImageError, InputError
 from guardreasoner_vl.service.bodies import Body
 from guardreasoner_vl.types import Exchange, Mode, Verdict
+from guardreasoner_vl.types.media import is_data_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -147,7 +148,7 @@ async def inline_images(messages: Sequence[dict[str, Any]], fetch: Fetch) -> lis
 
 async def _inline_part(part: Any, fetch: Fetch) -> Any:
     url = url_of(part) if isinstance(part, dict) else None
-    if not isinstance(url, str) or url[:5].lower() == "data:":
+    if not isinstance(url, str) or is_data_url(url):
         return part
     return with_url(part, data_url(await fetch(url)))
 
@@ -166,7 +167,7 @@ def with_url(part: Mapping[str, Any], url: str) -> dict[str, Any]:
 
 async def image_as_url(url: str, fetch: Fetch) -> str:
     """The image as a `data:` URL. Raises `ImageError` unless it is one or may be fetched."""
-    return url if url[:5].lower() == "data:" else data_url(await fetch(url))
+    return url if is_data_url(url) else data_url(await fetch(url))
 
 
 def data_url(data: bytes) -> str:

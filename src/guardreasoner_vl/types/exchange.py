@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import AfterValidator
 
 from guardreasoner_vl.errors import ImageError, InputError
-from guardreasoner_vl.types.media import unread_medium
+from guardreasoner_vl.types.media import is_data_url, unread_medium
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,7 +188,7 @@ def _content_of(message: Mapping[str, Any], number: int) -> tuple[str | None, tu
         elif kind in ("image_url", "input_image"):
             value = part.get("image_url")
             url = _string(value.get("url") if isinstance(value, dict) else value, number)
-            if not url[:5].lower() == "data:":
+            if not is_data_url(url):
                 raise InputError(f"message {number}: images must be data: URLs; fetch the file and inline it")
             images.append(url)
         else:

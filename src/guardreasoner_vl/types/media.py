@@ -26,6 +26,11 @@ def unread_medium(content: Mapping[str, object], read: Collection[str] = ()) -> 
     )
 
 
+def is_data_url(text: str) -> bool:
+    """Whether a text gives an image inline, instead of by its path or address."""
+    return text[:5].lower() == "data:"
+
+
 def marks(text: str) -> Counter[str]:
     """Count the marks `<image>`, `<video>` and `<audio>` in a text, in upper or lower case."""
     return Counter(match[1].lower() for match in _MARK.finditer(text))
