@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from guardreasoner_vl.recipe import MineSection
+    from guardreasoner_vl.recipe import KeepRule, MineSection
     from guardreasoner_vl.sources.skipped import SkippedRows
 
 REPORT, FIGURE = "mining.json", "pass_rates.svg"
 _MOST_BARS = 40
-_MOSTLY = "more right than wrong answers, and a wrong one"
+_MORE = "a higher mine.temperature, more candidates or more rows"
+_KEPT: dict[KeepRule, tuple[str, str, str]] = {
+    "all_wrong": ("wrong answers only", "mixed", "a higher mine.temperature or more rows"),
+    "mixed": ("right and wrong answers", "all_wrong", _MORE),
+    "mostly_right": ("more right than wrong answers, and a wrong one", "mixed", _MORE),
+}
+"""Of each rule: the answers of the rows that it keeps, another rule, and how to get more such rows."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +76,8 @@ def why_nothing(report: MiningReport, section: MineSection, last_fault: str) -> 
     """Why no row was kept, and what to change."""
     if not report.judged:
         return f"none of {report.drawn:,} rows could be judged ({last_fault}); fix that and mine again"
-    if section.keep == "all_wrong":
-        return (
-            f"none of {report.judged:,} rows has wrong answers only; set mine.keep: mixed, or use a new --out with a "
-            "higher mine.temperature or more rows"
-        )
-    wanted, other = ("right and wrong answers", "all_wrong") if section.keep == "mixed" else (_MOSTLY, "mixed")
-    return (
-        f"none of {report.judged:,} rows has {wanted}; set mine.keep: {other}, or use a new --out "
-        "with a higher mine.temperature, more candidates or more rows"
-    )
+    wanted, other, remedy = _KEPT[section.keep]
+    return f"none of {report.judged:,} rows has {wanted}; set mine.keep: {other}, or use a new --out with {remedy}"
 
 
 def pass_rates(report: MiningReport) -> str:
